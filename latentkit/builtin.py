@@ -1,0 +1,320 @@
+"""Core's own plugins: config classes and declarations, through the same hooks as everybody's. Loads no torch.
+
+A `build` function imports the module that does the work, and nothing here does any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from latentkit.contracts import (
+    BuildContext,
+    Config,
+    EncoderSpec,
+    ExecutorSpec,
+    LossSpec,
+    ModalitySpec,
+    SourceSpec,
+    neutral,
+)
+from latentkit.hooks import hookimpl
+
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".mpo", ".ppm", ".avif", ".jp2")
+
+# ---------------------------------------------------------------- sources
+
+
+class FolderConfig(Config):
+    """Source `folder`: files below a folder, sorted by their relative path, which is the key."""
+
+    path: str = Field(description="folder to read; relative to the recipe")
+    recursive: bool = Field(True, description="look into sub-folders too")
+    suffixes: list[str] = Field(list(PICTURE_SUFFIXES), min_length=1, description="endings of the files to take, in any case, with the dot")
+    metadata: str | None = Field(
+        None,
+        description="name of the captions files, .jsonl or .csv with a column file_name; none: metadata.jsonl and metadata.csv where there",
+    )
+
+    @field_validator("suffixes")
+    @classmethod
+    def _dotted(cls, suffixes: list[str]) -> list[str]:
+        for suffix in suffixes:
+            if not suffix.startswith(".") or len(suffix) < 2:
+                raise ValueError(f"write a suffix with its dot, such as '.jpg', not {suffix!r}")
+        return suffixes
+
+    @field_validator("metadata")
+    @classmethod
+    def _known_table(cls, metadata: str | None) -> str | None:
+        if metadata is not None and not metadata.lower().endswith((".jsonl", ".csv")):
+            raise ValueError(f"must end in .jsonl or .csv, got {metadata!r}")
+        return metadata
+
+
+class DatasetsConfig(Config):
+    """Source `datasets`: anything the library `datasets` opens."""
+
+    path: str = Field(description="hub id, or local: parquet, arrow, csv, json, webdataset tars, image folder, what save_to_disk wrote")
+    name: str | None = Field(None, description="configuration of the data set; none: its default")
+    split: str = Field("train", description="split, slices such as train[:100] allowed when not streaming")
+    revision: str | None = Field(None, description="git revision on the hub; none: the newest")
+    media: str | None = Field(None, description="column that holds the media; none: the only image, audio, video or bytes column")
+    attributes: list[str] | None = Field(
+        None, description="columns to keep as attributes; none: every other column of numbers, texts, labels or lists of them"
+    )
+    key: str | None = Field(None, description="column that names each sample; none: its position (map-style), or its file (webdataset)")
+    streaming: bool = Field(False, description="read shard by shard without downloading all of it first")
+
+
+class SamplePhotosConfig(Config):
+    """Source `sample-photos`: the photographs inside the scikit-image package."""
+
+
+# ---------------------------------------------------------------- modality image
+
+
+class BucketsConfig(Config):
+    """Aspect-ratio buckets: each picture is prepared to the bucket whose aspect is nearest to its own."""
+
+    area: int = Field(gt=0, description="pixels of a bucket, at most (height x width)")
+    step: int = Field(64, gt=0, description="heights and widths are multiples of this, in pixels")
+    min: int | None = Field(None, gt=0, description="shortest side allowed, in pixels; none: half the side of the square")
+    max: int | None = Field(None, gt=0, description="longest side allowed, in pixels; none: twice the side of the square")
+    aspect: float = Field(2.0, ge=1.0, description="longest over shortest side, at most")
+
+    @model_validator(mode="after")
+    def _some_shape_fits(self) -> Self:
+        from latentkit.modalities.geometry import bucket_shapes
+
+        if not bucket_shapes(self.area, self.step, self.min, self.max, self.aspect):
+            raise ValueError("no shape fits: lower step or min, or raise area or max")
+        return self
+
+
+VIEW_HELP = "plain, hflip, crop-1, crop-2 ... (further random crops), hflip-1 ... (their mirror images)"
+
+
+class ImageConfig(Config):
+    """Modality `image`."""
+
+    size: int | tuple[int, int] = Field(
+        256, description="side in pixels, or [height, width]; the picture is scaled to cover it, then cropped"
+    )
+    buckets: BucketsConfig | None = Field(None, description="aspect-ratio buckets instead of one size")
+    crop: Literal["center", "random", "none"] = Field(
+        "center", description="which part is kept: the middle, a draw from seed and key, or (none) all of it, squeezed to the size"
+    )
+    crop_scale: tuple[float, float] = Field(
+        (1.0, 1.0), description="side of a random crop over that of the largest that fits: drawn between these two, above 0 and at most 1"
+    )
+    views: list[str] = Field(["plain"], min_length=1, description=VIEW_HELP)
+    background: tuple[int, int, int] = Field((255, 255, 255), description="red, green, blue from 0 to 255 behind transparent parts")
+    min_size: int = Field(8, ge=1, description="shortest side in pixels that is not small")
+    on_small: Literal["skip", "upscale", "fail"] = Field("skip", description="what happens to a picture below min_size")
+    max_pixels: int = neutral(
+        178_956_970, gt=0, description="pictures with more pixels are refused before they are decoded (decompression bombs)"
+    )
+
+    @field_validator("size")
+    @classmethod
+    def _positive(cls, size: int | tuple[int, int]) -> int | tuple[int, int]:
+        if min((size,) if isinstance(size, int) else size) < 1:
+            raise ValueError("must be at least 1 pixel")
+        return size
+
+    @field_validator("crop_scale")
+    @classmethod
+    def _growing_shares(cls, scale: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError("must be two numbers above 0 and at most 1, the smaller one first")
+        return scale
+
+    @field_validator("views")
+    @classmethod
+    def _known_views(cls, views: list[str]) -> list[str]:
+        for view in views:
+            stem, _, number = view.partition("-")
+            if not (view in ("plain", "hflip") or (stem in ("crop", "hflip") and number.isdigit() and int(number) >= 1)):
+                raise ValueError(f"unknown view {view!r}; known: {VIEW_HELP}")
+        if len(set(views)) < len(views):
+            raise ValueError("a view is listed twice")
+        return views
+
+    @field_validator("background")
+    @classmethod
+    def _byte_colours(cls, colour: tuple[int, int, int]) -> tuple[int, int, int]:
+        if not all(0 <= part <= 255 for part in colour):
+            raise ValueError("red, green and blue must be from 0 to 255")
+        return colour
+
+    @model_validator(mode="after")
+    def _size_or_buckets(self) -> Self:
+        if self.buckets is not None and "size" in self.model_fields_set:
+            raise ValueError("give size or buckets, not both")
+        return self
+
+
+# ---------------------------------------------------------------- encoders
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+class DiffusersConfig(Config):
+    """Encoder `diffusers`."""
+
+    model: str | None = neutral(None, description="folder, single .safetensors file, or hub id of the autoencoder")
+    config: str | None = neutral(None, description="config.json of a model to start with random weights, for training; instead of model")
+    subfolder: str | None = neutral(None, description="folder inside the model's, such as vae; none: found")
+    revision: str | None = neutral(None, description="git revision on the hub; none: the newest")
+    dtype: Precision = Field("float32", description="the network computes in this")
+    tiling: bool = Field(False, description="encode large pictures in overlapping tiles (changes their latents)")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.model is None) == (self.config is None):
+            raise ValueError("give model (weights to load) or config (random weights, for training)")
+        return self
+
+
+class TinyKLConfig(Config):
+    """Encoder `tiny-kl`."""
+
+    model: str | None = neutral(None, description="folder that training wrote; none: the weights inside the package")
+    init: Literal["weights", "random"] = neutral(
+        "weights", description="start from those weights, or from random ones drawn from the seed, for training from scratch"
+    )
+    dtype: Precision = Field("float32", description="the network computes in this")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if self.model is not None and self.init == "random":
+            raise ValueError("give model (weights to load) or init: random, not both")
+        return self
+
+
+# ---------------------------------------------------------------- losses and executors
+
+
+class L1Config(Config):
+    """Loss `l1`."""
+
+
+class MseConfig(Config):
+    """Loss `mse`."""
+
+
+class KlConfig(Config):
+    """Loss `kl`."""
+
+
+class LocalConfig(Config):
+    """Executor `local`."""
+
+    device: str = neutral("auto", description="torch device; auto: the first GPU, else the CPU")
+
+
+class AccelerateConfig(Config):
+    """Executor `accelerate`."""
+
+
+# ---------------------------------------------------------------- declarations
+
+
+def _build_folder(config: FolderConfig, context: BuildContext) -> Any:
+    from latentkit.sources.folder import FolderSource
+
+    return FolderSource(config, context)
+
+
+def _build_datasets(config: DatasetsConfig, context: BuildContext) -> Any:
+    from latentkit.sources.datasets import open_datasets
+
+    return open_datasets(config, context)
+
+
+def _build_sample_photos(config: SamplePhotosConfig, context: BuildContext) -> Any:
+    from latentkit.sources.sample_photos import open_sample_photos
+
+    return open_sample_photos()
+
+
+def _build_image(config: ImageConfig, context: BuildContext) -> Any:
+    from latentkit.modalities.image import ImageModality
+
+    return ImageModality(config, context)
+
+
+def _build_diffusers(config: DiffusersConfig, context: BuildContext) -> Any:
+    from latentkit.encoders.diffusers import open_diffusers
+
+    return open_diffusers(config, context)
+
+
+def _build_tiny_kl(config: TinyKLConfig, context: BuildContext) -> Any:
+    from latentkit.encoders.tiny_kl import open_tiny_kl
+
+    return open_tiny_kl(config, context)
+
+
+def _build_l1(config: L1Config, context: BuildContext) -> Any:
+    from latentkit.losses.reconstruction import l1
+
+    return l1
+
+
+def _build_mse(config: MseConfig, context: BuildContext) -> Any:
+    from latentkit.losses.reconstruction import mse
+
+    return mse
+
+
+def _build_kl(config: KlConfig, context: BuildContext) -> Any:
+    from latentkit.losses.kl import kl
+
+    return kl
+
+
+def _build_local(config: LocalConfig, context: BuildContext) -> Any:
+    from latentkit.executors.local import LocalExecutor
+
+    return LocalExecutor(config.device)
+
+
+def _build_accelerate(config: AccelerateConfig, context: BuildContext) -> Any:
+    from latentkit.executors.accelerate import AccelerateExecutor
+
+    return AccelerateExecutor()
+
+
+@hookimpl
+def latentkit_sources() -> Iterator[SourceSpec]:
+    yield SourceSpec("folder", "files below a folder, with captions", FolderConfig, _build_folder)
+    yield SourceSpec("datasets", "anything the library datasets opens", DatasetsConfig, _build_datasets)
+    yield SourceSpec("sample-photos", "photographs inside scikit-image", SamplePhotosConfig, _build_sample_photos)
+
+
+@hookimpl
+def latentkit_modalities() -> Iterator[ModalitySpec]:
+    yield ModalitySpec("image", "pictures, in sRGB", ImageConfig, _build_image)
+
+
+@hookimpl
+def latentkit_encoders() -> Iterator[EncoderSpec]:
+    yield EncoderSpec("diffusers", "a diffusers autoencoder", DiffusersConfig, _build_diffusers)
+    yield EncoderSpec("tiny-kl", "small KL autoencoder inside latentkit (f8, 4 channels)", TinyKLConfig, _build_tiny_kl)
+
+
+@hookimpl
+def latentkit_losses() -> Iterator[LossSpec]:
+    yield LossSpec("l1", "mean absolute error", L1Config, _build_l1)
+    yield LossSpec("mse", "mean squared error", MseConfig, _build_mse)
+    yield LossSpec("kl", "KL to N(0, I), nats per input value", KlConfig, _build_kl, role="latent")
+
+
+@hookimpl
+def latentkit_executors() -> Iterator[ExecutorSpec]:
+    yield ExecutorSpec("local", "this process, on one device", LocalConfig, _build_local)
+    yield ExecutorSpec("accelerate", "every process of an accelerate launch", AccelerateConfig, _build_accelerate)

@@ -1,0 +1,56 @@
+"""Every exception of latentkit, on one page.
+
+A `LatentkitError` is something the user can mend: the command line prints its one message and exits with 2. The
+message says what failed, where, what was expected and what was found, and what to do. Anything else that escapes
+is a bug of ours and keeps its traceback (exit 1).
+"""
+
+from __future__ import annotations
+
+
+class LatentkitError(Exception):
+    """Base of every error a user can mend."""
+
+
+class RecipeError(LatentkitError):
+    """A recipe that can't be run: names the file, the key, what was expected and what was found."""
+
+
+class PluginError(LatentkitError):
+    """A plugin that is missing, broken, clashes with another, or breaks its contract."""
+
+
+class SourceError(LatentkitError):
+    """A source that isn't there, is empty, or can't be reached."""
+
+
+class EncoderError(LatentkitError):
+    """An encoder or model that can't be loaded, or that doesn't keep its own word about shapes and values."""
+
+
+class StoreError(LatentkitError):
+    """A latent dataset that is missing, unfinished, damaged, or belongs to something else."""
+
+
+class FingerprintError(StoreError):
+    """The output holds latents made with other weights or settings; names every field that differs."""
+
+
+class TrainingError(LatentkitError):
+    """A training run that can't start or go on."""
+
+
+class SampleError(LatentkitError):
+    """One sample can't be used. Raised by a modality or a source; the reason becomes a row of the ledger.
+
+    The text is stored, so it holds no memory addresses, no times and no absolute paths: the same bad sample must give the same
+    reason in every run.
+    """
+
+
+class InterruptedRunError(LatentkitError):
+    """The run was asked to stop by a signal; `exit_code` is 130 (SIGINT) or 143 (SIGTERM)."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

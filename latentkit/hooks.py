@@ -1,0 +1,170 @@
+"""The six hooks a plugin may implement; each docstring is a complete plugin that a test runs.
+
+A plugin is any installed distribution with an entry point in the group `latentkit` that names a module:
+
+    [project.entry-points.latentkit]
+    my-plugin = "my_package.plugin"
+
+Hooks take no argument and return declarations: one spec, or an iterable of them (a generator will do). They are called once, when the first name is
+looked up, so heavy imports belong inside `build`. Core's own parts come through the same hooks. Hooks are only ever added, never changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pluggy
+
+from latentkit.contracts import EncoderSpec, ExecutorSpec, ExporterSpec, LossSpec, ModalitySpec, SourceSpec
+
+PROJECT = "latentkit"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec
+def latentkit_sources() -> SourceSpec | Iterable[SourceSpec]:
+    """Sources that this plugin adds; see `latentkit.contracts.SourceSpec` and `Source`.
+
+        from collections.abc import Iterator
+        from pydantic import Field
+        from latentkit.contracts import Config, Entry, Sample, SourceSpec
+        from latentkit.hooks import hookimpl
+
+        class WordsConfig(Config):
+            words: list[str] = Field(description="the samples, one text each")
+
+        class WordsSource:
+            def __init__(self, words: list[str]) -> None:
+                self.words = words
+            def __len__(self) -> int:
+                return len(self.words)
+            def __getitem__(self, index: int) -> Sample:
+                return Sample(key=str(index), media=self.words[index], stamp=self.words[index])
+            def entries(self) -> Iterator[Entry]:
+                return (Entry(key=str(i), stamp=word) for i, word in enumerate(self.words))
+
+        @hookimpl
+        def latentkit_sources():
+            yield SourceSpec("words", "texts written in the recipe", WordsConfig, lambda config, context: WordsSource(config.words))
+    """
+    raise AssertionError("a hook specification is never called")
+
+
+@hookspec
+def latentkit_modalities() -> ModalitySpec | Iterable[ModalitySpec]:
+    """Modalities that this plugin adds; see `latentkit.contracts.ModalitySpec` and `Modality`.
+
+        from latentkit.contracts import Config, ModalitySpec, Prepared
+        from latentkit.hooks import hookimpl
+
+        class BytesConfig(Config):
+            pass
+
+        class BytesModality:
+            metrics = ()
+            def prepare(self, sample):
+                import torch
+                row = torch.frombuffer(bytearray(sample.read()), dtype=torch.uint8)[None] / 127.5 - 1
+                yield Prepared(view="plain", bucket=str(row.shape[-1]), tensor=row)
+            def render(self, tensors, path):
+                path.write_bytes(b"".join(bytes(((t + 1) * 127.5).byte().flatten()) for row in tensors for t in row))
+
+        @hookimpl
+        def latentkit_modalities():
+            return ModalitySpec("bytes", "raw bytes, one channel", BytesConfig, lambda config, context: BytesModality())
+    """
+    raise AssertionError("a hook specification is never called")
+
+
+@hookspec
+def latentkit_encoders() -> EncoderSpec | Iterable[EncoderSpec]:
+    """Encoders that this plugin adds; see `latentkit.contracts.EncoderSpec`, `Encoder`, `Decodes` and `Trainable`.
+
+        from latentkit.contracts import Config, EncoderSpec, InputSpec, LatentLayout, Normalization, SizeRule
+        from latentkit.hooks import hookimpl
+
+        class ShrinkConfig(Config):
+            pass
+
+        class ShrinkEncoder:
+            modality = "image"
+            input = InputSpec(channels=3, sizes={"H": SizeRule(multiple=8), "W": SizeRule(multiple=8)})
+            layout = LatentLayout(name="latent", kind="deterministic", axes="CHW", channels=3, downscale=8)
+            normalization = Normalization()
+            def encode(self, batch):
+                from torch.nn.functional import avg_pool2d
+                return {"latent": avg_pool2d(batch, 8)}
+            def fingerprint(self):
+                return {"weights": "none"}
+
+        @hookimpl
+        def latentkit_encoders():
+            return EncoderSpec("shrink", "mean of 8 x 8 pixels", ShrinkConfig, lambda config, context: ShrinkEncoder())
+    """
+    raise AssertionError("a hook specification is never called")
+
+
+@hookspec
+def latentkit_losses() -> LossSpec | Iterable[LossSpec]:
+    """Losses that this plugin adds; see `latentkit.contracts.LossSpec`, `Loss`, `HasModule` and `Adversarial`.
+
+        from latentkit.contracts import Config, LossSpec
+        from latentkit.hooks import hookimpl
+
+        class CubeConfig(Config):
+            pass
+
+        def cube(batch):
+            return (batch.reconstruction.output - batch.inputs).abs().pow(3).flatten(1).mean(1)
+
+        @hookimpl
+        def latentkit_losses():
+            return LossSpec("cube", "mean cubed error", CubeConfig, lambda config, context: cube, role="reconstruction")
+    """
+    raise AssertionError("a hook specification is never called")
+
+
+@hookspec
+def latentkit_executors() -> ExecutorSpec | Iterable[ExecutorSpec]:
+    """Executors that this plugin adds; see `latentkit.contracts.ExecutorSpec` and `Executor`.
+
+        from latentkit.contracts import Config, ExecutorSpec
+        from latentkit.hooks import hookimpl
+
+        class BackwardsConfig(Config):
+            pass
+
+        class BackwardsExecutor:
+            def run(self, units, make_worker):
+                yield from make_worker("cpu")(reversed(units))
+
+        @hookimpl
+        def latentkit_executors():
+            return ExecutorSpec("backwards", "last unit first, on the CPU", BackwardsConfig, lambda config, context: BackwardsExecutor())
+    """
+    raise AssertionError("a hook specification is never called")
+
+
+@hookspec
+def latentkit_exporters() -> ExporterSpec | Iterable[ExporterSpec]:
+    """Exporters that this plugin adds; see `latentkit.contracts.ExporterSpec` and `Exporter`.
+
+        from latentkit.contracts import Config, ExporterSpec
+        from latentkit.hooks import hookimpl
+
+        class NpyConfig(Config):
+            pass
+
+        class NpyExporter:
+            def export(self, dataset, folder):
+                import numpy
+                for number in range(len(dataset)):
+                    numpy.save(folder / f"{number:06d}.npy", dataset[number]["latent"].numpy())
+
+        @hookimpl
+        def latentkit_exporters():
+            return ExporterSpec("npy", "one .npy a row", NpyConfig, lambda config, context: NpyExporter())
+    """
+    raise AssertionError("a hook specification is never called")
