@@ -1,0 +1,177 @@
+"""From a folder, a single file or a hub id to a diffusers model whose weights fit strictly."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
+
+from latentkit.encoders.diffusers_table import TRAITS, read_latents
+from latentkit.errors import EncoderError
+
+SUBFOLDERS = ("vae", "audio_vae")
+"""Where a pipeline keeps its autoencoder."""
+
+FILES = (
+    "config.json",
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model-*.safetensors",
+    "diffusion_pytorch_model.safetensors.index.json",
+)
+MOST_KEYS_NAMED = 8
+
+PROBE_SIDE = 512
+"""Pixels of the picture that the down-scaling is measured with."""
+
+
+def find_model(model: str, subfolder: str | None, revision: str | None, recipe_dir: Path) -> Path:
+    """The local folder (with its config.json) or the single file of a model; a hub id is downloaded.
+
+    Raises:
+        EncoderError: nothing is there, or the hub can't be reached.
+    """
+    path = recipe_dir / Path(model).expanduser()
+    if not path.exists():
+        if model.startswith((".", "/", "~")):
+            raise EncoderError(f"model {model}: there is no such file or folder ({path})")
+        path = _download(model, subfolder, revision)
+    if path.is_file():
+        return path
+    for folder in [path / subfolder] if subfolder else [path, *(path / name for name in SUBFOLDERS)]:
+        if (folder / "config.json").is_file():
+            return folder
+    places = subfolder or f"it, {', '.join(SUBFOLDERS)}"
+    raise EncoderError(f"model {model}: no config.json in {places}; expected the folder of a diffusers autoencoder or pipeline, or a .safetensors file")
+
+
+def _download(model: str, subfolder: str | None, revision: str | None) -> Path:
+    prefixes = [f"{subfolder}/"] if subfolder else ["", *(f"{name}/" for name in SUBFOLDERS)]
+    patterns = [prefix + file for prefix in prefixes for file in FILES]
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
+    except (OSError, HFValidationError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise EncoderError(
+            f"model {model}: no such file or folder here, and it can't be had from the hub ({reason}); check the name and the network, "
+            "or give the path of a downloaded folder"
+        ) from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a diffusers model, by its folder or the file itself.
+
+    Raises:
+        EncoderError: missing, no JSON, or of a class that the table doesn't know.
+    """
+    file = folder / "config.json" if folder.is_dir() else folder
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise EncoderError(f"{file}: {error.strerror}") from error
+    except ValueError as error:
+        raise EncoderError(f"{file}: not JSON ({error}); expected the config.json of a diffusers autoencoder") from error
+    name = config.get("_class_name") if isinstance(config, dict) else None
+    if name not in TRAITS:
+        raise EncoderError(f"{file}: _class_name is {name!r}; this version drives {', '.join(TRAITS)}")
+    return dict(config)
+
+
+def load_model(path: Path, config_file: Path | None, dtype: torch.dtype) -> Any:
+    """A model in eval mode without gradients, every tensor of which came from its file.
+
+    Args:
+        path: folder, or single .safetensors file.
+        config_file: config.json of a single file; None looks beside it.
+        dtype: of the weights.
+
+    Raises:
+        EncoderError: no weights, or weights that don't fit: names missing, unexpected and misshaped keys.
+    """
+    with quiet():
+        model = _load_file(path, config_file, dtype) if path.is_file() else _load_folder(path, dtype)
+    model.eval()
+    model.requires_grad_(False)
+    return model
+
+
+def new_model(config_file: Path) -> Any:
+    """A model with random weights (torch's global generator), float32."""
+    config = read_config(config_file)
+    with quiet():
+        return getattr(diffusers, config["_class_name"]).from_config(config)
+
+
+def probe(config: dict[str, Any]) -> tuple[int, int]:
+    """Latent channels and down-scaling, measured on torch's meta device, where nothing is computed; attributes of some classes are wrong."""
+    with quiet(), torch.device("meta"), torch.no_grad():
+        model = getattr(diffusers, config["_class_name"]).from_config(config)
+        images = torch.empty(1, int(config.get("in_channels", 3)), PROBE_SIDE, PROBE_SIDE)
+        latents = next(iter(read_latents(model.encode(images)).values()))
+    return int(latents.shape[1]), PROBE_SIDE // int(latents.shape[-1])
+
+
+def _load_folder(folder: Path, dtype: torch.dtype) -> Any:
+    config = read_config(folder)
+    if not any(folder.glob("diffusion_pytorch_model*")):
+        raise EncoderError(f"{folder}: there is a config.json but no weights; expected diffusion_pytorch_model.safetensors")
+    try:
+        model, loaded = getattr(diffusers, config["_class_name"]).from_pretrained(
+            folder, torch_dtype=dtype, output_loading_info=True, local_files_only=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise EncoderError(f"{folder}: the weights can't be loaded: {str(error).strip()[:500]}") from error
+    _check_keys(folder, loaded["missing_keys"], loaded["unexpected_keys"], loaded["mismatched_keys"])
+    return model
+
+
+def _load_file(file: Path, config_file: Path | None, dtype: torch.dtype) -> Any:
+    """A single file: in diffusers' names with a config beside it, else in the original trainers' names, which diffusers converts."""
+    from safetensors.torch import load_file
+
+    config_file = config_file or file.with_name("config.json")
+    if not config_file.is_file():
+        raise EncoderError(f"{file}: a single file needs the model's config.json; put it beside the file, or name it with the option config")
+    config = read_config(config_file)
+    model_class = getattr(diffusers, config["_class_name"])
+    try:
+        tensors = load_file(file)
+        model = model_class.from_config(config)
+        if set(tensors).isdisjoint(model.state_dict()):
+            return model_class.from_single_file(str(file), config=str(config_file.parent), torch_dtype=dtype, local_files_only=True)
+        model._fix_state_dict_keys_on_load(tensors)
+        own = model.state_dict()
+        misshaped = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
+        _check_keys(file, sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own)), misshaped)
+        model.load_state_dict(tensors)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise EncoderError(f"{file}: the weights can't be loaded: {str(error).strip()[:500]}") from error
+    return model.to(dtype)
+
+
+def _check_keys(path: Path, missing: list[str], unexpected: list[str], misshaped: list[Any]) -> None:
+    problems = [
+        f"{len(keys)} {word} ({', '.join(map(str, sorted(map(str, keys))[:MOST_KEYS_NAMED]))}{', ...' if len(keys) > MOST_KEYS_NAMED else ''})"
+        for word, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshaped))
+        if keys
+    ]
+    if problems:
+        raise EncoderError(f"{path}: the weights don't fit the model: keys {'; '.join(problems)}. It would run, and be wrong")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence diffusers' warnings about what `_check_keys` turns into errors."""
+    level = diffusers.utils.logging.get_verbosity()
+    diffusers.utils.logging.set_verbosity(50)
+    try:
+        yield
+    finally:
+        diffusers.utils.logging.set_verbosity(level)

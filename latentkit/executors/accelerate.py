@@ -1,0 +1,30 @@
+"""Executor `accelerate`: every process of an `accelerate launch` does its share of the units."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+
+from latentkit.contracts import Unit, UnitResult, Worker
+
+
+class AccelerateExecutor:
+    """This process's share first, then everybody else's, last unit first.
+
+    Rank and world size come from the launcher's environment and no process group is made: no process waits for another at a
+    rendezvous, and one that dies costs only its units in flight.
+    """
+
+    def __init__(self) -> None:
+        self.rank = int(os.environ.get("RANK", 0))
+        self.world_size = int(os.environ.get("WORLD_SIZE", 1))
+        local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        self.device = f"cuda:{local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+
+    def run(self, units: Sequence[Unit], make_worker: Callable[[str], Worker]) -> Iterable[UnitResult]:
+        """Results of the units that this process did."""
+        own = [unit for unit in units if unit.number % self.world_size == self.rank]
+        others = [unit for unit in reversed(units) if unit.number % self.world_size != self.rank]
+        yield from make_worker(self.device)(iter([*own, *others]))

@@ -1,0 +1,378 @@
+"""From units to committed files: samples are prepared ahead in threads, encoded here, and written by another thread.
+
+Everything is bounded, and the head of the next unit is prepared while the tail of the last one is encoded and written. The order of rows and
+the batches depend on the plan alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latentkit.contracts import Encoder, LatentLayout, Modality, Prepared, Sample, Source, StreamSource, Unit, UnitResult, Worker
+from latentkit.errors import EncoderError, PluginError, SampleError, SourceError
+from latentkit.progress import Progress
+from latentkit.store.claims import Claims
+from latentkit.store.folder import Folder
+from latentkit.store.plan import Plan, PlanSettings
+from latentkit.store.writer import RowLabel, UnitWriter, unit_name
+
+RETRY_PAUSES_SECONDS = (0.2, 1.0, 3.0)
+MAX_WRITES_WAITING = 8
+
+
+@dataclass(frozen=True)
+class EncodeJob:
+    """All that a worker needs, in any process.
+
+    Args:
+        folder: of the latent dataset.
+        plan: what is to be done.
+        source, modality: built.
+        views: names of the views that the modality gives of each sample.
+        open_encoder: device to encoder; called when there is work.
+        store, dtype: as in the recipe's `output`.
+        seed: of draws, with `store: sample`.
+        on_bad_sample: "skip" or "fail".
+        settings: what holds for the units left; the plan's, unless the recipe says otherwise.
+        show_progress: whether this process prints the live line.
+    """
+
+    folder: Folder
+    plan: Plan
+    source: Source | StreamSource
+    modality: Modality
+    views: Sequence[str]
+    open_encoder: Callable[[str], Encoder]
+    store: str
+    dtype: str
+    seed: int
+    on_bad_sample: str
+    settings: PlanSettings
+    show_progress: bool = True
+
+
+def make_worker(job: EncodeJob, device: str) -> Worker:
+    """A worker for one device."""
+    return lambda units: _work(job, device, units)
+
+
+@dataclass
+class _OpenUnit:
+    """A unit at work: its writer, the batches that are filling up, and its times."""
+
+    unit: Unit
+    writer: UnitWriter
+    num_samples: int = 0
+    filling: dict[str, list[tuple[RowLabel, Prepared]]] = field(default_factory=dict)
+    writes: list[Future[None]] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+    waited_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What preparing a sample gave: its views with their labels, or the reason why there are none."""
+
+    labels: Sequence[RowLabel]
+    views: Sequence[Prepared]
+    reason: str | None = None
+
+
+def _work(job: EncodeJob, device: str, units: Iterator[Unit]) -> Iterator[UnitResult]:
+    claims = Claims(job.folder)
+    with _threads(job.settings.threads), claims.beating(), ThreadPoolExecutor(1, "write") as writing:
+        preparing = ThreadPoolExecutor(os.cpu_count() or 1, "prepare")
+        loop = _Loop(job, device, writing, claims)
+        try:
+            yield from loop.run(_prepared(job, _claimed(job, claims, units), preparing))
+        finally:
+            # Samples in flight are dropped; a commit under way is finished by the writing thread's own shutdown.
+            preparing.shutdown(wait=True, cancel_futures=True)
+            writing.shutdown(wait=True, cancel_futures=True)
+
+
+def _claimed(job: EncodeJob, claims: Claims, units: Iterator[Unit]) -> Iterator[Unit]:
+    """The units that are nobody else's."""
+    for unit in units:
+        if job.folder.exists(unit_name(unit.name)) or not claims.take(unit.name):
+            continue
+        if job.folder.exists(unit_name(unit.name)):
+            claims.drop(unit.name)
+            continue
+        yield unit
+
+
+# ---------------------------------------------------------------- preparing
+
+
+def _prepared(
+    job: EncodeJob, units: Iterable[Unit], pool: ThreadPoolExecutor
+) -> Iterator[tuple[_OpenUnit, Future[_Outcome] | None]]:
+    """Samples of all units in order, prepared ahead; None marks a unit's end."""
+    ahead: deque[tuple[_OpenUnit, Future[_Outcome] | None]] = deque()
+    limit = max(2 * job.settings.batch_size, 4 * (os.cpu_count() or 1))
+    for unit in units:
+        at_work = _OpenUnit(unit, UnitWriter(unit))
+        for position, fetch in _samples(job, unit):
+            at_work.num_samples += 1
+            ahead.append((at_work, pool.submit(_prepare, job, position, fetch)))
+            while len(ahead) > limit:
+                yield ahead.popleft()
+        ahead.append((at_work, None))
+    yield from ahead
+
+
+def _samples(job: EncodeJob, unit: Unit) -> Iterator[tuple[int, Callable[[], Sample]]]:
+    """Position and fetcher of each sample of a unit; a stream's are read here, in order."""
+    source = job.source
+    if isinstance(source, StreamSource):
+        shards = {shard.name: shard for shard in source.shards()}
+        position = 0
+        for name in job.plan.keys(unit.start, unit.stop):
+            for sample in source.read(shards[name]):
+                yield position, lambda sample=sample: sample  # type: ignore[misc]
+                position += 1
+        return
+    for position in range(unit.start, unit.stop):
+        yield position, lambda position=position: source[position]  # type: ignore[misc]
+
+
+def _prepare(job: EncodeJob, position: int, fetch: Callable[[], Sample]) -> _Outcome:
+    """All views of one sample; media that can't be reached is tried again."""
+    for pause in (*RETRY_PAUSES_SECONDS, None):
+        try:
+            return _prepare_once(job, position, fetch)
+        except OSError as error:
+            if pause is None:
+                raise SourceError(f"sample {position} can't be reached: {error}; run again when it can, nothing is lost") from error
+            time.sleep(pause)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _prepare_once(job: EncodeJob, position: int, fetch: Callable[[], Sample]) -> _Outcome:
+    try:
+        sample = fetch()
+    except SampleError as error:
+        return _Outcome([_label(job, position, None, name, None) for name in job.views], [], str(error))
+    content = sample.content()
+    try:
+        views = list(job.modality.prepare(sample))
+        _check_views(job, views)
+    except SampleError as error:
+        return _Outcome([_label(job, position, sample, name, content) for name in job.views], [], str(error))
+    return _Outcome([_label(job, position, sample, view.view, content, view.geometry) for view in views], views)
+
+
+def _label(
+    job: EncodeJob, position: int, sample: Sample | None, view: str, content: str | None, geometry: Mapping[str, Any] | None = None
+) -> RowLabel:
+    number = list(job.views).index(view)
+    if sample is None or not job.plan.settings.stream:
+        return RowLabel(position, view, number, content, geometry)
+    return RowLabel(position, view, number, content, geometry, sample.key, sample.stamp, sample.attributes)
+
+
+def _check_views(job: EncodeJob, views: Sequence[Prepared]) -> None:
+    names = [view.view for view in views]
+    if names != list(job.views):
+        raise PluginError(f"the modality gave the views {names}, expected {list(job.views)}")
+
+
+# ---------------------------------------------------------------- encoding
+
+
+class _Loop:
+    """The loop of one worker: batches to the encoder, results to the writing thread."""
+
+    def __init__(self, job: EncodeJob, device: str, writing: ThreadPoolExecutor, claims: Claims) -> None:
+        self.job, self.device, self.writing, self.claims = job, device, writing, claims
+        self._encoder: Encoder | None = None
+        self._writes: deque[Future[None]] = deque()
+        self._commits: deque[Future[UnitResult]] = deque()
+
+    def run(self, samples: Iterator[tuple[_OpenUnit, Future[_Outcome] | None]]) -> Iterator[UnitResult]:
+        total = sum(unit.stop - unit.start for unit in self.job.plan.units() if not self.job.folder.exists(unit_name(unit.name)))
+        with Progress(total, "shards" if self.job.plan.settings.stream else "samples", self.job.show_progress) as progress:
+            while True:
+                begun = time.monotonic()
+                entry = next(samples, None)
+                if entry is None:
+                    break
+                at_work, future = entry
+                if future is None:
+                    self._finish(at_work)
+                else:
+                    outcome = future.result()
+                    waited = time.monotonic() - begun
+                    at_work.waited_seconds += waited
+                    self._take(at_work, outcome)
+                    progress.update(1, waited)
+                while self._commits and self._commits[0].done():
+                    yield self._commits.popleft().result()
+            while self._commits:
+                yield self._commits.popleft().result()
+
+    def _take(self, at_work: _OpenUnit, outcome: _Outcome) -> None:
+        if outcome.reason is not None:
+            if self.job.on_bad_sample == "fail":
+                name = outcome.labels[0].key or self.job.plan.keys(outcome.labels[0].position, outcome.labels[0].position + 1)[0]
+                raise SourceError(f"sample {name!r}: {outcome.reason}; with on_bad_sample: skip it would be recorded and left out")
+            for label in outcome.labels:
+                self._write(at_work, at_work.writer.skip, label, outcome.reason)
+        for label, view in zip(outcome.labels, outcome.views, strict=False):
+            filling = at_work.filling.setdefault(view.bucket, [])
+            filling.append((label, view))
+            if len(filling) == self.job.settings.batch_size:
+                self._encode(at_work, view.bucket)
+
+    def _finish(self, at_work: _OpenUnit) -> None:
+        for bucket in sorted(at_work.filling):
+            if at_work.filling[bucket]:
+                self._encode(at_work, bucket)
+        self._commits.append(self.writing.submit(self._commit, at_work))
+
+    def _encode(self, at_work: _OpenUnit, bucket: str) -> None:
+        rows = at_work.filling.pop(bucket)
+        labels = [label for label, _ in rows]
+        batch = stack([view.tensor for _, view in rows], self.device)
+        encoder = self._opened()
+        latents = encoder.encode(batch)
+        check_latents(latents, encoder.layout, batch)
+        draws = [draw_seed(self.job, label) for label in labels] if self.job.store == "sample" else None
+        tensors, wait = to_host(stored_tensors(latents, self.job.store, getattr(torch, self.job.dtype), draws))
+        self._write(at_work, _add, at_work.writer, bucket, labels, tensors, wait)
+
+    def _opened(self) -> Encoder:
+        if self._encoder is None:
+            self._encoder = self.job.open_encoder(self.device)
+            if self.job.settings.compile and hasattr(self._encoder, "compile"):
+                self._encoder.compile()
+        return self._encoder
+
+    def _write(self, at_work: _OpenUnit, function: Callable[..., None], *args: Any) -> None:
+        write = self.writing.submit(function, *args)
+        at_work.writes.append(write)
+        self._writes.append(write)
+        while self._writes and (len(self._writes) > MAX_WRITES_WAITING or self._writes[0].done()):
+            self._writes.popleft().result()
+
+    def _commit(self, at_work: _OpenUnit) -> UnitResult:
+        """On the writing thread, after all of the unit's rows."""
+        for write in at_work.writes:
+            write.result()
+        settings = self.job.settings
+        recorded = {"batch_size": settings.batch_size, "threads": settings.threads, "compile": settings.compile}
+        writer = at_work.writer
+        writer.commit(self.job.folder, recorded, self.job.plan.settings.fingerprint)
+        self.claims.drop(at_work.unit.name)
+        seconds = time.monotonic() - at_work.started
+        return UnitResult(at_work.unit, writer.num_ok, writer.num_skipped, seconds, at_work.waited_seconds)
+
+
+def _add(writer: UnitWriter, bucket: str, labels: Sequence[RowLabel], tensors: Mapping[str, Tensor], wait: Callable[[], None]) -> None:
+    wait()
+    writer.add(bucket, labels, tensors)
+
+
+def stack(rows: Sequence[Tensor | Mapping[str, Tensor]], device: str) -> Any:
+    """Rows to one batch on the device; a mapping of tensors becomes a mapping of batches."""
+    first = rows[0]
+    if isinstance(first, Mapping):
+        return {name: stack([row[name] for row in rows if isinstance(row, Mapping)], device) for name in first}
+    batch = torch.stack([row for row in rows if isinstance(row, Tensor)])
+    if device.startswith("cuda"):
+        return batch.pin_memory().to(device, non_blocking=True)
+    return batch
+
+
+def check_latents(latents: Mapping[str, Tensor], layout: LatentLayout, batch: Any) -> None:
+    """Hold an encoder to its own layout.
+
+    Raises:
+        EncoderError: names, number of axes, channels or sizes are not those it declares.
+    """
+    names = {"gaussian": {"mean", "logvar"}, "deterministic": {"latent"}, "quantised": {"indices"}}[layout.kind]
+    if set(latents) != names:
+        raise EncoderError(f"the encoder gave {sorted(latents)}; a {layout.kind} layout needs {sorted(names)}")
+    rows = batch if isinstance(batch, Tensor) else next(iter(batch.values()))
+    for name, tensor in latents.items():
+        got = tuple(tensor.shape)
+        has_channels = layout.kind != "quantised"
+        if len(got) != len(layout.axes) + 1 or got[0] != len(rows) or (has_channels and got[1] != layout.channels):
+            raise EncoderError(
+                f"the encoder's {name!r} has shape {got}; its layout says {len(rows)} rows, axes {layout.axes}, {layout.channels} channels"
+            )
+        if layout.ragged_axis is None and isinstance(batch, Tensor) and rows.ndim == tensor.ndim:
+            _check_sizes(name, tensor, layout, rows)
+
+
+def _check_sizes(name: str, tensor: Tensor, layout: LatentLayout, rows: Tensor) -> None:
+    factors = (layout.downscale,) * (tensor.ndim - 2) if isinstance(layout.downscale, int) else layout.downscale
+    expected = tuple(-(-size // factor) for size, factor in zip(rows.shape[2:], factors, strict=True))
+    if tuple(tensor.shape[2:]) != expected:
+        raise EncoderError(
+            f"the encoder's {name!r} has sizes {tuple(tensor.shape[2:])} for an input of {tuple(rows.shape[2:])}; its layout says {expected}"
+        )
+
+
+def stored_tensors(latents: Mapping[str, Tensor], store: str, dtype: torch.dtype, draws: Sequence[int] | None) -> dict[str, Tensor]:
+    """What is written of a batch, by name, in the stored dtype: "moments" (mean then logvar), "latent" or "indices".
+
+    Args:
+        latents: as the encoder gave them.
+        store: "moments", "mean" or "sample".
+        dtype: of the stored latents; indices keep theirs.
+        draws: seed of each row's draw, with "sample".
+    """
+    if "indices" in latents:
+        return {"indices": latents["indices"]}
+    if "latent" in latents:
+        return {"latent": latents["latent"].to(dtype)}
+    mean, logvar = latents["mean"], latents["logvar"].clamp(-30, 20)
+    if store == "moments":
+        return {"moments": torch.cat([mean, logvar], 1).to(dtype)}
+    if draws is not None:
+        noise = torch.stack([torch.randn(mean.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in draws])
+        mean = mean.float() + (0.5 * logvar.float()).exp() * noise.to(mean.device)
+    return {"latent": mean.to(dtype)}
+
+
+def draw_seed(job: EncodeJob, label: RowLabel) -> int:
+    """Seed of one row's draw: the same whatever batch the row is in."""
+    key = label.key or job.plan.keys(label.position, label.position + 1)[0]
+    digest = hashlib.blake2b(f"{job.seed}\0{key}\0{label.view}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def to_host(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Callable[[], None]]:
+    """The tensors on the CPU, and what to call before they are read: copies from a GPU are still under way."""
+    if all(tensor.device.type == "cpu" for tensor in tensors.values()):
+        return dict(tensors), lambda: None
+    host = {name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        host[name].copy_(tensor, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    return host, event.synchronize
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Torch's threads, while encoding: they decide how sums are split, so they are the plan's."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

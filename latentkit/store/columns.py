@@ -1,0 +1,35 @@
+"""Python values to Arrow columns: attributes and geometry are mappings whose keys nobody declared beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+
+def struct_column(rows: Sequence[Mapping[str, Any] | None]) -> pa.Array:
+    """One struct per row, None where there is none; fields are the union of all keys, sorted.
+
+    A field whose values have no common Arrow type is stored as text. All rows empty: a column of nulls, since Parquet has no empty struct.
+    """
+    names = sorted({name for row in rows if row for name in row})
+    if not names:
+        return pa.nulls(len(rows))
+    fields = [_column([row.get(name) if row else None for row in rows]) for name in names]
+    missing = pa.array([row is None for row in rows])
+    return pa.StructArray.from_arrays(fields, names=names, mask=missing)
+
+
+def _column(values: list[Any]) -> pa.Array:
+    try:
+        return pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        return pa.array([None if value is None else str(value) for value in values])
+    except UnicodeEncodeError:
+        return pa.array([None if value is None else escape(str(value)) for value in values])
+
+
+def escape(text: str) -> str:
+    """Text that UTF-8 can hold: lone surrogates (undecodable bytes of file names) become backslash escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,0 +1,145 @@
+"""The few file operations that the promises of a latent dataset rest on, for a local folder.
+
+One file is committed by writing it aside, fsync, and a hard link, which fails when the name exists: the first commit wins. Only dataset.json is ever
+replaced.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from latentkit.errors import StoreError
+
+ASIDE = "claims"
+"""Files in the making lie here, so that a killed process leaves nothing among the units."""
+
+
+class Folder:
+    """A latent dataset's folder, by names relative to it such as "units/000-000000.safetensors"."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def exists(self, name: str) -> bool:
+        """Whether the file is there."""
+        return (self.path / name).exists()
+
+    def list(self, folder: str) -> list[str]:
+        """Names of the files of one sub-folder, sorted; empty when there is none."""
+        try:
+            return sorted(entry.name for entry in os.scandir(self.path / folder) if not entry.name.startswith("."))
+        except FileNotFoundError:
+            return []
+
+    def size(self, name: str) -> int:
+        """Bytes of a file.
+
+        Raises:
+            StoreError: it isn't there.
+        """
+        try:
+            return (self.path / name).stat().st_size
+        except OSError as error:
+            raise StoreError(f"{self.path / name}: {error.strerror}") from error
+
+    def read(self, name: str) -> bytes:
+        """A small file's bytes.
+
+        Raises:
+            StoreError: it can't be read.
+        """
+        try:
+            return (self.path / name).read_bytes()
+        except OSError as error:
+            raise StoreError(f"{self.path / name}: {error.strerror}") from error
+
+    @contextmanager
+    def create(self, name: str) -> Iterator[BinaryIO]:
+        """A file to write; committed under `name` on leaving, unless somebody else's is there already, or an exception passes.
+
+        Raises:
+            StoreError: the disk is full, or the folder can't be written.
+        """
+        aside = self._aside(name)
+        try:
+            with self._explained(name):
+                aside.parent.mkdir(parents=True, exist_ok=True)
+                (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+                with open(aside, "w+b") as file:
+                    yield file
+                    file.flush()
+                    os.fsync(file.fileno())
+                try:
+                    os.link(aside, self.path / name)
+                except FileExistsError:
+                    return
+                _sync_folder((self.path / name).parent)
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def replace(self, name: str, content: bytes) -> None:
+        """Put `content` in the place of whatever has that name, in one step.
+
+        Raises:
+            StoreError: the disk is full, or the folder can't be written.
+        """
+        aside = self._aside(name)
+        try:
+            with self._explained(name):
+                aside.parent.mkdir(parents=True, exist_ok=True)
+                with open(aside, "wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(aside, self.path / name)
+                _sync_folder(self.path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def _aside(self, name: str) -> Path:
+        owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        return self.path / ASIDE / f"{name.replace('/', '-')}.{owner}.part"
+
+    @contextmanager
+    def _explained(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StoreError(f"{self.path / name} can't be written: {error.strerror}; nothing that was there before is lost") from error
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def open_folder(output: str) -> Folder:
+    """The folder of an `output.path`.
+
+    Raises:
+        StoreError: a URL, or the path of something that isn't a folder.
+    """
+    if "://" in output:
+        raise StoreError(f"{output}: this version writes and reads local folders; give a path")
+    path = Path(output).expanduser().absolute()
+    if path.exists() and not path.is_dir():
+        raise StoreError(f"{path} is a file; the latent dataset needs a folder of its own")
+    return Folder(path)
+
+
+def canonical_json(value: object) -> str:
+    """One text per value: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)

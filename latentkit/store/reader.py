@@ -1,0 +1,352 @@
+"""`LatentDataset`: what `latentkit.open` gives. Nothing here needs the source media, the encoder or a plugin."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, overload
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from latentkit.contracts import Decodes, LatentLayout, Normalization
+from latentkit.errors import EncoderError, FingerprintError, StoreError
+from latentkit.store.folder import Folder, open_folder
+from latentkit.store.index import read_dataset, read_index
+from latentkit.store.loader import Batches
+from latentkit.store.mapped import Array, BufferPool, MappedUnit, take_rows
+from latentkit.store.plan import counting_parts
+from latentkit.store.order import Shuffle, Tail
+from latentkit.store.posterior import Normalizer, Posterior, draw
+
+Rows = npt.NDArray[np.int64]
+Views = Literal["all", "random"] | Sequence[str]
+
+ITEM_DRAW = 1 << 40
+"""Added to a row's number where it seeds the draw of a single item, so that no batch shares its noise."""
+
+
+def open_dataset(
+    path: str | os.PathLike[str],
+    posterior: Posterior | None = None,
+    views: Views = "all",
+    columns: Sequence[str] = (),
+    seed: int = 0,
+) -> LatentDataset:
+    """The latent dataset at `path`.
+
+    Args:
+        path: folder that `encode` wrote.
+        posterior: "sample" draws from the posterior, anew each epoch; "mean"; "moments" gives them as stored, raw, under the
+            name "moments". None: "sample" where there are moments, else "mean", which is the latent as stored.
+        views: "all" gives a row per sample and view, a list only those views, "random" a row per sample whose view is drawn each epoch.
+        columns: attributes to give besides key and view, such as ["text"].
+        seed: of all draws and shuffles.
+
+    Raises:
+        StoreError: missing, unfinished or damaged.
+        ValueError: a posterior that isn't stored, a view or column that isn't there.
+    """
+    return LatentDataset(open_folder(os.fspath(path)), posterior, views, columns, seed)
+
+
+class LatentDataset:
+    """A map-style dataset of latents, normalised as their encoder's own trainers expect; see `open_dataset`."""
+
+    def __init__(self, folder: Folder, posterior: Posterior | None, views: Views, columns: Sequence[str], seed: int) -> None:
+        self.folder = folder
+        self.columns = tuple(columns)
+        self.seed = seed
+        self.epoch = self.epochs_set = 0
+        document = self._document = read_dataset(folder)
+        self.fingerprint: str = document["fingerprint"]
+        self.layout = LatentLayout(**_tupled(document["layout"]))
+        self.normalization = Normalization(**document["normalization"])
+        self.statistics: Mapping[str, Any] | None = document["statistics"]
+        self.index_hash: str = document["index"]["sha256"]
+        self.posterior = self._check_posterior(posterior)
+        self._normalize = Normalizer(self.normalization, self.layout)
+        self._units: dict[int, MappedUnit] = {}
+        self._opened_decoder: Decodes | None = None
+        self._load_index(views)
+
+    # ------------------------------------------------------------ what is in it
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    @property
+    def keys(self) -> list[str]:
+        """Key of every row, in order."""
+        return self._table["key"].take(pa.array(self._starts)).to_pylist()  # type: ignore[no-any-return]
+
+    @property
+    def has_moments(self) -> bool:
+        """Whether mean and logvar are stored."""
+        return self.layout.kind == "gaussian" and self._document["store"] == "moments"
+
+    @property
+    def tensor_name(self) -> str:
+        """Name of the stored tensor: "moments", "latent" or "indices"."""
+        if self.layout.kind == "quantised":
+            return "indices"
+        return "moments" if self.has_moments else "latent"
+
+    @property
+    def output_name(self) -> str:
+        """Name of the tensor in items and batches: "latent", or "moments" or "indices" as stored."""
+        return self.tensor_name if self.posterior == "moments" or self.layout.kind == "quantised" else "latent"
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draws and shuffles from now on are this epoch's."""
+        self.epoch = epoch
+        self.epochs_set += 1
+
+    # ------------------------------------------------------------ single items
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """{"latent": (C, h, w) float32, "key", "view", and the columns asked for}; "moments" instead of "latent" with posterior="moments"."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"row {index} of a latent dataset of {len(self)}")
+        row = self.rows(np.array([index % len(self)]), self.epoch)
+        batch = self.load(row, self.epoch, ITEM_DRAW + int(row[0]), BufferPool(False))
+        return {name: value[0] for name, value in batch.items()}
+
+    def __getitems__(self, indices: Sequence[int]) -> LoadedRows:
+        """A whole batch at once, which torch's `DataLoader` asks for; in the order of `indices`.
+
+        Raises:
+            ValueError: the rows are of several buckets.
+        """
+        rows = self.rows(np.asarray(indices, np.int64), self.epoch)
+        if len(np.unique(self._bucket_of_row[rows])) > 1:
+            raise ValueError(f"{self.folder} holds several buckets, whose rows can't be stacked; iterate over batches() instead")
+        return LoadedRows(self.load(rows, self.epoch, ITEM_DRAW + int(rows[0]), BufferPool(False)))
+
+    def moments(self, index: int) -> dict[str, Tensor]:
+        """{"mean", "logvar"}, each (C, h, w), raw and in the stored dtype.
+
+        Raises:
+            ValueError: the dataset holds no moments.
+        """
+        if not self.has_moments:
+            raise ValueError(f"{self.folder} stores no moments (kind {self.layout.kind}, store {self._document['store']!r})")
+        rows = self.rows(np.array([range(len(self))[index]]), self.epoch)
+        mean, logvar = self._gather(rows, BufferPool(False))[0].chunk(2)
+        return {"mean": mean, "logvar": logvar}
+
+    # ------------------------------------------------------------ batches
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        shuffle: Shuffle = False,
+        tail: Tail = "short",
+        rank: int | None = None,
+        world_size: int | None = None,
+        prefetch: int = 3,
+    ) -> Batches:
+        """Batches of one bucket each, this rank's share: {"latent": (N, C, h, w) float32, "key": [...], "view": [...], columns: [...]}.
+
+        Every row comes once per epoch over all ranks, in equally many batches on each. Iterating again is the next epoch, unless `set_epoch` says another.
+
+        Args:
+            batch_size: rows of a batch, at most.
+            shuffle: True; False; "units" shuffles units and the rows of each, which reads a dataset larger than memory from front to back.
+            tail: "short" splits batches until every rank has equally many; "drop" leaves the rest out.
+            rank, world_size: None takes them from torch.distributed, or 0 of 1.
+            prefetch: batches loaded ahead by a thread.
+        """
+        return Batches(self, batch_size, shuffle, tail, rank, world_size, prefetch)
+
+    def rows(self, items: Rows, epoch: int) -> Rows:
+        """Row numbers of the index for positions in this dataset: with views="random", the view that is drawn in this epoch."""
+        if self._counts is None:
+            return self._starts[items]
+        draws = np.random.default_rng([self.seed, epoch, 1]).random(len(self._starts))[items]
+        return self._starts[items] + (draws * self._counts[items]).astype(np.int64)
+
+    def groups(self, rows: Rows) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """Bucket number and unit number of each row."""
+        return self._bucket_of_row[rows], self._unit_of_row[rows]
+
+    def load(self, rows: Rows, epoch: int, number: int, pool: BufferPool) -> dict[str, Any]:
+        """One batch of rows of one bucket; (seed, epoch, number) decides the draw."""
+        stored = self._gather(rows, pool)
+        as_stored = self.output_name != "latent"
+        batch: dict[str, Any] = {self.output_name: stored if as_stored else self._latents(stored, epoch, number, pool)}
+        labels = self._table.take(pa.array(rows))
+        batch |= {name: labels[name].to_pylist() for name in ("key", "view", *self.columns)}
+        return batch
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents as `data[i]` gives them, (N, C, h, w), to a batch in the encoder's range, (N, 3, H, W) in [-1, 1], with the encoder
+        they came from.
+
+        Raises:
+            FingerprintError: the encoder's weights are no longer those that made this dataset.
+            EncoderError: it can't be loaded, or can't decode.
+        """
+        return self._decoder().decode(self.normalization.invert(latents, self.layout.axes))
+
+    # ------------------------------------------------------------ inside
+
+    def _decoder(self) -> Decodes:
+        """The encoder of the dataset's recipe.yaml, opened once and compared by its fingerprint."""
+        if self._opened_decoder is None:
+            from latentkit.build import line_of_dataset
+
+            line = line_of_dataset(self.folder.path)
+            encoder = line.encoder_opener()("cuda:0" if torch.cuda.is_available() else "cpu")
+            if not isinstance(encoder, Decodes):
+                raise EncoderError(f"the encoder {line.encoder.provided.spec.name!r} of {self.folder} can't decode")
+            made_by, now = counting_parts(self._document["parts"]), counting_parts(line.fingerprint_parts(encoder))
+            different = [name for name in now if name.startswith("encoder.") and made_by.get(name) != now[name]]
+            if different:
+                raise FingerprintError(f"{self.folder} was made by another encoder than its recipe now opens: {', '.join(different)} differ")
+            self._opened_decoder = encoder
+        return self._opened_decoder
+
+    def _latents(self, stored: Tensor, epoch: int, number: int, pool: BufferPool) -> Tensor:
+        if not self.has_moments or self.posterior == "mean":
+            raw = stored.float() if stored.dtype != torch.float32 else stored
+            return self._normalize(raw)
+        shape = (len(stored), stored.shape[1] // 2, *stored.shape[2:])
+        out = torch.from_numpy(pool.get(shape, np.float32))
+        generator = torch.Generator().manual_seed(_mix(self.seed, epoch, number))
+        return self._normalize(draw(stored, generator, out))
+
+    def _gather(self, rows: Rows, pool: BufferPool) -> Tensor:
+        """Rows of one bucket as stored: (N, 2C, h, w), (N, C, h, w) for the means alone, or (N, C, h, w) latents."""
+        bucket = self._buckets[int(self._bucket_of_row[rows[0]])]
+        units = self._unit_of_row[rows]
+        order = None
+        if (np.diff(units) < 0).any():
+            order = np.argsort(units, kind="stable")
+            rows, units = rows[order], units[order]
+        bounds = [0, *(np.flatnonzero(np.diff(units)) + 1).tolist(), len(rows)]
+        pieces = []
+        for start, stop in zip(bounds, bounds[1:], strict=False):
+            array, factor = self._stored(int(units[start]), bucket)
+            pieces.append((array, self._row_in_unit[rows[start:stop]] * factor))
+        out = pool.get((len(rows), *pieces[0][0].shape[1:]), pieces[0][0].dtype)
+        take_rows(pieces, out)
+        tensor = torch.from_numpy(out)
+        if self._document["dtype"] == "bfloat16":
+            tensor = tensor.view(torch.bfloat16)
+        return tensor if order is None else tensor[torch.from_numpy(np.argsort(order))]
+
+    def _stored(self, unit: int, bucket: str) -> tuple[Array, int]:
+        """A unit's tensor of a bucket, and what a row number is multiplied by: with posterior="mean" every other half row is read."""
+        if unit not in self._units:
+            name = self._unit_names[unit]
+            self._units[unit] = MappedUnit(self.folder, name, self._document["units"][name])
+        array = self._units[unit].tensor(f"{bucket}/{self.tensor_name}")
+        if self.has_moments and self.posterior == "mean":
+            return array.reshape(len(array) * 2, array.shape[1] // 2, *array.shape[2:]), 2
+        return array, 1
+
+    def _check_posterior(self, posterior: Posterior | None) -> Posterior:
+        if posterior not in (None, "sample", "mean", "moments"):
+            raise ValueError(f"posterior must be 'sample', 'mean' or 'moments', got {posterior!r}")
+        if posterior in ("sample", "moments") and not self.has_moments:
+            raise ValueError(f"posterior={posterior!r} needs stored moments; {self.folder} has kind {self.layout.kind}, store {self._document['store']!r}")
+        return posterior or ("sample" if self.has_moments else "mean")
+
+    def _load_index(self, views: Views) -> None:
+        table = read_index(self.folder, self._document, ["key", "view", "status", "unit", "bucket", "row", "attributes"])
+        table = table.filter(pc.equal(table["status"], "ok"))
+        if not isinstance(views, str):
+            self._check_views(views, table)
+            table = table.filter(pc.is_in(table["view"], pa.array(list(views), pa.string())))
+        elif views not in ("all", "random"):
+            raise ValueError(f"views must be 'all', 'random' or a list of views, got {views!r}")
+        if not table.num_rows:
+            raise StoreError(f"{self.folder}: no latents; every sample was skipped (`latentkit inspect {self.folder}` says why)")
+        units, self._unit_of_row = _coded(table["unit"])
+        buckets, self._bucket_of_row = _coded(table["bucket"])
+        self._unit_names: list[str] = units
+        self._buckets: list[str] = buckets
+        self._row_in_unit: Rows = table["row"].to_numpy()
+        self._table = self._labels(table)
+        self._starts, self._counts = np.arange(table.num_rows), None
+        if views == "random":
+            self._starts, self._counts = _runs(table["key"])
+
+    def _check_views(self, views: Sequence[str], table: pa.Table) -> None:
+        there = set(self._document["views"])
+        missing = [view for view in views if view not in there]
+        if missing or not views:
+            raise ValueError(f"views {missing} are not in {self.folder}; there are {sorted(there)}")
+
+    def _labels(self, table: pa.Table) -> pa.Table:
+        """Key, view and the columns asked for, as flat columns."""
+        columns = {"key": table["key"], "view": table["view"]}
+        attributes = table["attributes"]
+        there = [field.name for field in attributes.type] if pa.types.is_struct(attributes.type) else []
+        for name in self.columns:
+            if name not in there:
+                raise ValueError(f"column {name!r} is not in {self.folder}; there are {there}")
+            columns[name] = pc.struct_field(attributes, name)
+        return pa.table(columns).combine_chunks()
+
+
+def _coded(column: pa.ChunkedArray) -> tuple[list[str], npt.NDArray[np.int32]]:
+    """Distinct values, sorted, and for each row the number of its value."""
+    encoded = column.combine_chunks().dictionary_encode()
+    names = encoded.dictionary.to_pylist()
+    rank = np.argsort(np.argsort(names)).astype(np.int32)
+    return sorted(names), rank[encoded.indices.to_numpy()]
+
+
+def _runs(keys: pa.ChunkedArray) -> tuple[Rows, Rows]:
+    """Start and length of each run of equal keys; the views of a sample lie side by side."""
+    codes = keys.combine_chunks().dictionary_encode().indices.to_numpy()
+    starts = np.flatnonzero(np.diff(codes, prepend=-1))
+    return starts, np.diff(starts, append=len(codes))
+
+
+def _mix(*numbers: int) -> int:
+    """One 63-bit seed from several numbers."""
+    digest = hashlib.blake2b(",".join(map(str, numbers)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def _tupled(layout: Mapping[str, Any]) -> dict[str, Any]:
+    downscale = layout["downscale"]
+    return {**layout, "downscale": tuple(downscale) if isinstance(downscale, list) else downscale}
+
+
+class LoadedRows(Sequence[dict[str, Any]]):
+    """A loaded batch that also looks like the list of its items, for collate functions that expect one."""
+
+    def __init__(self, batch: dict[str, Any]) -> None:
+        self.batch = batch
+
+    def __len__(self) -> int:
+        return len(self.batch["key"])
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        return {name: values[index] for name, values in self.batch.items()}
+
+
+def collate(rows: LoadedRows | Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """`collate_fn` for a torch `DataLoader` over a `LatentDataset`: whole batches pass untouched, single items are stacked."""
+    if isinstance(rows, LoadedRows):
+        return rows.batch
+    return {
+        name: torch.stack([row[name] for row in rows]) if isinstance(value, Tensor) else [row[name] for row in rows]
+        for name, value in rows[0].items()
+    }

@@ -1,0 +1,88 @@
+"""Mean and variance per latent channel, in float64, in pieces that add up the same whatever the number of processes.
+
+Pieces are merged by the parallel formula of Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances" (1979), eq. 2.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ChannelStatistics:
+    """Of `count` values per channel: their mean, the sum of squared distances from it, and the sum of posterior variances.
+
+    All arrays are (C,) float64; `variance_sum` is zero where there is no posterior.
+    """
+
+    count: int
+    mean: Floats
+    squares: Floats
+    variance_sum: Floats
+
+    def as_json(self) -> dict[str, Any]:
+        """For a unit's header; floats survive exactly."""
+        return {
+            "count": self.count,
+            "mean": self.mean.tolist(),
+            "squares": self.squares.tolist(),
+            "variance_sum": self.variance_sum.tolist(),
+        }
+
+    @classmethod
+    def from_json(cls, piece: Mapping[str, Any]) -> ChannelStatistics:
+        """The inverse of `as_json`."""
+        return cls(int(piece["count"]), *(np.array(piece[name], np.float64) for name in ("mean", "squares", "variance_sum")))
+
+    def summary(self) -> dict[str, Any]:
+        """For dataset.json, in raw latent space, per channel.
+
+        "mean" and "mean_std" are of the posterior means (or latents); "std" is of a draw: Var[z] = Var[mean] + E[variance].
+        """
+        count = max(self.count, 1)
+        spread = self.squares / count
+        return {
+            "count": self.count,
+            "mean": self.mean.tolist(),
+            "mean_std": np.sqrt(spread).tolist(),
+            "std": np.sqrt(spread + self.variance_sum / count).tolist(),
+        }
+
+
+def measure(mean: npt.NDArray[Any], logvar: npt.NDArray[Any] | None) -> ChannelStatistics:
+    """Statistics of one batch of latents (N, C, ...), with the logvar of each value where there is one."""
+    values = _per_channel(mean)
+    centre = values.mean(axis=1)
+    variance = np.exp(_per_channel(logvar)).sum(axis=1) if logvar is not None else np.zeros_like(centre)
+    return ChannelStatistics(values.shape[1], centre, np.square(values - centre[:, None]).sum(axis=1), variance)
+
+
+def merge(pieces: Iterable[ChannelStatistics]) -> ChannelStatistics | None:
+    """All pieces as one, added in their order; None when there is none."""
+    total: ChannelStatistics | None = None
+    for piece in pieces:
+        total = piece if total is None else _merge_two(total, piece)
+    return total
+
+
+def _merge_two(a: ChannelStatistics, b: ChannelStatistics) -> ChannelStatistics:
+    count = a.count + b.count
+    gap = b.mean - a.mean
+    return ChannelStatistics(
+        count,
+        a.mean + gap * (b.count / count),
+        a.squares + b.squares + np.square(gap) * (a.count * b.count / count),
+        a.variance_sum + b.variance_sum,
+    )
+
+
+def _per_channel(values: npt.NDArray[Any]) -> Floats:
+    """(N, C, ...) to (C, values) float64."""
+    return np.moveaxis(values, 1, 0).reshape(values.shape[1], -1).astype(np.float64)
