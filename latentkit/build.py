@@ -1,0 +1,131 @@
+"""From a checked recipe to the objects it names. Loads what the plugins load, and nothing before."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from latentkit.check import ConfiguredPlugin, check_recipe
+from latentkit.contracts import BuildContext, Encoder, Executor, Modality, Source, StreamSource
+from latentkit.errors import RecipeError
+from latentkit.plugins import discover, fingerprint_fields
+from latentkit.recipe import EncodeRecipe, Recipe, load_recipe
+
+
+@dataclass
+class EncoderOpener:
+    """Device to encoder; each is built once per process. Pickles without what it has built."""
+
+    plugin: ConfiguredPlugin
+    seed: int
+    recipe_dir: Path
+    _opened: dict[str, Encoder] = field(default_factory=dict, repr=False)
+
+    def __call__(self, device: str) -> Encoder:
+        if device not in self._opened:
+            context = BuildContext(device=device, seed=self.seed, recipe_dir=self.recipe_dir)
+            self._opened[device] = self.plugin.provided.spec.build(self.plugin.config, context)
+        return self._opened[device]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": {}}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One source, modality and encoder of a recipe, found and configured.
+
+    Args:
+        name: of the encoder in `encoders`; empty for the only one.
+        recipe: the whole of it.
+    """
+
+    name: str
+    recipe: Recipe
+    source: ConfiguredPlugin
+    modality: ConfiguredPlugin
+    encoder: ConfiguredPlugin
+
+    def encoder_opener(self) -> EncoderOpener:
+        """What opens the encoder."""
+        return EncoderOpener(self.encoder, self.recipe.seed, self.recipe.base_dir)
+
+    def open_source(self) -> Source | StreamSource:
+        """The source.
+
+        Raises:
+            SourceError: it isn't there, or is empty.
+        """
+        return self.source.provided.spec.build(self.source.config, self._context())  # type: ignore[no-any-return]
+
+    def open_modality(self, encoder: Encoder) -> Modality:
+        """The modality, told what the encoder takes.
+
+        Raises:
+            RecipeError: it is not the one that the encoder takes, or its options don't fit the encoder.
+        """
+        wanted, got = encoder.modality, self.modality.provided.spec.name
+        if wanted != got:
+            raise RecipeError(f"{self.recipe.origin}: modality.use: the encoder {self.encoder.provided.spec.name!r} takes {wanted!r}, got {got!r}")
+        return self.modality.provided.spec.build(self.modality.config, self._context(encoder))  # type: ignore[no-any-return]
+
+    @property
+    def views(self) -> Sequence[str]:
+        """Names of the views that the modality gives of each sample: its option `views`, else "plain"."""
+        return list(getattr(self.modality.config, "views", ["plain"]))
+
+    def fingerprint_parts(self, encoder: Encoder) -> dict[str, str]:
+        """Name to value of everything in encoder and modality that decides a latent's value."""
+        parts = {}
+        for kind, plugin in (("encoder", self.encoder), ("modality", self.modality)):
+            parts |= {f"{kind}.name": plugin.provided.spec.name, f"{kind}.version": str(plugin.provided.spec.version)}
+            parts |= {f"{kind}.with.{name}": value for name, value in fingerprint_fields(plugin.config).items()}
+        parts |= {f"encoder.{name}": value for name, value in encoder.fingerprint().items()}
+        if getattr(self.modality.config, "crop", None) == "random" or any("-" in view for view in self.views):
+            parts["modality.seed"] = str(self.recipe.seed)
+        return parts
+
+    def _context(self, encoder: Encoder | None = None) -> BuildContext:
+        return BuildContext(seed=self.recipe.seed, recipe_dir=self.recipe.base_dir, input=encoder.input if encoder else None)
+
+
+def lines_of(recipe: EncodeRecipe) -> list[Line]:
+    """One line per encoder.
+
+    Raises:
+        PluginError, RecipeError: as `check_recipe`.
+    """
+    plugins = {plugin.where: plugin for plugin in check_recipe(recipe, discover())}
+    names = {"": "encoder"} if recipe.encoder is not None else {name: f"encoders.{name}" for name in recipe.encoders or {}}
+    return [Line(name, recipe, plugins["source"], plugins["modality"], plugins[where]) for name, where in names.items()]
+
+
+def line_of_dataset(folder: Path, name: str = "recipe.yaml") -> Line:
+    """The line that made the latent dataset in `folder`, by its recipe.yaml.
+
+    Raises:
+        RecipeError, PluginError: the recipe is gone, or names a plugin that is.
+    """
+    recipe = load_recipe(folder / name)
+    if not isinstance(recipe, EncodeRecipe):
+        raise RecipeError(f"{folder / name}: expected task: encode, got {recipe.task}")
+    return lines_of(recipe)[0]
+
+
+def open_executor(recipe: EncodeRecipe) -> Executor:
+    """The executor of a recipe; `auto` is accelerate when launched by it, else local."""
+    use, options = recipe.executor.use, recipe.executor.with_
+    if use == "auto":
+        use = "accelerate" if is_launched() else "local"
+    registry = discover()
+    config = registry.configure("executor", use, options, "executor", recipe.origin)
+    build: Callable[[Any, BuildContext], Executor] = registry.find("executor", use).spec.build
+    return build(config, BuildContext(seed=recipe.seed, recipe_dir=recipe.base_dir))
+
+
+def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether `accelerate launch` (or torchrun) started this process."""
+    return "LOCAL_RANK" in environment or "ACCELERATE_MIXED_PRECISION" in environment

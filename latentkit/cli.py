@@ -1,0 +1,170 @@
+"""Arguments to one call; printing; exit codes. 0 done, 1 our fault, 2 yours to mend, 130 or 143 stopped by a signal."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from latentkit import __version__
+from latentkit.errors import InterruptedRunError, LatentkitError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    options = parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code: int = options.command(options)
+        return code
+    except InterruptedRunError as error:
+        print(f"latentkit: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("latentkit: stopped", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except LatentkitError as error:
+        print(f"latentkit: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # The reader of our output (head, less) went away.
+        sys.stderr.close()
+        return 0
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise InterruptedRunError("terminated", 128 + number)
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and options; a test freezes them."""
+    top = argparse.ArgumentParser("latentkit", description="Latent datasets for latent diffusion, and the autoencoders that make them.")
+    top.add_argument("--version", action="version", version=f"latentkit {__version__}")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    encode = _command(commands, "encode", _encode, "encode a source into a latent dataset, without writing a recipe")
+    encode.add_argument("source", metavar="SOURCE", help="a folder or file, owner/name on the hub, or the name of a source plugin")
+    encode.add_argument("output", metavar="OUT", help="folder of the latent dataset")
+    encode.add_argument("--encoder", metavar="E", help="a folder or file, a hub id, or the name of an encoder plugin (default: tiny-kl)")
+    encode.add_argument("--size", type=int, metavar="N", help="side of the pictures, in pixels")
+    _add_set(encode)
+
+    run = _command(commands, "run", _run, "run a recipe; again goes on where it stopped")
+    run.add_argument("recipe", metavar="RECIPE", help="a YAML file")
+    _add_set(run)
+
+    check = _command(commands, "check", _check, "validate a recipe and everything it names; build nothing")
+    check.add_argument("recipe", metavar="RECIPE", help="a YAML file")
+    _add_set(check)
+
+    inspect = _command(commands, "inspect", _inspect, "say what is in a latent dataset")
+    inspect.add_argument("path", metavar="PATH", help="folder of the latent dataset")
+    inspect.add_argument("--json", action="store_true", help="all of it, for programs")
+
+    preview = _command(commands, "preview", _preview, "draw decoded latents beside their sources")
+    preview.add_argument("path", metavar="PATH", help="folder of the latent dataset")
+    preview.add_argument("output", metavar="OUT.png", type=Path, help="picture to write")
+    preview.add_argument("--rows", type=int, default=8, metavar="N", help="samples to show (default: 8)")
+
+    plugins = _command(commands, "plugins", _plugins, "list plugins, and what is wrong with any")
+    plugins.add_argument("--json", action="store_true", help="for programs")
+
+    _command(commands, "recipes", _recipes, "list the recipes beside the package")
+    return top
+
+
+def _command(commands: Any, name: str, function: Any, summary: str) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+    command.set_defaults(command=function)
+    return command
+
+
+def _add_set(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override one key of the recipe, such as encoder.with.dtype=bfloat16"
+    )
+
+
+# ---------------------------------------------------------------- commands
+
+
+def _encode(options: argparse.Namespace) -> int:
+    from latentkit.recipe import parse_recipe
+    from latentkit.shorthand import encode_recipe
+
+    values, remarks = encode_recipe(options.source, options.output, options.encoder, options.size)
+    for remark in remarks:
+        print(remark, file=sys.stderr)
+    return _run_recipe(parse_recipe(values, "encode", Path.cwd(), options.set))
+
+
+def _run(options: argparse.Namespace) -> int:
+    from latentkit.recipe import load_recipe
+
+    return _run_recipe(load_recipe(options.recipe, options.set))
+
+
+def _run_recipe(recipe: Any) -> int:
+    from latentkit.report import go_on_with, report
+    from latentkit.run import is_first_process, run_recipe
+
+    try:
+        result = run_recipe(recipe)
+    except KeyboardInterrupt:
+        raise InterruptedRunError(f"stopped; {go_on_with(recipe)}", 128 + signal.SIGINT) from None
+    except InterruptedRunError as error:
+        raise InterruptedRunError(f"terminated; {go_on_with(recipe)}", error.exit_code) from None
+    if is_first_process():
+        print(report(result))
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from latentkit.check import check_recipe
+    from latentkit.plugins import discover
+    from latentkit.recipe import load_recipe
+
+    recipe = load_recipe(options.recipe, options.set)
+    for plugin in check_recipe(recipe, discover()):
+        print(f"{plugin.where}: {plugin.kind} {plugin.provided.spec.name} ({plugin.provided.distribution} {plugin.provided.version})")
+    print(f"{options.recipe}: a valid {recipe.task} recipe")
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from latentkit.inspect import describe, inspect_dataset
+
+    found = inspect_dataset(options.path)
+    print(json.dumps(found, indent=1, ensure_ascii=True) if options.json else describe(found))
+    return 0
+
+
+def _preview(options: argparse.Namespace) -> int:
+    from latentkit.preview import preview_dataset
+
+    if options.rows < 1:
+        raise LatentkitError(f"--rows {options.rows}: expected at least 1")
+    preview_dataset(options.path, options.output, options.rows)
+    print(f"wrote {options.output}")
+    return 0
+
+
+def _plugins(options: argparse.Namespace) -> int:
+    from latentkit.plugins import discover
+    from latentkit.report import plugins_as_json, plugins_as_text
+
+    registry = discover()
+    print(plugins_as_json(registry) if options.json else plugins_as_text(registry))
+    return 0
+
+
+def _recipes(options: argparse.Namespace) -> int:
+    from latentkit.report import list_recipes
+
+    print(list_recipes())
+    return 0

@@ -1,0 +1,101 @@
+"""preview.png: photographs beside what their stored latents decode to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latentkit.contracts import Decodes, Encoder, Modality, Sample, Source, StreamSource
+from latentkit.errors import EncoderError, LatentkitError, SampleError
+from latentkit.store.folder import Folder
+from latentkit.store.reader import LatentDataset, open_dataset
+
+
+def write_preview(
+    folder: Folder, source: Source | StreamSource | None, modality: Modality, encoder: Encoder, path: Path, num_rows: int
+) -> bool:
+    """Whether a preview was written at `path`: up to `num_rows` samples, spread over the dataset, each beside its decoded latents.
+
+    Args:
+        source: None, or a sample that is gone from it, leaves the decoded latents alone.
+        encoder: one that can't decode gives no preview.
+    """
+    if not isinstance(encoder, Decodes):
+        return False
+    dataset = open_dataset(folder.path, posterior=None if _kind(folder) != "gaussian" else "mean")
+    chosen = np.unique(np.linspace(0, len(dataset) - 1, num_rows).round().astype(int)).tolist()
+    items = [dataset[index] for index in chosen]
+    pictures = _source_pictures(source, modality, [item["key"] for item in items])
+    rows = []
+    for item in items:
+        decoded = _decode(dataset, encoder, item["latent"])
+        picture = pictures.get((item["key"], item["view"]))
+        rows.append([decoded] if picture is None else [picture, decoded])
+    modality.render(rows, path)
+    return True
+
+
+def preview_dataset(path: str, output: Path, num_rows: int) -> None:
+    """Write the preview of a finished latent dataset, by the recipe inside it.
+
+    Raises:
+        StoreError, RecipeError: the dataset can't be read, or its encoder can't be had.
+        EncoderError: the encoder can't decode.
+    """
+    from latentkit.build import line_of_dataset
+    from latentkit.executors.local import default_device
+
+    dataset = open_dataset(path)
+    line = line_of_dataset(dataset.folder.path)
+    encoder = line.encoder_opener()(default_device())
+    try:
+        source = line.open_source()
+    except LatentkitError:
+        source = None
+    if not write_preview(dataset.folder, source, line.open_modality(encoder), encoder, output, num_rows):
+        raise EncoderError(f"the encoder {line.encoder.provided.spec.name!r} can't decode, so there is no preview")
+
+
+def _kind(folder: Folder) -> str:
+    return open_dataset(folder.path).layout.kind
+
+
+def _decode(dataset: LatentDataset, encoder: Decodes, latent: Tensor) -> Tensor:
+    raw = dataset.normalization.invert(latent[None], dataset.layout.axes)
+    low, high = encoder.input.range if isinstance(encoder, Encoder) else (-1.0, 1.0)
+    return encoder.decode(raw)[0].float().cpu().clamp(low, high)
+
+
+def _source_pictures(source: Source | StreamSource | None, modality: Modality, keys: Sequence[str]) -> dict[tuple[str, str], Tensor]:
+    """Prepared tensors by (key, view) of the samples that are still there."""
+    pictures: dict[tuple[str, str], Tensor] = {}
+    for sample in _find(source, set(keys)):
+        try:
+            for view in modality.prepare(sample):
+                if isinstance(view.tensor, torch.Tensor):
+                    pictures[sample.key, view.view] = view.tensor
+        except (SampleError, OSError):
+            continue
+    return pictures
+
+
+def _find(source: Source | StreamSource | None, keys: set[str]) -> Iterator[Sample]:
+    if source is None:
+        return
+    if isinstance(source, StreamSource):
+        left = set(keys)
+        for shard in source.shards():
+            for sample in source.read(shard):
+                if sample.key in left:
+                    left.discard(sample.key)
+                    yield sample
+                if not left:
+                    return
+        return
+    for index, entry in enumerate(source.entries()):
+        if entry.key in keys:
+            yield source[index]

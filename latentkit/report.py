@@ -1,0 +1,102 @@
+"""What commands print at their end."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from latentkit.errors import LatentkitError
+from latentkit.plugins import Registry
+from latentkit.recipe import Recipe
+
+if TYPE_CHECKING:
+    from latentkit.encode import EncodeSummary
+    from latentkit.run import EncodeRun
+    from latentkit.train import TrainResult
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+def report(result: EncodeRun | TrainResult) -> str:
+    """What a task made, and where to look."""
+    from latentkit.run import EncodeRun
+
+    if isinstance(result, EncodeRun):
+        return "\n".join(_report_encode(name, result) for name in result.folders)
+    done = "was finished already" if result.finished_before else f"{result.steps} steps done"
+    skipped = f"; {result.num_skipped_steps} steps were not finite and skipped" if result.num_skipped_steps else ""
+    return f"{_near(result.model)}: {done}{skipped}\n  encode with it: latentkit encode SOURCE OUT --encoder {_near(result.model)}"
+
+
+def _report_encode(name: str, result: EncodeRun) -> str:
+    folder, summary = _near(result.folders[name]), result.summaries[name]
+    lines = [f"{folder}: {_did(summary)}"]
+    if name in result.previews:
+        lines.append(f"  look at       {_near(result.previews[name])}")
+    lines.append(f"  what is in it latentkit inspect {folder}")
+    lines.append(f'  read it       latentkit.open("{folder}").batches(256, shuffle=True)')
+    return "\n".join(lines)
+
+
+def _did(summary: EncodeSummary) -> str:
+    if not summary.num_ok and not summary.num_skipped:
+        return "finished already, nothing was left to do here"
+    skipped = f", {summary.num_skipped} skipped" if summary.num_skipped else ""
+    share = summary.waited_seconds / max(summary.seconds, 1e-9)
+    rate = summary.num_ok / max(summary.seconds, 1e-9)
+    return f"{summary.num_ok} latents{skipped} in {summary.seconds:.1f} s ({rate:.1f}/s); the encoder waited {share:.0%} of the time"
+
+
+def go_on_with(recipe: Recipe) -> str:
+    """The command that goes on with a stopped run."""
+    output = Path(str(getattr(recipe, "output").path))
+    written = output / "recipe.yaml"
+    target = written if written.exists() else Path(recipe.origin)
+    return f"what is committed is kept; go on with: latentkit run {_near(target)}"
+
+
+def _near(path: str | Path) -> str:
+    """A path as the user would type it: relative when it lies below the working directory."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
+
+
+def plugins_as_text(registry: Registry) -> str:
+    """A table of what is provided, then every problem."""
+    rows = [(row.kind, row.name, f"{row.provider} {row.version}", row.summary) for row in registry.rows()]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)] if rows else [0] * 3
+    lines = ["  ".join([*(text.ljust(width) for text, width in zip(row, widths, strict=False)), row[3]]) for row in rows]
+    lines += [f"disabled  {name} {version}" for name, version in registry.disabled]
+    lines += [f"problem   {problem}" for problem in registry.problems]
+    return "\n".join(lines)
+
+
+def plugins_as_json(registry: Registry) -> str:
+    """{"plugins": [...], "problems": [...], "disabled": [...]}."""
+    listing: dict[str, Any] = {
+        "plugins": [dataclasses.asdict(row) for row in registry.rows()],
+        "problems": [dataclasses.asdict(problem) for problem in registry.problems],
+        "disabled": [{"distribution": name, "version": version} for name, version in registry.disabled],
+    }
+    return json.dumps(listing, indent=1)
+
+
+def list_recipes() -> str:
+    """Path and first line of each recipe of a source checkout.
+
+    Raises:
+        LatentkitError: there is none beside this installation.
+    """
+    files = sorted(RECIPES.glob("*.yaml"))
+    if not files:
+        raise LatentkitError("no recipes lie beside this installation; they are in the folder recipes/ of the source")
+    width = max(len(_near(file)) for file in files)
+    return "\n".join(f"{_near(file):<{width}}  {_headline(file)}" for file in files)
+
+
+def _headline(file: Path) -> str:
+    first = file.read_text(encoding="utf-8").splitlines()[0]
+    return first.lstrip("# ") if first.startswith("#") else ""

@@ -1,0 +1,200 @@
+"""Recipe to built objects to one of the task functions."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from latentkit.build import Line, is_launched, lines_of, open_executor
+from latentkit.check import check_recipe
+from latentkit.contracts import BuildContext
+from latentkit.errors import RecipeError
+from latentkit.plugins import discover
+from latentkit.recipe import EncodeRecipe, Overrides, Recipe, TrainRecipe, dump_recipe, load_recipe, parse_recipe, resolve
+from latentkit.shorthand import encode_recipe
+
+if TYPE_CHECKING:
+    from latentkit.encode import EncodeSummary
+    from latentkit.store.reader import LatentDataset
+    from latentkit.train import TrainResult
+
+
+def encode(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    encoder: str | os.PathLike[str] | None = None,
+    size: int | tuple[int, int] | None = None,
+    overrides: Overrides = (),
+) -> LatentDataset:
+    """The latent dataset of `source`, encoded into the folder `output` as far as it isn't yet.
+
+    Args:
+        source: name of a source plugin, a path, or `owner/name` on the hub.
+        output: folder of the latent dataset.
+        encoder: name of an encoder plugin, a path, or a hub id; None is `tiny-kl`, which is for trying out.
+        size: side of the pictures in pixels, or (height, width); None is the modality's default.
+        overrides: any key of the recipe, such as {"batch_size": 64, "output.dtype": "float32"}.
+
+    Raises:
+        LatentkitError: whatever the user can mend; the message says how.
+    """
+    values, remarks = encode_recipe(os.fspath(source), os.fspath(output), None if encoder is None else os.fspath(encoder), size)
+    for remark in remarks:
+        say(remark)
+    recipe = parse_recipe(values, "encode", Path.cwd(), overrides)
+    result = run_recipe(recipe)
+    return result.datasets()[""]
+
+
+def run(recipe: str | os.PathLike[str] | Mapping[str, Any], overrides: Overrides = ()) -> Any:
+    """Run any recipe; again goes on where it stopped.
+
+    Args:
+        recipe: path of a YAML file, or its values; relative paths in values start from the working directory.
+        overrides: as for `encode`.
+
+    Returns:
+        An encode task's `LatentDataset` (with `encoders:`, one by name), a train task's `TrainResult`.
+
+    Raises:
+        LatentkitError: whatever the user can mend; the message says how.
+    """
+    is_values = isinstance(recipe, Mapping)
+    loaded = parse_recipe(recipe, "recipe", Path.cwd(), overrides) if is_values else load_recipe(recipe, overrides)
+    result = run_recipe(loaded)
+    if isinstance(result, EncodeRun):
+        datasets = result.datasets()
+        return datasets[""] if set(datasets) == {""} else datasets
+    return result
+
+
+@dataclass(frozen=True)
+class EncodeRun:
+    """What an encode task made: by name of the encoder ("" for the only one), the folder and what this process did."""
+
+    folders: Mapping[str, str]
+    summaries: Mapping[str, EncodeSummary]
+    previews: Mapping[str, Path]
+
+    def datasets(self) -> dict[str, LatentDataset]:
+        """The datasets, opened."""
+        from latentkit.store.reader import open_dataset
+
+        return {name: open_dataset(folder) for name, folder in self.folders.items()}
+
+
+def run_recipe(recipe: Recipe) -> EncodeRun | TrainResult:
+    """Run a parsed recipe."""
+    if isinstance(recipe, EncodeRecipe):
+        return _run_encode(recipe)
+    if isinstance(recipe, TrainRecipe):
+        return _run_train(recipe)
+    raise RecipeError(f"{recipe.origin}: task {recipe.task} can't be run")
+
+
+def say(text: str) -> None:
+    """A remark for the user, from the first process of a launch only."""
+    if is_first_process():
+        print(text, file=sys.stderr, flush=True)
+
+
+def is_first_process() -> bool:
+    """Whether this is the only process, or the launcher's rank 0."""
+    return not is_launched() or os.environ.get("RANK", "0") == "0"
+
+
+# ---------------------------------------------------------------- encode
+
+
+def _run_encode(recipe: EncodeRecipe) -> EncodeRun:
+    folders, summaries, previews = {}, {}, {}
+    for line in lines_of(recipe):
+        output = f"{recipe.output.path}/{line.name}" if line.name else recipe.output.path
+        folders[line.name] = output
+        summaries[line.name], preview = _encode_line(line, recipe, output)
+        if preview:
+            previews[line.name] = preview
+    return EncodeRun(folders, summaries, previews)
+
+
+def _encode_line(line: Line, recipe: EncodeRecipe, output: str) -> tuple[EncodeSummary, Path | None]:
+    from latentkit.encode import EncodeInputs, EncodeSettings, encode_source
+    from latentkit.executors.local import default_device
+    from latentkit.preview import write_preview
+    from latentkit.store.folder import open_folder
+
+    folder = open_folder(output)
+    source = line.open_source()
+    executor = open_executor(recipe)
+    device = getattr(executor, "device", None) or default_device()
+    opener = line.encoder_opener()
+    encoder = opener(device)
+    modality = line.open_modality(encoder)
+    described = {"use": line.source.provided.spec.name, "with": recipe.source.with_}
+    inputs = EncodeInputs(source, modality, line.views, opener, line.fingerprint_parts(encoder), described)
+    settings = EncodeSettings(
+        recipe.output.store, recipe.output.dtype, recipe.output.unit_size, recipe.batch_size, recipe.threads, recipe.compile,
+        recipe.seed, recipe.on_bad_sample, recipe.max_bad,
+    )  # fmt: skip
+    summary = encode_source(
+        folder, inputs, executor, device, settings, _recipe_text(recipe, line), show_progress=is_first_process()
+    )
+    preview = folder.path / "preview.png"
+    if not recipe.preview or not is_first_process():
+        return summary, None
+    made = preview.exists() or write_preview(folder, source, modality, encoder, preview, recipe.preview)
+    return summary, preview if made else None
+
+
+def _recipe_text(recipe: EncodeRecipe, line: Line) -> str:
+    """recipe.yaml of one line's dataset, which alone makes it again."""
+    values = resolve(recipe)
+    if line.name:
+        encoders = values.pop("encoders")
+        values = {
+            key: part
+            for name, value in values.items()
+            for key, part in ([("encoder", encoders[line.name]), (name, value)] if name == "output" else [(name, value)])
+        }
+    return dump_recipe(values)
+
+
+# ---------------------------------------------------------------- train
+
+
+def _run_train(recipe: TrainRecipe) -> TrainResult:
+    from latentkit.executors.local import default_device
+    from latentkit.train import OptimizerSettings, TrainSettings, WeightedLoss, train
+
+    plugins = {plugin.where: plugin for plugin in check_recipe(recipe, discover())}
+    context = BuildContext(device=default_device(), seed=recipe.seed, recipe_dir=recipe.base_dir)
+
+    def build(where: str, context: BuildContext = context) -> Any:
+        return plugins[where].provided.spec.build(plugins[where].config, context)
+
+    source, model = build("source"), build("model")
+    modality = build("modality", BuildContext(device=context.device, seed=recipe.seed, recipe_dir=recipe.base_dir, input=model.input))
+    losses = [
+        WeightedLoss(name, build(f"losses[{number}]"), use.weight, plugins[f"losses[{number}]"].provided.spec.role)
+        for number, (name, use) in enumerate(_named_losses(recipe))
+    ]
+    optimizer = OptimizerSettings(**recipe.optimizer.model_dump())
+    settings = TrainSettings(
+        steps=recipe.steps, batch_size=recipe.batch_size, accumulate=recipe.accumulate, precision=recipe.precision, optimizer=optimizer,
+        ema_decay=recipe.ema.decay if recipe.ema else None, checkpoint_every=recipe.output.checkpoint_every, seed=recipe.seed,
+    )  # fmt: skip
+    return train(model, source, modality, losses, settings, Path(recipe.output.path))
+
+
+def _named_losses(recipe: TrainRecipe) -> list[tuple[str, Any]]:
+    """A name for each loss: the plugin's, numbered where it is used more than once."""
+    uses = [loss.use for loss in recipe.losses]
+    return [
+        (loss.use if uses.count(loss.use) == 1 else f"{loss.use}-{uses[: number + 1].count(loss.use)}", loss)
+        for number, loss in enumerate(recipe.losses)
+    ]

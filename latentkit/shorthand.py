@@ -1,0 +1,100 @@
+"""What `latentkit encode SOURCE OUT` means: a recipe from two or three words."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from latentkit.builtin import PICTURE_SUFFIXES
+from latentkit.errors import RecipeError
+from latentkit.plugins import discover
+
+DATA_SUFFIXES = (".parquet", ".tar", ".csv", ".arrow")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+MAX_LOOKED_AT = 10_000
+"""Files of a folder that are looked at to tell pictures from tables."""
+
+
+def encode_recipe(source: str, output: str, encoder: str | None, size: Any = None) -> tuple[dict[str, Any], list[str]]:
+    """Recipe values for one `encode` command, and remarks for the user.
+
+    Args:
+        source: name of a source plugin, a path, or `owner/name` on the hub.
+        output: folder of the latent dataset.
+        encoder: name of an encoder plugin, a path, or a hub id; None is `tiny-kl`.
+        size: of the modality, in pixels; None leaves it to the modality.
+
+    Raises:
+        RecipeError: source or encoder is none of these.
+    """
+    remarks: list[str] = []
+    if encoder is None:
+        remarks.append("no --encoder: using tiny-kl, the small one inside latentkit, which is for trying out")
+    values: dict[str, Any] = {
+        "task": "encode",
+        "source": _source(source, remarks),
+        "modality": {"use": "image", "with": {} if size is None else {"size": size}},
+        "encoder": _encoder(encoder or "tiny-kl", remarks),
+        "output": {"path": output},
+    }
+    return values, remarks
+
+
+def _source(source: str, remarks: list[str]) -> dict[str, Any]:
+    if _names_plugin("source", source, remarks):
+        return {"use": source}
+    path = Path(source).expanduser()
+    if path.exists():
+        return {"use": _source_for(path), "with": {"path": os.path.abspath(path)}}
+    if HUB_ID.fullmatch(source) and not source.startswith("."):
+        return {"use": "datasets", "with": {"path": source}}
+    raise RecipeError(f"SOURCE {source}: there is no such path, no source plugin of that name ({_known('source')}), and it is no hub id (owner/name)")
+
+
+def _source_for(path: Path) -> str:
+    """`folder` for pictures, `datasets` for tables and tars without pictures."""
+    if path.is_file():
+        return "datasets"
+    suffixes = {os.path.splitext(name)[1].lower() for name in _names(path)}
+    return "datasets" if suffixes.isdisjoint(PICTURE_SUFFIXES) and not suffixes.isdisjoint(DATA_SUFFIXES) else "folder"
+
+
+def _names(path: Path) -> Iterable[str]:
+    seen = 0
+    for _, _, names in os.walk(path):
+        yield from names
+        seen += len(names)
+        if seen > MAX_LOOKED_AT:
+            return
+
+
+def _encoder(encoder: str, remarks: list[str]) -> dict[str, Any]:
+    if _names_plugin("encoder", encoder, remarks):
+        return {"use": encoder}
+    path = Path(encoder).expanduser()
+    if path.exists():
+        return {"use": "tiny-kl" if _is_tiny_kl(path) else "diffusers", "with": {"model": os.path.abspath(path)}}
+    if HUB_ID.fullmatch(encoder) and not encoder.startswith("."):
+        return {"use": "diffusers", "with": {"model": encoder}}
+    raise RecipeError(f"encoder {encoder}: there is no such path, no encoder plugin of that name ({_known('encoder')}), and it is no hub id (owner/name)")
+
+
+def _is_tiny_kl(path: Path) -> bool:
+    config = path / "config.json"
+    return config.is_file() and '"TinyKL"' in config.read_text(encoding="utf-8", errors="replace")
+
+
+def _names_plugin(kind: str, word: str, remarks: list[str]) -> bool:
+    """Whether a bare word is a plugin's name; a path of that name is pointed out."""
+    if not any(row.kind == kind and row.name == word for row in discover().rows()):
+        return False
+    if os.path.exists(word):
+        remarks.append(f"{word} is taken for the {kind} plugin of that name; write ./{word} for the path")
+    return True
+
+
+def _known(kind: str) -> str:
+    return ", ".join(sorted({row.name for row in discover().rows() if row.kind == kind}))
