@@ -69,7 +69,8 @@ class Line:
         """
         wanted, got = encoder.modality, self.modality.provided.spec.name
         if wanted != got:
-            raise RecipeError(f"{self.recipe.origin}: modality.use: the encoder {self.encoder.provided.spec.name!r} takes {wanted!r}, got {got!r}")
+            name = self.encoder.provided.spec.name
+            raise RecipeError(f"{self.recipe.origin}: modality.use: the encoder {name!r} takes {wanted!r}, got {got!r}")
         return self.modality.provided.spec.build(self.modality.config, self._context(encoder))  # type: ignore[no-any-return]
 
     @property
@@ -79,7 +80,7 @@ class Line:
 
     def fingerprint_parts(self, encoder: Encoder) -> dict[str, str]:
         """Name to value of everything in encoder and modality that decides a latent's value."""
-        parts = {}
+        parts: dict[str, str] = {}
         for kind, plugin in (("encoder", self.encoder), ("modality", self.modality)):
             parts |= {f"{kind}.name": plugin.provided.spec.name, f"{kind}.version": str(plugin.provided.spec.version)}
             parts |= {f"{kind}.with.{name}": value for name, value in fingerprint_fields(plugin.config).items()}

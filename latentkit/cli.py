@@ -85,9 +85,8 @@ def _command(commands: Any, name: str, function: Any, summary: str) -> argparse.
 
 
 def _add_set(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override one key of the recipe, such as encoder.with.dtype=bfloat16"
-    )
+    summary = "override one key of the recipe, such as encoder.with.dtype=bfloat16"
+    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=summary)
 
 
 # ---------------------------------------------------------------- commands

@@ -8,16 +8,67 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict, Field
+from latentkit.layouts import InputSpec, LatentLayout, Normalization, SizeRule
+from latentkit.specs import (
+    BuildContext,
+    Config,
+    EncoderSpec,
+    ExecutorSpec,
+    ExporterSpec,
+    LossRole,
+    LossSpec,
+    ModalitySpec,
+    PluginSpec,
+    SourceSpec,
+    neutral,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+__all__ = [
+    "Adversarial",
+    "BuildContext",
+    "Config",
+    "Decodes",
+    "Encoder",
+    "EncoderSpec",
+    "Entry",
+    "Executor",
+    "ExecutorSpec",
+    "Exporter",
+    "ExporterSpec",
+    "HasModule",
+    "InputSpec",
+    "LatentLayout",
+    "Loss",
+    "LossBatch",
+    "LossRole",
+    "LossSpec",
+    "Modality",
+    "ModalitySpec",
+    "Moments",
+    "Normalization",
+    "PluginSpec",
+    "Prepared",
+    "Reconstruction",
+    "Sample",
+    "Shard",
+    "SizeRule",
+    "Source",
+    "SourceSpec",
+    "StreamSource",
+    "Trainable",
+    "Unit",
+    "UnitResult",
+    "Worker",
+    "neutral",
+]
 
 HASH_CHUNK_BYTES = 1 << 20
 
@@ -118,193 +169,6 @@ class Moments:
 
     mean: Tensor
     logvar: Tensor
-
-
-# ---------------------------------------------------------------- what an encoder says of itself
-
-
-@dataclass(frozen=True)
-class SizeRule:
-    """Sizes allowed on one axis: `multiple * k + offset`, between `minimum` and `maximum` (None: no limit)."""
-
-    multiple: int = 1
-    offset: int = 0
-    minimum: int = 1
-    maximum: int | None = None
-
-    def allows(self, size: int) -> bool:
-        """Whether `size` fits the rule."""
-        fits = size >= self.minimum and (self.maximum is None or size <= self.maximum)
-        return fits and (size - self.offset) % self.multiple == 0
-
-    def __str__(self) -> str:
-        text = f"{self.multiple} * k + {self.offset}" if self.offset else f"a multiple of {self.multiple}"
-        return text + (f", at most {self.maximum}" if self.maximum is not None else "")
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """What an encoder takes.
-
-    Args:
-        channels: of the input (3 for RGB).
-        range: lowest and highest value, such as (-1.0, 1.0).
-        sizes: rule per axis letter ("H", "W", "T", "L"); an axis left out is free.
-        sample_rate_hz: of audio; None elsewhere.
-    """
-
-    channels: int
-    range: tuple[float, float] = (-1.0, 1.0)
-    sizes: Mapping[str, SizeRule] = field(default_factory=dict)
-    sample_rate_hz: int | None = None
-
-
-@dataclass(frozen=True)
-class LatentLayout:
-    """Shape and kind of an encoder's latents.
-
-    Args:
-        name: of the tensor when datasets are joined, such as "latent" or "text-embedding".
-        kind: "gaussian" (mean and logvar), "deterministic" ("latent") or "quantised" ("indices").
-        axes: one letter per axis of one latent, without the batch: "CHW", "CTHW", "CL".
-        channels: C of the latent.
-        downscale: input size over latent size, one number for all axes but C, or one per axis but C, in their order.
-        ragged_axis: letter of the axis whose length differs from row to row; None when there is none.
-    """
-
-    name: str
-    kind: Literal["gaussian", "deterministic", "quantised"]
-    axes: str
-    channels: int
-    downscale: int | tuple[int, ...]
-    ragged_axis: str | None = None
-
-
-# ---------------------------------------------------------------- specs
-
-
-class Config(BaseModel):
-    """Base of every plugin's config: unknown keys are errors, values can't be changed, every field has a description."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-def neutral(default: Any, *, description: str, **constraints: Any) -> Any:
-    """A config field that can't change a value of a latent (a path, a cache size); it stays out of the fingerprint."""
-    return Field(default, description=description, json_schema_extra={"neutral": True}, **constraints)
-
-
-@dataclass(frozen=True)
-class BuildContext:
-    """What `build` is told besides its config.
-
-    Args:
-        device: torch device to build on, such as "cpu" or "cuda:0".
-        seed: the recipe's.
-        recipe_dir: folder that relative paths in the config start from.
-        input: the encoder's `InputSpec`, for a modality; None elsewhere.
-    """
-
-    device: str = "cpu"
-    seed: int = 0
-    recipe_dir: Path = field(default_factory=Path)
-    input: InputSpec | None = None
-
-
-NAME_PATTERN = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
-
-
-@dataclass(frozen=True)
-class PluginSpec:
-    """A declaration returned by a hook. Checks itself when made.
-
-    Args:
-        name: kebab-case name used by recipes.
-        summary: one line for `latentkit plugins`.
-        config: subclass of `Config` that validates `with:`.
-        build: called with the validated config and a `BuildContext`; heavy imports belong inside it.
-        version: raised when the values it makes change for the same config.
-
-    Raises:
-        ValueError: a name that is not kebab-case, a summary of several lines, a version below 1, a config field without a description.
-        TypeError: a part of the wrong type.
-    """
-
-    name: str
-    summary: str
-    config: type[BaseModel]
-    build: Callable[[Any, BuildContext], Any]
-    version: int = 1
-
-    kind: ClassVar[str] = "plugin"
-
-    def __post_init__(self) -> None:
-        where = f"{type(self).__name__}({self.name!r})"
-        if not isinstance(self.name, str) or not NAME_PATTERN.fullmatch(self.name):
-            raise ValueError(f"{where}: name must be kebab-case, such as 'my-{self.kind}'")
-        if not isinstance(self.summary, str) or not self.summary.strip() or "\n" in self.summary:
-            raise ValueError(f"{where}: summary must be one line of text, got {self.summary!r}")
-        if not callable(self.build):
-            raise TypeError(f"{where}: build must be callable, got {type(self.build).__name__}")
-        if isinstance(self.version, bool) or not isinstance(self.version, int) or self.version < 1:
-            raise ValueError(f"{where}: version must be a whole number from 1, got {self.version!r}")
-        self._check_config(where)
-
-    def _check_config(self, where: str) -> None:
-        if not (isinstance(self.config, type) and issubclass(self.config, BaseModel)):
-            raise TypeError(f"{where}: config must be a subclass of latentkit.contracts.Config, got {self.config!r}")
-        options = self.config.model_config
-        if options.get("extra") != "forbid" or not options.get("frozen"):
-            raise ValueError(f"{where}: config must have extra='forbid' and frozen=True; subclass Config")
-        bare = [name for name, info in self.config.model_fields.items() if not info.description]
-        if bare:
-            raise ValueError(f"{where}: config fields without a description: {', '.join(bare)}")
-
-
-class SourceSpec(PluginSpec):
-    """A source; `build` gives a `Source` or a `StreamSource`. Returned by the hook `latentkit_sources`."""
-
-    kind = "source"
-
-
-class ModalitySpec(PluginSpec):
-    """A modality; `build` gives a `Modality`. Returned by the hook `latentkit_modalities`."""
-
-    kind = "modality"
-
-
-class EncoderSpec(PluginSpec):
-    """An encoder; `build` gives an `Encoder`, often also `Decodes`, `Trainable`. Hook `latentkit_encoders`."""
-
-    kind = "encoder"
-
-
-LossRole = Literal["reconstruction", "latent", "adversarial"]
-
-
-@dataclass(frozen=True)
-class LossSpec(PluginSpec):
-    """A loss; `build` gives a `Loss`. Returned by the hook `latentkit_losses`.
-
-    Args:
-        role: "reconstruction" (compares output and input), "latent" (looks at moments) or "adversarial".
-    """
-
-    role: LossRole = "reconstruction"
-
-    kind: ClassVar[str] = "loss"
-
-
-class ExecutorSpec(PluginSpec):
-    """An executor; `build` gives an `Executor`. Returned by the hook `latentkit_executors`."""
-
-    kind = "executor"
-
-
-class ExporterSpec(PluginSpec):
-    """An exporter; `build` gives an `Exporter`. Returned by the hook `latentkit_exporters`."""
-
-    kind = "exporter"
 
 
 # ---------------------------------------------------------------- protocols
@@ -520,33 +384,3 @@ class Exporter(Protocol):
     """Writes a latent dataset in the format of somebody's trainer."""
 
     def export(self, dataset: Any, folder: Path) -> None: ...
-
-
-# ---------------------------------------------------------------- normalisation
-
-
-@dataclass(frozen=True)
-class Normalization:
-    """latent = (fold(z) - shift) * scale, applied when latents are read, never when they are stored.
-
-    Args:
-        shift: a number, one per folded channel, or a nested list shaped like one folded latent.
-        scale: the same.
-        fold: factor per latent axis letter that is moved into channels first, such as {"H": 2, "W": 2}; empty for none.
-    """
-
-    shift: float | Sequence[Any] = 0.0
-    scale: float | Sequence[Any] = 1.0
-    fold: Mapping[str, int] = field(default_factory=dict)
-
-    def apply(self, latents: Tensor, axes: str = "CHW") -> Tensor:
-        """Raw latents, (..., C, h, w) in any float dtype, to what a trainer sees, in the same dtype."""
-        from latentkit.normalize import apply
-
-        return apply(self, latents, axes)
-
-    def invert(self, latents: Tensor, axes: str = "CHW") -> Tensor:
-        """What a trainer sees back to raw latents, in the same dtype."""
-        from latentkit.normalize import invert
-
-        return invert(self, latents, axes)

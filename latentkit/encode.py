@@ -246,7 +246,8 @@ def _run_units(job: EncodeJob, executor: Executor, settings: EncodeSettings) -> 
             summary = _add(summary, result)
             did_something = True
             if not job.plan.settings.stream and _is_too_bad(summary.num_skipped, num_rows, settings.max_bad):
-                raise SourceError(f"{summary.num_skipped} of {num_rows} views could not be used so far{_more_than(settings.max_bad, job.folder)}")
+                so_far = f"{summary.num_skipped} of {num_rows} views could not be used so far"
+                raise SourceError(so_far + _more_than(settings.max_bad, job.folder))
         if not did_something:
             holders = Claims(job.folder).holders()
             if holders and not said_waiting:
@@ -269,7 +270,8 @@ def _is_too_bad(num_bad: int, num_all: int, max_bad: float) -> bool:
 
 
 def _more_than(max_bad: float, folder: Folder) -> str:
-    return f", more than max_bad ({max_bad:g}) allows. Mend the source and write to another output, or raise max_bad and run `{folder}/recipe.yaml` again"
+    advice = f"Mend the source and write to another output, or raise max_bad and run {folder}/recipe.yaml again"
+    return f", more than max_bad ({max_bad:g}) allows. {advice}"
 
 
 def _check_bad(folder: Folder, max_bad: float, reasons: Sequence[str | None]) -> None:

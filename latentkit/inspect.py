@@ -66,7 +66,8 @@ def describe(found: dict[str, Any]) -> str:
     layout, rows = found["layout"], found["rows"]
     lines = [
         f"{found['path']}: {found['samples']} samples, {rows.get('ok', 0)} rows of latents, {rows.get('skipped', 0)} skipped",
-        f"  latents    {layout['kind']}, {layout['channels']} channels, axes {layout['axes']}, stored as {found['store']} in {found['dtype']}",
+        f"  latents    {layout['kind']}, {layout['channels']} channels, axes {layout['axes']}",
+        f"  stored as  {found['store']} in {found['dtype']}",
         f"  source     {found['source'].get('use')} {found['source'].get('with') or ''}".rstrip(),
         f"  views      {_counts(found['views'])}",
         f"  buckets    {_counts(found['buckets'])}",

@@ -1,7 +1,7 @@
 """From units to committed files: samples are prepared ahead in threads, encoded here, and written by another thread.
 
-Everything is bounded, and the head of the next unit is prepared while the tail of the last one is encoded and written. The order of rows and
-the batches depend on the plan alone.
+Everything is bounded, and the head of the next unit is prepared while the tail of the last one is encoded and written. The order of rows
+and the batches depend on the plan alone.
 """
 
 from __future__ import annotations
@@ -94,12 +94,17 @@ def _work(job: EncodeJob, device: str, units: Iterator[Unit]) -> Iterator[UnitRe
     with _threads(job.settings.threads), claims.beating(), ThreadPoolExecutor(1, "write") as writing:
         preparing = ThreadPoolExecutor(os.cpu_count() or 1, "prepare")
         loop = _Loop(job, device, writing, claims)
+        begun: dict[Unit, _OpenUnit] = {}
         try:
-            yield from loop.run(_prepared(job, _claimed(job, claims, units), preparing))
+            for result in loop.run(_prepared(job, _claimed(job, claims, units), preparing, begun)):
+                del begun[result.unit]
+                yield result
         finally:
             # Samples in flight are dropped; a commit under way is finished by the writing thread's own shutdown.
             preparing.shutdown(wait=True, cancel_futures=True)
             writing.shutdown(wait=True, cancel_futures=True)
+            for at_work in begun.values():
+                at_work.writer.close()
 
 
 def _claimed(job: EncodeJob, claims: Claims, units: Iterator[Unit]) -> Iterator[Unit]:
@@ -117,13 +122,13 @@ def _claimed(job: EncodeJob, claims: Claims, units: Iterator[Unit]) -> Iterator[
 
 
 def _prepared(
-    job: EncodeJob, units: Iterable[Unit], pool: ThreadPoolExecutor
+    job: EncodeJob, units: Iterable[Unit], pool: ThreadPoolExecutor, begun: dict[Unit, _OpenUnit]
 ) -> Iterator[tuple[_OpenUnit, Future[_Outcome] | None]]:
-    """Samples of all units in order, prepared ahead; None marks a unit's end."""
+    """Samples of all units in order, prepared ahead; None marks a unit's end. Units are entered in `begun`."""
     ahead: deque[tuple[_OpenUnit, Future[_Outcome] | None]] = deque()
     limit = max(2 * job.settings.batch_size, 4 * (os.cpu_count() or 1))
     for unit in units:
-        at_work = _OpenUnit(unit, UnitWriter(unit))
+        at_work = begun[unit] = _OpenUnit(unit, UnitWriter(unit))
         for position, fetch in _samples(job, unit):
             at_work.num_samples += 1
             ahead.append((at_work, pool.submit(_prepare, job, position, fetch)))
@@ -321,9 +326,8 @@ def _check_sizes(name: str, tensor: Tensor, layout: LatentLayout, rows: Tensor) 
     factors = (layout.downscale,) * (tensor.ndim - 2) if isinstance(layout.downscale, int) else layout.downscale
     expected = tuple(-(-size // factor) for size, factor in zip(rows.shape[2:], factors, strict=True))
     if tuple(tensor.shape[2:]) != expected:
-        raise EncoderError(
-            f"the encoder's {name!r} has sizes {tuple(tensor.shape[2:])} for an input of {tuple(rows.shape[2:])}; its layout says {expected}"
-        )
+        got, given = tuple(tensor.shape[2:]), tuple(rows.shape[2:])
+        raise EncoderError(f"the encoder's {name!r} has sizes {got} for an input of {given}; its layout says {expected}")
 
 
 def stored_tensors(latents: Mapping[str, Tensor], store: str, dtype: torch.dtype, draws: Sequence[int] | None) -> dict[str, Tensor]:
@@ -362,7 +366,7 @@ def to_host(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Callable[
     host = {name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         host[name].copy_(tensor, non_blocking=True)
-    event = torch.cuda.Event()
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
     event.record()
     return host, event.synchronize
 

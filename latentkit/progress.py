@@ -1,4 +1,7 @@
-"""The live line: samples per second, how long the encoder waited, the time left. A bar on a terminal, else a plain line every few seconds."""
+"""The live line: samples per second, how long the encoder waited, the time left.
+
+A bar on a terminal, else a plain line every few seconds.
+"""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from latentkit.errors import LatentkitError
 from latentkit.plugins import Registry
-from latentkit.recipe import Recipe
+from latentkit.recipe import EncodeRecipe, Recipe, TrainRecipe
 
 if TYPE_CHECKING:
     from latentkit.encode import EncodeSummary
@@ -52,7 +52,7 @@ def _did(summary: EncodeSummary) -> str:
 
 def go_on_with(recipe: Recipe) -> str:
     """The command that goes on with a stopped run."""
-    output = Path(str(getattr(recipe, "output").path))
+    output = Path(recipe.output.path) if isinstance(recipe, (EncodeRecipe, TrainRecipe)) else Path()
     written = output / "recipe.yaml"
     target = written if written.exists() else Path(recipe.origin)
     return f"what is committed is kept; go on with: latentkit run {_near(target)}"

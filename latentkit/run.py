@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from latentkit.build import Line, is_launched, lines_of, open_executor
 from latentkit.check import check_recipe
-from latentkit.contracts import BuildContext
+from latentkit.contracts import BuildContext, LossSpec
 from latentkit.errors import RecipeError
 from latentkit.plugins import discover
 from latentkit.recipe import EncodeRecipe, Overrides, Recipe, TrainRecipe, dump_recipe, load_recipe, parse_recipe, resolve
@@ -48,6 +48,8 @@ def encode(
         say(remark)
     recipe = parse_recipe(values, "encode", Path.cwd(), overrides)
     result = run_recipe(recipe)
+    if not isinstance(result, EncodeRun) or set(result.folders) != {""}:
+        raise ValueError("overrides of encode can't change the task or name several encoders; use latentkit.run")
     return result.datasets()[""]
 
 
@@ -64,9 +66,8 @@ def run(recipe: str | os.PathLike[str] | Mapping[str, Any], overrides: Overrides
     Raises:
         LatentkitError: whatever the user can mend; the message says how.
     """
-    is_values = isinstance(recipe, Mapping)
-    loaded = parse_recipe(recipe, "recipe", Path.cwd(), overrides) if is_values else load_recipe(recipe, overrides)
-    result = run_recipe(loaded)
+    parsed = parse_recipe(recipe, "recipe", Path.cwd(), overrides) if isinstance(recipe, Mapping) else load_recipe(recipe, overrides)
+    result = run_recipe(parsed)
     if isinstance(result, EncodeRun):
         datasets = result.datasets()
         return datasets[""] if set(datasets) == {""} else datasets
@@ -179,10 +180,11 @@ def _run_train(recipe: TrainRecipe) -> TrainResult:
 
     source, model = build("source"), build("model")
     modality = build("modality", BuildContext(device=context.device, seed=recipe.seed, recipe_dir=recipe.base_dir, input=model.input))
-    losses = [
-        WeightedLoss(name, build(f"losses[{number}]"), use.weight, plugins[f"losses[{number}]"].provided.spec.role)
-        for number, (name, use) in enumerate(_named_losses(recipe))
-    ]
+    losses = []
+    for number, (name, use) in enumerate(_named_losses(recipe)):
+        spec = plugins[f"losses[{number}]"].provided.spec
+        assert isinstance(spec, LossSpec)
+        losses.append(WeightedLoss(name, build(f"losses[{number}]"), use.weight, spec.role))
     optimizer = OptimizerSettings(**recipe.optimizer.model_dump())
     settings = TrainSettings(
         steps=recipe.steps, batch_size=recipe.batch_size, accumulate=recipe.accumulate, precision=recipe.precision, optimizer=optimizer,

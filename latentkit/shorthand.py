@@ -51,7 +51,7 @@ def _source(source: str, remarks: list[str]) -> dict[str, Any]:
         return {"use": _source_for(path), "with": {"path": os.path.abspath(path)}}
     if HUB_ID.fullmatch(source) and not source.startswith("."):
         return {"use": "datasets", "with": {"path": source}}
-    raise RecipeError(f"SOURCE {source}: there is no such path, no source plugin of that name ({_known('source')}), and it is no hub id (owner/name)")
+    raise RecipeError(_nothing("source", source))
 
 
 def _source_for(path: Path) -> str:
@@ -79,7 +79,7 @@ def _encoder(encoder: str, remarks: list[str]) -> dict[str, Any]:
         return {"use": "tiny-kl" if _is_tiny_kl(path) else "diffusers", "with": {"model": os.path.abspath(path)}}
     if HUB_ID.fullmatch(encoder) and not encoder.startswith("."):
         return {"use": "diffusers", "with": {"model": encoder}}
-    raise RecipeError(f"encoder {encoder}: there is no such path, no encoder plugin of that name ({_known('encoder')}), and it is no hub id (owner/name)")
+    raise RecipeError(_nothing("encoder", encoder))
 
 
 def _is_tiny_kl(path: Path) -> bool:
@@ -94,6 +94,11 @@ def _names_plugin(kind: str, word: str, remarks: list[str]) -> bool:
     if os.path.exists(word):
         remarks.append(f"{word} is taken for the {kind} plugin of that name; write ./{word} for the path")
     return True
+
+
+def _nothing(kind: str, word: str) -> str:
+    known = f"no {kind} plugin of that name ({_known(kind)})"
+    return f"{kind} {word}: there is no such path, {known}, and it is no hub id (owner/name)"
 
 
 def _known(kind: str) -> str:

@@ -126,8 +126,8 @@ class DiffusersEncoder:
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
         """Put measured statistics of a draw per channel, (C,) each, into the config that `save` writes.
 
-        The model's own pipelines apply per-channel fields *and* `scaling_factor`, so the pair shift and scale over all channels is what every one of them,
-        the oldest included, gets right: the per-channel fields stay empty.
+        The model's own pipelines apply per-channel fields *and* `scaling_factor`, so the pair shift and scale over all channels is what
+        every one of them, the oldest included, gets right: the per-channel fields stay empty.
         """
         model: Any = self.module.model
         centre = float(mean.double().mean())

@@ -49,7 +49,8 @@ def find_model(model: str, subfolder: str | None, revision: str | None, recipe_d
         if (folder / "config.json").is_file():
             return folder
     places = subfolder or f"it, {', '.join(SUBFOLDERS)}"
-    raise EncoderError(f"model {model}: no config.json in {places}; expected the folder of a diffusers autoencoder or pipeline, or a .safetensors file")
+    wanted = "the folder of a diffusers autoencoder or pipeline, or a .safetensors file"
+    raise EncoderError(f"model {model}: no config.json in {places}; expected {wanted}")
 
 
 def _download(model: str, subfolder: str | None, revision: str | None) -> Path:
@@ -110,7 +111,7 @@ def new_model(config_file: Path) -> Any:
 
 
 def probe(config: dict[str, Any]) -> tuple[int, int]:
-    """Latent channels and down-scaling, measured on torch's meta device, where nothing is computed; attributes of some classes are wrong."""
+    """Latent channels and down-scaling, measured on the meta device, where nothing is computed: attributes can be wrong."""
     with quiet(), torch.device("meta"), torch.no_grad():
         model = getattr(diffusers, config["_class_name"]).from_config(config)
         images = torch.empty(1, int(config.get("in_channels", 3)), PROBE_SIDE, PROBE_SIDE)
@@ -138,7 +139,7 @@ def _load_file(file: Path, config_file: Path | None, dtype: torch.dtype) -> Any:
 
     config_file = config_file or file.with_name("config.json")
     if not config_file.is_file():
-        raise EncoderError(f"{file}: a single file needs the model's config.json; put it beside the file, or name it with the option config")
+        raise EncoderError(f"{file}: a single file needs the model's config.json beside it, or named by the option config")
     config = read_config(config_file)
     model_class = getattr(diffusers, config["_class_name"])
     try:
@@ -158,12 +159,17 @@ def _load_file(file: Path, config_file: Path | None, dtype: torch.dtype) -> Any:
 
 def _check_keys(path: Path, missing: list[str], unexpected: list[str], misshaped: list[Any]) -> None:
     problems = [
-        f"{len(keys)} {word} ({', '.join(map(str, sorted(map(str, keys))[:MOST_KEYS_NAMED]))}{', ...' if len(keys) > MOST_KEYS_NAMED else ''})"
+        f"{len(keys)} {word} ({_some(keys)})"
         for word, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshaped))
         if keys
     ]
     if problems:
         raise EncoderError(f"{path}: the weights don't fit the model: keys {'; '.join(problems)}. It would run, and be wrong")
+
+
+def _some(keys: list[Any]) -> str:
+    named = sorted(map(str, keys))
+    return ", ".join(named[:MOST_KEYS_NAMED]) + (", ..." if len(named) > MOST_KEYS_NAMED else "")
 
 
 @contextmanager

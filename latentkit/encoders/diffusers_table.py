@@ -50,8 +50,8 @@ NORMALIZATION_KEYS = ("scaling_factor", "shift_factor", "latents_mean", "latents
 def read_normalization(config: Mapping[str, Any]) -> Normalization:
     """What the model's own pipelines do before the transformer, by the fields of its config that are set.
 
-    (z - latents_mean) * scaling_factor / latents_std per channel (`StableDiffusionXLImg2ImgPipeline`), else (z - shift_factor) * scaling_factor
-    (`FluxImg2ImgPipeline`), else z * scaling_factor (`StableDiffusionImg2ImgPipeline`).
+    (z - latents_mean) * scaling_factor / latents_std per channel (`StableDiffusionXLImg2ImgPipeline`), else (z - shift_factor) *
+    scaling_factor (`FluxImg2ImgPipeline`), else z * scaling_factor (`StableDiffusionImg2ImgPipeline`).
     """
     scaling, shift, mean, std = (config.get(key) for key in NORMALIZATION_KEYS)
     scale = 1.0 if scaling is None else float(scaling)

@@ -1,7 +1,7 @@
 """The few file operations that the promises of a latent dataset rest on, for a local folder.
 
-One file is committed by writing it aside, fsync, and a hard link, which fails when the name exists: the first commit wins. Only dataset.json is ever
-replaced.
+One file is committed by writing it aside, fsync, and a hard link, which fails when the name exists: the first commit wins. Only
+dataset.json is ever replaced.
 """
 
 from __future__ import annotations

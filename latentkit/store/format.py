@@ -1,6 +1,7 @@
 """A unit's file: safetensors whose tensors start on 4,096-byte boundaries, so that a row touches as few pages as it can.
 
-Any safetensors reader opens it. The gaps between tensors are themselves tensors named "_pad/<n>", because the format allows no holes; the header is
+Any safetensors reader opens it. The gaps between tensors are themselves tensors named "_pad/<n>", because the format allows no holes;
+the header is
 padded with spaces. Format: https://github.com/huggingface/safetensors#format.
 """
 
@@ -11,7 +12,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from latentkit.errors import StoreError
 
@@ -128,11 +129,12 @@ def read_header(file: BinaryIO, size: int, name: str) -> UnitHeader:
     return UnitHeader(tensors, metadata, hashlib.sha256(prefix + text).hexdigest(), 8 + length)
 
 
-def _stored(entry: Mapping[str, object], data_start: int) -> StoredTensor:
-    dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]  # type: ignore[misc]
-    if not all(type(number) is int and number >= 0 for number in (start, end, *shape)):  # type: ignore[misc]
+def _stored(entry: Mapping[str, Any], data_start: int) -> StoredTensor:
+    shape: list[int] = entry["shape"]
+    start, end = entry["data_offsets"]
+    if not all(type(number) is int and number >= 0 for number in (start, end, *shape)):
         raise ValueError("negative or fractional size")
-    stored = StoredTensor(str(dtype), tuple(shape), data_start + start)  # type: ignore[arg-type]
+    stored = StoredTensor(entry["dtype"], tuple(shape), data_start + start)
     if stored.num_bytes != end - start:
         raise ValueError("shape and offsets differ")
     return stored

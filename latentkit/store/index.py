@@ -126,7 +126,7 @@ def finalize(folder: Folder, plan: Plan, description: Description, check: Callab
     for unit in units:
         header, rows = read_unit(folder, unit.name)
         if header.metadata.get("fingerprint") != plan.settings.fingerprint:
-            raise StoreError(f"{folder}/{unit_name(unit.name)}: the unit belongs to another dataset (fingerprint {header.metadata.get('fingerprint')})")
+            raise StoreError(f"{folder}/{unit_name(unit.name)}: the unit belongs to another dataset, by its fingerprint")
         headers.append(header)
         tables.append((unit, rows))
     index = build_index(plan, tables)

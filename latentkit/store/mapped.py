@@ -99,7 +99,8 @@ class BufferPool:
         """A C-contiguous array whose content is undefined; its first axis may be a part of a longer buffer's."""
         for buffer in self._buffers:
             # A tensor made from a buffer holds it until its storage dies, however many views of it there are.
-            if sys.getrefcount(buffer) == IDLE_REFERENCES and buffer.dtype == dtype and buffer.shape[1:] == shape[1:] and len(buffer) >= shape[0]:
+            fits = buffer.dtype == dtype and buffer.shape[1:] == shape[1:] and len(buffer) >= shape[0]
+            if fits and sys.getrefcount(buffer) == IDLE_REFERENCES:
                 return buffer[: shape[0]]
         buffer = self._allocate(shape, np.dtype(dtype))
         self._buffers.append(buffer)

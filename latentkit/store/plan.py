@@ -146,7 +146,8 @@ def read_plan(folder: Folder, number: int) -> Plan:
         fingerprint = settings.pop("fingerprint")
         plan = Plan(number, PlanSettings(**settings), table.select(["key", "stamp", "attributes", "unit"]))
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{folder}/{name}: the plan is damaged ({type(error).__name__}); delete the folder, or the plan if no unit is there") from error
+        advice = "delete the folder, or the plan if no unit is there"
+        raise StoreError(f"{folder}/{name}: the plan is damaged ({type(error).__name__}); {advice}") from error
     if fingerprint != plan.settings.fingerprint:
         raise StoreError(f"{folder}/{name}: the plan's fingerprint doesn't belong to its parts; the file was changed")
     return plan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, overload
@@ -20,8 +21,8 @@ from latentkit.store.folder import Folder, open_folder
 from latentkit.store.index import read_dataset, read_index
 from latentkit.store.loader import Batches
 from latentkit.store.mapped import Array, BufferPool, MappedUnit, take_rows
-from latentkit.store.plan import counting_parts
 from latentkit.store.order import Shuffle, Tail
+from latentkit.store.plan import counting_parts
 from latentkit.store.posterior import Normalizer, Posterior, draw
 
 Rows = npt.NDArray[np.int64]
@@ -110,7 +111,7 @@ class LatentDataset:
     # ------------------------------------------------------------ single items
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """{"latent": (C, h, w) float32, "key", "view", and the columns asked for}; "moments" instead of "latent" with posterior="moments"."""
+        """One row: {"latent": (C, h, w) float32, "key", "view", and the columns asked for}; with posterior="moments", "moments"."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"row {index} of a latent dataset of {len(self)}")
         row = self.rows(np.array([index % len(self)]), self.epoch)
@@ -154,7 +155,8 @@ class LatentDataset:
     ) -> Batches:
         """Batches of one bucket each, this rank's share: {"latent": (N, C, h, w) float32, "key": [...], "view": [...], columns: [...]}.
 
-        Every row comes once per epoch over all ranks, in equally many batches on each. Iterating again is the next epoch, unless `set_epoch` says another.
+        Every row comes once per epoch over all ranks, in equally many batches on each. Iterating again is the next epoch, unless
+        `set_epoch` says another.
 
         Args:
             batch_size: rows of a batch, at most.
@@ -178,7 +180,7 @@ class LatentDataset:
 
     def load(self, rows: Rows, epoch: int, number: int, pool: BufferPool) -> dict[str, Any]:
         """One batch of rows of one bucket; (seed, epoch, number) decides the draw."""
-        stored = self._gather(rows, pool)
+        stored = self._gather(rows, pool, means_only=self.has_moments and self.posterior == "mean")
         as_stored = self.output_name != "latent"
         batch: dict[str, Any] = {self.output_name: stored if as_stored else self._latents(stored, epoch, number, pool)}
         labels = self._table.take(pa.array(rows))
@@ -209,7 +211,8 @@ class LatentDataset:
             made_by, now = counting_parts(self._document["parts"]), counting_parts(line.fingerprint_parts(encoder))
             different = [name for name in now if name.startswith("encoder.") and made_by.get(name) != now[name]]
             if different:
-                raise FingerprintError(f"{self.folder} was made by another encoder than its recipe now opens: {', '.join(different)} differ")
+                names = ", ".join(different)
+                raise FingerprintError(f"{self.folder} was made by another encoder than its recipe now opens: {names} differ")
             self._opened_decoder = encoder
         return self._opened_decoder
 
@@ -222,8 +225,8 @@ class LatentDataset:
         generator = torch.Generator().manual_seed(_mix(self.seed, epoch, number))
         return self._normalize(draw(stored, generator, out))
 
-    def _gather(self, rows: Rows, pool: BufferPool) -> Tensor:
-        """Rows of one bucket as stored: (N, 2C, h, w), (N, C, h, w) for the means alone, or (N, C, h, w) latents."""
+    def _gather(self, rows: Rows, pool: BufferPool, means_only: bool = False) -> Tensor:
+        """Rows of one bucket as stored: moments (N, 2C, h, w), of which the means alone are (N, C, h, w), or latents (N, C, h, w)."""
         bucket = self._buckets[int(self._bucket_of_row[rows[0]])]
         units = self._unit_of_row[rows]
         order = None
@@ -232,9 +235,12 @@ class LatentDataset:
             rows, units = rows[order], units[order]
         bounds = [0, *(np.flatnonzero(np.diff(units)) + 1).tolist(), len(rows)]
         pieces = []
-        for start, stop in zip(bounds, bounds[1:], strict=False):
-            array, factor = self._stored(int(units[start]), bucket)
-            pieces.append((array, self._row_in_unit[rows[start:stop]] * factor))
+        for start, stop in itertools.pairwise(bounds):
+            array, numbers = self._stored(int(units[start]), bucket), self._row_in_unit[rows[start:stop]]
+            if means_only:
+                # Mean and logvar of a row lie one after the other: as twice as many rows, the means are the even ones.
+                array, numbers = array.reshape(len(array) * 2, array.shape[1] // 2, *array.shape[2:]), numbers * 2
+            pieces.append((array, numbers))
         out = pool.get((len(rows), *pieces[0][0].shape[1:]), pieces[0][0].dtype)
         take_rows(pieces, out)
         tensor = torch.from_numpy(out)
@@ -242,21 +248,19 @@ class LatentDataset:
             tensor = tensor.view(torch.bfloat16)
         return tensor if order is None else tensor[torch.from_numpy(np.argsort(order))]
 
-    def _stored(self, unit: int, bucket: str) -> tuple[Array, int]:
-        """A unit's tensor of a bucket, and what a row number is multiplied by: with posterior="mean" every other half row is read."""
+    def _stored(self, unit: int, bucket: str) -> Array:
+        """A unit's tensor of a bucket, memory-mapped."""
         if unit not in self._units:
             name = self._unit_names[unit]
             self._units[unit] = MappedUnit(self.folder, name, self._document["units"][name])
-        array = self._units[unit].tensor(f"{bucket}/{self.tensor_name}")
-        if self.has_moments and self.posterior == "mean":
-            return array.reshape(len(array) * 2, array.shape[1] // 2, *array.shape[2:]), 2
-        return array, 1
+        return self._units[unit].tensor(f"{bucket}/{self.tensor_name}")
 
     def _check_posterior(self, posterior: Posterior | None) -> Posterior:
         if posterior not in (None, "sample", "mean", "moments"):
             raise ValueError(f"posterior must be 'sample', 'mean' or 'moments', got {posterior!r}")
         if posterior in ("sample", "moments") and not self.has_moments:
-            raise ValueError(f"posterior={posterior!r} needs stored moments; {self.folder} has kind {self.layout.kind}, store {self._document['store']!r}")
+            stored = f"kind {self.layout.kind}, store {self._document['store']!r}"
+            raise ValueError(f"posterior={posterior!r} needs stored moments; {self.folder} has {stored}")
         return posterior or ("sample" if self.has_moments else "mean")
 
     def _load_index(self, views: Views) -> None:

@@ -1,6 +1,7 @@
 """Mean and variance per latent channel, in float64, in pieces that add up the same whatever the number of processes.
 
-Pieces are merged by the parallel formula of Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances" (1979), eq. 2.1.
+Pieces are merged by the parallel formula of Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample
+Variances" (1979), eq. 2.1.
 """
 
 from __future__ import annotations

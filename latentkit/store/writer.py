@@ -89,7 +89,7 @@ class UnitWriter:
         Rows that are not finite are skipped with a reason instead.
         """
         keep = _finite_rows(tensors)
-        for place in np.flatnonzero(~keep):
+        for place in np.flatnonzero(~keep).tolist():
             self.skip(labels[place], NOT_FINITE)
         if not keep.all():
             chosen = torch.from_numpy(keep)
@@ -133,7 +133,7 @@ class UnitWriter:
             file = tempfile.SpooledTemporaryFile(max_size=SPILL_BYTES)  # noqa: SIM115  # closed by close()
             spool = self._spools[name] = _Spool(file, DTYPE_CODES[tensor.dtype], tuple(tensor.shape[1:]))
         first = spool.num_rows
-        spool.file.write(memoryview(tensor.view(torch.uint8).numpy()).cast("B"))
+        spool.file.write(tensor.view(torch.uint8).numpy().data.cast("B"))
         spool.num_rows += len(tensor)
         return first
 

@@ -1,0 +1,244 @@
+"""Encoder `tiny-kl`: the small KL autoencoder whose weights lie inside the package."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import latentkit
+from latentkit.builtin import TinyKLConfig
+from latentkit.contracts import BuildContext, InputSpec, LatentLayout, Normalization, SizeRule
+from latentkit.encoders.hashing import hash_tensors
+from latentkit.encoders.tiny_kl_network import CHANNELS, DOWNSCALE, TinyKL
+from latentkit.errors import EncoderError
+
+SHIPPED = Path(latentkit.__file__).parent / "weights" / "tiny-kl"
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+"""diffusers' name for it."""
+HALVES = ("encoder", "decoder")
+
+
+def open_tiny_kl(config: TinyKLConfig, context: BuildContext) -> TinyKLEncoder:
+    """The encoder with the weights that `config` names, on the context's device.
+
+    Raises:
+        EncoderError: the folder holds no such model, or weights that don't fit its config; names the keys.
+    """
+    dtype = getattr(torch, config.dtype)
+    if config.init == "random":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(context.seed)
+            return TinyKLEncoder(build_network({}, Path()), None, dtype, context.device)
+    folder = SHIPPED if config.model is None else context.recipe_dir / Path(config.model).expanduser()
+    with torch.device("meta"):
+        network = build_network(read_config(folder), folder)
+    check_weights(folder / WEIGHTS_NAME, network)
+    return TinyKLEncoder(network, folder / WEIGHTS_NAME, dtype, context.device)
+
+
+class TinyKLEncoder:
+    """RGB pictures to 4 channels at an eighth of the size, and back; satisfies `Encoder`, `Decodes` and `Trainable`.
+
+    Each half of the network is loaded when it is first used, so encoding never reads the decoder.
+    """
+
+    modality = "image"
+    input = InputSpec(channels=3, sizes={"H": SizeRule(multiple=DOWNSCALE), "W": SizeRule(multiple=DOWNSCALE)})
+    layout = LatentLayout(name="latent", kind="gaussian", axes="CHW", channels=CHANNELS, downscale=DOWNSCALE)
+
+    def __init__(self, network: TinyKL, weights: Path | None, dtype: torch.dtype, device: str) -> None:
+        """Takes a network on torch's device "meta" with the file to load it from, or a ready one with None."""
+        self._network = network
+        self._weights = weights
+        self._dtype = dtype
+        self._unloaded = set(HALVES if weights is not None else ())
+        if weights is None:
+            for half in HALVES:
+                move(network.get_submodule(half), device, dtype)
+        self._device = torch.device(device)
+
+    @property
+    def normalization(self) -> Normalization:
+        """Per channel, (z - latents_mean) / latents_std, when the model was measured; else by its shift and scaling factor."""
+        config: Mapping[str, Any] = self._network.config
+        if config["latents_mean"] is None or config["latents_std"] is None:
+            return Normalization(shift=config["shift_factor"], scale=config["scaling_factor"])
+        return Normalization(shift=tuple(config["latents_mean"]), scale=tuple(1 / std for std in config["latents_std"]))
+
+    def encode(self, batch: Tensor) -> dict[str, Tensor]:
+        """Posterior moments of a batch of pictures.
+
+        Args:
+            batch: (N, 3, H, W) float32 in [-1, 1]; H and W divisible by 8.
+
+        Returns:
+            "mean" and "logvar", each (N, 4, H / 8, W / 8), unscaled, in the encoder's dtype; logvar in [-30, 20].
+
+        Raises:
+            ValueError: another shape; names it.
+        """
+        if batch.ndim != 4 or batch.shape[1] != 3 or batch.shape[2] % DOWNSCALE or batch.shape[3] % DOWNSCALE:
+            found = " x ".join(map(str, batch.shape))
+            raise ValueError(f"tiny-kl: expected (N, 3, H, W) with H and W divisible by {DOWNSCALE}, got {found}")
+        network = self._loaded("encoder")
+        with torch.inference_mode():
+            moments = network.encode(self._arranged(batch, network.encoder))
+        return {"mean": moments.mean, "logvar": moments.logvar}
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures of raw latents.
+
+        Args:
+            latents: (N, 4, h, w), unscaled.
+
+        Returns:
+            (N, 3, 8 h, 8 w) in the encoder's dtype, about in [-1, 1], not clamped.
+
+        Raises:
+            ValueError: another shape; names it.
+        """
+        if latents.ndim != 4 or latents.shape[1] != CHANNELS:
+            raise ValueError(f"tiny-kl: expected latents (N, {CHANNELS}, h, w), got {' x '.join(map(str, latents.shape))}")
+        network = self._loaded("decoder")
+        with torch.inference_mode():
+            return network.decode(self._arranged(latents, network.decoder))
+
+    def fingerprint(self) -> dict[str, str]:
+        """Hashes of the two halves' tensors as they are computed with: "weights" decides latents, "decoder" doesn't."""
+        return {"weights": hash_tensors(self._tensors("encoder")), "decoder": hash_tensors(self._tensors("decoder"))}
+
+    # ------------------------------------------------------------ training
+
+    @property
+    def module(self) -> nn.Module:
+        """The whole network; training changes the one that `encode` and `decode` use.
+
+        Raises:
+            EncoderError: the dtype isn't float32, which weights in training must have.
+        """
+        if self._dtype != torch.float32:
+            raise EncoderError(f"tiny-kl: training needs dtype: float32, got {str(self._dtype).removeprefix('torch.')}")
+        for half in HALVES:
+            self._loaded(half)
+        return self._network
+
+    def last_layer(self) -> nn.Parameter:
+        """The weight of the decoder's last convolution, (48, C, 3, 3)."""
+        weight = self._loaded("decoder").decoder.pixels.weight
+        assert isinstance(weight, nn.Parameter)
+        return weight
+
+    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Put measured mean and standard deviation of raw latents per channel, (4,) each, into the config that `save` writes.
+
+        Shift and scaling factor, those of all channels together, follow from them.
+        """
+        centre = float(mean.double().mean())
+        spread = float((std.double().square() + (mean.double() - centre).square()).mean().sqrt())
+        values = {"latents_mean": mean.tolist(), "latents_std": std.tolist(), "shift_factor": centre, "scaling_factor": 1 / spread}
+        self._network.register_to_config(**values)  # type: ignore[no-untyped-call]
+
+    def save(self, folder: Path) -> None:
+        """Write config.json and the weights, as float16: half the bytes, and rounding far below what 8-bit pictures show."""
+        tensors = {f"{half}.{name}": tensor for half in HALVES for name, tensor in self._tensors(half).items()}
+        stored = {name: tensor.to("cpu", torch.float16).contiguous() for name, tensor in tensors.items()}
+        self._network.save_config(folder)
+        save_file(stored, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+
+    # ------------------------------------------------------------ loading
+
+    def _loaded(self, half: str) -> TinyKL:
+        if half in self._unloaded:
+            module = self._network.get_submodule(half)
+            module.load_state_dict(self._tensors(half), assign=True)
+            move(module, self._device, self._dtype)
+            self._unloaded.remove(half)
+        return self._network
+
+    def _tensors(self, half: str) -> dict[str, Tensor]:
+        """Of one half, in the encoder's dtype: read from the file until they are loaded."""
+        if half not in self._unloaded:
+            return self._network.get_submodule(half).state_dict()
+        assert self._weights is not None
+        with safe_open(self._weights, "pt") as file:
+            names = [name for name in file.keys() if name.startswith(f"{half}.")]  # noqa: SIM118  (not a mapping)
+            return {name.removeprefix(f"{half}."): file.get_tensor(name).to(self._dtype) for name in names}
+
+    def _arranged(self, batch: Tensor, module: nn.Module) -> Tensor:
+        device = next(module.parameters()).device  # training may have moved the network
+        return batch.to(device=device, dtype=self._dtype, memory_format=torch.channels_last)
+
+
+def move(module: nn.Module, device: torch.device | str, dtype: torch.dtype) -> None:
+    """Put a module on a device, in a dtype, channels last: the memory format in which convolutions are quick."""
+    module.to(device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The values of a model folder's config.json that `TinyKL` takes.
+
+    Raises:
+        EncoderError: no such file, not JSON, of another class, or with keys `TinyKL` hasn't.
+    """
+    path = folder / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise EncoderError(f"{path}: {error.strerror}; expected a tiny-kl model's folder, with config.json and {WEIGHTS_NAME}") from error
+    except ValueError as error:
+        raise EncoderError(f"{path}: not JSON: {error}") from error
+    name = values.get("_class_name") if isinstance(values, Mapping) else None
+    if name != TinyKL.__name__:
+        raise EncoderError(f"{path}: expected _class_name 'TinyKL', got {name!r}; other autoencoders are opened by the encoder 'diffusers'")
+    known = inspect.signature(TinyKL.__init__).parameters
+    unknown = sorted(key for key in values if key not in known and not key.startswith("_"))
+    if unknown:
+        raise EncoderError(f"{path}: keys that tiny-kl doesn't have: {', '.join(unknown)}")
+    return {key: value for key, value in values.items() if not key.startswith("_")}
+
+
+def build_network(values: Mapping[str, Any], folder: Path) -> TinyKL:
+    """The network of a config, on the current default device.
+
+    Raises:
+        EncoderError: values it can't be built with.
+    """
+    for key in ("latents_mean", "latents_std"):
+        if values.get(key) is not None and len(values[key]) != CHANNELS:
+            raise EncoderError(f"{folder / 'config.json'}: {key}: expected {CHANNELS} numbers, got {values[key]!r}")
+    try:
+        network: TinyKL = TinyKL(**values)
+        return network
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise EncoderError(f"{folder / 'config.json'}: no network can be built from it: {error}") from error
+
+
+def check_weights(path: Path, network: nn.Module) -> None:
+    """Nothing, if the file holds exactly the network's tensors, judging by its header.
+
+    Raises:
+        EncoderError: it can't be read, or keys are missing, unexpected or of another shape; names them.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+    except (OSError, SafetensorError) as error:
+        raise EncoderError(f"{path}: the weights can't be read: {error}") from error
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    misshaped = [key for key in sorted(expected) if found.get(key, expected[key]) != expected[key]]
+    problems = {
+        "missing": sorted(expected.keys() - found.keys()),
+        "unexpected": sorted(found.keys() - expected.keys()),
+        "of another shape": [f"{key} {found[key]}, expected {expected[key]}" for key in misshaped],
+    }
+    if any(problems.values()):
+        lines = "; ".join(f"{kind}: {', '.join(keys)}" for kind, keys in problems.items() if keys)
+        raise EncoderError(f"{path}: the weights don't fit the config beside them. {lines}")

@@ -1,0 +1,166 @@
+"""The network of `tiny-kl`: a small KL autoencoder for RGB pictures, built to be quick on a CPU and quick to train.
+
+Both halves are a linear map between 8 x 8 patches and 4 latent channels, plus a residual network whose output starts at zero. The linear
+maps start as four functions of the discrete cosine transform: luma, its two slowest waves, and one colour difference. So training starts
+near the quality of principal components and spends its time on what linear algebra can't do. There is no normalisation layer: residual
+branches that start at zero train without, and a picture's latents then don't depend on what lies far away in it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle, silu
+
+from latentkit.contracts import Moments, Reconstruction
+
+DOWNSCALE = 8
+CHANNELS = 4
+LOGVAR_RANGE = (-30.0, 20.0)
+START_LOGVAR = -6.0
+"""Of an untrained network: noise of a twentieth of a latent's standard deviation, which training then lowers."""
+BRANCH_GAIN = 0.2
+"""Factor of what the residual networks add. Adam's first steps move every weight by the learning rate, however small its
+gradient is, and behind a layer that starts at zero that is a jump; the factor makes it a small one, so that a higher rate is stable."""
+
+
+class Residual(nn.Module):
+    """x + two 3 x 3 convolutions of x; starts as the identity."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = zeroed(nn.Conv2d(channels, channels, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + cast(Tensor, self.second(silu(self.first(x))))
+
+
+class Encoder(nn.Module):
+    """(N, 3, H, W) in [-1, 1] to mean and logvar, (N, 8, H / 8, W / 8)."""
+
+    def __init__(self, widths: Sequence[int], blocks: Sequence[int]) -> None:
+        super().__init__()
+        quarter, eighth = widths
+        self.linear = nn.Conv2d(3 * DOWNSCALE**2, CHANNELS, 1)
+        self.start = nn.Conv2d(3 * 4**2, quarter, 3, padding=1)
+        self.quarter = nn.Sequential(*(Residual(quarter) for _ in range(blocks[0])))
+        self.down = nn.Conv2d(quarter * 2**2, eighth, 1)
+        self.eighth = nn.Sequential(*(Residual(eighth) for _ in range(blocks[1])))
+        self.moments = zeroed(nn.Conv2d(eighth, 2 * CHANNELS, 3, padding=1))
+        with torch.no_grad():
+            self.linear.weight.copy_((start_basis() / start_spread()[:, None])[:, :, None, None])
+            zeroed_bias(self.linear)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.quarter(self.start(pixel_unshuffle(images, 4)))
+        hidden = self.eighth(self.down(pixel_unshuffle(hidden, 2)))
+        mean, logvar = (BRANCH_GAIN * self.moments(hidden)).chunk(2, dim=1)
+        return torch.cat([self.linear(pixel_unshuffle(images, DOWNSCALE)) + mean, START_LOGVAR + logvar], dim=1)
+
+
+class Decoder(nn.Module):
+    """Raw latents (N, 4, h, w) to (N, 3, 8 h, 8 w), about in [-1, 1] and not clamped."""
+
+    def __init__(self, widths: Sequence[int], blocks: Sequence[int]) -> None:
+        super().__init__()
+        quarter, eighth = widths
+        self.linear = nn.Conv2d(CHANNELS, 3 * DOWNSCALE**2, 3, padding=1)
+        self.start = nn.Conv2d(CHANNELS, eighth, 3, padding=1)
+        self.eighth = nn.Sequential(*(Residual(eighth) for _ in range(blocks[1])))
+        self.up = nn.Conv2d(eighth, quarter * 2**2, 1)
+        self.quarter = nn.Sequential(*(Residual(quarter) for _ in range(blocks[0])))
+        self.pixels = zeroed(nn.Conv2d(quarter, 3 * 4**2, 3, padding=1))
+        with torch.no_grad():
+            self.linear.weight.zero_()
+            self.linear.weight[:, :, 1, 1] = (start_basis() * start_spread()[:, None]).T
+            zeroed_bias(self.linear)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        hidden = self.eighth(self.start(latents))
+        detail = pixel_shuffle(self.pixels(self.quarter(pixel_shuffle(self.up(hidden), 2))), 4)
+        return pixel_shuffle(self.linear(latents), DOWNSCALE) + BRANCH_GAIN * detail
+
+
+class TinyKL(ModelMixin, ConfigMixin):
+    """KL autoencoder in diffusers' folder format; `TinyKL.from_pretrained(folder)` loads what training wrote.
+
+    Args:
+        encoder_widths: channels at a quarter and at an eighth of the picture's size.
+        encoder_blocks: residual blocks at the same two sizes.
+        decoder_widths: as for the encoder.
+        decoder_blocks: as for the encoder.
+        scaling_factor: 1 / standard deviation of all latents together, measured after training.
+        shift_factor: mean of all latents together.
+        latents_mean: mean of each latent channel; None before it was measured.
+        latents_std: standard deviation of each latent channel, of a draw; None before it was measured.
+    """
+
+    config_name = "config.json"  # type: ignore[assignment]
+
+    @register_to_config  # type: ignore[untyped-decorator]
+    def __init__(
+        self,
+        encoder_widths: Sequence[int] = (48, 96),
+        encoder_blocks: Sequence[int] = (1, 3),
+        decoder_widths: Sequence[int] = (64, 128),
+        decoder_blocks: Sequence[int] = (2, 4),
+        scaling_factor: float = 1.0,
+        shift_factor: float = 0.0,
+        latents_mean: Sequence[float] | None = None,
+        latents_std: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.encoder = Encoder(encoder_widths, encoder_blocks)
+        self.decoder = Decoder(decoder_widths, decoder_blocks)
+
+    def encode(self, images: Tensor) -> Moments:
+        """Posterior of (N, 3, H, W) in [-1, 1], H and W divisible by 8: each (N, 4, H / 8, W / 8), logvar in [-30, 20]."""
+        mean, logvar = self.encoder(images).chunk(2, dim=1)
+        return Moments(mean, logvar.clamp(*LOGVAR_RANGE))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures (N, 3, 8 h, 8 w) of raw latents (N, 4, h, w); about in [-1, 1], not clamped."""
+        return cast(Tensor, self.decoder(latents))
+
+    def forward(self, images: Tensor) -> Reconstruction:
+        """Pictures through a draw of their posterior, from torch's global random numbers; moments and draw in float32."""
+        moments = self.encode(images)
+        moments = Moments(moments.mean.float(), moments.logvar.float())
+        latents = moments.mean + torch.exp(0.5 * moments.logvar) * torch.randn_like(moments.mean)
+        return Reconstruction(output=self.decode(latents), latents=latents, moments=moments)
+
+
+def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
+    """The layer, giving zero."""
+    nn.init.zeros_(layer.weight)
+    return zeroed_bias(layer)
+
+
+def zeroed_bias(layer: nn.Conv2d) -> nn.Conv2d:
+    """The layer, its bias zero."""
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def start_basis() -> Tensor:
+    """Four orthonormal functions on an 8 x 8 RGB patch, (4, 192), values in `pixel_unshuffle`'s order (colour, row, column)."""
+    flat = torch.ones(DOWNSCALE)
+    wave = math.sqrt(2) * torch.cos((torch.arange(DOWNSCALE) + 0.5) * math.pi / DOWNSCALE)
+    luma = torch.tensor([1.0, 1.0, 1.0]) / math.sqrt(3)
+    warmth = torch.tensor([1.0, 0.0, -1.0]) / math.sqrt(2)
+    parts = [(luma, flat, flat), (luma, flat, wave), (luma, wave, flat), (warmth, flat, flat)]
+    patches = [torch.einsum("c,i,j->cij", *part) for part in parts]
+    return torch.stack([patch.flatten() for patch in patches]) / DOWNSCALE
+
+
+def start_spread() -> Tensor:
+    """About the standard deviation of photographs' coefficients in `start_basis`, (4,); latents then start near unit variance."""
+    return torch.tensor([7.0, 2.0, 2.0, 2.0])

@@ -1,0 +1,97 @@
+"""What an encoder says of itself: what it takes, what it gives, and how that is normalised. Importing this loads no torch.
+
+Plugins import these from `latentkit.contracts`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SizeRule:
+    """Sizes allowed on one axis: `multiple * k + offset`, between `minimum` and `maximum` (None: no limit)."""
+
+    multiple: int = 1
+    offset: int = 0
+    minimum: int = 1
+    maximum: int | None = None
+
+    def allows(self, size: int) -> bool:
+        """Whether `size` fits the rule."""
+        fits = size >= self.minimum and (self.maximum is None or size <= self.maximum)
+        return fits and (size - self.offset) % self.multiple == 0
+
+    def __str__(self) -> str:
+        text = f"{self.multiple} * k + {self.offset}" if self.offset else f"a multiple of {self.multiple}"
+        return text + (f", at most {self.maximum}" if self.maximum is not None else "")
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What an encoder takes.
+
+    Args:
+        channels: of the input (3 for RGB).
+        range: lowest and highest value, such as (-1.0, 1.0).
+        sizes: rule per axis letter ("H", "W", "T", "L"); an axis left out is free.
+        sample_rate_hz: of audio; None elsewhere.
+    """
+
+    channels: int
+    range: tuple[float, float] = (-1.0, 1.0)
+    sizes: Mapping[str, SizeRule] = field(default_factory=dict)
+    sample_rate_hz: int | None = None
+
+
+@dataclass(frozen=True)
+class LatentLayout:
+    """Shape and kind of an encoder's latents.
+
+    Args:
+        name: of the tensor when datasets are joined, such as "latent" or "text-embedding".
+        kind: "gaussian" (mean and logvar), "deterministic" ("latent") or "quantised" ("indices").
+        axes: one letter per axis of one latent, without the batch: "CHW", "CTHW", "CL".
+        channels: C of the latent.
+        downscale: input size over latent size, one number for all axes but C, or one per axis but C, in their order.
+        ragged_axis: letter of the axis whose length differs from row to row; None when there is none.
+    """
+
+    name: str
+    kind: Literal["gaussian", "deterministic", "quantised"]
+    axes: str
+    channels: int
+    downscale: int | tuple[int, ...]
+    ragged_axis: str | None = None
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """latent = (fold(z) - shift) * scale, applied when latents are read, never when they are stored.
+
+    Args:
+        shift: a number, one per folded channel, or a nested list shaped like one folded latent.
+        scale: the same.
+        fold: factor per latent axis letter that is moved into channels first, such as {"H": 2, "W": 2}; empty for none.
+    """
+
+    shift: float | Sequence[Any] = 0.0
+    scale: float | Sequence[Any] = 1.0
+    fold: Mapping[str, int] = field(default_factory=dict)
+
+    def apply(self, latents: Tensor, axes: str = "CHW") -> Tensor:
+        """Raw latents, (..., C, h, w) in any float dtype, to what a trainer sees, in the same dtype."""
+        from latentkit.normalize import apply
+
+        return apply(self, latents, axes)
+
+    def invert(self, latents: Tensor, axes: str = "CHW") -> Tensor:
+        """What a trainer sees back to raw latents, in the same dtype."""
+        from latentkit.normalize import invert
+
+        return invert(self, latents, axes)

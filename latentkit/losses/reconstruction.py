@@ -1,0 +1,25 @@
+"""Losses `l1` and `mse`: how far a reconstruction is from its input, per value."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from latentkit.contracts import LossBatch
+
+
+def l1(batch: LossBatch) -> Tensor:
+    """Mean absolute error of each sample's values, (N,) float32, in units of the input's range."""
+    return _mean((batch.reconstruction.output.float() - batch.inputs.float()).abs(), batch.mask)
+
+
+def mse(batch: LossBatch) -> Tensor:
+    """Mean squared error of each sample's values, (N,) float32, in squared units of the input's range."""
+    return _mean((batch.reconstruction.output.float() - batch.inputs.float()).square(), batch.mask)
+
+
+def _mean(errors: Tensor, mask: Tensor | None) -> Tensor:
+    """(N, C, ...) to (N,), over the values that count; 0 for a sample in which none does."""
+    if mask is None:
+        return errors.flatten(1).mean(dim=1)
+    counts = mask.to(errors.dtype).expand_as(errors).flatten(1)
+    return (errors.flatten(1) * counts).sum(dim=1) / counts.sum(dim=1).clamp(min=1)

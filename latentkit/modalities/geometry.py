@@ -1,0 +1,112 @@
+"""Which part of a picture a view keeps, and to which shape it goes: pure arithmetic on heights and widths.
+
+Shapes are (height, width) in pixels, everywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from latentkit.contracts import SizeRule
+
+Shape = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Box:
+    """A part of a picture, in pixels of the upright original; the corner counts from the top left one."""
+
+    top: float
+    left: float
+    height: float
+    width: float
+
+    def edges(self) -> tuple[float, float, float, float]:
+        """Left, top, right, bottom: the order that Pillow wants."""
+        return self.left, self.top, self.left + self.width, self.top + self.height
+
+    def rounded(self) -> list[float]:
+        """Top, left, height, width to a ten-thousandth of a pixel, for a ledger."""
+        return [round(value, 4) for value in (self.top, self.left, self.height, self.width)]
+
+
+# ---------------------------------------------------------------- crops
+
+
+def whole(picture: Shape) -> Box:
+    """All of a picture."""
+    return Box(0.0, 0.0, float(picture[0]), float(picture[1]))
+
+
+def crop_box(picture: Shape, target: Shape, across: float = 0.5, down: float = 0.5, scale: float = 1.0) -> Box:
+    """The part of `picture` with the aspect of `target`.
+
+    Args:
+        picture: (height, width) that is cut.
+        target: (height, width) whose aspect the part has.
+        across: where the part lies from left (0) to right (1); 0.5 is the middle.
+        down: where it lies from top (0) to bottom (1).
+        scale: its side over that of the largest part that fits, above 0, at most 1.
+    """
+    height, width = picture
+    pixels_per_target_pixel = min(height / target[0], width / target[1])
+    # The largest part touches two borders: min() keeps rounding from putting it a hair outside.
+    part_height = min(float(height), target[0] * pixels_per_target_pixel) * scale
+    part_width = min(float(width), target[1] * pixels_per_target_pixel) * scale
+    return Box((height - part_height) * down, (width - part_width) * across, part_height, part_width)
+
+
+def draw_fractions(seed: int, key: str, view: str, count: int) -> list[float]:
+    """`count` numbers, evenly spread over [0, 1), that depend on the three names alone: the same in every process and release."""
+    digest = hashlib.sha256(json.dumps([seed, key, view]).encode("ascii")).digest()
+    return [int.from_bytes(digest[8 * i : 8 * i + 8], "big") / 2**64 for i in range(count)]
+
+
+# ---------------------------------------------------------------- buckets
+
+
+def bucket_shapes(area: int, step: int, shortest: int | None, longest: int | None, aspect: float) -> list[Shape]:
+    """All buckets, from the flattest to the tallest: for each side, the largest other side that the area allows, and the square.
+
+    Args:
+        area: pixels of a bucket, at most.
+        step: sides are multiples of this.
+        shortest: of the sides; None: half the side of the square of that area.
+        longest: of the sides; None: twice the side of the square of that area.
+        aspect: longer over shorter side, at most.
+
+    Returns:
+        At least one shape, or an empty list when none fits.
+    """
+    root = math.isqrt(area)
+    first = math.ceil((root // 2 if shortest is None else shortest) / step) * step
+    last = (2 * root if longest is None else longest) // step * step
+    first = max(first, step)
+    square = min(root // step * step, last)
+    shapes = {(square, square)} if square >= first else set()
+    for side in range(first, last + 1, step):
+        other = min(area // side // step * step, last)
+        if other >= first and max(side, other) <= aspect * min(side, other):
+            shapes |= {(side, other), (other, side)}
+    return sorted(shapes, key=lambda shape: (shape[0] / shape[1], shape))
+
+
+def nearest_shape(shapes: Iterable[Shape], picture: Shape) -> Shape:
+    """The shape whose aspect is nearest to the picture's on a logarithmic scale; ties go to the larger, then to the flatter one."""
+    wanted = math.log(picture[0] / picture[1])
+    # Rounded, so that a tie is a tie whatever the last bit of a logarithm is on this machine.
+    return min(shapes, key=lambda shape: (round(abs(math.log(shape[0] / shape[1]) - wanted), 9), -shape[0] * shape[1], shape))
+
+
+# ---------------------------------------------------------------- what an encoder takes
+
+
+def nearest_allowed(size: int, rule: SizeRule) -> Sequence[int]:
+    """The next smaller and the next larger size that a rule allows, as far as there are any."""
+    smaller = (other for other in range(size - 1, 0, -1) if rule.allows(other))
+    larger = (other for other in range(size + 1, max(size, rule.minimum) + rule.multiple + 1) if rule.allows(other))
+    return [found for found in (next(smaller, None), next(larger, None)) if found is not None]

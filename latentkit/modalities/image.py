@@ -1,0 +1,184 @@
+"""Modality `image`: picture files to tensors of one shape per bucket, and tensors to a contact sheet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+
+from latentkit.contracts import BuildContext, InputSpec, Prepared, Sample
+from latentkit.errors import RecipeError, SampleError, SourceError
+from latentkit.modalities.geometry import Box, Shape, bucket_shapes, crop_box, draw_fractions, nearest_allowed, nearest_shape, whole
+from latentkit.modalities.picture import decode_picture, known_formats, open_picture
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from latentkit.builtin import ImageConfig
+
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+SHEET_GAP_PIXELS = 4
+SHEET_COLOUR = (255, 255, 255)
+
+
+class ImageModality:
+    """Pictures as (C, H, W) float32 in the encoder's range, in sRGB; C is 3, or 1 (luma) or 4 (with alpha) where the encoder takes that.
+
+    Args:
+        config: size or buckets, crop and views.
+        context: seed of the random crops, and what the encoder takes.
+
+    Raises:
+        RecipeError: channels or sizes that the encoder does not take; names the sizes next to them.
+    """
+
+    metrics: Sequence[str] = ("psnr", "ssim")
+
+    def __init__(self, config: ImageConfig, context: BuildContext) -> None:
+        self._config = config
+        self._seed = context.seed
+        self._input = context.input or InputSpec(channels=3)
+        if self._input.channels not in MODES:
+            raise RecipeError(f"modality image makes 1, 3 or 4 channels, but the encoder takes {self._input.channels}")
+        self._shapes = _target_shapes(config, self._input)
+        self._formats = known_formats()
+
+    def prepare(self, sample: Sample) -> Iterator[Prepared]:
+        """Every view of a picture, in the recipe's order: (C, H, W) float32 in the encoder's range, from one decode.
+
+        Raises:
+            SampleError: not a picture, broken, too large, or too small under `on_small: skip`.
+            SourceError: too small under `on_small: fail`.
+            OSError: the media can't be reached.
+        """
+        picture = open_picture(sample.read(), self._formats, self._config.max_pixels)
+        self._check_small(sample.key, picture.width, picture.height)
+        picture = decode_picture(picture, MODES[self._input.channels], self._config.background)
+        original = (picture.height, picture.width)
+        shape = nearest_shape(self._shapes, original)
+        crops: dict[str, tuple[Box, Image.Image]] = {}
+        for view in self._config.views:
+            crop = _unflipped(view)
+            if crop not in crops:
+                box = self._box(sample.key, crop, original, shape)
+                crops[crop] = box, picture.resize((shape[1], shape[0]), Image.Resampling.LANCZOS, box=box.edges())
+            box, resized = crops[crop]
+            if view != crop:
+                resized = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            geometry = {"height": original[0], "width": original[1], "crop": box.rounded(), "flip": view != crop}
+            yield Prepared(view, f"{shape[0]}x{shape[1]}", _to_tensor(resized, self._input.range), geometry)
+
+    def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
+        """Write a PNG with a row of pictures per inner sequence, whatever the sizes; parent folders are made.
+
+        Args:
+            tensors: (C, H, W) each, C of 1, 3 or 4, any float dtype and device, in the encoder's range; what lies outside is clipped.
+            path: file to write.
+
+        Raises:
+            ValueError: no tensor at all, or one of another shape.
+        """
+        rows = [[_to_picture(tensor, self._input.range) for tensor in row] for row in tensors if len(row)]
+        if not rows:
+            raise ValueError("render needs at least one tensor, got none")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _contact_sheet(rows).save(path, format="PNG")
+
+    def _check_small(self, key: str, width: int, height: int) -> None:
+        limit = self._config.min_size
+        if min(width, height) >= limit or self._config.on_small == "upscale":
+            return
+        reason = f"{width} x {height} pixels (width x height), too small: min_size is {limit}"
+        if self._config.on_small == "skip":
+            raise SampleError(reason)
+        raise SourceError(f"sample {key!r}: {reason}; lower modality.with.min_size, or set on_small to skip or upscale")
+
+    def _box(self, key: str, crop: str, original: Shape, shape: Shape) -> Box:
+        """The part of the original that a view shows, before it is mirrored."""
+        if crop == "plain" and self._config.crop == "none":
+            return whole(original)
+        if crop == "plain" and self._config.crop == "center":
+            return crop_box(original, shape)
+        across, down, zoom = draw_fractions(self._seed, key, crop, 3)
+        smallest, largest = self._config.crop_scale
+        return crop_box(original, shape, across, down, smallest + (largest - smallest) * zoom)
+
+
+def _unflipped(view: str) -> str:
+    """The view that a mirrored one mirrors: "plain" of "hflip", "crop-2" of "hflip-2"; any other view is its own."""
+    return "plain" if view == "hflip" else view.replace("hflip-", "crop-")
+
+
+# ---------------------------------------------------------------- sizes
+
+
+def _target_shapes(config: ImageConfig, spec: InputSpec) -> list[Shape]:
+    """The shapes that pictures are prepared to, each checked against the encoder's rules."""
+    if config.buckets is None:
+        shapes = [(config.size, config.size) if isinstance(config.size, int) else config.size]
+    else:
+        buckets = config.buckets
+        shapes = bucket_shapes(buckets.area, buckets.step, buckets.min, buckets.max, buckets.aspect)
+    for shape in shapes:
+        for axis, name, size in zip("HW", ("height", "width"), shape, strict=True):
+            rule = spec.sizes.get(axis)
+            if rule is None or rule.allows(size):
+                continue
+            if config.buckets is not None:
+                raise RecipeError(
+                    f"modality.with.buckets: the bucket {shape[0]}x{shape[1]} has a {name} of {size}, but the encoder takes {rule}; "
+                    f"make step a multiple of {rule.multiple}, and keep min and max within its limits"
+                )
+            near = " and ".join(str(other) for other in nearest_allowed(size, rule))
+            raise RecipeError(f"modality.with.size: {name} {size} is not a size the encoder takes: {rule}; nearest: {near}")
+    return shapes
+
+
+# ---------------------------------------------------------------- tensors
+
+
+def _to_tensor(picture: Image.Image, limits: tuple[float, float]) -> Tensor:
+    """(C, H, W) float32 in `limits` of an 8-bit picture: 0 is the lower limit, 255 the upper one, both exactly."""
+    pixels = np.asarray(picture)
+    planes = np.ascontiguousarray(pixels.transpose(2, 0, 1)) if pixels.ndim == 3 else pixels[None]
+    values = planes.astype(np.float32)
+    # Divided rather than multiplied by the inverse, which is not a float: 255 would miss the limit.
+    values /= np.float32(255 / (limits[1] - limits[0]))
+    values += np.float32(limits[0])
+    return torch.from_numpy(values)
+
+
+def _to_picture(tensor: Tensor, limits: tuple[float, float]) -> Image.Image:
+    """An "RGB" picture of a (C, H, W) tensor in `limits`; alpha is laid over the colour of the sheet."""
+    if tensor.ndim != 3 or tensor.shape[0] not in MODES:
+        raise ValueError(f"render takes (C, H, W) tensors with 1, 3 or 4 channels, got shape {tuple(tensor.shape)}")
+    values = (tensor.detach().to("cpu", torch.float32) - limits[0]) * (255 / (limits[1] - limits[0]))
+    pixels = values.nan_to_num(0.0).clamp(0, 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    if pixels.shape[2] == 1:
+        pixels = pixels[:, :, 0]
+    picture = Image.fromarray(np.ascontiguousarray(pixels))
+    if picture.mode != "RGBA":
+        return picture.convert("RGB")
+    canvas = Image.new("RGB", picture.size, SHEET_COLOUR)
+    canvas.paste(picture, mask=picture)
+    return canvas
+
+
+def _contact_sheet(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
+    """One picture with a row per inner sequence, pictures side by side, gaps between and around them."""
+    width = max(sum(picture.width + SHEET_GAP_PIXELS for picture in row) for row in rows) + SHEET_GAP_PIXELS
+    height = sum(max(picture.height for picture in row) + SHEET_GAP_PIXELS for row in rows) + SHEET_GAP_PIXELS
+    sheet = Image.new("RGB", (width, height), SHEET_COLOUR)
+    top = SHEET_GAP_PIXELS
+    for row in rows:
+        left = SHEET_GAP_PIXELS
+        for picture in row:
+            sheet.paste(picture, (left, top))
+            left += picture.width + SHEET_GAP_PIXELS
+        top += max(picture.height for picture in row) + SHEET_GAP_PIXELS
+    return sheet

@@ -1,0 +1,182 @@
+"""The bytes of a picture file to an upright 8-bit sRGB picture: everything Pillow has to be told, and nothing about sizes or views."""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+import threading
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+
+import numpy as np
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
+
+from latentkit.errors import SampleError
+
+# Named one by one, because Pillow also opens EPS (by starting Ghostscript) and formats without a signature, which any text may seem to be.
+FORMATS = ("JPEG", "PNG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF")
+
+# What Pillow raises about the content of a file. A warning is among them only where warnings are errors.
+CONTENT_ERRORS = (
+    *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError),
+    *(struct.error, zlib.error, Image.DecompressionBombError, Warning),
+)
+
+# What undoes each value of the EXIF tag; 0, 1 and anything unknown are upright.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+COLOUR_SPACE_MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
+
+_pillow_limit_lock = threading.Lock()
+
+
+def known_formats() -> list[str]:
+    """Those of `FORMATS` that the installed Pillow opens; loads its plugins, so that no thread has to."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+@contextmanager
+def _as_sample_error() -> Iterator[None]:
+    """Turn what Pillow raises into a `SampleError` whose text is the same in every run."""
+    try:
+        yield
+    except UnidentifiedImageError as err:
+        raise SampleError(f"not a picture; known formats: {', '.join(FORMATS)}") from err
+    except CONTENT_ERRORS as err:
+        text = re.sub(r"<[^<>]* at 0x[0-9a-fA-F]+>", "the file", str(err)) or type(err).__name__
+        raise SampleError(f"broken picture: {text}") from err
+
+
+def open_picture(media: bytes, formats: list[str], max_pixels: int) -> Image.Image:
+    """A picture whose header is read and whose pixels, as a rule, are not.
+
+    Raises:
+        SampleError: not a picture of these formats, or one with more than `max_pixels` pixels.
+    """
+    if not media:
+        raise SampleError("empty file: 0 bytes")
+    # Pillow's limit is one for the whole process and warns at half of what it refuses, so ours stands in for it while a header is read.
+    with _as_sample_error(), _pillow_limit_lock:
+        pillow_limit = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = None
+        try:
+            picture = Image.open(io.BytesIO(media), formats=formats)
+            num_pixels = picture.width * picture.height
+            if num_pixels > max_pixels:
+                raise SampleError(f"{picture.width} x {picture.height} pixels, more than max_pixels allows ({max_pixels})")
+            if pillow_limit is not None and num_pixels > pillow_limit:
+                picture.load()  # some formats look at the limit once more here
+        finally:
+            Image.MAX_IMAGE_PIXELS = pillow_limit
+    return picture
+
+
+def decode_picture(picture: Image.Image, mode: str, background: tuple[int, int, int]) -> Image.Image:
+    """The first frame of an opened picture: upright, in sRGB, 8 bits a channel.
+
+    Args:
+        picture: as `open_picture` gives it.
+        mode: Pillow's name of the channels wanted: "L", "RGB" or "RGBA".
+        background: red, green, blue from 0 to 255 behind transparent parts; not used for "RGBA".
+
+    Raises:
+        SampleError: truncated or broken, or of a kind without a defined white.
+    """
+    with _as_sample_error():
+        picture.load()
+        picture = _turn_upright(picture)
+        profile = picture.info.get("icc_profile")
+        if picture.mode.startswith("I"):
+            picture = _to_8_bits(picture)
+        elif picture.mode == "F":
+            raise SampleError("floating-point pixels, whose white is not defined; convert the file to 8 or 16 bits")
+        is_grey = picture.mode in ("1", "L", "LA", "La")
+        alpha = None
+        if picture.has_transparency_data:
+            picture = _convert(picture, "RGBA")
+            alpha = picture.getchannel("A")
+        colours = _convert(picture, "L" if is_grey else "CMYK" if picture.mode == "CMYK" else "RGB")
+        return _blend(_to_srgb(colours, profile), alpha, mode, background)
+
+
+def _turn_upright(picture: Image.Image) -> Image.Image:
+    """A decoded picture as its EXIF orientation says; as it lies where the EXIF data is broken, like in any viewer."""
+    try:  # not ImageOps.exif_transpose: it refuses good pixels for bad EXIF data, which it also writes anew
+        method = UPRIGHT.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    except CONTENT_ERRORS:
+        return picture
+    return picture if method is None else picture.transpose(method)
+
+
+def _convert(picture: Image.Image, mode: str) -> Image.Image:
+    """The picture in another mode; itself where it has that mode, since Pillow would copy it."""
+    return picture if picture.mode == mode else picture.convert(mode)
+
+
+def _to_8_bits(picture: Image.Image) -> Image.Image:
+    """Grey of 16 bits, which Pillow keeps in 16 or in 32, to 8: 65535 becomes 255, rounded to the nearest."""
+    values = np.asarray(picture)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise SampleError(f"grey values from {low} to {high}, whose white is not defined; expected 0 to 65535 (16 bits)")
+    return Image.fromarray(((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
+
+
+def _blend(colours: Image.Image, alpha: Image.Image | None, mode: str, background: tuple[int, int, int]) -> Image.Image:
+    """Colours and their opacity in the mode wanted, over `background` where that mode has no alpha."""
+    if alpha is not None and mode == "RGBA":
+        colours = colours.convert("RGB")
+        colours.putalpha(alpha)
+    elif alpha is not None:
+        canvas = Image.new("RGB", colours.size, background)
+        canvas.paste(colours, mask=alpha)
+        colours = canvas
+    return _convert(colours, mode)
+
+
+# ---------------------------------------------------------------- colour profiles
+
+
+def _to_srgb(colours: Image.Image, profile: bytes | None) -> Image.Image:
+    """An "L", "RGB" or "CMYK" picture in sRGB ("L" or "RGB"); a profile that is broken or of another kind of colour counts for nothing."""
+    transform = _srgb_transform(profile) if profile else None
+    if transform is not None:
+        if transform.input_mode == "RGB" and colours.mode == "L":
+            colours = colours.convert("RGB")
+        if transform.input_mode == colours.mode:
+            return ImageCms.applyTransform(colours, transform) or colours
+    return colours.convert("RGB") if colours.mode == "CMYK" else colours
+
+
+@lru_cache(maxsize=64)
+def _srgb_transform(profile: bytes) -> ImageCms.ImageCmsTransform | None:
+    """The way from a profile's colours to sRGB; None when it is broken, or sRGB already. Threads may share it."""
+    try:
+        opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        mode = COLOUR_SPACE_MODES.get(opened.profile.xcolor_space)
+        if mode is None:
+            return None
+        transform = ImageCms.buildTransform(opened, ImageCms.createProfile("sRGB"), mode, "RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return None
+    return None if mode == "RGB" and _changes_nothing(transform) else transform
+
+
+def _changes_nothing(transform: ImageCms.ImageCmsTransform) -> bool:
+    """Whether no colour of a 6 x 6 x 6 lattice moves by more than one level: one of sRGB's many spellings, where converting only costs."""
+    levels = np.arange(0, 256, 51, dtype=np.uint8)
+    lattice = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(6, 36, 3)
+    moved = np.asarray(ImageCms.applyTransform(Image.fromarray(lattice), transform))
+    return int(np.abs(moved.astype(np.int16) - lattice).max()) <= 1

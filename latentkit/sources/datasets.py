@@ -1,0 +1,301 @@
+"""Source `datasets`: anything the library `datasets` opens, by position or as a stream of shards.
+
+Map-style sources keep one Arrow copy of parquet, csv, json and tar files in the library's own cache; streams copy nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
+from huggingface_hub import HfApi
+from huggingface_hub import errors as hub_errors
+
+from latentkit.contracts import BuildContext, Entry, Sample, Shard
+from latentkit.errors import SourceError
+from latentkit.sources.columns import KEY_COLUMN, Columns, choose_columns
+
+if TYPE_CHECKING:
+    from latentkit.builtin import DatasetsConfig
+
+BUILDERS = {
+    **{".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".tsv": "csv"},
+    **{".json": "json", ".jsonl": "json", ".tar": "webdataset"},
+}
+
+# What the library raises about names it doesn't know and files it can't make sense of.
+CONTENT_ERRORS = (
+    *(ValueError, TypeError, LookupError, RuntimeError, tarfile.TarError),
+    *(pa.ArrowException, datasets.exceptions.DatasetsError),
+)
+
+# What says that the hub or a file can't be reached; the hub's client has changed its own base class over the years, but not this name.
+REACH_ERRORS = (OSError, hub_errors.HTTPError)  # type: ignore[attr-defined]
+
+ROWS_PER_READ = 1000
+HUB_TIMEOUT_SECONDS = 10.0
+
+
+class DatasetsSource:
+    """The rows of a map-style data set.
+
+    Keys are the key column, `__key__` of webdataset tars, or positions such as "00000012". A stamp is the fingerprint of the data set
+    and the position: the same in every process and run while the files keep their names and times. When a file changes, all stamps
+    change, and the contents tell which samples did. Media is `bytes`, or a `Path` where the rows hold paths.
+
+    Args:
+        dataset: rows in a fixed order.
+        columns: what each of its columns is for.
+        fingerprint: changes when the rows do.
+
+    Raises:
+        SourceError: no rows, or a key that is missing or there twice.
+    """
+
+    def __init__(self, dataset: datasets.Dataset, columns: Columns, fingerprint: str) -> None:
+        if len(dataset) == 0:
+            raise SourceError("source datasets: the data set has no rows")
+        if columns.key is not None:
+            _check_keys(dataset.with_format("arrow").select_columns([columns.key])[:][columns.key], columns.key)
+        self._rows = dataset.select_columns(columns.names()).with_format("arrow")
+        self._columns = columns
+        self._fingerprint = fingerprint
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Sample:
+        """The sample at a position.
+
+        Raises:
+            OSError: its media lies in a remote file that can't be reached.
+        """
+        [row] = self._rows[index].to_pylist()
+        return Sample(self._key(row, index), self._columns.media_of(row), self._columns.attributes_of(row), self._stamp(index))
+
+    def entries(self) -> Iterator[Entry]:
+        """One entry per row, in order; the media column is not read."""
+        slim = self._rows.select_columns(self._columns.names_but_media()) if self._columns.names_but_media() else None
+        for start in range(0, len(self), ROWS_PER_READ):
+            stop = min(start + ROWS_PER_READ, len(self))
+            rows = slim[start:stop].to_pylist() if slim is not None else [{}] * (stop - start)
+            for index, row in enumerate(rows, start):
+                yield Entry(self._key(row, index), self._stamp(index), self._columns.attributes_of(row))
+
+    def _key(self, row: dict[str, Any], index: int) -> str:
+        return f"{index:08d}" if self._columns.key is None else str(row[self._columns.key])
+
+    def _stamp(self, index: int) -> str:
+        return f"{self._fingerprint}-{index}"
+
+
+class DatasetsStream:
+    """The rows of a data set that is read shard by shard, as a rule a shard per file.
+
+    Keys are the key column (which must differ over all shards), else the shard's name with `__key__` of webdataset tars or the position in
+    the shard: "train-000.parquet/00000012". Stamps are the shard's, with the position.
+
+    Args:
+        stream: rows; its own shards, in their order, are `shards`.
+        columns: what each of its columns is for.
+        shards: names and stamps.
+    """
+
+    def __init__(self, stream: datasets.IterableDataset, columns: Columns, shards: list[Shard]) -> None:
+        self._stream = stream
+        self._columns = columns
+        self._shards = shards
+
+    def shards(self) -> list[Shard]:
+        """All shards, in the order of their names in the data set; a stamp is size and time of change in ns, or the revision on the hub."""
+        return list(self._shards)
+
+    def read(self, shard: Shard) -> Iterator[Sample]:
+        """The samples of one shard, in the order they have there.
+
+        Raises:
+            SourceError: a damaged shard, or a key that is missing or there twice.
+            OSError: the shard can't be reached.
+            ValueError: not one of `shards`.
+        """
+        rows = self._stream.shard(num_shards=len(self._shards), index=self._shards.index(shard))
+        seen: set[str] = set()
+        for position, row in enumerate(_checked(rows, shard.name)):
+            key = self._key(row, shard, position)
+            if key in seen:
+                raise SourceError(f"source datasets: shard {shard.name}: the key {key!r} is there twice; name another column as key")
+            seen.add(key)
+            yield Sample(key, self._columns.media_of(row), self._columns.attributes_of(row), f"{shard.stamp}-{position}")
+
+    def _key(self, row: dict[str, Any], shard: Shard, position: int) -> str:
+        if self._columns.key is None:
+            return f"{shard.name}/{position:08d}"
+        value = row[self._columns.key]
+        if value is None:
+            raise SourceError(f"source datasets: shard {shard.name}: the column {self._columns.key!r} has no key in row {position}")
+        return f"{shard.name}/{value}" if self._columns.key == KEY_COLUMN else str(value)
+
+
+def _checked(rows: datasets.IterableDataset, shard: str) -> Iterator[dict[str, Any]]:
+    """The rows of a shard; what is wrong with its content is told apart from what can't be reached (`OSError`)."""
+    try:
+        yield from rows
+    except REACH_ERRORS:  # some of which are ValueErrors too
+        raise
+    except CONTENT_ERRORS as err:
+        raise SourceError(f"source datasets: shard {shard} is damaged: {_root_cause(err)}") from err
+
+
+def _check_keys(keys: pa.ChunkedArray, column: str) -> None:
+    if not (pa.types.is_string(keys.type) or pa.types.is_large_string(keys.type) or pa.types.is_integer(keys.type)):
+        raise SourceError(f"source datasets: the key column {column!r} must hold texts or whole numbers, not {keys.type}")
+    if keys.null_count:
+        raise SourceError(f"source datasets: the key column {column!r} is empty in {keys.null_count} rows")
+    counts = pc.value_counts(keys)
+    repeated = counts.filter(pc.greater(counts.field("counts"), 1))
+    if len(repeated):
+        advice = "set streaming: true, which puts the name of the tar in front" if column == KEY_COLUMN else "name another column as key"
+        key, times = str(repeated[0]["values"]), repeated[0]["counts"]
+        raise SourceError(f"source datasets: the key {key!r} is there {times} times in column {column!r}; {advice}")
+
+
+# ---------------------------------------------------------------- opening
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a data set is: `local` is an existing file or folder, or None for a hub id."""
+
+    path: str
+    local: Path | None
+
+
+def open_datasets(config: DatasetsConfig, context: BuildContext) -> DatasetsSource | DatasetsStream:
+    """The data set of a recipe: a `Source`, or with `streaming` a `StreamSource`.
+
+    Raises:
+        SourceError: no such path, hub id or split, files that can't be read, the hub out of reach, or columns that don't fit the recipe.
+    """
+    origin = _find(config, context.recipe_dir)
+    try:
+        if origin.local is not None and _is_saved(origin.local):
+            return _open_saved(config, origin.local)
+        builder = _builder(config, origin)
+        if config.streaming:
+            return _open_stream(config, builder, origin)
+        builder.download_and_prepare()
+        dataset = builder.as_dataset(split=config.split)
+        return DatasetsSource(dataset, choose_columns(dataset.features, config), dataset._fingerprint)
+    except (*CONTENT_ERRORS, *REACH_ERRORS) as err:
+        raise SourceError(f"source datasets: can't open {origin.path}, split {config.split!r}: {_root_cause(err)}") from err
+
+
+def _find(config: DatasetsConfig, recipe_dir: Path) -> Origin:
+    local = (recipe_dir / Path(config.path).expanduser()).absolute()
+    if local.exists():
+        return Origin(str(local), local)
+    if config.path.startswith((".", "/", "~")):
+        raise SourceError(f"source datasets: {local} does not exist")
+    _check_hub(config, local)
+    return Origin(config.path, None)
+
+
+def _check_hub(config: DatasetsConfig, local: Path) -> None:
+    """Ask the hub once, without the half minute of retries that the library starts with."""
+    missing = f"source datasets: {config.path!r} is not a path ({local} does not exist)"
+    try:
+        HfApi().dataset_info(config.path, revision=config.revision, timeout=HUB_TIMEOUT_SECONDS)
+    except hub_errors.HFValidationError as err:
+        raise SourceError(f"{missing}, and not a hub id such as owner/name either") from err
+    except (hub_errors.RepositoryNotFoundError, hub_errors.RevisionNotFoundError) as err:
+        raise SourceError(
+            f"{missing}, and the hub shows no data set of that name (revision {config.revision or 'main'}): "
+            "check the spelling; if it is private or gated, log in with: hf auth login"
+        ) from err
+    except REACH_ERRORS as err:
+        cached = Path(datasets.config.HF_DATASETS_CACHE) / config.path.replace("/", "___")
+        if not cached.is_dir():
+            raise SourceError(
+                f"{missing}, and the hub, which may have a data set of that name, can't be reached: {err}; "
+                "check the network, or give the path of a copy on this machine"
+            ) from err
+
+
+def _is_saved(path: Path) -> bool:
+    return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+
+
+def _open_saved(config: DatasetsConfig, path: Path) -> DatasetsSource:
+    """What `save_to_disk` wrote, read in place."""
+    if config.streaming:
+        raise SourceError(f"source datasets: {path} was written by save_to_disk and is read in place; leave streaming out")
+    loaded = datasets.load_from_disk(str(path))
+    splits = loaded if isinstance(loaded, dict) else {str(loaded.split or "train"): loaded}
+    parts = datasets.ReadInstruction.from_spec(config.split).to_absolute({name: len(split) for name, split in splits.items()})
+    chosen = [splits[part.splitname].select(range(part.from_, part.to)) for part in parts]
+    dataset = datasets.concatenate_datasets(chosen) if len(chosen) > 1 else chosen[0]
+    files = sorted({file["filename"] for split in splits.values() for file in split.cache_files})
+    stamps = [[os.path.relpath(file, path), _file_stamp(file)] for file in files]
+    return DatasetsSource(dataset, choose_columns(dataset.features, config), _digest([config.split, *stamps]))
+
+
+def _builder(config: DatasetsConfig, origin: Origin) -> datasets.DatasetBuilder:
+    if origin.local is None or origin.local.is_dir():
+        return datasets.load_dataset_builder(origin.path, name=config.name, revision=config.revision)
+    suffix = origin.local.suffix.lower()
+    if suffix not in BUILDERS:
+        raise SourceError(f"source datasets: {origin.path} ends in none of {', '.join(BUILDERS)}; give its folder, or another file")
+    options = {"sep": "\t"} if suffix == ".tsv" else {}
+    return datasets.load_dataset_builder(BUILDERS[suffix], data_files={"train": [origin.path]}, **options)
+
+
+def _open_stream(config: DatasetsConfig, builder: datasets.DatasetBuilder, origin: Origin) -> DatasetsStream:
+    stream = builder.as_streaming_dataset(split=config.split)
+    if stream.features is None:  # a csv has no types before it is read
+        features = datasets.Dataset.from_list(list(itertools.islice(stream, ROWS_PER_READ))).features
+    else:
+        features = stream.features
+        stream = stream.decode(False)
+    columns = choose_columns(features, config)
+    files = (builder.config.data_files or {}).get(config.split)
+    stamps = [_data_file_stamp(file, version) for file, version in zip(files, files.origin_metadata, strict=True)] if files else []
+    if files and len(files) == stream.num_shards:
+        shards = [Shard(_shard_name(file, origin), stamp) for file, stamp in zip(files, stamps, strict=True)]
+    else:
+        shards = [Shard(f"{number:05d}", _digest([*stamps, number])) for number in range(stream.num_shards)]
+    return DatasetsStream(stream.select_columns(columns.names()), columns, shards)
+
+
+def _shard_name(file: str, origin: Origin) -> str:
+    """A data file's path inside its data set, with "/"."""
+    if origin.local is None:
+        return file.rsplit("@", 1)[-1].partition("/")[2] or file  # hf://datasets/owner/name@revision/path
+    return Path(file).relative_to(origin.local).as_posix() if origin.local.is_dir() else origin.local.name
+
+
+def _data_file_stamp(file: str, version: tuple[str, ...]) -> str:
+    return _file_stamp(file) if os.path.isfile(file) else "-".join(version)
+
+
+def _file_stamp(file: str) -> str:
+    status = os.stat(file)
+    return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+def _digest(parts: list[Any]) -> str:
+    return hashlib.sha256(repr(parts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _root_cause(err: BaseException) -> str:
+    while err.__cause__ is not None:
+        err = err.__cause__
+    return str(err) or type(err).__name__

@@ -1,0 +1,121 @@
+"""Everything of a training run that changes with a step: to a checkpoint and back, exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator  # type: ignore[import-untyped]
+from torch import Tensor, nn
+
+from latentkit.checkpoint import Checkpoint, pack_optimizer, unpack_optimizer
+from latentkit.ema import WeightAverage
+from latentkit.errors import TrainingError
+from latentkit.training_batches import Position
+from latentkit.training_settings import TrainSettings
+
+
+@dataclass
+class TrainState:
+    """A run as it stands; `step` counts optimiser steps done, `position` is this process's in the data."""
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    average: WeightAverage | None
+    step: int = 0
+    position: Position = field(default_factory=Position)
+    num_skipped_steps: int = 0
+
+
+def pack(state: TrainState, settings: TrainSettings, num_samples: int, accelerator: Accelerator) -> Checkpoint:
+    """The state of all processes; every process must call it."""
+    random = {name: accelerator.gather(value[None].to(accelerator.device)) for name, value in _random_states(accelerator).items()}
+    place = torch.tensor([[state.position.epoch, state.position.batch]], device=accelerator.device)
+    tensors: dict[str, Mapping[str, Tensor]] = {
+        "model": state.module.state_dict(),
+        "optimizer": pack_optimizer(state.optimizer),
+        "random": random,
+    }
+    values: dict[str, Any] = {
+        "positions": accelerator.gather(place).tolist(),
+        "data": _data_order(settings, num_samples, accelerator),
+        "num_skipped_steps": state.num_skipped_steps,
+        "num_threads": torch.get_num_threads(),
+        "scaler": state.scaler.state_dict(),
+        "settings": asdict(settings),
+        "torch": torch.__version__,
+    }
+    if state.average is not None:
+        tensors["average"] = state.average.tensors
+        values["num_average_updates"] = state.average.num_updates
+    return Checkpoint(state.step, tensors, values)
+
+
+def restore(state: TrainState, checkpoint: Checkpoint, settings: TrainSettings, num_samples: int, accelerator: Accelerator) -> list[str]:
+    """Lines about what differs from the run so far; the state is then the checkpoint's.
+
+    With another batch size, seed, number of samples or number of processes the order of the data is another one, and the run goes on with
+    the next epoch.
+
+    Raises:
+        TrainingError: the checkpoint is of another model.
+    """
+    values = checkpoint.state
+    try:
+        state.module.load_state_dict(dict(checkpoint.tensors["model"]))
+        unpack_optimizer(state.optimizer, checkpoint.tensors["optimizer"])
+        if state.average is not None:
+            average = checkpoint.tensors.get("average", checkpoint.tensors["model"])
+            state.average.load(average, values.get("num_average_updates", 0))
+    except (RuntimeError, KeyError, IndexError, ValueError) as error:
+        raise TrainingError(f"the output folder holds a run of another model; give another output.path, or that model. {error}") from error
+    if values["scaler"] and state.scaler.is_enabled():
+        state.scaler.load_state_dict(values["scaler"])
+    state.step, state.num_skipped_steps = checkpoint.step, values["num_skipped_steps"]
+    if accelerator.device.type == "cpu":
+        torch.set_num_threads(values["num_threads"])  # another number adds up in another order
+    notes = _changes(values["settings"], asdict(settings))
+    if values["data"] == _data_order(settings, num_samples, accelerator):
+        state.position = Position(*values["positions"][accelerator.process_index])
+        _restore_random(checkpoint.tensors["random"], accelerator)
+        return notes
+    state.position = Position(1 + max(epoch for epoch, _ in values["positions"]), 0)
+    torch.manual_seed(settings.seed + 1_000_003 * (state.step * accelerator.num_processes + accelerator.process_index))
+    return [*notes, f"the data comes in another order than before; going on with epoch {state.position.epoch}"]
+
+
+def _data_order(settings: TrainSettings, num_samples: int, accelerator: Accelerator) -> dict[str, int]:
+    return {
+        "num_samples": num_samples,
+        "batch_size": settings.batch_size,
+        "seed": settings.seed,
+        "num_processes": accelerator.num_processes,
+    }
+
+
+def _random_states(accelerator: Accelerator) -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if accelerator.device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(accelerator.device)
+    return states
+
+
+def _restore_random(states: Mapping[str, Tensor], accelerator: Accelerator) -> None:
+    torch.set_rng_state(states["cpu"][accelerator.process_index])
+    if accelerator.device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"][accelerator.process_index], accelerator.device)
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """One line per setting that isn't what it was."""
+    lines: list[str] = []
+    for name, value in now.items():
+        old = before.get(name)
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            lines += _changes(old, value, f"{prefix}{name}.")
+        elif (list(value) if isinstance(value, tuple) else value) != old:
+            lines.append(f"{prefix}{name} was {old!r} and is {value!r} from here on")
+    return lines

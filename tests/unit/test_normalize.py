@@ -1,0 +1,55 @@
+"""Normalisation is what the models' own pipelines do, and inverts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from latentkit.contracts import Normalization
+from latentkit.store.posterior import Normalizer
+from latentkit.contracts import LatentLayout
+
+
+@pytest.mark.parametrize("shape", [(4, 6, 8), (2, 4, 6, 8)])
+@pytest.mark.parametrize(
+    "normalization",
+    [
+        Normalization(),
+        Normalization(0.1159, 0.3611),
+        Normalization([0.0, 1.0, -1.0, 2.0], [1.0, 0.5, 2.0, 4.0]),
+        Normalization(list(range(16)), [0.5] * 16, {"H": 2, "W": 2}),
+        Normalization(list(range(24)), [0.25] * 24, {"H": 6}),
+    ],
+)
+def test_invert_undoes_apply(normalization: Normalization, shape: tuple[int, ...]) -> None:
+    latents = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(normalization.invert(normalization.apply(latents)), latents)
+
+
+def test_scalars_and_channels_are_the_formula() -> None:
+    latents = torch.randn(3, 2, 4, 4)
+    assert torch.equal(Normalization(0.5, 2.0).apply(latents), (latents - 0.5) * 2.0)
+    by_hand = torch.stack([(latents[:, 0] - 1) * 3, (latents[:, 1] + 2) * 0.5], 1)
+    torch.testing.assert_close(Normalization([1.0, -2.0], [3.0, 0.5]).apply(latents), by_hand)
+
+
+def test_fold_orders_channels_as_flux2_patchifies() -> None:
+    latents = torch.randn(2, 3, 8, 6)
+    folded = Normalization(fold={"H": 2, "W": 2}).apply(latents)
+    assert folded.shape == (2, 12, 4, 3)
+    for channel in range(3):
+        for i in range(2):
+            for j in range(2):
+                assert torch.equal(folded[:, channel * 4 + i * 2 + j], latents[:, channel, i::2, j::2])
+
+
+def test_axis_that_the_factor_does_not_divide_is_named() -> None:
+    with pytest.raises(ValueError, match="axis H of size 7"):
+        Normalization(fold={"H": 2}).apply(torch.zeros(4, 7, 8))
+
+
+def test_reader_normalises_as_the_declaration_says() -> None:
+    layout = LatentLayout("latent", "gaussian", "CHW", 4, 8)
+    for normalization in (Normalization(0.25, 0.5), Normalization([0.0, 1.0, -1.0, 2.0], [1.0, 0.5, 2.0, 4.0])):
+        latents = torch.randn(5, 4, 6, 8)
+        assert torch.equal(Normalizer(normalization, layout)(latents.clone()), normalization.apply(latents))
