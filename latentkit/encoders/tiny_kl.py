@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 from collections.abc import Mapping
@@ -117,7 +118,7 @@ class TinyKLEncoder:
 
     # ------------------------------------------------------------ training
 
-    @property
+    @functools.cached_property
     def module(self) -> nn.Module:
         """The whole network; training changes the one that `encode` and `decode` use.
 

@@ -23,11 +23,12 @@ from latentkit.contracts import Moments, Reconstruction
 DOWNSCALE = 8
 CHANNELS = 4
 LOGVAR_RANGE = (-30.0, 20.0)
-START_LOGVAR = -6.0
-"""Of an untrained network: noise of a twentieth of a latent's standard deviation, which training then lowers."""
 BRANCH_GAIN = 0.2
-"""Factor of what the residual networks add. Adam's first steps move every weight by the learning rate, however small its
+"""Factor of what the residual networks add to the linear maps. Adam's first steps move every weight by the learning rate, however small its
 gradient is, and behind a layer that starts at zero that is a jump; the factor makes it a small one, so that a higher rate is stable."""
+START_LOGVAR, LOGVAR_GAIN = -12.0, 0.05
+"""Of an untrained network, and factor of what is added to it. A logvar that jumps up for a rare picture drowns its latents in noise, and the
+loss explodes; so it starts low and moves slowly."""
 
 
 class Residual(nn.Module):
@@ -61,8 +62,9 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         hidden = self.quarter(self.start(pixel_unshuffle(images, 4)))
         hidden = self.eighth(self.down(pixel_unshuffle(hidden, 2)))
-        mean, logvar = (BRANCH_GAIN * self.moments(hidden)).chunk(2, dim=1)
-        return torch.cat([self.linear(pixel_unshuffle(images, DOWNSCALE)) + mean, START_LOGVAR + logvar], dim=1)
+        mean, logvar = self.moments(hidden).chunk(2, dim=1)
+        linear = self.linear(pixel_unshuffle(images, DOWNSCALE))
+        return torch.cat([linear + BRANCH_GAIN * mean, START_LOGVAR + LOGVAR_GAIN * logvar], dim=1)
 
 
 class Decoder(nn.Module):

@@ -225,7 +225,7 @@ def _csv_rows(path: Path, file: Iterator[str]) -> Iterator[tuple[int, dict[str, 
             row.pop("", None)  # the column of row numbers that pandas writes
             yield reader.line_num, row
     except csv.Error as err:
-        raise SourceError(f"{path}, line {reader.line_num}: not CSV: {err}") from err
+        raise SourceError(f"{path}, line {reader.reader.line_num}: not CSV: {err}") from err
 
 
 def _plain(value: Any) -> Any:

@@ -23,7 +23,8 @@ HEARTBEAT_SECONDS = 5.0
 DEAD_AFTER_SECONDS = 60.0
 """A claim from another host that nobody touched for so long is dead; on this host the process itself is looked up."""
 
-PART = re.compile(r"\.(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}\.part$")
+PART = re.compile(r"~(?P<host>[^~]*)~(?P<pid>\d+)~[0-9a-f]+\.part")
+"""Name of a file in the making, as `Folder` gives it."""
 
 
 class Claims:

@@ -107,8 +107,8 @@ class Folder:
             aside.unlink(missing_ok=True)
 
     def _aside(self, name: str) -> Path:
-        owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-        return self.path / ASIDE / f"{name.replace('/', '-')}.{owner}.part"
+        owner = f"{socket.gethostname()}~{os.getpid()}~{secrets.token_hex(4)}"
+        return self.path / ASIDE / f"{name.replace('/', '-')}~{owner}.part"
 
     @contextmanager
     def _explained(self, name: str) -> Iterator[None]:

@@ -6,6 +6,7 @@ Why it is done this way (fresh output memory and per-row objects cost more than 
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -94,15 +95,20 @@ class BufferPool:
     def __init__(self, pinned: bool) -> None:
         self._pinned = pinned
         self._buffers: list[Array] = []
+        self._lock = threading.Lock()
 
     def get(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
         """A C-contiguous array whose content is undefined; its first axis may be a part of a longer buffer's."""
+        with self._lock:
+            return self._get(shape, np.dtype(dtype))
+
+    def _get(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         for buffer in self._buffers:
             # A tensor made from a buffer holds it until its storage dies, however many views of it there are.
             fits = buffer.dtype == dtype and buffer.shape[1:] == shape[1:] and len(buffer) >= shape[0]
             if fits and sys.getrefcount(buffer) == IDLE_REFERENCES:
                 return buffer[: shape[0]]
-        buffer = self._allocate(shape, np.dtype(dtype))
+        buffer = self._allocate(shape, dtype)
         self._buffers.append(buffer)
         return buffer[:]
 

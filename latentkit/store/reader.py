@@ -74,6 +74,7 @@ class LatentDataset:
         self._normalize = Normalizer(self.normalization, self.layout)
         self._units: dict[int, MappedUnit] = {}
         self._opened_decoder: Decodes | None = None
+        self._pool = BufferPool(False)
         self._load_index(views)
 
     # ------------------------------------------------------------ what is in it
@@ -127,7 +128,11 @@ class LatentDataset:
         rows = self.rows(np.asarray(indices, np.int64), self.epoch)
         if len(np.unique(self._bucket_of_row[rows])) > 1:
             raise ValueError(f"{self.folder} holds several buckets, whose rows can't be stacked; iterate over batches() instead")
-        return LoadedRows(self.load(rows, self.epoch, ITEM_DRAW + int(rows[0]), BufferPool(False)))
+        return LoadedRows(self.load(rows, self.epoch, ITEM_DRAW + int(rows[0]), self._pool))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without memory maps and buffers, which would be pickled as the data they hold."""
+        return {**self.__dict__, "_units": {}, "_opened_decoder": None, "_pool": BufferPool(False)}
 
     def moments(self, index: int) -> dict[str, Tensor]:
         """{"mean", "logvar"}, each (C, h, w), raw and in the stored dtype.
@@ -218,8 +223,7 @@ class LatentDataset:
 
     def _latents(self, stored: Tensor, epoch: int, number: int, pool: BufferPool) -> Tensor:
         if not self.has_moments or self.posterior == "mean":
-            raw = stored.float() if stored.dtype != torch.float32 else stored
-            return self._normalize(raw)
+            return self._normalize(torch.from_numpy(pool.get(stored.shape, np.float32)).copy_(stored))
         shape = (len(stored), stored.shape[1] // 2, *stored.shape[2:])
         out = torch.from_numpy(pool.get(shape, np.float32))
         generator = torch.Generator().manual_seed(_mix(self.seed, epoch, number))
@@ -243,10 +247,13 @@ class LatentDataset:
             pieces.append((array, numbers))
         out = pool.get((len(rows), *pieces[0][0].shape[1:]), pieces[0][0].dtype)
         take_rows(pieces, out)
+        if order is not None:
+            unordered, out = out, pool.get(out.shape, out.dtype)
+            take_rows([(unordered, np.argsort(order))], out)
         tensor = torch.from_numpy(out)
         if self._document["dtype"] == "bfloat16":
             tensor = tensor.view(torch.bfloat16)
-        return tensor if order is None else tensor[torch.from_numpy(np.argsort(order))]
+        return tensor
 
     def _stored(self, unit: int, bucket: str) -> Array:
         """A unit's tensor of a bucket, memory-mapped."""

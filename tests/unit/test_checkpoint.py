@@ -1,0 +1,99 @@
+"""Checkpoints: whole or absent, exact, two of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from latentkit.checkpoint import Checkpoint, list_checkpoints, pack_optimizer, read_checkpoint, unpack_optimizer, write_checkpoint
+from latentkit.errors import TrainingError
+
+
+def checkpoint(step: int) -> Checkpoint:
+    weight = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    tensors = {"model": {"w": weight}, "random": {"cpu": torch.get_rng_state()[None]}}
+    return Checkpoint(step, tensors, {"positions": [[1, 2]], "loss": 0.1})
+
+
+def test_what_is_written_is_read_back_exactly(tmp_path: Path) -> None:
+    written = checkpoint(12)
+    path = write_checkpoint(tmp_path, written)
+    found = read_checkpoint(path)
+    assert (found.step, found.state) == (12, written.state)
+    assert torch.equal(found.tensors["model"]["w"], written.tensors["model"]["w"])
+    assert torch.equal(found.tensors["random"]["cpu"], written.tensors["random"]["cpu"])
+
+
+def test_only_safetensors_and_json_are_written(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path, checkpoint(1))
+    assert path.name == "step-0000001"
+    assert sorted(file.name for file in path.iterdir()) == ["model.safetensors", "random.safetensors", "state.json"]
+
+
+def test_the_newest_two_are_kept_in_the_order_of_their_steps(tmp_path: Path) -> None:
+    for step in (5, 900, 10_000_000):
+        write_checkpoint(tmp_path, checkpoint(step))
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-0000900", "step-10000000"]
+
+
+def test_a_half_written_checkpoint_is_not_one(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, checkpoint(1))
+    (tmp_path / ".step-0000002.part").mkdir()
+    (tmp_path / ".step-0000002.part" / "model.safetensors").write_bytes(b"half")
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-0000001"]
+    write_checkpoint(tmp_path, checkpoint(2))
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-0000001", "step-0000002"]
+    assert not (tmp_path / ".step-0000002.part").exists()
+
+
+def test_there_are_none_where_there_is_no_folder(tmp_path: Path) -> None:
+    assert list_checkpoints(tmp_path / "nothing") == []
+
+
+@pytest.mark.parametrize("damage", ["cut", "no json"])
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: str) -> None:
+    path = write_checkpoint(tmp_path, checkpoint(1))
+    if damage == "cut":
+        (path / "model.safetensors").write_bytes((path / "model.safetensors").read_bytes()[:-8])
+    else:
+        (path / "state.json").write_text("{")
+    with pytest.raises(TrainingError, match="step-0000001: the checkpoint is damaged"):
+        read_checkpoint(path)
+
+
+def test_a_place_that_cant_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(TrainingError, match="can't be written"):
+        write_checkpoint(tmp_path / "file", checkpoint(1))
+
+
+def test_a_state_that_isnt_finite_is_never_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        write_checkpoint(tmp_path, Checkpoint(1, {}, {"loss": float("nan")}))
+    assert list_checkpoints(tmp_path) == []
+
+
+def test_an_optimizer_goes_on_exactly_from_its_packed_state() -> None:
+    def step(module: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
+        inputs = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+        module(inputs).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    module = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.AdamW(module.parameters(), 0.1)
+    step(module, optimizer, 1)
+    copy = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    copy.load_state_dict(module.state_dict())
+    restored = torch.optim.AdamW(copy.parameters(), 0.1)
+    packed = {name: tensor.contiguous().clone() for name, tensor in pack_optimizer(optimizer).items()}
+    assert sorted(packed) == sorted(f"{n}.{name}" for n in (0, 1) for name in ("step", "exp_avg", "exp_avg_sq"))
+    unpack_optimizer(restored, packed)
+    for pair in ((module, optimizer), (copy, restored)):
+        step(*pair, 2)
+    assert torch.equal(module.weight, copy.weight)
+    assert json.dumps(optimizer.state_dict()["param_groups"]) == json.dumps(restored.state_dict()["param_groups"])

@@ -1,0 +1,188 @@
+"""Training that was stopped, killed, or shared between processes. Run as a script, this file trains its own small model."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from latentkit.checkpoint import list_checkpoints
+from latentkit.contracts import Entry, LossBatch, Prepared, Sample
+from latentkit.encoders.tiny_kl import TinyKLEncoder
+from latentkit.encoders.tiny_kl_network import TinyKL
+from latentkit.losses.kl import kl
+from latentkit.losses.reconstruction import mse
+from latentkit.train import OptimizerSettings, TrainResult, TrainSettings, WeightedLoss, train
+
+SETTINGS = TrainSettings(
+    steps=9,
+    batch_size=2,
+    accumulate=2,
+    precision="bf16",
+    optimizer=OptimizerSettings(lr=3e-3, betas=(0.9, 0.99), schedule="cosine", warmup=3),
+    ema_decay=0.9,
+    checkpoint_every=2,
+    log_every=1,
+)
+
+
+class Numbers:
+    """Seven samples, so that epochs end inside steps."""
+
+    def __len__(self) -> int:
+        return 7
+
+    def __getitem__(self, index: int) -> Sample:
+        return Sample(key=str(index), media=str(index))
+
+    def entries(self) -> Iterator[Entry]:
+        return (Entry(str(index)) for index in range(len(self)))
+
+
+class Noise:
+    """Pictures that follow from the key, so that each epoch has its own; `seconds` makes them slow."""
+
+    metrics: Sequence[str] = ()
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = seconds
+
+    def prepare(self, sample: Sample) -> Iterator[Prepared]:
+        time.sleep(self.seconds)
+        coarse = np.random.default_rng([ord(letter) for letter in sample.key]).uniform(-1, 1, (3, 2, 2)).astype(np.float32)
+        for view, picture in (("plain", coarse), ("hflip", coarse[:, :, ::-1])):
+            yield Prepared(view, "16x16", torch.from_numpy(picture.repeat(8, 1).repeat(8, 2)))
+
+    def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
+        path.touch()
+
+
+class StoppedError(Exception):
+    """Stands for anything that ends a process."""
+
+
+def run(folder: Path, settings: TrainSettings = SETTINGS, stop_after: int | None = None, seconds: float = 0.0) -> TrainResult:
+    def reconstruction(batch: LossBatch) -> Tensor:
+        if batch.step == stop_after:
+            raise StoppedError
+        return mse(batch)
+
+    torch.manual_seed(0)
+    model = TinyKLEncoder(TinyKL((4, 8), (1, 1), (4, 8), (1, 1)), None, torch.float32, "cpu")
+    losses = [WeightedLoss("mse", reconstruction), WeightedLoss("kl", kl, 1e-4, "latent")]
+    return train(model, Numbers(), Noise(seconds), losses, settings, folder)
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    """Every byte of the result and the last checkpoint, by file, but for the log's times."""
+    last = list_checkpoints(folder / "checkpoints")[-1]
+    return {file.name: file.read_bytes() for part in (folder / "model", last) for file in sorted(part.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """A run that was never stopped."""
+    folder = tmp_path_factory.mktemp("straight")
+    run(folder)
+    return results(folder)
+
+
+@pytest.mark.parametrize("stop_after", [0, 1, 3, 4, 8])
+def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path, straight: dict[str, bytes], stop_after: int) -> None:
+    with pytest.raises(StoppedError):
+        run(tmp_path, stop_after=stop_after)
+    assert not (tmp_path / "model").exists()
+    run(tmp_path)
+    assert results(tmp_path) == straight
+    assert [line.split(",")[0] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [f'{{"step": {n}' for n in range(1, 10)]
+
+
+def test_a_run_stopped_twice_goes_on_bit_for_bit(tmp_path: Path, straight: dict[str, bytes]) -> None:
+    for stop_after in (3, 7):
+        with pytest.raises(StoppedError):
+            run(tmp_path, stop_after=stop_after)
+    run(tmp_path)
+    assert results(tmp_path) == straight
+
+
+def test_a_killed_process_goes_on_bit_for_bit(tmp_path: Path, straight: dict[str, bytes]) -> None:
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [sys.executable, __file__, str(tmp_path), "0.2"]
+    process = subprocess.Popen(command, env=os.environ | threads, stderr=subprocess.DEVNULL)
+    while len(list_checkpoints(tmp_path / "checkpoints")) < 2:
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "model").exists()
+    run(tmp_path)
+    assert results(tmp_path) == straight
+
+
+def test_a_finished_training_that_lost_its_model_writes_the_same_again(tmp_path: Path, straight: dict[str, bytes]) -> None:
+    run(tmp_path)
+    (tmp_path / "model").rename(tmp_path / "lost")
+    run(tmp_path)
+    assert results(tmp_path) == straight
+
+
+def test_more_steps_go_on_from_a_finished_run_and_say_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path, replace(SETTINGS, steps=4))
+    result = run(tmp_path, replace(SETTINGS, steps=6, optimizer=replace(SETTINGS.optimizer, lr=1e-3)))
+    assert (result.steps, result.finished_before) == (6, False)
+    text = capfd.readouterr().err
+    assert "going on from step 4" in text
+    assert "steps was 4 and is 6 from here on" in text
+    assert "optimizer.lr was 0.003 and is 0.001 from here on" in text
+
+
+def test_another_batch_size_goes_on_with_the_next_epoch(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path, replace(SETTINGS, steps=4))  # eight batches, three an epoch: inside epoch 2
+    run(tmp_path, replace(SETTINGS, steps=6, batch_size=3))
+    assert "going on with epoch 3" in capfd.readouterr().err
+
+
+def test_the_number_of_threads_is_the_runs(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        run(tmp_path, replace(SETTINGS, steps=2))
+        torch.set_num_threads(1)
+        run(tmp_path, replace(SETTINGS, steps=4))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_two_processes_train_one_model_and_resume(tmp_path: Path, straight: dict[str, bytes]) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1", f"--master-port={port}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+    for folder, steps in (("whole", ["6"]), ("parts", ["4", "6"])):
+        for number in steps:
+            subprocess.run([*launch, __file__, str(tmp_path / folder), "0", number], env=environment, check=True, capture_output=True)
+    whole, parts = results(tmp_path / "whole"), results(tmp_path / "parts")
+    assert whole == parts
+    assert whole["model.safetensors"] != straight["model.safetensors"]
+    random = load_file(list_checkpoints(tmp_path / "whole" / "checkpoints")[-1] / "random.safetensors")["cpu"]
+    assert len(random) == 2
+    assert not torch.equal(random[0], random[1]), "each process draws its own noise"
+
+
+if __name__ == "__main__":
+    steps = int(sys.argv[3]) if len(sys.argv) > 3 else SETTINGS.steps
+    run(Path(sys.argv[1]), replace(SETTINGS, steps=steps), seconds=float(sys.argv[2]))

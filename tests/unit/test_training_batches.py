@@ -1,0 +1,160 @@
+"""The order and preparation of training batches."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from latentkit.contracts import Entry, Prepared, Sample
+from latentkit.errors import SampleError, SourceError, TrainingError
+from latentkit.training_batches import BadSamples, Batch, BatchSettings, Position, epoch_indices, read_batches
+
+
+class Numbers:
+    """Samples whose media is their number."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Sample:
+        return Sample(key=f"sample-{index}", media=str(index))
+
+    def entries(self) -> Iterator[Entry]:
+        return (Entry(f"sample-{index}") for index in range(self.count))
+
+
+class NumberTensors:
+    """Two views: the number, and minus the number; keys are kept. Numbers in `bad` can't be used."""
+
+    metrics: Sequence[str] = ()
+
+    def __init__(self, bad: Sequence[int] = (), sizes: Sequence[int] = (1,)) -> None:
+        self.bad, self.sizes = bad, sizes
+        self.keys: list[str] = []
+        self.unreachable = 0
+        self._lock = threading.Lock()
+
+    def prepare(self, sample: Sample) -> Iterator[Prepared]:
+        number = int(sample.read())
+        with self._lock:
+            self.keys.append(sample.key)
+            self.unreachable -= 1
+            if self.unreachable >= 0:
+                raise OSError("the disk is away")
+        if number in self.bad:
+            raise SampleError("an unlucky number")
+        for sign in (1.0, -1.0):
+            yield Prepared(f"{sign}", "", torch.full((self.sizes[number % len(self.sizes)],), sign * number))
+
+    def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
+        path.touch()
+
+
+def take(count: int, source: Numbers, modality: NumberTensors, settings: BatchSettings, start: Position | None = None) -> list[Batch]:
+    stream = read_batches(source, modality, settings, start or Position())
+    try:
+        return list(islice(stream, count))
+    finally:
+        stream.close()
+
+
+def flat(batches: list[Batch]) -> list[list[float]]:
+    return [batch.inputs.flatten().tolist() for batch in batches]
+
+
+def test_an_epoch_has_every_sample_once_and_the_next_another_order() -> None:
+    settings = BatchSettings(batch_size=3, seed=0)
+    first, second = (epoch_indices(12, settings, epoch) for epoch in (0, 1))
+    assert sorted(i for batch in first for i in batch) == sorted(i for batch in second for i in batch) == list(range(12))
+    assert first != second
+    assert first == epoch_indices(12, settings, 0) != epoch_indices(12, BatchSettings(3, seed=1), 0)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_processes_share_an_epoch_in_equal_full_batches(world_size: int) -> None:
+    shares = [epoch_indices(29, BatchSettings(4, 0, rank, world_size), 5) for rank in range(world_size)]
+    together = [index for share in shares for batch in share for index in batch]
+    assert {len(share) for share in shares} == {29 // 4 // world_size}
+    assert all(len(batch) == 4 for share in shares for batch in share)
+    assert len(set(together)) == len(together)
+
+
+def test_the_modality_is_told_the_epoch_in_the_key() -> None:
+    modality = NumberTensors()
+    take(4, Numbers(4), modality, BatchSettings(2, 0))
+    assert {"sample-0#0", "sample-0#1", "sample-3#0", "sample-3#1"} <= set(modality.keys)
+
+
+def test_each_epoch_draws_views_anew_and_both_come_up() -> None:
+    batches = take(20, Numbers(4), NumberTensors(), BatchSettings(4, 0))
+    drawn = [{int(abs(value)): value for value in batch} for batch in flat(batches)]
+    for number in (1, 2, 3):
+        assert {row[number] for row in drawn} == {float(number), float(-number)}
+
+
+@pytest.mark.parametrize("done", [1, 2, 3, 7])
+def test_reading_from_a_position_gives_what_would_have_come(done: int) -> None:
+    settings = BatchSettings(2, seed=9)
+    through = take(10, Numbers(7), NumberTensors(), settings)
+    resumed = take(10 - done, Numbers(7), NumberTensors(), settings, through[done - 1].after)
+    assert flat(resumed) == flat(through[done:])
+    assert [batch.after for batch in resumed] == [batch.after for batch in through[done:]]
+
+
+def test_a_bad_sample_is_left_out_of_its_batch_and_recorded() -> None:
+    bad = BadSamples()
+    stream = read_batches(Numbers(6), NumberTensors(bad=[4]), BatchSettings(3, 0), Position(), bad)
+    batches = list(islice(stream, 2))
+    stream.close()
+    assert sorted(abs(value) for batch in flat(batches) for value in batch) == [0, 1, 2, 3, 5]
+    assert bad.reasons == {4: "an unlucky number"}
+
+
+@pytest.mark.parametrize(
+    ("bad", "settings", "message"),
+    [
+        (range(6), BatchSettings(3, 0), "no sample of the source can be used, such as 'sample-0': an unlucky number"),
+        ([4], BatchSettings(3, 0, on_bad_sample="fail"), "a sample can't be used, such as 'sample-4': an unlucky number"),
+    ],
+)
+def test_too_many_bad_samples_end_the_run(bad: Sequence[int], settings: BatchSettings, message: str) -> None:
+    with pytest.raises(SourceError, match=message):
+        take(20, Numbers(6), NumberTensors(bad), settings)
+
+
+def test_eleven_bad_samples_are_too_many_only_above_the_share_allowed() -> None:
+    modality = NumberTensors(bad=range(11))
+    assert len(take(50, Numbers(220), modality, BatchSettings(4, 0, max_bad=0.05))) == 50
+    with pytest.raises(SourceError, match=r"11 of 219 samples .* more than max_bad: 0\.05"):
+        take(60, Numbers(219), modality, BatchSettings(4, 0, max_bad=0.05))
+
+
+def test_fewer_samples_than_a_batch_are_refused() -> None:
+    with pytest.raises(TrainingError, match=r"3 samples, fewer than one batch \(batch_size 4"):
+        take(1, Numbers(3), NumberTensors(), BatchSettings(4, 0))
+    with pytest.raises(TrainingError, match="batch_size 2 on 2 processes"):
+        take(1, Numbers(3), NumberTensors(), BatchSettings(2, 0, world_size=2))
+
+
+def test_shapes_that_differ_within_a_batch_are_refused() -> None:
+    with pytest.raises(TrainingError, match=r"differ in shape \(1, 2\); prepare all of them to one size"):
+        take(1, Numbers(4), NumberTensors(sizes=(1, 2)), BatchSettings(4, 0))
+
+
+def test_media_out_of_reach_for_a_moment_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("latentkit.training_batches.RETRY_SECONDS", 0.01)
+    modality = NumberTensors()
+    modality.unreachable = 2
+    assert len(take(2, Numbers(4), modality, BatchSettings(2, 0))) == 2
+    modality.unreachable = 10**6
+    with pytest.raises(SourceError, match="can't be reached: the disk is away"):
+        take(2, Numbers(4), modality, BatchSettings(2, 0))
