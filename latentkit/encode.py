@@ -109,23 +109,25 @@ def encode_source(
         _check_finished(folder, inputs, parts)
         return EncodeSummary()
     _check_ours(folder)
-    if not folder.exists(RECIPE) or folder.read(RECIPE) != recipe_text.encode():
-        folder.replace(RECIPE, recipe_text.encode())
     plan = newest_plan(folder) or _agree_on_plan(folder, inputs, device, settings, parts)
     _check_parts(folder, plan.settings.parts, parts)
+    if not folder.exists(RECIPE) or folder.read(RECIPE) != recipe_text.encode():
+        folder.replace(RECIPE, recipe_text.encode())
     job = EncodeJob(
         folder, plan, inputs.source, inputs.modality, inputs.views, inputs.open_encoder, settings.store, settings.dtype, settings.seed,
         settings.on_bad_sample, _settings_in_force(plan.settings, settings), show_progress,
     )  # fmt: skip
     summary = _run_units(job, executor, settings)
     if not folder.exists(DATASET):
-        encoder = inputs.open_encoder(device)
-        described = Description(
-            encoder.layout, encoder.normalization, settings.store, settings.dtype, inputs.described_source, list(inputs.views)
-        )
+        described = _describe(inputs, inputs.open_encoder(device), settings)
         finalize(folder, plan, described, functools.partial(_check_bad, folder, settings.max_bad))
     Claims(folder).sweep()
     return summary
+
+
+def _describe(inputs: EncodeInputs, encoder: Encoder, settings: EncodeSettings) -> Description:
+    views = list(inputs.views)
+    return Description(encoder.layout, encoder.normalization, settings.store, settings.dtype, inputs.described_source, views)
 
 
 def all_parts(inputs: EncodeInputs, settings: EncodeSettings) -> dict[str, str]:
@@ -138,18 +140,21 @@ def all_parts(inputs: EncodeInputs, settings: EncodeSettings) -> dict[str, str]:
 
 
 def _agree_on_plan(folder: Folder, inputs: EncodeInputs, device: str, settings: EncodeSettings, parts: Mapping[str, str]) -> Plan:
-    """The plan of the first process to arrive; the others wait for it."""
+    """The plan of the first process to arrive; the others wait for it. A run that can't make one leaves nothing behind."""
     claims = Claims(folder)
-    with claims.beating():
-        while True:
-            if claims.take("plan"):
-                if newest_plan(folder) is None:
-                    write_plan(folder, _make_plan(inputs, device, settings, parts))
-                claims.drop("plan")
-            plan = newest_plan(folder)
-            if plan is not None:
-                return plan
-            time.sleep(POLL_SECONDS)
+    try:
+        with claims.beating():
+            while True:
+                if claims.take("plan"):
+                    if newest_plan(folder) is None:
+                        write_plan(folder, _make_plan(inputs, device, settings, parts))
+                    claims.drop("plan")
+                plan = newest_plan(folder)
+                if plan is not None:
+                    return plan
+                time.sleep(POLL_SECONDS)
+    finally:
+        folder.discard_if_empty()
 
 
 def _make_plan(inputs: EncodeInputs, device: str, settings: EncodeSettings, parts: Mapping[str, str]) -> Plan:

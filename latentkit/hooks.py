@@ -42,6 +42,7 @@ def latentkit_sources() -> SourceSpec | Iterable[SourceSpec]:
             def __len__(self) -> int:
                 return len(self.words)
             def __getitem__(self, index: int) -> Sample:
+                index = range(len(self))[index]
                 return Sample(key=str(index), media=self.words[index], stamp=self.words[index])
             def entries(self) -> Iterator[Entry]:
                 return (Entry(key=str(i), stamp=word) for i, word in enumerate(self.words))
@@ -65,16 +66,22 @@ def latentkit_modalities() -> ModalitySpec | Iterable[ModalitySpec]:
 
         class BytesModality:
             metrics = ()
+            def __init__(self, low, high):
+                self.low, self.high = low, high
             def prepare(self, sample):
                 import torch
-                row = torch.frombuffer(bytearray(sample.read()), dtype=torch.uint8)[None] / 127.5 - 1
-                yield Prepared(view="plain", bucket=str(row.shape[-1]), tensor=row)
+                row = torch.frombuffer(bytearray(sample.read()), dtype=torch.uint8)[None] / 255
+                yield Prepared(view="plain", bucket=str(row.shape[-1]), tensor=self.low + row * (self.high - self.low))
             def render(self, tensors, path):
-                path.write_bytes(b"".join(bytes(((t + 1) * 127.5).byte().flatten()) for row in tensors for t in row))
+                scale = 255 / (self.high - self.low)
+                path.write_bytes(b"".join(bytes(((t - self.low) * scale).round().byte().flatten()) for row in tensors for t in row))
+
+        def build(config, context):
+            return BytesModality(*(context.input.range if context.input else (-1.0, 1.0)))
 
         @hookimpl
         def latentkit_modalities():
-            return ModalitySpec("bytes", "raw bytes, one channel", BytesConfig, lambda config, context: BytesModality())
+            return ModalitySpec("bytes", "raw bytes, one channel", BytesConfig, build)
     """
     raise AssertionError("a hook specification is never called")
 
@@ -96,6 +103,8 @@ def latentkit_encoders() -> EncoderSpec | Iterable[EncoderSpec]:
             normalization = Normalization()
             def encode(self, batch):
                 from torch.nn.functional import avg_pool2d
+                if batch.shape[2] % 8 or batch.shape[3] % 8:
+                    raise ValueError(f"height and width must be multiples of 8, got {tuple(batch.shape[2:])}")
                 return {"latent": avg_pool2d(batch, 8)}
             def fingerprint(self):
                 return {"weights": "none"}
@@ -118,7 +127,9 @@ def latentkit_losses() -> LossSpec | Iterable[LossSpec]:
             pass
 
         def cube(batch):
-            return (batch.reconstruction.output - batch.inputs).abs().pow(3).flatten(1).mean(1)
+            cubed = (batch.reconstruction.output - batch.inputs).abs().pow(3)
+            mask = 1 if batch.mask is None else batch.mask.expand_as(cubed)
+            return (cubed * mask).flatten(1).sum(1) / (mask + 0 * cubed).flatten(1).sum(1)
 
         @hookimpl
         def latentkit_losses():

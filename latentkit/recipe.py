@@ -59,7 +59,7 @@ class LossUse(Use):
 class EncodeOutput(Part):
     """Where latents go, and in which form."""
 
-    path: str = Field(min_length=1, description="folder or URL of the latent dataset; relative to the recipe")
+    path: str = Field(min_length=1, description="folder of the latent dataset; relative to the recipe")
     store: Literal["moments", "mean", "sample"] = Field("moments", description="the raw posterior, its mean, or one draw from it")
     dtype: Literal["float16", "bfloat16", "float32"] = Field("float16", description="type of the stored numbers")
     unit_size: Auto | AtLeastOne = Field("auto", description="samples in one unit, the grain of resume and of distribution")

@@ -188,9 +188,13 @@ def _run_train(recipe: TrainRecipe) -> TrainResult:
     optimizer = OptimizerSettings(**recipe.optimizer.model_dump())
     settings = TrainSettings(
         steps=recipe.steps, batch_size=recipe.batch_size, accumulate=recipe.accumulate, precision=recipe.precision, optimizer=optimizer,
-        ema_decay=recipe.ema.decay if recipe.ema else None, checkpoint_every=recipe.output.checkpoint_every, seed=recipe.seed,
+        train=recipe.model.train, ema_decay=recipe.ema.decay if recipe.ema else None, checkpoint_every=recipe.output.checkpoint_every,
+        on_bad_sample=recipe.on_bad_sample, max_bad=recipe.max_bad, seed=recipe.seed,
     )  # fmt: skip
-    return train(model, source, modality, losses, settings, Path(recipe.output.path))
+    result = train(model, source, modality, losses, settings, Path(recipe.output.path))
+    if is_first_process():
+        (Path(recipe.output.path) / "recipe.yaml").write_text(dump_recipe(resolve(recipe)), encoding="utf-8")
+    return result
 
 
 def _named_losses(recipe: TrainRecipe) -> list[tuple[str, Any]]:

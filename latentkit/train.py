@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator  # type: ignore[import-untyped]
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from latentkit.checkpoint import list_checkpoints, read_checkpoint, write_checkpoint
@@ -80,6 +80,8 @@ def train(
     newest = read_checkpoint(done[-1]) if done else None
     if newest is not None and newest.step >= settings.steps and (folder / "model").is_dir():
         return TrainResult(folder / "model", newest.step, finished_before=True)
+    if newest is None and (folder / "model").exists():
+        raise TrainingError(f"{folder / 'model'} is there, but no checkpoint that it came from; give another output.path, or move it away")
     accelerator = Accelerator(mixed_precision="no")  # its precision is the whole process's: a second run could not have another
     log = TrainingLog(folder / "log.jsonl", settings.steps, accelerator.is_main_process)
     run = _start(model, losses, settings, accelerator, log)
@@ -171,8 +173,15 @@ def _check(source: object, losses: Sequence[WeightedLoss]) -> None:
 def _start(
     model: Trainable, losses: Sequence[WeightedLoss], settings: TrainSettings, accelerator: Accelerator, log: TrainingLog
 ) -> _Run:
-    """A run before its first step."""
+    """A run before its first step.
+
+    Raises:
+        TrainingError: the weights aren't float32, or the half that is to be trained isn't there.
+    """
     module = model.module.train()
+    dtypes = {str(parameter.dtype).removeprefix("torch.") for parameter in module.parameters()}
+    if dtypes != {"float32"}:
+        raise TrainingError(f"training needs float32 weights, the model has {', '.join(sorted(dtypes))}; precision is what it computes in")
     trained = _choose_parameters(module, settings.train)
     for parameter in module.parameters():
         if parameter.ndim == 4:  # channels last, the format in which convolutions are quick

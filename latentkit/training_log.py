@@ -48,6 +48,7 @@ class TrainingLog:
 
     def __init__(self, path: Path, num_steps: int, active: bool) -> None:
         self._path, self._num_steps, self._active = path, num_steps, active
+        self._weights: Mapping[str, float] = {}
         self._printed = -math.inf
         self._described = False
 
@@ -103,7 +104,6 @@ class TrainingLog:
 
     def _clear(self) -> None:
         self._sums: dict[str, float] = {}
-        self._weights: Mapping[str, float] = {}
         self._num_steps_seen = 0
         self._cleared = time.monotonic()
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from accelerate import Accelerator  # type: ignore[import-untyped]
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from latentkit.checkpoint import Checkpoint, pack_optimizer, unpack_optimizer
@@ -104,9 +104,10 @@ def _random_states(accelerator: Accelerator) -> dict[str, Tensor]:
 
 
 def _restore_random(states: Mapping[str, Tensor], accelerator: Accelerator) -> None:
-    torch.set_rng_state(states["cpu"][accelerator.process_index])
+    # cloned, since torch reads a state from the start of its storage, which is another process's row
+    torch.set_rng_state(states["cpu"][accelerator.process_index].clone())
     if accelerator.device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"][accelerator.process_index], accelerator.device)
+        torch.cuda.set_rng_state(states["cuda"][accelerator.process_index].clone(), accelerator.device)
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:

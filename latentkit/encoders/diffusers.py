@@ -28,7 +28,7 @@ def open_diffusers(config: DiffusersConfig, context: BuildContext) -> DiffusersE
     """
     config_file = context.recipe_dir / Path(config.config).expanduser() if config.config else None
     path = find_model(config.model, config.subfolder, config.revision, context.recipe_dir) if config.model else None
-    return DiffusersEncoder(path, config_file, getattr(torch, config.dtype), config.tiling, context.device)
+    return DiffusersEncoder(path, config_file, getattr(torch, config.dtype), config.tiling, context.device, context.seed)
 
 
 class DiffusersEncoder:
@@ -40,10 +40,14 @@ class DiffusersEncoder:
         dtype: the network computes in this.
         tiling: encode large pictures in overlapping tiles.
         device: torch device.
+        seed: of random weights.
     """
 
-    def __init__(self, path: Path | None, config_file: Path | None, dtype: torch.dtype, tiling: bool, device: str) -> None:
-        self._path, self._config_file, self._dtype, self._tiling, self._device = path, config_file, dtype, tiling, device
+    def __init__(
+        self, path: Path | None, config_file: Path | None, dtype: torch.dtype, tiling: bool, device: str, seed: int = 0
+    ) -> None:
+        self._path, self._config_file, self._dtype, self._tiling = path, config_file, dtype, tiling
+        self._device, self._seed = device, seed
         self._config = read_config(_config_place(path, config_file))
         self._traits = TRAITS[self._config["_class_name"]]
         self.modality = self._traits.modality
@@ -104,7 +108,9 @@ class DiffusersEncoder:
         if self._path is not None:
             model = load_model(self._path, self._config_file, torch.float32)
         else:
-            model = new_model(_config_place(self._path, self._config_file))
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self._seed)
+                model = new_model(_config_place(self._path, self._config_file))
         return TrainedModel(model.train().requires_grad_(True).to(self._device))
 
     def last_layer(self) -> nn.Parameter:
@@ -168,10 +174,15 @@ class TrainedModel(nn.Module):
         """(N, 3, H, W) in [-1, 1] to the reconstruction of a draw from the posterior (or of the latents, where there is none)."""
         latents = read_latents(self.model.encode(batch))
         if "latent" in latents:
-            return Reconstruction(self.model.decode(latents["latent"]).sample, latents["latent"])
+            return Reconstruction(self.decode(latents["latent"]), latents["latent"])
         mean, logvar = latents["mean"], latents["logvar"]
         draw = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
-        return Reconstruction(self.model.decode(draw).sample, draw, Moments(mean, logvar))
+        return Reconstruction(self.decode(draw), draw, Moments(mean, logvar))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Raw latents (N, C, h, w) to (N, 3, H, W)."""
+        decoded: Tensor = self.model.decode(latents).sample
+        return decoded
 
 
 def _config_place(path: Path | None, config_file: Path | None) -> Path:

@@ -120,13 +120,7 @@ class TinyKLEncoder:
 
     @functools.cached_property
     def module(self) -> nn.Module:
-        """The whole network; training changes the one that `encode` and `decode` use.
-
-        Raises:
-            EncoderError: the dtype isn't float32, which weights in training must have.
-        """
-        if self._dtype != torch.float32:
-            raise EncoderError(f"tiny-kl: training needs dtype: float32, got {str(self._dtype).removeprefix('torch.')}")
+        """The whole network, loaded: the one that `encode` and `decode` use."""
         for half in HALVES:
             self._loaded(half)
         return self._network

@@ -2,8 +2,8 @@
 
 Both halves are a linear map between 8 x 8 patches and 4 latent channels, plus a residual network whose output starts at zero. The linear
 maps start as four functions of the discrete cosine transform: luma, its two slowest waves, and one colour difference. So training starts
-near the quality of principal components and spends its time on what linear algebra can't do. There is no normalisation layer: residual
-branches that start at zero train without, and a picture's latents then don't depend on what lies far away in it.
+near the quality of principal components and spends its time on what linear algebra can't do. Normalisation is over the channels of one
+place only, so a picture's latents don't depend on what lies far away in it.
 """
 
 from __future__ import annotations
@@ -27,20 +27,22 @@ BRANCH_GAIN = 0.2
 """Factor of what the residual networks add to the linear maps. Adam's first steps move every weight by the learning rate, however small its
 gradient is, and behind a layer that starts at zero that is a jump; the factor makes it a small one, so that a higher rate is stable."""
 START_LOGVAR, LOGVAR_GAIN = -12.0, 0.05
-"""Of an untrained network, and factor of what is added to it. A logvar that jumps up for a rare picture drowns its latents in noise, and the
-loss explodes; so it starts low and moves slowly."""
+"""Of an untrained network, and factor of what is added to it. A logvar that jumps up for a rare picture drowns its latents in noise, and
+the loss explodes; so it starts low and moves slowly."""
 
 
 class Residual(nn.Module):
-    """x + two 3 x 3 convolutions of x; starts as the identity."""
+    """x + two 3 x 3 convolutions of x, normalised over channels; starts as the identity."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        self.norm = nn.LayerNorm(channels)
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
         self.second = zeroed(nn.Conv2d(channels, channels, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + cast(Tensor, self.second(silu(self.first(x))))
+        normed = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return x + cast(Tensor, self.second(silu(self.first(normed))))
 
 
 class Encoder(nn.Module):

@@ -42,6 +42,7 @@ CONTENT_ERRORS = (
 REACH_ERRORS = (OSError, hub_errors.HTTPError)  # type: ignore[attr-defined]
 
 ROWS_PER_READ = 1000
+TAR_BLOCK_BYTES = 512
 HUB_TIMEOUT_SECONDS = 10.0
 
 
@@ -74,11 +75,12 @@ class DatasetsSource:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Sample:
-        """The sample at a position.
+        """The sample at a position; a negative one counts from the end.
 
         Raises:
             OSError: its media lies in a remote file that can't be reached.
         """
+        index = range(len(self))[index]
         [row] = self._rows[index].to_pylist()
         return Sample(self._key(row, index), self._columns.media_of(row), self._columns.attributes_of(row), self._stamp(index))
 
@@ -123,13 +125,13 @@ class DatasetsStream:
         """The samples of one shard, in the order they have there.
 
         Raises:
-            SourceError: a damaged shard, or a key that is missing or there twice.
+            SourceError: a shard that makes no sense, or a key that is missing or there twice.
             OSError: the shard can't be reached.
             ValueError: not one of `shards`.
         """
         rows = self._stream.shard(num_shards=len(self._shards), index=self._shards.index(shard))
         seen: set[str] = set()
-        for position, row in enumerate(_checked(rows, shard.name)):
+        for position, row in enumerate(_read_rows(rows, shard.name)):
             key = self._key(row, shard, position)
             if key in seen:
                 raise SourceError(f"source datasets: shard {shard.name}: the key {key!r} is there twice; name another column as key")
@@ -145,14 +147,14 @@ class DatasetsStream:
         return f"{shard.name}/{value}" if self._columns.key == KEY_COLUMN else str(value)
 
 
-def _checked(rows: datasets.IterableDataset, shard: str) -> Iterator[dict[str, Any]]:
+def _read_rows(rows: datasets.IterableDataset, shard: str) -> Iterator[dict[str, Any]]:
     """The rows of a shard; what is wrong with its content is told apart from what can't be reached (`OSError`)."""
     try:
         yield from rows
     except REACH_ERRORS:  # some of which are ValueErrors too
         raise
     except CONTENT_ERRORS as err:
-        raise SourceError(f"source datasets: shard {shard} is damaged: {_root_cause(err)}") from err
+        raise SourceError(f"source datasets: shard {shard} can't be read: {_root_cause(err)}") from err
 
 
 def _check_keys(keys: pa.ChunkedArray, column: str) -> None:
@@ -190,6 +192,7 @@ def open_datasets(config: DatasetsConfig, context: BuildContext) -> DatasetsSour
         if origin.local is not None and _is_saved(origin.local):
             return _open_saved(config, origin.local)
         builder = _builder(config, origin)
+        _check_tars([file for files in (builder.config.data_files or {}).values() for file in files])
         if config.streaming:
             return _open_stream(config, builder, origin)
         builder.download_and_prepare()
@@ -256,6 +259,16 @@ def _builder(config: DatasetsConfig, origin: Origin) -> datasets.DatasetBuilder:
         raise SourceError(f"source datasets: {origin.path} ends in none of {', '.join(BUILDERS)}; give its folder, or another file")
     options = {"sep": "\t"} if suffix == ".tsv" else {}
     return datasets.load_dataset_builder(BUILDERS[suffix], data_files={"train": [origin.path]}, **options)
+
+
+def _check_tars(files: list[str]) -> None:
+    """Refuse local tars that are cut off, most of which the library would read as far as they go without a word."""
+    for file in files:
+        if file.endswith(".tar") and os.path.isfile(file):
+            with open(file, "rb") as tar:
+                tar.seek(-min(TAR_BLOCK_BYTES, os.path.getsize(file)), os.SEEK_END)
+                if any(tar.read()):
+                    raise SourceError(f"source datasets: {file} is cut off: it lacks the zeros that end a tar; fetch or write it again")
 
 
 def _open_stream(config: DatasetsConfig, builder: datasets.DatasetBuilder, origin: Origin) -> DatasetsStream:

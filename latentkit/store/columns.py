@@ -1,4 +1,4 @@
-"""Python values to Arrow columns: attributes and geometry are mappings whose keys nobody declared beforehand."""
+"""Arrow tables from bytes, and Arrow columns from Python values: attributes and geometry are mappings whose keys nobody declared beforehand."""
 
 from __future__ import annotations
 
@@ -6,6 +6,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+def read_parquet(content: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    """The table in a Parquet file's bytes.
+
+    Read in this thread alone: Arrow's own threads may still hold the bytes when the interpreter ends, and letting go of them then
+    aborts the process.
+
+    Raises:
+        pa.ArrowException, OSError: the file is damaged.
+    """
+    file = pq.ParquetFile(pa.BufferReader(content), pre_buffer=False)
+    return file.read(columns=None if columns is None else list(columns), use_threads=False)
 
 
 def struct_column(rows: Sequence[Mapping[str, Any] | None]) -> pa.Array:

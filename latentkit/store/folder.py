@@ -11,7 +11,7 @@ import os
 import secrets
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -62,6 +62,12 @@ class Folder:
             return (self.path / name).read_bytes()
         except OSError as error:
             raise StoreError(f"{self.path / name}: {error.strerror}") from error
+
+    def discard_if_empty(self) -> None:
+        """Remove the folder when nothing has been written to it."""
+        with suppress(OSError):
+            (self.path / ASIDE).rmdir()
+            self.path.rmdir()
 
     @contextmanager
     def create(self, name: str) -> Iterator[BinaryIO]:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from latentkit.contracts import LatentLayout, Normalization, Unit
 from latentkit.errors import StoreError
 from latentkit.store import statistics
-from latentkit.store.columns import struct_column
+from latentkit.store.columns import read_parquet, struct_column
 from latentkit.store.folder import Folder, canonical_json
 from latentkit.store.format import UnitHeader, read_header
 from latentkit.store.plan import Plan, plan_name
@@ -222,6 +222,6 @@ def read_index(folder: Folder, document: Mapping[str, Any], columns: Sequence[st
     if hashlib.sha256(content).hexdigest() != entry["sha256"]:
         raise StoreError(f"{where} is damaged: its content doesn't match the sha256 in {DATASET}")
     try:
-        return pq.read_table(pa.BufferReader(content), columns=None if columns is None else list(columns))
+        return read_parquet(content, columns)
     except (pa.ArrowException, OSError) as error:
         raise StoreError(f"{where} is damaged ({type(error).__name__})") from error

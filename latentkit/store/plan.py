@@ -6,7 +6,6 @@ A row per sample (for a stream: per shard): key, stamp, attributes, unit. The fi
 from __future__ import annotations
 
 import hashlib
-import io
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +18,7 @@ import pyarrow.parquet as pq
 
 from latentkit.contracts import Entry, Unit
 from latentkit.errors import SourceError, StoreError
-from latentkit.store.columns import escape, struct_column
+from latentkit.store.columns import escape, read_parquet, struct_column
 from latentkit.store.folder import Folder, canonical_json
 
 METADATA_KEY = b"latentkit"
@@ -141,7 +140,7 @@ def read_plan(folder: Folder, number: int) -> Plan:
     name = plan_name(number)
     content = folder.read(name)
     try:
-        table = pq.read_table(io.BytesIO(content))
+        table = read_parquet(content)
         settings: dict[str, Any] = json.loads(table.schema.metadata[METADATA_KEY])
         fingerprint = settings.pop("fingerprint")
         plan = Plan(number, PlanSettings(**settings), table.select(["key", "stamp", "attributes", "unit"]))

@@ -185,7 +185,7 @@ def test_source_without_any_good_sample_is_refused(make_photos: MakePhotos, kl_f
         encode(photos, tmp_path / "out", kl_folder)
     with pytest.raises(SourceError, match="none of the"):
         lk.encode(photos, tmp_path / "auto", encoder=kl_folder, size=32)
-    assert not (tmp_path / "auto" / "plans").exists()
+    assert not (tmp_path / "auto").exists()
 
 
 def test_running_again_does_nothing(photos: Path, kl_folder: Path, tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("run",),
     ("report",),
+    ("testing",),
     ("cli",),
     ("__init__ __main__",),
 )

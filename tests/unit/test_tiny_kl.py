@@ -249,8 +249,3 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path, folder: Path) -> No
     (folder / "config.json").write_text("{")
     with pytest.raises(EncoderError, match="not JSON"):
         reopened(folder)
-
-
-def test_training_in_half_precision_is_refused(folder: Path) -> None:
-    with pytest.raises(EncoderError, match="needs dtype: float32, got bfloat16"):
-        _ = reopened(folder, dtype="bfloat16").module

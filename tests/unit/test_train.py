@@ -61,9 +61,9 @@ class Gradients:
         path.touch()
 
 
-def small_model(seed: int = 0) -> TinyKLEncoder:
-    torch.manual_seed(seed)
-    return TinyKLEncoder(TinyKL((4, 8), (1, 1), (4, 8), (1, 1)), None, torch.float32, "cpu")
+def small_model(dtype: torch.dtype = torch.float32) -> Any:
+    torch.manual_seed(0)
+    return TinyKLEncoder(TinyKL((4, 8), (1, 1), (4, 8), (1, 1)), None, dtype, "cpu")
 
 
 def settings(steps: int, **options: Any) -> TrainSettings:
@@ -112,6 +112,13 @@ def test_running_a_finished_run_again_does_nothing(tmp_path: Path) -> None:
     result = train(small_model(), Names(), Gradients(), MSE_KL, settings(2), tmp_path)
     assert result.finished_before
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_model_of_somebody_else_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    with pytest.raises(TrainingError, match=r"model is there, but no checkpoint .* give another output\.path"):
+        train(small_model(), Names(), Gradients(), MSE_KL, settings(2), tmp_path)
+    assert list((tmp_path / "model").iterdir()) == []
 
 
 @pytest.mark.parametrize("half", ["encoder", "decoder"])
@@ -259,6 +266,7 @@ class OwnWeights:
         ({"losses": [MSE_KL[0], MSE_KL[0]]}, TrainingError, "different names, got mse, mse"),
         ({"losses": [WeightedLoss("own", OwnWeights())]}, TrainingError, "'own' has weights of its own"),
         ({"losses": [WeightedLoss("flat", lambda batch: l1(batch).mean())]}, PluginError, r"'flat': expected one value a sample"),
+        ({"model": small_model(torch.bfloat16)}, TrainingError, "needs float32 weights, the model has bfloat16"),
         ({"source": Names(3)}, TrainingError, "3 samples, fewer than one batch"),
         ({"model": Line(), "settings": settings(1, train="decoder")}, TrainingError, "train: decoder: the model has no part"),
     ],

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,7 +80,7 @@ def run(folder: Path, settings: TrainSettings = SETTINGS, stop_after: int | None
         return mse(batch)
 
     torch.manual_seed(0)
-    model = TinyKLEncoder(TinyKL((4, 8), (1, 1), (4, 8), (1, 1)), None, torch.float32, "cpu")
+    model: Any = TinyKLEncoder(TinyKL((4, 8), (1, 1), (4, 8), (1, 1)), None, torch.float32, "cpu")
     losses = [WeightedLoss("mse", reconstruction), WeightedLoss("kl", kl, 1e-4, "latent")]
     return train(model, Numbers(), Noise(seconds), losses, settings, folder)
 
@@ -154,27 +154,24 @@ def test_another_batch_size_goes_on_with_the_next_epoch(tmp_path: Path, capfd: p
     assert "going on with epoch 3" in capfd.readouterr().err
 
 
-def test_the_number_of_threads_is_the_runs(tmp_path: Path) -> None:
+def test_the_number_of_threads_is_the_one_the_run_began_with(tmp_path: Path) -> None:
     before = torch.get_num_threads()
     try:
-        torch.set_num_threads(2)
-        run(tmp_path, replace(SETTINGS, steps=2))
         torch.set_num_threads(1)
+        run(tmp_path, replace(SETTINGS, steps=2))
+        torch.set_num_threads(2)
         run(tmp_path, replace(SETTINGS, steps=4))
-        assert torch.get_num_threads() == 2
+        assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
 
 
 def test_two_processes_train_one_model_and_resume(tmp_path: Path, straight: dict[str, bytes]) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1", f"--master-port={port}"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
     for folder, steps in (("whole", ["6"]), ("parts", ["4", "6"])):
-        for number in steps:
-            subprocess.run([*launch, __file__, str(tmp_path / folder), "0", number], env=environment, check=True, capture_output=True)
+        done = subprocess.run([*launch, __file__, str(tmp_path / folder), "0", *steps], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
     whole, parts = results(tmp_path / "whole"), results(tmp_path / "parts")
     assert whole == parts
     assert whole["model.safetensors"] != straight["model.safetensors"]
@@ -184,5 +181,5 @@ def test_two_processes_train_one_model_and_resume(tmp_path: Path, straight: dict
 
 
 if __name__ == "__main__":
-    steps = int(sys.argv[3]) if len(sys.argv) > 3 else SETTINGS.steps
-    run(Path(sys.argv[1]), replace(SETTINGS, steps=steps), seconds=float(sys.argv[2]))
+    for steps in sys.argv[3:] or [str(SETTINGS.steps)]:
+        run(Path(sys.argv[1]), replace(SETTINGS, steps=int(steps)), seconds=float(sys.argv[2]))

@@ -1,0 +1,37 @@
+"""The contract kit: subclass a contract in your plugin's tests, and pytest runs its checks on your plugin.
+
+    from pathlib import Path
+    from latentkit.builtin import FolderConfig, latentkit_sources
+    from latentkit.testing import SourceContract
+
+    class TestFolder(SourceContract):
+        spec = next(spec for spec in latentkit_sources() if spec.name == "folder")
+
+        def make_config(self, tmp_path: Path) -> FolderConfig:
+            (tmp_path / "a.jpg").write_bytes(b"one")
+            (tmp_path / "b.jpg").write_bytes(b"two")
+            return FolderConfig(path=str(tmp_path))
+
+Each check is a method `test_...` whose docstring says the property, and whose message says what to do. What a plugin gives besides its
+`spec` are methods and attributes of the contract, at its top. A check that can't hold for a good reason is overridden, with the reason.
+`find_failures` runs a contract without pytest.
+"""
+
+from __future__ import annotations
+
+from latentkit.testing.encoder import EncoderContract
+from latentkit.testing.loss import LossContract
+from latentkit.testing.modality import ModalityContract
+from latentkit.testing.plugin import PluginContract, check_names, find_failures
+from latentkit.testing.source import SourceContract, StreamSourceContract
+
+__all__ = [
+    "EncoderContract",
+    "LossContract",
+    "ModalityContract",
+    "PluginContract",
+    "SourceContract",
+    "StreamSourceContract",
+    "check_names",
+    "find_failures",
+]

@@ -1,0 +1,340 @@
+"""Checks for encoders."""
+
+from __future__ import annotations
+
+import pickle
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from latentkit.contracts import Decodes, Encoder, EncoderSpec, InputSpec, Normalization, PluginSpec, Reconstruction, Trainable
+from latentkit.testing.plugin import PluginContract
+
+NAMES = {"gaussian": {"mean", "logvar"}, "deterministic": {"latent"}, "quantised": {"indices"}}
+LOGVAR_RANGE = (-30.0, 20.0)
+SMALLEST_SIZE = 16
+BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+Latents = Mapping[str, Tensor]
+
+
+class EncoderContract(PluginContract):
+    """What an `Encoder` promises; what `Decodes` and `Trainable` promise, where it has their members.
+
+    Give `spec`, and `make_config` with small random weights: no check asks how good the latents are.
+    """
+
+    spec_type: ClassVar[type[PluginSpec]] = EncoderSpec
+    protocols: ClassVar[tuple[type, ...]] = (Encoder,)
+
+    tolerance: float = 1e-4
+    """Largest difference, absolute and relative, of what batches of other sizes may change; larger for half precision."""
+
+    # ------------------------------------------------------------ what a plugin author overrides
+
+    def make_encoder(self, tmp_path: Path) -> Encoder:
+        """The encoder under test."""
+        encoder: Encoder = self.build(tmp_path)
+        return encoder
+
+    def sizes(self, encoder: Encoder) -> Sequence[tuple[int, ...]]:
+        """Two input sizes to try, one number per axis but C: small ones that its rules allow."""
+        axes = [axis for axis in encoder.layout.axes if axis != "C"]
+        small = [allowed_sizes(encoder.input, axis) for axis in axes]
+        return [tuple(sizes[0] for sizes in small), tuple(sizes[number % 2] for number, sizes in enumerate(small, start=1))]
+
+    def make_batch(self, encoder: Encoder, sizes: tuple[int, ...], num_rows: int) -> Tensor:
+        """Prepared rows as the encoder's modality gives them: (N, C, *sizes) float32 in its range, always the same."""
+        low, high = encoder.input.range
+        noise = torch.rand((num_rows, encoder.input.channels, *sizes), generator=torch.Generator().manual_seed(num_rows))
+        return low + (high - low) * noise
+
+    def perturb(self, encoder: Encoder) -> Encoder | None:
+        """The encoder, or another one, with one bit of one weight that `encode` uses changed; None for one without weights.
+
+        Unless overridden: the first parameter of the first module among the encoder's attributes, after a first `encode`.
+        """
+        modules = [value for value in vars(encoder).values() if isinstance(value, nn.Module)]
+        parameters = [parameter for module in modules for parameter in module.parameters() if not parameter.is_meta]
+        assert parameters, "no attribute of the encoder is an nn.Module with parameters: override perturb(), or let it return None"
+        flip_bit(parameters[0].data)
+        return encoder
+
+    def make_renormalized(self, tmp_path: Path) -> Encoder | None:
+        """An encoder of the same weights but another `normalization`; None where that can't be had."""
+        return None
+
+    # ------------------------------------------------------------ what it declares
+
+    def test_declarations_fit_together(self, tmp_path: Path) -> None:
+        """Modality, range and layout are complete: one downscale per axis but C, C first, and a ragged axis that exists."""
+        encoder = self.make_encoder(tmp_path)
+        layout, (low, high) = encoder.layout, encoder.input.range
+        rest = layout.axes.replace("C", "", 1)
+        assert encoder.modality, "modality is empty: give the recipe name of a modality, such as 'image'"
+        assert low < high, f"input.range is ({low}, {high}): the lowest value comes first"
+        assert layout.kind == "quantised" or layout.axes.startswith("C"), f"layout.axes is {layout.axes!r}: channels come first"
+        assert len(set(layout.axes)) == len(layout.axes), f"layout.axes is {layout.axes!r}: a letter stands there twice"
+        factors = layout.downscale if isinstance(layout.downscale, tuple) else (layout.downscale,) * len(rest)
+        fits = len(factors) == len(rest) and min(factors, default=1) >= 1
+        assert fits, f"layout.downscale is {layout.downscale} for the axes {rest}: one whole number for all, or one for each"
+        assert layout.ragged_axis is None or layout.ragged_axis in rest, f"layout.ragged_axis {layout.ragged_axis!r} is none of {rest}"
+
+    def test_normalization_can_be_undone(self, tmp_path: Path) -> None:
+        """Normalising raw latents gives finite ones, and undoing it the raw ones again; shift and scale fit the layout."""
+        encoder = self.make_encoder(tmp_path)
+        raw = next(iter(self.encode(encoder).values())).float().cpu()
+        if encoder.layout.kind == "quantised":
+            return
+        raw, axes = torch.where(raw.isfinite(), raw, 0.0), encoder.layout.axes
+        latents = encoder.normalization.apply(raw, axes)
+        assert bool(latents.isfinite().all()), "normalised latents are not finite: look for a scale of 0 or infinity"
+        back = encoder.normalization.invert(latents, axes)
+        assert_close(back, raw, self.tolerance, "undoing it doesn't give the raw latents: look at the shapes of shift and scale")
+
+    # ------------------------------------------------------------ encode
+
+    def test_latents_have_the_names_of_their_kind(self, tmp_path: Path) -> None:
+        """ "mean" and "logvar" of a gaussian layout, "latent" of a deterministic, "indices" of a quantised one."""
+        encoder = self.make_encoder(tmp_path)
+        got, wanted = set(self.encode(encoder)), NAMES[encoder.layout.kind]
+        assert got == wanted, f"encode gave {sorted(got)}; a {encoder.layout.kind} layout needs {sorted(wanted)}"
+
+    def test_latents_have_the_shape_of_the_layout(self, tmp_path: Path) -> None:
+        """Rows of the batch, axes and channels of the layout, and every size divided by its downscale (none is ragged), for two sizes."""
+        encoder = self.make_encoder(tmp_path)
+        for sizes in self.sizes(encoder):
+            expected = expected_shape(encoder, 2, sizes)
+            for name, tensor in encoder.encode(self.make_batch(encoder, sizes, 2)).items():
+                free = tensor.shape[-len(sizes) :] if encoder.layout.ragged_axis else ()
+                got = (*tensor.shape[: tensor.ndim - len(free)], *expected[len(expected) - len(free) :])
+                assert got == expected, f"{name!r} has shape {got} for an input of {sizes}; by the layout it is {expected}"
+
+    def test_latents_are_floats_and_indices_whole_numbers(self, tmp_path: Path) -> None:
+        """Latents have a float dtype; indices one of whole numbers."""
+        encoder = self.make_encoder(tmp_path)
+        for name, tensor in self.encode(encoder).items():
+            fits = tensor.is_floating_point() != (encoder.layout.kind == "quantised")
+            assert fits, f"{name!r} is {tensor.dtype}, in a {encoder.layout.kind} layout"
+
+    def test_latents_are_finite(self, tmp_path: Path) -> None:
+        """No latent of a good input is nan or infinite."""
+        wrong = [name for name, tensor in self.encode(self.make_encoder(tmp_path)).items() if not bool(tensor.isfinite().all())]
+        assert not wrong, f"nan or infinity in {wrong}: compute in a wider dtype"
+
+    def test_logvar_is_within_its_limits(self, tmp_path: Path) -> None:
+        """The log of the variance lies in [-30, 20], where its exponential is a number."""
+        logvar = self.encode(self.make_encoder(tmp_path)).get("logvar", torch.zeros(1))
+        kept = logvar[logvar.isfinite()]
+        inside = bool(((kept >= LOGVAR_RANGE[0]) & (kept <= LOGVAR_RANGE[1])).all())
+        assert inside, f"logvar from {float(kept.min())} to {float(kept.max())}: clamp it to [-30, 20]"
+
+    def test_latents_need_no_gradient(self, tmp_path: Path) -> None:
+        """Latents carry no graph, which would keep the activations of every batch in memory."""
+        wrong = [name for name, tensor in self.encode(self.make_encoder(tmp_path)).items() if tensor.requires_grad]
+        assert not wrong, f"{wrong} require gradients: encode inside torch.inference_mode()"
+
+    def test_encoding_again_gives_equal_latents(self, tmp_path: Path) -> None:
+        """Encoding a batch twice gives the same bits: draws are made when latents are read, not here."""
+        encoder = self.make_encoder(tmp_path)
+        same = are_equal(self.encode(encoder), self.encode(encoder))
+        assert same, "a second encode differs: give the posterior, not a draw, and put modules into eval()"
+
+    def test_two_builds_give_equal_latents(self, tmp_path: Path) -> None:
+        """Two encoders of one config give the same bits: random weights are drawn from context.seed."""
+        first, second = self.build_twice(tmp_path)
+        assert are_equal(self.encode(first), self.encode(second)), "two builds of one config differ: draw from context.seed alone"
+
+    def test_a_batch_gives_what_its_rows_give(self, tmp_path: Path) -> None:
+        """A batch of two gives what its rows give one by one, within `tolerance`: a latent doesn't depend on its neighbours."""
+        encoder = self.make_encoder(tmp_path)
+        batch = self.make_batch(encoder, self.sizes(encoder)[0], 2)
+        together, alone = encoder.encode(batch.clone()), [encoder.encode(row[None]) for row in batch]
+        for name, tensor in together.items():
+            rows = torch.cat([latents[name] for latents in alone])
+            assert_close(tensor, rows, self.tolerance, f"{name!r} of a batch is not that of its rows: no statistics over the batch")
+
+    def test_latents_are_unscaled(self, tmp_path: Path) -> None:
+        """`encode` gives raw latents: the same ones whatever `normalization` says, which is applied when they are read."""
+        encoder, other = self.make_encoder(tmp_path), self.make_renormalized(tmp_path)
+        expected = self.encode(encoder)
+        elsewhere = property(lambda encoder: Normalization(shift=3.0, scale=0.25))
+        with mock.patch.object(type(encoder), "normalization", elsewhere, create=True):
+            found = [self.encode(encoder)]
+        for latents in found + ([] if other is None else [self.encode(other)]):
+            for name, tensor in expected.items():
+                assert_close(latents[name], tensor, self.tolerance, f"{name!r} changes with the normalization: give it as the network does")
+
+    def test_encode_leaves_its_input_alone(self, tmp_path: Path) -> None:
+        """The batch is the same after `encode` as before."""
+        encoder = self.make_encoder(tmp_path)
+        batch = self.make_batch(encoder, self.sizes(encoder)[0], 2)
+        before = batch.clone()
+        encoder.encode(batch)
+        assert torch.equal(batch, before), "encode changed its input: no operations in place on the batch"
+
+    def test_encode_leaves_random_numbers_alone(self, tmp_path: Path) -> None:
+        """The global generators of torch, NumPy and Python stand where they stood before the first `encode`."""
+        encoder = self.make_encoder(tmp_path)
+        torch.rand(1), np.random.rand(), random.random()  # away from where a seed puts them, which encode might do
+        before = random_state()
+        self.encode(encoder)
+        assert random_state() == before, "encode drew from or seeded a global generator: use a torch.Generator, or torch.random.fork_rng()"
+
+    def test_sizes_it_does_not_take_raise_value_error(self, tmp_path: Path) -> None:
+        """An input of a size that `input.sizes` forbids raises `ValueError`, instead of being padded or cut."""
+        encoder = self.make_encoder(tmp_path)
+        good = self.sizes(encoder)[0]
+        for place, axis in enumerate(axis for axis in encoder.layout.axes if axis != "C"):
+            wrong = forbidden_size(encoder.input, axis, good[place])
+            if wrong is not None:
+                batch = self.make_batch(encoder, (*good[:place], wrong, *good[place + 1 :]), 1)
+                raised = raised_by(encoder, batch)
+                assert isinstance(raised, ValueError), f"{axis} = {wrong} gave {raised!r}: raise ValueError and say what is allowed"
+
+    # ------------------------------------------------------------ fingerprint
+
+    def test_fingerprint_is_texts_by_name(self, tmp_path: Path) -> None:
+        """`fingerprint` gives at least one part, names and values texts."""
+        parts = self.make_encoder(tmp_path).fingerprint()
+        fits = bool(parts) and all(isinstance(part, str) and part for pair in parts.items() for part in pair)
+        assert fits, f"fingerprint gave {parts!r}: name to hash or setting, as texts"
+
+    def test_fingerprint_is_stable(self, tmp_path: Path) -> None:
+        """Two builds have one fingerprint, before encoding and after: another one throws every latent away."""
+        first, second = self.build_twice(tmp_path)
+        before = first.fingerprint()
+        self.encode(first)
+        assert before == first.fingerprint(), "the fingerprint changed by encoding: hash weights as they are computed with"
+        assert before == second.fingerprint(), "two builds of one config have two fingerprints: leave out times, paths and addresses"
+
+    def test_fingerprint_changes_with_a_single_bit_of_the_weights(self, tmp_path: Path) -> None:
+        """One bit of one weight that `encode` uses makes another fingerprint: stale latents are never taken for fresh ones."""
+        encoder = self.make_encoder(tmp_path)
+        self.encode(encoder)
+        before = deciding_parts(encoder)
+        changed = self.perturb(encoder)
+        same = changed is not None and deciding_parts(changed) == before
+        assert not same, "the fingerprint is blind to a weight: hash all that encode uses (or override perturb() to change one of those)"
+
+    # ------------------------------------------------------------ decode
+
+    def test_decoded_batch_is_like_the_input(self, tmp_path: Path) -> None:
+        """`decode` of raw latents gives finite floats of the input's shape, about in its range: at most its width outside."""
+        encoder = self.make_encoder(tmp_path)
+        if not isinstance(encoder, Decodes):
+            return
+        batch = self.make_batch(encoder, self.sizes(encoder)[0], 2)
+        decoded = encoder.decode(self.latents_of(encoder, batch)).float()
+        low, high = encoder.input.range
+        assert decoded.shape == batch.shape, f"decode gave {tuple(decoded.shape)} for an input of {tuple(batch.shape)}"
+        assert bool(decoded.isfinite().all()), "decode gave nan or infinity"
+        inside = float(decoded.min()) >= 2 * low - high and float(decoded.max()) <= 2 * high - low
+        assert inside, f"decoded values from {float(decoded.min())} to {float(decoded.max())}; the input's range is {low} to {high}"
+
+    def test_decode_leaves_its_latents_alone(self, tmp_path: Path) -> None:
+        """The latents are the same after `decode` as before."""
+        encoder = self.make_encoder(tmp_path)
+        if not isinstance(encoder, Decodes):
+            return
+        latents = self.latents_of(encoder, self.make_batch(encoder, self.sizes(encoder)[0], 2))
+        before = latents.clone()
+        encoder.decode(latents)
+        assert torch.equal(latents, before), "decode changed the latents it was given: no operations in place on them"
+
+    # ------------------------------------------------------------ training
+
+    def test_forward_trains_the_last_layer(self, tmp_path: Path) -> None:
+        """A trainable module's forward gives a `Reconstruction` of the input's shape, whose gradient reaches `last_layer()`."""
+        encoder = self.make_encoder(tmp_path)
+        if not isinstance(encoder, Trainable):
+            return
+        batch = self.make_batch(encoder, self.sizes(encoder)[0], 2).to(encoder.last_layer().device)
+        found = encoder.module(batch)
+        assert isinstance(found, Reconstruction), f"forward gave a {type(found).__name__}: give latentkit.contracts.Reconstruction"
+        assert found.output.shape == batch.shape, f"output has shape {tuple(found.output.shape)}, the input {tuple(batch.shape)}"
+        has_moments = found.moments is not None
+        assert has_moments == (encoder.layout.kind == "gaussian"), "forward gives moments if, and only if, the layout is gaussian"
+        [slope] = torch.autograd.grad(found.output.float().square().mean(), [encoder.last_layer()], allow_unused=True)
+        reached = slope is not None and bool(slope.any())
+        assert reached, "no gradient reached last_layer(): give a weight that the module's forward uses"
+
+    # ------------------------------------------------------------ for the checks
+
+    def encode(self, encoder: Encoder) -> dict[str, Tensor]:
+        """Latents of two rows of the first size."""
+        return encoder.encode(self.make_batch(encoder, self.sizes(encoder)[0], 2))
+
+    def latents_of(self, encoder: Encoder, batch: Tensor) -> Tensor:
+        """What `decode` takes: "mean", "latent" or "indices" of a batch, as a tensor of its own."""
+        latents = encoder.encode(batch)
+        return next(latents[name] for name in ("mean", "latent", "indices") if name in latents).clone()
+
+
+def allowed_sizes(spec: InputSpec, axis: str) -> list[int]:
+    """The two smallest sizes of an axis from `SMALLEST_SIZE` on that its rule allows (one, where there is only one)."""
+    rule = spec.sizes.get(axis)
+    if rule is None:
+        return [2 * SMALLEST_SIZE, 3 * SMALLEST_SIZE]
+    first = max(rule.minimum, min(SMALLEST_SIZE, rule.maximum or SMALLEST_SIZE))
+    found = [size for size in range(first, first + 2 * rule.multiple) if rule.allows(size)]
+    assert found, f"no size of {axis} is allowed by {rule}: override sizes()"
+    return [found[0], found[-1]]
+
+
+def forbidden_size(spec: InputSpec, axis: str, good: int) -> int | None:
+    """A size a little above a good one that the rule forbids; None where it forbids none there."""
+    rule = spec.sizes.get(axis)
+    return next((size for size in range(good + 1, good + 1 + (rule.multiple if rule else 0)) if rule and not rule.allows(size)), None)
+
+
+def expected_shape(encoder: Encoder, num_rows: int, sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of a batch of latents, by the layout alone."""
+    layout = encoder.layout
+    factors = layout.downscale if isinstance(layout.downscale, tuple) else (layout.downscale,) * len(sizes)
+    channels = (layout.channels,) if "C" in layout.axes else ()
+    return (num_rows, *channels, *(-(-size // factor) for size, factor in zip(sizes, factors, strict=True)))
+
+
+def flip_bit(weight: Tensor) -> None:
+    """Change the lowest bit of the first value of a weight, in place."""
+    first = (0,) * weight.ndim
+    with torch.inference_mode():  # weights loaded in that mode can be changed in that mode only
+        bits = weight[first].clone().reshape(1).view(BITS[weight.element_size()])
+        weight[first] = (bits ^ 1).view(weight.dtype)[0]
+
+
+def deciding_parts(encoder: Encoder) -> dict[str, str]:
+    """The part of an encoder's fingerprint that decides latents: not the decoder's."""
+    return {name: part for name, part in encoder.fingerprint().items() if not name.startswith("decoder")}
+
+
+def are_equal(first: Latents, second: Latents) -> bool:
+    """Whether two encodings agree bit for bit; nan equals nan."""
+    return first.keys() == second.keys() and all(torch.equal(first[name].nan_to_num(), second[name].nan_to_num()) for name in first)
+
+
+def assert_close(actual: Tensor, expected: Tensor, tolerance: float, message: str) -> None:
+    """Raise `AssertionError` with the message where two tensors differ by more than the tolerance."""
+    close = torch.allclose(actual.double(), expected.double(), rtol=tolerance, atol=tolerance, equal_nan=True)
+    assert close, message
+
+
+def random_state() -> list[bytes]:
+    """Where the global generators of torch, NumPy and Python stand."""
+    return [torch.random.get_rng_state().numpy().tobytes(), pickle.dumps(np.random.get_state()), pickle.dumps(random.getstate())]
+
+
+def raised_by(encoder: Encoder, batch: Tensor) -> Exception | None:
+    """What encoding a batch raises; None when it gives something."""
+    try:
+        encoder.encode(batch)
+    except Exception as error:  # noqa: BLE001 (plugin boundary: which error it is, is what is asked)
+        return error
+    return None

@@ -1,0 +1,179 @@
+"""The command line as users meet it: real processes, exit codes, messages, and what is loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from latentkit import cli
+
+MakePhotos = Callable[..., Path]
+FAST = ["--size", "32", "--set", "batch_size=2", "--set", "output.unit_size=2", "--set", "threads=1"]
+HEAVY = ("torch", "diffusers", "accelerate", "datasets", "numpy", "pyarrow", "PIL")
+
+
+def latentkit(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "latentkit", *map(str, arguments)]
+    return subprocess.run(line, text=True, capture_output=True, cwd=cwd, timeout=120)
+
+
+def width(picture: Path) -> int:
+    with Image.open(picture) as image:
+        return image.width
+
+
+def loaded_after(*arguments: str) -> set[str]:
+    """Which heavy modules one command loads, in a process of its own."""
+    code = (
+        "import sys, contextlib, io\nfrom latentkit.cli import main\n"
+        f"with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit): main({list(arguments)!r})\n"
+        f"print(*[name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_commands_and_options_are_these(capsys: pytest.CaptureFixture[str]) -> None:
+    frozen = {
+        "encode": ["SOURCE", "OUT", "--encoder", "--size", "--set"],
+        "run": ["RECIPE", "--set"],
+        "check": ["RECIPE", "--set"],
+        "inspect": ["PATH", "--json"],
+        "preview": ["PATH", "OUT.png", "--rows"],
+        "plugins": ["--json"],
+        "recipes": [],
+    }
+    for command, arguments in frozen.items():
+        with pytest.raises(SystemExit) as stopped:
+            cli.main([command, "--help"])
+        assert stopped.value.code == 0
+        usage = capsys.readouterr().out.split("\n\n")[0]
+        assert all(argument in usage for argument in arguments), command
+        assert usage.count("--") == sum(argument.startswith("--") for argument in arguments), command
+
+
+def test_light_commands_load_nothing_heavy(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "task: encode\nsource: {use: sample-photos}\nmodality: {use: image}\nencoder: {use: tiny-kl}\noutput: {path: out}\n"
+    )
+    for arguments in (["--help"], ["plugins"], ["check", str(recipe)], ["recipes"]):
+        assert loaded_after(*arguments) == set(), arguments
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    code = f"import sys, latentkit; print(*[name for name in {HEAVY!r} + ('pydantic', 'pluggy') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_encode_inspect_preview(make_photos: MakePhotos, kl_folder: Path, tmp_path: Path) -> None:
+    photos = make_photos(5)
+    (photos / "bad.png").write_bytes(b"")
+    done = latentkit("encode", photos, tmp_path / "out", "--encoder", kl_folder, *FAST)
+    assert done.returncode == 0, done.stderr
+    assert "5 latents, 1 skipped" in done.stdout
+    assert "the encoder waited" in done.stdout
+    # Five pictures, each beside what it decodes to.
+    assert width(tmp_path / "out" / "preview.png") >= 64
+    found = json.loads(latentkit("inspect", tmp_path / "out", "--json").stdout)
+    assert found["rows"] == {"ok": 5, "skipped": 1}
+    assert sum(found["skipped"].values()) == 1
+    assert "5 rows of latents, 1 skipped" in latentkit("inspect", tmp_path / "out").stdout
+    done = latentkit("preview", tmp_path / "out", tmp_path / "look.png", "--rows", "2")
+    assert done.returncode == 0, done.stderr
+    with_sources = width(tmp_path / "look.png")
+    photos.rename(tmp_path / "gone")
+    assert latentkit("preview", tmp_path / "out", tmp_path / "look.png", "--rows", "2").returncode == 0
+    assert width(tmp_path / "look.png") < with_sources
+
+
+def test_recipe_written_by_encode_is_the_same_run(make_photos: MakePhotos, kl_folder: Path, tmp_path: Path) -> None:
+    photos = make_photos(3)
+    latentkit("encode", photos, tmp_path / "out", "--encoder", kl_folder, *FAST)
+    again = latentkit("run", tmp_path / "out" / "recipe.yaml", cwd=tmp_path)
+    assert again.returncode == 0
+    assert "finished already" in again.stdout
+    assert "path: .," in (tmp_path / "out" / "recipe.yaml").read_text()
+
+
+def test_name_of_a_plugin_wins_over_a_path_and_says_so(tmp_path: Path) -> None:
+    (tmp_path / "sample-photos").mkdir()
+    done = latentkit("encode", "sample-photos", "out", "--set", "batch_size=none", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "write ./sample-photos for the path" in done.stderr
+    done = latentkit("encode", "./sample-photos", "out", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "no file below" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["encode", "nowhere", "out"], "there is no such path"),
+        (["encode", "empty", "out"], "no file below"),
+        (["encode", "unreadable", "out", "--size", "32"], "none of the first 2 samples can be used"),
+        (["encode", "photos", "out", "--encoder", "./nowhere"], "there is no such path"),
+        (["encode", "photos", "out", "--encoder", "no-weights"], "no weights"),
+        (["encode", "photos", "photos/000.png"], "is a file"),
+        (["encode", "photos", "taken"], "holds something else"),
+        (["encode", "photos", "out", "--size", "33"], "33"),
+        (["encode", "photos", "out", "--set", "encodr.use=x"], "did you mean 'encoder'"),
+        (["encode", "photos", "out", "--set", "output.dtype=float12"], "output.dtype"),
+        (["run", "nowhere.yaml"], "no such file"),
+        (["run", "list.yaml"], "expected a mapping"),
+        (["run", "tab.yaml"], "a tab"),
+        (["run", "wrong.yaml"], "batch_size"),
+        (["inspect", "empty"], "not a latent dataset"),
+        (["preview", "empty", "x.png"], "not a latent dataset"),
+    ],
+)
+def test_bad_input_is_one_clear_message_and_exit_code_2(
+    make_photos: MakePhotos, kl_folder: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    make_photos(2)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "unreadable").mkdir()
+    (tmp_path / "unreadable" / "a.jpg").write_text("no picture")
+    (tmp_path / "unreadable" / "b.png").write_bytes(b"")
+    (tmp_path / "no-weights").mkdir()
+    (tmp_path / "no-weights" / "config.json").write_text((kl_folder / "config.json").read_text())
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.txt").write_text("precious")
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    (tmp_path / "tab.yaml").write_text("task: encode\n\tsource: 1\n")
+    (tmp_path / "wrong.yaml").write_text(
+        "task: encode\nsource: {use: sample-photos}\nmodality: {use: image}\nencoder: {use: tiny-kl}\noutput: {path: out}\nbatch_size: many\n"
+    )
+    before = sorted(path for path in tmp_path.rglob("*"))
+    done = latentkit(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
+def test_hub_id_without_network_is_explained(make_photos: MakePhotos, tmp_path: Path) -> None:
+    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub")}
+    line = [sys.executable, "-m", "latentkit", "encode", str(make_photos(1)), str(tmp_path / "out"), "--encoder", "nobody/nothing"]
+    done = subprocess.run(line, text=True, capture_output=True, env=environment, timeout=120)
+    assert done.returncode == 2
+    assert "can't be had from the hub" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_our_own_fault_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def broken(path: str) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("latentkit.inspect.inspect_dataset", broken)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["inspect", str(tmp_path)])
