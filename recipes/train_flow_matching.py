@@ -20,7 +20,7 @@ import latentkit
 
 def endless_batches(path: str, batch_size: int, crop: int) -> Iterator[Tensor]:
     """Latents (N, C, crop, crop), epoch after epoch; a random view and a new draw from the posterior each time."""
-    batches = latentkit.open(path, views="random").batches(batch_size, shuffle=True)
+    batches = latentkit.open(path, views="random").batches(batch_size, shuffle=True, tail="drop")
     while True:
         for batch in batches:
             latents = batch["latent"]

@@ -21,19 +21,27 @@ def draw_picture(number: int, height: int = SIDE, width: int = SIDE) -> Image.Im
     return Image.fromarray(np.stack(channels, -1).round().astype(np.uint8))
 
 
-@pytest.fixture
-def make_photos(tmp_path: Path) -> Callable[..., Path]:
-    """A folder of `count` pictures with a caption each; names sort in the order of their numbers."""
+WritePhotos = Callable[..., Path]
 
-    def make(count: int, name: str = "photos", suffix: str = ".png") -> Path:
-        folder = tmp_path / name
+
+@pytest.fixture(scope="session")
+def write_photos() -> WritePhotos:
+    """Fill a folder with `count` pictures and a caption each; names sort in the order of their numbers."""
+
+    def write(folder: Path, count: int) -> Path:
         folder.mkdir()
         for number in range(count):
-            draw_picture(number).save(folder / f"{number:03d}{suffix}")
+            draw_picture(number).save(folder / f"{number:03d}.png")
             (folder / f"{number:03d}.txt").write_text(f"picture number {number}")
         return folder
 
-    return make
+    return write
+
+
+@pytest.fixture
+def make_photos(tmp_path: Path, write_photos: WritePhotos) -> Callable[..., Path]:
+    """A folder of `count` pictures in the test's own folder."""
+    return lambda count, name="photos": write_photos(tmp_path / name, count)
 
 
 @pytest.fixture(scope="session")

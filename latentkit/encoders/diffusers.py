@@ -190,9 +190,9 @@ def _config_place(path: Path | None, config_file: Path | None) -> Path:
         return path
     if config_file is not None:
         return config_file
-    if path is not None:
+    if path is not None and path.with_name("config.json").is_file():
         return path.with_name("config.json")
-    raise EncoderError("an encoder needs model or config")
+    raise EncoderError(f"{path}: a single file needs the model's config.json beside it, or named by the option config")
 
 
 def _forget(model: nn.Module, names: tuple[str, ...]) -> None:

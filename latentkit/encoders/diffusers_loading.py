@@ -138,8 +138,6 @@ def _load_file(file: Path, config_file: Path | None, dtype: torch.dtype) -> Any:
     from safetensors.torch import load_file
 
     config_file = config_file or file.with_name("config.json")
-    if not config_file.is_file():
-        raise EncoderError(f"{file}: a single file needs the model's config.json beside it, or named by the option config")
     config = read_config(config_file)
     model_class = getattr(diffusers, config["_class_name"])
     try:

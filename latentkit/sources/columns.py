@@ -110,6 +110,8 @@ def _is_media(feature: Any) -> bool:
     """Whether a column holds files: bytes, or the bytes and path of an image, audio, video and so on."""
     if isinstance(feature, datasets.Value):
         return feature.dtype in ("binary", "large_binary")
+    if isinstance(feature, Mapping):  # a table written without the library's own metadata
+        return set(feature) == {"bytes", "path"} and _is_media(feature["bytes"])
     storage = getattr(feature, "pa_type", None)
     return pa.types.is_struct(storage) and {field.name for field in storage} == {"bytes", "path"} if storage is not None else False
 

@@ -97,6 +97,10 @@ class BufferPool:
         self._buffers: list[Array] = []
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[type[BufferPool], tuple[bool]]:
+        """Pickled without its buffers."""
+        return BufferPool, (self._pinned,)
+
     def get(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
         """A C-contiguous array whose content is undefined; its first axis may be a part of a longer buffer's."""
         with self._lock:

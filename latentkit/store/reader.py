@@ -131,8 +131,8 @@ class LatentDataset:
         return LoadedRows(self.load(rows, self.epoch, ITEM_DRAW + int(rows[0]), self._pool))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without memory maps and buffers, which would be pickled as the data they hold."""
-        return {**self.__dict__, "_units": {}, "_opened_decoder": None, "_pool": BufferPool(False)}
+        """Without memory maps, which would be pickled as the data they show."""
+        return {**self.__dict__, "_units": {}, "_opened_decoder": None}
 
     def moments(self, index: int) -> dict[str, Tensor]:
         """{"mean", "logvar"}, each (C, h, w), raw and in the stored dtype.
