@@ -166,7 +166,7 @@ class DiffusersConfig(Config):
     """Encoder `diffusers`."""
 
     model: str | None = neutral(None, description="folder, single .safetensors file, or hub id of the autoencoder")
-    config: str | None = neutral(None, description="config.json: alone, of a model with random weights to train; with model, of that single file")
+    config: str | None = neutral(None, description="config.json: alone, of random weights to train; with model, of that single file")
     subfolder: str | None = neutral(None, description="folder inside the model's, such as vae; none: found")
     revision: str | None = neutral(None, description="git revision on the hub; none: the newest")
     dtype: Precision = Field("float32", description="the network computes in this")

@@ -2,8 +2,8 @@
 
     python recipes/train_flow_matching.py latents/quickstart [--steps 300]
 
-All it knows of latentkit is `latentkit.open`: no source media, no autoencoder. Rectified flow (Liu et al., "Flow Straight and Fast", 2022): the network
-sees x_t = (1 - t) * noise + t * latent and predicts latent - noise.
+All it knows of latentkit is `latentkit.open`: no source media, no autoencoder. Rectified flow (Liu et al., "Flow Straight and Fast",
+2022): the network sees x_t = (1 - t) * noise + t * latent and predicts latent - noise.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def main() -> None:
     given = options.parse_args()
     losses = train(given.path, given.steps)
     tenth = max(len(losses) // 10, 1)
-    print(f"loss of the first tenth of {len(losses)} steps: {sum(losses[:tenth]) / tenth:.3f}, of the last: {sum(losses[-tenth:]) / tenth:.3f}")
+    first, last = sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth
+    print(f"loss of the first tenth of {len(losses)} steps: {first:.3f}, of the last: {last:.3f}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
-import fsspec  # type: ignore[import-untyped]
+import fsspec
 import pyarrow as pa
 
 from latentkit.errors import SourceError

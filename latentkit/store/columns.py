@@ -1,4 +1,4 @@
-"""Arrow tables from bytes, and Arrow columns from Python values: attributes and geometry are mappings whose keys nobody declared beforehand."""
+"""Arrow tables from bytes, and columns from Python values: attributes and geometry are mappings whose keys nobody declared."""
 
 from __future__ import annotations
 

@@ -2,10 +2,12 @@
 
     python tests/benchmarks/encode.py [--photos FOLDER] [--images 48] [--rounds 3]
 
-Two questions. How much of the encoder's own speed is left when pictures are decoded, resized, collated, written and committed around it? (SD-sized
-AutoencoderKL with random weights at 256 px, against the same batches as ready tensors.) And when the encoder costs nothing, how near does the
-pipeline come to decoding and resizing the same JPEGs in as many threads as there are cores? Contenders take turns in every round; ratios are formed
-inside a round.
+Two questions. How much of the encoder's own speed is left when pictures are decoded, resized, collated, written and committed around it?
+(SD-sized
+AutoencoderKL with random weights at 256 px, against the same batches as ready tensors.) And when the encoder costs nothing, how near
+does the
+pipeline come to decoding and resizing the same JPEGs in as many threads as there are cores? Contenders take turns in every round; ratios
+are formed inside a round.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/read.py [--rows 20000] [--rounds 5]
 
-Random batches of 256, 16 KiB a row, captions included, warm page cache, one process and no workers. Contenders take turns in every round; the
-ratio is formed inside a round, and the median over rounds is printed.
+Random batches of 256, 16 KiB a row, captions included, warm page cache, one process and no workers. Contenders take turns in every
+round; the ratio is formed inside a round, and the median over rounds is printed.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from latentkit import cli
 
 MakePhotos = Callable[..., Path]
 FAST = ["--size", "32", "--set", "batch_size=2", "--set", "output.unit_size=2", "--set", "threads=1"]
+RECIPE = "task: encode\nsource: {use: sample-photos}\nmodality: {use: image}\nencoder: {use: tiny-kl}\noutput: {path: out}\n"
 HEAVY = ("torch", "diffusers", "accelerate", "datasets", "numpy", "pyarrow", "PIL")
 
 
@@ -61,9 +62,7 @@ def test_commands_and_options_are_these(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_light_commands_load_nothing_heavy(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(
-        "task: encode\nsource: {use: sample-photos}\nmodality: {use: image}\nencoder: {use: tiny-kl}\noutput: {path: out}\n"
-    )
+    recipe.write_text(RECIPE)
     for arguments in (["--help"], ["plugins"], ["check", str(recipe)], ["recipes"]):
         assert loaded_after(*arguments) == set(), arguments
 
@@ -149,9 +148,7 @@ def test_bad_input_is_one_clear_message_and_exit_code_2(
     (tmp_path / "taken" / "thesis.txt").write_text("precious")
     (tmp_path / "list.yaml").write_text("- 1\n")
     (tmp_path / "tab.yaml").write_text("task: encode\n\tsource: 1\n")
-    (tmp_path / "wrong.yaml").write_text(
-        "task: encode\nsource: {use: sample-photos}\nmodality: {use: image}\nencoder: {use: tiny-kl}\noutput: {path: out}\nbatch_size: many\n"
-    )
+    (tmp_path / "wrong.yaml").write_text(RECIPE + "batch_size: many\n")
     before = sorted(path for path in tmp_path.rglob("*"))
     done = latentkit(*arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stderr

@@ -56,7 +56,8 @@ def _argument(action: argparse.Action) -> str:
 def _rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
     for name, info in model.model_fields.items():
         key = prefix + (info.alias or name)
-        yield f"| `{key}` | {_default(info.get_default(call_default_factory=True))} | {(info.description or '').replace('|', chr(92) + '|')} |"
+        meaning = (info.description or "").replace("|", "\\|")
+        yield f"| `{key}` | {_default(info.get_default(call_default_factory=True))} | {meaning} |"
         part = _model_in(info.annotation)
         if part is not None:
             yield from _rows(part, f"{key}[]." if get_origin(info.annotation) is list else f"{key}.")

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from latentkit.contracts import Normalization
+from latentkit.contracts import LatentLayout, Normalization
 from latentkit.store.posterior import Normalizer
-from latentkit.contracts import LatentLayout
 
 
 @pytest.mark.parametrize("shape", [(4, 6, 8), (2, 4, 6, 8)])
