@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from importlib import metadata
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from latentkit.contracts import Encoder, Entry, Executor, Modality, Prepared, Source, StreamSource, UnitResult
@@ -19,6 +21,7 @@ from latentkit.errors import FingerprintError, SampleError, SourceError, StoreEr
 from latentkit.measure import Measured, choose_unit_size, measure_batches
 from latentkit.pipeline import EncodeJob, make_worker
 from latentkit.store.claims import Claims
+from latentkit.store.columns import escape
 from latentkit.store.folder import Folder
 from latentkit.store.index import DATASET, RECIPE, Description, committed, finalize, read_dataset
 from latentkit.store.plan import Plan, PlanSettings, build_plan, counting_parts, newest_plan, plan_name, write_plan
@@ -115,7 +118,7 @@ def encode_source(
         folder.replace(RECIPE, recipe_text.encode())
     job = EncodeJob(
         folder, plan, inputs.source, inputs.modality, inputs.views, inputs.open_encoder, settings.store, settings.dtype, settings.seed,
-        settings.on_bad_sample, _settings_in_force(plan.settings, settings), show_progress,
+        settings.on_bad_sample, _settings_in_force(plan.settings, settings), _places(folder, plan, inputs.source), show_progress,
     )  # fmt: skip
     summary = _run_units(job, executor, settings)
     if not folder.exists(DATASET):
@@ -233,6 +236,25 @@ def _settings_in_force(planned: PlanSettings, settings: EncodeSettings) -> PlanS
     return replace(planned, **given)
 
 
+def _places(folder: Folder, plan: Plan, source: Source | StreamSource) -> npt.NDArray[np.int64] | None:
+    """Where each row of the plan now is in the source, by key: samples may have come or gone since the plan was made.
+
+    Raises:
+        SourceError: samples that the plan has are gone.
+    """
+    if isinstance(source, StreamSource):
+        return None
+    place_of_key = {escape(entry.key): place for place, entry in enumerate(source.entries())}
+    keys = plan.table["key"].to_pylist()
+    gone = [key for key in keys if key not in place_of_key]
+    if gone:
+        raise SourceError(
+            f"{folder} was begun with {len(keys)} samples, of which {len(gone)} are gone from the source, such as {gone[0]!r}; "
+            "put them back, or write to another output"
+        )
+    return np.array([place_of_key[key] for key in keys], np.int64)
+
+
 # ---------------------------------------------------------------- the units
 
 
@@ -331,7 +353,7 @@ def _check_finished(folder: Folder, inputs: EncodeInputs, parts: Mapping[str, st
     if plan is None:
         raise StoreError(f"{folder}/{plan_name(0)} is missing; the dataset can be read, but not compared with its source")
     before = dict(zip(plan.table["key"].to_pylist(), plan.table["stamp"].to_pylist(), strict=True))
-    now = {entry.key: entry.stamp for entry in inputs.source.entries()}
+    now = {escape(entry.key): escape(entry.stamp) for entry in inputs.source.entries()}
     added, removed = len(now.keys() - before.keys()), len(before.keys() - now.keys())
     changed = sum(before[key] != now[key] for key in before.keys() & now.keys())
     if added or removed or changed:

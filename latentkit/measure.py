@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 
+from latentkit.batching import stack, stored_tensors
 from latentkit.contracts import Encoder, Prepared
-from latentkit.pipeline import stack, stored_tensors
 
 CANDIDATES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 BUDGET_SECONDS = 20.0

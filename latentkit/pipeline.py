@@ -6,6 +6,7 @@ and the batches depend on the plan alone.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import time
@@ -16,13 +17,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from latentkit.contracts import Encoder, LatentLayout, Modality, Prepared, Sample, Source, StreamSource, Unit, UnitResult, Worker
-from latentkit.errors import EncoderError, PluginError, SampleError, SourceError
+from latentkit.batching import check_latents, stack, stored_tensors, to_host
+from latentkit.contracts import Encoder, Modality, Prepared, Sample, Shard, Source, StreamSource, Unit, UnitResult, Worker
+from latentkit.errors import PluginError, SampleError, SourceError
 from latentkit.progress import Progress
 from latentkit.store.claims import Claims
+from latentkit.store.columns import escape
 from latentkit.store.folder import Folder
 from latentkit.store.plan import Plan, PlanSettings
 from latentkit.store.writer import RowLabel, UnitWriter, unit_name
@@ -45,6 +50,7 @@ class EncodeJob:
         seed: of draws, with `store: sample`.
         on_bad_sample: "skip" or "fail".
         settings: what holds for the units left; the plan's, unless the recipe says otherwise.
+        places: position in the source of each row of the plan; None for a stream.
         show_progress: whether this process prints the live line.
     """
 
@@ -59,12 +65,13 @@ class EncodeJob:
     seed: int
     on_bad_sample: str
     settings: PlanSettings
+    places: npt.NDArray[np.int64] | None
     show_progress: bool = True
 
 
 def make_worker(job: EncodeJob, device: str) -> Worker:
-    """A worker for one device."""
-    return lambda units: _work(job, device, units)
+    """A worker for one device, picklable where the job is."""
+    return functools.partial(_work, job, device)
 
 
 @dataclass
@@ -73,7 +80,6 @@ class _OpenUnit:
 
     unit: Unit
     writer: UnitWriter
-    num_samples: int = 0
     filling: dict[str, list[tuple[RowLabel, Prepared]]] = field(default_factory=dict)
     writes: list[Future[None]] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
@@ -127,10 +133,10 @@ def _prepared(
     """Samples of all units in order, prepared ahead; None marks a unit's end. Units are entered in `begun`."""
     ahead: deque[tuple[_OpenUnit, Future[_Outcome] | None]] = deque()
     limit = max(2 * job.settings.batch_size, 4 * (os.cpu_count() or 1))
+    shards = {shard.name: shard for shard in job.source.shards()} if isinstance(job.source, StreamSource) else {}
     for unit in units:
         at_work = begun[unit] = _OpenUnit(unit, UnitWriter(unit))
-        for position, fetch in _samples(job, unit):
-            at_work.num_samples += 1
+        for position, fetch in _samples(job, unit, shards):
             ahead.append((at_work, pool.submit(_prepare, job, position, fetch)))
             while len(ahead) > limit:
                 yield ahead.popleft()
@@ -138,19 +144,34 @@ def _prepared(
     yield from ahead
 
 
-def _samples(job: EncodeJob, unit: Unit) -> Iterator[tuple[int, Callable[[], Sample]]]:
-    """Position and fetcher of each sample of a unit; a stream's are read here, in order."""
-    source = job.source
-    if isinstance(source, StreamSource):
-        shards = {shard.name: shard for shard in source.shards()}
-        position = 0
-        for name in job.plan.keys(unit.start, unit.stop):
-            for sample in source.read(shards[name]):
-                yield position, lambda sample=sample: sample  # type: ignore[misc]
-                position += 1
+def _samples(job: EncodeJob, unit: Unit, shards: Mapping[str, Shard]) -> Iterator[tuple[int, Callable[[], Sample]]]:
+    """Position in the plan (streams: in the unit) and fetcher of each sample of a unit; a stream's are read here, in order."""
+    keys = job.plan.keys(unit.start, unit.stop)
+    if isinstance(job.source, StreamSource):
+        samples = (sample for name in keys for sample in job.source.read(shards[name]))
+        for position, sample in enumerate(samples):
+            yield position, functools.partial(_give, sample)
         return
-    for position in range(unit.start, unit.stop):
-        yield position, lambda position=position: source[position]  # type: ignore[misc]
+    for position, key in zip(range(unit.start, unit.stop), keys, strict=True):
+        yield position, functools.partial(_fetch, job, position, key)
+
+
+def _give(sample: Sample) -> Sample:
+    return sample
+
+
+def _fetch(job: EncodeJob, position: int, key: str) -> Sample:
+    """The sample that a row of the plan means.
+
+    Raises:
+        SourceError: the source has another one in its place.
+    """
+    assert job.places is not None
+    assert isinstance(job.source, Source)
+    sample = job.source[int(job.places[position])]
+    if escape(sample.key) != key:
+        raise SourceError(f"the source changed while it was read: {sample.key!r} is where {key!r} was; run again")
+    return sample
 
 
 def _prepare(job: EncodeJob, position: int, fetch: Callable[[], Sample]) -> _Outcome:
@@ -217,12 +238,13 @@ class _Loop:
                 at_work, future = entry
                 if future is None:
                     self._finish(at_work)
+                    progress.update(int(self.job.plan.settings.stream), 0.0)
                 else:
                     outcome = future.result()
                     waited = time.monotonic() - begun
                     at_work.waited_seconds += waited
                     self._take(at_work, outcome)
-                    progress.update(1, waited)
+                    progress.update(int(not self.job.plan.settings.stream), waited)
                 while self._commits and self._commits[0].done():
                     yield self._commits.popleft().result()
             while self._commits:
@@ -290,85 +312,11 @@ def _add(writer: UnitWriter, bucket: str, labels: Sequence[RowLabel], tensors: M
     writer.add(bucket, labels, tensors)
 
 
-def stack(rows: Sequence[Tensor | Mapping[str, Tensor]], device: str) -> Any:
-    """Rows to one batch on the device; a mapping of tensors becomes a mapping of batches."""
-    first = rows[0]
-    if isinstance(first, Mapping):
-        return {name: stack([row[name] for row in rows if isinstance(row, Mapping)], device) for name in first}
-    batch = torch.stack([row for row in rows if isinstance(row, Tensor)])
-    if device.startswith("cuda"):
-        return batch.pin_memory().to(device, non_blocking=True)
-    return batch
-
-
-def check_latents(latents: Mapping[str, Tensor], layout: LatentLayout, batch: Any) -> None:
-    """Hold an encoder to its own layout.
-
-    Raises:
-        EncoderError: names, number of axes, channels or sizes are not those it declares.
-    """
-    names = {"gaussian": {"mean", "logvar"}, "deterministic": {"latent"}, "quantised": {"indices"}}[layout.kind]
-    if set(latents) != names:
-        raise EncoderError(f"the encoder gave {sorted(latents)}; a {layout.kind} layout needs {sorted(names)}")
-    rows = batch if isinstance(batch, Tensor) else next(iter(batch.values()))
-    for name, tensor in latents.items():
-        got = tuple(tensor.shape)
-        has_channels = layout.kind != "quantised"
-        if len(got) != len(layout.axes) + 1 or got[0] != len(rows) or (has_channels and got[1] != layout.channels):
-            raise EncoderError(
-                f"the encoder's {name!r} has shape {got}; its layout says {len(rows)} rows, axes {layout.axes}, {layout.channels} channels"
-            )
-        if layout.ragged_axis is None and isinstance(batch, Tensor) and rows.ndim == tensor.ndim:
-            _check_sizes(name, tensor, layout, rows)
-
-
-def _check_sizes(name: str, tensor: Tensor, layout: LatentLayout, rows: Tensor) -> None:
-    factors = (layout.downscale,) * (tensor.ndim - 2) if isinstance(layout.downscale, int) else layout.downscale
-    expected = tuple(-(-size // factor) for size, factor in zip(rows.shape[2:], factors, strict=True))
-    if tuple(tensor.shape[2:]) != expected:
-        got, given = tuple(tensor.shape[2:]), tuple(rows.shape[2:])
-        raise EncoderError(f"the encoder's {name!r} has sizes {got} for an input of {given}; its layout says {expected}")
-
-
-def stored_tensors(latents: Mapping[str, Tensor], store: str, dtype: torch.dtype, draws: Sequence[int] | None) -> dict[str, Tensor]:
-    """What is written of a batch, by name, in the stored dtype: "moments" (mean then logvar), "latent" or "indices".
-
-    Args:
-        latents: as the encoder gave them.
-        store: "moments", "mean" or "sample".
-        dtype: of the stored latents; indices keep theirs.
-        draws: seed of each row's draw, with "sample".
-    """
-    if "indices" in latents:
-        return {"indices": latents["indices"]}
-    if "latent" in latents:
-        return {"latent": latents["latent"].to(dtype)}
-    mean, logvar = latents["mean"], latents["logvar"].clamp(-30, 20)
-    if store == "moments":
-        return {"moments": torch.cat([mean, logvar], 1).to(dtype)}
-    if draws is not None:
-        noise = torch.stack([torch.randn(mean.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in draws])
-        mean = mean.float() + (0.5 * logvar.float()).exp() * noise.to(mean.device)
-    return {"latent": mean.to(dtype)}
-
-
 def draw_seed(job: EncodeJob, label: RowLabel) -> int:
     """Seed of one row's draw: the same whatever batch the row is in."""
     key = label.key or job.plan.keys(label.position, label.position + 1)[0]
     digest = hashlib.blake2b(f"{job.seed}\0{key}\0{label.view}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
-
-
-def to_host(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Callable[[], None]]:
-    """The tensors on the CPU, and what to call before they are read: copies from a GPU are still under way."""
-    if all(tensor.device.type == "cpu" for tensor in tensors.values()):
-        return dict(tensors), lambda: None
-    host = {name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for name, tensor in tensors.items()}
-    for name, tensor in tensors.items():
-        host[name].copy_(tensor, non_blocking=True)
-    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    event.record()
-    return host, event.synchronize
 
 
 @contextmanager

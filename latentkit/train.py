@@ -330,4 +330,3 @@ def _finish(run: _Run, model: Trainable, source: Source, modality: Modality, fol
     with contextlib.closing(read_batches(source, modality, shares, Position())) as batches:
         statistics = measure_latents(module, batches, num_batches, run.settings.seed)
     save_result(model, statistics, folder)
-    run.log.note(f"model: {folder / 'model'}")

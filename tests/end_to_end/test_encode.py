@@ -255,6 +255,34 @@ def test_changed_source_of_a_finished_dataset_is_said(photos: Path, kl_folder: P
         encode(photos, tmp_path / "out", kl_folder)
 
 
+def stopped_halfway(photos: Path, output: Path, encoder: Path) -> None:
+    """A run that ends at a bad ninth picture, with the units before it committed."""
+    good = (photos / "008.png").read_bytes()
+    (photos / "008.png").write_bytes(b"")
+    with pytest.raises(SourceError, match=r"008\.png"):
+        encode(photos, output, encoder, on_bad_sample="fail")
+    (photos / "008.png").write_bytes(good)
+    assert not (output / "dataset.json").exists()
+
+
+def test_source_that_grew_between_runs_keeps_keys_and_pictures_together(photos: Path, kl_folder: Path, tmp_path: Path) -> None:
+    whole = encode(photos, tmp_path / "whole", kl_folder)
+    stopped_halfway(photos, tmp_path / "out", kl_folder)
+    (photos / "000.png").rename(tmp_path / "first.png")
+    Image.open(photos / "001.png").transpose(Image.Transpose.ROTATE_180).save(photos / "000-new.png")
+    (tmp_path / "first.png").rename(photos / "000.png")
+    data = encode(photos, tmp_path / "out", kl_folder, on_bad_sample="fail")
+    assert data.keys == whole.keys
+    assert all(torch.equal(data.moments(index)["mean"], whole.moments(index)["mean"]) for index in range(NUM_PHOTOS))
+
+
+def test_source_that_shrank_between_runs_is_refused(photos: Path, kl_folder: Path, tmp_path: Path) -> None:
+    stopped_halfway(photos, tmp_path / "out", kl_folder)
+    (photos / "002.png").unlink()
+    with pytest.raises(SourceError, match=r"1 are gone from the source, such as '002\.png'"):
+        encode(photos, tmp_path / "out", kl_folder)
+
+
 def test_several_encoders_make_a_dataset_each(photos: Path, kl_folder: Path, taesd_folder: Path, tmp_path: Path) -> None:
     recipe = {
         "task": "encode",

@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # torch below
     ("sources", "modalities", "encoders", "losses", "executors", "store"),
     (
-        "encode pipeline measure",
+        "encode pipeline measure batching",
         "inspect",
         "preview",
         "train training_batches training_log training_result training_settings training_state checkpoint ema",
