@@ -76,22 +76,14 @@ class Folder:
         Raises:
             StoreError: the disk is full, or the folder can't be written.
         """
-        aside = self._aside(name)
-        try:
-            with self._explained(name):
-                aside.parent.mkdir(parents=True, exist_ok=True)
-                (self.path / name).parent.mkdir(parents=True, exist_ok=True)
-                with open(aside, "w+b") as file:
-                    yield file
-                    file.flush()
-                    os.fsync(file.fileno())
-                try:
-                    os.link(aside, self.path / name)
-                except FileExistsError:
-                    return
-                _sync_folder((self.path / name).parent)
-        finally:
-            aside.unlink(missing_ok=True)
+        with self._part(name) as file:
+            yield file
+            _sync(file)
+            try:
+                os.link(file.name, self.path / name)
+            except FileExistsError:
+                return
+            _sync_folder((self.path / name).parent)
 
     def replace(self, name: str, content: bytes) -> None:
         """Put `content` in the place of whatever has that name, in one step.
@@ -99,22 +91,26 @@ class Folder:
         Raises:
             StoreError: the disk is full, or the folder can't be written.
         """
-        aside = self._aside(name)
+        with self._part(name) as file:
+            file.write(content)
+            _sync(file)
+            os.replace(file.name, self.path / name)
+            _sync_folder((self.path / name).parent)
+
+    @contextmanager
+    def _part(self, name: str) -> Iterator[BinaryIO]:
+        """A file in the making, which is gone on leaving; its name tells whose it is, so that a dead process's can be swept."""
+        owner = f"{socket.gethostname()}~{os.getpid()}~{secrets.token_hex(4)}"
+        part = self.path / ASIDE / f"{name.replace('/', '-')}~{owner}.part"
         try:
             with self._explained(name):
-                aside.parent.mkdir(parents=True, exist_ok=True)
-                with open(aside, "wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(aside, self.path / name)
-                _sync_folder(self.path)
+                part.parent.mkdir(parents=True, exist_ok=True)
+                (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+                with open(part, "w+b") as file:
+                    yield file
         finally:
-            aside.unlink(missing_ok=True)
-
-    def _aside(self, name: str) -> Path:
-        owner = f"{socket.gethostname()}~{os.getpid()}~{secrets.token_hex(4)}"
-        return self.path / ASIDE / f"{name.replace('/', '-')}~{owner}.part"
+            with suppress(OSError):
+                part.unlink()
 
     @contextmanager
     def _explained(self, name: str) -> Iterator[None]:
@@ -122,6 +118,11 @@ class Folder:
             yield
         except OSError as error:
             raise StoreError(f"{self.path / name} can't be written: {error.strerror}; nothing that was there before is lost") from error
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _sync_folder(path: Path) -> None:
