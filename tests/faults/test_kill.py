@@ -85,6 +85,8 @@ def test_killed_and_resumed_on_other_numbers_of_processes_ends_bit_identical(
     photos = make_photos(NUM_PHOTOS)
     finish(start(command(photos, tmp_path / "whole", kl_folder, 1)))
     expected = contents(tmp_path / "whole")
+    finish(start(command(photos, tmp_path / "two", kl_folder, 2)))
+    assert contents(tmp_path / "two") == expected
     output = tmp_path / "killed"
     draw = random.Random(0)
     for processes, units in ((1, 3), (2, 9)):

@@ -63,7 +63,7 @@ def test_replace_replaces(tmp_path: Path) -> None:
 
 def test_failure_to_write_is_explained(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file where the folder should be")
-    with pytest.raises(StoreError, match="can't be written: .*nothing that was there before is lost"):
+    with pytest.raises(StoreError, match=r"can't be written: .*nothing that was there before is lost"):
         write(Folder(tmp_path / "out"), "units/a", b"x")
 
 
