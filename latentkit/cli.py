@@ -18,18 +18,16 @@ from latentkit.errors import InterruptedRunError, LatentkitError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
     options = parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, _stop)
     try:
         code: int = options.command(options)
         return code
     except InterruptedRunError as error:
         print(f"latentkit: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("latentkit: stopped", file=sys.stderr)
-        return 128 + signal.SIGINT
     except LatentkitError as error:
-        print(f"latentkit: {error}", file=sys.stderr)
+        print(f"latentkit: {printable(str(error))}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         # The reader of our output (head, less) went away.
@@ -37,8 +35,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise InterruptedRunError("terminated", 128 + number)
+def _stop(number: int, frame: FrameType | None) -> None:
+    """Stop in good order. Launchers send several signals; one is enough."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise InterruptedRunError("stopped" if number == signal.SIGINT else "terminated", 128 + number)
+
+
+def printable(text: str) -> str:
+    """Text that can't move a terminal's cursor or change its colours: control characters of file names and captions are escaped."""
+    return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -114,12 +120,10 @@ def _run_recipe(recipe: Any) -> int:
 
     try:
         result = run_recipe(recipe)
-    except KeyboardInterrupt:
-        raise InterruptedRunError(f"stopped; {go_on_with(recipe)}", 128 + signal.SIGINT) from None
     except InterruptedRunError as error:
-        raise InterruptedRunError(f"terminated; {go_on_with(recipe)}", error.exit_code) from None
+        raise InterruptedRunError(f"{error}; {go_on_with(recipe)}", error.exit_code) from None
     if is_first_process():
-        print(report(result))
+        print(printable(report(result)))
     return 0
 
 
@@ -139,7 +143,7 @@ def _inspect(options: argparse.Namespace) -> int:
     from latentkit.inspect import describe, inspect_dataset
 
     found = inspect_dataset(options.path)
-    print(json.dumps(found, indent=1, ensure_ascii=True) if options.json else describe(found))
+    print(json.dumps(found, indent=1, ensure_ascii=True) if options.json else printable(describe(found)))
     return 0
 
 

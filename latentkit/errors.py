@@ -48,8 +48,11 @@ class SampleError(LatentkitError):
     """
 
 
-class InterruptedRunError(LatentkitError):
-    """The run was asked to stop by a signal; `exit_code` is 130 (SIGINT) or 143 (SIGTERM)."""
+class InterruptedRunError(BaseException):
+    """The run was asked to stop by a signal; `exit_code` is 130 (SIGINT) or 143 (SIGTERM).
+
+    Like `KeyboardInterrupt` no `Exception`: nobody who handles errors may swallow it.
+    """
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)

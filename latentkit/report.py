@@ -53,9 +53,10 @@ def _did(summary: EncodeSummary) -> str:
 def go_on_with(recipe: Recipe) -> str:
     """The command that goes on with a stopped run."""
     output = Path(recipe.output.path) if isinstance(recipe, (EncodeRecipe, TrainRecipe)) else Path()
-    written = output / "recipe.yaml"
-    target = written if written.exists() else Path(recipe.origin)
-    return f"what is committed is kept; go on with: latentkit run {_near(target)}"
+    for target in (output / "recipe.yaml", Path(recipe.origin)):
+        if target.is_file():
+            return f"what is committed is kept; go on with: latentkit run {_near(target)}"
+    return "nothing was committed yet; run the same command again"
 
 
 def _near(path: str | Path) -> str:

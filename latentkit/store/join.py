@@ -58,8 +58,8 @@ class JoinedDataset:
         """One row of both: tensors by `layout.name`, "key", "view", and the columns of each."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"row {index} of a joined dataset of {len(self)}")
-        rows = np.array([index % len(self)])
-        batch = self.load(rows, self.epoch, ITEM_DRAW + int(rows[0]), BufferPool(False))
+        item = np.array([index % len(self)])
+        batch = self.load(item, self.epoch, ITEM_DRAW + int(item[0]), BufferPool(False))
         return {name: value[0] for name, value in batch.items()}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -78,18 +78,20 @@ class JoinedDataset:
         """As `LatentDataset.batches`."""
         return Batches(self, batch_size, shuffle, tail, rank, world_size, prefetch)
 
-    def rows(self, items: Rows, epoch: int) -> Rows:
-        """Positions in this dataset are its rows."""
-        return items
+    def groups(self, items: Rows, epoch: int) -> tuple[Rows, Rows]:
+        """A number for each pair of buckets that stand side by side, and the unit number in the first dataset."""
+        buckets, units = self.first.groups(self._items[items], epoch)
+        partners, _ = self.second.groups(self._partners[items], epoch)
+        return buckets.astype(np.int64) * (int(partners.max()) + 1) + partners, units.astype(np.int64)
 
-    def groups(self, rows: Rows) -> tuple[Any, Any]:
-        """Bucket number and unit number of each row, of the first dataset."""
-        return self.first.groups(self.first.rows(self._items[rows], self.epoch))
+    def load(self, items: Rows, epoch: int, number: int, pool: BufferPool) -> dict[str, Any]:
+        """The rows at some positions as one batch.
 
-    def load(self, rows: Rows, epoch: int, number: int, pool: BufferPool) -> dict[str, Any]:
-        """One batch of rows of one bucket of the first dataset."""
-        left = self.first.load(self.first.rows(self._items[rows], epoch), epoch, number, pool)
-        right = self.second.load(self.second.rows(self._partners[rows], epoch), epoch, number, pool)
+        Raises:
+            ValueError: they are of several buckets, in either dataset.
+        """
+        left = self.first.load(self._items[items], epoch, number, pool)
+        right = self.second.load(self._partners[items], epoch, number, pool)
         batch = {name: right[name] for name in self.second.columns}
         batch[self.second.layout.name] = right[self.second.output_name]
         batch[self.first.layout.name] = left[self.first.output_name]

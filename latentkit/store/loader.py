@@ -23,10 +23,8 @@ class Batchable(Protocol):
     index_hash: str
 
     def __len__(self) -> int: ...
-    def set_epoch(self, epoch: int) -> None: ...
-    def rows(self, items: Rows, epoch: int) -> Rows: ...
-    def groups(self, rows: Rows) -> tuple[Any, Any]: ...
-    def load(self, rows: Rows, epoch: int, number: int, pool: BufferPool) -> dict[str, Any]: ...
+    def groups(self, items: Rows, epoch: int) -> tuple[Any, Any]: ...
+    def load(self, items: Rows, epoch: int, number: int, pool: BufferPool) -> dict[str, Any]: ...
 
 
 class Batches:
@@ -90,6 +88,7 @@ class Batches:
             "world_size": self.world_size,
             "shuffle": self.shuffle,
             "tail": self.tail,
+            "rows": len(self.dataset),
             "index": self.dataset.index_hash,
         }
 
@@ -104,8 +103,7 @@ class Batches:
         if different:
             pairs = ", ".join(f"{name} {state.get(name)!r} (here {own[name]!r})" for name in different)
             raise ValueError(f"the state doesn't belong to these batches: {pairs}")
-        self.dataset.set_epoch(int(state["epoch"]))
-        self._current_epoch()
+        self._epoch, self._epochs_set = int(state["epoch"]), self.dataset.epochs_set
         self._handed_out = self._start_at = int(state["batches"])
 
     def _current_epoch(self) -> int:
@@ -116,10 +114,9 @@ class Batches:
         return self._epoch
 
     def _batches(self, epoch: int) -> list[Rows]:
-        """This rank's batches as rows of the index."""
+        """This rank's batches, as positions in the dataset."""
         if self._order is None or self._order[0] != epoch:
-            rows = self.dataset.rows(np.arange(len(self.dataset)), epoch)
-            buckets, units = self.dataset.groups(rows)
+            buckets, units = self.dataset.groups(np.arange(len(self.dataset)), epoch)
             batches = epoch_batches(
                 buckets,
                 units,
@@ -132,11 +129,11 @@ class Batches:
             )
             # Rows of a shuffled batch are read in the order in which they lie on disk.
             own = batches[self.rank :: self.world_size]
-            self._order = epoch, [rows[np.sort(batch) if self.shuffle else batch] for batch in own]
+            self._order = epoch, [np.sort(batch) if self.shuffle else batch for batch in own]
         return self._order[1]
 
-    def _load(self, epoch: int, number: int, rows: Rows) -> dict[str, Any]:
-        return self.dataset.load(rows, epoch, number * self.world_size + self.rank, self._pool)
+    def _load(self, epoch: int, number: int, items: Rows) -> dict[str, Any]:
+        return self.dataset.load(items, epoch, number * self.world_size + self.rank, self._pool)
 
     def _hand_out(self, loaded: deque[Future[dict[str, Any]]]) -> dict[str, Any]:
         batch = loaded.popleft().result()

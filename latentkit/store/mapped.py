@@ -74,7 +74,9 @@ def take_rows(pieces: Sequence[tuple[Array, npt.NDArray[np.int64]]], out: Array)
     start = 0
     for array, rows in pieces:
         stop = start + len(rows)
-        # mode="clip" writes straight into `out`; "raise" would go through a buffer. The rows were checked when the dataset was opened.
+        if len(rows) and int(rows.max()) >= len(array):
+            raise StoreError(f"the index names row {int(rows.max())} of a unit's tensor that has {len(array)}")
+        # mode="clip" writes straight into `out`; "raise" would go through a buffer.
         np.take(array, rows, axis=0, out=out[start:stop], mode="clip")
         start = stop
 
@@ -103,6 +105,11 @@ class BufferPool:
 
     def get(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
         """A C-contiguous array whose content is undefined; its first axis may be a part of a longer buffer's."""
+        if self._pinned:
+            # torch caches pinned memory itself, and knows of copies to a GPU that are still under way.
+            size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+            pinned: Array = torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy().view(dtype).reshape(shape)
+            return pinned
         with self._lock:
             return self._get(shape, np.dtype(dtype))
 
@@ -112,13 +119,6 @@ class BufferPool:
             fits = buffer.dtype == dtype and buffer.shape[1:] == shape[1:] and len(buffer) >= shape[0]
             if fits and sys.getrefcount(buffer) == IDLE_REFERENCES:
                 return buffer[: shape[0]]
-        buffer = self._allocate(shape, dtype)
+        buffer = np.empty(shape, dtype)  # numpy asks for huge pages, torch doesn't
         self._buffers.append(buffer)
         return buffer[:]
-
-    def _allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        if not self._pinned:
-            return np.empty(shape, dtype)  # numpy asks for huge pages, torch doesn't
-        size = int(np.prod(shape)) * dtype.itemsize
-        array: Array = torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy().view(dtype).reshape(shape)
-        return array

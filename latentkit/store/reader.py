@@ -28,6 +28,9 @@ from latentkit.store.posterior import Normalizer, Posterior, draw
 Rows = npt.NDArray[np.int64]
 Views = Literal["all", "random"] | Sequence[str]
 
+RESERVED_NAMES = ("key", "view", "latent", "moments", "indices")
+"""What items and batches hold besides columns."""
+
 ITEM_DRAW = 1 << 40
 """Added to a row's number where it seeds the draw of a single item, so that no batch shares its noise."""
 
@@ -75,6 +78,8 @@ class LatentDataset:
         self._units: dict[int, MappedUnit] = {}
         self._opened_decoder: Decodes | None = None
         self._pool = BufferPool(False)
+        self._drawn: tuple[int, Rows] | None = None
+        self._counts: Rows | None = None
         self._load_index(views)
 
     # ------------------------------------------------------------ what is in it
@@ -115,8 +120,8 @@ class LatentDataset:
         """One row: {"latent": (C, h, w) float32, "key", "view", and the columns asked for}; with posterior="moments", "moments"."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"row {index} of a latent dataset of {len(self)}")
-        row = self.rows(np.array([index % len(self)]), self.epoch)
-        batch = self.load(row, self.epoch, ITEM_DRAW + int(row[0]), BufferPool(False))
+        item = np.array([index % len(self)])
+        batch = self.load(item, self.epoch, ITEM_DRAW + int(item[0]), BufferPool(False))
         return {name: value[0] for name, value in batch.items()}
 
     def __getitems__(self, indices: Sequence[int]) -> LoadedRows:
@@ -125,10 +130,8 @@ class LatentDataset:
         Raises:
             ValueError: the rows are of several buckets.
         """
-        rows = self.rows(np.asarray(indices, np.int64), self.epoch)
-        if len(np.unique(self._bucket_of_row[rows])) > 1:
-            raise ValueError(f"{self.folder} holds several buckets, whose rows can't be stacked; iterate over batches() instead")
-        return LoadedRows(self.load(rows, self.epoch, ITEM_DRAW + int(rows[0]), self._pool))
+        items = np.asarray(indices, np.int64)
+        return LoadedRows(self.load(items, self.epoch, ITEM_DRAW + int(items[0]), self._pool))
 
     def __getstate__(self) -> dict[str, Any]:
         """Without memory maps, which would be pickled as the data they show."""
@@ -142,7 +145,7 @@ class LatentDataset:
         """
         if not self.has_moments:
             raise ValueError(f"{self.folder} stores no moments (kind {self.layout.kind}, store {self._document['store']!r})")
-        rows = self.rows(np.array([range(len(self))[index]]), self.epoch)
+        rows = self._rows(np.array([range(len(self))[index]]), self.epoch)
         mean, logvar = self._gather(rows, BufferPool(False))[0].chunk(2)
         return {"mean": mean, "logvar": logvar}
 
@@ -172,19 +175,18 @@ class LatentDataset:
         """
         return Batches(self, batch_size, shuffle, tail, rank, world_size, prefetch)
 
-    def rows(self, items: Rows, epoch: int) -> Rows:
-        """Row numbers of the index for positions in this dataset: with views="random", the view that is drawn in this epoch."""
-        if self._counts is None:
-            return self._starts[items]
-        draws = np.random.default_rng([self.seed, epoch, 1]).random(len(self._starts))[items]
-        return self._starts[items] + (draws * self._counts[items]).astype(np.int64)
-
-    def groups(self, rows: Rows) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-        """Bucket number and unit number of each row."""
+    def groups(self, items: Rows, epoch: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """Bucket number and unit number of the row at each position."""
+        rows = self._rows(items, epoch)
         return self._bucket_of_row[rows], self._unit_of_row[rows]
 
-    def load(self, rows: Rows, epoch: int, number: int, pool: BufferPool) -> dict[str, Any]:
-        """One batch of rows of one bucket; (seed, epoch, number) decides the draw."""
+    def load(self, items: Rows, epoch: int, number: int, pool: BufferPool) -> dict[str, Any]:
+        """The rows at some positions as one batch; (seed, epoch, number) decides the draw.
+
+        Raises:
+            ValueError: they are of several buckets.
+        """
+        rows = self._rows(items, epoch)
         stored = self._gather(rows, pool, means_only=self.has_moments and self.posterior == "mean")
         as_stored = self.output_name != "latent"
         batch: dict[str, Any] = {self.output_name: stored if as_stored else self._latents(stored, epoch, number, pool)}
@@ -204,20 +206,29 @@ class LatentDataset:
 
     # ------------------------------------------------------------ inside
 
+    def _rows(self, items: Rows, epoch: int) -> Rows:
+        """Row numbers of the index for positions in this dataset: with views="random", the view that is drawn in this epoch."""
+        if self._counts is None:
+            return self._starts[items]
+        if self._drawn is None or self._drawn[0] != epoch:
+            draws = np.random.default_rng([self.seed, epoch, 1]).random(len(self._starts))
+            self._drawn = epoch, self._starts + (draws * self._counts).astype(np.int64)
+        return self._drawn[1][items]
+
     def _decoder(self) -> Decodes:
         """The encoder of the dataset's recipe.yaml, opened once and compared by its fingerprint."""
         if self._opened_decoder is None:
             from latentkit.build import line_of_dataset
 
             line = line_of_dataset(self.folder.path)
-            encoder = line.encoder_opener()("cuda:0" if torch.cuda.is_available() else "cpu")
+            encoder = line.encoder_opener()("cuda" if torch.cuda.is_available() else "cpu")
             if not isinstance(encoder, Decodes):
                 raise EncoderError(f"the encoder {line.encoder.provided.spec.name!r} of {self.folder} can't decode")
             made_by, now = counting_parts(self._document["parts"]), counting_parts(line.fingerprint_parts(encoder))
-            different = [name for name in now if name.startswith("encoder.") and made_by.get(name) != now[name]]
+            names = sorted(name for name in {*made_by, *now} if name.startswith("encoder."))
+            different = ", ".join(name for name in names if made_by.get(name) != now.get(name))
             if different:
-                names = ", ".join(different)
-                raise FingerprintError(f"{self.folder} was made by another encoder than its recipe now opens: {names} differ")
+                raise FingerprintError(f"{self.folder} was made by another encoder than its recipe now opens: {different} differ")
             self._opened_decoder = encoder
         return self._opened_decoder
 
@@ -231,7 +242,10 @@ class LatentDataset:
 
     def _gather(self, rows: Rows, pool: BufferPool, means_only: bool = False) -> Tensor:
         """Rows of one bucket as stored: moments (N, 2C, h, w), of which the means alone are (N, C, h, w), or latents (N, C, h, w)."""
-        bucket = self._buckets[int(self._bucket_of_row[rows[0]])]
+        buckets = self._bucket_of_row[rows]
+        if (buckets != buckets[0]).any():
+            raise ValueError(f"{self.folder} holds several buckets, whose rows can't be stacked; iterate over batches() instead")
+        bucket = self._buckets[int(buckets[0])]
         units = self._unit_of_row[rows]
         order = None
         if (np.diff(units) < 0).any():
@@ -251,7 +265,7 @@ class LatentDataset:
             unordered, out = out, pool.get(out.shape, out.dtype)
             take_rows([(unordered, np.argsort(order))], out)
         tensor = torch.from_numpy(out)
-        if self._document["dtype"] == "bfloat16":
+        if self._document["dtype"] == "bfloat16" and self.layout.kind != "quantised":
             tensor = tensor.view(torch.bfloat16)
         return tensor
 
@@ -302,6 +316,8 @@ class LatentDataset:
         attributes = table["attributes"]
         there = [field.name for field in attributes.type] if pa.types.is_struct(attributes.type) else []
         for name in self.columns:
+            if name in RESERVED_NAMES:
+                raise ValueError(f"column {name!r} would hide what every batch has under that name; rename it in the source")
             if name not in there:
                 raise ValueError(f"column {name!r} is not in {self.folder}; there are {there}")
             columns[name] = pc.struct_field(attributes, name)

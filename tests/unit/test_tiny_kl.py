@@ -57,7 +57,7 @@ def test_shipped_weights_reconstruct_a_photograph() -> None:
     decoded = encoder.decode(encoder.encode(batch)["mean"])
     pixels = np.clip(np.rint((decoded[0].permute(1, 2, 0).double().numpy() + 1) * 127.5), 0, 255)
     psnr = 10 * math.log10(255**2 / np.square(pixels - picture).mean())
-    assert psnr > 24.0
+    assert psnr > 26.5
 
 
 def test_shipped_weights_are_small_and_measured() -> None:
