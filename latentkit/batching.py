@@ -5,22 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from latentkit.buffers import BufferPool
 from latentkit.contracts import LatentLayout
 from latentkit.errors import EncoderError
 
+LOGVAR_RANGE = (-30.0, 20.0)
+"""As diffusers' own posteriors clamp it."""
 
-def stack(rows: Sequence[Tensor | Mapping[str, Tensor]], device: str) -> Any:
-    """Rows to one batch on the device; a mapping of tensors becomes a mapping of batches."""
+
+def stack(rows: Sequence[Tensor | Mapping[str, Tensor]], device: str, pool: BufferPool) -> Any:
+    """Rows to one batch on the device; a mapping of tensors becomes a mapping of batches.
+
+    The batch lies in memory of the pool: faulting in fresh pages costs several times the copy.
+    """
     first = rows[0]
     if isinstance(first, Mapping):
-        return {name: stack([row[name] for row in rows if isinstance(row, Mapping)], device) for name in first}
-    batch = torch.stack([row for row in rows if isinstance(row, Tensor)])
-    if device.startswith("cuda"):
-        return batch.pin_memory().to(device, non_blocking=True)
-    return batch
+        return {name: stack([row[name] for row in rows if isinstance(row, Mapping)], device, pool) for name in first}
+    batch = pool.get((len(rows), *first.shape), first.numpy().dtype)
+    # numpy's copy, not torch's: that one would wake a team of threads on cores which are busy decoding.
+    np.stack([row.numpy() for row in rows if isinstance(row, Tensor)], out=batch)
+    return torch.from_numpy(batch).to(device, non_blocking=True)
 
 
 def check_latents(latents: Mapping[str, Tensor], layout: LatentLayout, batch: Any) -> None:
@@ -65,12 +73,17 @@ def stored_tensors(latents: Mapping[str, Tensor], store: str, dtype: torch.dtype
         return {"indices": latents["indices"]}
     if "latent" in latents:
         return {"latent": latents["latent"].to(dtype)}
-    mean, logvar = latents["mean"], latents["logvar"].clamp(-30, 20)
+    mean, logvar = latents["mean"], latents["logvar"]
     if store == "moments":
-        return {"moments": torch.cat([mean, logvar], 1).to(dtype)}
+        channels = mean.shape[1]
+        moments = mean.new_empty((len(mean), 2 * channels, *mean.shape[2:]), dtype=dtype)
+        moments[:, :channels] = mean
+        moments[:, channels:] = logvar
+        moments[:, channels:].clamp_(*LOGVAR_RANGE)
+        return {"moments": moments}
     if draws is not None:
         noise = torch.stack([torch.randn(mean.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in draws])
-        mean = mean.float() + (0.5 * logvar.float()).exp() * noise.to(mean.device)
+        mean = mean.float() + (0.5 * logvar.float().clamp(*LOGVAR_RANGE)).exp() * noise.to(mean.device)
     return {"latent": mean.to(dtype)}
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import json
 import os
 import sys
 import time
@@ -16,15 +18,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from latentkit.contracts import Encoder, Entry, Executor, Modality, Prepared, Source, StreamSource, UnitResult
+from latentkit.contracts import Encoder, Entry, Executor, Modality, Prepared, Sample, Source, StreamSource, UnitResult
 from latentkit.errors import FingerprintError, SampleError, SourceError, StoreError
 from latentkit.measure import Measured, choose_unit_size, measure_batches
-from latentkit.pipeline import EncodeJob, make_worker
+from latentkit.numerics import fixed_numerics, num_cores
+from latentkit.pipeline import EncodeJob, make_worker, read_shard
+from latentkit.retry import retried
 from latentkit.store.claims import Claims
 from latentkit.store.columns import escape
-from latentkit.store.folder import Folder
-from latentkit.store.index import DATASET, RECIPE, Description, committed, finalize, read_dataset
-from latentkit.store.plan import Plan, PlanSettings, build_plan, counting_parts, newest_plan, plan_name, write_plan
+from latentkit.store.folder import Folder, host
+from latentkit.store.index import DATASET, RECIPE, Description, committed, finalize, read_dataset, read_index
+from latentkit.store.plan import Plan, PlanSettings, build_plan, counting_parts, newest_plan, write_plan
 
 POLL_SECONDS = 0.5
 MAX_PROBED = 1000
@@ -162,7 +166,7 @@ def _agree_on_plan(folder: Folder, inputs: EncodeInputs, device: str, settings: 
 
 def _make_plan(inputs: EncodeInputs, device: str, settings: EncodeSettings, parts: Mapping[str, str]) -> Plan:
     stream = isinstance(inputs.source, StreamSource)
-    threads = _num_cores() if settings.threads == "auto" else settings.threads
+    threads = num_cores() if settings.threads == "auto" else settings.threads
     entries = _entries(inputs.source)
     measured = _measure(inputs, device, settings, threads)
     unit_size = settings.unit_size
@@ -183,18 +187,13 @@ def _entries(source: Source | StreamSource) -> list[Entry]:
 
 def _measure(inputs: EncodeInputs, device: str, settings: EncodeSettings, threads: int) -> Measured:
     """Batch size and cost per row; nothing is run when the recipe leaves nothing to find out."""
+    prepared = _first_good(inputs)
     if settings.batch_size != "auto" and settings.unit_size != "auto" and settings.compile != "auto":
         return Measured(settings.batch_size, 0.0, 0)
-    prepared = _first_good(inputs)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with fixed_numerics(threads, device):
         batch_size = None if settings.batch_size == "auto" else settings.batch_size
-        return measure_batches(
-            inputs.open_encoder(device), prepared, device, settings.store, getattr(torch, settings.dtype), batch_size
-        )
-    finally:
-        torch.set_num_threads(before)
+        encoder, dtype = inputs.open_encoder(device), getattr(torch, settings.dtype)
+        return measure_batches(encoder, prepared, device, settings.store, dtype, batch_size)
 
 
 def _first_good(inputs: EncodeInputs) -> Prepared:
@@ -202,7 +201,7 @@ def _first_good(inputs: EncodeInputs) -> Prepared:
     reasons = []
     for sample in _first_samples(inputs.source):
         try:
-            return next(iter(inputs.modality.prepare(sample())))
+            return retried(lambda sample=sample: next(iter(inputs.modality.prepare(sample()))), "the source's first sample")  # type: ignore[misc]
         except SampleError as error:
             reasons.append(str(error))
     if not reasons:
@@ -210,22 +209,18 @@ def _first_good(inputs: EncodeInputs) -> Prepared:
     raise SourceError(f"none of the first {len(reasons)} samples can be used; the first: {reasons[0]}")
 
 
-def _first_samples(source: Source | StreamSource) -> Iterator[Callable[[], Any]]:
+def _first_samples(source: Source | StreamSource) -> Iterator[Callable[[], Sample]]:
     if isinstance(source, StreamSource):
-        shards = source.shards()
-        if shards:
-            for number, sample in enumerate(source.read(shards[0])):
-                if number == MAX_PROBED:
-                    return
-                yield lambda sample=sample: sample  # type: ignore[misc]
+        samples = (sample for shard in source.shards() for sample in read_shard(source, shard))
+        for sample in itertools.islice(samples, MAX_PROBED):
+            yield functools.partial(_give, sample)
         return
     for index in range(min(len(source), MAX_PROBED)):
         yield functools.partial(source.__getitem__, index)
 
 
-def _num_cores() -> int:
-    """Cores this process may use; launchers set OMP_NUM_THREADS differently for one process and for two, which must not change the plan."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _give(sample: Sample) -> Sample:
+    return sample
 
 
 def _settings_in_force(planned: PlanSettings, settings: EncodeSettings) -> PlanSettings:
@@ -237,22 +232,26 @@ def _settings_in_force(planned: PlanSettings, settings: EncodeSettings) -> PlanS
 
 
 def _places(folder: Folder, plan: Plan, source: Source | StreamSource) -> npt.NDArray[np.int64] | None:
-    """Where each row of the plan now is in the source, by key: samples may have come or gone since the plan was made.
+    """Where each row of the plan now is in the source, by key: samples may have come since the plan was made. -1: gone, and not needed.
 
     Raises:
-        SourceError: samples that the plan has are gone.
+        SourceError: samples of the units that are left are gone, or most of them changed.
     """
     if isinstance(source, StreamSource):
         return None
-    place_of_key = {escape(entry.key): place for place, entry in enumerate(source.entries())}
-    keys = plan.table["key"].to_pylist()
-    gone = [key for key in keys if key not in place_of_key]
-    if gone:
+    now = {escape(entry.key): (place, escape(entry.stamp)) for place, entry in enumerate(source.entries())}
+    planned = list(zip(plan.table["key"].to_pylist(), plan.table["stamp"].to_pylist(), strict=True))
+    done = committed(folder)
+    left = {row for unit in plan.units() if unit.name not in done for row in range(unit.start, unit.stop)}
+    gone = [key for row, (key, _) in enumerate(planned) if row in left and key not in now]
+    changed = [key for row, (key, stamp) in enumerate(planned) if row in left and key in now and now[key][1] != stamp]
+    # A few mended pictures are what the user meant; mostly others are another source under the same names.
+    if gone or 2 * len(changed) > len(left):
         raise SourceError(
-            f"{folder} was begun with {len(keys)} samples, of which {len(gone)} are gone from the source, such as {gone[0]!r}; "
-            "put them back, or write to another output"
+            f"{folder} was begun with {len(planned)} samples; of the {len(left)} that are left, {len(gone)} are gone from the source and "
+            f"{len(changed)} changed, such as {(gone or changed)[0]!r}; put them back, or write to another output"
         )
-    return np.array([place_of_key[key] for key in keys], np.int64)
+    return np.array([now[key][0] if key in now else -1 for key, _ in planned], np.int64)
 
 
 # ---------------------------------------------------------------- the units
@@ -261,26 +260,38 @@ def _places(folder: Folder, plan: Plan, source: Source | StreamSource) -> npt.ND
 def _run_units(job: EncodeJob, executor: Executor, settings: EncodeSettings) -> EncodeSummary:
     """Do this process's share, then what nobody does, then wait for the others."""
     summary, begun = EncodeSummary(), time.monotonic()
-    num_rows = job.plan.num_samples * len(job.views)
+    num_samples, claims = job.plan.num_samples, Claims(job.folder)
     said_waiting = False
     while True:
         done = committed(job.folder)
         left = [unit for unit in job.plan.units() if unit.name not in done]
         if not left:
             return replace(summary, seconds=time.monotonic() - begun)
-        did_something = False
-        for result in executor.run(left, functools.partial(make_worker, job)):
+        free = [unit for unit in left if claims.is_free(unit.name)]
+        for result in executor.run(free, functools.partial(make_worker, job)):
             summary = _add(summary, result)
-            did_something = True
-            if not job.plan.settings.stream and _is_too_bad(summary.num_skipped, num_rows, settings.max_bad):
-                so_far = f"{summary.num_skipped} of {num_rows} views could not be used so far"
+            _log(job.folder, result)
+            num_bad = summary.num_skipped // len(job.views)
+            if not job.plan.settings.stream and _is_too_bad(num_bad, num_samples, settings.max_bad):
+                so_far = f"{num_bad} of {num_samples} samples could not be used so far"
                 raise SourceError(so_far + _more_than(settings.max_bad, job.folder))
-        if not did_something:
-            holders = Claims(job.folder).holders()
+        if not free:
+            holders = claims.holders()
             if holders and not said_waiting:
                 print(f"waiting for {', '.join(holders)}, at work on the last units", file=sys.stderr)
                 said_waiting = True
             time.sleep(POLL_SECONDS)
+
+
+def _log(folder: Folder, result: UnitResult) -> None:
+    """A line in this process's log; what it holds is never compared."""
+    path = folder.path / "events" / f"{host()}-{os.getpid()}.jsonl"
+    line = {"unit": result.unit.name, "ok": result.num_ok, "skipped": result.num_skipped}
+    line |= {"seconds": round(result.seconds, 3), "waited_seconds": round(result.waited_seconds, 3), "time": round(time.time(), 3)}
+    with folder.explained(f"events/{path.name}"):
+        path.parent.mkdir(exist_ok=True)
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
 
 
 def _add(summary: EncodeSummary, result: UnitResult) -> EncodeSummary:
@@ -301,14 +312,14 @@ def _more_than(max_bad: float, folder: Folder) -> str:
     return f", more than max_bad ({max_bad:g}) allows. {advice}"
 
 
-def _check_bad(folder: Folder, max_bad: float, reasons: Sequence[str | None]) -> None:
-    """Refuse to finish a dataset of mostly bad samples; `reasons` has one entry per row, None for a good one."""
-    bad = Counter(reason for reason in reasons if reason is not None)
+def _check_bad(folder: Folder, max_bad: float, reason_by_key: Mapping[str, str | None]) -> None:
+    """Refuse to finish a dataset of mostly bad samples; the reason is None for a good one."""
+    bad = Counter(reason for reason in reason_by_key.values() if reason is not None)
     common = "; ".join(f"{reason} ({count} times)" for reason, count in bad.most_common(3))
-    if bad.total() == len(reasons):
-        raise SourceError(f"none of the {len(reasons)} views could be used: {common}")
-    if _is_too_bad(bad.total(), len(reasons), max_bad):
-        raise SourceError(f"{bad.total()} of {len(reasons)} views could not be used: {common}{_more_than(max_bad, folder)}")
+    if bad.total() == len(reason_by_key):
+        raise SourceError(f"none of the {len(reason_by_key)} samples could be used: {common}")
+    if _is_too_bad(bad.total(), len(reason_by_key), max_bad):
+        raise SourceError(f"{bad.total()} of {len(reason_by_key)} samples could not be used: {common}{_more_than(max_bad, folder)}")
 
 
 # ---------------------------------------------------------------- what is there already
@@ -318,7 +329,7 @@ def _check_ours(folder: Folder) -> None:
     """An empty folder, or one that a run of ours left unfinished."""
     if not folder.path.exists() or folder.list("plans"):
         return
-    foreign = sorted({entry.name for entry in folder.path.iterdir()} - {"claims", "plans", RECIPE})
+    foreign = sorted({entry.name for entry in folder.path.iterdir()} - {"claims", "plans"})
     if foreign:
         raise StoreError(f"{folder} holds something else ({', '.join(foreign[:3])}); give the latent dataset a folder of its own")
 
@@ -349,10 +360,8 @@ def _check_finished(folder: Folder, inputs: EncodeInputs, parts: Mapping[str, st
     _check_parts(folder, document["parts"], parts)
     if isinstance(inputs.source, StreamSource):
         return
-    plan = newest_plan(folder)
-    if plan is None:
-        raise StoreError(f"{folder}/{plan_name(0)} is missing; the dataset can be read, but not compared with its source")
-    before = dict(zip(plan.table["key"].to_pylist(), plan.table["stamp"].to_pylist(), strict=True))
+    index = read_index(folder, document, ["key", "stamp"])
+    before = dict(zip(index["key"].to_pylist(), index["stamp"].to_pylist(), strict=True))
     now = {escape(entry.key): escape(entry.stamp) for entry in inputs.source.entries()}
     added, removed = len(now.keys() - before.keys()), len(before.keys() - now.keys())
     changed = sum(before[key] != now[key] for key in before.keys() & now.keys())

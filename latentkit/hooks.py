@@ -6,8 +6,8 @@ A plugin is any installed distribution with an entry point in the group `latentk
     my-plugin = "my_package.plugin"
 
 Hooks take no argument and return declarations: one spec, or an iterable of them (a generator will do). They are called once, when the
-first name is
-looked up, so heavy imports belong inside `build`. Core's own parts come through the same hooks. Hooks are only ever added, never changed.
+first name is looked up, so heavy imports belong inside `build`. Core's own parts come through the same hooks. Hooks are only ever added,
+never changed.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 
 from latentkit.batching import stack, stored_tensors
+from latentkit.buffers import BufferPool
 from latentkit.contracts import Encoder, Prepared
 
 CANDIDATES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -43,7 +44,7 @@ def measure_batches(encoder: Encoder, prepared: Prepared, device: str, store: st
     best: Measured | None = None
     begun = time.monotonic()
     for size in CANDIDATES if batch_size is None else (batch_size,):
-        batch = stack([prepared.tensor] * size, device)
+        batch = stack([prepared.tensor] * size, device, BufferPool(pinned=device.startswith("cuda")))
         try:
             num_bytes = _stored_bytes(encoder, batch, store, dtype)
             seconds = min(_time(lambda batch=batch: encoder.encode(batch), device) for _ in range(2)) / size  # type: ignore[misc]

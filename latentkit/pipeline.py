@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,17 +23,21 @@ import torch
 from torch import Tensor
 
 from latentkit.batching import check_latents, stack, stored_tensors, to_host
+from latentkit.buffers import BufferPool
 from latentkit.contracts import Encoder, Modality, Prepared, Sample, Shard, Source, StreamSource, Unit, UnitResult, Worker
 from latentkit.errors import PluginError, SampleError, SourceError
+from latentkit.numerics import fixed_numerics, frozen_garbage, num_cores
 from latentkit.progress import Progress
+from latentkit.retry import retried
 from latentkit.store.claims import Claims
 from latentkit.store.columns import escape
 from latentkit.store.folder import Folder
 from latentkit.store.plan import Plan, PlanSettings
-from latentkit.store.writer import RowLabel, UnitWriter, unit_name
+from latentkit.store.writer import NOT_FINITE, RowLabel, UnitWriter, unit_name
 
-RETRY_PAUSES_SECONDS = (0.2, 1.0, 3.0)
 MAX_WRITES_WAITING = 8
+HELD_BYTES = 64 << 20
+"""Media files up to this size are read whole; larger ones stay paths, for the modality to stream."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +101,8 @@ class _Outcome:
 
 def _work(job: EncodeJob, device: str, units: Iterator[Unit]) -> Iterator[UnitResult]:
     claims = Claims(job.folder)
-    with _threads(job.settings.threads), claims.beating(), ThreadPoolExecutor(1, "write") as writing:
-        preparing = ThreadPoolExecutor(os.cpu_count() or 1, "prepare")
+    with fixed_numerics(job.settings.threads, device), frozen_garbage(), claims.beating(), ThreadPoolExecutor(1, "write") as writing:
+        preparing = ThreadPoolExecutor(num_cores(), "prepare")
         loop = _Loop(job, device, writing, claims)
         begun: dict[Unit, _OpenUnit] = {}
         try:
@@ -132,12 +136,12 @@ def _prepared(
 ) -> Iterator[tuple[_OpenUnit, Future[_Outcome] | None]]:
     """Samples of all units in order, prepared ahead; None marks a unit's end. Units are entered in `begun`."""
     ahead: deque[tuple[_OpenUnit, Future[_Outcome] | None]] = deque()
-    limit = max(2 * job.settings.batch_size, 4 * (os.cpu_count() or 1))
+    limit = max(2 * job.settings.batch_size // len(job.views), 4 * num_cores())
     shards = {shard.name: shard for shard in job.source.shards()} if isinstance(job.source, StreamSource) else {}
     for unit in units:
-        at_work = begun[unit] = _OpenUnit(unit, UnitWriter(unit))
+        at_work = begun[unit] = _OpenUnit(unit, UnitWriter(unit, job.plan.settings.stream))
         for position, fetch in _samples(job, unit, shards):
-            ahead.append((at_work, pool.submit(_prepare, job, position, fetch)))
+            ahead.append((at_work, pool.submit(retried, functools.partial(_prepare, job, position, fetch), f"sample {position}")))
             while len(ahead) > limit:
                 yield ahead.popleft()
         ahead.append((at_work, None))
@@ -148,12 +152,35 @@ def _samples(job: EncodeJob, unit: Unit, shards: Mapping[str, Shard]) -> Iterato
     """Position in the plan (streams: in the unit) and fetcher of each sample of a unit; a stream's are read here, in order."""
     keys = job.plan.keys(unit.start, unit.stop)
     if isinstance(job.source, StreamSource):
-        samples = (sample for name in keys for sample in job.source.read(shards[name]))
-        for position, sample in enumerate(samples):
-            yield position, functools.partial(_give, sample)
+        position = 0
+        for name in keys:
+            for sample in read_shard(job.source, shards[name]):
+                yield position, functools.partial(_give, sample)
+                position += 1
         return
     for position, key in zip(range(unit.start, unit.stop), keys, strict=True):
         yield position, functools.partial(_fetch, job, position, key)
+
+
+def read_shard(source: StreamSource, shard: Shard) -> Iterator[Sample]:
+    """The samples of a shard; when it can't be reached in the middle, it is read again up to where it was.
+
+    Raises:
+        SourceError: it can't be reached.
+    """
+    samples, num_read = source.read(shard), 0
+
+    def advance() -> Sample | None:
+        nonlocal samples
+        try:
+            return next(samples, None)
+        except OSError:
+            samples = itertools.islice(source.read(shard), num_read, None)
+            raise
+
+    while (sample := retried(advance, f"shard {shard.name}")) is not None:
+        yield sample
+        num_read += 1
 
 
 def _give(sample: Sample) -> Sample:
@@ -175,22 +202,13 @@ def _fetch(job: EncodeJob, position: int, key: str) -> Sample:
 
 
 def _prepare(job: EncodeJob, position: int, fetch: Callable[[], Sample]) -> _Outcome:
-    """All views of one sample; media that can't be reached is tried again."""
-    for pause in (*RETRY_PAUSES_SECONDS, None):
-        try:
-            return _prepare_once(job, position, fetch)
-        except OSError as error:
-            if pause is None:
-                raise SourceError(f"sample {position} can't be reached: {error}; run again when it can, nothing is lost") from error
-            time.sleep(pause)
-    raise AssertionError("the last attempt returns or raises")
-
-
-def _prepare_once(job: EncodeJob, position: int, fetch: Callable[[], Sample]) -> _Outcome:
+    """All views of one sample, or why there are none."""
     try:
         sample = fetch()
     except SampleError as error:
         return _Outcome([_label(job, position, None, name, None) for name in job.views], [], str(error))
+    if isinstance(sample.media, os.PathLike) and os.path.getsize(sample.media) <= HELD_BYTES:
+        sample = replace(sample, media=sample.read())  # read once: what is hashed is what is decoded
     content = sample.content()
     try:
         views = list(job.modality.prepare(sample))
@@ -204,8 +222,10 @@ def _label(
     job: EncodeJob, position: int, sample: Sample | None, view: str, content: str | None, geometry: Mapping[str, Any] | None = None
 ) -> RowLabel:
     number = list(job.views).index(view)
-    if sample is None or not job.plan.settings.stream:
+    if sample is None:
         return RowLabel(position, view, number, content, geometry)
+    if not job.plan.settings.stream:
+        return RowLabel(position, view, number, content, geometry, stamp=sample.stamp)
     return RowLabel(position, view, number, content, geometry, sample.key, sample.stamp, sample.attributes)
 
 
@@ -224,6 +244,7 @@ class _Loop:
     def __init__(self, job: EncodeJob, device: str, writing: ThreadPoolExecutor, claims: Claims) -> None:
         self.job, self.device, self.writing, self.claims = job, device, writing, claims
         self._encoder: Encoder | None = None
+        self._pool = BufferPool(pinned=device.startswith("cuda"))
         self._writes: deque[Future[None]] = deque()
         self._commits: deque[Future[UnitResult]] = deque()
 
@@ -272,13 +293,13 @@ class _Loop:
     def _encode(self, at_work: _OpenUnit, bucket: str) -> None:
         rows = at_work.filling.pop(bucket)
         labels = [label for label, _ in rows]
-        batch = stack([view.tensor for _, view in rows], self.device)
+        batch = stack([view.tensor for _, view in rows], self.device, self._pool)
         encoder = self._opened()
         latents = encoder.encode(batch)
         check_latents(latents, encoder.layout, batch)
         draws = [draw_seed(self.job, label) for label in labels] if self.job.store == "sample" else None
         tensors, wait = to_host(stored_tensors(latents, self.job.store, getattr(torch, self.job.dtype), draws))
-        self._write(at_work, _add, at_work.writer, bucket, labels, tensors, wait)
+        self._write(at_work, self._add, at_work.writer, bucket, labels, tensors, wait)
 
     def _opened(self) -> Encoder:
         if self._encoder is None:
@@ -294,6 +315,16 @@ class _Loop:
         while self._writes and (len(self._writes) > MAX_WRITES_WAITING or self._writes[0].done()):
             self._writes.popleft().result()
 
+    def _add(
+        self, writer: UnitWriter, bucket: str, labels: Sequence[RowLabel], tensors: Mapping[str, Tensor], wait: Callable[[], None]
+    ) -> None:
+        """On the writing thread."""
+        wait()
+        num_skipped = writer.num_skipped
+        writer.add(bucket, labels, tensors)
+        if self.job.on_bad_sample == "fail" and writer.num_skipped > num_skipped:
+            raise SourceError(f"{NOT_FINITE}; with on_bad_sample: skip those samples would be recorded and left out")
+
     def _commit(self, at_work: _OpenUnit) -> UnitResult:
         """On the writing thread, after all of the unit's rows."""
         for write in at_work.writes:
@@ -307,24 +338,8 @@ class _Loop:
         return UnitResult(at_work.unit, writer.num_ok, writer.num_skipped, seconds, at_work.waited_seconds)
 
 
-def _add(writer: UnitWriter, bucket: str, labels: Sequence[RowLabel], tensors: Mapping[str, Tensor], wait: Callable[[], None]) -> None:
-    wait()
-    writer.add(bucket, labels, tensors)
-
-
 def draw_seed(job: EncodeJob, label: RowLabel) -> int:
     """Seed of one row's draw: the same whatever batch the row is in."""
     key = label.key or job.plan.keys(label.position, label.position + 1)[0]
     digest = hashlib.blake2b(f"{job.seed}\0{key}\0{label.view}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    """Torch's threads, while encoding: they decide how sums are split, so they are the plan's."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 
 from latentkit.contracts import Decodes, Encoder, Modality, Sample, Source, StreamSource
-from latentkit.errors import EncoderError, LatentkitError, SampleError
+from latentkit.errors import EncoderError, LatentkitError, StoreError
+from latentkit.store.columns import escape
 from latentkit.store.folder import Folder
 from latentkit.store.reader import LatentDataset, open_dataset
 
@@ -26,8 +28,10 @@ def write_preview(
     """
     if not isinstance(encoder, Decodes):
         return False
-    dataset = open_dataset(folder.path, posterior=None if _kind(folder) != "gaussian" else "mean")
+    dataset = open_dataset(folder.path, posterior="mean")
     chosen = np.unique(np.linspace(0, len(dataset) - 1, num_rows).round().astype(int)).tolist()
+    if isinstance(source, StreamSource):  # which can only be read from its start
+        chosen = list(range(min(num_rows, len(dataset))))
     items = [dataset[index] for index in chosen]
     pictures = _source_pictures(source, modality, [item["key"] for item in items])
     rows = []
@@ -35,7 +39,12 @@ def write_preview(
         decoded = _decode(dataset, encoder, item["latent"])
         picture = pictures.get((item["key"], item["view"]))
         rows.append([decoded] if picture is None else [picture, decoded])
-    modality.render(rows, path)
+    part = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        modality.render(rows, part)
+        os.replace(part, path)
+    except OSError as error:
+        raise StoreError(f"{path} can't be written: {error.strerror or error}") from error
     return True
 
 
@@ -60,10 +69,6 @@ def preview_dataset(path: str, output: Path, num_rows: int) -> None:
         raise EncoderError(f"the encoder {line.encoder.provided.spec.name!r} can't decode, so there is no preview")
 
 
-def _kind(folder: Folder) -> str:
-    return open_dataset(folder.path).layout.kind
-
-
 def _decode(dataset: LatentDataset, encoder: Decodes, latent: Tensor) -> Tensor:
     raw = dataset.normalization.invert(latent[None], dataset.layout.axes)
     low, high = encoder.input.range if isinstance(encoder, Encoder) else (-1.0, 1.0)
@@ -73,13 +78,13 @@ def _decode(dataset: LatentDataset, encoder: Decodes, latent: Tensor) -> Tensor:
 def _source_pictures(source: Source | StreamSource | None, modality: Modality, keys: Sequence[str]) -> dict[tuple[str, str], Tensor]:
     """Prepared tensors by (key, view) of the samples that are still there."""
     pictures: dict[tuple[str, str], Tensor] = {}
-    for sample in _find(source, set(keys)):
-        try:
+    try:
+        for sample in _find(source, set(keys)):
             for view in modality.prepare(sample):
                 if isinstance(view.tensor, torch.Tensor):
-                    pictures[sample.key, view.view] = view.tensor
-        except (SampleError, OSError):
-            continue
+                    pictures[escape(sample.key), view.view] = view.tensor
+    except (LatentkitError, OSError):
+        return pictures  # the latents are shown alone
     return pictures
 
 
@@ -90,12 +95,12 @@ def _find(source: Source | StreamSource | None, keys: set[str]) -> Iterator[Samp
         left = set(keys)
         for shard in source.shards():
             for sample in source.read(shard):
-                if sample.key in left:
-                    left.discard(sample.key)
+                if escape(sample.key) in left:
+                    left.discard(escape(sample.key))
                     yield sample
                 if not left:
                     return
         return
     for index, entry in enumerate(source.entries()):
-        if entry.key in keys:
+        if escape(entry.key) in keys:
             yield source[index]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from latentkit.build import Line, is_launched, lines_of, open_executor
 from latentkit.check import check_recipe
 from latentkit.contracts import BuildContext, LossSpec
-from latentkit.errors import RecipeError
+from latentkit.errors import RecipeError, StoreError, TrainingError
 from latentkit.plugins import discover
 from latentkit.recipe import EncodeRecipe, Overrides, Recipe, TrainRecipe, dump_recipe, load_recipe, parse_recipe, resolve
 from latentkit.shorthand import encode_recipe
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from latentkit.encode import EncodeSummary
     from latentkit.store.reader import LatentDataset
     from latentkit.train import TrainResult
+
+
+RECIPE = "recipe.yaml"
 
 
 def encode(
@@ -47,10 +50,9 @@ def encode(
     for remark in remarks:
         say(remark)
     recipe = parse_recipe(values, "encode", Path.cwd(), overrides)
-    result = run_recipe(recipe)
-    if not isinstance(result, EncodeRun) or set(result.folders) != {""}:
+    if not isinstance(recipe, EncodeRecipe) or recipe.encoder is None:
         raise ValueError("overrides of encode can't change the task or name several encoders; use latentkit.run")
-    return result.datasets()[""]
+    return _run_encode(recipe).datasets()[""]
 
 
 def run(recipe: str | os.PathLike[str] | Mapping[str, Any], overrides: Overrides = ()) -> Any:
@@ -154,14 +156,12 @@ def _encode_line(line: Line, recipe: EncodeRecipe, output: str) -> tuple[EncodeS
 
 def _recipe_text(recipe: EncodeRecipe, line: Line) -> str:
     """recipe.yaml of one line's dataset, which alone makes it again."""
-    values = resolve(recipe)
-    if line.name:
-        encoders = values.pop("encoders")
-        values = {
-            key: part
-            for name, value in values.items()
-            for key, part in ([("encoder", encoders[line.name]), (name, value)] if name == "output" else [(name, value)])
-        }
+    values = {}
+    for name, value in resolve(recipe).items():
+        if name == "encoders":
+            values["encoder"] = value[line.name]
+        else:
+            values[name] = value
     return dump_recipe(values)
 
 
@@ -191,10 +191,38 @@ def _run_train(recipe: TrainRecipe) -> TrainResult:
         train=recipe.model.train, ema_decay=recipe.ema.decay if recipe.ema else None, checkpoint_every=recipe.output.checkpoint_every,
         on_bad_sample=recipe.on_bad_sample, max_bad=recipe.max_bad, seed=recipe.seed,
     )  # fmt: skip
-    result = train(model, source, modality, losses, settings, Path(recipe.output.path))
-    if is_first_process():
-        (Path(recipe.output.path) / "recipe.yaml").write_text(dump_recipe(resolve(recipe)), encoding="utf-8")
-    return result
+    return train(model, source, modality, losses, settings, _open_run(recipe))
+
+
+SAME_RUN = ("task", "source", "modality", "model", "losses", "seed")
+"""Keys of a recipe that can't change between the starts of one training run."""
+
+
+def _open_run(recipe: TrainRecipe) -> Path:
+    """The run's folder, with its recipe.yaml.
+
+    Raises:
+        StoreError: the folder can't be written, or holds something else.
+        TrainingError: it holds another run; names the keys that differ.
+    """
+    from latentkit.store.folder import open_folder
+
+    folder = open_folder(recipe.output.path)
+    text, written = dump_recipe(resolve(recipe)), None
+    if folder.exists(RECIPE):
+        earlier = load_recipe(folder.path / RECIPE)
+        before, now = resolve(earlier), resolve(recipe)
+        different = [key for key in SAME_RUN if before.get(key) != now.get(key)]
+        if different:
+            raise TrainingError(f"{folder} holds another run: {', '.join(different)} differ; give another output.path")
+        written = dump_recipe(before)
+    elif folder.path.exists() and any(folder.path.iterdir()):
+        raise StoreError(f"{folder} holds something else and no {RECIPE}; give the run a folder of its own")
+    # A recipe.yaml that somebody wrote by hand stays as it is.
+    if is_first_process() and (written is None or folder.read(RECIPE).decode() == written != text):
+        folder.replace(RECIPE, text.encode())
+        folder.discard_if_empty()
+    return folder.path
 
 
 def _named_losses(recipe: TrainRecipe) -> list[tuple[str, Any]]:

@@ -325,6 +325,9 @@ def _finish(run: _Run, model: Trainable, source: Source, modality: Modality, fol
     if run.state.average is not None:
         module.load_state_dict(run.state.average.tensors)
     module.eval()
+    if run.settings.train == "decoder":  # the encoder is as it was, and so are its latents' statistics
+        save_result(model, None, folder)
+        return
     shares = _shares(run.settings, 0, 1)
     num_batches = min(len(epoch_indices(len(source), shares, 0)), math.ceil(MAX_MEASURED_SAMPLES / shares.batch_size))
     with contextlib.closing(read_batches(source, modality, shares, Position())) as batches:

@@ -54,13 +54,13 @@ def measure_latents(module: nn.Module, batches: Iterable[Batch], num_batches: in
     return merged
 
 
-def save_result(model: Trainable, statistics: ChannelStatistics, folder: Path) -> Path:
-    """The folder `folder`/model, in which the model's own `save` wrote, whole or absent.
+def save_result(model: Trainable, statistics: ChannelStatistics | None, folder: Path) -> Path:
+    """The folder `folder`/model, in which the model's own `save` wrote, whole or absent; without statistics, it keeps those it has.
 
     Raises:
         TrainingError: the disk is full, or the folder can't be written.
     """
-    if isinstance(model, TakesStatistics):
+    if statistics is not None and isinstance(model, TakesStatistics):
         summary = statistics.summary()
         model.set_statistics(torch.tensor(summary["mean"], dtype=torch.float64), torch.tensor(summary["std"], dtype=torch.float64))
     target, aside = folder / "model", folder / ".model.part"

@@ -48,10 +48,11 @@ class DiffusersEncoder:
     ) -> None:
         self._path, self._config_file, self._dtype, self._tiling = path, config_file, dtype, tiling
         self._device, self._seed = device, seed
+        self._decoder_hash = ""
         self._config = read_config(_config_place(path, config_file))
         self._traits = TRAITS[self._config["_class_name"]]
         self.modality = self._traits.modality
-        channels, downscale = probe(self._config)
+        self._complete_config, channels, downscale = probe(self._config)
         sides = SizeRule(multiple=downscale, minimum=downscale)
         self.input = InputSpec(channels=int(self._config.get("in_channels", 3)), sizes={"H": sides, "W": sides})
         self.layout = LatentLayout("latent", self._traits.kind, self._traits.axes, channels, downscale)
@@ -92,11 +93,12 @@ class DiffusersEncoder:
 
     def fingerprint(self) -> dict[str, str]:
         """Class and config, hash of the tensors that `encode` uses in the dtype it uses them in, tiling; "decoder" apart."""
-        text = json.dumps(computing_config(self._config), sort_keys=True)
+        text = json.dumps(computing_config(self._complete_config), sort_keys=True)
         parts = {
             "class": self._config["_class_name"],
             "config": hashlib.sha256(text.encode()).hexdigest(),
             "weights": hash_tensors(self._encoding_half.state_dict()),
+            "decoder": self._decoder_hash,
         }
         return parts | ({"tiling": "on"} if self._tiling else {})
 
@@ -148,6 +150,8 @@ class DiffusersEncoder:
         if self._path is None:
             raise EncoderError("a model with random weights (option config) can be trained, but not encode; give its weights as model")
         model = load_model(self._path, self._config_file, self._dtype)
+        tensors = model.state_dict()
+        self._decoder_hash = hash_tensors({name: tensors[name] for name in tensors if name.startswith(self._traits.decoder)})
         _forget(model, self._traits.decoder)
         if self._tiling:
             model.enable_tiling()

@@ -10,6 +10,7 @@ from typing import Any
 
 import diffusers
 import torch
+from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
@@ -27,6 +28,8 @@ FILES = (
     "diffusion_pytorch_model.safetensors.index.json",
 )
 MOST_KEYS_NAMED = 8
+ORIGINAL_NAME = "encoder.down.0.block.0."
+"""In every checkpoint of latent-diffusion's own trainers, with or without a prefix, and in none of diffusers."""
 
 PROBE_SIDE = 512
 """Pixels of the picture that the down-scaling is measured with."""
@@ -110,13 +113,16 @@ def new_model(config_file: Path) -> Any:
         return getattr(diffusers, config["_class_name"]).from_config(config)
 
 
-def probe(config: dict[str, Any]) -> tuple[int, int]:
-    """Latent channels and down-scaling, measured on the meta device, where nothing is computed: attributes can be wrong."""
+def probe(config: dict[str, Any]) -> tuple[dict[str, Any], int, int]:
+    """The config with its defaults filled in, latent channels and down-scaling.
+
+    The sizes are measured on the meta device, where nothing is computed: attributes of the classes can be wrong.
+    """
     with quiet(), torch.device("meta"), torch.no_grad():
         model = getattr(diffusers, config["_class_name"]).from_config(config)
         images = torch.empty(1, int(config.get("in_channels", 3)), PROBE_SIDE, PROBE_SIDE)
         latents = next(iter(read_latents(model.encode(images)).values()))
-    return int(latents.shape[1]), PROBE_SIDE // int(latents.shape[-1])
+    return dict(model.config), int(latents.shape[1]), PROBE_SIDE // int(latents.shape[-1])
 
 
 def _load_folder(folder: Path, dtype: torch.dtype) -> Any:
@@ -142,9 +148,9 @@ def _load_file(file: Path, config_file: Path | None, dtype: torch.dtype) -> Any:
     model_class = getattr(diffusers, config["_class_name"])
     try:
         tensors = load_file(file)
+        if config["_class_name"] == "AutoencoderKL" and any(ORIGINAL_NAME in name for name in tensors):
+            tensors = convert_ldm_vae_checkpoint(tensors, config)  # type: ignore[no-untyped-call]
         model = model_class.from_config(config)
-        if set(tensors).isdisjoint(model.state_dict()):
-            return model_class.from_single_file(str(file), config=str(config_file.parent), torch_dtype=dtype, local_files_only=True)
         model._fix_state_dict_keys_on_load(tensors)
         own = model.state_dict()
         misshaped = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]

@@ -60,11 +60,23 @@ def read_normalization(config: Mapping[str, Any]) -> Normalization:
     return Normalization(0.0 if shift is None else float(shift), scale)
 
 
-NOT_COMPUTED_WITH = frozenset({*NORMALIZATION_KEYS, "sample_size", "force_upcast"})
+NOT_COMPUTED_WITH = frozenset({
+    *NORMALIZATION_KEYS,
+    "decoder_block_out_channels",
+    "force_upcast",
+    "num_decoder_blocks",
+    "out_channels",
+    "sample_size",
+    "up_block_types",
+    "upsample_fn",
+    "upsampling_scaling_factor",
+    "use_post_quant_conv",
+})
+"""Config keys that no encoder looks at."""
 
 
 def computing_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a config that the encoder's values depend on."""
+    """The part of a complete config (defaults filled in) that the encoder's values depend on."""
     return {key: value for key, value in sorted(config.items()) if not key.startswith("_") and key not in NOT_COMPUTED_WITH}
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from latentkit.buffers import BufferPool
 from latentkit.contracts import BuildContext, InputSpec, Prepared, Sample
 from latentkit.errors import RecipeError, SampleError, SourceError
 from latentkit.modalities.geometry import Box, Shape, bucket_shapes, crop_box, draw_fractions, nearest_allowed, nearest_shape, whole
@@ -47,6 +48,7 @@ class ImageModality:
             raise RecipeError(f"modality image makes 1, 3 or 4 channels, but the encoder takes {self._input.channels}")
         self._shapes = _target_shapes(config, self._input)
         self._formats = known_formats()
+        self._buffers = BufferPool(pinned=False)
 
     def prepare(self, sample: Sample) -> Iterator[Prepared]:
         """Every view of a picture, in the recipe's order: (C, H, W) float32 in the encoder's range, from one decode.
@@ -71,7 +73,7 @@ class ImageModality:
             if view != crop:
                 resized = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             geometry = {"height": original[0], "width": original[1], "crop": box.rounded(), "flip": view != crop}
-            yield Prepared(view, f"{shape[0]}x{shape[1]}", _to_tensor(resized, self._input.range), geometry)
+            yield Prepared(view, f"{shape[0]}x{shape[1]}", self._to_tensor(resized), geometry)
 
     def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
         """Write a PNG with a row of pictures per inner sequence, whatever the sizes; parent folders are made.
@@ -88,6 +90,16 @@ class ImageModality:
             raise ValueError("render needs at least one tensor, got none")
         path.parent.mkdir(parents=True, exist_ok=True)
         _contact_sheet(rows).save(path, format="PNG")
+
+    def _to_tensor(self, picture: Image.Image) -> Tensor:
+        """(C, H, W) float32 of an 8-bit picture: 0 is the lower limit of the encoder's range, 255 the upper one, both exactly."""
+        low, high = self._input.range
+        values = self._buffers.get((len(picture.getbands()), picture.height, picture.width), np.float32)
+        for plane, band in zip(values, picture.split(), strict=True):
+            # Divided rather than multiplied by the inverse, which is not a float: 255 would miss the limit.
+            np.divide(np.asarray(band), np.float32(255 / (high - low)), out=plane, dtype=np.float32)
+        values += np.float32(low)
+        return torch.from_numpy(values)
 
     def _check_small(self, key: str, width: int, height: int) -> None:
         limit = self._config.min_size
@@ -140,17 +152,6 @@ def _target_shapes(config: ImageConfig, spec: InputSpec) -> list[Shape]:
 
 
 # ---------------------------------------------------------------- tensors
-
-
-def _to_tensor(picture: Image.Image, limits: tuple[float, float]) -> Tensor:
-    """(C, H, W) float32 in `limits` of an 8-bit picture: 0 is the lower limit, 255 the upper one, both exactly."""
-    pixels = np.asarray(picture)
-    planes = np.ascontiguousarray(pixels.transpose(2, 0, 1)) if pixels.ndim == 3 else pixels[None]
-    values = planes.astype(np.float32)
-    # Divided rather than multiplied by the inverse, which is not a float: 255 would miss the limit.
-    values /= np.float32(255 / (limits[1] - limits[0]))
-    values += np.float32(limits[0])
-    return torch.from_numpy(values)
 
 
 def _to_picture(tensor: Tensor, limits: tuple[float, float]) -> Image.Image:

@@ -203,7 +203,7 @@ def open_datasets(config: DatasetsConfig, context: BuildContext) -> DatasetsSour
 
 
 def _find(config: DatasetsConfig, recipe_dir: Path) -> Origin:
-    local = (recipe_dir / Path(config.path).expanduser()).absolute()
+    local = (recipe_dir / Path(config.path).expanduser()).resolve()
     if local.exists():
         return Origin(str(local), local)
     if config.path.startswith((".", "/", "~")):

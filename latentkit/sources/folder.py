@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 TABLE_NAMES = ("metadata.csv", "metadata.jsonl")
 FILE_COLUMN = "file_name"
+LATENT_DATASET = {"plans", "units"}
+"""Sub-folders by which a latent dataset is known."""
 CAPTION_SUFFIX = ".txt"
 
 
@@ -113,15 +115,18 @@ class _Scan:
         identity = (status.st_dev, status.st_ino)
         if identity in above:  # a link to a folder that holds it
             return
-        below = []
         with os.scandir(os.path.join(self._root, folder)) as found:
-            for entry in found:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    below.append(f"{folder}{entry.name}/")
-                else:
-                    self._note(entry, folder + entry.name)
+            entries = list(found)
+        if folder and {entry.name for entry in entries} >= LATENT_DATASET:  # an earlier output in here; its preview is no sample
+            return
+        below = []
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                below.append(f"{folder}{entry.name}/")
+            else:
+                self._note(entry, folder + entry.name)
         if self._recursive:
             for path in below:
                 self._visit(path, above | {identity})

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from latentkit.store.folder import ASIDE, Folder
+from latentkit.store.folder import ASIDE, Folder, host
 
 HEARTBEAT_SECONDS = 5.0
 DEAD_AFTER_SECONDS = 60.0
@@ -31,16 +30,20 @@ class Claims:
     """This process's claims on one folder."""
 
     def __init__(self, folder: Folder) -> None:
+        self.folder = folder
         self.path = folder.path / ASIDE
         self._held: set[str] = set()
         self._lock = threading.Lock()
 
     def take(self, name: str) -> bool:
         """Whether the claim is ours now; a dead process's is taken over."""
-        path = self._file(name)
+        with self.folder.explained(f"{ASIDE}/{name}.json"):
+            return self._take(name, self._file(name))
+
+    def _take(self, name: str, path: Path) -> bool:
         self.path.mkdir(parents=True, exist_ok=True)
         if path.exists() and self._is_dead(path):
-            # Renaming is what only one of several finders can do.
+            # Of several finders one renames; one that comes late may rename the new owner's, and then both work.
             stale = path.with_suffix(f".{os.getpid()}.stale")
             with suppress(FileNotFoundError):
                 os.rename(path, stale)
@@ -85,14 +88,21 @@ class Claims:
                 holders.add(f"process {owner.get('pid')} on {owner.get('host')}")
         return sorted(holders)
 
+    def is_free(self, name: str) -> bool:
+        """Whether nobody else is at work on it."""
+        path = self._file(name)
+        return name in self._held or not path.exists() or self._is_dead(path)
+
     def sweep(self) -> None:
         """Remove what dead processes of this host left in the claims folder."""
         for path in self.path.glob("*.json"):
             if self._is_dead(path):
                 path.unlink(missing_ok=True)
+        for path in self.path.glob("*.stale"):
+            path.unlink(missing_ok=True)
         for path in self.path.glob("*.part"):
             match = PART.search(path.name)
-            if match and match["host"] == socket.gethostname() and not psutil.pid_exists(int(match["pid"])):
+            if match and match["host"] == host() and not psutil.pid_exists(int(match["pid"])):
                 path.unlink(missing_ok=True)
 
     def _file(self, name: str) -> Path:
@@ -108,7 +118,7 @@ class Claims:
 
     def _is_dead(self, path: Path) -> bool:
         owner = _read(path)
-        if owner.get("host") == socket.gethostname():
+        if owner.get("host") == host():
             return owner != _identity(int(owner.get("pid", 0)))
         try:
             return time.time() - path.stat().st_mtime > DEAD_AFTER_SECONDS
@@ -119,7 +129,7 @@ class Claims:
 def _identity(pid: int) -> dict[str, object]:
     """Host, process and its starting time, which tells a process from a later one with its number."""
     try:
-        return {"host": socket.gethostname(), "pid": pid, "started": psutil.Process(pid).create_time()}
+        return {"host": host(), "pid": pid, "started": psutil.Process(pid).create_time()}
     except psutil.NoSuchProcess:
         return {}
 

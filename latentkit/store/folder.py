@@ -6,8 +6,10 @@ dataset.json is ever replaced.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import re
 import secrets
 import socket
 from collections.abc import Iterator
@@ -40,6 +42,8 @@ class Folder:
             return sorted(entry.name for entry in os.scandir(self.path / folder) if not entry.name.startswith("."))
         except FileNotFoundError:
             return []
+        except OSError as error:
+            raise StoreError(f"{self.path / folder}: {error.strerror}") from error
 
     def size(self, name: str) -> int:
         """Bytes of a file.
@@ -100,10 +104,10 @@ class Folder:
     @contextmanager
     def _part(self, name: str) -> Iterator[BinaryIO]:
         """A file in the making, which is gone on leaving; its name tells whose it is, so that a dead process's can be swept."""
-        owner = f"{socket.gethostname()}~{os.getpid()}~{secrets.token_hex(4)}"
+        owner = f"{host()}~{os.getpid()}~{secrets.token_hex(4)}"
         part = self.path / ASIDE / f"{name.replace('/', '-')}~{owner}.part"
         try:
-            with self._explained(name):
+            with self.explained(name):
                 part.parent.mkdir(parents=True, exist_ok=True)
                 (self.path / name).parent.mkdir(parents=True, exist_ok=True)
                 with open(part, "w+b") as file:
@@ -113,11 +117,22 @@ class Folder:
                 part.unlink()
 
     @contextmanager
-    def _explained(self, name: str) -> Iterator[None]:
+    def explained(self, name: str) -> Iterator[None]:
+        """Turns what goes wrong while writing `name` into a `StoreError`."""
         try:
             yield
         except OSError as error:
             raise StoreError(f"{self.path / name} can't be written: {error.strerror}; nothing that was there before is lost") from error
+
+
+@functools.cache
+def host() -> str:
+    """Where a process number means something: the host, and the PID namespace where there are several (containers share host names)."""
+    try:
+        namespace = re.sub(r"\D", "", os.readlink("/proc/self/ns/pid"))
+    except OSError:
+        namespace = ""
+    return "-".join(filter(None, [socket.gethostname(), namespace]))
 
 
 def _sync(file: BinaryIO) -> None:

@@ -1,8 +1,7 @@
 """A unit's file: safetensors whose tensors start on 4,096-byte boundaries, so that a row touches as few pages as it can.
 
 Any safetensors reader opens it. The gaps between tensors are themselves tensors named "_pad/<n>", because the format allows no holes;
-the header is
-padded with spaces. Format: https://github.com/huggingface/safetensors#format.
+the header is padded with spaces. Format: https://github.com/huggingface/safetensors#format.
 """
 
 from __future__ import annotations

@@ -10,10 +10,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from latentkit.contracts import LatentLayout, Normalization, Unit
-from latentkit.errors import StoreError
+from latentkit.errors import SourceError, StoreError
 from latentkit.store import statistics
 from latentkit.store.columns import read_parquet, struct_column
 from latentkit.store.folder import Folder, canonical_json
@@ -77,11 +78,12 @@ def build_index(plan: Plan, tables: Iterable[tuple[Unit, pa.Table]]) -> pa.Table
 def _index_of_unit(plan: Plan, unit: Unit, rows: pa.Table) -> dict[str, pa.Array]:
     position = rows["position"].combine_chunks()
     if plan.settings.stream:
-        key, stamp = rows["key"].combine_chunks(), rows["stamp"].combine_chunks()
+        key, stamp = rows["key"].combine_chunks(), rows["stamp"].combine_chunks().fill_null("")
         attributes: list[Any] = [json.loads(text) if text else None for text in rows["attributes"].to_pylist()]
     else:
         taken = plan.table.take(position)
-        key, stamp = taken["key"].combine_chunks(), taken["stamp"].combine_chunks()
+        # What was encoded may be newer than what was planned.
+        key, stamp = taken["key"].combine_chunks(), pc.coalesce(rows["stamp"], taken["stamp"]).combine_chunks()
         attributes = taken["attributes"].combine_chunks()
     return {
         "key": key,
@@ -113,10 +115,10 @@ def _unify(parts: Sequence[dict[str, Any]]) -> list[pa.Table]:
     return [pa.table(columns)]
 
 
-def finalize(folder: Folder, plan: Plan, description: Description, check: Callable[[Sequence[str | None]], None]) -> None:
+def finalize(folder: Folder, plan: Plan, description: Description, check: Callable[[Mapping[str, str | None]], None]) -> None:
     """Write the index and dataset.json of a plan whose units are all committed.
 
-    `check` is given the reason of every row (None for a good one) before anything is written, and may refuse.
+    `check` is given each key's reason (None for a good sample) before anything is written, and may refuse.
 
     Raises:
         StoreError: a unit is damaged, belongs to another plan, or the rows are not the plan's.
@@ -131,7 +133,7 @@ def finalize(folder: Folder, plan: Plan, description: Description, check: Callab
         tables.append((unit, rows))
     index = build_index(plan, tables)
     _check_complete(folder, plan, index, description.views)
-    check(index["reason"].to_pylist())
+    check(_reason_by_key(index))
     content = _parquet(index)
     name = f"index/{plan.number:03d}.parquet"
     with folder.create(name) as file:
@@ -141,10 +143,19 @@ def finalize(folder: Folder, plan: Plan, description: Description, check: Callab
     folder.replace(DATASET, _dataset_json(folder, plan, description, headers, name, content))
 
 
+def _reason_by_key(index: pa.Table) -> dict[str, str | None]:
+    """Why a sample can't be used; one with a bad view is a bad sample."""
+    reasons: dict[str, str | None] = dict.fromkeys(index["key"].to_pylist())
+    skipped = index.filter(pc.equal(index["status"], "skipped"))
+    return reasons | dict(zip(skipped["key"].to_pylist(), skipped["reason"].to_pylist(), strict=True))
+
+
 def _check_complete(folder: Folder, plan: Plan, index: pa.Table, views: Sequence[str]) -> None:
     pairs = index.select(["key", "view"]).group_by(["key", "view"]).aggregate([([], "count_all")])
     if pairs.num_rows != index.num_rows:
-        raise StoreError(f"{folder}: {index.num_rows - pairs.num_rows} rows of the units are there twice")
+        twice = pairs.filter(pc.greater(pairs["count_all"], 1))["key"][0].as_py()
+        advice = "every sample needs a key of its own (source datasets: option key)"
+        raise SourceError(f"{folder}: the source gives the key {twice!r} more than once; {advice}")
     expected = plan.num_samples * len(views)
     if not plan.settings.stream and index.num_rows != expected:
         raise StoreError(f"{folder}: the units hold {index.num_rows} rows, the plan has {expected} (samples x views)")

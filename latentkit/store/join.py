@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from latentkit.buffers import BufferPool
 from latentkit.store.loader import Batches
-from latentkit.store.mapped import BufferPool
 from latentkit.store.order import Rows, Shuffle, Tail
 from latentkit.store.reader import ITEM_DRAW, LatentDataset
 

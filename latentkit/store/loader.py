@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from latentkit.store.mapped import BufferPool
+from latentkit.buffers import BufferPool
 from latentkit.store.order import Rows, Shuffle, Tail, epoch_batches
 
 

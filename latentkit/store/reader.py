@@ -15,12 +15,13 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from latentkit.buffers import BufferPool
 from latentkit.contracts import Decodes, LatentLayout, Normalization
 from latentkit.errors import EncoderError, FingerprintError, StoreError
 from latentkit.store.folder import Folder, open_folder
 from latentkit.store.index import read_dataset, read_index
 from latentkit.store.loader import Batches
-from latentkit.store.mapped import Array, BufferPool, MappedUnit, take_rows
+from latentkit.store.mapped import Array, MappedUnit, take_rows
 from latentkit.store.order import Shuffle, Tail
 from latentkit.store.plan import counting_parts
 from latentkit.store.posterior import Normalizer, Posterior, draw

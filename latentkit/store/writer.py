@@ -61,12 +61,11 @@ class _Spool:
 
 
 class UnitWriter:
-    """Collects one unit's rows; nothing is visible before `commit`.
+    """Collects one unit's rows; nothing is visible before `commit`."""
 
-    """
-
-    def __init__(self, unit: Unit) -> None:
+    def __init__(self, unit: Unit, is_stream: bool = False) -> None:
         self.unit = unit
+        self._is_stream = is_stream
         self._spools: dict[str, _Spool] = {}
         self._rows: list[tuple[RowLabel, str, str | None, str | None, int | None]] = []
         self._statistics: list[statistics.ChannelStatistics] = []
@@ -167,9 +166,9 @@ class UnitWriter:
             "row": pa.array([row for *_, row in rows], pa.int64()),
             "geometry": pa.array([_json_or_none(label.geometry) for label in labels], pa.string()),
         }
-        if any(label.key is not None for label in labels):
+        columns["stamp"] = pa.array([None if label.stamp is None else escape(label.stamp) for label in labels], pa.string())
+        if self._is_stream:  # of whose samples the plan knows nothing
             columns["key"] = pa.array([escape(label.key or "") for label in labels], pa.string())
-            columns["stamp"] = pa.array([escape(label.stamp or "") for label in labels], pa.string())
             columns["attributes"] = pa.array([_json_or_none(label.attributes) for label in labels], pa.string())
         sink = pa.BufferOutputStream()
         table = pa.table(columns)

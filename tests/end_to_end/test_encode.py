@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -273,13 +274,20 @@ def test_source_that_grew_between_runs_keeps_keys_and_pictures_together(photos: 
     (tmp_path / "first.png").rename(photos / "000.png")
     data = encode(photos, tmp_path / "out", kl_folder, on_bad_sample="fail")
     assert data.keys == whole.keys
+    (photos / "000-new.png").unlink()
+    assert len(encode(photos, tmp_path / "out", kl_folder)) == NUM_PHOTOS  # finished, by the stamps of what was encoded
     assert all(torch.equal(data.moments(index)["mean"], whole.moments(index)["mean"]) for index in range(NUM_PHOTOS))
 
 
-def test_source_that_shrank_between_runs_is_refused(photos: Path, kl_folder: Path, tmp_path: Path) -> None:
+def test_source_that_lacks_or_changed_what_is_left_is_refused(photos: Path, kl_folder: Path, tmp_path: Path) -> None:
     stopped_halfway(photos, tmp_path / "out", kl_folder)
-    (photos / "002.png").unlink()
-    with pytest.raises(SourceError, match=r"1 are gone from the source, such as '002\.png'"):
+    (photos / "009.png").rename(tmp_path / "009.png")
+    with pytest.raises(SourceError, match=r"1 are gone from the source and \d changed, such as '009\.png'"):
+        encode(photos, tmp_path / "out", kl_folder)
+    (tmp_path / "009.png").rename(photos / "009.png")
+    for file in photos.glob("*.png"):
+        os.utime(file)
+    with pytest.raises(SourceError, match=r"0 are gone from the source and \d changed"):
         encode(photos, tmp_path / "out", kl_folder)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from latentkit.errors import StoreError
 from latentkit.store.claims import Claims
-from latentkit.store.folder import Folder, open_folder
+from latentkit.store.folder import Folder, host, open_folder
 
 
 def write(folder: Folder, name: str, content: bytes) -> None:
@@ -79,7 +79,7 @@ def test_claim_is_exclusive_until_dropped(tmp_path: Path) -> None:
     ours = Claims(Folder(tmp_path))
     assert ours.take("unit")
     assert not Claims(Folder(tmp_path)).take("unit")
-    assert Claims(Folder(tmp_path)).holders() == [f"process {os.getpid()} on {os.uname().nodename}"]
+    assert Claims(Folder(tmp_path)).holders() == [f"process {os.getpid()} on {host()}"]
     ours.drop("unit")
     assert Claims(Folder(tmp_path)).take("unit")
 

@@ -20,7 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("layouts",),
     ("specs",),
     ("contracts",),
-    ("hooks", "normalize", "validation", "yaml_loader", "progress"),
+    ("hooks", "normalize", "validation", "yaml_loader", "progress", "retry", "numerics", "buffers"),
     ("overrides",),
     ("recipe",),
     ("plugins", "builtin"),
@@ -48,7 +48,7 @@ UPWARD_INSIDE_FUNCTIONS = {("builtin", part) for part in ("sources", "modalities
     ("layouts", "normalize")
 }
 
-LIGHT = {name for name, layer in LAYER.items() if layer <= LAYER["build"]} - {"normalize"} | {
+LIGHT = {name for name, layer in LAYER.items() if layer <= LAYER["build"]} - {"buffers", "normalize", "numerics"} | {
     "run",
     "report",
     "cli",

@@ -1,0 +1,42 @@
+"""How this process computes while it encodes: threads and kernels, which decide the last bits of a sum, and garbage collection."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+def num_cores() -> int:
+    """Cores this process may use. Launchers set OMP_NUM_THREADS differently for one process and for two, so it doesn't count."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def frozen_garbage() -> Iterator[None]:
+    """Keep what exists now out of Python's garbage collections: walking the objects of torch and diffusers again and again costs
+    several percent of decoding."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+@contextmanager
+def fixed_numerics(threads: int, device: str) -> Iterator[None]:
+    """Encode so that the same batch gives the same bits: these threads, deterministic kernels, float32 that is float32 (no TF32)."""
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = torch.get_num_threads(), cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32
+    torch.set_num_threads(threads)
+    cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = False, True, False, False
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = before[1:]
