@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -171,3 +172,42 @@ def test_last_layer_is_the_last_convolution(kl_folder: Path, taesd_folder: Path)
     for folder in (kl_folder, taesd_folder):
         weight = open_model(folder).last_layer()
         assert weight.shape[0] == 3
+
+
+def original_name(name: str, num_levels: int) -> str:
+    """The name that latent-diffusion's own trainers give a tensor of AutoencoderKL."""
+    for pattern, new in (
+        (r"(encoder)\.down_blocks\.(\d+)\.resnets\.(\d+)", r"\1.down.\2.block.\3"),
+        (r"(encoder)\.down_blocks\.(\d+)\.downsamplers\.0", r"\1.down.\2.downsample"),
+        (r"mid_block\.resnets\.0", "mid.block_1"),
+        (r"mid_block\.resnets\.1", "mid.block_2"),
+        (r"mid_block\.attentions\.0", "mid.attn_1"),
+        (r"group_norm", "norm"),
+        (r"to_out\.0", "proj_out"),
+        (r"to_(q|k|v)\.", r"\1."),
+        (r"conv_norm_out", "norm_out"),
+        (r"conv_shortcut", "nin_shortcut"),
+    ):
+        name = re.sub(pattern, new, name)
+    name = re.sub(r"up_blocks\.(\d+)\.resnets\.(\d+)", lambda m: f"up.{num_levels - 1 - int(m[1])}.block.{m[2]}", name)
+    return re.sub(r"up_blocks\.(\d+)\.upsamplers\.0", lambda m: f"up.{num_levels - 1 - int(m[1])}.upsample", name)
+
+
+@pytest.mark.parametrize("prefix", ["", "first_stage_model."])
+def test_checkpoint_of_the_original_trainers_is_converted_strictly(
+    kl_folder: Path, tmp_path: Path, batch: torch.Tensor, prefix: str
+) -> None:
+    tensors = {}
+    for name, tensor in load_file(kl_folder / WEIGHTS).items():
+        is_attention = "attentions" in name and "group_norm" not in name and name.endswith("weight")
+        tensors[prefix + original_name(name, 3)] = tensor[:, :, None, None].clone() if is_attention else tensor
+    shutil.copy(kl_folder / "config.json", tmp_path / "config.json")
+    save_file(tensors, tmp_path / "vae.safetensors")
+    expected = open_model(kl_folder)
+    encoder = open_model(tmp_path / "vae.safetensors")
+    assert torch.equal(encoder.encode(batch)["mean"], expected.encode(batch)["mean"])
+    assert encoder.fingerprint() == expected.fingerprint()
+    del tensors[f"{prefix}encoder.down.1.block.0.conv1.weight"]
+    save_file(tensors, tmp_path / "vae.safetensors")
+    with pytest.raises(EncoderError, match=r"encoder\.down_blocks\.1\.resnets\.0\.conv1\.weight|can't be loaded"):
+        open_model(tmp_path / "vae.safetensors").fingerprint()

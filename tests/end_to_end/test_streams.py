@@ -1,0 +1,75 @@
+"""Streams of one's own: empty shards, media out of reach for a while, keys that clash."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from latentkit.builtin import ImageConfig
+from latentkit.contracts import BuildContext, Sample, Shard
+from latentkit.encode import EncodeInputs, EncodeSettings, EncodeSummary, encode_source
+from latentkit.encoders.diffusers import DiffusersEncoder
+from latentkit.errors import SourceError
+from latentkit.executors.local import LocalExecutor
+from latentkit.modalities.image import ImageModality
+from latentkit.store.folder import Folder
+from latentkit.store.reader import open_dataset
+
+
+class Stream:
+    """Pictures of a folder in shards of given sizes; reading fails once after `fails_after` samples."""
+
+    def __init__(self, photos: Path, sizes: list[int], fails_after: int | None = None, same_keys: bool = False) -> None:
+        self.files = sorted(photos.glob("*.png"))
+        self.sizes, self.fails_after, self.same_keys = sizes, fails_after, same_keys
+
+    def shards(self) -> list[Shard]:
+        return [Shard(str(number)) for number in range(len(self.sizes))]
+
+    def read(self, shard: Shard) -> Iterator[Sample]:
+        number = int(shard.name)
+        start = sum(self.sizes[:number])
+        for place, file in enumerate(self.files[start : start + self.sizes[number]]):
+            if place == self.fails_after:
+                self.fails_after = None
+                raise ConnectionResetError("the line went dead")
+            key = str(place) if self.same_keys else file.name
+            yield Sample(key, io.BytesIO(file.read_bytes()).getvalue(), {"text": file.stem}, "stamp")
+
+
+def encode(stream: Stream, output: Path, encoder: DiffusersEncoder) -> EncodeSummary:
+    modality = ImageModality(ImageConfig(size=32), BuildContext(input=encoder.input))
+    inputs = EncodeInputs(stream, modality, ["plain"], lambda device: encoder, {"encoder.name": "test"})
+    settings = EncodeSettings(batch_size=2, unit_size=1, threads=1)
+    return encode_source(Folder(output), inputs, LocalExecutor("cpu"), "cpu", settings, "", show_progress=False)
+
+
+@pytest.fixture
+def encoder(kl_folder: Path) -> DiffusersEncoder:
+    import torch
+
+    return DiffusersEncoder(kl_folder, None, torch.float32, False, "cpu")
+
+
+def test_empty_shards_are_units_without_rows(make_photos: Callable[..., Path], encoder: DiffusersEncoder, tmp_path: Path) -> None:
+    summary = encode(Stream(make_photos(5), [0, 3, 0, 2]), tmp_path / "out", encoder)
+    assert summary.num_ok == 5
+    data = open_dataset(tmp_path / "out", columns=["text"])
+    assert data.keys == [f"{number:03d}.png" for number in range(5)]
+    assert data[4]["text"] == "004"
+
+
+def test_line_that_breaks_in_a_shard_loses_and_repeats_nothing(
+    make_photos: Callable[..., Path], encoder: DiffusersEncoder, tmp_path: Path
+) -> None:
+    photos = make_photos(6)
+    encode(Stream(photos, [6], fails_after=3), tmp_path / "out", encoder)
+    assert open_dataset(tmp_path / "out").keys == [f"{number:03d}.png" for number in range(6)]
+
+
+def test_keys_that_clash_over_shards_are_named(make_photos: Callable[..., Path], encoder: DiffusersEncoder, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"the key '[01]' more than once"):
+        encode(Stream(make_photos(4), [2, 2], same_keys=True), tmp_path / "out", encoder)
