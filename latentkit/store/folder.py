@@ -158,7 +158,7 @@ def open_folder(output: str) -> Folder:
         raise StoreError(f"{output}: this version writes and reads local folders; give a path")
     path = Path(output).expanduser().absolute()
     if path.exists() and not path.is_dir():
-        raise StoreError(f"{path} is a file; the latent dataset needs a folder of its own")
+        raise StoreError(f"{path} is a file; the output needs a folder of its own")
     return Folder(path)
 
 
