@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from latentkit.errors import TrainingError
+from latentkit.store.folder import sync
 
 KEPT = 2
 NAME = re.compile(r"step-(\d{7,})")
@@ -104,15 +105,6 @@ def replace_folder(aside: Path, target: Path) -> None:
     shutil.rmtree(target, ignore_errors=True)
     os.replace(aside, target)
     sync(target.parent)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file or folder is on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 # ---------------------------------------------------------------- the optimiser's state, as named tensors

@@ -22,7 +22,7 @@ from latentkit.contracts import Encoder, Entry, Executor, Modality, Prepared, Sa
 from latentkit.errors import FingerprintError, SampleError, SourceError, StoreError
 from latentkit.measure import Measured, choose_unit_size, measure_batches
 from latentkit.numerics import fixed_numerics, num_cores
-from latentkit.pipeline import EncodeJob, make_worker, read_shard
+from latentkit.pipeline import EncodeJob, give, make_worker, read_shard
 from latentkit.retry import retried
 from latentkit.store.claims import Claims
 from latentkit.store.columns import escape
@@ -213,14 +213,10 @@ def _first_samples(source: Source | StreamSource) -> Iterator[Callable[[], Sampl
     if isinstance(source, StreamSource):
         samples = (sample for shard in source.shards() for sample in read_shard(source, shard))
         for sample in itertools.islice(samples, MAX_PROBED):
-            yield functools.partial(_give, sample)
+            yield functools.partial(give, sample)
         return
     for index in range(min(len(source), MAX_PROBED)):
         yield functools.partial(source.__getitem__, index)
-
-
-def _give(sample: Sample) -> Sample:
-    return sample
 
 
 def _settings_in_force(planned: PlanSettings, settings: EncodeSettings) -> PlanSettings:

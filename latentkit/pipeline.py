@@ -155,7 +155,7 @@ def _samples(job: EncodeJob, unit: Unit, shards: Mapping[str, Shard]) -> Iterato
         position = 0
         for name in keys:
             for sample in read_shard(job.source, shards[name]):
-                yield position, functools.partial(_give, sample)
+                yield position, functools.partial(give, sample)
                 position += 1
         return
     for position, key in zip(range(unit.start, unit.stop), keys, strict=True):
@@ -183,7 +183,8 @@ def read_shard(source: StreamSource, shard: Shard) -> Iterator[Sample]:
         num_read += 1
 
 
-def _give(sample: Sample) -> Sample:
+def give(sample: Sample) -> Sample:
+    """The sample itself: the fetcher of one that is already read."""
     return sample
 
 

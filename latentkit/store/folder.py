@@ -82,12 +82,12 @@ class Folder:
         """
         with self._part(name) as file:
             yield file
-            _sync(file)
+            _flush(file)
             try:
                 os.link(file.name, self.path / name)
             except FileExistsError:
                 return
-            _sync_folder((self.path / name).parent)
+            sync((self.path / name).parent)
 
     def replace(self, name: str, content: bytes) -> None:
         """Put `content` in the place of whatever has that name, in one step.
@@ -97,9 +97,9 @@ class Folder:
         """
         with self._part(name) as file:
             file.write(content)
-            _sync(file)
+            _flush(file)
             os.replace(file.name, self.path / name)
-            _sync_folder((self.path / name).parent)
+            sync((self.path / name).parent)
 
     @contextmanager
     def _part(self, name: str) -> Iterator[BinaryIO]:
@@ -135,12 +135,13 @@ def host() -> str:
     return "-".join(filter(None, [socket.gethostname(), namespace]))
 
 
-def _sync(file: BinaryIO) -> None:
+def _flush(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
 
 
-def _sync_folder(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
