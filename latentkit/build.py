@@ -6,13 +6,18 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from latentkit.check import ConfiguredPlugin, check_recipe
 from latentkit.contracts import BuildContext, Encoder, Executor, Modality, Source, StreamSource
 from latentkit.errors import RecipeError
+from latentkit.overrides import is_url
 from latentkit.plugins import discover, fingerprint_fields
-from latentkit.recipe import EncodeRecipe, Recipe, load_recipe
+from latentkit.recipe import EncodeRecipe, Recipe, parse_recipe
+from latentkit.yaml_loader import parse_yaml
+
+if TYPE_CHECKING:
+    from latentkit.store.folder import Folder
 
 
 @dataclass
@@ -104,15 +109,19 @@ def lines_of(recipe: EncodeRecipe) -> list[Line]:
     return [Line(name, recipe, plugins["source"], plugins["modality"], plugins[where]) for name, where in names.items()]
 
 
-def line_of_dataset(folder: Path, name: str = "recipe.yaml") -> Line:
+def line_of_dataset(folder: Folder) -> Line:
     """The line that made the latent dataset in `folder`, by its recipe.yaml.
 
     Raises:
         RecipeError, PluginError: the recipe is gone, or names a plugin that is.
     """
-    recipe = load_recipe(folder / name)
+    where = f"{folder}/recipe.yaml"
+    values = parse_yaml(folder.read("recipe.yaml").decode(errors="replace"), where)
+    if not isinstance(values, Mapping):
+        raise RecipeError(f"{where}: expected a mapping that starts with 'task:'")
+    recipe = parse_recipe(values, where, Path.cwd() if is_url(str(folder)) else Path(str(folder)))
     if not isinstance(recipe, EncodeRecipe):
-        raise RecipeError(f"{folder / name}: expected task: encode, got {recipe.task}")
+        raise RecipeError(f"{where}: expected task: encode, got {recipe.task}")
     return lines_of(recipe)[0]
 
 

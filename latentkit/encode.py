@@ -281,13 +281,9 @@ def _run_units(job: EncodeJob, executor: Executor, settings: EncodeSettings) -> 
 
 def _log(folder: Folder, result: UnitResult) -> None:
     """A line in this process's log; what it holds is never compared."""
-    path = folder.path / "events" / f"{host()}-{os.getpid()}.jsonl"
     line = {"unit": result.unit.name, "ok": result.num_ok, "skipped": result.num_skipped}
     line |= {"seconds": round(result.seconds, 3), "waited_seconds": round(result.waited_seconds, 3), "time": round(time.time(), 3)}
-    with folder.explained(f"events/{path.name}"):
-        path.parent.mkdir(exist_ok=True)
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+    folder.append(f"events/{host()}-{os.getpid()}.jsonl", json.dumps(line))
 
 
 def _add(summary: EncodeSummary, result: UnitResult) -> EncodeSummary:
@@ -323,9 +319,9 @@ def _check_bad(folder: Folder, max_bad: float, reason_by_key: Mapping[str, str |
 
 def _check_ours(folder: Folder) -> None:
     """An empty folder, or one that a run of ours left unfinished."""
-    if not folder.path.exists() or folder.list("plans"):
+    if folder.list("plans"):
         return
-    foreign = sorted({entry.name for entry in folder.path.iterdir()} - {"claims", "plans"})
+    foreign = sorted(folder.top_names() - {"claims", "plans"})
     if foreign:
         raise StoreError(f"{folder} holds something else ({', '.join(foreign[:3])}); give the latent dataset a folder of its own")
 

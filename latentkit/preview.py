@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def write_preview(
     """
     if not isinstance(encoder, Decodes):
         return False
-    dataset = open_dataset(folder.path, posterior="mean")
+    dataset = open_dataset(str(folder), posterior="mean")
     chosen = np.unique(np.linspace(0, len(dataset) - 1, num_rows).round().astype(int)).tolist()
     if isinstance(source, StreamSource):  # which can only be read from its start
         chosen = list(range(min(num_rows, len(dataset))))
@@ -52,6 +53,16 @@ def write_preview(
     return True
 
 
+def store_preview(folder: Folder, source: Source | StreamSource, modality: Modality, encoder: Encoder, name: str, num_rows: int) -> bool:
+    """Whether a preview was put into the dataset's own folder, under `name`."""
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / name
+        made = write_preview(folder, source, modality, encoder, path, num_rows)
+        if made:
+            folder.replace(name, path.read_bytes())
+        return made
+
+
 def preview_dataset(path: str, output: Path, num_rows: int) -> None:
     """Write the preview of a finished latent dataset, by the recipe inside it.
 
@@ -63,7 +74,7 @@ def preview_dataset(path: str, output: Path, num_rows: int) -> None:
     from latentkit.executors.local import default_device
 
     dataset = open_dataset(path)
-    line = line_of_dataset(dataset.folder.path)
+    line = line_of_dataset(dataset.folder)
     encoder = line.encoder_opener()(default_device())
     try:
         source = line.open_source()

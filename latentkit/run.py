@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 RECIPE = "recipe.yaml"
+PREVIEW = "preview.png"
 
 
 def encode(
@@ -82,7 +83,7 @@ class EncodeRun:
 
     folders: Mapping[str, str]
     summaries: Mapping[str, EncodeSummary]
-    previews: Mapping[str, Path]
+    previews: Mapping[str, str]
 
     def datasets(self) -> dict[str, LatentDataset]:
         """The datasets, opened."""
@@ -125,10 +126,10 @@ def _run_encode(recipe: EncodeRecipe) -> EncodeRun:
     return EncodeRun(folders, summaries, previews)
 
 
-def _encode_line(line: Line, recipe: EncodeRecipe, output: str) -> tuple[EncodeSummary, Path | None]:
+def _encode_line(line: Line, recipe: EncodeRecipe, output: str) -> tuple[EncodeSummary, str | None]:
     from latentkit.encode import EncodeInputs, EncodeSettings, encode_source
     from latentkit.executors.local import default_device
-    from latentkit.preview import write_preview
+    from latentkit.preview import store_preview
     from latentkit.store.folder import open_folder
 
     folder = open_folder(output)
@@ -147,11 +148,10 @@ def _encode_line(line: Line, recipe: EncodeRecipe, output: str) -> tuple[EncodeS
     summary = encode_source(
         folder, inputs, executor, device, settings, _recipe_text(recipe, line), show_progress=is_first_process()
     )
-    preview = folder.path / "preview.png"
     if not recipe.preview or not is_first_process():
         return summary, None
-    made = preview.exists() or write_preview(folder, source, modality, encoder, preview, recipe.preview)
-    return summary, preview if made else None
+    made = folder.exists(PREVIEW) or store_preview(folder, source, modality, encoder, PREVIEW, recipe.preview)
+    return summary, f"{folder}/{PREVIEW}" if made else None
 
 
 def _recipe_text(recipe: EncodeRecipe, line: Line) -> str:
@@ -202,12 +202,15 @@ def _open_run(recipe: TrainRecipe) -> Path:
     """The run's folder, with its recipe.yaml.
 
     Raises:
+        RecipeError: its path is a URL.
         StoreError: the folder can't be written, or holds something else.
         TrainingError: it holds another run; names the keys that differ.
     """
-    from latentkit.store.folder import open_folder
+    from latentkit.store.folder import LocalFolder, open_folder
 
     folder = open_folder(recipe.output.path)
+    if not isinstance(folder, LocalFolder):
+        raise RecipeError(f"{recipe.origin}: output.path: {folder}: training writes to a local folder")
     text, written = dump_recipe(resolve(recipe)), None
     if folder.exists(RECIPE):
         earlier = load_recipe(folder.path / RECIPE)
@@ -216,7 +219,7 @@ def _open_run(recipe: TrainRecipe) -> Path:
         if different:
             raise TrainingError(f"{folder} holds another run: {', '.join(different)} differ; give another output.path")
         written = dump_recipe(before)
-    elif folder.path.exists() and any(folder.path.iterdir()):
+    elif folder.top_names():
         raise StoreError(f"{folder} holds something else and no {RECIPE}; give the run a folder of its own")
     # A recipe.yaml that somebody wrote by hand stays as it is.
     if is_first_process() and (written is None or folder.read(RECIPE).decode() == written != text):

@@ -9,13 +9,12 @@ import json
 import os
 import re
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 
 import psutil
 
+from latentkit.errors import StoreError
 from latentkit.store.folder import ASIDE, Folder, host
 
 HEARTBEAT_SECONDS = 5.0
@@ -31,27 +30,15 @@ class Claims:
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
-        self.path = folder.path / ASIDE
         self._held: set[str] = set()
         self._lock = threading.Lock()
 
     def take(self, name: str) -> bool:
         """Whether the claim is ours now; a dead process's is taken over."""
-        with self.folder.explained(f"{ASIDE}/{name}.json"):
-            return self._take(name, self._file(name))
-
-    def _take(self, name: str, path: Path) -> bool:
-        self.path.mkdir(parents=True, exist_ok=True)
-        if path.exists() and self._is_dead(path):
-            # Of several finders one renames; one that comes late may rename the new owner's, and then both work.
-            stale = path.with_suffix(f".{os.getpid()}.stale")
-            with suppress(FileNotFoundError):
-                os.rename(path, stale)
-                stale.unlink()
-        try:
-            with open(path, "x", encoding="utf-8") as file:
-                json.dump(_identity(os.getpid()), file)
-        except FileExistsError:
+        file = _file(name)
+        if self.folder.exists(file) and self._is_dead(file):
+            self.folder.take_over(file)
+        if not self.folder.claim(file, json.dumps(_identity(os.getpid()))):
             return False
         with self._lock:
             self._held.add(name)
@@ -63,7 +50,7 @@ class Claims:
             if name not in self._held:
                 return
             self._held.discard(name)
-        self._file(name).unlink(missing_ok=True)
+        self.folder.remove(_file(name))
 
     @contextmanager
     def beating(self) -> Iterator[None]:
@@ -82,48 +69,53 @@ class Claims:
     def holders(self) -> list[str]:
         """Host and process of every living claim that isn't ours, for messages."""
         holders = set()
-        for path in self.path.glob("*.json"):
-            if path.stem not in self._held and not self._is_dead(path):
-                owner = _read(path)
+        for name in self._names():
+            if name not in self._held and not self._is_dead(_file(name)):
+                owner = self._read(_file(name))
                 holders.add(f"process {owner.get('pid')} on {owner.get('host')}")
         return sorted(holders)
 
     def is_free(self, name: str) -> bool:
         """Whether nobody else is at work on it."""
-        path = self._file(name)
-        return name in self._held or not path.exists() or self._is_dead(path)
+        file = _file(name)
+        return name in self._held or not self.folder.exists(file) or self._is_dead(file)
 
     def sweep(self) -> None:
-        """Remove what dead processes of this host left in the claims folder."""
-        for path in self.path.glob("*.json"):
-            if self._is_dead(path):
-                path.unlink(missing_ok=True)
-        for path in self.path.glob("*.stale"):
-            path.unlink(missing_ok=True)
-        for path in self.path.glob("*.part"):
-            match = PART.search(path.name)
-            if match and match["host"] == host() and not psutil.pid_exists(int(match["pid"])):
-                path.unlink(missing_ok=True)
+        """Remove what dead processes left in the claims folder; of files in the making, those of this host's processes."""
+        for name in self._names():
+            if self._is_dead(_file(name)):
+                self.folder.remove(_file(name))
+        for name in self.folder.list(ASIDE):
+            match = PART.search(name)
+            if name.endswith(".stale") or (match and match["host"] == host() and not psutil.pid_exists(int(match["pid"]))):
+                self.folder.remove(f"{ASIDE}/{name}")
 
-    def _file(self, name: str) -> Path:
-        return self.path / f"{name}.json"
+    def _names(self) -> list[str]:
+        return [name.removesuffix(".json") for name in self.folder.list(ASIDE) if name.endswith(".json")]
 
     def _beat(self, stop: threading.Event) -> None:
         while not stop.wait(HEARTBEAT_SECONDS):
             with self._lock:
                 held = list(self._held)
             for name in held:
-                with suppress(OSError):
-                    os.utime(self._file(name))
+                self.folder.touch(_file(name))
 
-    def _is_dead(self, path: Path) -> bool:
-        owner = _read(path)
+    def _is_dead(self, file: str) -> bool:
+        owner = self._read(file)
         if owner.get("host") == host():
             return owner != _identity(int(owner.get("pid", 0)))
+        return self.folder.age_seconds(file) > DEAD_AFTER_SECONDS
+
+    def _read(self, file: str) -> dict[str, int | str | float]:
         try:
-            return time.time() - path.stat().st_mtime > DEAD_AFTER_SECONDS
-        except FileNotFoundError:
-            return False
+            return dict(json.loads(self.folder.read(file)))
+        except (StoreError, ValueError):
+            # Just created and not yet written, or gone: its age decides.
+            return {}
+
+
+def _file(name: str) -> str:
+    return f"{ASIDE}/{name}.json"
 
 
 def _identity(pid: int) -> dict[str, object]:
@@ -131,12 +123,4 @@ def _identity(pid: int) -> dict[str, object]:
     try:
         return {"host": host(), "pid": pid, "started": psutil.Process(pid).create_time()}
     except psutil.NoSuchProcess:
-        return {}
-
-
-def _read(path: Path) -> dict[str, int | str | float]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        # Just created and not yet written, or gone: its age decides.
         return {}

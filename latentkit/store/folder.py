@@ -1,4 +1,4 @@
-"""The few file operations that the promises of a latent dataset rest on, for a local folder.
+"""The few file operations that the promises of a latent dataset rest on: `Folder`, and `LocalFolder` for a path.
 
 One file is committed by writing it aside, fsync, and a hard link, which fails when the name exists: the first commit wins. Only
 dataset.json is ever replaced.
@@ -12,8 +12,10 @@ import os
 import re
 import secrets
 import socket
+import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,8 +25,105 @@ ASIDE = "claims"
 """Files in the making lie here, so that a killed process leaves nothing among the units."""
 
 
-class Folder:
-    """A latent dataset's folder, by names relative to it such as "units/000-000000.safetensors"."""
+class Folder(ABC):
+    """A latent dataset's folder, by names relative to it such as "units/000-000000.safetensors"; `str` gives its path or URL.
+
+    Every method raises `StoreError` when the folder can't be reached or written.
+    """
+
+    @abstractmethod
+    def exists(self, name: str) -> bool:
+        """Whether the file is there."""
+
+    @abstractmethod
+    def top_names(self) -> set[str]:
+        """Names of the files and folders at the top; empty when the folder itself isn't there."""
+
+    @abstractmethod
+    def list(self, folder: str) -> list[str]:
+        """Names of the files of one sub-folder, sorted; empty when there is none."""
+
+    @abstractmethod
+    def size(self, name: str) -> int:
+        """Bytes of a file.
+
+        Raises:
+            StoreError: it isn't there.
+        """
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """A small file's bytes.
+
+        Raises:
+            StoreError: it can't be read.
+        """
+
+    @abstractmethod
+    def open_file(self, name: str) -> BinaryIO:
+        """A file to read from and seek in; the caller closes it.
+
+        Raises:
+            StoreError: it can't be read.
+        """
+
+    @abstractmethod
+    def local_copy(self, name: str) -> Path:
+        """A file of this machine with the content of a committed file, to be memory-mapped.
+
+        Raises:
+            StoreError: it can't be read.
+        """
+
+    @abstractmethod
+    def create(self, name: str) -> AbstractContextManager[BinaryIO]:
+        """A file to write; committed under `name` on leaving, unless somebody else's is there already, or an exception passes.
+
+        Raises:
+            StoreError: the disk is full, or the folder can't be written.
+        """
+
+    @abstractmethod
+    def replace(self, name: str, content: bytes) -> None:
+        """Put `content` in the place of whatever has that name, in one step.
+
+        Raises:
+            StoreError: the disk is full, or the folder can't be written.
+        """
+
+    @abstractmethod
+    def remove(self, name: str) -> None:
+        """Remove a file; nothing happens when it isn't there."""
+
+    @abstractmethod
+    def append(self, name: str, line: str) -> None:
+        """Add a line to a log that no other process writes."""
+
+    @abstractmethod
+    def discard_if_empty(self) -> None:
+        """Remove the folder when nothing has been written to it."""
+
+    # ------------------------------------------------------------ claims: small files that say who is at work
+
+    @abstractmethod
+    def claim(self, name: str, content: str) -> bool:
+        """Whether the file was not there and now is, with `content`."""
+
+    @abstractmethod
+    def take_over(self, name: str) -> None:
+        """Put a dead process's claim out of the way; of several that try, one succeeds or the file is gone."""
+
+    @abstractmethod
+    def touch(self, name: str) -> None:
+        """Make a claim young again."""
+
+    @abstractmethod
+    def age_seconds(self, name: str) -> float:
+        """Seconds since a claim was written or touched; 0 when it is gone."""
+
+
+class LocalFolder(Folder):
+    """A folder on a file system of this machine."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -33,53 +132,51 @@ class Folder:
         return str(self.path)
 
     def exists(self, name: str) -> bool:
-        """Whether the file is there."""
         return (self.path / name).exists()
 
+    def top_names(self) -> set[str]:
+        return set(self._names(self.path))
+
     def list(self, folder: str) -> list[str]:
-        """Names of the files of one sub-folder, sorted; empty when there is none."""
+        return sorted(name for name in self._names(self.path / folder) if not name.startswith("."))
+
+    def _names(self, path: Path) -> Iterator[str]:
         try:
-            return sorted(entry.name for entry in os.scandir(self.path / folder) if not entry.name.startswith("."))
+            yield from (entry.name for entry in os.scandir(path))
         except FileNotFoundError:
-            return []
+            return
         except OSError as error:
-            raise StoreError(f"{self.path / folder}: {error.strerror}") from error
+            raise StoreError(f"{path}: {error.strerror}") from error
 
     def size(self, name: str) -> int:
-        """Bytes of a file.
-
-        Raises:
-            StoreError: it isn't there.
-        """
-        try:
+        with self._reading(name):
             return (self.path / name).stat().st_size
-        except OSError as error:
-            raise StoreError(f"{self.path / name}: {error.strerror}") from error
 
     def read(self, name: str) -> bytes:
-        """A small file's bytes.
-
-        Raises:
-            StoreError: it can't be read.
-        """
-        try:
+        with self._reading(name):
             return (self.path / name).read_bytes()
+
+    def open_file(self, name: str) -> BinaryIO:
+        with self._reading(name):
+            return open(self.path / name, "rb")
+
+    def local_copy(self, name: str) -> Path:
+        return self.path / name
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise StoreError(f"{self.path / name}: {error.strerror}") from error
 
     def discard_if_empty(self) -> None:
-        """Remove the folder when nothing has been written to it."""
         with suppress(OSError):
             (self.path / ASIDE).rmdir()
             self.path.rmdir()
 
     @contextmanager
     def create(self, name: str) -> Iterator[BinaryIO]:
-        """A file to write; committed under `name` on leaving, unless somebody else's is there already, or an exception passes.
-
-        Raises:
-            StoreError: the disk is full, or the folder can't be written.
-        """
         with self._part(name) as file:
             yield file
             _flush(file)
@@ -90,16 +187,48 @@ class Folder:
             sync((self.path / name).parent)
 
     def replace(self, name: str, content: bytes) -> None:
-        """Put `content` in the place of whatever has that name, in one step.
-
-        Raises:
-            StoreError: the disk is full, or the folder can't be written.
-        """
         with self._part(name) as file:
             file.write(content)
             _flush(file)
             os.replace(file.name, self.path / name)
             sync((self.path / name).parent)
+
+    def remove(self, name: str) -> None:
+        with self._explained(name):
+            (self.path / name).unlink(missing_ok=True)
+
+    def append(self, name: str, line: str) -> None:
+        with self._explained(name):
+            (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path / name, "a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+    def claim(self, name: str, content: str) -> bool:
+        with self._explained(name):
+            (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with open(self.path / name, "x", encoding="utf-8") as file:
+                    file.write(content)
+            except FileExistsError:
+                return False
+            return True
+
+    def take_over(self, name: str) -> None:
+        # Of several finders one renames; one that comes late may rename the new owner's, and then both work.
+        stale = (self.path / name).with_suffix(f".{os.getpid()}.stale")
+        with self._explained(name), suppress(FileNotFoundError):
+            os.rename(self.path / name, stale)
+            stale.unlink()
+
+    def touch(self, name: str) -> None:
+        with suppress(OSError):
+            os.utime(self.path / name)
+
+    def age_seconds(self, name: str) -> float:
+        try:
+            return time.time() - (self.path / name).stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
 
     @contextmanager
     def _part(self, name: str) -> Iterator[BinaryIO]:
@@ -107,7 +236,7 @@ class Folder:
         owner = f"{host()}~{os.getpid()}~{secrets.token_hex(4)}"
         part = self.path / ASIDE / f"{name.replace('/', '-')}~{owner}.part"
         try:
-            with self.explained(name):
+            with self._explained(name):
                 part.parent.mkdir(parents=True, exist_ok=True)
                 (self.path / name).parent.mkdir(parents=True, exist_ok=True)
                 with open(part, "w+b") as file:
@@ -117,7 +246,7 @@ class Folder:
                 part.unlink()
 
     @contextmanager
-    def explained(self, name: str) -> Iterator[None]:
+    def _explained(self, name: str) -> Iterator[None]:
         """Turns what goes wrong while writing `name` into a `StoreError`."""
         try:
             yield
@@ -160,7 +289,7 @@ def open_folder(output: str) -> Folder:
     path = Path(output).expanduser().absolute()
     if path.exists() and not path.is_dir():
         raise StoreError(f"{path} is a file; the output needs a folder of its own")
-    return Folder(path)
+    return LocalFolder(path)
 
 
 def canonical_json(value: object) -> str:

@@ -51,7 +51,7 @@ def read_unit(folder: Folder, name: str) -> tuple[UnitHeader, pa.Table]:
     file_name = unit_name(name)
     size = folder.size(file_name)
     where = f"{folder}/{file_name}"
-    with open(folder.path / file_name, "rb") as file:
+    with folder.open_file(file_name) as file:
         header = read_header(file, size, where)
         rows = header.tensors.get("rows")
         if rows is None:

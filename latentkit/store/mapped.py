@@ -39,11 +39,11 @@ class MappedUnit:
         file_name = unit_name(name)
         where = f"{folder}/{file_name}"
         size = folder.size(file_name)
-        with open(folder.path / file_name, "rb") as file:
+        with folder.open_file(file_name) as file:
             self.header: UnitHeader = read_header(file, size, where)
         if self.header.sha256 != expected["header_sha256"]:
             raise StoreError(f"{where} is not the unit that dataset.json describes; `latentkit verify {folder}` says more")
-        self._bytes = np.memmap(folder.path / file_name, np.uint8, "r")
+        self._bytes = np.memmap(folder.local_copy(file_name), np.uint8, "r")
         self._where = where
         self._views: dict[str, Array] = {}
 

@@ -221,7 +221,7 @@ class LatentDataset:
         if self._opened_decoder is None:
             from latentkit.build import line_of_dataset
 
-            line = line_of_dataset(self.folder.path)
+            line = line_of_dataset(self.folder)
             encoder = line.encoder_opener()("cuda" if torch.cuda.is_available() else "cpu")
             if not isinstance(encoder, Decodes):
                 raise EncoderError(f"the encoder {line.encoder.provided.spec.name!r} of {self.folder} can't decode")

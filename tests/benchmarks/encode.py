@@ -32,7 +32,7 @@ from latentkit.encoders.diffusers import DiffusersEncoder
 from latentkit.executors.local import LocalExecutor
 from latentkit.modalities.image import ImageModality
 from latentkit.sources.folder import FolderSource
-from latentkit.store.folder import Folder
+from latentkit.store.folder import LocalFolder
 
 SIZE = 256
 
@@ -85,7 +85,7 @@ def time_pipeline(source: FolderSource, encoder: Encoder, output: Path, batch_si
     inputs = EncodeInputs(source, modality, ["plain"], lambda device: encoder, {"encoder.name": "benchmark"})
     settings = EncodeSettings(batch_size=batch_size, unit_size=unit_size, compile=False)
     begun = time.perf_counter()
-    encode_source(Folder(output), inputs, LocalExecutor("cpu"), "cpu", settings, "", show_progress=False)
+    encode_source(LocalFolder(output), inputs, LocalExecutor("cpu"), "cpu", settings, "", show_progress=False)
     return time.perf_counter() - begun
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from latentkit.contracts import Entry, LatentLayout, Normalization
-from latentkit.store.folder import Folder
+from latentkit.store.folder import LocalFolder
 from latentkit.store.index import Description, finalize
 from latentkit.store.plan import PlanSettings, build_plan, write_plan
 from latentkit.store.writer import RowLabel, UnitWriter
@@ -17,7 +17,7 @@ BATCH = 256
 
 def make_dataset(path: Path, num_rows: int, channels: int, side: int, unit_size: int) -> Path:
     """Gaussian moments (2 * channels, side, side) in float16 with a 60-character caption each; rows are drawn from one pool of noise."""
-    folder = Folder(path)
+    folder = LocalFolder(path)
     settings = PlanSettings({"encoder.name": "random"}, BATCH, unit_size, 1, False, {})
     caption = "a caption of exactly sixty characters, number {:>8d} it is...."
     plan = build_plan(0, (Entry(f"{i:08d}", "", {"text": caption.format(i)[:60], "label": i}) for i in range(num_rows)), settings)

@@ -15,7 +15,7 @@ from PIL import Image
 
 import latentkit as lk
 from latentkit.errors import FingerprintError, SourceError, StoreError
-from latentkit.store.folder import Folder
+from latentkit.store.folder import LocalFolder
 from latentkit.store.index import read_dataset, read_index
 
 MakePhotos = Callable[..., Path]
@@ -154,7 +154,7 @@ def test_bad_samples_become_ledger_rows(photos: Path, kl_folder: Path, tmp_path:
     data = encode(photos, tmp_path / "out", kl_folder)
     assert len(data) == NUM_PHOTOS - 2
     assert "003.png" not in data.keys
-    folder = Folder(tmp_path / "out")
+    folder = LocalFolder(tmp_path / "out")
     rows = read_index(folder, read_dataset(folder)).to_pylist()
     assert [row["key"] for row in rows] == [f"{number:03d}.png" for number in range(NUM_PHOTOS)]
     skipped = {row["key"]: row["reason"] for row in rows if row["status"] == "skipped"}

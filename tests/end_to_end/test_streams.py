@@ -15,7 +15,7 @@ from latentkit.encoders.diffusers import DiffusersEncoder
 from latentkit.errors import SourceError
 from latentkit.executors.local import LocalExecutor
 from latentkit.modalities.image import ImageModality
-from latentkit.store.folder import Folder
+from latentkit.store.folder import LocalFolder
 from latentkit.store.reader import open_dataset
 
 
@@ -44,7 +44,7 @@ def encode(stream: Stream, output: Path, encoder: DiffusersEncoder) -> EncodeSum
     modality = ImageModality(ImageConfig(size=32), BuildContext(input=encoder.input))
     inputs = EncodeInputs(stream, modality, ["plain"], lambda device: encoder, {"encoder.name": "test"})
     settings = EncodeSettings(batch_size=2, unit_size=1, threads=1)
-    return encode_source(Folder(output), inputs, LocalExecutor("cpu"), "cpu", settings, "", show_progress=False)
+    return encode_source(LocalFolder(output), inputs, LocalExecutor("cpu"), "cpu", settings, "", show_progress=False)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from latentkit.store.folder import Folder
+from latentkit.store.folder import LocalFolder
 from latentkit.store.index import committed
 
 NUM_PHOTOS = 40
@@ -66,7 +66,7 @@ def stop(process: subprocess.Popen[str], number: signal.Signals) -> None:
 
 def wait_for_units(output: Path, process: subprocess.Popen[str], number: int) -> None:
     """Until so many units are committed, or the process is at its end."""
-    while process.poll() is None and len(committed(Folder(output))) < number:
+    while process.poll() is None and len(committed(LocalFolder(output))) < number:
         time.sleep(0.02)
 
 
@@ -94,7 +94,7 @@ def test_killed_and_resumed_on_other_numbers_of_processes_ends_bit_identical(
         wait_for_units(output, process, units)
         time.sleep(draw.random() * 0.1)
         stop(process, signal.SIGKILL)
-    assert 3 <= len(committed(Folder(output))) < NUM_PHOTOS // 2
+    assert 3 <= len(committed(LocalFolder(output))) < NUM_PHOTOS // 2
     finish(start(command(photos, output, kl_folder, 2)))
     assert contents(output) == expected
     assert not list((output / "claims").iterdir())
@@ -112,7 +112,7 @@ def test_terminated_run_says_how_to_go_on_and_exits_143(
     assert f"go on with: latentkit run {output}/recipe.yaml" in printed
     assert not list((output / "claims").iterdir())
     process = start([sys.executable, "-m", "latentkit", "run", f"{output}/recipe.yaml"])
-    wait_for_units(output, process, len(committed(Folder(output))) + 1)
+    wait_for_units(output, process, len(committed(LocalFolder(output))) + 1)
     os.kill(process.pid, signal.SIGINT)
     printed = process.communicate()[0]
     assert process.returncode == 130, printed

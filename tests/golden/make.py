@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from latentkit.contracts import Entry, LatentLayout, Normalization
-from latentkit.store.folder import Folder
+from latentkit.store.folder import LocalFolder
 from latentkit.store.index import VERSION, Description, finalize
 from latentkit.store.plan import PlanSettings, build_plan, write_plan
 from latentkit.store.writer import RowLabel, UnitWriter
@@ -28,7 +28,7 @@ def golden_moments(row: int, view: int) -> torch.Tensor:
 
 
 def main() -> None:
-    folder = Folder(Path(__file__).with_name(f"v{VERSION}"))
+    folder = LocalFolder(Path(__file__).with_name(f"v{VERSION}"))
     settings = PlanSettings({"encoder.name": "golden", "modality.with.size": "16"}, 2, 3, 1, False, {"latentkit": "0.1.0"})
     entries = [Entry(f"folder/{row}.png", f"stamp-{row}", {"text": text, "row": row}) for row, text in enumerate(CAPTIONS)]
     plan = build_plan(0, entries, settings)

@@ -12,20 +12,20 @@ import pytest
 
 from latentkit.errors import StoreError
 from latentkit.store.claims import Claims
-from latentkit.store.folder import Folder, host, open_folder
+from latentkit.store.folder import LocalFolder, host, open_folder
 
 
-def write(folder: Folder, name: str, content: bytes) -> None:
+def write(folder: LocalFolder, name: str, content: bytes) -> None:
     with folder.create(name) as file:
         file.write(content)
 
 
-def leftovers(folder: Folder) -> list[str]:
+def leftovers(folder: LocalFolder) -> list[str]:
     return [path.name for path in (folder.path / "claims").iterdir()]
 
 
 def test_first_commit_wins(tmp_path: Path) -> None:
-    folder = Folder(tmp_path / "out")
+    folder = LocalFolder(tmp_path / "out")
     write(folder, "units/a", b"first")
     write(folder, "units/a", b"second")
     assert folder.read("units/a") == b"first"
@@ -33,7 +33,7 @@ def test_first_commit_wins(tmp_path: Path) -> None:
 
 
 def test_many_threads_commit_one_whole_file(tmp_path: Path) -> None:
-    folder = Folder(tmp_path / "out")
+    folder = LocalFolder(tmp_path / "out")
     contents = [bytes([number]) * 100_000 for number in range(8)]
     threads = [threading.Thread(target=write, args=(folder, "units/a", content)) for content in contents]
     for thread in threads:
@@ -45,7 +45,7 @@ def test_many_threads_commit_one_whole_file(tmp_path: Path) -> None:
 
 
 def test_exception_commits_nothing(tmp_path: Path) -> None:
-    folder = Folder(tmp_path / "out")
+    folder = LocalFolder(tmp_path / "out")
     with pytest.raises(ZeroDivisionError), folder.create("units/a") as file:
         file.write(b"half")
         raise ZeroDivisionError
@@ -54,7 +54,7 @@ def test_exception_commits_nothing(tmp_path: Path) -> None:
 
 
 def test_replace_replaces(tmp_path: Path) -> None:
-    folder = Folder(tmp_path / "out")
+    folder = LocalFolder(tmp_path / "out")
     folder.replace("dataset.json", b"1")
     folder.replace("dataset.json", b"2")
     assert folder.read("dataset.json") == b"2"
@@ -64,7 +64,7 @@ def test_replace_replaces(tmp_path: Path) -> None:
 def test_failure_to_write_is_explained(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file where the folder should be")
     with pytest.raises(StoreError, match=r"can't be written: .*nothing that was there before is lost"):
-        write(Folder(tmp_path / "out"), "units/a", b"x")
+        write(LocalFolder(tmp_path / "out"), "units/a", b"x")
 
 
 def test_url_and_file_are_refused(tmp_path: Path) -> None:
@@ -76,23 +76,24 @@ def test_url_and_file_are_refused(tmp_path: Path) -> None:
 
 
 def test_claim_is_exclusive_until_dropped(tmp_path: Path) -> None:
-    ours = Claims(Folder(tmp_path))
+    ours = Claims(LocalFolder(tmp_path))
     assert ours.take("unit")
-    assert not Claims(Folder(tmp_path)).take("unit")
-    assert Claims(Folder(tmp_path)).holders() == [f"process {os.getpid()} on {host()}"]
+    assert not Claims(LocalFolder(tmp_path)).take("unit")
+    assert Claims(LocalFolder(tmp_path)).holders() == [f"process {os.getpid()} on {host()}"]
     ours.drop("unit")
-    assert Claims(Folder(tmp_path)).take("unit")
+    assert Claims(LocalFolder(tmp_path)).take("unit")
 
 
 def test_claim_and_part_of_a_dead_process_are_taken_over_and_swept(tmp_path: Path) -> None:
     code = (
-        "import os, sys\nfrom pathlib import Path\nfrom latentkit.store.claims import Claims\nfrom latentkit.store.folder import Folder\n"
-        "folder = Folder(Path(sys.argv[1]))\nassert Claims(folder).take('unit') and Claims(folder).take('other')\n"
+        "import os, sys\nfrom pathlib import Path\n"
+        "from latentkit.store.claims import Claims\nfrom latentkit.store.folder import LocalFolder\n"
+        "folder = LocalFolder(Path(sys.argv[1]))\nassert Claims(folder).take('unit') and Claims(folder).take('other')\n"
         "opened = folder.create('units/a')\nopened.__enter__().write(b'half')\nos._exit(1)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)]).returncode == 1
     assert len(list((tmp_path / "claims").iterdir())) == 3
-    claims = Claims(Folder(tmp_path))
+    claims = Claims(LocalFolder(tmp_path))
     assert claims.holders() == []
     assert claims.take("unit")
     claims.sweep()
@@ -100,7 +101,7 @@ def test_claim_and_part_of_a_dead_process_are_taken_over_and_swept(tmp_path: Pat
 
 
 def test_claims_are_dropped_when_work_ends(tmp_path: Path) -> None:
-    claims = Claims(Folder(tmp_path))
+    claims = Claims(LocalFolder(tmp_path))
     with pytest.raises(ZeroDivisionError), claims.beating():
         claims.take("unit")
         raise ZeroDivisionError
