@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,13 @@ class EncoderOpener:
             context = BuildContext(device=device, seed=self.seed, recipe_dir=self.recipe_dir)
             self._opened[device] = self.plugin.provided.spec.build(self.plugin.config, context)
         return self._opened[device]
+
+    def in_float32(self) -> EncoderOpener | None:
+        """The opener of the same encoder computing in float32; None where its options have no dtype."""
+        if "dtype" not in type(self.plugin.config).model_fields:
+            return None
+        config = self.plugin.config.model_copy(update={"dtype": "float32"})
+        return EncoderOpener(replace(self.plugin, config=config), self.seed, self.recipe_dir)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": {}}

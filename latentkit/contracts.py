@@ -202,7 +202,11 @@ class StreamSource(Protocol):
 
 @runtime_checkable
 class Modality(Protocol):
-    """How media becomes a tensor, and a tensor something a person can look at or hear."""
+    """How media becomes a tensor, and a tensor something a person can look at or hear.
+
+    An optional attribute `prepare_in = "processes"` asks for processes instead of threads, for work that holds Python's lock; the modality
+    and the source are then pickled, and tensors come back by value.
+    """
 
     metrics: Sequence[str]
     """Names of the metrics that make sense for it, such as "psnr"."""
@@ -354,13 +358,15 @@ class Unit:
 
 @dataclass(frozen=True)
 class UnitResult:
-    """What became of one unit: rows stored and skipped, seconds it took, seconds of those in which the encoder waited."""
+    """What became of one unit: rows stored and skipped, seconds it took, seconds of those in which the encoder waited, and the rows
+    that its batches had room for (0: not counted)."""
 
     unit: Unit
     num_ok: int
     num_skipped: int
     seconds: float
     waited_seconds: float
+    num_slots: int = 0
 
 
 Worker = Callable[[Iterator[Unit]], Iterator[UnitResult]]

@@ -3,87 +3,64 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import json
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from importlib import metadata
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
-from latentkit.contracts import Encoder, Entry, Executor, Modality, Prepared, Sample, Source, StreamSource, UnitResult
-from latentkit.errors import FingerprintError, SampleError, SourceError, StoreError
-from latentkit.measure import Measured, choose_unit_size, measure_batches
-from latentkit.numerics import fixed_numerics, num_cores
-from latentkit.pipeline import EncodeJob, give, make_worker, read_shard
-from latentkit.retry import retried
+from latentkit.contracts import Encoder, Executor, StreamSource, UnitResult
+from latentkit.errors import DamagedError, FingerprintError, SourceError, StoreError
+from latentkit.numerics import fixed_numerics
+from latentkit.pipeline import EncodeJob, make_worker
+from latentkit.planning import (
+    POLL_SECONDS,
+    EncodeInputs,
+    EncodeSettings,
+    describe_changes,
+    find_changes,
+    first_plan,
+    next_plan,
+    preview_views,
+    refuse_removal,
+    say_other_versions,
+    settings_in_force,
+)
+from latentkit.quantisation import measure_psnr
 from latentkit.store.claims import Claims
-from latentkit.store.columns import escape
+from latentkit.store.compact import finish_compaction
+from latentkit.store.dataset import DATASET, RECIPE, Description, finalize, newest_number, read_dataset
 from latentkit.store.folder import Folder, host
-from latentkit.store.index import DATASET, RECIPE, Description, committed, finalize, read_dataset, read_index
-from latentkit.store.plan import Plan, PlanSettings, build_plan, counting_parts, newest_plan, write_plan
+from latentkit.store.index import committed, first_rows, reason_by_key
+from latentkit.store.plan import Plan, counting_parts, read_chain
 
-POLL_SECONDS = 0.5
-MAX_PROBED = 1000
 MAX_BAD_COUNT = 10
 """So many bad samples never end a run by their share."""
-
-COMPILE_FROM_SECONDS = 600.0
-"""`compile: auto` compiles on a GPU when encoding is going to take so long."""
-
-LIBRARIES = ("latentkit", "torch", "diffusers", "pillow")
-
-
-@dataclass(frozen=True)
-class EncodeSettings:
-    """The numbers and words of an encode recipe; "auto" is measured when the plan is made."""
-
-    store: Literal["moments", "mean", "sample"] = "moments"
-    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
-    unit_size: int | Literal["auto"] = "auto"
-    batch_size: int | Literal["auto"] = "auto"
-    threads: int | Literal["auto"] = "auto"
-    compile: bool | Literal["auto"] = "auto"
-    seed: int = 0
-    on_bad_sample: Literal["skip", "fail"] = "skip"
-    max_bad: float = 0.05
-
-
-@dataclass(frozen=True)
-class EncodeInputs:
-    """What is encoded and by what.
-
-    Args:
-        source, modality: built.
-        views: names of the views that the modality gives of each sample.
-        open_encoder: device to encoder; called again for the same device, it gives the same one.
-        parts: name to value of all that decides a latent's value, besides what `settings` adds.
-        described_source: what dataset.json says of the source.
-    """
-
-    source: Source | StreamSource
-    modality: Modality
-    views: Sequence[str]
-    open_encoder: Callable[[str], Encoder]
-    parts: Mapping[str, str]
-    described_source: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class EncodeSummary:
-    """What a run did in this process, in seconds of the clock; no row when there was nothing left to do."""
+    """What a run did in this process, in seconds of the clock; no row when there was nothing left to do.
+
+    Args:
+        num_ok, num_skipped: rows stored, and rows that can't be had.
+        waited_seconds: how long the encoder waited for samples.
+        num_slots: rows that its batches had room for; 0 when nobody counted.
+    """
 
     num_ok: int = 0
     num_skipped: int = 0
     seconds: float = 0.0
     waited_seconds: float = 0.0
+    num_slots: int = 0
 
 
 def encode_source(
@@ -98,7 +75,8 @@ def encode_source(
 ) -> EncodeSummary:
     """Encode everything that isn't yet, and write index and dataset.json when all units are there.
 
-    Returns in every process when the dataset is closed.
+    Finishes the newest plan first; when that is from an earlier run, compares the source with it and does what has changed since. Returns
+    in every process when the dataset is closed.
 
     Args:
         folder: of the latent dataset; missing, empty, or left by an earlier run.
@@ -108,164 +86,173 @@ def encode_source(
 
     Raises:
         FingerprintError: the folder holds latents made with other weights or settings.
-        SourceError: the source is empty, changed, can't be reached, or too many of its samples are bad.
+        SourceError: the source is empty, changed half-way, mostly gone, can't be reached, or too many of its samples are bad.
         StoreError: the folder can't be used.
     """
     parts = all_parts(inputs, settings)
-    if folder.exists(DATASET):
-        _check_finished(folder, inputs, parts)
-        return EncodeSummary()
-    _check_ours(folder)
-    plan = newest_plan(folder) or _agree_on_plan(folder, inputs, device, settings, parts)
-    _check_parts(folder, plan.settings.parts, parts)
-    if not folder.exists(RECIPE) or folder.read(RECIPE) != recipe_text.encode():
-        folder.replace(RECIPE, recipe_text.encode())
-    job = EncodeJob(
-        folder, plan, inputs.source, inputs.modality, inputs.views, inputs.open_encoder, settings.store, settings.dtype, settings.seed,
-        settings.on_bad_sample, _settings_in_force(plan.settings, settings), _places(folder, plan, inputs.source), show_progress,
-    )  # fmt: skip
-    summary = _run_units(job, executor, settings)
-    if not folder.exists(DATASET):
-        described = _describe(inputs, inputs.open_encoder(device), settings)
-        finalize(folder, plan, described, functools.partial(_check_bad, folder, settings.max_bad))
+    chain = read_chain(folder)
+    found = chain[-1].number if chain else None
+    if not chain:
+        _check_ours(folder)
+        chain = [first_plan(folder, inputs, device, settings, parts)]
+    check_parts(folder, chain[-1].settings.parts, parts)
+    if found is not None and show_progress:
+        say_other_versions(folder, chain[-1].settings)
+    _keep_recipe(folder, recipe_text)
+    summary = EncodeSummary()
+    while True:
+        if not is_finished(folder, chain):
+            summary = _add(summary, _finish_plan(folder, chain, inputs, executor, device, settings, show_progress))
+        if chain[-1].number != found or next_plan(folder, chain[-1], inputs, settings) is None:
+            break
+        chain = read_chain(folder)
     Claims(folder).sweep()
     return summary
 
 
-def _describe(inputs: EncodeInputs, encoder: Encoder, settings: EncodeSettings) -> Description:
-    views = list(inputs.views)
-    return Description(encoder.layout, encoder.normalization, settings.store, settings.dtype, inputs.described_source, views)
+def _keep_recipe(folder: Folder, text: str) -> None:
+    if not folder.exists(RECIPE) or folder.read(RECIPE) != text.encode():
+        folder.replace(RECIPE, text.encode())
+
+
+def foretell(folder: Folder, inputs: EncodeInputs, settings: EncodeSettings) -> str:
+    """What `encode_source` would do, in a line; nothing is written.
+
+    Raises:
+        FingerprintError, SourceError, StoreError: it would refuse.
+    """
+    chain = read_chain(folder)
+    if not chain:
+        _check_ours(folder)
+        things = "shards" if isinstance(inputs.source, StreamSource) else "samples"
+        return f"{folder}: {inputs.entries.num_rows} {things} to encode, {len(inputs.views)} views of each ({', '.join(inputs.views)})"
+    check_parts(folder, chain[-1].settings.parts, all_parts(inputs, settings))
+    if not is_finished(folder, chain):
+        units, done = chain[-1].units(), committed(folder)
+        left = [unit for unit in units if unit.name not in done]
+        num_left = sum(unit.stop - unit.start for unit in left)
+        things = f"{num_left} of {chain[-1].num_samples} samples are left to encode, in {len(left)} of {len(units)} units"
+        return f"{folder}: unfinished; {things}"
+    changes = find_changes(folder, chain[-1], inputs, settings.retry_skipped)
+    if not changes.counts:
+        return f"{folder}: finished, and the source has not changed; nothing to do"
+    refuse_removal(folder, changes, settings.prune)
+    return describe_changes(folder, changes)
+
+
+def is_finished(folder: Folder, chain: Sequence[Plan]) -> bool:
+    """Whether dataset.json is there, undamaged, and of the newest plan."""
+    if not folder.exists(DATASET):
+        return False
+    try:
+        document = read_dataset(folder)
+    except DamagedError:
+        return False
+    return document["fingerprint"] == chain[-1].settings.fingerprint and newest_number(document) == chain[-1].number
 
 
 def all_parts(inputs: EncodeInputs, settings: EncodeSettings) -> dict[str, str]:
     """Name to value of everything that decides a latent's value."""
-    drawn = {"seed": str(settings.seed)} if settings.store == "sample" else {}
-    return {**inputs.parts, "store": settings.store, "dtype": settings.dtype, **drawn}
+    options = {"seed": str(settings.seed)} if settings.store == "sample" else {}
+    if settings.on_overflow != "skip":
+        options["on_overflow"] = settings.on_overflow
+    return {**inputs.parts, "store": settings.store, "dtype": settings.dtype, **options}
 
 
-# ---------------------------------------------------------------- the plan
-
-
-def _agree_on_plan(folder: Folder, inputs: EncodeInputs, device: str, settings: EncodeSettings, parts: Mapping[str, str]) -> Plan:
-    """The plan of the first process to arrive; the others wait for it. A run that can't make one leaves nothing behind."""
-    claims = Claims(folder)
-    try:
-        with claims.beating():
-            while True:
-                if claims.take("plan"):
-                    if newest_plan(folder) is None:
-                        write_plan(folder, _make_plan(inputs, device, settings, parts))
-                    claims.drop("plan")
-                plan = newest_plan(folder)
-                if plan is not None:
-                    return plan
-                time.sleep(POLL_SECONDS)
-    finally:
-        folder.discard_if_empty()
-
-
-def _make_plan(inputs: EncodeInputs, device: str, settings: EncodeSettings, parts: Mapping[str, str]) -> Plan:
-    stream = isinstance(inputs.source, StreamSource)
-    threads = num_cores() if settings.threads == "auto" else settings.threads
-    entries = _entries(inputs.source)
-    measured = _measure(inputs, device, settings, threads)
-    unit_size = settings.unit_size
-    if unit_size == "auto":
-        unit_size = 1 if stream else choose_unit_size(len(entries), len(inputs.views), measured)
-    compiled = settings.compile
-    if compiled == "auto":
-        compiled = device.startswith("cuda") and len(entries) * len(inputs.views) * measured.seconds_per_row > COMPILE_FROM_SECONDS
-    versions = {name: metadata.version(name) for name in LIBRARIES}
-    return build_plan(0, entries, PlanSettings(parts, measured.batch_size, unit_size, threads, compiled, versions, stream))
-
-
-def _entries(source: Source | StreamSource) -> list[Entry]:
-    if isinstance(source, StreamSource):
-        return [Entry(shard.name, shard.stamp) for shard in source.shards()]
-    return list(source.entries())
-
-
-def _measure(inputs: EncodeInputs, device: str, settings: EncodeSettings, threads: int) -> Measured:
-    """Batch size and cost per row; nothing is run when the recipe leaves nothing to find out."""
-    prepared = _first_good(inputs)
-    if settings.batch_size != "auto" and settings.unit_size != "auto" and settings.compile != "auto":
-        return Measured(settings.batch_size, 0.0, 0)
-    with fixed_numerics(threads, device):
-        batch_size = None if settings.batch_size == "auto" else settings.batch_size
-        encoder, dtype = inputs.open_encoder(device), getattr(torch, settings.dtype)
-        return measure_batches(encoder, prepared, device, settings.store, dtype, batch_size)
-
-
-def _first_good(inputs: EncodeInputs) -> Prepared:
-    """A view of the first sample that can be used, of the first few."""
-    reasons = []
-    for sample in _first_samples(inputs.source):
-        try:
-            return retried(lambda sample=sample: next(iter(inputs.modality.prepare(sample()))), "the source's first sample")  # type: ignore[misc]
-        except SampleError as error:
-            reasons.append(str(error))
-    if not reasons:
-        raise SourceError("the source has no samples")
-    raise SourceError(f"none of the first {len(reasons)} samples can be used; the first: {reasons[0]}")
-
-
-def _first_samples(source: Source | StreamSource) -> Iterator[Callable[[], Sample]]:
-    if isinstance(source, StreamSource):
-        samples = (sample for shard in source.shards() for sample in read_shard(source, shard))
-        for sample in itertools.islice(samples, MAX_PROBED):
-            yield functools.partial(give, sample)
-        return
-    for index in range(min(len(source), MAX_PROBED)):
-        yield functools.partial(source.__getitem__, index)
-
-
-def _settings_in_force(planned: PlanSettings, settings: EncodeSettings) -> PlanSettings:
-    """The plan's settings, with what the recipe now says explicitly; that holds for the units left and each records it."""
-    given = {
-        name: value for name in ("batch_size", "threads", "compile") if (value := getattr(settings, name)) != "auto"
-    }
-    return replace(planned, **given)
-
-
-def _places(folder: Folder, plan: Plan, source: Source | StreamSource) -> npt.NDArray[np.int64] | None:
-    """Where each row of the plan now is in the source, by key: samples may have come since the plan was made. -1: gone, and not needed.
-
-    Raises:
-        SourceError: samples of the units that are left are gone, or most of them changed.
-    """
-    if isinstance(source, StreamSource):
-        return None
-    now = {escape(entry.key): (place, escape(entry.stamp)) for place, entry in enumerate(source.entries())}
-    planned = list(zip(plan.table["key"].to_pylist(), plan.table["stamp"].to_pylist(), strict=True))
-    done = committed(folder)
-    left = {row for unit in plan.units() if unit.name not in done for row in range(unit.start, unit.stop)}
-    gone = [key for row, (key, _) in enumerate(planned) if row in left and key not in now]
-    changed = [key for row, (key, stamp) in enumerate(planned) if row in left and key in now and now[key][1] != stamp]
-    # A few mended pictures are what the user meant; mostly others are another source under the same names.
-    if gone or 2 * len(changed) > len(left):
-        raise SourceError(
-            f"{folder} was begun with {len(planned)} samples; of the {len(left)} that are left, {len(gone)} are gone from the source and "
-            f"{len(changed)} changed, such as {(gone or changed)[0]!r}; put them back, or write to another output"
-        )
-    return np.array([now[key][0] if key in now else -1 for key, _ in planned], np.int64)
+def describe(inputs: EncodeInputs, encoder: Encoder, settings: EncodeSettings, threads: int, device: str) -> Description:
+    """What dataset.json says besides plans and units."""
+    decoded: dict[str, float | int] = {}
+    if settings.dtype == "int8" and settings.preview:
+        with fixed_numerics(threads, device):
+            views = [view.tensor.to(device) for view in preview_views(inputs, settings.preview) if isinstance(view.tensor, torch.Tensor)]
+            psnr = measure_psnr(encoder, views, settings.store)
+        decoded = {} if psnr is None else {"psnr_db": psnr, "num_samples": len(views)}
+    return Description(
+        encoder.layout, encoder.normalization, settings.store, settings.dtype, inputs.described_source, list(inputs.views), decoded
+    )
 
 
 # ---------------------------------------------------------------- the units
 
 
+def _finish_plan(
+    folder: Folder,
+    chain: Sequence[Plan],
+    inputs: EncodeInputs,
+    executor: Executor,
+    device: str,
+    settings: EncodeSettings,
+    show_progress: bool,
+) -> EncodeSummary:
+    """Do this process's share of the newest plan, wait for the others', and close the dataset."""
+    plan = chain[-1]
+    if plan.settings.compacts:
+        finish_compaction(folder, plan)
+        return EncodeSummary()
+    job = make_job(folder, plan, inputs, settings, show_progress)
+    summary = _run_units(job, executor, settings)
+    if not is_finished(folder, chain):
+        described = describe(inputs, inputs.open_encoder(device), settings, plan.settings.threads, device)
+        finalize(folder, chain, described, functools.partial(_check_bad, folder, settings.max_bad))
+    return summary
+
+
+def make_job(folder: Folder, plan: Plan, inputs: EncodeInputs, settings: EncodeSettings, show_progress: bool) -> EncodeJob:
+    """What workers need for the units of a plan that are left.
+
+    Raises:
+        SourceError: samples that are left are gone, or most of them changed.
+    """
+    return EncodeJob(
+        folder, plan, inputs.source, inputs.modality, inputs.views, inputs.open_encoder, settings.store, settings.dtype, settings.seed,
+        settings.on_bad_sample, settings_in_force(plan.settings, settings), _places(folder, plan, inputs), show_progress,
+        on_overflow=settings.on_overflow, open_float32=inputs.open_float32,
+    )  # fmt: skip
+
+
+def _places(folder: Folder, plan: Plan, inputs: EncodeInputs) -> npt.NDArray[np.int64] | None:
+    """Where each row of the plan's work now is in the source, by key: samples may have come since. -1: gone, and not needed.
+
+    Raises:
+        SourceError: samples of the units that are left are gone, or most of them changed.
+    """
+    if isinstance(inputs.source, StreamSource):
+        return None
+    now, planned = inputs.entries, plan.work
+    places: npt.NDArray[np.int64] = (
+        pc.fill_null(pc.index_in(planned["key"], value_set=now["key"].combine_chunks()), -1).to_numpy().astype(np.int64)
+    )
+    done = committed(folder)
+    numbers = [unit.number for unit in plan.units() if unit.name not in done]
+    left = np.isin(planned["unit"].to_numpy(), numbers)
+    is_gone = left & (places < 0)
+    stamps = now["stamp"].take(pa.array(np.maximum(places, 0)))
+    has_changed = left & (places >= 0) & pc.not_equal(stamps, planned["stamp"]).to_numpy()
+    num_gone, num_changed = int(is_gone.sum()), int(has_changed.sum())
+    # A few mended pictures are what the user meant; mostly others are another source under the same names.
+    if num_gone or 2 * num_changed > int(left.sum()):
+        example = planned["key"][int(np.flatnonzero(is_gone if num_gone else has_changed)[0])].as_py()
+        raise SourceError(
+            f"{folder} was begun with {plan.num_samples} samples; of the {int(left.sum())} that are left, {num_gone} are gone from the "
+            f"source and {num_changed} changed, such as {example!r}; put them back, or write to another output"
+        )
+    return places
+
+
 def _run_units(job: EncodeJob, executor: Executor, settings: EncodeSettings) -> EncodeSummary:
     """Do this process's share, then what nobody does, then wait for the others."""
     summary, begun = EncodeSummary(), time.monotonic()
-    num_samples, claims = job.plan.num_samples, Claims(job.folder)
+    num_samples, claims = job.plan.table.num_rows, Claims(job.folder)
     said_waiting = False
     while True:
         done = committed(job.folder)
         left = [unit for unit in job.plan.units() if unit.name not in done]
         if not left:
             return replace(summary, seconds=time.monotonic() - begun)
-        free = [unit for unit in left if claims.is_free(unit.name)]
+        unclaimed = claims.find_free([unit.name for unit in left])
+        free = [unit for unit in left if unit.name in unclaimed]
         for result in executor.run(free, functools.partial(make_worker, job)):
-            summary = _add(summary, result)
+            summary = _add_result(summary, result)
             _log(job.folder, result)
             num_bad = summary.num_skipped // len(job.views)
             if not job.plan.settings.stream and _is_too_bad(num_bad, num_samples, settings.max_bad):
@@ -286,12 +273,17 @@ def _log(folder: Folder, result: UnitResult) -> None:
     folder.append(f"events/{host()}-{os.getpid()}.jsonl", json.dumps(line))
 
 
-def _add(summary: EncodeSummary, result: UnitResult) -> EncodeSummary:
+def _add_result(summary: EncodeSummary, result: UnitResult) -> EncodeSummary:
+    return _add(summary, EncodeSummary(result.num_ok, result.num_skipped, 0.0, result.waited_seconds, result.num_slots))
+
+
+def _add(a: EncodeSummary, b: EncodeSummary) -> EncodeSummary:
     return EncodeSummary(
-        summary.num_ok + result.num_ok,
-        summary.num_skipped + result.num_skipped,
-        0.0,
-        summary.waited_seconds + result.waited_seconds,
+        a.num_ok + b.num_ok,
+        a.num_skipped + b.num_skipped,
+        a.seconds + b.seconds,
+        a.waited_seconds + b.waited_seconds,
+        a.num_slots + b.num_slots,
     )
 
 
@@ -304,14 +296,14 @@ def _more_than(max_bad: float, folder: Folder) -> str:
     return f", more than max_bad ({max_bad:g}) allows. {advice}"
 
 
-def _check_bad(folder: Folder, max_bad: float, reason_by_key: Mapping[str, str | None]) -> None:
-    """Refuse to finish a dataset of mostly bad samples; the reason is None for a good one."""
-    bad = Counter(reason for reason in reason_by_key.values() if reason is not None)
+def _check_bad(folder: Folder, max_bad: float, index: pa.Table) -> None:
+    """Refuse to finish a dataset of mostly bad samples."""
+    num_samples, bad = first_rows(index).num_rows, Counter(reason_by_key(index).values())
     common = "; ".join(f"{reason} ({count} times)" for reason, count in bad.most_common(3))
-    if bad.total() == len(reason_by_key):
-        raise SourceError(f"none of the {len(reason_by_key)} samples could be used: {common}")
-    if _is_too_bad(bad.total(), len(reason_by_key), max_bad):
-        raise SourceError(f"{bad.total()} of {len(reason_by_key)} samples could not be used: {common}{_more_than(max_bad, folder)}")
+    if bad.total() == num_samples:
+        raise SourceError(f"none of the {num_samples} samples could be used: {common}")
+    if _is_too_bad(bad.total(), num_samples, max_bad):
+        raise SourceError(f"{bad.total()} of {num_samples} samples could not be used: {common}{_more_than(max_bad, folder)}")
 
 
 # ---------------------------------------------------------------- what is there already
@@ -319,14 +311,17 @@ def _check_bad(folder: Folder, max_bad: float, reason_by_key: Mapping[str, str |
 
 def _check_ours(folder: Folder) -> None:
     """An empty folder, or one that a run of ours left unfinished."""
-    if folder.list("plans"):
-        return
     foreign = sorted(folder.top_names() - {"claims", "plans"})
     if foreign:
         raise StoreError(f"{folder} holds something else ({', '.join(foreign[:3])}); give the latent dataset a folder of its own")
 
 
-def _check_parts(folder: Folder, there: Mapping[str, str], wanted: Mapping[str, str]) -> None:
+def check_parts(folder: Folder, there: Mapping[str, str], wanted: Mapping[str, str]) -> None:
+    """Hold what decides a latent's value to what the folder's latents were made with.
+
+    Raises:
+        FingerprintError: names every field that differs.
+    """
     there, wanted = counting_parts(there), counting_parts(wanted)
     different = [name for name in sorted({*there, *wanted}) if there.get(name) != wanted.get(name)]
     if different:
@@ -340,25 +335,3 @@ def _short(value: str | None) -> str:
     if value is None:
         return "not set"
     return value if len(value) <= 60 else f"{value[:16]}..."
-
-
-def _check_finished(folder: Folder, inputs: EncodeInputs, parts: Mapping[str, str]) -> None:
-    """A finished dataset of the same settings and an unchanged source.
-
-    Raises:
-        FingerprintError: settings differ; SourceError: the source does.
-    """
-    document = read_dataset(folder)
-    _check_parts(folder, document["parts"], parts)
-    if isinstance(inputs.source, StreamSource):
-        return
-    index = read_index(folder, document, ["key", "stamp"])
-    before = dict(zip(index["key"].to_pylist(), index["stamp"].to_pylist(), strict=True))
-    now = {escape(entry.key): escape(entry.stamp) for entry in inputs.source.entries()}
-    added, removed = len(now.keys() - before.keys()), len(before.keys() - now.keys())
-    changed = sum(before[key] != now[key] for key in before.keys() & now.keys())
-    if added or removed or changed:
-        raise SourceError(
-            f"{folder} is finished, and its source has changed since: {added} samples added, {removed} removed, {changed} changed. "
-            "This version can't add to a finished dataset; write to another output"
-        )

@@ -32,6 +32,10 @@ class StoreError(LatentkitError):
     """A latent dataset that is missing, unfinished, damaged, or belongs to something else."""
 
 
+class DamagedError(StoreError):
+    """A file of a latent dataset that is not what was once written there."""
+
+
 class FingerprintError(StoreError):
     """The output holds latents made with other weights or settings; names every field that differs."""
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from latentkit.store.dataset import DATASET, num_superseded, read_dataset, read_index, read_units
 from latentkit.store.folder import Folder, open_folder
-from latentkit.store.index import DATASET, committed, read_dataset, read_index
-from latentkit.store.plan import newest_plan
+from latentkit.store.index import committed, superseded_rows
+from latentkit.store.plan import newest_plan, read_chain
 from latentkit.store.writer import unit_name
 
 
-def inspect_dataset(path: str) -> dict[str, Any]:
-    """Everything that can be said without reading latents.
+def inspect_dataset(path: str, with_ledger: bool = False) -> dict[str, Any]:
+    """Everything that can be said without reading latents; with `with_ledger`, a list of every row too, superseded ones at its end.
 
     Raises:
         StoreError: there is no latent dataset, or it is damaged.
@@ -21,20 +24,36 @@ def inspect_dataset(path: str) -> dict[str, Any]:
     if not folder.exists(DATASET) and (unfinished := _unfinished(folder)):
         return unfinished
     document = read_dataset(folder)
-    index = read_index(folder, document, ["key", "view", "status", "reason", "bucket"])
-    statuses = Counter(index["status"].to_pylist())
-    return {
+    index = read_index(folder, document, ["key", "view", "status", "reason", "unit", "bucket", "row", "content"])
+    said = ("fingerprint", "parts", "store", "dtype", "layout", "normalization", "statistics", "source", "quantisation")
+    num_old = num_superseded(document, index.num_rows)
+    found = {
         "path": str(folder),
         "finished": True,
-        "samples": len(set(index["key"].to_pylist())),
-        "rows": dict(statuses),
-        "skipped": dict(Counter(reason for reason in index["reason"].to_pylist() if reason).most_common()),
-        "views": dict(Counter(index["view"].to_pylist())),
-        "buckets": dict(Counter(bucket for bucket in index["bucket"].to_pylist() if bucket).most_common()),
+        "samples": len(index["key"].unique()),
+        "rows": _count(index["status"]) | ({"superseded": num_old} if num_old else {}),
+        "skipped": _count(index["reason"]),
+        "views": _count(index["view"]),
+        "buckets": _count(index["bucket"]),
         "units": len(document["units"]),
         "bytes": sum(unit["bytes"] for unit in document["units"].values()),
-        **{name: document[name] for name in ("fingerprint", "parts", "store", "dtype", "layout", "normalization", "statistics", "source")},
+        **{name: document[name] for name in said if name in document},
     }
+    return found | ({"ledger": _ledger(folder, index)} if with_ledger else {})
+
+
+def _count(column: pa.ChunkedArray) -> dict[str, int]:
+    """How often each value comes, nulls left out, the most frequent first."""
+    counts = [(count["values"], count["counts"]) for count in pc.value_counts(column.drop_null()).to_pylist()]
+    return dict(sorted(counts, key=lambda pair: (-pair[1], pair[0])))
+
+
+def _ledger(folder: Folder, index: pa.Table) -> list[dict[str, Any]]:
+    """What became of every sample and view: "ok", "skipped" with a reason, or "superseded"."""
+    chain = read_chain(folder)
+    old = superseded_rows(chain, read_units(folder, chain), index)
+    names = ["key", "view", "status", "reason", "unit"]
+    return [*index.select(names).to_pylist(), *({**row, "status": "superseded"} for row in old.to_pylist())]
 
 
 def _unfinished(folder: Folder) -> dict[str, Any] | None:
@@ -65,7 +84,8 @@ def describe(found: dict[str, Any]) -> str:
         ])
     layout, rows = found["layout"], found["rows"]
     lines = [
-        f"{found['path']}: {found['samples']} samples, {rows.get('ok', 0)} rows of latents, {rows.get('skipped', 0)} skipped",
+        f"{found['path']}: {found['samples']} samples, {rows.get('ok', 0)} rows of latents, {rows.get('skipped', 0)} skipped"
+        + (f", {rows['superseded']} superseded (`latentkit compact` drops them)" if "superseded" in rows else ""),
         f"  latents    {layout['kind']}, {layout['channels']} channels, axes {layout['axes']}",
         f"  stored as  {found['store']} in {found['dtype']}",
         f"  source     {found['source'].get('use')} {found['source'].get('with') or ''}".rstrip(),
@@ -77,8 +97,16 @@ def describe(found: dict[str, Any]) -> str:
     if found["statistics"]:
         lines += [f"  mean       {_short(found['statistics']['mean'])}", f"  std        {_short(found['statistics']['std'])}"]
     lines += [f"  made by    {found['parts'].get('encoder.name')}, fingerprint {found['fingerprint'][:16]}"]
+    if "quantisation" in found:
+        lines += [f"  int8 error {_quantisation(found['quantisation'])}"]
     lines += [f"  skipped    {count}: {reason}" for reason, count in found["skipped"].items()]
     return "\n".join(lines)
+
+
+def _quantisation(stated: dict[str, Any]) -> str:
+    rms = ", ".join(f"{name} {_short(values)}" for name, values in stated["rms"].items())
+    psnr = stated.get("psnr_db")
+    return f"rms {rms}" + (f"; decoded, {psnr:.2f} dB PSNR against unquantised" if psnr is not None else "")
 
 
 def _counts(counts: dict[str, int]) -> str:

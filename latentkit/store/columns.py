@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+MAX_ROWS_PER_BYTE = 64
+"""Keys are distinct, so that no honest file comes near; a dishonest one must not make us ask for terabytes."""
 
 
 def read_parquet(content: bytes, columns: Sequence[str] | None = None) -> pa.Table:
@@ -19,20 +23,66 @@ def read_parquet(content: bytes, columns: Sequence[str] | None = None) -> pa.Tab
         pa.ArrowException, OSError: the file is damaged.
     """
     file = pq.ParquetFile(pa.BufferReader(content), pre_buffer=False)
+    if file.metadata.num_rows > MAX_ROWS_PER_BYTE * len(content):
+        raise pa.ArrowInvalid(f"{file.metadata.num_rows} rows in {len(content)} bytes")
     return file.read(columns=None if columns is None else list(columns), use_threads=False)
 
 
-def struct_column(rows: Sequence[Mapping[str, Any] | None]) -> pa.Array:
-    """One struct per row, None where there is none; fields are the union of all keys, sorted.
+class StructBuilder:
+    """Mappings, row by row, into one column of structs; only the values are kept, by field."""
 
-    A field whose values have no common Arrow type is stored as text. All rows empty: a column of nulls, since Parquet has no empty struct.
-    """
-    names = sorted({name for row in rows if row for name in row})
-    if not names:
-        return pa.nulls(len(rows))
-    fields = [_column([row.get(name) if row else None for row in rows]) for name in names]
-    missing = pa.array([row is None for row in rows])
-    return pa.StructArray.from_arrays(fields, names=names, mask=missing)
+    def __init__(self) -> None:
+        self._fields: dict[str, list[Any]] = {}
+        self._missing: list[bool] = []
+
+    def add(self, row: Mapping[str, Any] | None) -> None:
+        """One more row; None where there is none."""
+        count = len(self._missing)
+        self._missing.append(row is None)
+        for name, value in (row or {}).items():
+            values = self._fields.setdefault(name, [])
+            values += [None] * (count - len(values))
+            values.append(value)
+
+    def finish(self) -> pa.Array:
+        """One struct per row; fields are the union of all keys, sorted.
+
+        A field whose values have no common Arrow type is stored as text. All rows empty: a column of nulls, since Parquet has no empty
+        struct.
+        """
+        count = len(self._missing)
+        if not self._fields:
+            return pa.nulls(count)
+        names = sorted(self._fields)
+        for values in self._fields.values():
+            values += [None] * (count - len(values))
+        columns = [_column(self._fields[name]) for name in names]
+        return pa.StructArray.from_arrays(columns, names=names, mask=pa.array(self._missing))
+
+
+def struct_column(rows: Iterable[Mapping[str, Any] | None]) -> pa.Array:
+    """One struct per row; see `StructBuilder`."""
+    builder = StructBuilder()
+    for row in rows:
+        builder.add(row)
+    return builder.finish()
+
+
+def structs_of_json(texts: pa.ChunkedArray) -> pa.Array:
+    """One struct per row of JSON texts or nulls; each distinct text is parsed once."""
+    encoded = texts.combine_chunks().dictionary_encode()
+    structs = struct_column(json.loads(text) for text in encoded.dictionary.to_pylist())
+    return structs.take(encoded.indices)
+
+
+def concat_structs(a: pa.Array, b: pa.Array) -> pa.Array:
+    """Two columns of structs one after the other, with the fields of both; a field without a common type becomes text."""
+    tables = [pa.table({"": column}) for column in (a, b)]
+    try:
+        merged = pa.concat_tables(tables, promote_options="permissive")[""].combine_chunks()
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        merged = struct_column([*a.to_pylist(), *b.to_pylist()])
+    return merged
 
 
 def _column(values: list[Any]) -> pa.Array:

@@ -1,27 +1,36 @@
 """What a run set out to do, written once before any work: plans/<number>.parquet.
 
 A row per sample (for a stream: per shard): key, stamp, attributes, unit. The file's metadata holds every setting that could change a bit.
+A later plan, of a source that changed, has all of its samples again: those whose latents are there already have no unit, but `previous`,
+the key under which the plan before knew them (streams: the unit that holds the shard).
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import TypeAdapter
 
 from latentkit.contracts import Entry, Unit
-from latentkit.errors import SourceError, StoreError
-from latentkit.store.columns import escape, read_parquet, struct_column
+from latentkit.errors import DamagedError, SourceError
+from latentkit.store.columns import StructBuilder, escape, read_parquet
 from latentkit.store.folder import Folder, canonical_json
 
 METADATA_KEY = b"latentkit"
+TYPES = {"key": pa.string(), "stamp": pa.string(), "unit": pa.int32(), "previous": pa.string()}
+COLUMNS = ("key", "stamp", "attributes", "unit", "previous")
+FILE_NAME = re.compile(r"(\d{3}|[1-9]\d{3,9})\.parquet", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,7 @@ class PlanSettings:
         compile: whether the encoder is compiled.
         versions: name to version of the libraries that the plan was made with; recorded, never compared.
         stream: rows are shards.
+        compacts: made by copying; no row of it depends on an earlier plan.
     """
 
     parts: Mapping[str, str]
@@ -45,6 +55,7 @@ class PlanSettings:
     compile: bool
     versions: Mapping[str, str]
     stream: bool = False
+    compacts: bool = False
 
     @property
     def fingerprint(self) -> str:
@@ -64,51 +75,76 @@ def counting_parts(parts: Mapping[str, str]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Plan:
-    """A plan as read back: `table` has the columns key, stamp, attributes, unit."""
+    """A plan as read back: `table` has the columns key, stamp, attributes, unit, previous."""
 
     number: int
     settings: PlanSettings
     table: pa.Table
 
+    @functools.cached_property
+    def work(self) -> pa.Table:
+        """The rows that have a unit: what is encoded. `Unit.start` and `Unit.stop` count in it."""
+        return self.table.filter(pc.is_valid(self.table["unit"])) if self.table["unit"].null_count else self.table
+
     @property
     def num_samples(self) -> int:
-        return int(self.table.num_rows)
+        """Rows of `work`."""
+        return int(self.work.num_rows)
 
     def keys(self, start: int, stop: int) -> list[str]:
-        """Keys of rows `start` to `stop`."""
-        return self.table["key"].slice(start, stop - start).to_pylist()  # type: ignore[no-any-return]
+        """Keys of rows `start` to `stop` of `work`."""
+        return self.work["key"].slice(start, stop - start).to_pylist()  # type: ignore[no-any-return]
 
     def units(self) -> list[Unit]:
-        """Every unit, in order; a unit is a run of rows."""
-        numbers = self.table["unit"].to_numpy()
+        """Every unit, in order; a unit is a run of rows of `work`."""
+        numbers = self.work["unit"].to_numpy()
         starts = np.flatnonzero(np.diff(numbers, prepend=-1))
-        stops = [*starts[1:].tolist(), len(numbers)]
-        return [
-            Unit(self.number, int(numbers[start]), start, stop) for start, stop in zip(starts.tolist(), stops, strict=True)
-        ]
+        stops = [*starts[1:].tolist(), len(numbers)][: len(starts)]
+        return [Unit(self.number, int(numbers[start]), start, stop) for start, stop in zip(starts.tolist(), stops, strict=True)]
+
+    def unit_names(self) -> pa.Array:
+        """Of each row of `table`, the unit that holds it: this plan's, or for a stream `previous`; null for a sample of an earlier plan."""
+        own = pc.binary_join_element_wise(f"{self.number:03d}", pc.utf8_lpad(pc.cast(self.table["unit"], pa.string()), 6, "0"), "-")
+        return pc.coalesce(own, self.table["previous"]).combine_chunks() if self.settings.stream else own.combine_chunks()
 
 
-def build_plan(number: int, entries: Iterable[Entry], settings: PlanSettings) -> Plan:
-    """A plan of all entries, in the source's order.
+def list_entries(entries: Iterable[Entry]) -> pa.Table:
+    """What a source has, in its order: a table of key, stamp, attributes.
 
     Raises:
         SourceError: no entry, or one key twice.
     """
-    keys, stamps, attributes = [], [], []
+    keys, stamps, attributes = [], [], StructBuilder()
     for entry in entries:
         keys.append(escape(entry.key))
         stamps.append(escape(entry.stamp))
-        attributes.append(entry.attributes)
+        attributes.add(entry.attributes)
     if not keys:
         raise SourceError("the source has no samples")
     _check_unique(keys)
-    table = pa.table({
-        "key": pa.array(keys, pa.string()),
-        "stamp": pa.array(stamps, pa.string()),
-        "attributes": struct_column(attributes),
-        "unit": pa.array(np.arange(len(keys), dtype=np.int32) // settings.unit_size),
-    })
-    return Plan(number, settings, table)
+    return pa.table({"key": pa.array(keys, pa.string()), "stamp": pa.array(stamps, pa.string()), "attributes": attributes.finish()})
+
+
+def build_plan(number: int, entries: Iterable[Entry], settings: PlanSettings) -> Plan:
+    """A plan that encodes all entries, in the source's order.
+
+    Raises:
+        SourceError: no entry, or one key twice.
+    """
+    table = list_entries(entries)
+    return plan_of(number, table, settings, pa.nulls(table.num_rows, pa.string()))
+
+
+def plan_of(number: int, entries: pa.Table, settings: PlanSettings, previous: pa.Array) -> Plan:
+    """A plan of the entries of `list_entries`; units go to those without `previous`."""
+    to_encode = previous.is_null().to_numpy(zero_copy_only=False)
+    units = (np.cumsum(to_encode) - 1) // settings.unit_size
+    return with_units(number, entries, settings, pa.array(units.astype(np.int32), mask=~to_encode), previous)
+
+
+def with_units(number: int, entries: pa.Table, settings: PlanSettings, units: pa.Array, previous: pa.Array) -> Plan:
+    """A plan whose units are given, row by row."""
+    return Plan(number, settings, entries.append_column("unit", units).append_column("previous", previous))
 
 
 def _check_unique(keys: Sequence[str]) -> None:
@@ -124,6 +160,11 @@ def plan_name(number: int) -> str:
     return f"plans/{number:03d}.parquet"
 
 
+def number_of(name: str) -> int:
+    """The inverse of `plan_name`."""
+    return int(name.removeprefix("plans/").removesuffix(".parquet"))
+
+
 def write_plan(folder: Folder, plan: Plan) -> None:
     """Commit the plan, unless another process was first; read it back to know."""
     metadata = {METADATA_KEY: canonical_json({**asdict(plan.settings), "fingerprint": plan.settings.fingerprint})}
@@ -135,7 +176,8 @@ def read_plan(folder: Folder, number: int) -> Plan:
     """The committed plan.
 
     Raises:
-        StoreError: missing or damaged.
+        DamagedError: it is not what was written.
+        StoreError: missing.
     """
     name = plan_name(number)
     content = folder.read(name)
@@ -143,16 +185,53 @@ def read_plan(folder: Folder, number: int) -> Plan:
         table = read_parquet(content)
         settings: dict[str, Any] = json.loads(table.schema.metadata[METADATA_KEY])
         fingerprint = settings.pop("fingerprint")
-        plan = Plan(number, PlanSettings(**settings), table.select(["key", "stamp", "attributes", "unit"]))
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        plan = Plan(number, TypeAdapter(PlanSettings).validate_json(json.dumps(settings), strict=True), table.select(list(COLUMNS)))
+        _check_table(plan.table)
+        stated = plan.settings.fingerprint
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         advice = "delete the folder, or the plan if no unit is there"
-        raise StoreError(f"{folder}/{name}: the plan is damaged ({type(error).__name__}); {advice}") from error
-    if fingerprint != plan.settings.fingerprint:
-        raise StoreError(f"{folder}/{name}: the plan's fingerprint doesn't belong to its parts; the file was changed")
+        raise DamagedError(f"{folder}/{name}: the plan is damaged ({type(error).__name__}); {advice}") from error
+    if fingerprint != stated:
+        raise DamagedError(f"{folder}/{name}: the plan's fingerprint doesn't belong to its parts; the file was changed")
     return plan
+
+
+def _check_table(table: pa.Table) -> None:
+    """Hold what was read to what is written.
+
+    Raises:
+        ValueError: a column of another type, a sample without a key, or units that aren't runs of rows.
+    """
+    table.validate(full=True)
+    units = table["unit"].drop_null().to_numpy()
+    if any(table[name].type != kind for name, kind in TYPES.items()) or table["key"].null_count or table["stamp"].null_count:
+        raise ValueError("not the columns of a plan")
+    if len(units) and (units[0] < 0 or (np.diff(units) < 0).any()):
+        raise ValueError("units out of order")
+
+
+def plan_numbers(folder: Folder) -> list[int]:
+    """Numbers of all committed plans, from the oldest."""
+    return sorted(int(match[1]) for name in folder.list("plans") if (match := FILE_NAME.fullmatch(name)))
 
 
 def newest_plan(folder: Folder) -> Plan | None:
     """The plan with the highest number; None when there is none."""
-    numbers = [int(name.removesuffix(".parquet")) for name in folder.list("plans") if name.removesuffix(".parquet").isdigit()]
-    return read_plan(folder, max(numbers)) if numbers else None
+    numbers = plan_numbers(folder)
+    return read_plan(folder, numbers[-1]) if numbers else None
+
+
+def read_chain(folder: Folder, before: int | None = None) -> list[Plan]:
+    """The plans that the newest one (of those with a number below `before`) builds on, from the oldest, and itself: since the last
+    compaction, or from the first."""
+    chain: list[Plan] = []
+    for number in reversed(plan_numbers(folder)):
+        if before is not None and number >= before:
+            continue
+        chain.insert(0, read_plan(folder, number))
+        if chain[0].settings.compacts:
+            break
+    for plan, number in zip(reversed(chain), itertools.count(chain[-1].number if chain else 0, -1), strict=False):
+        if plan.number != number:
+            raise DamagedError(f"{folder}/{plan_name(number)} is missing; copy it back, or encode into another folder")
+    return chain

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from latentkit.contracts import Entry, LatentLayout, Normalization
+from latentkit.store.dataset import VERSION, Description, finalize
 from latentkit.store.folder import LocalFolder
-from latentkit.store.index import VERSION, Description, finalize
 from latentkit.store.plan import PlanSettings, build_plan, write_plan
 from latentkit.store.writer import RowLabel, UnitWriter
 
@@ -49,7 +49,7 @@ def main() -> None:
     layout = LatentLayout("latent", "gaussian", "CHW", 2, 8)
     normalization = Normalization([0.5, -0.5], [2.0, 0.25])
     description = Description(layout, normalization, "moments", "float16", {"use": "golden", "with": {}}, ["plain", "hflip"])
-    finalize(folder, plan, description, lambda reasons: None)
+    finalize(folder, [plan], description, lambda reasons: None)
 
 
 if __name__ == "__main__":

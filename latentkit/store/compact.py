@@ -1,0 +1,262 @@
+"""Copying a latent dataset's rows, bit for bit, into fewer and larger units, without those that nothing names any more."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from latentkit.contracts import LatentLayout, Normalization, Unit
+from latentkit.errors import DamagedError, StoreError
+from latentkit.store import quantise, statistics, writer
+from latentkit.store.claims import Claims
+from latentkit.store.dataset import Description, finalize, newest_number, num_superseded, read_dataset, read_index, read_units
+from latentkit.store.folder import Folder, canonical_json
+from latentkit.store.format import FORMAT_VERSION, StoredTensor, TensorToWrite, write_unit
+from latentkit.store.index import has_its_data, index_of_chain
+from latentkit.store.mapped import NUMPY_DTYPES, MappedUnit
+from latentkit.store.plan import Plan, plan_name, plan_numbers, read_chain, with_units, write_plan
+from latentkit.store.writer import unit_name
+
+UNIT_BYTES = 512 << 20
+COPIED_ROWS = 1024
+POLL_SECONDS = 0.5
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Compacted:
+    """What a compaction did: rows left out, and the number of units before and after."""
+
+    num_dropped: int
+    units_before: int
+    units_after: int
+
+
+def compact(folder: Folder) -> Compacted:
+    """Drop superseded rows and merge small units; what was in the way of neither stays as it is.
+
+    Raises:
+        StoreError: the dataset is unfinished, damaged, or somebody is at work on it.
+    """
+    document, chain = read_dataset(folder), read_chain(folder)
+    if not chain or newest_number(document) != chain[-1].number:
+        raise StoreError(f"{folder} is unfinished; run `latentkit run {folder}/recipe.yaml` first")
+    index = read_index(folder, document)
+    num_dropped, num_units = num_superseded(document, index.num_rows), len(document["units"])
+    plan = _plan_compaction(chain[-1], index, document)
+    num_after = len(plan.units())
+    if not num_dropped and 2 * num_after > num_units:
+        remove_dead(folder, chain)
+        return Compacted(0, num_units, num_units)
+    claims = Claims(folder)
+    with claims.beating():
+        if not claims.take("plan"):
+            raise StoreError(f"{folder}: {', '.join(claims.holders())} is at work on it; compact it afterwards")
+        write_plan(folder, plan)
+        finish_compaction(folder, plan)
+    return Compacted(num_dropped, num_units, num_after)
+
+
+def finish_compaction(folder: Folder, plan: Plan) -> None:
+    """Do what is left of a plan that compacts, or wait for the process that does; then remove what it replaces."""
+    claims = Claims(folder)
+    with claims.beating():
+        while not claims.take("compact"):
+            time.sleep(POLL_SECONDS)
+        document = read_dataset(folder)
+        if newest_number(document) != plan.number:
+            _copy_all(folder, plan, document)
+        remove_dead(folder, [plan])
+
+
+def remove_dead(folder: Folder, chain: Sequence[Plan]) -> None:
+    """Remove plans, units and indexes that a compaction replaced."""
+    for number in plan_numbers(folder):
+        if number >= chain[0].number:
+            return
+        for name in folder.list("units"):
+            if name.startswith(f"{number:03d}-"):
+                folder.remove(f"units/{name}")
+        folder.remove(f"index/{number:03d}.parquet")
+        folder.remove(plan_name(number))
+
+
+# ---------------------------------------------------------------- the plan
+
+
+def _plan_compaction(newest: Plan, index: pa.Table, document: Mapping[str, Any]) -> Plan:
+    """A plan of everything in the index, in units of about `UNIT_BYTES`; a stream's old units stay whole."""
+    settings = replace(newest.settings, compacts=True)
+    unit_of_row = _new_units(newest, index, document)
+    if newest.settings.stream:
+        names = newest.unit_names()
+        old, first = np.unique(index["unit"].to_numpy(zero_copy_only=False), return_index=True)
+        unit_of_old = dict(zip(old.tolist(), unit_of_row[first].tolist(), strict=True))
+        units = np.array([unit_of_old.get(name, 0) for name in names.to_pylist()], np.int64)
+        order = pa.array(np.argsort(units, kind="stable"))
+        entries, units = newest.table.select(["key", "stamp", "attributes"]).take(order), units[order.to_numpy()]
+    else:
+        starts = _starts(index)
+        entries, units = index.select(["key", "stamp", "attributes"]).take(pa.array(starts)), unit_of_row[starts]
+    _, units = np.unique(units, return_inverse=True)
+    previous = pa.nulls(entries.num_rows, pa.string())
+    return with_units(newest.number + 1, entries, settings, pa.array(units.astype(np.int32)), previous)
+
+
+def _new_units(newest: Plan, index: pa.Table, document: Mapping[str, Any]) -> Rows:
+    """A number per row of the index, which never falls: equal ones share a unit; all rows of a sample (streams: old unit) do."""
+    stored = document["units"].values()
+    bytes_per_row = sum(unit["bytes"] for unit in stored) / max(1, sum(unit["rows"] for unit in stored))
+    starts = np.zeros(index.num_rows, np.int64)
+    starts[_starts(index, "unit" if newest.settings.stream else "key")] = 1
+    group: Rows = np.cumsum(starts) - 1
+    bytes_before = (np.cumsum(np.bincount(group)) - 1) * bytes_per_row
+    number_of_group: Rows = (bytes_before // UNIT_BYTES).astype(np.int64)
+    return number_of_group[group]
+
+
+def _starts(index: pa.Table, column: str = "key") -> Rows:
+    """Where runs of equal values begin."""
+    codes = index[column].combine_chunks().dictionary_encode().indices.to_numpy()
+    starts: Rows = np.flatnonzero(np.diff(codes, prepend=-1))
+    return starts
+
+
+# ---------------------------------------------------------------- copying
+
+
+def _copy_all(folder: Folder, plan: Plan, document: Mapping[str, Any]) -> None:
+    chain = read_chain(folder, before=plan.number)
+    units = read_units(folder, chain)
+    for name, old in units.items():
+        if not has_its_data(folder, old):
+            raise DamagedError(f"{folder}/{unit_name(name)} is damaged; `latentkit verify {folder} --repair` mends it")
+    index = index_of_chain(chain, units)
+    mapped = {name: MappedUnit(folder, name, document["units"][name]) for name in units}
+    used = set(index["unit"].unique().to_pylist())
+    # What was given is gone, so a unit's error stays whole though some of its rows may go.
+    errors = quantise.merge_errors(unit.header.metadata for name, unit in units.items() if name in used)
+    bounds = _row_bounds(plan, chain[-1], index)
+    for unit, (start, stop) in zip(plan.units(), bounds, strict=True):
+        if not folder.exists(unit_name(unit.name)):
+            _copy_unit(folder, plan, unit, index.slice(start, stop - start), mapped, errors if unit.number == 0 else {})
+    described = Description(
+        LatentLayout(**document["layout"]), Normalization(**document["normalization"]), document["store"], document["dtype"],
+        document["source"], document["views"],
+        {name: value for name, value in document.get("quantisation", {}).items() if name != "rms"},
+    )  # fmt: skip
+    finalize(folder, [plan], described, lambda index: None)
+
+
+def _row_bounds(plan: Plan, old: Plan, index: pa.Table) -> list[tuple[int, int]]:
+    """First and last row + 1 of the index in each unit of the plan; `old` is the plan that it compacts."""
+    new_units = plan.table["unit"].take(pc.index_in(old.table["key"], value_set=plan.table["key"].combine_chunks()))
+    if plan.settings.stream:
+        place = pc.index_in(index["unit"], value_set=old.unit_names())
+    else:
+        place = pc.index_in(index["key"], value_set=old.table["key"].combine_chunks())
+    numbers = new_units.take(place).to_numpy()
+    edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), index.num_rows]
+    return list(itertools.pairwise(edges))
+
+
+def _copy_unit(
+    folder: Folder, plan: Plan, unit: Unit, rows: pa.Table, mapped: Mapping[str, MappedUnit], errors: Mapping[str, quantise.RoundingError]
+) -> None:
+    """Commit one unit with the latents and ledger of some rows of the index."""
+    tensors, new_rows, pieces = [], np.zeros(rows.num_rows, np.int64), []
+    buckets = rows["bucket"].combine_chunks()
+    for bucket in sorted(buckets.unique().drop_null().to_pylist()):
+        chosen = np.flatnonzero(pc.fill_null(pc.equal(buckets, bucket), False).to_numpy(zero_copy_only=False))
+        new_rows[chosen] = np.arange(len(chosen))
+        old = rows.select(["unit", "row"]).take(pa.array(chosen))
+        first = mapped[old["unit"][0].as_py()]
+        names = [name for name in first.header.tensors if name.startswith(f"{bucket}/")]
+        tensors += [_tensor_to_copy(name, first.header.tensors[name], old, mapped) for name in sorted(names)]
+        pieces += _measure(bucket, {name.removeprefix(f"{bucket}/") for name in names}, old, mapped)
+    merged = statistics.merge(pieces)
+    settings = {"batch_size": plan.settings.batch_size, "threads": plan.settings.threads, "compile": plan.settings.compile}
+    header = {
+        "format": "latentkit-unit",
+        "version": str(FORMAT_VERSION),
+        "fingerprint": plan.settings.fingerprint,
+        "settings": canonical_json(settings),
+        "statistics": canonical_json(merged.as_json() if merged else None),
+    }
+    if errors:
+        header[quantise.METADATA] = canonical_json({name: error.as_json() for name, error in errors.items()})
+    ledger = _ledger(plan, unit, rows, new_rows)
+    with folder.create(unit_name(unit.name)) as file:
+        write_unit(file, [*sorted(tensors, key=lambda tensor: tensor.name), TensorToWrite("rows", "U8", (len(ledger),), [ledger])], header)
+
+
+def _tensor_to_copy(name: str, like: StoredTensor, old: pa.Table, mapped: Mapping[str, MappedUnit]) -> TensorToWrite:
+    chunks = (np.ascontiguousarray(array).data.cast("B") for array in _chunks(name, old, mapped))
+    return TensorToWrite(name, like.dtype, (old.num_rows, *like.shape[1:]), chunks)
+
+
+def _chunks(name: str, old: pa.Table, mapped: Mapping[str, MappedUnit]) -> Iterator[npt.NDArray[Any]]:
+    """Rows of a tensor in their new order, some at a time; a chunk's lie in one unit."""
+    units, numbers = old["unit"].combine_chunks().dictionary_encode(), old["row"].to_numpy()
+    codes = units.indices.to_numpy()
+    edges = [0, *(np.flatnonzero(np.diff(codes)) + 1).tolist(), len(codes)]
+    for start, stop in itertools.pairwise(edges):
+        array = mapped[units.dictionary[int(codes[start])].as_py()].tensor(name, tuple(NUMPY_DTYPES))[0]
+        for begin in range(start, stop, COPIED_ROWS):
+            yield array[numbers[begin : min(begin + COPIED_ROWS, stop)]]
+
+
+def _measure(bucket: str, names: set[str], old: pa.Table, mapped: Mapping[str, MappedUnit]) -> list[statistics.ChannelStatistics]:
+    """Statistics of the rows that are copied."""
+    pieces = []
+    for name in names.intersection(writer.LATENTS):
+        scales = _chunks(f"{bucket}/{name}{quantise.SCALE}", old, mapped) if name + quantise.SCALE in names else itertools.repeat(None)
+        for chunk, scale in zip(_chunks(f"{bucket}/{name}", old, mapped), scales, strict=False):
+            values = quantise.dequantise(chunk, scale) if scale is not None else _as_float32(chunk)
+            channels = values.shape[1] // 2 if name == "moments" else values.shape[1]
+            pieces.append(statistics.measure(values[:, :channels], values[:, channels:] if name == "moments" else None))
+    return pieces
+
+
+def _as_float32(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Mapped latents as numbers; bfloat16 is mapped as its bits, the upper half of a float32's."""
+    if values.dtype == np.uint16:
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return values.astype(np.float32)
+
+
+def _ledger(plan: Plan, unit: Unit, rows: pa.Table, new_rows: Rows) -> memoryview:
+    """The ledger rows of the new unit, as the writer stores them."""
+    count, ok = rows.num_rows, pc.equal(rows["status"], "ok").to_numpy()
+    if plan.settings.stream:
+        position = np.arange(count)
+    else:
+        keys = plan.work["key"].slice(unit.start, unit.stop - unit.start).combine_chunks()
+        position = pc.index_in(rows["key"], value_set=keys).to_numpy() + unit.start
+    columns = {name: rows[name].combine_chunks() for name in ("view", "content", "status", "reason", "bucket", "stamp")}
+    columns |= {"position": pa.array(position, pa.int64()), "row": pa.array(new_rows, pa.int64(), mask=~ok)}
+    columns["geometry"] = _json_texts(rows["geometry"])
+    names = dict(writer.COLUMNS)
+    if plan.settings.stream:
+        names |= writer.STREAM_COLUMNS
+        columns |= {"key": rows["key"].combine_chunks(), "attributes": _json_texts(rows["attributes"])}
+    table = pa.table({name: columns[name].cast(kind) for name, kind in names.items()})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    return memoryview(sink.getvalue())
+
+
+def _json_texts(column: pa.ChunkedArray) -> pa.Array:
+    """Structs as the ledger has them; nulls are fields that other rows have."""
+    rows = ({name: value for name, value in row.items() if value is not None} if row is not None else None for row in column.to_pylist())
+    return pa.array([None if row is None else writer.encode_json(row) for row in rows], pa.string())

@@ -1,0 +1,251 @@
+"""dataset.json, which alone says that a latent dataset is finished: written after the index, a function of plans and units."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, Field, StringConstraints, ValidationError
+
+from latentkit.contracts import LatentLayout, Normalization
+from latentkit.errors import DamagedError, SourceError, StoreError
+from latentkit.store import statistics
+from latentkit.store.columns import read_parquet
+from latentkit.store.folder import Folder, canonical_json
+from latentkit.store.index import COLUMNS, ReadUnit, index_bytes, index_of_chain, read_unit
+from latentkit.store.plan import Plan, number_of, plan_name
+from latentkit.store.quantise import summarize_error
+from latentkit.store.writer import unit_name
+
+DATASET = "dataset.json"
+RECIPE = "recipe.yaml"
+FORMAT = "latentkit"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Description:
+    """What dataset.json says of a dataset besides its plans and units; `decoded` is added to the error of int8 latents."""
+
+    layout: LatentLayout
+    normalization: Normalization
+    store: str
+    dtype: str
+    source: Mapping[str, Any]
+    views: Sequence[str]
+    decoded: Mapping[str, Any] = field(default_factory=dict)
+
+
+def finalize(folder: Folder, plans: Sequence[Plan], description: Description, check: Callable[[pa.Table], None]) -> None:
+    """Write the index and dataset.json of plans whose units are all committed.
+
+    Args:
+        plans: the newest and all that it builds on, from the oldest.
+        check: is given the index before anything is written, and may refuse.
+
+    Raises:
+        StoreError: a unit is damaged, belongs to another dataset, or the rows are not the plans'.
+    """
+    units = read_units(folder, plans)
+    index = index_of_chain(plans, units)
+    check_complete(folder, plans[-1], index, description.views)
+    check(index)
+    content = index_bytes(index)
+    name = f"index/{plans[-1].number:03d}.parquet"
+    with folder.create(name) as file:
+        file.write(content)
+    if folder.read(name) != content:
+        raise StoreError(f"{folder}/{name} is there already and differs from what the units say; delete it and run again")
+    folder.replace(DATASET, dataset_json(folder, plans, units, description, index, name, content))
+
+
+def read_units(folder: Folder, plans: Sequence[Plan]) -> dict[str, ReadUnit]:
+    """Every unit of the plans by name, without latents.
+
+    Raises:
+        StoreError: a unit is missing, damaged, or belongs to another dataset.
+    """
+    units = {unit.name: read_unit(folder, unit) for plan in plans for unit in plan.units()}
+    for name, unit in units.items():
+        if unit.header.metadata.get("fingerprint") != plans[-1].settings.fingerprint:
+            raise StoreError(f"{folder}/{unit_name(name)}: the unit belongs to another dataset, by its fingerprint")
+    return units
+
+
+def check_complete(folder: Folder, plan: Plan, index: pa.Table, views: Sequence[str]) -> None:
+    """Hold an index to its plan: every sample once per view.
+
+    Raises:
+        SourceError: a key more than once.
+        DamagedError: rows are missing.
+    """
+    pairs = index.select(["key", "view"]).group_by(["key", "view"]).aggregate([([], "count_all")])
+    if pairs.num_rows != index.num_rows:
+        twice = pairs.filter(pc.greater(pairs["count_all"], 1))["key"][0].as_py()
+        advice = "every sample needs a key of its own (source datasets: option key)"
+        raise SourceError(f"{folder}: the source gives the key {twice!r} more than once; {advice}")
+    expected = plan.table.num_rows * len(views)
+    if not plan.settings.stream and index.num_rows != expected:
+        raise DamagedError(f"{folder}: the units hold {index.num_rows} rows, the plan has {expected} (samples x views)")
+
+
+def dataset_json(
+    folder: Folder,
+    plans: Sequence[Plan],
+    units: Mapping[str, ReadUnit],
+    description: Description,
+    index: pa.Table,
+    name: str,
+    content: bytes,
+) -> bytes:
+    """The document for an index that is written as `content` under `name`."""
+    used = _used(units, index)
+    merged = _statistics(used)
+    settings = plans[-1].settings
+    document: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "fingerprint": settings.fingerprint,
+        "parts": dict(settings.parts),
+        "store": description.store,
+        "dtype": description.dtype,
+        "views": list(description.views),
+        "layout": asdict(description.layout),
+        "normalization": asdict(description.normalization),
+        "statistics": merged.summary() if merged else None,
+        "source": dict(description.source),
+        "index": {"name": name, "sha256": hashlib.sha256(content).hexdigest()},
+        "plans": {plan_name(plan.number): hashlib.sha256(folder.read(plan_name(plan.number))).hexdigest() for plan in plans},
+        "units": {
+            key: {"bytes": folder.size(unit_name(key)), "rows": unit.rows.num_rows, "header_sha256": unit.header.sha256}
+            for key, unit in units.items()
+        },
+    }
+    error = summarize_error(unit.header.metadata for unit in used)
+    if error is not None:
+        document["quantisation"] = {**error, **description.decoded}
+    document["sha256"] = hashlib.sha256(canonical_json(document).encode()).hexdigest()
+    return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _used(units: Mapping[str, ReadUnit], index: pa.Table) -> list[ReadUnit]:
+    """Units that hold rows of the index. They are measured as a whole: superseded rows weigh until `compact` drops them."""
+    names = set(index["unit"].unique().to_pylist())
+    return [unit for name, unit in units.items() if name in names]
+
+
+def _statistics(units: Sequence[ReadUnit]) -> statistics.ChannelStatistics | None:
+    try:
+        pieces = [json.loads(unit.header.metadata["statistics"]) for unit in units]
+        return statistics.merge(statistics.ChannelStatistics.from_json(piece) for piece in pieces if piece)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedError(f"a unit's statistics are damaged ({type(error).__name__})") from error
+
+
+def num_superseded(document: Mapping[str, Any], num_index_rows: int) -> int:
+    """Rows in the units that the index no longer names."""
+    return sum(int(unit["rows"]) for unit in document["units"].values()) - num_index_rows
+
+
+def newest_number(document: Mapping[str, Any]) -> int:
+    """Number of the plan that dataset.json was written for."""
+    return max(map(number_of, document["plans"]))
+
+
+INDEX_TYPES = {name: pa.int64() if name == "row" else pa.string() for name in COLUMNS if name not in ("geometry", "attributes")}
+
+Count = Annotated[int, Field(strict=True, ge=0, lt=1 << 63)]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Index(BaseModel):
+    name: Annotated[str, StringConstraints(pattern=r"^index/[0-9]{3,10}\.parquet$")]
+    sha256: Sha256
+
+
+class _Unit(BaseModel):
+    bytes: Count
+    rows: Count
+    header_sha256: Sha256
+
+
+class _Document(BaseModel):
+    """What dataset.json may say; names in it become files' names."""
+
+    fingerprint: Sha256
+    parts: dict[str, str]
+    store: Literal["moments", "mean", "sample"]
+    dtype: Literal["float32", "float16", "bfloat16", "int8"]
+    views: list[str]
+    layout: LatentLayout
+    normalization: Normalization
+    statistics: dict[str, Any] | None
+    source: dict[str, Any]
+    index: _Index
+    plans: Annotated[dict[Annotated[str, StringConstraints(pattern=r"^plans/[0-9]{3,10}\.parquet$")], Sha256], Field(min_length=1)]
+    quantisation: dict[str, Any] | None = None
+    units: dict[Annotated[str, StringConstraints(pattern=r"^[0-9]{3,10}-[0-9]{6,10}$")], _Unit]
+
+
+def read_dataset(folder: Folder) -> dict[str, Any]:
+    """dataset.json, its own hash checked.
+
+    Raises:
+        DamagedError: it is not what was written.
+        StoreError: missing, unfinished, or of a version that this program doesn't read.
+    """
+    where = f"{folder}/{DATASET}"
+    if not folder.exists(DATASET):
+        if folder.list("plans"):
+            raise StoreError(f"{folder}: the run that makes this dataset is unfinished; run `latentkit run {folder}/recipe.yaml` to go on")
+        raise StoreError(f"{folder} is not a latent dataset: there is no {DATASET}")
+    try:
+        document = json.loads(folder.read(DATASET))
+        stated = document.pop("sha256")
+        actual = hashlib.sha256(canonical_json(document).encode()).hexdigest()
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise DamagedError(f"{where} is damaged ({type(error).__name__}); `latentkit run {folder}/recipe.yaml` writes it again") from error
+    if document.get("format") != FORMAT:
+        raise DamagedError(f"{where} is not a latent dataset's")
+    if document.get("version") != VERSION:
+        raise StoreError(f"{where} has format version {document.get('version')}; this program reads {VERSION}; update latentkit")
+    if stated != actual:
+        raise DamagedError(f"{where} is damaged: its content doesn't match its own sha256")
+    try:
+        _Document.model_validate(document)
+        LatentLayout(**document["layout"]), Normalization(**document["normalization"])
+    except TypeError as error:
+        raise DamagedError(f"{where} doesn't describe a latent dataset: {error}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise DamagedError(f"{where} doesn't describe a latent dataset: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    return dict(document)
+
+
+def read_index(folder: Folder, document: Mapping[str, Any], columns: Sequence[str] | None = None) -> pa.Table:
+    """The index that dataset.json names, its hash checked.
+
+    Raises:
+        DamagedError: it is not what was written.
+        StoreError: missing.
+    """
+    entry = document["index"]
+    where = f"{folder}/{entry['name']}"
+    content = folder.read(entry["name"])
+    if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+        raise DamagedError(f"{where} is damaged: its content doesn't match the sha256 in {DATASET}")
+    try:
+        table = read_parquet(content, columns)
+        table.validate(full=True)
+        there = {column.name: column.type for column in table.schema}
+        wanted = [name for name in COLUMNS if columns is None or name in columns]
+        if any(there[name] != INDEX_TYPES.get(name, there[name]) for name in wanted) or len(there) != table.num_columns:
+            raise ValueError("not the columns of an index")
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise DamagedError(f"{where} is damaged ({type(error).__name__})") from error
+    return table

@@ -1,0 +1,99 @@
+"""A stream whose shards change: the units of the others stay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from latentkit.builtin import ImageConfig
+from latentkit.contracts import BuildContext, Sample, Shard
+from latentkit.encode import EncodeSummary, encode_source
+from latentkit.encoders.diffusers import DiffusersEncoder
+from latentkit.executors.local import LocalExecutor
+from latentkit.modalities.image import ImageModality
+from latentkit.planning import EncodeInputs, EncodeSettings
+from latentkit.store.compact import compact
+from latentkit.store.folder import LocalFolder
+from latentkit.store.reader import open_dataset
+
+Shards = dict[str, tuple[str, list[int]]]
+"""Name of a shard to its stamp and the numbers of its pictures."""
+
+
+class Stream:
+    def __init__(self, photos: Path, shards: Shards) -> None:
+        self.photos, self.by_name = photos, shards
+
+    def shards(self) -> list[Shard]:
+        return [Shard(name, stamp) for name, (stamp, _) in self.by_name.items()]
+
+    def read(self, shard: Shard) -> Iterator[Sample]:
+        for number in self.by_name[shard.name][1]:
+            media = (self.photos / f"{number:03d}.png").read_bytes()
+            yield Sample(f"{number:03d}", media, {"text": f"number {number}"}, "stamp")
+
+
+Encode = Callable[[Shards, str], EncodeSummary]
+
+
+@pytest.fixture
+def encode(make_photos: Callable[..., Path], kl_folder: Path, tmp_path: Path) -> Encode:
+    """Encode shards of ten photographs into an output of some name; two shards make a unit."""
+    encoder = DiffusersEncoder(kl_folder, None, torch.float32, False, "cpu")
+    photos = make_photos(10)
+
+    def run(shards: Shards, name: str) -> EncodeSummary:
+        modality = ImageModality(ImageConfig(size=32), BuildContext(input=encoder.input))
+        inputs = EncodeInputs(Stream(photos, shards), modality, ["plain"], lambda device: encoder, {"encoder.name": "test"})
+        settings = EncodeSettings(batch_size=2, unit_size=2, threads=1)
+        return encode_source(LocalFolder(tmp_path / name), inputs, LocalExecutor("cpu"), "cpu", settings, "", show_progress=False)
+
+    return run
+
+
+BEFORE: Shards = {"a": ("1", [0, 1]), "b": ("1", [2]), "c": ("1", [3, 4]), "d": ("1", [5])}
+AFTER: Shards = {"a": ("1", [0, 1]), "b": ("1", [2]), "c": ("2", [4, 6]), "d": ("1", [5]), "e": ("1", [7, 8, 9])}
+
+
+def rows(path: Path) -> dict[str, tuple[str, torch.Tensor]]:
+    data = open_dataset(path, posterior="mean", columns=["text"])
+    return {item["key"]: (item["text"], item["latent"]) for item in (data[index] for index in range(len(data)))}
+
+
+def assert_equal_rows(path: Path, other: Path) -> None:
+    ours, theirs = rows(path), rows(other)
+    assert list(ours) == list(theirs)
+    for key, (text, latent) in ours.items():
+        assert text == theirs[key][0]
+        torch.testing.assert_close(latent, theirs[key][1], rtol=0, atol=1e-2)
+
+
+def test_shards_of_unchanged_units_are_kept(encode: Encode, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert encode(BEFORE, "out").num_ok == 6
+    capsys.readouterr()
+    assert encode(AFTER, "out").num_ok == 6  # c changed, d shares its unit, e is new
+    assert "1 added, 2 changed; 3 to encode" in capsys.readouterr().err
+    encode(AFTER, "scratch")
+    assert_equal_rows(tmp_path / "out", tmp_path / "scratch")
+    assert encode(AFTER, "out") == EncodeSummary()
+    assert encode(BEFORE, "out").num_ok == 3
+    assert list(rows(tmp_path / "out")) == [f"{number:03d}" for number in range(6)]
+
+
+def test_compacted_stream_is_kept_and_goes_on(encode: Encode, tmp_path: Path) -> None:
+    encode(BEFORE, "out")
+    encode(AFTER, "out")
+    before = rows(tmp_path / "out")
+    done = compact(LocalFolder(tmp_path / "out"))
+    assert (done.num_dropped, done.units_after) == (3, 1)
+    after = rows(tmp_path / "out")
+    assert list(after) == list(before)
+    assert all(torch.equal(after[key][1], before[key][1]) for key in before)
+    assert encode(AFTER, "out") == EncodeSummary()
+    reordered = {"e": AFTER["e"], **AFTER}
+    assert encode(reordered, "out").num_ok == 0
+    assert list(rows(tmp_path / "out")) == list(after)  # the shards of one unit stay together
+    assert encode(reordered, "out") == EncodeSummary()
