@@ -7,6 +7,7 @@ A path in a recipe starts from the recipe's folder, a typed one from the working
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -20,7 +21,7 @@ from latentkit.yaml_loader import parse_yaml
 Overrides = Sequence[str] | Mapping[str, Any]
 """`KEY=VALUE` texts as typed after `--set`, or values by dotted key."""
 
-PATH_KEYS = ("path", "model", "config")
+PATH_KEYS = ("path", "model", "config", "heads")
 
 _KEY = re.compile(r"NAME(INDEX)*(\.NAME(INDEX)*)*".replace("NAME", r"[^.\[\]=\s]+").replace("INDEX", r"\[\d+\]"))
 
@@ -39,6 +40,14 @@ def find_local_path(text: str, base: Path) -> Path | None:
         return None
     path = os.path.abspath(base / os.path.expanduser(text))
     return Path(path) if text.startswith((".", "/", "~")) or os.path.exists(path) else None
+
+
+def resolve_beside(url: str, path: str) -> str:
+    """What an `output.path` means in the recipe at `url`: a relative one starts from the recipe's own folder there."""
+    if is_url(path) or path.startswith(("/", "~")):
+        return path
+    scheme, _, place = url.partition("://")
+    return f"{scheme}://{posixpath.normpath(posixpath.join(posixpath.dirname(place), path))}"
 
 
 def anchor(value: Any, key: tuple[str | int, ...], base: Path) -> Any:

@@ -8,21 +8,27 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentkit.errors import LatentkitError
+from latentkit.errors import LatentkitError, StoreError
+from latentkit.overrides import is_url
 from latentkit.plugins import Registry
-from latentkit.recipe import EncodeRecipe, Recipe, TrainRecipe
+from latentkit.recipe import EncodeRecipe, EvaluateRecipe, Recipe, TrainRecipe
 
 if TYPE_CHECKING:
     from latentkit.encode import EncodeSummary
     from latentkit.run import EncodeRun
+    from latentkit.run_evaluating import EvaluateResult
     from latentkit.train import TrainResult
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 
-def report(result: EncodeRun | TrainResult) -> str:
+def report(result: EncodeRun | TrainResult | EvaluateResult) -> str:
     """What a task made, and where to look."""
     from latentkit.run import EncodeRun
+    from latentkit.run_evaluating import EvaluateResult
+
+    if isinstance(result, EvaluateResult):
+        return _report_evaluation(result)
 
     if isinstance(result, EncodeRun):
         return "\n".join(_report_encode(name, result) for name in result.folders)
@@ -41,26 +47,53 @@ def _report_encode(name: str, result: EncodeRun) -> str:
     return "\n".join(lines)
 
 
+def _report_evaluation(result: EvaluateResult) -> str:
+    found, folder = result.evaluation, _near(result.folder)
+    skipped = len(found.rows) - found.num_samples
+    width = max(len(name) for name in found.figures)
+    lines = [f"{folder}: {found.num_samples} samples evaluated" + (f", {skipped} skipped" if skipped else "")]
+    lines += [f"  {name:<{width}}  {figure.value:.6g} {figure.unit}".rstrip() for name, figure in found.figures.items()]
+    lines += [f"  note: {warning}" for warning in found.warnings]
+    return "\n".join([*lines, f"  look at {folder}/report.html; how each number is measured stands in {folder}/metrics.json"])
+
+
 def _did(summary: EncodeSummary) -> str:
     if not summary.num_ok and not summary.num_skipped:
         return "finished already, nothing was left to do here"
     skipped = f", {summary.num_skipped} skipped" if summary.num_skipped else ""
     share = summary.waited_seconds / max(summary.seconds, 1e-9)
     rate = summary.num_ok / max(summary.seconds, 1e-9)
-    return f"{summary.num_ok} latents{skipped} in {summary.seconds:.1f} s ({rate:.1f}/s); the encoder waited {share:.0%} of the time"
+    full = f", batches were {summary.num_ok / summary.num_slots:.0%} full" if summary.num_slots else ""
+    return f"{summary.num_ok} latents{skipped} in {summary.seconds:.1f} s ({rate:.1f}/s); the encoder waited {share:.0%} of the time{full}"
 
 
 def go_on_with(recipe: Recipe) -> str:
     """The command that goes on with a stopped run."""
-    output = Path(recipe.output.path) if isinstance(recipe, (EncodeRecipe, TrainRecipe)) else Path()
-    for target in (output / "recipe.yaml", Path(recipe.origin)):
-        if target.is_file():
-            return f"what is committed is kept; go on with: latentkit run {_near(target)}"
+    if isinstance(recipe, EvaluateRecipe):
+        return "an evaluation is kept as a whole only; run the same command again"
+    output = recipe.output.path if isinstance(recipe, (EncodeRecipe, TrainRecipe)) else "."
+    if _holds_recipe(output):
+        return f"what is committed is kept; go on with: latentkit run {_near(f'{output}/recipe.yaml')}"
+    if os.path.isfile(recipe.origin):
+        return f"what is committed is kept; go on with: latentkit run {_near(recipe.origin)}"
     return "nothing was committed yet; run the same command again"
 
 
+def _holds_recipe(output: str) -> bool:
+    from latentkit.store.folder import open_folder
+
+    try:
+        folder = open_folder(output)
+        folder.stop_waiting()
+        return folder.exists("recipe.yaml")
+    except StoreError:
+        return False
+
+
 def _near(path: str | Path) -> str:
-    """A path as the user would type it: relative when it lies below the working directory."""
+    """A path as the user would type it: relative when it lies below the working directory; a URL as it is."""
+    if is_url(str(path)):
+        return str(path)
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative
 

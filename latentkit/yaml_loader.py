@@ -99,18 +99,19 @@ _Loader.add_constructor(_FLOAT, _construct_float)
 _Dumper.add_representer(str, _represent_text)
 
 
-def read_yaml(path: Path) -> Any:
-    """The value a YAML file holds; None for an empty one.
+def read_yaml(path: Path | str) -> Any:
+    """The value a YAML file holds, of a path or a URL; None for an empty one.
 
     Raises:
         RecipeError: there is no such file, it can't be read, is not UTF-8 text, or breaks a rule of this module; names file and line.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        content = path.read_bytes() if isinstance(path, Path) else _read_url(path)
+        text = content.decode("utf-8-sig")
     except FileNotFoundError as err:
         raise RecipeError(f"{path}: no such file") from err
     except IsADirectoryError as err:
-        inside = path / "recipe.yaml"
+        inside = Path(path) / "recipe.yaml"
         hint = f", did you mean {inside}?" if os.path.isfile(inside) else ""
         raise RecipeError(f"{path}: is a folder, expected a YAML file{hint}") from err
     except OSError as err:
@@ -119,6 +120,18 @@ def read_yaml(path: Path) -> Any:
         line = err.object[: err.start].count(b"\n") + 1
         raise RecipeError(f"{path}, line {line}: not UTF-8 text: byte {err.object[err.start]:#04x}; save the file as UTF-8") from err
     return parse_yaml(text, str(path))
+
+
+def _read_url(url: str) -> bytes:
+    import fsspec
+
+    try:
+        driver, path = fsspec.url_to_fs(url)
+        return bytes(driver.cat_file(path))
+    except OSError:
+        raise
+    except Exception as err:  # a driver raises what it likes
+        raise RecipeError(f"{url}: can't be read: {type(err).__name__}: {err}") from err
 
 
 def parse_yaml(text: str, origin: str) -> Any:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -80,3 +86,74 @@ def taesd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("autoencoder-tiny")
     model.save_pretrained(folder)
     return folder
+
+
+class S3Server:
+    """An S3 server on this machine, in a process of its own.
+
+    Args:
+        recording: file of requests, by which a killed server that is started again has the objects it had; None: it loses them.
+    """
+
+    def __init__(self, recording: Path | None) -> None:
+        self._recording = recording
+        self._process: subprocess.Popen[bytes] | None = None
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self._port: int = listener.getsockname()[1]
+        self.endpoint = f"http://127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        """Serve; returns when requests are answered."""
+        line = [sys.executable, str(Path(__file__).with_name("s3_server.py")), str(self._port)]
+        line += [] if self._recording is None else [str(self._recording)]
+        self._process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while True:
+            assert self._process.poll() is None, "the server didn't start"
+            try:
+                socket.create_connection(("127.0.0.1", self._port)).close()
+                return
+            except ConnectionRefusedError:
+                time.sleep(0.05)
+
+    def kill(self) -> None:
+        """End it by SIGKILL."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def lend(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let s3:// lead here in this process and those that it starts; there is one empty bucket, named "bucket"."""
+        login = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+        for name, value in {**login, "AWS_ENDPOINT_URL": self.endpoint, "AWS_MAX_ATTEMPTS": "1"}.items():
+            monkeypatch.setenv(name, value)
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+        fsspec.filesystem("s3").mkdir("bucket")
+
+
+@pytest.fixture(scope="session")
+def _s3_server() -> Iterator[S3Server]:
+    server = S3Server(None)
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def s3_server(_s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """An S3 server with an empty bucket."""
+    request = urllib.request.Request(f"{_s3_server.endpoint}/moto-api/reset", method="POST")
+    urllib.request.urlopen(request).close()
+    _s3_server.lend(monkeypatch)
+    yield _s3_server
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+@pytest.fixture
+def mortal_s3_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """An S3 server with an empty bucket, to be killed and started again."""
+    server = S3Server(tmp_path / "requests.jsonl")
+    server.start()
+    server.lend(monkeypatch)
+    yield server
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    server.kill()

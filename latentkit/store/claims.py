@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 
 import psutil
 
@@ -36,10 +37,14 @@ class Claims:
     def take(self, name: str) -> bool:
         """Whether the claim is ours now; a dead process's is taken over."""
         file = _file(name)
-        if self.folder.exists(file) and self._is_dead(file):
+        # The token tells one claim from another of the same process.
+        content = json.dumps({**_identity(os.getpid()), "token": secrets.token_hex(8)})
+        if not self.folder.claim(file, content):
+            if not self._is_dead(file):
+                return False
             self.folder.take_over(file)
-        if not self.folder.claim(file, json.dumps(_identity(os.getpid()))):
-            return False
+            if not self.folder.claim(file, content):
+                return False
         with self._lock:
             self._held.add(name)
         return True
@@ -54,17 +59,21 @@ class Claims:
 
     @contextmanager
     def beating(self) -> Iterator[None]:
-        """Keep the held claims alive in a thread; drop all of them on leaving."""
+        """Keep the held claims alive in a thread; drop all of them on leaving, without waiting for a folder when it is by an exception."""
         stop = threading.Event()
         thread = threading.Thread(target=self._beat, args=(stop,), name="claims", daemon=True)
         thread.start()
         try:
             yield
+        except BaseException:
+            self.folder.stop_waiting()
+            raise
         finally:
             stop.set()
             thread.join()
             for name in list(self._held):
-                self.drop(name)
+                with suppress(StoreError):  # what stays behind is recognised as a dead process's
+                    self.drop(name)
 
     def holders(self) -> list[str]:
         """Host and process of every living claim that isn't ours, for messages."""
@@ -79,6 +88,11 @@ class Claims:
         """Whether nobody else is at work on it."""
         file = _file(name)
         return name in self._held or not self.folder.exists(file) or self._is_dead(file)
+
+    def find_free(self, names: Iterable[str]) -> set[str]:
+        """Those of `names` that nobody else is at work on, by one look at the folder and one at each claim there is."""
+        taken = {name for name in self._names() if name not in self._held and not self._is_dead(_file(name))}
+        return set(names) - taken
 
     def sweep(self) -> None:
         """Remove what dead processes left in the claims folder; of files in the making, those of this host's processes."""
@@ -95,15 +109,16 @@ class Claims:
 
     def _beat(self, stop: threading.Event) -> None:
         while not stop.wait(HEARTBEAT_SECONDS):
-            with self._lock:
-                held = list(self._held)
-            for name in held:
-                self.folder.touch(_file(name))
+            for name in list(self._held):
+                with self._lock:  # a claim that is being dropped isn't written again
+                    if name in self._held:
+                        self.folder.touch(_file(name))
 
     def _is_dead(self, file: str) -> bool:
         owner = self._read(file)
         if owner.get("host") == host():
-            return owner != _identity(int(owner.get("pid", 0)))
+            there = _identity(int(owner.get("pid", 0)))
+            return not there or not there.items() <= owner.items()
         return self.folder.age_seconds(file) > DEAD_AFTER_SECONDS
 
     def _read(self, file: str) -> dict[str, int | str | float]:
@@ -118,7 +133,7 @@ def _file(name: str) -> str:
     return f"{ASIDE}/{name}.json"
 
 
-def _identity(pid: int) -> dict[str, object]:
+def _identity(pid: int) -> dict[str, int | str | float]:
     """Host, process and its starting time, which tells a process from a later one with its number."""
     try:
         return {"host": host(), "pid": pid, "started": psutil.Process(pid).create_time()}

@@ -1,7 +1,7 @@
 """The few file operations that the promises of a latent dataset rest on: `Folder`, and `LocalFolder` for a path.
 
 One file is committed by writing it aside, fsync, and a hard link, which fails when the name exists: the first commit wins. Only
-dataset.json is ever replaced.
+dataset.json is ever replaced. `UrlFolder` keeps the same promises on object stores.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from latentkit.errors import StoreError
+from latentkit.store.unit_cache import Cache, open_cache
 
 ASIDE = "claims"
 """Files in the making lie here, so that a killed process leaves nothing among the units."""
@@ -103,6 +104,10 @@ class Folder(ABC):
     def discard_if_empty(self) -> None:
         """Remove the folder when nothing has been written to it."""
 
+    @abstractmethod
+    def stop_waiting(self) -> None:
+        """Wait no longer when the folder can't be reached: the work is ending."""
+
     # ------------------------------------------------------------ claims: small files that say who is at work
 
     @abstractmethod
@@ -175,6 +180,9 @@ class LocalFolder(Folder):
             (self.path / ASIDE).rmdir()
             self.path.rmdir()
 
+    def stop_waiting(self) -> None:
+        """Nothing: a local folder is never waited for."""
+
     @contextmanager
     def create(self, name: str) -> Iterator[BinaryIO]:
         with self._part(name) as file:
@@ -232,9 +240,8 @@ class LocalFolder(Folder):
 
     @contextmanager
     def _part(self, name: str) -> Iterator[BinaryIO]:
-        """A file in the making, which is gone on leaving; its name tells whose it is, so that a dead process's can be swept."""
-        owner = f"{host()}~{os.getpid()}~{secrets.token_hex(4)}"
-        part = self.path / ASIDE / f"{name.replace('/', '-')}~{owner}.part"
+        """A file in the making, which is gone on leaving."""
+        part = self.path / part_name(name)
         try:
             with self._explained(name):
                 part.parent.mkdir(parents=True, exist_ok=True)
@@ -252,6 +259,11 @@ class LocalFolder(Folder):
             yield
         except OSError as error:
             raise StoreError(f"{self.path / name} can't be written: {error.strerror}; nothing that was there before is lost") from error
+
+
+def part_name(name: str) -> str:
+    """Where this process writes a file aside; the name tells whose it is, so that a dead process's can be swept."""
+    return f"{ASIDE}/{name.replace('/', '-')}~{host()}~{os.getpid()}~{secrets.token_hex(4)}.part"
 
 
 @functools.cache
@@ -278,15 +290,25 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def open_folder(output: str) -> Folder:
-    """The folder of an `output.path`.
+def open_folder(output: str, cache: Cache = None) -> Folder:
+    """The folder of an `output.path`: a path, or a URL of any protocol that fsspec has a driver for.
+
+    Args:
+        output: a path, file:// URL or other URL such as s3://bucket/latents.
+        cache: where units read from a URL are kept, and how many bytes of them: see `open_cache`.
 
     Raises:
-        StoreError: a URL, or the path of something that isn't a folder.
+        StoreError: something that isn't a folder, or a URL whose driver is missing or can't be set up.
+        TypeError, ValueError: a cache that is none.
     """
-    if "://" in output:
-        raise StoreError(f"{output}: this version writes and reads local folders; give a path")
-    path = Path(output).expanduser().absolute()
+    protocol, separator, rest = output.partition("://")
+    if separator and not rest.strip("/"):
+        raise StoreError(f"{output} names no place; expected something like {protocol}://bucket/latents")
+    if separator and protocol not in ("file", "local"):
+        from latentkit.store.url_folder import UrlFolder
+
+        return UrlFolder(output, open_cache(cache))
+    path = Path(rest if separator else output).expanduser().absolute()
     if path.exists() and not path.is_dir():
         raise StoreError(f"{path} is a file; the output needs a folder of its own")
     return LocalFolder(path)

@@ -67,9 +67,14 @@ def test_failure_to_write_is_explained(tmp_path: Path) -> None:
         write(LocalFolder(tmp_path / "out"), "units/a", b"x")
 
 
-def test_url_and_file_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="local folders"):
-        open_folder("s3://bucket/latents")
+def test_url_of_a_local_folder_is_that_folder(tmp_path: Path) -> None:
+    write(LocalFolder(tmp_path / "out"), "units/a", b"x")
+    folder = open_folder(f"file://{tmp_path}/out")
+    assert isinstance(folder, LocalFolder)
+    assert folder.read("units/a") == b"x"
+
+
+def test_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="is a file"):
         open_folder(str(tmp_path / "file"))

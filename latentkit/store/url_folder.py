@@ -1,0 +1,354 @@
+"""`UrlFolder`: a latent dataset's folder on an object store, or whatever else fsspec has a driver for.
+
+The first commit wins by one conditional request (on S3 a PUT with `If-None-Match: *`, of a large file the last of its several). S3, Google
+Cloud Storage and what is compatible with them have it, and then a file is there whole or not at all. With a driver that has no such request
+a file is written aside, looked for, and moved: two processes that commit one name in the same moment may both believe they were first.
+
+How a driver logs in is its own affair: environment, configuration files (AWS_ENDPOINT_URL, AWS_PROFILE, ...) or fsspec's own.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import io
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, ParamSpec, TypeVar
+
+import fsspec
+from fsspec.asyn import AsyncFileSystem
+from fsspec.registry import known_implementations
+
+from latentkit.errors import StoreError
+from latentkit.store.folder import Folder, part_name
+from latentkit.store.outage import Outage, explained
+from latentkit.store.unit_cache import UnitCache
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Send = Callable[..., object]
+"""Takes a driver, the driver's path and its `mode`, and writes a file."""
+
+BLOCK_BYTES = 4 << 20
+"""What one request reads of an open file at least."""
+
+LOG_PART_BYTES = 64 << 10
+"""An object can't be added to, so a log's last part is written anew with every line; a longer one is left and the next begun."""
+
+CLOCK_SKEW_SECONDS = 900.0
+"""What this machine's clock and the store's may differ by; S3 refuses requests from a clock that is further off."""
+
+
+class UrlFolder(Folder):
+    """A folder at a URL. While it can't be reached its users wait, as `Outage` says."""
+
+    def __init__(self, url: str, cache: UnitCache) -> None:
+        self.url = url.rstrip("/")
+        self.cache = cache
+        self._outage = Outage(self.url)
+        self._claims: dict[str, str] = {}
+        self._claims_seen: dict[str, tuple[str, float]] = {}
+        self._logs: dict[str, tuple[int, str]] = {}
+        self._found_bucket = False
+        self._connect()
+
+    def __str__(self) -> str:
+        return self.url
+
+    def __reduce__(self) -> tuple[type[UrlFolder], tuple[str, UnitCache]]:
+        return UrlFolder, (self.url, self.cache)
+
+    def _connect(self) -> None:
+        self._fs, self._root = open_driver(self.url)
+        self._pid = os.getpid()
+        method = getattr(type(self._fs), "_put_file", AsyncFileSystem._put_file)
+        self._has_create = method is not AsyncFileSystem._put_file and "mode" in inspect.signature(method).parameters
+
+    @property
+    def fs(self) -> Any:
+        """The fsspec driver; a forked process gets one of its own, since a driver keeps connections and a thread."""
+        if self._pid != os.getpid():
+            self._connect()
+        return self._fs
+
+    # ------------------------------------------------------------ looking and reading
+
+    def exists(self, name: str) -> bool:
+        return self._info(name) is not None
+
+    def top_names(self) -> set[str]:
+        return set(self._names(""))
+
+    def list(self, folder: str) -> list[str]:
+        return sorted(name for name in self._names(folder) if not name.startswith("."))
+
+    def _names(self, folder: str) -> Iterator[str]:
+        path = self._path(folder).rstrip("/")
+        try:
+            entries = self._ask(folder, self.fs.ls, path, True)
+        except FileNotFoundError:
+            self._check_bucket()
+            return
+        names = (PurePosixPath(entry["name"]) for entry in entries)
+        yield from (name.name for name in names if name != PurePosixPath(path))
+
+    def size(self, name: str) -> int:
+        return int(self._present(name)["size"])
+
+    def read(self, name: str) -> bytes:
+        with self._missing(name):
+            return bytes(self._ask(name, self.fs.cat_file, self._path(name)))
+
+    def open_file(self, name: str) -> BinaryIO:
+        return io.BufferedReader(_RemoteFile(self, name, self.size(name)), BLOCK_BYTES)
+
+    def read_range(self, name: str, start: int, stop: int) -> bytes:
+        """Bytes `start` to `stop` of a file.
+
+        Raises:
+            StoreError: it can't be read.
+        """
+        with self._missing(name):
+            return bytes(self._ask(name, self.fs.cat_file, self._path(name), start=start, end=stop))
+
+    def local_copy(self, name: str) -> Path:
+        before = self._present(name)
+        digest = hashlib.sha256(f"{self.url}/{name}\n{sorted(before.items())}".encode()).hexdigest()
+        return self.cache.fetch(digest, int(before["size"]), functools.partial(self._download, name, before))
+
+    def _download(self, name: str, before: dict[str, Any], path: Path) -> None:
+        path.touch()  # the disk's own errors come from here, not from the driver
+        with self._missing(name):
+            self._ask(name, self._get, name, path, int(before["size"]))
+        if self._info(name) != before:
+            raise StoreError(f"{self.url}/{name} changed while it was read; open the dataset again")
+
+    def _get(self, name: str, path: Path, size: int) -> None:
+        self.fs.get_file(self._path(name), str(path))
+        if path.stat().st_size != size:
+            raise ConnectionError(f"{path.stat().st_size} of {size} bytes came")
+
+    # ------------------------------------------------------------ writing
+
+    @contextmanager
+    def create(self, name: str) -> Iterator[BinaryIO]:
+        try:
+            with tempfile.TemporaryFile(prefix="latentkit-") as file:
+                yield file
+                file.flush()
+                # The file has no name that a killed process could leave behind; drivers want one to read from.
+                self._put_new(name, functools.partial(_put_file, file))
+        except OSError as error:
+            reason = f"{error.strerror or error} in {tempfile.gettempdir()}, where files wait for their upload (TMPDIR chooses another)"
+            raise StoreError(f"{self.url}/{name} can't be written: {reason}; nothing that was there before is lost") from error
+
+    def replace(self, name: str, content: bytes) -> None:
+        with self._missing(name):
+            self._ask(name, self._put, name, functools.partial(_put_bytes, content), False)
+
+    def remove(self, name: str) -> None:
+        self._claims.pop(name, None)
+        with suppress(FileNotFoundError):
+            self._ask(name, self.fs.rm_file, self._path(name))
+
+    def append(self, name: str, line: str) -> None:
+        part, text = self._logs.get(name) or (self._free_log(name, 0), "")
+        if len(text) > LOG_PART_BYTES:
+            part, text = self._free_log(name, part + 1), ""
+        text += line + "\n"
+        self.replace(_log_name(name, part), text.encode())
+        self._logs[name] = part, text
+
+    def _free_log(self, name: str, part: int) -> int:
+        """The first part of a log, from `part` on, that an earlier process of that number didn't write."""
+        while self.exists(_log_name(name, part)):
+            part += 1
+        return part
+
+    def discard_if_empty(self) -> None:
+        """Nothing: object stores have no folders."""
+
+    def stop_waiting(self) -> None:
+        self._outage.stop_waiting()
+
+    def _put_new(self, name: str, send: Send) -> bool:
+        """Whether the file wasn't there and now is."""
+        try:
+            with self._missing(name):
+                self._ask(name, self._put, name, send, True)
+        except FileExistsError:
+            return False
+        except StoreError:
+            if not self.exists(name):  # some servers don't say which condition it was that failed
+                raise
+            return False
+        return True
+
+    def _put(self, name: str, send: Send, new: bool) -> None:
+        """Put a file in place, with `new` only where there is none; in one request where the driver can."""
+        path = self._path(name)
+        if self._has_create:
+            send(self.fs, path, mode="create" if new else "overwrite")
+            return
+        aside = self._path(part_name(name))
+        for folder in (aside, path):
+            self.fs.makedirs(folder.rpartition("/")[0], exist_ok=True)
+        send(self.fs, aside)
+        if new and self.fs.exists(path):
+            self.fs.rm_file(aside)
+            raise FileExistsError(path)
+        self.fs.mv(aside, path)
+
+    # ------------------------------------------------------------ claims
+
+    def claim(self, name: str, content: str) -> bool:
+        # A request whose answer was lost is sent again and finds our own claim.
+        ours = self._put_new(name, functools.partial(_put_bytes, content.encode())) or self._content(name) == content.encode()
+        if ours:
+            self._claims[name] = content
+        return ours
+
+    def _content(self, name: str) -> bytes | None:
+        try:
+            return self.read(name)
+        except StoreError:
+            return None
+
+    def take_over(self, name: str) -> None:
+        # One that comes late may remove the new owner's, and then both work.
+        self.remove(name)
+
+    def touch(self, name: str) -> None:
+        content = self._claims.get(name)
+        if content is not None:
+            with suppress(Exception):  # the next beat is soon
+                self._put(name, functools.partial(_put_bytes, content.encode()), False)
+
+    def age_seconds(self, name: str) -> float:
+        """How long this process has seen it unchanged; by the clocks only what is beyond all doubt of them."""
+        info = self._info(name)
+        if info is None:
+            return 0.0
+        state, now = repr(sorted(info.items())), time.monotonic()
+        if self._claims_seen.get(name, ("", 0.0))[0] != state:
+            self._claims_seen[name] = state, now
+        age = now - self._claims_seen[name][1]
+        with suppress(NotImplementedError, FileNotFoundError):
+            written: datetime = self._ask(name, self.fs.modified, self._path(name))
+            by_clock = datetime.now(UTC) - written.replace(tzinfo=written.tzinfo or UTC)
+            age = max(age, by_clock.total_seconds() - CLOCK_SKEW_SECONDS)
+        return age
+
+    # ------------------------------------------------------------ inside
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+    def _ask(self, name: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._outage.wait_for(f"{self.url}/{name}", function, *args, **kwargs)
+
+    def _info(self, name: str) -> dict[str, Any] | None:
+        """What the store says of a file, such as "size"; None when it isn't there."""
+        try:
+            return dict(self._ask(name, self.fs.info, self._path(name)))
+        except FileNotFoundError:
+            return None
+
+    def _present(self, name: str) -> dict[str, Any]:
+        with self._missing(name):
+            info = self._info(name)
+            if info is None:
+                raise FileNotFoundError(name)
+            return info
+
+    @contextmanager
+    def _missing(self, name: str) -> Iterator[None]:
+        """Turns the answer that there is no such file, or nothing to put it into, into a `StoreError`."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            self._check_bucket()
+            raise StoreError(f"{self.url}/{name}: there is no such file") from error
+
+    def _check_bucket(self) -> None:
+        """On a store with buckets, that this one is there.
+
+        Raises:
+            StoreError: it isn't.
+        """
+        bucket = self._root.partition("/")[0]
+        if self._found_bucket or self.fs.root_marker or "://" in self._root:
+            return
+        try:
+            self._ask("", self.fs.info, bucket)
+        except FileNotFoundError as error:
+            raise StoreError(f"{self.url}: there is no bucket {bucket!r}; make it first, or mend the URL") from error
+        except StoreError:
+            return  # who may use a part of a bucket need not be allowed to look at all of it
+        self._found_bucket = True
+
+
+class _RemoteFile(io.RawIOBase):
+    """A file at a URL to read from, each read a request of its own."""
+
+    def __init__(self, folder: UrlFolder, name: str, size: int) -> None:
+        self._folder, self._name, self._size, self._place = folder, name, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        self._place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
+        return self._place
+
+    def readinto(self, buffer: Any, /) -> int:
+        stop = min(self._place + len(buffer), self._size)
+        if stop <= self._place:
+            return 0
+        content = self._folder.read_range(self._name, self._place, stop)
+        buffer[: len(content)] = content
+        self._place += len(content)
+        return len(content)
+
+
+def open_driver(url: str) -> tuple[Any, str]:
+    """fsspec's driver for a URL, and the URL as the driver's own path; listings are asked for anew every time.
+
+    Raises:
+        StoreError: nobody knows the protocol, its driver isn't installed or can't be set up.
+    """
+    try:
+        try:
+            driver, path = fsspec.url_to_fs(url, use_listings_cache=False)
+        except TypeError:  # a driver that keeps no listings need not know the option
+            driver, path = fsspec.url_to_fs(url)
+    except ImportError as error:
+        package = known_implementations.get(url.partition("://")[0], {}).get("class", "").partition(".")[0]
+        advice = f"; pip install {package}" if package not in ("", "fsspec") else ""
+        raise StoreError(f"{url}: the driver is missing: {error}{advice}") from error
+    except Exception as error:
+        raise explained(error, url) from error
+    return driver, path.rstrip("/")
+
+
+def _put_file(file: BinaryIO, driver: Any, path: str, **mode: str) -> None:
+    file.seek(0)
+    driver.put_file(f"/dev/fd/{file.fileno()}", path, **mode)
+
+
+def _put_bytes(content: bytes, driver: Any, path: str, **mode: str) -> None:
+    driver.pipe_file(path, content, **mode)
+
+
+def _log_name(name: str, part: int) -> str:
+    return str(PurePosixPath(name).with_suffix(f".{part}.jsonl")) if part else name

@@ -1,0 +1,53 @@
+"""An S3 server for tests, run as a process: `s3_server.py PORT [RECORDING]`.
+
+It is moto's, which keeps all in memory. With a recording it writes every request down, and started again it has the same objects, so
+that it can be killed and brought back. Requests are served one after the other, because moto's conditional PUT isn't atomic and S3's is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+PORT, RECORDING = int(sys.argv[1]), Path(sys.argv[2]) if sys.argv[2:] else None
+if RECORDING is not None:
+    os.environ |= {"MOTO_RECORDER_FILEPATH": str(RECORDING), "MOTO_ENABLE_RECORDING": "1"}
+
+from moto.moto_api import recorder  # noqa: E402  # it reads the environment when it is loaded
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app  # noqa: E402
+from moto.server import ThreadedMotoServer  # noqa: E402
+from werkzeug.serving import run_simple  # noqa: E402
+
+
+class OneAtATime:
+    """A WSGI application whose requests don't overlap."""
+
+    def __init__(self, application: Any) -> None:
+        self._application = application
+        self._lock = threading.Lock()
+
+    def __call__(self, environment: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        with self._lock:
+            return list(self._application(environment, start_response))
+
+
+def restore(recording: Path) -> None:
+    """Write once more all that was written, before anybody else can ask; a line that a kill cut off was never answered."""
+    lines = recording.read_text().splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("\n")]
+    recording.write_text("".join(line for line in whole if json.loads(line)["method"] not in ("GET", "HEAD")))
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    recorder.replay_recording(target_host=f"http://{host}:{port}")
+    server.stop()
+
+
+if RECORDING is not None and RECORDING.exists():
+    restore(RECORDING)
+run_simple("127.0.0.1", PORT, OneAtATime(DomainDispatcherApplication(create_backend_app)), threaded=True)
