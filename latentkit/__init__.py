@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from latentkit.run import encode, run
     from latentkit.store.join import JoinedDataset
     from latentkit.store.join import join_datasets as join
-    from latentkit.store.reader import LatentDataset, collate
+    from latentkit.store.loader import collate
+    from latentkit.store.reader import LatentDataset
     from latentkit.store.reader import open_dataset as open
 
 __version__ = "0.1.0"
@@ -25,7 +26,7 @@ _PLACES = {
     "encode": ("latentkit.run", "encode"),
     "run": ("latentkit.run", "run"),
     "open": ("latentkit.store.reader", "open_dataset"),
-    "collate": ("latentkit.store.reader", "collate"),
+    "collate": ("latentkit.store.loader", "collate"),
     "join": ("latentkit.store.join", "join_datasets"),
     "LatentDataset": ("latentkit.store.reader", "LatentDataset"),
     "JoinedDataset": ("latentkit.store.join", "JoinedDataset"),

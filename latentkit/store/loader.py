@@ -1,30 +1,115 @@
-"""`Batches`: one rank's batches of an epoch, loaded ahead by a thread, with a state of constant size."""
+"""`Batches`: one rank's batches of an epoch, loaded ahead by threads, with a state of constant size; and what has such batches."""
 
 from __future__ import annotations
 
+import os
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, overload
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from latentkit.buffers import BufferPool
 from latentkit.store.order import Rows, Shuffle, Tail, epoch_batches
+from latentkit.store.readahead import ReadAhead
+
+ITEM_DRAW = 1 << 40
+"""Added to a row's number where it seeds the draw of a single item, so that no batch shares its noise."""
 
 
-class Batchable(Protocol):
-    """What `Batches` needs of a dataset; see `LatentDataset` for each."""
+class BatchedRows(ABC):
+    """Rows by position, one by one or in batches: what `LatentDataset` and `JoinedDataset` have in common.
 
-    seed: int
-    epoch: int
-    epochs_set: int
-    index_hash: str
+    Attributes:
+        seed: of all draws and shuffles.
+        epoch: that single items, and the next batches, are drawn for.
+        index_hash: changes with the rows or their order.
+        is_cold: whether rows come from disk rather than from memory, as far as reading has shown.
+    """
 
+    def __init__(self, seed: int, index_hash: str) -> None:
+        self.seed = seed
+        self.index_hash = index_hash
+        self.epoch = self.epochs_set = 0
+        self.is_cold = True
+        self._pool = BufferPool(False)
+
+    @abstractmethod
     def __len__(self) -> int: ...
-    def groups(self, items: Rows, epoch: int) -> tuple[Any, Any]: ...
-    def load(self, items: Rows, epoch: int, number: int, pool: BufferPool) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def groups(self, epoch: int) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.integer]]:
+        """Bucket number and unit number of the row at each position."""
+
+    @abstractmethod
+    def load(self, items: Rows, epoch: int, number: int, pool: BufferPool) -> dict[str, Any]:
+        """The rows at some positions as one batch; (seed, epoch, number) decides the draw.
+
+        Raises:
+            ValueError: they are of several buckets.
+            StoreError: a unit is missing or damaged.
+        """
+
+    @abstractmethod
+    def will_need(self, items: Rows, epoch: int) -> None:
+        """Tell the kernel that `load` will ask for these rows."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draws and shuffles from now on are this epoch's."""
+        self.epoch = epoch
+        self.epochs_set += 1
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One row: {"latent": (C, h, w) float32, "key", "view", and the columns asked for}; with posterior="moments", "moments".
+
+        Of joined datasets: the tensors of both by `layout.name`, "key", "view", and the columns of each.
+        """
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"row {index} of a latent dataset of {len(self)}")
+        item = np.array([index % len(self)])
+        batch = self.load(item, self.epoch, ITEM_DRAW + int(item[0]), BufferPool(False))
+        return {name: value[0] for name, value in batch.items()}
+
+    def __getitems__(self, indices: Sequence[int]) -> LoadedRows:
+        """A whole batch at once, which torch's `DataLoader` asks for; in the order of `indices`.
+
+        Raises:
+            ValueError: the rows are of several buckets.
+        """
+        items = np.asarray(indices, np.int64)
+        return LoadedRows(self.load(items, self.epoch, ITEM_DRAW + int(items[0]), self._pool))
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[index] for index in range(len(self)))
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        shuffle: Shuffle = False,
+        tail: Tail = "short",
+        rank: int | None = None,
+        world_size: int | None = None,
+        prefetch: int = 3,
+    ) -> Batches:
+        """Batches of one bucket each, this rank's share: {"latent": (N, C, h, w) float32, "key": [...], "view": [...], columns: [...]}.
+
+        Every row comes once per epoch over all ranks, in equally many batches on each. Iterating again is the next epoch, unless
+        `set_epoch` says another.
+
+        Args:
+            batch_size: rows of a batch, at most.
+            shuffle: True; False; "units" shuffles units and the rows of each, which reads a dataset larger than memory from front to back.
+            tail: "short" splits batches until every rank has equally many; "drop" leaves the rest out.
+            rank, world_size: None takes them from torch.distributed, or 0 of 1.
+            prefetch: batches loaded ahead, each by a thread of its own as far as there are cores.
+        """
+        return Batches(self, batch_size, shuffle, tail, rank, world_size, prefetch)
 
 
 class Batches:
@@ -32,7 +117,7 @@ class Batches:
 
     def __init__(
         self,
-        dataset: Batchable,
+        dataset: BatchedRows,
         batch_size: int,
         shuffle: Shuffle,
         tail: Tail,
@@ -64,16 +149,24 @@ class Batches:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         epoch = self._current_epoch()
         batches = self._batches(epoch)
-        self._handed_out, self._start_at = self._start_at, 0
+        first = self._handed_out = self._start_at
+        self._start_at = 0
         loaded: deque[Future[dict[str, Any]]] = deque()
-        with ThreadPoolExecutor(1, "latents") as executor:
+        ahead = self._read_ahead(batches, first, epoch)
+
+        def load(number: int) -> dict[str, Any]:
+            with ahead.reading(number):
+                return self.dataset.load(batches[number], epoch, number * self.world_size + self.rank, self._pool)
+
+        with ThreadPoolExecutor(min(self.prefetch, _num_cores()), "latents") as executor:
             try:
-                for number in range(self._handed_out, len(batches)):
-                    loaded.append(executor.submit(self._load, epoch, number, batches[number]))
+                for number in range(first, len(batches)):
+                    loaded.append(executor.submit(load, number))
                     if len(loaded) > self.prefetch:
                         yield self._hand_out(loaded)
                 while loaded:
                     yield self._hand_out(loaded)
+                self.dataset.is_cold = ahead.is_cold(len(batches) - 1)
             finally:
                 executor.shutdown(wait=False, cancel_futures=True)
         self._epoch, self._handed_out = epoch + 1, 0
@@ -116,7 +209,7 @@ class Batches:
     def _batches(self, epoch: int) -> list[Rows]:
         """This rank's batches, as positions in the dataset."""
         if self._order is None or self._order[0] != epoch:
-            buckets, units = self.dataset.groups(np.arange(len(self.dataset)), epoch)
+            buckets, units = self.dataset.groups(epoch)
             batches = epoch_batches(
                 buckets,
                 units,
@@ -132,13 +225,50 @@ class Batches:
             self._order = epoch, [np.sort(batch) if self.shuffle else batch for batch in own]
         return self._order[1]
 
-    def _load(self, epoch: int, number: int, items: Rows) -> dict[str, Any]:
-        return self.dataset.load(items, epoch, number * self.world_size + self.rank, self._pool)
+    def _read_ahead(self, batches: list[Rows], first: int, epoch: int) -> ReadAhead:
+        units: Rows | None = None
+        if self.shuffle == "units":
+            units = self.dataset.groups(epoch)[1][[batch[0] for batch in batches]].astype(np.int64)
+        return ReadAhead(batches, units, first, self.dataset.is_cold, lambda items: self.dataset.will_need(items, epoch))
 
     def _hand_out(self, loaded: deque[Future[dict[str, Any]]]) -> dict[str, Any]:
         batch = loaded.popleft().result()
         self._handed_out += 1
         return batch
+
+
+class LoadedRows(Sequence[dict[str, Any]]):
+    """A loaded batch that also looks like the list of its items, for collate functions that expect one."""
+
+    def __init__(self, batch: dict[str, Any]) -> None:
+        self.batch = batch
+
+    def __len__(self) -> int:
+        return len(self.batch["key"])
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        return {name: values[index] for name, values in self.batch.items()}
+
+
+def collate(rows: LoadedRows | Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """`collate_fn` for a torch `DataLoader` over a latent dataset: whole batches pass untouched, single items are stacked."""
+    if isinstance(rows, LoadedRows):
+        return rows.batch
+    return {
+        name: torch.stack([row[name] for row in rows]) if isinstance(value, Tensor) else [row[name] for row in rows]
+        for name, value in rows[0].items()
+    }
+
+
+def _num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:

@@ -1,19 +1,29 @@
-"""Units as memory maps, and batches gathered from them: one `take` per (unit, tensor) into memory that is used again.
+"""Units as memory maps, and batches gathered from them: one `take` per group (a bucket in a unit) into memory that is used again.
 
 Why it is done this way (fresh output memory and per-row objects cost more than the gather) is measured in tests/benchmarks/read.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import contextlib
+import itertools
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from latentkit.errors import StoreError
-from latentkit.store.folder import Folder
+from latentkit.buffers import BufferPool
+from latentkit.contracts import LatentLayout
+from latentkit.errors import DamagedError, StoreError
+from latentkit.store.folder import Folder, LocalFolder
 from latentkit.store.format import StoredTensor, UnitHeader, read_header
+from latentkit.store.order import Rows
+from latentkit.store.quantise import SCALE
+from latentkit.store.rows import Group, ReadableRows
 from latentkit.store.writer import unit_name
 
 NUMPY_DTYPES: dict[str, type[np.generic]] = {
@@ -23,7 +33,18 @@ NUMPY_DTYPES: dict[str, type[np.generic]] = {
     "I64": np.int64,
     "I32": np.int32,
     "U8": np.uint8,
+    "I8": np.int8,
 }
+
+CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "I8"}
+"""How safetensors calls the dtypes of dataset.json."""
+
+INDEX_CODES = ("I64", "I32", "U8")
+
+MOST_ATTEMPTS = 3
+
+ADVICE_BYTES = 128 << 10
+"""The kernel reads no more than this for one piece of advice, on some devices."""
 
 Array = npt.NDArray[Any]
 
@@ -35,44 +56,201 @@ class MappedUnit:
         StoreError: missing, damaged, or not the file that dataset.json describes.
     """
 
-    def __init__(self, folder: Folder, name: str, expected: dict[str, Any]) -> None:
-        file_name = unit_name(name)
-        where = f"{folder}/{file_name}"
-        size = folder.size(file_name)
-        with folder.open_file(file_name) as file:
-            self.header: UnitHeader = read_header(file, size, where)
+    def __init__(self, folder: Folder, name: str, expected: Mapping[str, Any]) -> None:
+        self.path: Path = folder.local_copy(unit_name(name))
+        self.where = f"{folder}/{unit_name(name)}"
+        try:
+            with open(self.path, "rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                self.header: UnitHeader = read_header(file, size, self.where)
+            # Unlike Python's own maps, torch's keep no file open: there may be more units than files that a process may open.
+            self._bytes: Array = torch.from_file(str(self.path), shared=False, size=size, dtype=torch.uint8).numpy()
+        except (OSError, RuntimeError, UnicodeEncodeError) as error:
+            raise StoreError(f"{self.where} can't be mapped into memory: {error}") from error
         if self.header.sha256 != expected["header_sha256"]:
-            raise StoreError(f"{where} is not the unit that dataset.json describes; `latentkit verify {folder}` says more")
-        self._bytes = np.memmap(folder.local_copy(file_name), np.uint8, "r")
-        self._where = where
-        self._views: dict[str, Array] = {}
+            raise DamagedError(f"{self.where} is not the unit that dataset.json describes; `latentkit verify {folder}` says more")
 
-    def tensor(self, name: str) -> Array:
-        """A tensor of the unit, (rows, ...), without copying.
+    def tensor(self, name: str, codes: Sequence[str]) -> tuple[Array, StoredTensor]:
+        """A tensor of the unit, (rows, ...), without copying, and where it lies in the file.
 
         Raises:
-            StoreError: the unit has no such tensor.
+            DamagedError: the unit has no such tensor, or not in one of these dtypes.
         """
-        view = self._views.get(name)
-        if view is None:
-            stored = self.header.tensors.get(name)
-            if stored is None:
-                raise StoreError(f"{self._where}: there is no tensor {name!r}")
-            view = self._views[name] = self._view(stored)
-        return view
-
-    def _view(self, stored: StoredTensor) -> Array:
-        dtype = NUMPY_DTYPES[stored.dtype]
-        return np.asarray(self._bytes[stored.start : stored.start + stored.num_bytes]).view(dtype).reshape(stored.shape)
+        stored = self.header.tensors.get(name)
+        if stored is None:
+            raise DamagedError(f"{self.where}: there is no tensor {name!r}")
+        if stored.dtype not in codes or not stored.shape:
+            raise DamagedError(f"{self.where}: tensor {name!r} is {stored.dtype} {list(stored.shape)}, expected {' or '.join(codes)}")
+        values = self._bytes[stored.start : stored.start + stored.num_bytes].view(NUMPY_DTYPES[stored.dtype])
+        if not values.flags.aligned:  # numpy would copy all of it for each batch
+            raise DamagedError(f"{self.where}: tensor {name!r} starts at byte {stored.start}, which doesn't fit {stored.dtype}")
+        return values.reshape(stored.shape), stored
 
 
-def take_rows(pieces: Sequence[tuple[Array, npt.NDArray[np.int64]]], out: Array) -> None:
-    """Gather rows of several arrays one after the other into `out`, (rows, ...) of the same row shape and dtype."""
-    start = 0
-    for array, rows in pieces:
-        stop = start + len(rows)
-        if len(rows) and int(rows.max()) >= len(array):
-            raise StoreError(f"the index names row {int(rows.max())} of a unit's tensor that has {len(array)}")
-        # mode="clip" writes straight into `out`; "raise" would go through a buffer.
-        np.take(array, rows, axis=0, out=out[start:stop], mode="clip")
-        start = stop
+class Mapped(NamedTuple):
+    """The rows of a group: values (rows, ...), for int8 their scales (rows, C), and where the values lie in which file."""
+
+    values: Array
+    scales: Array | None
+    path: Path
+    start: int
+
+
+class Piece(NamedTuple):
+    """A part of a batch that lies in one group: its rows there, and their places in the batch."""
+
+    mapped: Mapped
+    rows: Rows
+    places: Rows | slice
+
+
+class StoredRows:
+    """The stored tensors of a dataset by row of its index; units are mapped when they are first asked for.
+
+    Args:
+        folder, document: the dataset and its dataset.json.
+        layout: of its latents.
+        tensor_name: "moments", "latent" or "indices".
+        rows: where each row lies.
+    """
+
+    def __init__(
+        self, folder: Folder, document: Mapping[str, Any], layout: LatentLayout, tensor_name: str, rows: ReadableRows
+    ) -> None:
+        self._folder = folder
+        self._expected: Mapping[str, Any] = document["units"]
+        self._tensor_name = tensor_name
+        self._codes = INDEX_CODES if tensor_name == "indices" else (CODES[document["dtype"]],)
+        self._channels = None if tensor_name == "indices" else layout.channels * (2 if tensor_name == "moments" else 1)
+        self._num_axes = len(layout.axes)
+        self._index = rows
+        self._units: dict[str, MappedUnit] = {}
+        self._groups: dict[tuple[int, bool], Mapped] = {}
+        self._row_shapes: dict[str, tuple[int, ...]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without memory maps, which would be pickled as the data they show."""
+        return {**self.__dict__, "_units": {}, "_groups": {}}
+
+    def gather(self, rows: Rows, pool: BufferPool, means_only: bool = False) -> tuple[Array, Array | None]:
+        """Rows of one bucket as stored, (N, ...), and for int8 their scales (N, C); `means_only`: the mean half of moments.
+
+        Raises:
+            ValueError: they are of several buckets.
+            StoreError: a unit is missing or damaged.
+        """
+        pieces = self._pieces(rows, means_only)
+        values = pieces[0].mapped.values
+        out = pool.get((len(rows), *values.shape[1:]), values.dtype)
+        take([(piece.mapped.values, piece.rows, piece.places) for piece in pieces], out)
+        if pieces[0].mapped.scales is None:
+            return out, None
+        scales = np.empty((len(rows), pieces[0].mapped.scales.shape[1]), np.float32)
+        take([(piece.mapped.scales, piece.rows, piece.places) for piece in pieces if piece.mapped.scales is not None], scales)
+        return out, scales
+
+    def will_need(self, rows: Rows, means_only: bool = False) -> None:
+        """Tell the kernel to read these rows from disk, without waiting for them."""
+        for piece in self._pieces(np.sort(rows), means_only, one_bucket=False):
+            with contextlib.suppress(OSError):  # advice may go unheard
+                _advise(piece.mapped, piece.rows)
+
+    def _pieces(self, rows: Rows, means_only: bool, one_bucket: bool = True) -> list[Piece]:
+        groups = self._index.group_of_row[rows]
+        numbers = self._index.row_in_unit[rows] * (2 if means_only else 1)
+        order = None
+        if (groups[1:] < groups[:-1]).any():
+            order = np.argsort(groups, kind="stable")
+            groups, numbers = groups[order], numbers[order]
+        bounds = [0, *(np.flatnonzero(groups[1:] != groups[:-1]) + 1).tolist(), len(rows)]
+        own = groups[bounds[:-1]].tolist()
+        if one_bucket and len({self._index.groups[group].bucket for group in own}) > 1:
+            raise ValueError(f"{self._folder} holds several buckets, whose rows can't be stacked; iterate over batches() instead")
+        return [
+            Piece(self._mapped(group, means_only), numbers[start:stop], slice(start, stop) if order is None else order[start:stop])
+            for group, (start, stop) in zip(own, itertools.pairwise(bounds), strict=True)
+        ]
+
+    def _mapped(self, number: int, means_only: bool) -> Mapped:
+        mapped = self._groups.get((number, means_only))
+        if mapped is None:
+            # Two threads may map one group at the same time; either result serves.
+            mapped = self._groups[number, means_only] = self._map(self._index.groups[number], means_only)
+        return mapped
+
+    def _map(self, group: Group, means_only: bool) -> Mapped:
+        unit = self._units.get(group.unit)
+        if unit is None:
+            unit = self._units[group.unit] = self._open(group.unit)
+        name = f"{group.bucket}/{self._tensor_name}"
+        values, stored = unit.tensor(name, self._codes)
+        self._check(unit, name, values.shape, group)
+        scales = None
+        if stored.dtype == "I8":
+            scales, _ = unit.tensor(name + SCALE, ("F32",))
+            if scales.shape != values.shape[:2]:
+                raise DamagedError(f"{unit.where}: tensor {name + SCALE!r} is {list(scales.shape)}, expected {list(values.shape[:2])}")
+        if means_only:
+            # Mean and logvar of a row lie one after the other: as twice as many rows, the means are the even ones.
+            values = values.reshape(len(values) * 2, values.shape[1] // 2, *values.shape[2:])
+            scales = None if scales is None else scales.reshape(len(scales) * 2, -1)
+        return Mapped(values, scales, unit.path, stored.start)
+
+    def _open(self, name: str) -> MappedUnit:
+        """The unit; those that a cache of limited size has let go since are let go here too, or their disk space would stay taken."""
+        for attempt in range(MOST_ATTEMPTS):
+            try:
+                unit = MappedUnit(self._folder, name, self._expected[name])
+                break
+            except StoreError as error:
+                # Another process may evict a unit between its download and its use.
+                if not isinstance(error.__cause__, FileNotFoundError) or attempt == MOST_ATTEMPTS - 1:
+                    raise
+        if not isinstance(self._folder, LocalFolder):
+            gone = [old for old, mapped in list(self._units.items()) if not mapped.path.exists()]
+            for key in [key for key in list(self._groups) if self._index.groups[key[0]].unit in gone]:
+                self._groups.pop(key, None)
+            for old in gone:
+                self._units.pop(old, None)
+        return unit
+
+    def _check(self, unit: MappedUnit, name: str, shape: tuple[int, ...], group: Group) -> None:
+        """That a tensor holds the rows that the index names, in the layout's shape and in that of the bucket's other units."""
+        row_shape = self._row_shapes.setdefault(group.bucket, shape[1:])
+        fits = self._channels is None or (len(row_shape) == self._num_axes and row_shape[0] == self._channels)
+        if shape[1:] != row_shape or not fits or 0 in row_shape:
+            expected = f"{self._channels or 'any'} channels, {self._num_axes} axes, rows {list(row_shape)} as in the bucket's other units"
+            raise DamagedError(f"{unit.where}: tensor {name!r} has rows {list(shape[1:])}, expected {expected}")
+        if group.last_row >= shape[0]:
+            raise DamagedError(f"{unit.where}: the index names row {group.last_row} of tensor {name!r}, which has {shape[0]}")
+
+
+def take(pieces: Sequence[tuple[Array, Rows, Rows | slice]], out: Array) -> None:
+    """Gather rows of several arrays into their places in `out`, (rows, ...) of the same row shape and dtype."""
+    for array, rows, places in pieces:
+        if isinstance(places, slice):
+            # mode="clip" writes straight into `out`, "raise" would go through a buffer; the rows have been checked against the array.
+            np.take(array, rows, axis=0, out=out[places], mode="clip")
+        else:
+            # A copy per row costs less than taking them together and then putting them in their places.
+            for row, place in zip(rows.tolist(), places.tolist(), strict=True):
+                out[place] = array[row]
+
+
+def _advise(mapped: Mapped, rows: Rows) -> None:
+    row_bytes = mapped.values[:1].nbytes
+    file = os.open(mapped.path, os.O_RDONLY)
+    try:
+        for start, stop in file_ranges(np.sort(rows) * row_bytes + mapped.start, row_bytes):
+            os.posix_fadvise(file, start, stop - start, os.POSIX_FADV_WILLNEED)
+    finally:
+        os.close(file)
+
+
+def file_ranges(starts: Rows, length: int) -> Iterator[tuple[int, int]]:
+    """Ranges of a file with neighbours merged, none longer than what one piece of advice is good for; `starts` ascend."""
+    gaps = np.flatnonzero(starts[1:] > starts[:-1] + length) + 1
+    firsts, lasts = starts[np.r_[0, gaps]], starts[np.r_[gaps - 1, len(starts) - 1]] + length
+    for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
+        for start in range(first, last, ADVICE_BYTES):
+            yield start, min(start + ADVICE_BYTES, last)

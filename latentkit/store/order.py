@@ -30,7 +30,8 @@ def epoch_batches(
 
     Args:
         buckets: (rows,) bucket number of each row.
-        units: (rows,) unit number of each row; `shuffle="units"` shuffles units, then rows within each, so that reading is sequential.
+        units: (rows,) unit number of each row; `shuffle="units"` shuffles units, then rows within each, so that reading is sequential,
+            and gives each rank units of its own.
         batch_size: rows per batch, at most.
         shuffle: False keeps the order of rows within each bucket.
         seed, epoch: decide the shuffle, together.
@@ -41,25 +42,25 @@ def epoch_batches(
         ValueError: fewer rows than ranks with `tail="short"`, or no full batch per rank with "drop".
     """
     generator = np.random.default_rng([seed, epoch])
+    place_of_unit = generator.permutation(int(units.max()) + 1)
     batches: list[Rows] = []
     for bucket in np.unique(buckets):
-        rows = _shuffled(np.flatnonzero(buckets == bucket), units, shuffle, generator)
+        rows = np.flatnonzero(buckets == bucket)
+        if shuffle:
+            rows = generator.permutation(rows)
+        if shuffle == "units":
+            rows = rows[np.argsort(place_of_unit[units[rows]], kind="stable")]
         batches += [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
     if tail == "drop":
         batches = [batch for batch in batches if len(batch) == batch_size]
-    if shuffle is True:
+    if shuffle:
         batches = [batches[place] for place in generator.permutation(len(batches))]
-    return _even(batches, world_size, tail)
-
-
-def _shuffled(rows: Rows, units: npt.NDArray[np.integer], shuffle: Shuffle, generator: np.random.Generator) -> Rows:
-    if shuffle is False:
-        return rows
-    if shuffle is True:
-        return generator.permutation(rows)
-    _, of_row = np.unique(units[rows], return_inverse=True)
-    place_of_unit = generator.permutation(of_row.max() + 1)
-    return rows[np.lexsort((generator.random(len(rows)), place_of_unit[of_row]))]
+    batches = _even(batches, world_size, tail)
+    if shuffle == "units":
+        # Each rank reads units of its own, one after the other, whatever buckets they hold.
+        batches.sort(key=lambda batch: int(place_of_unit[units[batch[-1]]]))
+        batches = [batch for first in range(len(batches) // world_size) for batch in batches[first :: len(batches) // world_size]]
+    return batches
 
 
 def _even(batches: list[Rows], world_size: int, tail: Tail) -> list[Rows]:

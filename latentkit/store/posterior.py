@@ -1,24 +1,81 @@
-"""Stored rows to what a trainer sees: the draw or the mean, normalised. Everything works in place on whole batches."""
+"""Stored rows to what a trainer sees: the draw or the mean, normalised. Whole batches, block by block while they are in the CPU's cache.
+
+Everything runs in the calling thread: the reader has threads of its own, and torch's would stand in their way.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from latentkit.buffers import BufferPool
 from latentkit.contracts import LatentLayout, Normalization
 from latentkit.normalize import fold
 
 Posterior = Literal["sample", "mean", "moments"]
+Array = npt.NDArray[Any]
+
+BLOCK = 1 << 17
+"""Values that are worked on at once, few enough for a core's cache."""
+
+SERIAL = 1 << 15
+"""The most values that torch handles in the calling thread alone."""
 
 
-def draw(moments: Tensor, generator: torch.Generator, out: Tensor) -> Tensor:
-    """One draw per row from moments (N, 2C, ...), mean then logvar: mean + exp(logvar / 2) * noise, float32, in `out` (N, C, ...)."""
-    channels = moments.shape[1] // 2
-    out.normal_(generator=generator)
-    deviation = moments[:, channels:].float().mul_(0.5).exp_()
-    return out.mul_(deviation).add_(moments[:, :channels])
+def to_float32(stored: Tensor, scales: Array | None, out: Array) -> None:
+    """Stored values (N, C, ...) of any dtype into `out`, float32; int8 times the scales (N, C) of their rows and channels."""
+    sources, targets = (torch.split(tensor.flatten(), SERIAL) for tensor in (stored, torch.from_numpy(out)))
+    for source, target in zip(sources, targets, strict=True):
+        target.copy_(source)
+    if scales is not None:
+        np.multiply(out, scales.reshape(*scales.shape, *[1] * (out.ndim - 2)), out=out)
+
+
+def draw(moments: Array, noise: Array) -> None:
+    """mean + exp(logvar / 2) * noise, into `noise` (N, C, ...); moments (N, 2C, ...), mean then logvar, are overwritten. float32."""
+    channels = noise.shape[1]
+    logvar = moments[:, channels:]
+    np.multiply(logvar, np.float32(0.5), out=logvar)
+    np.exp(logvar, out=logvar)
+    np.multiply(noise, logvar, out=noise)
+    np.add(noise, moments[:, :channels], out=noise)
+
+
+class Noise:
+    """Standard normal float32 numbers from a seed, drawn row by row: a row's are the same however many rows follow it.
+
+    G. E. P. Box and M. E. Muller, "A Note on the Generation of Random Normal Deviates" (1958), on 32 bits each of numpy's PCG64, whose
+    stream numpy guarantees. In float32 and over whole blocks, it takes 0.7 of the time of torch's own generator.
+    """
+
+    def __init__(self, *seed: int) -> None:
+        self._bits = np.random.PCG64(seed)
+
+    def fill(self, out: Array) -> None:
+        """The next `out.size` numbers into `out`, (N, ...) float32 and C-contiguous."""
+        rows = out.reshape(len(out), -1)
+        size = rows.shape[1]
+        half = -(-size // 2)
+        # A pair of 32-bit integers gives a pair of numbers: the first its distance from the origin, the second its angle.
+        bits = self._bits.random_raw(len(rows) * half).view(np.int32).reshape(len(rows), 2 * half)
+        radius, angle = (np.empty((len(rows), half), np.float32) for _ in range(2))
+        np.bitwise_or(bits, 1, out=bits)  # never 0, whose logarithm is infinite
+        np.copyto(radius, bits[:, :half], casting="unsafe")
+        np.copyto(angle, bits[:, half:], casting="unsafe")
+        np.multiply(radius, np.float32(2.0**-31), out=radius)
+        np.abs(radius, out=radius)
+        np.log(radius, out=radius)
+        np.multiply(radius, np.float32(-2), out=radius)
+        np.sqrt(radius, out=radius)
+        np.multiply(angle, np.float32(math.pi * 2.0**-31), out=angle)
+        np.multiply(np.cos(angle, out=rows[:, :half]), radius, out=rows[:, :half])
+        np.multiply(np.sin(angle, out=angle), radius, out=angle)
+        rows[:, half:] = angle[:, : size - half]
 
 
 class Normalizer:
@@ -35,13 +92,51 @@ class Normalizer:
     def __call__(self, latents: Tensor) -> Tensor:
         """(fold(z) - shift) * scale of float32 raw latents (N, C, ...), which are overwritten."""
         folded = fold(latents, self.axes, self.normalization.fold)
+        values = folded.numpy()
         if self._shifts:
-            folded.sub_(self._shift)
+            np.subtract(values, self._shift, out=values)
         if self._scales:
-            folded.mul_(self._scale)
+            np.multiply(values, self._scale, out=values)
         return folded
 
 
-def _constant(value: object, num_axes: int) -> Tensor:
-    constant = torch.as_tensor(value, dtype=torch.float32)
+class LatentMaker:
+    """Batches of stored rows to batches of latents, (N, C, ...) float32."""
+
+    def __init__(self, normalization: Normalization, layout: LatentLayout) -> None:
+        self._normalize = Normalizer(normalization, layout)
+        self._axes, self._fold = layout.axes, normalization.fold
+        channels = layout.channels * math.prod(normalization.fold.values())
+        for name in ("shift", "scale"):
+            value = getattr(normalization, name)
+            if not isinstance(value, int | float) and len(value) != channels:
+                raise ValueError(f"{name} has {len(value)} values for {channels} channels")
+        self._scratch = BufferPool(False)
+
+    def __call__(self, stored: Tensor, scales: Array | None, noise: Noise | None, pool: BufferPool) -> Tensor:
+        """Normalised latents of `stored`: moments of which are drawn with this noise, or where it is None latents as they are."""
+        channels = stored.shape[1] // (2 if noise else 1)
+        shape = (len(stored), channels, *stored.shape[2:])
+        out = torch.from_numpy(pool.get(fold(torch.empty(shape, device="meta"), self._axes, self._fold).shape, np.float32))
+        step = max(1, BLOCK // math.prod(shape[1:]))
+        moments = self._scratch.get((step, *stored.shape[1:]), np.float32)
+        raw = self._scratch.get((step, *shape[1:]), np.float32)
+        for start in range(0, len(stored), step):
+            part = slice(start, start + step)
+            count = len(out[part])
+            block = torch.from_numpy(raw[:count]) if self._fold else out[part]
+            if noise:
+                to_float32(stored[part], None if scales is None else scales[part], moments[:count])
+                noise.fill(block.numpy())
+                draw(moments[:count], block.numpy())
+            else:
+                to_float32(stored[part], None if scales is None else scales[part], block.numpy())
+            latents = self._normalize(block)
+            if self._fold:
+                out[part] = latents
+        return out
+
+
+def _constant(value: object, num_axes: int) -> Array:
+    constant = np.asarray(value, np.float32)
     return constant.reshape(-1, *[1] * (num_axes - 1)) if constant.ndim == 1 else constant

@@ -1,26 +1,34 @@
-"""A latent dataset of any size, written through the store as an encoder would, but from random numbers."""
+"""A latent dataset of any size, written through the store as an encoder would, but from random numbers.
+
+    python tests/benchmarks/make_dataset.py PATH [--rows 1000000] [--channels 4] [--side 16] [--unit-size 65536]
+"""
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import torch
 
 from latentkit.contracts import Entry, LatentLayout, Normalization
+from latentkit.store.dataset import Description, finalize
 from latentkit.store.folder import LocalFolder
-from latentkit.store.index import Description, finalize
 from latentkit.store.plan import PlanSettings, build_plan, write_plan
 from latentkit.store.writer import RowLabel, UnitWriter
 
 BATCH = 256
 
 
+def caption(number: int) -> str:
+    """60 characters."""
+    return f"a caption of exactly sixty characters, number {number:>8d} it is...."[:60]
+
+
 def make_dataset(path: Path, num_rows: int, channels: int, side: int, unit_size: int) -> Path:
     """Gaussian moments (2 * channels, side, side) in float16 with a 60-character caption each; rows are drawn from one pool of noise."""
     folder = LocalFolder(path)
-    settings = PlanSettings({"encoder.name": "random"}, BATCH, unit_size, 1, False, {})
-    caption = "a caption of exactly sixty characters, number {:>8d} it is...."
-    plan = build_plan(0, (Entry(f"{i:08d}", "", {"text": caption.format(i)[:60], "label": i}) for i in range(num_rows)), settings)
+    settings = PlanSettings({"encoder.name": "random", "store": "moments", "dtype": "float16"}, BATCH, unit_size, 1, False, {})
+    plan = build_plan(0, (Entry(f"{i:08d}", "", {"text": caption(i), "label": i}) for i in range(num_rows)), settings)
     write_plan(folder, plan)
     noise = torch.randn(BATCH, 2 * channels, side, side).half()
     for unit in plan.units():
@@ -31,5 +39,20 @@ def make_dataset(path: Path, num_rows: int, channels: int, side: int, unit_size:
             writer.add(f"{side * 8}x{side * 8}", [RowLabel(position, "plain") for position in positions], {"moments": rows})
         writer.commit(folder, {}, settings.fingerprint)
     layout = LatentLayout("latent", "gaussian", "CHW", channels, 8)
-    finalize(folder, plan, Description(layout, Normalization(0.1, 0.5), "moments", "float16", {}, ["plain"]), lambda reasons: None)
+    finalize(folder, [plan], Description(layout, Normalization(0.1, 0.5), "moments", "float16", {}, ["plain"]), lambda index: None)
     return path
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("path", type=Path)
+    options.add_argument("--rows", type=int, default=1_000_000)
+    options.add_argument("--channels", type=int, default=4)
+    options.add_argument("--side", type=int, default=16)
+    options.add_argument("--unit-size", type=int, default=65_536)
+    given = options.parse_args()
+    make_dataset(given.path, given.rows, given.channels, given.side, given.unit_size)
+
+
+if __name__ == "__main__":
+    main()
