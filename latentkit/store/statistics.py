@@ -61,8 +61,12 @@ def measure(mean: npt.NDArray[Any], logvar: npt.NDArray[Any] | None) -> ChannelS
     """Statistics of one batch of latents (N, C, ...), with the logvar of each value where there is one."""
     values = _per_channel(mean)
     centre = values.mean(axis=1)
-    variance = np.exp(_per_channel(logvar)).sum(axis=1) if logvar is not None else np.zeros_like(centre)
-    return ChannelStatistics(values.shape[1], centre, np.square(values - centre[:, None]).sum(axis=1), variance)
+    values -= centre[:, None]
+    squares = np.square(values, out=values).sum(axis=1)
+    if logvar is None:
+        return ChannelStatistics(values.shape[1], centre, squares, np.zeros_like(centre))
+    values = _per_channel(logvar)
+    return ChannelStatistics(values.shape[1], centre, squares, np.exp(values, out=values).sum(axis=1))
 
 
 def merge(pieces: Iterable[ChannelStatistics]) -> ChannelStatistics | None:

@@ -6,7 +6,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from latentkit.contracts import Unit
-from latentkit.store import statistics
+from latentkit.store import quantise, statistics
 from latentkit.store.columns import escape
 from latentkit.store.folder import Folder, canonical_json
 from latentkit.store.format import FORMAT_VERSION, TensorToWrite, write_unit
+from latentkit.store.quantise import RoundingError
 
 SPILL_BYTES = 64 << 20
 """A tensor that grows beyond this waits on disk, so that memory stays flat however long the unit."""
@@ -30,8 +31,28 @@ DTYPE_CODES = {
     torch.bfloat16: "BF16",
     torch.int64: "I64",
     torch.int32: "I32",
+    torch.int8: "I8",
     torch.uint8: "U8",
 }
+
+LATENTS = ("moments", "latent")
+"""Tensors that are measured and can be quantised; indices are neither."""
+
+COLUMNS = {
+    "position": pa.int64(),
+    "view": pa.string(),
+    "content": pa.string(),
+    "status": pa.string(),
+    "reason": pa.string(),
+    "bucket": pa.string(),
+    "row": pa.int64(),
+    "geometry": pa.string(),
+    "stamp": pa.string(),
+}
+STREAM_COLUMNS = {"key": pa.string(), "attributes": pa.string()}
+"""Of samples that the plan knows nothing about."""
+
+encode_json = json.JSONEncoder(sort_keys=True, default=str).encode
 
 NOT_FINITE = "the latents are not finite; encode with dtype bfloat16 or float32, or store with dtype float32"
 
@@ -61,31 +82,38 @@ class _Spool:
 
 
 class UnitWriter:
-    """Collects one unit's rows; nothing is visible before `commit`."""
+    """Collects one unit's rows; nothing is visible before `commit`.
 
-    def __init__(self, unit: Unit, is_stream: bool = False) -> None:
+    Args:
+        unit: whose file it becomes.
+        is_stream: whether samples are labelled here, because the plan knows only shards.
+        quantise: whether latents come in float32 and are stored as int8 with their scales.
+    """
+
+    def __init__(self, unit: Unit, is_stream: bool = False, quantise: bool = False) -> None:
         self.unit = unit
-        self._is_stream = is_stream
+        self._quantise = quantise
         self._spools: dict[str, _Spool] = {}
-        self._rows: list[tuple[RowLabel, str, str | None, str | None, int | None]] = []
+        self._ledger = _Ledger(is_stream)
         self._statistics: list[statistics.ChannelStatistics] = []
+        self._errors: dict[str, RoundingError] = {}
 
     @property
     def num_ok(self) -> int:
-        return sum(status == "ok" for _, status, *_ in self._rows)
+        return self._ledger.num_ok
 
     @property
     def num_skipped(self) -> int:
-        return len(self._rows) - self.num_ok
+        return self._ledger.num_skipped
 
     def skip(self, label: RowLabel, reason: str) -> None:
         """Record a view that can't be had."""
-        self._rows.append((label, "skipped", escape(reason), None, None))
+        self._ledger.add_skipped(label, escape(reason))
 
     def add(self, bucket: str, labels: Sequence[RowLabel], tensors: Mapping[str, Tensor]) -> None:
         """Store a batch of one bucket: `tensors` by name ("moments", "latent", "indices"), on the CPU, in their stored dtype.
 
-        Rows that are not finite are skipped with a reason instead.
+        To be quantised, moments and latents are float32. Rows that are not finite are skipped with a reason instead.
         """
         keep = _finite_rows(tensors)
         for place in np.flatnonzero(~keep).tolist():
@@ -96,10 +124,12 @@ class UnitWriter:
             tensors = {name: tensor[chosen] for name, tensor in tensors.items()}
         if not labels:
             return
-        for name, tensor in tensors.items():
+        stored = _quantised(tensors) if self._quantise else tensors
+        for name, tensor in stored.items():
             row = self._append(f"{bucket}/{name}", tensor)
-        self._rows += [(label, "ok", None, bucket, row + place) for place, label in enumerate(labels)]
-        self._measure(tensors)
+        for place, label in enumerate(labels):
+            self._ledger.add_ok(label, bucket, row + place)
+        self._measure(stored, tensors)
 
     def commit(self, folder: Folder, settings: Mapping[str, Any], fingerprint: str) -> None:
         """Write the unit's file and make it visible, unless another process was first.
@@ -115,6 +145,8 @@ class UnitWriter:
             "settings": canonical_json(settings),
             "statistics": canonical_json(merged.as_json() if merged else None),
         }
+        if self._errors:
+            header[quantise.METADATA] = canonical_json({name: error.as_json() for name, error in self._errors.items()})
         with folder.create(unit_name(self.unit.name)) as file:
             write_unit(file, self._tensors(), header)
         self.close()
@@ -136,42 +168,63 @@ class UnitWriter:
         spool.num_rows += len(tensor)
         return first
 
-    def _measure(self, tensors: Mapping[str, Tensor]) -> None:
-        if "moments" in tensors:
-            moments = tensors["moments"].float().numpy()
-            channels = moments.shape[1] // 2
-            self._statistics.append(statistics.measure(moments[:, :channels], moments[:, channels:]))
-        elif "latent" in tensors:
-            self._statistics.append(statistics.measure(tensors["latent"].float().numpy(), None))
+    def _measure(self, stored: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+        """Statistics of the values that a reader will see, and how far they are from those given where they were quantised."""
+        for name in (name for name in LATENTS if name in stored):
+            scale = stored.get(name + quantise.SCALE)
+            values = stored[name].float().numpy() if scale is None else quantise.dequantise(stored[name].numpy(), scale.numpy())
+            if self._quantise:
+                error = quantise.measure_error(values, given[name].numpy())
+                self._errors[name] = self._errors[name] + error if name in self._errors else error
+            channels = values.shape[1] // 2 if name == "moments" else values.shape[1]
+            logvar = values[:, channels:] if name == "moments" else None
+            self._statistics.append(statistics.measure(values[:, :channels], logvar))
 
     def _tensors(self) -> list[TensorToWrite]:
         tensors = [
             TensorToWrite(name, spool.dtype, (spool.num_rows, *spool.row_shape), _chunks(spool.file))
             for name, spool in sorted(self._spools.items())
         ]
-        rows = self._rows_buffer()
+        rows = self._ledger.as_arrow()
         return [*tensors, TensorToWrite("rows", "U8", (len(rows),), [rows])]
 
-    def _rows_buffer(self) -> memoryview:
-        """The ledger rows of this unit, an Arrow stream, in order of sample and then view."""
-        rows = sorted(self._rows, key=lambda row: (row[0].position, row[0].view_number))
-        labels = [label for label, *_ in rows]
-        columns: dict[str, Any] = {
-            "position": pa.array([label.position for label in labels], pa.int64()),
-            "view": pa.array([label.view for label in labels], pa.string()),
-            "content": pa.array([label.content for label in labels], pa.string()),
-            "status": pa.array([status for _, status, *_ in rows], pa.string()),
-            "reason": pa.array([reason for _, _, reason, *_ in rows], pa.string()),
-            "bucket": pa.array([bucket for *_, bucket, _ in rows], pa.string()),
-            "row": pa.array([row for *_, row in rows], pa.int64()),
-            "geometry": pa.array([_json_or_none(label.geometry) for label in labels], pa.string()),
-        }
-        columns["stamp"] = pa.array([None if label.stamp is None else escape(label.stamp) for label in labels], pa.string())
-        if self._is_stream:  # of whose samples the plan knows nothing
-            columns["key"] = pa.array([escape(label.key or "") for label in labels], pa.string())
-            columns["attributes"] = pa.array([_json_or_none(label.attributes) for label in labels], pa.string())
+
+class _Ledger:
+    """The ledger rows of a unit, column by column."""
+
+    def __init__(self, is_stream: bool) -> None:
+        self._is_stream = is_stream
+        names = COLUMNS | STREAM_COLUMNS if is_stream else COLUMNS
+        self._columns: dict[str, list[Any]] = {name: [] for name in names}
+        self._view_numbers: list[int] = []
+        self.num_ok = 0
+        self.num_skipped = 0
+
+    def add_ok(self, label: RowLabel, bucket: str, row: int) -> None:
+        self.num_ok += 1
+        self._add(label, status="ok", reason=None, bucket=bucket, row=row)
+
+    def add_skipped(self, label: RowLabel, reason: str) -> None:
+        self.num_skipped += 1
+        self._add(label, status="skipped", reason=reason, bucket=None, row=None)
+
+    def _add(self, label: RowLabel, **values: Any) -> None:
+        self._view_numbers.append(label.view_number)
+        values |= {"position": label.position, "view": label.view, "content": label.content}
+        values["geometry"] = None if label.geometry is None else encode_json(label.geometry)
+        values["stamp"] = None if label.stamp is None else escape(label.stamp)
+        if self._is_stream:
+            values["key"] = escape(label.key or "")
+            values["attributes"] = None if label.attributes is None else encode_json(label.attributes)
+        for name, value in values.items():
+            self._columns[name].append(value)
+
+    def as_arrow(self) -> memoryview:
+        """An Arrow stream of the rows in order of sample and then view."""
+        order = np.lexsort((self._view_numbers, self._columns["position"])).tolist()
+        types = COLUMNS | STREAM_COLUMNS
+        table = pa.table({name: pa.array([column[row] for row in order], types[name]) for name, column in self._columns.items()})
         sink = pa.BufferOutputStream()
-        table = pa.table(columns)
         with pa.ipc.new_stream(sink, table.schema) as stream:
             stream.write_table(table)
         return memoryview(sink.getvalue())
@@ -184,18 +237,24 @@ def unit_name(name: str) -> str:
 
 def _finite_rows(tensors: Mapping[str, Tensor]) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """(N,) whether every value of each row is finite."""
-    checks = [tensor.isfinite().flatten(1).all(1) for tensor in tensors.values() if tensor.is_floating_point()]
     count = len(next(iter(tensors.values())))
-    return torch.stack(checks).all(0).numpy() if checks else np.ones(count, np.bool_)
+    finite = np.ones(count, np.bool_)
+    for tensor in tensors.values():
+        if tensor.is_floating_point():  # numpy's isfinite, which takes a tenth of the time of torch's
+            finite &= np.isfinite(tensor.float().numpy()).reshape(count, -1).all(axis=1)
+    return finite
 
 
-def _chunks(file: BinaryIO | tempfile.SpooledTemporaryFile[bytes]) -> Iterator[bytes]:
+def _quantised(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Moments and latents as int8, each with its scales beside it; other tensors as they are."""
+    stored = dict(tensors)
+    for name in (name for name in LATENTS if name in tensors):
+        values, scale = quantise.quantise(tensors[name].numpy())
+        stored |= {name: torch.from_numpy(values), name + quantise.SCALE: torch.from_numpy(scale)}
+    return stored
+
+
+def _chunks(file: tempfile.SpooledTemporaryFile[bytes]) -> Iterator[bytes]:
     file.seek(0)
     while chunk := file.read(COPY_BYTES):
         yield chunk
-
-
-def _json_or_none(value: Mapping[str, Any] | None) -> str | None:
-    return None if value is None else json.dumps(value, sort_keys=True, default=str)
-
-
