@@ -17,18 +17,42 @@ LOGVAR_RANGE = (-30.0, 20.0)
 """As diffusers' own posteriors clamp it."""
 
 
-def stack(rows: Sequence[Tensor | Mapping[str, Tensor]], device: str, pool: BufferPool) -> Any:
-    """Rows to one batch on the device; a mapping of tensors becomes a mapping of batches.
+def stack(rows: Sequence[Tensor | Mapping[str, Tensor]], pool: BufferPool) -> Any:
+    """Rows to one batch on the CPU; a mapping of tensors becomes a mapping of batches.
 
     The batch lies in memory of the pool: faulting in fresh pages costs several times the copy.
     """
     first = rows[0]
     if isinstance(first, Mapping):
-        return {name: stack([row[name] for row in rows if isinstance(row, Mapping)], device, pool) for name in first}
+        return {name: stack([row[name] for row in rows if isinstance(row, Mapping)], pool) for name in first}
     batch = pool.get((len(rows), *first.shape), first.numpy().dtype)
     # numpy's copy, not torch's: that one would wake a team of threads on cores which are busy decoding.
     np.stack([row.numpy() for row in rows if isinstance(row, Tensor)], out=batch)
-    return torch.from_numpy(batch).to(device, non_blocking=True)
+    return torch.from_numpy(batch)
+
+
+def copy_stream(device: str) -> Any:
+    """A stream for copies to a GPU; None for another device."""
+    return torch.cuda.Stream(device) if device.startswith("cuda") else None  # type: ignore[no-untyped-call]
+
+
+def to_device(batch: Any, device: str, stream: Any) -> Any:
+    """The batch on the device; to a GPU it is copied on `stream`, while the batch before is encoded, and must be kept until it was used."""
+    if isinstance(batch, Mapping):
+        return {name: to_device(part, device, stream) for name, part in batch.items()}
+    if stream is None:
+        return batch.to(device)
+    with torch.cuda.stream(stream):
+        copy = batch.to(device, non_blocking=True)
+    current = torch.cuda.current_stream()
+    current.wait_stream(stream)
+    copy.record_stream(current)
+    return copy
+
+
+def select_rows(batch: Any, chosen: Tensor) -> Any:
+    """The rows of a batch, or of a mapping of batches, for which `chosen`, (N,), is true."""
+    return {name: part[chosen] for name, part in batch.items()} if isinstance(batch, Mapping) else batch[chosen]
 
 
 def check_latents(latents: Mapping[str, Tensor], layout: LatentLayout, batch: Any) -> None:

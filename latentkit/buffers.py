@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,21 +17,22 @@ Array = npt.NDArray[Any]
 
 
 def _count_idle_references() -> int:
-    """References to an array that only a list holds, seen from a loop over it; interpreters count them differently."""
-    for buffer in [np.empty(0)]:
-        count = sys.getrefcount(buffer)
-    return count
+    """References to an array that only a list and a variable hold; interpreters count them differently."""
+    buffers = [np.empty(0)]
+    buffer = buffers[0]
+    return sys.getrefcount(buffer)
 
 
 IDLE_REFERENCES = _count_idle_references()
 
 
 class BufferPool:
-    """Arrays that are handed out again once nothing refers to them any more."""
+    """Arrays that are handed out again once nothing refers to them any more; never more than were in use at one time."""
 
     def __init__(self, pinned: bool) -> None:
         self._pinned = pinned
         self._buffers: list[Array] = []
+        """Bytes, from the smallest buffer to the largest."""
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type[BufferPool], tuple[bool]]:
@@ -36,21 +40,89 @@ class BufferPool:
         return BufferPool, (self._pinned,)
 
     def get(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
-        """A C-contiguous array whose content is undefined; its first axis may be a part of a longer buffer's."""
+        """A C-contiguous array whose content is undefined; it may be a part of a larger buffer."""
+        size = math.prod(shape) * np.dtype(dtype).itemsize
         if self._pinned:
             # torch caches pinned memory itself, and knows of copies to a GPU that are still under way.
-            size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-            pinned: Array = torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy().view(dtype).reshape(shape)
-            return pinned
-        with self._lock:
-            return self._get(shape, np.dtype(dtype))
+            buffer: Array = torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy()
+        else:
+            with self._lock:
+                buffer = self._get(size)
+        return buffer.view(dtype).reshape(shape)
 
-    def _get(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        for buffer in self._buffers:
+    def _get(self, size: int) -> Array:
+        """The first `size` bytes of the smallest idle buffer that has them."""
+        idle = None
+        for place in range(len(self._buffers)):
+            buffer = self._buffers[place]
             # A tensor made from a buffer holds it until its storage dies, however many views of it there are.
-            fits = buffer.dtype == dtype and buffer.shape[1:] == shape[1:] and len(buffer) >= shape[0]
-            if fits and sys.getrefcount(buffer) == IDLE_REFERENCES:
-                return buffer[: shape[0]]
-        buffer = np.empty(shape, dtype)  # numpy asks for huge pages, torch doesn't
+            if sys.getrefcount(buffer) == IDLE_REFERENCES:
+                if buffer.nbytes >= size:
+                    return buffer[:size]
+                idle = place
+        if idle is not None:
+            del self._buffers[idle]  # makes room
+        buffer = np.empty(size, np.uint8)  # numpy asks for huge pages, torch doesn't
         self._buffers.append(buffer)
+        self._buffers.sort(key=len)
         return buffer[:]
+
+
+class BatchMemory:
+    """Memory of one batch, which several threads fill row by row in any order."""
+
+    def __init__(self, pool: BufferPool, num_rows: int) -> None:
+        self._pool, self._num_rows = pool, num_rows
+        self._batch: Array | None = None
+        self._lock = threading.Lock()
+
+    def row(self, number: int, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array | None:
+        """Where a row goes; None when the batch is of another shape, which whoever comes first decides, or has no such row."""
+        with self._lock:
+            if self._batch is None:
+                self._batch = self._pool.get((self._num_rows, *shape), dtype)
+        if number >= self._num_rows or self._batch.shape[1:] != shape or self._batch.dtype != dtype:
+            return None
+        row: Array = self._batch[number]
+        return row
+
+    def holds(self, number: int, tensor: torch.Tensor) -> bool:
+        """Whether a tensor is that row, not something that looks like it."""
+        batch = self._batch
+        if batch is None or number >= self._num_rows:
+            return False
+        return tensor.data_ptr() == batch[number].ctypes.data and tensor.shape == batch.shape[1:] and tensor.is_contiguous()
+
+    def rows(self, count: int) -> Array:
+        """The first rows, once each is held."""
+        assert self._batch is not None
+        return self._batch[:count]
+
+
+class _Place(threading.local):
+    """Where this thread's next prepared tensors go."""
+
+    memory: BatchMemory | None = None
+    row = 0
+
+
+_place = _Place()
+
+
+@contextmanager
+def preparing_into(memory: BatchMemory, row: int) -> Iterator[None]:
+    """Let this thread's `prepared_memory` be the rows of a batch from `row` on."""
+    _place.memory, _place.row = memory, row
+    try:
+        yield
+    finally:
+        _place.memory = None
+
+
+def prepared_memory(shape: tuple[int, ...], dtype: npt.DTypeLike, pool: BufferPool) -> Array:
+    """Memory for a prepared tensor, its content undefined: its place in a batch where that is known, which saves a copy, or the pool's."""
+    row = None
+    if _place.memory is not None:
+        row = _place.memory.row(_place.row, shape, dtype)
+        _place.row += 1
+    return pool.get(shape, dtype) if row is None else row

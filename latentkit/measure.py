@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 
-from latentkit.batching import stack, stored_tensors
+from latentkit.batching import copy_stream, stack, stored_tensors, to_device
 from latentkit.buffers import BufferPool
 from latentkit.contracts import Encoder, Prepared
 
@@ -43,9 +43,10 @@ def measure_batches(encoder: Encoder, prepared: Prepared, device: str, store: st
     """
     best: Measured | None = None
     begun = time.monotonic()
+    pool, stream = BufferPool(pinned=device.startswith("cuda")), copy_stream(device)
     for size in CANDIDATES if batch_size is None else (batch_size,):
-        batch = stack([prepared.tensor] * size, device, BufferPool(pinned=device.startswith("cuda")))
         try:
+            batch = to_device(stack([prepared.tensor] * size, pool), device, stream)
             num_bytes = _stored_bytes(encoder, batch, store, dtype)
             seconds = min(_time(lambda batch=batch: encoder.encode(batch), device) for _ in range(2)) / size  # type: ignore[misc]
         except RuntimeError as error:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 import torch
 
+MAX_GRAPHS = 4096
+
 
 def num_cores() -> int:
     """Cores this process may use. Launchers set OMP_NUM_THREADS differently for one process and for two, so it doesn't count."""
@@ -40,3 +42,17 @@ def fixed_numerics(threads: int, device: str) -> Iterator[None]:
     finally:
         torch.set_num_threads(before[0])
         cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = before[1:]
+
+
+@contextmanager
+def many_graphs(wanted: bool) -> Iterator[None]:
+    """Let torch compile as many graphs of one function as there are shapes: beyond its limit it would silently go on uncompiled."""
+    if not wanted:
+        yield
+        return
+    import torch._dynamo as dynamo
+
+    limits = ("recompile_limit", "accumulated_recompile_limit")
+    names = [name for name in limits if hasattr(dynamo.config, name)] or ["cache_size_limit", "accumulated_cache_size_limit"]
+    with dynamo.config.patch(dict.fromkeys(names, MAX_GRAPHS)):
+        yield

@@ -1,4 +1,4 @@
-"""From units to committed files: samples are prepared ahead in threads, encoded here, and written by another thread.
+"""From units to committed files: samples are prepared ahead, encoded here, written by a second thread and committed by a third.
 
 Everything is bounded, and the head of the next unit is prepared while the tail of the last one is encoded and written. The order of rows
 and the batches depend on the plan alone.
@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import itertools
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,22 +21,24 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from latentkit.batching import check_latents, stack, stored_tensors, to_host
+from latentkit.batching import copy_stream, stack, stored_tensors, to_device, to_host
 from latentkit.buffers import BufferPool
-from latentkit.contracts import Encoder, Modality, Prepared, Sample, Shard, Source, StreamSource, Unit, UnitResult, Worker
-from latentkit.errors import PluginError, SampleError, SourceError
-from latentkit.numerics import fixed_numerics, frozen_garbage, num_cores
+from latentkit.contracts import Encoder, Modality, Source, StreamSource, Unit, UnitResult, Worker
+from latentkit.encoding import BatchEncoder
+from latentkit.errors import SourceError
+from latentkit.numerics import fixed_numerics, frozen_garbage, many_graphs
+from latentkit.preparing import LookAhead, Outcome, Preparer, Row, list_tasks
 from latentkit.progress import Progress
-from latentkit.retry import retried
 from latentkit.store.claims import Claims
-from latentkit.store.columns import escape
 from latentkit.store.folder import Folder
+from latentkit.store.index import committed
 from latentkit.store.plan import Plan, PlanSettings
 from latentkit.store.writer import NOT_FINITE, RowLabel, UnitWriter, unit_name
 
 MAX_WRITES_WAITING = 8
-HELD_BYTES = 64 << 20
-"""Media files up to this size are read whole; larger ones stay paths, for the modality to stream."""
+MAX_COMMITS_WAITING = 2
+OTHERS_SECONDS = 10.0
+"""How often what other processes committed is counted, for the live line."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class EncodeJob:
         settings: what holds for the units left; the plan's, unless the recipe says otherwise.
         places: position in the source of each row of the plan; None for a stream.
         show_progress: whether this process prints the live line.
+        on_overflow: "skip", or "retry-fp32": rows that are not finite are encoded again by `open_float32`.
+        open_float32: device to the same encoder computing in float32.
     """
 
     folder: Folder
@@ -71,6 +74,8 @@ class EncodeJob:
     settings: PlanSettings
     places: npt.NDArray[np.int64] | None
     show_progress: bool = True
+    on_overflow: str = "skip"
+    open_float32: Callable[[str], Encoder] | None = None
 
 
 def make_worker(job: EncodeJob, device: str) -> Worker:
@@ -84,37 +89,26 @@ class _OpenUnit:
 
     unit: Unit
     writer: UnitWriter
-    filling: dict[str, list[tuple[RowLabel, Prepared]]] = field(default_factory=dict)
+    filling: dict[str, list[Row]] = field(default_factory=dict)
     writes: list[Future[None]] = field(default_factory=list)
+    num_slots: int = 0
     started: float = field(default_factory=time.monotonic)
     waited_seconds: float = 0.0
 
 
-@dataclass(frozen=True)
-class _Outcome:
-    """What preparing a sample gave: its views with their labels, or the reason why there are none."""
-
-    labels: Sequence[RowLabel]
-    views: Sequence[Prepared]
-    reason: str | None = None
-
-
 def _work(job: EncodeJob, device: str, units: Iterator[Unit]) -> Iterator[UnitResult]:
-    claims = Claims(job.folder)
-    with fixed_numerics(job.settings.threads, device), frozen_garbage(), claims.beating(), ThreadPoolExecutor(1, "write") as writing:
-        preparing = ThreadPoolExecutor(num_cores(), "prepare")
-        loop = _Loop(job, device, writing, claims)
-        begun: dict[Unit, _OpenUnit] = {}
-        try:
-            for result in loop.run(_prepared(job, _claimed(job, claims, units), preparing, begun)):
-                del begun[result.unit]
-                yield result
-        finally:
-            # Samples in flight are dropped; a commit under way is finished by the writing thread's own shutdown.
-            preparing.shutdown(wait=True, cancel_futures=True)
-            writing.shutdown(wait=True, cancel_futures=True)
-            for at_work in begun.values():
-                at_work.writer.close()
+    claims, pool = Claims(job.folder), BufferPool(pinned=device.startswith("cuda"))
+    settings = job.settings
+    with ExitStack() as opened:
+        for context in (fixed_numerics(settings.threads, device), many_graphs(settings.compile), frozen_garbage(), claims.beating()):
+            opened.enter_context(context)
+        preparer = Preparer(job.source, job.modality, job.views)
+        claimed = ((unit, list_tasks(job.source, job.plan, job.places, unit)) for unit in _claimed(job, claims, units))
+        loop = opened.enter_context(_Loop(job, device, claims, pool))
+        ahead = opened.enter_context(LookAhead(preparer, claimed, settings.batch_size, pool))
+        # A run that ends by an error doesn't wait for a folder that can't be reached.
+        opened.push(lambda kind, *_: job.folder.stop_waiting() if kind else None)
+        yield from loop.run(ahead)
 
 
 def _claimed(job: EncodeJob, claims: Claims, units: Iterator[Unit]) -> Iterator[Unit]:
@@ -128,198 +122,113 @@ def _claimed(job: EncodeJob, claims: Claims, units: Iterator[Unit]) -> Iterator[
         yield unit
 
 
-# ---------------------------------------------------------------- preparing
-
-
-def _prepared(
-    job: EncodeJob, units: Iterable[Unit], pool: ThreadPoolExecutor, begun: dict[Unit, _OpenUnit]
-) -> Iterator[tuple[_OpenUnit, Future[_Outcome] | None]]:
-    """Samples of all units in order, prepared ahead; None marks a unit's end. Units are entered in `begun`."""
-    ahead: deque[tuple[_OpenUnit, Future[_Outcome] | None]] = deque()
-    limit = max(2 * job.settings.batch_size // len(job.views), 4 * num_cores())
-    shards = {shard.name: shard for shard in job.source.shards()} if isinstance(job.source, StreamSource) else {}
-    for unit in units:
-        at_work = begun[unit] = _OpenUnit(unit, UnitWriter(unit, job.plan.settings.stream))
-        for position, fetch in _samples(job, unit, shards):
-            ahead.append((at_work, pool.submit(retried, functools.partial(_prepare, job, position, fetch), f"sample {position}")))
-            while len(ahead) > limit:
-                yield ahead.popleft()
-        ahead.append((at_work, None))
-    yield from ahead
-
-
-def _samples(job: EncodeJob, unit: Unit, shards: Mapping[str, Shard]) -> Iterator[tuple[int, Callable[[], Sample]]]:
-    """Position in the plan (streams: in the unit) and fetcher of each sample of a unit; a stream's are read here, in order."""
-    keys = job.plan.keys(unit.start, unit.stop)
-    if isinstance(job.source, StreamSource):
-        position = 0
-        for name in keys:
-            for sample in read_shard(job.source, shards[name]):
-                yield position, functools.partial(give, sample)
-                position += 1
-        return
-    for position, key in zip(range(unit.start, unit.stop), keys, strict=True):
-        yield position, functools.partial(_fetch, job, position, key)
-
-
-def read_shard(source: StreamSource, shard: Shard) -> Iterator[Sample]:
-    """The samples of a shard; when it can't be reached in the middle, it is read again up to where it was.
-
-    Raises:
-        SourceError: it can't be reached.
-    """
-    samples, num_read = source.read(shard), 0
-
-    def advance() -> Sample | None:
-        nonlocal samples
-        try:
-            return next(samples, None)
-        except OSError:
-            samples = itertools.islice(source.read(shard), num_read, None)
-            raise
-
-    while (sample := retried(advance, f"shard {shard.name}")) is not None:
-        yield sample
-        num_read += 1
-
-
-def give(sample: Sample) -> Sample:
-    """The sample itself: the fetcher of one that is already read."""
-    return sample
-
-
-def _fetch(job: EncodeJob, position: int, key: str) -> Sample:
-    """The sample that a row of the plan means.
-
-    Raises:
-        SourceError: the source has another one in its place.
-    """
-    assert job.places is not None
-    assert isinstance(job.source, Source)
-    sample = job.source[int(job.places[position])]
-    if escape(sample.key) != key:
-        raise SourceError(f"the source changed while it was read: {sample.key!r} is where {key!r} was; run again")
-    return sample
-
-
-def _prepare(job: EncodeJob, position: int, fetch: Callable[[], Sample]) -> _Outcome:
-    """All views of one sample, or why there are none."""
-    try:
-        sample = fetch()
-    except SampleError as error:
-        return _Outcome([_label(job, position, None, name, None) for name in job.views], [], str(error))
-    if isinstance(sample.media, os.PathLike) and os.path.getsize(sample.media) <= HELD_BYTES:
-        sample = replace(sample, media=sample.read())  # read once: what is hashed is what is decoded
-    content = sample.content()
-    try:
-        views = list(job.modality.prepare(sample))
-        _check_views(job, views)
-    except SampleError as error:
-        return _Outcome([_label(job, position, sample, name, content) for name in job.views], [], str(error))
-    return _Outcome([_label(job, position, sample, view.view, content, view.geometry) for view in views], views)
-
-
-def _label(
-    job: EncodeJob, position: int, sample: Sample | None, view: str, content: str | None, geometry: Mapping[str, Any] | None = None
-) -> RowLabel:
-    number = list(job.views).index(view)
-    if sample is None:
-        return RowLabel(position, view, number, content, geometry)
-    if not job.plan.settings.stream:
-        return RowLabel(position, view, number, content, geometry, stamp=sample.stamp)
-    return RowLabel(position, view, number, content, geometry, sample.key, sample.stamp, sample.attributes)
-
-
-def _check_views(job: EncodeJob, views: Sequence[Prepared]) -> None:
-    names = [view.view for view in views]
-    if names != list(job.views):
-        raise PluginError(f"the modality gave the views {names}, expected {list(job.views)}")
-
-
-# ---------------------------------------------------------------- encoding
-
-
 class _Loop:
-    """The loop of one worker: batches to the encoder, results to the writing thread."""
+    """The loop of one worker: batches to the encoder, latents to the writing thread, units to the committing thread."""
 
-    def __init__(self, job: EncodeJob, device: str, writing: ThreadPoolExecutor, claims: Claims) -> None:
-        self.job, self.device, self.writing, self.claims = job, device, writing, claims
-        self._encoder: Encoder | None = None
-        self._pool = BufferPool(pinned=device.startswith("cuda"))
+    def __init__(self, job: EncodeJob, device: str, claims: Claims, pool: BufferPool) -> None:
+        self.job, self.device, self.claims = job, device, claims
+        float32 = functools.partial(job.open_float32, device) if job.on_overflow == "retry-fp32" and job.open_float32 else None
+        open_encoder = functools.partial(job.open_encoder, device)
+        self._encoder = BatchEncoder(open_encoder, job.settings.batch_size, job.settings.compile, float32)
+        self._pool, self._copies = pool, copy_stream(device)
+        self._writing, self._committing = ThreadPoolExecutor(1, "write"), ThreadPoolExecutor(1, "commit")
+        self._begun: dict[Unit, _OpenUnit] = {}
         self._writes: deque[Future[None]] = deque()
         self._commits: deque[Future[UnitResult]] = deque()
+        self._others = _Others(job)
 
-    def run(self, samples: Iterator[tuple[_OpenUnit, Future[_Outcome] | None]]) -> Iterator[UnitResult]:
-        total = sum(unit.stop - unit.start for unit in self.job.plan.units() if not self.job.folder.exists(unit_name(unit.name)))
-        with Progress(total, "shards" if self.job.plan.settings.stream else "samples", self.job.show_progress) as progress:
+    def __enter__(self) -> _Loop:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Units whose last batch was encoded are committed, the others are dropped."""
+        for thread in (self._writing, self._committing):
+            thread.shutdown(wait=True)
+        for at_work in self._begun.values():
+            at_work.writer.close()
+
+    def run(self, ahead: Iterable[tuple[Unit, list[Outcome] | None]]) -> Iterator[UnitResult]:
+        """Results of all units, as they are committed."""
+        is_stream, groups = self.job.plan.settings.stream, iter(ahead)
+        with Progress(self._others.num_left, "shards" if is_stream else "samples", self.job.show_progress) as progress:
             while True:
                 begun = time.monotonic()
-                entry = next(samples, None)
-                if entry is None:
+                unit, outcomes = next(groups, (None, None))
+                if unit is None:
                     break
-                at_work, future = entry
-                if future is None:
-                    self._finish(at_work)
-                    progress.update(int(self.job.plan.settings.stream), 0.0)
-                else:
-                    outcome = future.result()
-                    waited = time.monotonic() - begun
-                    at_work.waited_seconds += waited
+                waited = time.monotonic() - begun
+                at_work = self._begun.get(unit) or self._begin(unit)
+                at_work.waited_seconds += waited
+                for outcome in outcomes or ():
                     self._take(at_work, outcome)
-                    progress.update(int(not self.job.plan.settings.stream), waited)
-                while self._commits and self._commits[0].done():
-                    yield self._commits.popleft().result()
-            while self._commits:
-                yield self._commits.popleft().result()
+                if outcomes is None:
+                    self._finish(at_work)
+                if is_stream:
+                    progress.update(unit.stop - unit.start if outcomes is None else 0, waited)
+                else:
+                    progress.update(len(outcomes or ()), waited)
+                self._others.look(progress, self._writing)
+                yield from self._results(MAX_COMMITS_WAITING)
+            yield from self._results(0)
 
-    def _take(self, at_work: _OpenUnit, outcome: _Outcome) -> None:
-        if outcome.reason is not None:
+    def _begin(self, unit: Unit) -> _OpenUnit:
+        quantise = {"quantise": True} if self.job.dtype == "int8" else {}
+        at_work = self._begun[unit] = _OpenUnit(unit, UnitWriter(unit, self.job.plan.settings.stream, **quantise))
+        return at_work
+
+    def _results(self, most_waiting: int) -> Iterator[UnitResult]:
+        """Those of finished commits; waits while more than so many are under way."""
+        while self._commits and (len(self._commits) > most_waiting or self._commits[0].done()):
+            result = self._commits.popleft().result()
+            del self._begun[result.unit]
+            self._others.own.add(result.unit.name)
+            yield result
+
+    # ------------------------------------------------------------ batches
+
+    def _take(self, at_work: _OpenUnit, outcome: Outcome) -> None:
+        if outcome.skipped:
+            first = outcome.skipped[0]
             if self.job.on_bad_sample == "fail":
-                name = outcome.labels[0].key or self.job.plan.keys(outcome.labels[0].position, outcome.labels[0].position + 1)[0]
+                name = first.key or self.job.plan.keys(first.position, first.position + 1)[0]
                 raise SourceError(f"sample {name!r}: {outcome.reason}; with on_bad_sample: skip it would be recorded and left out")
-            for label in outcome.labels:
+            for label in outcome.skipped:
                 self._write(at_work, at_work.writer.skip, label, outcome.reason)
-        for label, view in zip(outcome.labels, outcome.views, strict=False):
-            filling = at_work.filling.setdefault(view.bucket, [])
-            filling.append((label, view))
+        for row in outcome.rows:
+            filling = at_work.filling.setdefault(row.view.bucket, [])
+            filling.append(row)
             if len(filling) == self.job.settings.batch_size:
-                self._encode(at_work, view.bucket)
+                self._encode(at_work, row.view.bucket)
 
     def _finish(self, at_work: _OpenUnit) -> None:
         for bucket in sorted(at_work.filling):
-            if at_work.filling[bucket]:
-                self._encode(at_work, bucket)
-        self._commits.append(self.writing.submit(self._commit, at_work))
+            self._encode(at_work, bucket)
+        self._commits.append(self._committing.submit(self._commit, at_work))
 
     def _encode(self, at_work: _OpenUnit, bucket: str) -> None:
         rows = at_work.filling.pop(bucket)
-        labels = [label for label, _ in rows]
-        batch = stack([view.tensor for _, view in rows], self.device, self._pool)
-        encoder = self._opened()
-        latents = encoder.encode(batch)
-        check_latents(latents, encoder.layout, batch)
+        labels = [row.label for row in rows]
+        batch = _gather(rows, self._pool)
+        latents = self._encoder.encode(to_device(batch, self.device, self._copies), bucket)
         draws = [draw_seed(self.job, label) for label in labels] if self.job.store == "sample" else None
-        tensors, wait = to_host(stored_tensors(latents, self.job.store, getattr(torch, self.job.dtype), draws))
-        self._write(at_work, self._add, at_work.writer, bucket, labels, tensors, wait)
-
-    def _opened(self) -> Encoder:
-        if self._encoder is None:
-            self._encoder = self.job.open_encoder(self.device)
-            if self.job.settings.compile and hasattr(self._encoder, "compile"):
-                self._encoder.compile()
-        return self._encoder
+        dtype = torch.float32 if self.job.dtype == "int8" else getattr(torch, self.job.dtype)
+        tensors, wait = to_host(stored_tensors(latents, self.job.store, dtype, draws))
+        at_work.num_slots += self.job.settings.batch_size
+        # A batch that is copied to a GPU goes along: its memory must not be filled again before the copy is done.
+        self._write(at_work, self._add, at_work.writer, bucket, labels, tensors, wait, batch if self._copies else None)
 
     def _write(self, at_work: _OpenUnit, function: Callable[..., None], *args: Any) -> None:
-        write = self.writing.submit(function, *args)
+        write = self._writing.submit(function, *args)
         at_work.writes.append(write)
         self._writes.append(write)
         while self._writes and (len(self._writes) > MAX_WRITES_WAITING or self._writes[0].done()):
             self._writes.popleft().result()
 
+    # ------------------------------------------------------------ on the other threads
+
     def _add(
-        self, writer: UnitWriter, bucket: str, labels: Sequence[RowLabel], tensors: Mapping[str, Tensor], wait: Callable[[], None]
+        self, writer: UnitWriter, bucket: str, labels: Sequence[RowLabel], tensors: Mapping[str, Tensor], wait: Callable[[], None], _: Any
     ) -> None:
-        """On the writing thread."""
         wait()
         num_skipped = writer.num_skipped
         writer.add(bucket, labels, tensors)
@@ -327,7 +236,7 @@ class _Loop:
             raise SourceError(f"{NOT_FINITE}; with on_bad_sample: skip those samples would be recorded and left out")
 
     def _commit(self, at_work: _OpenUnit) -> UnitResult:
-        """On the writing thread, after all of the unit's rows."""
+        """After all of the unit's rows; meanwhile those of the next one are written."""
         for write in at_work.writes:
             write.result()
         settings = self.job.settings
@@ -336,7 +245,37 @@ class _Loop:
         writer.commit(self.job.folder, recorded, self.job.plan.settings.fingerprint)
         self.claims.drop(at_work.unit.name)
         seconds = time.monotonic() - at_work.started
-        return UnitResult(at_work.unit, writer.num_ok, writer.num_skipped, seconds, at_work.waited_seconds)
+        return UnitResult(at_work.unit, writer.num_ok, writer.num_skipped, seconds, at_work.waited_seconds, at_work.num_slots)
+
+
+class _Others:
+    """What other processes have committed since this one began; nobody looks where no line is printed."""
+
+    def __init__(self, job: EncodeJob) -> None:
+        self._folder = job.folder
+        units = job.plan.units() if job.show_progress else []
+        done = committed(job.folder) if units else set()
+        self._sizes = {unit.name: unit.stop - unit.start for unit in units if unit.name not in done}
+        self.num_left = sum(self._sizes.values())
+        self.own: set[str] = set()
+        self._looked = time.monotonic()
+
+    def look(self, progress: Progress, thread: ThreadPoolExecutor) -> None:
+        """Have it counted for the live line, now and then, on another thread."""
+        if progress.shown and time.monotonic() - self._looked > OTHERS_SECONDS:
+            self._looked = time.monotonic()
+            thread.submit(self._count, progress)
+
+    def _count(self, progress: Progress) -> None:
+        progress.others = sum(self._sizes.get(name, 0) for name in committed(self._folder) - self.own)
+
+
+def _gather(rows: Sequence[Row], pool: BufferPool) -> Any:
+    """Rows to a batch on the CPU: where they lie already if they were prepared side by side, else in memory of the pool."""
+    memory = rows[0].memory
+    if memory is not None and all(row.memory is memory and row.place == place for place, row in enumerate(rows)):
+        return torch.from_numpy(memory.rows(len(rows)))
+    return stack([row.view.tensor for row in rows], pool)
 
 
 def draw_seed(job: EncodeJob, label: RowLabel) -> int:

@@ -27,6 +27,8 @@ class Progress:
     def __init__(self, total: int, unit: str, shown: bool) -> None:
         self.total, self.unit, self.shown = total, unit, shown
         self.done = 0
+        self.others = 0
+        """Done by other processes since the start, as far as is known; set from any thread."""
         self.waited_seconds = 0.0
         self._started = self._last_line = time.monotonic()
         live = shown and sys.stderr.isatty()
@@ -50,15 +52,16 @@ class Progress:
         self.waited_seconds += waited_seconds
         if self._bar is not None:
             self._bar.set_postfix_str(f"encoder waited {self._waited_share():.0%}", refresh=False)
-            self._bar.update(count)
+            self._bar.update(self.done + self.others - self._bar.n)
         elif self.shown and time.monotonic() - self._last_line >= LINE_SECONDS:
             self._last_line = time.monotonic()
             print(self._line(), file=sys.stderr, flush=True)
 
     def _line(self) -> str:
-        rate = self.done / max(self.seconds, 1e-9)
-        left = (self.total - self.done) / rate if rate else 0.0
-        return f"{self.done}/{self.total} {self.unit}, {rate:.1f}/s, encoder waited {self._waited_share():.0%}, {format_seconds(left)} left"
+        done, seconds = self.done + self.others, max(self.seconds, 1e-9)
+        rate = f"{done / seconds:.1f}/s" + (f" ({self.done / seconds:.1f}/s here)" if self.others else "")
+        left = (self.total - done) * seconds / done if done else 0.0
+        return f"{done}/{self.total} {self.unit}, {rate}, encoder waited {self._waited_share():.0%}, {format_seconds(left)} left"
 
     def _waited_share(self) -> float:
         return self.waited_seconds / max(self.seconds, 1e-9)

@@ -88,8 +88,8 @@ class DiffusersEncoder:
         return decoded.float()  # type: ignore[no-any-return]
 
     def compile(self) -> None:
-        """Compile the encoding half; pays off on long runs."""
-        self._encoding_half.encoder.compile()
+        """Compile the encoding half, a graph per shape: which one a batch runs, and so its bits, must not depend on the batches before."""
+        self._encoding_half.encoder.compile(dynamic=False)
 
     def fingerprint(self) -> dict[str, str]:
         """Class and config, hash of the tensors that `encode` uses in the dtype it uses them in, tiling; "decoder" apart."""

@@ -112,6 +112,10 @@ class TinyKLEncoder:
         with torch.inference_mode():
             return network.decode(self._arranged(latents, network.decoder))
 
+    def compile(self) -> None:
+        """Compile the encoding half, a graph per shape: which one a batch runs, and so its bits, must not depend on the batches before."""
+        self._loaded("encoder").encoder.compile(dynamic=False)
+
     def fingerprint(self) -> dict[str, str]:
         """Hashes of the two halves' tensors as they are computed with: "weights" decides latents, "decoder" doesn't."""
         return {"weights": hash_tensors(self._tensors("encoder")), "decoder": hash_tensors(self._tensors("decoder"))}

@@ -1,13 +1,15 @@
-"""Encoding: the whole pipeline beside the bare encoder loop, and beside the limit of decoding and resizing.
+"""Encoding: the whole pipeline beside the bare encoder, beside decoding alone, and beside the loops that people write today.
 
-    python tests/benchmarks/encode.py [--photos FOLDER] [--images 48] [--rounds 3]
+    python tests/benchmarks/encode.py [--photos FOLDER] [--parts free sleep bare loops] [--images 24] [--rounds 3]
 
-Two questions. How much of the encoder's own speed is left when pictures are decoded, resized, collated, written and committed around it?
-(SD-sized
-AutoencoderKL with random weights at 256 px, against the same batches as ready tensors.) And when the encoder costs nothing, how near
-does the
-pipeline come to decoding and resizing the same JPEGs in as many threads as there are cores? Contenders take turns in every round; ratios
-are formed inside a round.
+free    an encoder that costs nothing: how near does the pipeline come to decoding and resizing the same JPEGs in as many threads as there
+        are cores?
+sleep   an encoder that sleeps as long as decoding takes: do the two overlap?
+bare    SD-sized AutoencoderKL with random weights at 256 px: how much is left of the same batches as ready tensors?
+loops   the same model beside a loop over a torch DataLoader (2 workers, float32, contiguous, a file per batch), and beside one picture at a
+        time; ours in float32 and in bfloat16, with the batch size that `auto` finds.
+
+Contenders take turns in every round; ratios are formed inside a round.
 """
 
 from __future__ import annotations
@@ -24,21 +26,25 @@ import diffusers
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 
 from latentkit.builtin import FolderConfig, ImageConfig
 from latentkit.contracts import BuildContext, Encoder, InputSpec, LatentLayout, Normalization
-from latentkit.encode import EncodeInputs, EncodeSettings, encode_source
+from latentkit.encode import encode_source
 from latentkit.encoders.diffusers import DiffusersEncoder
 from latentkit.executors.local import LocalExecutor
+from latentkit.measure import measure_batches
 from latentkit.modalities.image import ImageModality
+from latentkit.planning import EncodeInputs, EncodeSettings
 from latentkit.sources.folder import FolderSource
 from latentkit.store.folder import LocalFolder
 
 SIZE = 256
+PARTS = ["free", "sleep", "bare", "loops"]
 
 
 class FreeEncoder:
-    """An encoder that costs nothing: 16 KiB a row, always the same."""
+    """An encoder that only sleeps, not at all if so asked: 16 KiB a row, always the same."""
 
     modality = "image"
     input = InputSpec(3)
@@ -46,7 +52,11 @@ class FreeEncoder:
     normalization = Normalization()
     mean = torch.zeros(256, 4, SIZE // 8, SIZE // 8)
 
+    def __init__(self, seconds_per_row: float = 0.0) -> None:
+        self.seconds_per_row = seconds_per_row
+
     def encode(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        time.sleep(self.seconds_per_row * len(batch))
         return {"mean": self.mean[: len(batch)], "logvar": self.mean[: len(batch)]}
 
     def fingerprint(self) -> dict[str, str]:
@@ -64,8 +74,8 @@ def draw_photos(folder: Path, count: int) -> Path:
     return folder
 
 
-def sd_sized_encoder(folder: Path) -> DiffusersEncoder:
-    """The SD 1.5 autoencoder's architecture with random weights."""
+def save_sd_sized(folder: Path) -> Path:
+    """The SD 1.5 autoencoder's architecture with random weights, as a folder."""
     torch.manual_seed(0)
     model = diffusers.AutoencoderKL(
         block_out_channels=(128, 256, 512, 512),
@@ -76,7 +86,7 @@ def sd_sized_encoder(folder: Path) -> DiffusersEncoder:
         scaling_factor=0.18215,
     )
     model.save_pretrained(folder)
-    return DiffusersEncoder(folder, None, torch.float32, False, "cpu")
+    return folder
 
 
 def time_pipeline(source: FolderSource, encoder: Encoder, output: Path, batch_size: int, unit_size: int) -> float:
@@ -98,58 +108,134 @@ def time_bare_encoder(encoder: Encoder, count: int, batch_size: int) -> float:
     return time.perf_counter() - begun
 
 
-def time_decoding(files: list[Path]) -> float:
-    """Seconds to decode, convert and resize all files in as many threads as there are cores, and no more."""
+def load_picture(file: Path) -> Image.Image:
+    """A centre crop of a picture, resized."""
+    with Image.open(file) as image:
+        picture = image.convert("RGB")
+    side = min(picture.size)
+    left, top = (picture.width - side) / 2, (picture.height - side) / 2
+    return picture.resize((SIZE, SIZE), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
 
-    def one(file: Path) -> None:
-        with Image.open(file) as image:
-            picture = image.convert("RGB")
-        side = min(picture.size)
-        left, top = (picture.width - side) / 2, (picture.height - side) / 2
-        picture.resize((SIZE, SIZE), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
 
+class Pictures(Dataset[torch.Tensor]):
+    """As a trainer's script has them: (3, H, W) float32 in [-1, 1]."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self.files = files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.from_numpy(np.asarray(load_picture(self.files[index])).copy()).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def time_loader_loop(folder: Path, files: list[Path], output: Path, batch_size: int) -> float:
+    """Seconds of the loop that people write: a DataLoader, vae.encode, .cpu(), a file per batch."""
+    vae = diffusers.AutoencoderKL.from_pretrained(folder).eval()
+    output.mkdir()
     begun = time.perf_counter()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(one, files))
+    for number, batch in enumerate(DataLoader(Pictures(files), batch_size, num_workers=2)):
+        with torch.no_grad():
+            torch.save(vae.encode(batch).latent_dist.parameters.cpu(), output / f"{number}.pt")
     return time.perf_counter() - begun
 
 
-def report(title: str, limits: list[float], ours: list[float], count: int) -> None:
-    ratio = statistics.median(limit / own for limit, own in zip(limits, ours, strict=True))
-    print(f"{title}: limit {count / statistics.median(limits):.2f}/s, pipeline {count / statistics.median(ours):.2f}/s, ratio {ratio:.3f}")
+def time_single_loop(folder: Path, files: list[Path], output: Path) -> float:
+    """Seconds of the loop without batches: open, encode, save, picture by picture."""
+    vae = diffusers.AutoencoderKL.from_pretrained(folder).eval()
+    output.mkdir()
+    begun = time.perf_counter()
+    for number, picture in enumerate(Pictures(files)[place] for place in range(len(files))):
+        with torch.no_grad():
+            torch.save(vae.encode(picture[None]).latent_dist.parameters.cpu(), output / f"{number}.pt")
+    return time.perf_counter() - begun
+
+
+def time_decoding(files: list[Path]) -> float:
+    """Seconds to decode, convert and resize all files in as many threads as there are cores, and no more."""
+
+    begun = time.perf_counter()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(load_picture, files))
+    return time.perf_counter() - begun
+
+
+def report(title: str, theirs: list[float], ours: list[float], count: int) -> None:
+    """A line: pictures per second of both, and the median ratio of ours to theirs in speed."""
+    ratios = [their / own for their, own in zip(theirs, ours, strict=True)]
+    speeds = f"theirs {count / statistics.median(theirs):.2f}/s, pipeline {count / statistics.median(ours):.2f}/s"
+    print(f"{title}: {speeds}, ratio {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})", flush=True)
+
+
+def measure_decoding(source: FolderSource, scratch: Path, rounds: int, sleeping: bool) -> None:
+    """Parts `free` and `sleep`."""
+    files = [Path(str(source[index].media)) for index in range(len(source))]
+    limits, ours = [], []
+    for number in range(rounds + 1):  # the first is the warm-up
+        limits.append(time_decoding(files))
+        encoder = FreeEncoder(limits[-1] / len(files) if sleeping else 0.0)
+        # Nothing overlaps with the first batch, so where there is something to overlap it is a small one.
+        ours.append(time_pipeline(source, encoder, scratch / f"free{sleeping}{number}", 8 if sleeping else 32, 512))
+    what = "encoder that sleeps as long as decoding takes" if sleeping else "free encoder"
+    report(f"{what}, {len(files)} JPEGs to {SIZE} px", limits[1:], ours[1:], len(files))
+
+
+def measure_bare(source: FolderSource, folder: Path, scratch: Path, rounds: int, batch_size: int) -> None:
+    """Part `bare`."""
+    encoder = DiffusersEncoder(folder, None, torch.float32, False, "cpu")
+    time_bare_encoder(encoder, batch_size, batch_size)
+    limits, ours = [], []
+    for number in range(rounds):
+        limits.append(time_bare_encoder(encoder, len(source), batch_size))
+        ours.append(time_pipeline(source, encoder, scratch / f"sd{number}", batch_size, -(-len(source) // 3)))
+    title = f"bare encoder, SD-sized AutoencoderKL, float32, {SIZE} px, batch {batch_size}, {torch.get_num_threads()} threads"
+    report(title, limits, ours, len(source))
+
+
+def measure_loops(source: FolderSource, folder: Path, scratch: Path, rounds: int, batch_size: int) -> None:
+    """Part `loops`."""
+    files = [Path(str(source[index].media)) for index in range(len(source))]
+    prepared = next(ImageModality(ImageConfig(size=SIZE), BuildContext()).prepare(source[0]))
+    times: dict[str, list[float]] = {"DataLoader loop": [], "one at a time": [], "float32": [], "bfloat16": []}
+    encoders = {name: DiffusersEncoder(folder, None, getattr(torch, name), False, "cpu") for name in ("float32", "bfloat16")}
+    sizes = {}
+    for name, encoder in encoders.items():
+        sizes[name] = measure_batches(encoder, prepared, "cpu", "moments", torch.float16, None).batch_size
+    for number in range(rounds):
+        times["DataLoader loop"].append(time_loader_loop(folder, files, scratch / f"loader{number}", batch_size))
+        times["one at a time"].append(time_single_loop(folder, files, scratch / f"single{number}"))
+        for name, encoder in encoders.items():
+            times[name].append(time_pipeline(source, encoder, scratch / f"{name}{number}", sizes[name], -(-len(source) // 3)))
+    for loop in ("DataLoader loop", "one at a time"):
+        for name in encoders:
+            report(f"{loop} beside ours in {name}, batch {sizes[name]} by auto", times[loop], times[name], len(files))
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--photos", type=Path, help="folder of JPEGs (default: drawn ones of 500 x 375)")
-    options.add_argument("--images", type=int, default=48, help="pictures for the SD-sized encoder")
-    options.add_argument("--batch", type=int, default=4)
+    options.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
+    options.add_argument("--images", type=int, default=24, help="pictures for the SD-sized encoder")
+    options.add_argument("--batch", type=int, default=4, help="of the bare encoder and of the DataLoader")
     options.add_argument("--rounds", type=int, default=3)
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as scratch_name:
         scratch = Path(scratch_name)
         photos = given.photos or draw_photos(scratch / "photos", 1000)
         source = FolderSource(FolderConfig(path=str(photos)), BuildContext())
-        files = [Path(str(source[index].media)) for index in range(len(source))]
-        limits, ours = [], []
-        for number in range(given.rounds + 1):
-            limits.append(time_decoding(files))
-            ours.append(time_pipeline(source, FreeEncoder(), scratch / f"free{number}", 32, 512))
-        report(f"free encoder, {len(files)} JPEGs to {SIZE} px", limits[1:], ours[1:], len(files))
-
+        for part in ("free", "sleep"):
+            if part in given.parts:
+                measure_decoding(source, scratch, given.rounds, part == "sleep")
         few = scratch / "few"
         few.mkdir()
-        for file in files[: given.images]:
-            (few / f"{len(list(few.iterdir())):05d}.jpg").symlink_to(file)
-        source = FolderSource(FolderConfig(path=str(few)), BuildContext())
-        encoder = sd_sized_encoder(scratch / "vae")
-        time_bare_encoder(encoder, given.batch, given.batch)
-        limits, ours = [], []
-        for number in range(given.rounds):
-            limits.append(time_bare_encoder(encoder, len(source), given.batch))
-            ours.append(time_pipeline(source, encoder, scratch / f"sd{number}", given.batch, given.images // 3))
-        title = f"SD-sized AutoencoderKL, fp32, {SIZE} px, batch {given.batch}, {torch.get_num_threads()} threads"
-        report(title, limits, ours, len(source))
+        for number in range(min(given.images, len(source))):
+            (few / f"{number:05d}.jpg").symlink_to(Path(str(source[number].media)).absolute())
+        source, folder = FolderSource(FolderConfig(path=str(few)), BuildContext()), save_sd_sized(scratch / "vae")
+        if "bare" in given.parts:
+            measure_bare(source, folder, scratch, given.rounds, given.batch)
+        if "loops" in given.parts:
+            measure_loops(source, folder, scratch, given.rounds, given.batch)
 
 
 if __name__ == "__main__":

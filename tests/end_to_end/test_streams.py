@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
 from latentkit.builtin import ImageConfig
-from latentkit.contracts import BuildContext, Sample, Shard
-from latentkit.encode import EncodeInputs, EncodeSettings, EncodeSummary, encode_source
+from latentkit.contracts import BuildContext, Prepared, Sample, Shard
+from latentkit.encode import EncodeSummary, encode_source
 from latentkit.encoders.diffusers import DiffusersEncoder
 from latentkit.errors import SourceError
 from latentkit.executors.local import LocalExecutor
 from latentkit.modalities.image import ImageModality
+from latentkit.numerics import num_cores
+from latentkit.planning import EncodeInputs, EncodeSettings
 from latentkit.store.folder import LocalFolder
 from latentkit.store.reader import open_dataset
 
@@ -49,8 +54,6 @@ def encode(stream: Stream, output: Path, encoder: DiffusersEncoder) -> EncodeSum
 
 @pytest.fixture
 def encoder(kl_folder: Path) -> DiffusersEncoder:
-    import torch
-
     return DiffusersEncoder(kl_folder, None, torch.float32, False, "cpu")
 
 
@@ -73,3 +76,47 @@ def test_line_that_breaks_in_a_shard_loses_and_repeats_nothing(
 def test_keys_that_clash_over_shards_are_named(make_photos: Callable[..., Path], encoder: DiffusersEncoder, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"the key '[01]' more than once"):
         encode(Stream(make_photos(4), [2, 2], same_keys=True), tmp_path / "out", encoder)
+
+
+class Bytes:
+    """Tiny tensors from anything."""
+
+    metrics: Sequence[str] = ()
+
+    def prepare(self, sample: Sample) -> Iterator[Prepared]:
+        yield Prepared("plain", "8x8", torch.full((3, 8, 8), float(int(sample.key) % 7)))
+
+    def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
+        """Nothing to look at."""
+
+
+class LongShard:
+    """One shard of samples that are made as they are read; counts those that are alive."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.alive = self.most = 0
+
+    def shards(self) -> list[Shard]:
+        return [Shard("long")]
+
+    def read(self, shard: Shard) -> Iterator[Sample]:
+        for number in range(self.count):
+            sample = Sample(f"{number:05d}", b"x" * 100)
+            self.alive += 1
+            self.most = max(self.most, self.alive)
+            weakref.finalize(sample, self.forget)
+            yield sample
+
+    def forget(self) -> None:
+        self.alive -= 1
+
+
+def test_few_samples_of_a_long_shard_are_in_memory_at_a_time(encoder: DiffusersEncoder, tmp_path: Path) -> None:
+    stream = LongShard(2000)
+    inputs = EncodeInputs(stream, Bytes(), ["plain"], lambda device: encoder, {"encoder.name": "test"})
+    settings = EncodeSettings(batch_size=16, unit_size=1, threads=1, compile=False)
+    summary = encode_source(LocalFolder(tmp_path / "out"), inputs, LocalExecutor("cpu"), "cpu", settings, "", show_progress=False)
+    assert summary.num_ok == 2000
+    ahead, in_hand = max(2 * 16, 4 * num_cores()), 8 + 1
+    assert stream.most <= ahead + in_hand

@@ -1,0 +1,83 @@
+"""One batch through the encoder: compiled where it is full, encoded again in float32 where it overflowed, out of memory explained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+from torch import Tensor
+
+from latentkit.batching import check_latents, select_rows
+from latentkit.contracts import Encoder
+from latentkit.errors import EncoderError
+
+
+class BatchEncoder:
+    """An encoder as a run uses it; opened with the first batch.
+
+    Args:
+        open_encoder: called once.
+        batch_size: rows of a full batch.
+        compiled: whether full batches run compiled. Others never do: a tail, or a bucket with two pictures, isn't worth a compilation.
+        open_float32: the same encoder in float32, for rows whose latents are not finite; None leaves those as they are.
+    """
+
+    def __init__(
+        self, open_encoder: Callable[[], Encoder], batch_size: int, compiled: bool, open_float32: Callable[[], Encoder] | None
+    ) -> None:
+        self._open_encoder, self._open_float32 = open_encoder, open_float32
+        self._batch_size, self._compiled = batch_size, compiled
+        self._encoder: Encoder | None = None
+        self._float32: Encoder | None = None
+
+    def encode(self, batch: Any, bucket: str) -> dict[str, Tensor]:
+        """Latents of a batch on the encoder's device, held to its layout.
+
+        Raises:
+            EncoderError: they aren't what the layout says, or memory ran out.
+        """
+        if self._encoder is None:
+            self._encoder = self._open_encoder()
+            if self._compiled and hasattr(self._encoder, "compile"):
+                self._encoder.compile()
+        latents = self._run(self._encoder, batch, bucket)
+        return latents if self._open_float32 is None else self._mended(latents, batch, bucket)
+
+    def _mended(self, latents: dict[str, Tensor], batch: Any, bucket: str) -> dict[str, Tensor]:
+        """The latents in float32, rows that weren't finite as the encoder gives them in float32; as they are, if all were finite."""
+        floating = [tensor for tensor in latents.values() if tensor.is_floating_point()]
+        if not floating:
+            return latents
+        finite = torch.stack([tensor.isfinite().flatten(1).all(1) for tensor in floating]).all(0)
+        if bool(finite.all()):
+            return latents
+        if self._float32 is None:
+            assert self._open_float32 is not None
+            self._float32 = self._open_float32()
+        again = self._run(self._float32, select_rows(batch, ~finite), bucket)
+        places = torch.nonzero(~finite).flatten()
+        return {name: tensor.float().index_copy(0, places, again[name].float()) for name, tensor in latents.items()}
+
+    def _run(self, encoder: Encoder, batch: Any, bucket: str) -> dict[str, Tensor]:
+        num_rows = len(next(iter(batch.values())) if isinstance(batch, Mapping) else batch)
+        try:
+            with nullcontext() if not self._compiled or num_rows == self._batch_size else _eager():
+                latents = encoder.encode(batch)
+        except (RuntimeError, MemoryError) as error:
+            if not isinstance(error, MemoryError) and not should_reduce_batch_size(error):
+                raise
+            raise EncoderError(
+                f"out of memory while {num_rows} rows of {bucket} were encoded: {str(error).splitlines()[0]}. Set batch_size below "
+                f"{self._batch_size} and run again: what is committed is kept"
+            ) from error
+        check_latents(latents, encoder.layout, batch)
+        return latents
+
+
+def _eager() -> AbstractContextManager[Any]:
+    """Compiled modules run as they were written; torch before 2.6 can't be told so and compiles once more."""
+    set_stance = getattr(torch.compiler, "set_stance", None)
+    return nullcontext() if set_stance is None else set_stance("force_eager")

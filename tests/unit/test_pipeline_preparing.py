@@ -1,0 +1,182 @@
+"""What is prepared ahead: bounded, in order, the same from threads and from processes."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from torch import Tensor
+
+from latentkit import preparing
+from latentkit.buffers import BufferPool
+from latentkit.builtin import FolderConfig, ImageConfig
+from latentkit.contracts import BuildContext, Entry, InputSpec, Prepared, Sample, Unit
+from latentkit.errors import LatentkitError, SampleError
+from latentkit.modalities.image import ImageModality
+from latentkit.numerics import num_cores
+from latentkit.preparing import LookAhead, Preparer, Task
+from latentkit.sources.folder import FolderSource
+
+ROW_BYTES = 4 * 100
+
+
+class Numbers:
+    """Samples whose media is their number."""
+
+    def __len__(self) -> int:
+        return 1000
+
+    def __getitem__(self, index: int) -> Sample:
+        return Sample(str(index), str(index).encode())
+
+    def entries(self) -> Iterator[Entry]:
+        return (Entry(str(index)) for index in range(len(self)))
+
+
+class Rows:
+    """100 float32 of a sample's number; counts the tensors that are alive."""
+
+    metrics: Sequence[str] = ()
+
+    def __init__(self, bad: frozenset[int] = frozenset()) -> None:
+        self.bad = bad
+        self.alive = 0
+
+    def prepare(self, sample: Sample) -> Iterator[Prepared]:
+        if int(sample.key) in self.bad:
+            raise SampleError("bad")
+        tensor = torch.full((100,), float(sample.key))
+        self.alive += 1
+        weakref.finalize(tensor, self.forget)
+        yield Prepared("plain", "100", tensor)
+
+    def forget(self) -> None:
+        self.alive -= 1
+
+    def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
+        """Nothing to look at."""
+
+
+def tasks(count: int) -> Iterator[Task]:
+    return (Task(position, str(position), position) for position in range(count))
+
+
+def ahead(modality: Rows | ImageModality, count: int, batch_size: int, source: object = None) -> LookAhead:
+    preparer = Preparer(source or Numbers(), modality, ["plain"])  # type: ignore[arg-type]
+    return LookAhead(preparer, [(Unit(0, 0, 0, count), tasks(count))], batch_size, BufferPool(False))
+
+
+def test_outcomes_come_in_order_with_the_bad_ones_in_their_place() -> None:
+    with ahead(Rows(frozenset({3, 50})), 100, 8) as look:
+        outcomes = [outcome for _, group in look for outcome in group or ()]
+    positions = [(outcome.skipped or [row.label for row in outcome.rows])[0].position for outcome in outcomes]
+    assert positions == list(range(100))
+    assert [position for position, outcome in enumerate(outcomes) if outcome.reason] == [3, 50]
+
+
+@pytest.mark.parametrize(("rows_of_memory", "batch_size"), [(10, 4), (2, 16)])
+def test_look_ahead_is_bounded_in_bytes_but_holds_a_batch(rows_of_memory: int, batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparing, "AHEAD_BYTES", rows_of_memory * ROW_BYTES)
+    monkeypatch.setattr(preparing, "num_cores", lambda: 16)  # alone they would allow 64 samples ahead
+    modality, most = Rows(), 0
+    with ahead(modality, 300, batch_size) as look:
+        for _ in look:
+            most = max(most, modality.alive)
+    group_at_hand = 2 * preparing.GROUP_SAMPLES  # the one handed out, and the one before it
+    assert most <= max(rows_of_memory, batch_size) + group_at_hand
+
+
+def test_an_error_in_a_unit_reaches_whoever_iterates() -> None:
+    def broken() -> Iterator[Task]:
+        yield from tasks(3)
+        raise ValueError("the shard is gone")
+
+    look = LookAhead(Preparer(Numbers(), Rows(), ["plain"]), [(Unit(0, 0, 0, 9), broken())], 4, BufferPool(False))
+    with look, pytest.raises(ValueError, match="the shard is gone"):
+        list(look)
+
+
+def test_leaving_early_stops_everything() -> None:
+    modality = Rows()
+    with ahead(modality, 1000, 4) as look:
+        next(iter(look))
+    assert modality.alive <= max(8, 4 * num_cores()) + 2 * preparing.GROUP_SAMPLES
+
+
+# ---------------------------------------------------------------- processes
+
+
+@pytest.fixture
+def photos(make_photos: Callable[..., Path]) -> FolderSource:
+    return FolderSource(FolderConfig(path=str(make_photos(9))), BuildContext())
+
+
+def picture_modality(prepare_in: str) -> ImageModality:
+    modality = ImageModality(ImageConfig(size=32), BuildContext(input=InputSpec(3)))
+    modality.prepare_in = prepare_in  # type: ignore[attr-defined]
+    return modality
+
+
+def picture_tasks(source: FolderSource) -> Iterator[Task]:
+    return (Task(place, entry.key, place) for place, entry in enumerate(source.entries()))
+
+
+def test_processes_give_what_threads_give(photos: FolderSource) -> None:
+    got = {}
+    for kind in ("threads", "processes"):
+        preparer = Preparer(photos, picture_modality(kind), ["plain"])
+        with LookAhead(preparer, [(Unit(0, 0, 0, 9), picture_tasks(photos))], 4, BufferPool(False)) as look:
+            got[kind] = [row for _, group in look for outcome in group or () for row in outcome.rows]
+    assert [row.label for row in got["processes"]] == [row.label for row in got["threads"]]
+    assert all(torch.equal(a.view.tensor, b.view.tensor) for a, b in zip(got["threads"], got["processes"], strict=True))
+
+
+def test_a_killed_process_ends_the_run_with_one_message_and_leaves_no_other(photos: FolderSource) -> None:
+    before = set(psutil.Process().children(recursive=True))
+    preparer = Preparer(photos, picture_modality("processes"), ["plain"])
+    look = LookAhead(preparer, [(Unit(0, 0, 0, 9), picture_tasks(photos))] * 1000, 4, BufferPool(False))
+    with look, pytest.raises(LatentkitError, match="a process that prepares samples was killed"):
+        for _ in look:
+            workers = [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
+            workers[0].send_signal(signal.SIGKILL)
+    left = set(psutil.Process().children(recursive=True)) - before
+    assert not [child for child in left if "spawn_main" in " ".join(child.cmdline())]
+
+
+PARENT = """
+import sys, time
+import psutil
+from latentkit.builtin import FolderConfig, ImageConfig
+from latentkit.contracts import BuildContext, InputSpec
+from latentkit.modalities.image import ImageModality
+from latentkit.preparing import Preparer, Task
+from latentkit.preparing_processes import open_processes, prepare_in_child
+from latentkit.sources.folder import FolderSource
+
+if __name__ == "__main__":
+    source = FolderSource(FolderConfig(path=sys.argv[1]), BuildContext())
+    modality = ImageModality(ImageConfig(size=32), BuildContext(input=InputSpec(3)))
+    pool = open_processes(Preparer(source, modality, ["plain"]))
+    pool.submit(prepare_in_child, [Task(0, "000.png", 0)]).result()
+    print(*(child.pid for child in psutil.Process().children()), flush=True)
+    time.sleep(600)
+"""
+
+
+def test_processes_end_when_their_parent_is_killed(make_photos: Callable[..., Path], tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    with subprocess.Popen([sys.executable, str(script), str(make_photos(1))], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        children = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
+        assert children
+        parent.kill()
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert alive == []
