@@ -1,0 +1,1 @@
+"""Executor `ray` of latentkit: units are encoded by actors on a Ray cluster."""

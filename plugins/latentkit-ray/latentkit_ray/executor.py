@@ -1,0 +1,47 @@
+"""Executor `ray`: the driver hands units to actors on the cluster, as they ask for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+
+from latentkit.contracts import Unit, UnitResult, Worker
+from latentkit.executors.local import default_device
+from latentkit.progress import Progress
+from latentkit_ray.cluster import check_room, connected, living_nodes, share_of
+from latentkit_ray.crew import Crew
+from latentkit_ray.plugin import RayConfig
+
+
+class RayExecutor:
+    """Workers on a Ray cluster.
+
+    `device` is what the driver itself measures on: its own first GPU, unless the workers have none.
+    """
+
+    def __init__(self, config: RayConfig) -> None:
+        self.config = config
+        self.device = "cpu" if config.gpus_per_worker == 0 else default_device()
+
+    def run(self, units: Sequence[Unit], make_worker: Callable[[str], Worker]) -> Iterable[UnitResult]:
+        """Results of all units that a worker did, as they come.
+
+        Raises:
+            RecipeError: the cluster can't be reached, or has no room for one worker.
+            LatentkitError: of a worker; or workers are lost again and again.
+        """
+        if not units:
+            return
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            # The batches that were measured here would take memory from a worker on the same GPU.
+            torch.cuda.empty_cache()
+        with connected(self.config.address):
+            share = share_of(self.config, living_nodes())
+            check_room(share, living_nodes())
+            # A unit's rows are samples, or the shards of a stream: either way the entries of the source.
+            with Progress(sum(unit.stop - unit.start for unit in units), "entries", shown=True) as progress:
+                crew = Crew(self.config, share, make_worker)
+                for result in crew.run(units):
+                    progress.update(result.unit.stop - result.unit.start, result.waited_seconds / crew.num_wanted)
+                    yield result
