@@ -10,12 +10,12 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from latentkit.builtin_losses import latentkit_losses as latentkit_losses
 from latentkit.contracts import (
     BuildContext,
     Config,
     EncoderSpec,
     ExecutorSpec,
-    LossSpec,
     ModalitySpec,
     SourceSpec,
     neutral,
@@ -123,7 +123,8 @@ class ImageConfig(Config):
     def _positive(cls, size: int | tuple[int, int]) -> int | tuple[int, int]:
         if min((size,) if isinstance(size, int) else size) < 1:
             raise ValueError("must be at least 1 pixel")
-        return size
+        # One way to write a square, so that both have one fingerprint.
+        return size[0] if isinstance(size, tuple) and size[0] == size[1] else size
 
     @field_validator("crop_scale")
     @classmethod
@@ -195,19 +196,7 @@ class TinyKLConfig(Config):
         return self
 
 
-# ---------------------------------------------------------------- losses and executors
-
-
-class L1Config(Config):
-    """Loss `l1`."""
-
-
-class MseConfig(Config):
-    """Loss `mse`."""
-
-
-class KlConfig(Config):
-    """Loss `kl`."""
+# ---------------------------------------------------------------- executors
 
 
 class LocalConfig(Config):
@@ -259,24 +248,6 @@ def _build_tiny_kl(config: TinyKLConfig, context: BuildContext) -> Any:
     return open_tiny_kl(config, context)
 
 
-def _build_l1(config: L1Config, context: BuildContext) -> Any:
-    from latentkit.losses.reconstruction import l1
-
-    return l1
-
-
-def _build_mse(config: MseConfig, context: BuildContext) -> Any:
-    from latentkit.losses.reconstruction import mse
-
-    return mse
-
-
-def _build_kl(config: KlConfig, context: BuildContext) -> Any:
-    from latentkit.losses.kl import kl
-
-    return kl
-
-
 def _build_local(config: LocalConfig, context: BuildContext) -> Any:
     from latentkit.executors.local import LocalExecutor
 
@@ -305,13 +276,6 @@ def latentkit_modalities() -> Iterator[ModalitySpec]:
 def latentkit_encoders() -> Iterator[EncoderSpec]:
     yield EncoderSpec("diffusers", "a diffusers autoencoder", DiffusersConfig, _build_diffusers)
     yield EncoderSpec("tiny-kl", "small KL autoencoder inside latentkit (f8, 4 channels)", TinyKLConfig, _build_tiny_kl)
-
-
-@hookimpl
-def latentkit_losses() -> Iterator[LossSpec]:
-    yield LossSpec("l1", "mean absolute error", L1Config, _build_l1)
-    yield LossSpec("mse", "mean squared error", MseConfig, _build_mse)
-    yield LossSpec("kl", "KL to N(0, I), nats per input value", KlConfig, _build_kl, role="latent")
 
 
 @hookimpl

@@ -63,25 +63,41 @@ def parser() -> argparse.ArgumentParser:
     run = _command(commands, "run", _run, "run a recipe; again goes on where it stopped")
     run.add_argument("recipe", metavar="RECIPE", help="a YAML file")
     _add_set(run)
+    run.add_argument("--dry-run", action="store_true", help="say what would be encoded, and write nothing")
+    run.add_argument("--prune", action="store_true", help="leave out samples that are gone from the source, also when they are most of it")
+    run.add_argument("--retry-skipped", action="store_true", help="encode once more the samples that were skipped")
 
     check = _command(commands, "check", _check, "validate a recipe and everything it names; build nothing")
     check.add_argument("recipe", metavar="RECIPE", help="a YAML file")
     _add_set(check)
 
-    inspect = _command(commands, "inspect", _inspect, "say what is in a latent dataset")
-    inspect.add_argument("path", metavar="PATH", help="folder of the latent dataset")
-    inspect.add_argument("--json", action="store_true", help="all of it, for programs")
-
-    preview = _command(commands, "preview", _preview, "draw decoded latents beside their sources")
-    preview.add_argument("path", metavar="PATH", help="folder of the latent dataset")
-    preview.add_argument("output", metavar="OUT.png", type=Path, help="picture to write")
-    preview.add_argument("--rows", type=int, default=8, metavar="N", help="samples to show (default: 8)")
+    _add_dataset_commands(commands)
 
     plugins = _command(commands, "plugins", _plugins, "list plugins, and what is wrong with any")
     plugins.add_argument("--json", action="store_true", help="for programs")
 
     _command(commands, "recipes", _recipes, "list the recipes beside the package")
     return top
+
+
+def _add_dataset_commands(commands: Any) -> None:
+    """What is done with a latent dataset that is there."""
+    inspect = _command(commands, "inspect", _inspect, "say what is in a latent dataset")
+    inspect.add_argument("path", metavar="PATH", help="folder of the latent dataset")
+    inspect.add_argument("--json", action="store_true", help="all of it, row by row, for programs")
+
+    verify = _command(commands, "verify", _verify, "find what is missing, damaged or foreign in a latent dataset; exit code 1 when broken")
+    verify.add_argument("path", metavar="PATH", help="folder of the latent dataset")
+    verify.add_argument("--deep", action="store_true", help="encode about 1 %% of the units again and compare values")
+    verify.add_argument("--repair", action="store_true", help="encode damaged units again, and write index and dataset.json again")
+
+    compact = _command(commands, "compact", _compact, "drop superseded rows and merge small units, bit for bit")
+    compact.add_argument("path", metavar="PATH", help="folder of the latent dataset")
+
+    preview = _command(commands, "preview", _preview, "draw decoded latents beside their sources")
+    preview.add_argument("path", metavar="PATH", help="folder of the latent dataset")
+    preview.add_argument("output", metavar="OUT.png", type=Path, help="picture to write")
+    preview.add_argument("--rows", type=int, default=8, metavar="N", help="samples to show (default: 8)")
 
 
 def _command(commands: Any, name: str, function: Any, summary: str) -> argparse.ArgumentParser:
@@ -105,25 +121,29 @@ def _encode(options: argparse.Namespace) -> int:
     values, remarks = encode_recipe(options.source, options.output, options.encoder, options.size)
     for remark in remarks:
         print(remark, file=sys.stderr)
-    return _run_recipe(parse_recipe(values, "encode", Path.cwd(), options.set))
+    from latentkit.run import DEFAULT_OPTIONS
+
+    return _run_recipe(parse_recipe(values, "encode", Path.cwd(), options.set), DEFAULT_OPTIONS)
 
 
 def _run(options: argparse.Namespace) -> int:
     from latentkit.recipe import load_recipe
+    from latentkit.run import RunOptions
 
-    return _run_recipe(load_recipe(options.recipe, options.set))
+    run_options = RunOptions(options.dry_run, options.prune, options.retry_skipped)
+    return _run_recipe(load_recipe(options.recipe, options.set), run_options)
 
 
-def _run_recipe(recipe: Any) -> int:
+def _run_recipe(recipe: Any, options: Any) -> int:
     from latentkit.report import go_on_with, report
     from latentkit.run import is_first_process, run_recipe
 
     try:
-        result = run_recipe(recipe)
+        result = run_recipe(recipe, options)
     except InterruptedRunError as error:
         raise InterruptedRunError(f"{error}; {go_on_with(recipe)}", error.exit_code) from None
     if is_first_process():
-        print(printable(report(result)))
+        print(printable(result if isinstance(result, str) else report(result)))
     return 0
 
 
@@ -142,8 +162,38 @@ def _check(options: argparse.Namespace) -> int:
 def _inspect(options: argparse.Namespace) -> int:
     from latentkit.inspect import describe, inspect_dataset
 
-    found = inspect_dataset(options.path)
+    found = inspect_dataset(options.path, with_ledger=options.json)
     print(json.dumps(found, indent=1, ensure_ascii=True) if options.json else printable(describe(found)))
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from latentkit.store.folder import open_folder
+    from latentkit.store.verify import verify_folder
+
+    found, compared = verify_folder(open_folder(options.path)), []
+    if options.deep:
+        from latentkit.revalue import compare_values
+
+        compared = compare_values(found)
+        found.findings += compared
+    report = found.report()
+    print(printable(str(report)))
+    if options.repair and report.damage:
+        from latentkit.repair import repair_dataset
+
+        repair = repair_dataset(options.path, compared)
+        print(printable(str(repair)))
+        report = repair.report
+    return int(bool(report.damage))
+
+
+def _compact(options: argparse.Namespace) -> int:
+    from latentkit.store.compact import compact
+    from latentkit.store.folder import open_folder
+
+    done = compact(open_folder(options.path))
+    print(f"{options.path}: {done.num_dropped} superseded rows dropped, {done.units_before} units are now {done.units_after}")
     return 0
 
 

@@ -48,6 +48,9 @@ def compact(folder: Folder) -> Compacted:
         StoreError: the dataset is unfinished, damaged, or somebody is at work on it.
     """
     document, chain = read_dataset(folder), read_chain(folder)
+    if chain and chain[-1].settings.compacts and newest_number(document) != chain[-1].number:  # one that was killed
+        finish_compaction(folder, chain[-1])
+        document = read_dataset(folder)
     if not chain or newest_number(document) != chain[-1].number:
         raise StoreError(f"{folder} is unfinished; run `latentkit run {folder}/recipe.yaml` first")
     index = read_index(folder, document)

@@ -45,11 +45,7 @@ def epoch_batches(
     place_of_unit = generator.permutation(int(units.max()) + 1)
     batches: list[Rows] = []
     for bucket in np.unique(buckets):
-        rows = np.flatnonzero(buckets == bucket)
-        if shuffle:
-            rows = generator.permutation(rows)
-        if shuffle == "units":
-            rows = rows[np.argsort(place_of_unit[units[rows]], kind="stable")]
+        rows = _shuffled(np.flatnonzero(buckets == bucket), shuffle, place_of_unit[units], generator)
         batches += [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
     if tail == "drop":
         batches = [batch for batch in batches if len(batch) == batch_size]
@@ -61,6 +57,15 @@ def epoch_batches(
         batches.sort(key=lambda batch: int(place_of_unit[units[batch[-1]]]))
         batches = [batch for first in range(len(batches) // world_size) for batch in batches[first :: len(batches) // world_size]]
     return batches
+
+
+def _shuffled(rows: Rows, shuffle: Shuffle, place_of_row: npt.NDArray[np.int64], generator: np.random.Generator) -> Rows:
+    """The rows in the epoch's order; with "units", those of one unit side by side."""
+    if shuffle:
+        rows = generator.permutation(rows)
+    if shuffle == "units":
+        rows = rows[np.argsort(place_of_row[rows], kind="stable")]
+    return rows
 
 
 def _even(batches: list[Rows], world_size: int, tail: Tail) -> list[Rows]:

@@ -44,10 +44,12 @@ def loaded_after(*arguments: str) -> set[str]:
 def test_commands_and_options_are_these(capsys: pytest.CaptureFixture[str]) -> None:
     frozen = {
         "encode": ["SOURCE", "OUT", "--encoder", "--size", "--set"],
-        "run": ["RECIPE", "--set"],
+        "run": ["RECIPE", "--set", "--dry-run", "--prune", "--retry-skipped"],
         "check": ["RECIPE", "--set"],
         "inspect": ["PATH", "--json"],
         "preview": ["PATH", "OUT.png", "--rows"],
+        "verify": ["PATH", "--deep", "--repair"],
+        "compact": ["PATH"],
         "plugins": ["--json"],
         "recipes": [],
     }
@@ -168,7 +170,7 @@ def test_hub_id_without_network_is_explained(make_photos: MakePhotos, tmp_path: 
 
 
 def test_our_own_fault_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def broken(path: str) -> None:
+    def broken(path: str, with_ledger: bool) -> None:
         raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr("latentkit.inspect.inspect_dataset", broken)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,19 @@ def test_compact_keeps_every_row_bit_for_bit_and_drops_the_others(
     assert main(["compact", str(output)]) == 0
     (photos / "002.png").write_bytes((photos / "004.png").read_bytes())
     assert len(encode(photos, output, kl_folder, **{"output.dtype": dtype})) == NUM_PHOTOS - 1
+
+
+def test_killed_compaction_is_finished_by_the_next(photos: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = compacted_rows(output)
+    with monkeypatch.context() as patch:
+        patch.setattr("latentkit.store.compact.finalize", lambda *args: sys.exit("killed"))
+        with pytest.raises(SystemExit):
+            main(["compact", str(output)])
+    assert (output / "plans" / "001.parquet").exists()
+    assert compacted_rows(output) == rows
+    assert main(["compact", str(output)]) == 0
+    assert compacted_rows(output) == rows
+    assert [file.name for file in (output / "plans").iterdir()] == ["001.parquet"]
 
 
 def test_unfinished_dataset_is_not_compacted(photos: Path, output: Path) -> None:
