@@ -21,7 +21,7 @@ from latentkit.yaml_loader import parse_yaml
 Overrides = Sequence[str] | Mapping[str, Any]
 """`KEY=VALUE` texts as typed after `--set`, or values by dotted key."""
 
-PATH_KEYS = ("path", "model", "config", "heads")
+PATH_KEYS = ("path", "model", "config", "heads", "features")
 
 _KEY = re.compile(r"NAME(INDEX)*(\.NAME(INDEX)*)*".replace("NAME", r"[^.\[\]=\s]+").replace("INDEX", r"\[\d+\]"))
 

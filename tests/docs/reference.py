@@ -15,9 +15,10 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from latentkit import builtin, hooks
+from latentkit.builtin_metrics import METRICS
 from latentkit.cli import parser
 from latentkit.contracts import PluginSpec
-from latentkit.recipe import EncodeRecipe, TrainRecipe
+from latentkit.recipe import TASKS
 
 README = Path(__file__).parents[2] / "README.md"
 START, END = "<!-- reference: start -->", "<!-- reference: end -->"
@@ -26,9 +27,9 @@ START, END = "<!-- reference: start -->", "<!-- reference: end -->"
 def reference() -> str:
     """The text between the markers."""
     parts = [START, "", "### Commands", "", *_commands()]
-    for title, model in (("task: encode", EncodeRecipe), ("task: train", TrainRecipe)):
-        parts += ["", f"### `{title}`", "", "| key | default | meaning |", "|---|---|---|", *_rows(model, "")]
-    for spec in _specs():
+    for task, model in TASKS.items():
+        parts += ["", f"### `task: {task}`", "", "| key | default | meaning |", "|---|---|---|", *_rows(model, "")]
+    for spec in (*_specs(), *METRICS.values()):
         rows = list(_rows(spec.config, ""))
         parts += ["", f"### {spec.kind} `{spec.name}`", "", f"{spec.summary[0].upper()}{spec.summary[1:]}."]
         parts += ["", "| option | default | meaning |", "|---|---|---|", *rows] if rows else []

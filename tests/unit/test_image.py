@@ -50,7 +50,7 @@ def to_tensor(prepared: Prepared) -> torch.Tensor:
 def test_it_is_a_modality_with_its_metrics() -> None:
     modality = make_modality()
     assert isinstance(modality, Modality)
-    assert modality.metrics == ("psnr", "ssim")
+    assert modality.metrics == ("psnr", "ssim", "ms-ssim", "rfid")
 
 
 @pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (0.0, 1.0), (-0.5, 2.5)])

@@ -1,0 +1,100 @@
+"""Networks whose features `rfid` compares: Inception v3 from a weights file, a transformers folder, or an encoder plugin.
+
+Nothing is downloaded, and no pickle is read: a missing network is an error, never random weights.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from latentkit.contracts import BuildContext
+from latentkit.errors import EncoderError
+from latentkit.losses.features import EncoderFeatures, Features, open_transformers
+from latentkit.metrics.inception import FID_CLASSES, build_inception
+from latentkit.plugins import discover
+
+if TYPE_CHECKING:
+    from latentkit.builtin_metrics import RfidConfig
+
+PICTURE_RANGE = (0.0, 1.0)
+GRID = (16, 16)
+"""Of a network that gives maps, which are then averaged: 224 pixels for patches of 14."""
+
+
+@dataclass(frozen=True)
+class FeatureNetwork:
+    """A frozen network.
+
+    Args:
+        name: what protocols call it.
+        compute: (N, 3, H, W) float32 in [0, 1] to (N, F).
+    """
+
+    name: str
+    compute: Callable[[Tensor], Tensor]
+
+    def __call__(self, pictures: Tensor) -> Tensor:
+        """Features (N, F) of (N, C, H, W) float32 in [0, 1]; grey becomes RGB, and alpha is left out."""
+        with torch.inference_mode():
+            return self.compute(pictures[:, :3].expand(-1, 3, -1, -1))
+
+
+def open_features(config: RfidConfig, context: BuildContext) -> FeatureNetwork:
+    """The network of a recipe, on the context's device.
+
+    Raises:
+        EncoderError: it isn't there, can't be read, or holds something else.
+        PluginError, RecipeError: no such encoder plugin, or it refuses its options.
+    """
+    if config.encoder is not None:
+        registry = discover()
+        name = config.encoder.use
+        options = registry.configure("encoder", name, config.encoder.with_, "metric 'rfid': encoder")
+        encoder = registry.find("encoder", name).spec.build(options, context)
+        return FeatureNetwork(f"the encoder {name}, averaged over positions", _pooled(EncoderFeatures(encoder, PICTURE_RANGE)))
+    assert config.features is not None
+    path = context.recipe_dir / Path(config.features).expanduser()
+    if path.is_dir():
+        features = open_transformers(str(path), path, PICTURE_RANGE)
+        return FeatureNetwork(f"the network {path.name}, averaged over positions", _pooled(features))
+    tensors = read_tensors(path)
+    try:
+        network = build_inception(tensors).to(context.device)
+    except ValueError as error:
+        raise EncoderError(f"{path}: expected weights of Inception v3 with torchvision's names: {error}") from error
+    is_fid = "fc.weight" in tensors and tensors["fc.weight"].shape[0] == FID_CLASSES
+    kind = "pools as TensorFlow's FID graph of 2015" if is_fid else "torchvision's, whose numbers differ from those of the FID graph"
+    return FeatureNetwork(f"Inception v3 ({path.name}; {kind}; bilinear to 299 x 299)", network)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors in a .safetensors file, or in a .pth that torch reads without running anything in it.
+
+    Raises:
+        EncoderError: it isn't there, is something else, or asks for code to be run.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError) as error:
+        raise EncoderError(f"{path}: the feature network's weights can't be read: {error}") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise EncoderError(f"{path}: expected a state dict of plain tensors (weights_only=True refuses anything else): {reason}") from error
+    if not isinstance(values, dict) or not all(isinstance(value, Tensor) for value in values.values()):
+        raise EncoderError(f"{path}: expected a state dict, names to tensors, got {type(values).__name__}")
+    return values
+
+
+def _pooled(features: Features) -> Callable[[Tensor], Tensor]:
+    return lambda pictures: features(pictures, GRID).mean(dim=(2, 3))

@@ -1,0 +1,51 @@
+"""Metrics `mse`, `l1` and `psnr`: distances of values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from latentkit.metrics.metric import MetricBatch, PerSample, Setting
+
+PEAK = 255.0
+ROUNDED = {True: "reconstruction clamped and rounded to 8 bits", False: "reconstruction clamped, not rounded"}
+
+
+def levels(values: Tensor, limits: tuple[float, float], rounded: bool) -> Tensor:
+    """Values in the model's range on the scale of 8-bit pictures, [0, 255], float64: clamped, and rounded where asked for."""
+    scaled = ((values.float() - limits[0]) * (PEAK / (limits[1] - limits[0]))).clamp(0, PEAK)
+    return (scaled.round() if rounded else scaled).double()
+
+
+def mse() -> PerSample:
+    """Mean squared error."""
+    return _distance(torch.square, "squared input", "squared")
+
+
+def l1() -> PerSample:
+    """Mean absolute error."""
+    return _distance(torch.abs, "input", "absolute")
+
+
+def psnr(rounded: bool) -> PerSample:
+    """Peak signal-to-noise ratio; infinite for a perfect copy."""
+
+    def measure(batch: MetricBatch, setting: Setting) -> Tensor:
+        inputs, output = (levels(values, setting.input_range, rounded) for values in batch.pair())
+        errors = (inputs - output).square().flatten(1).mean(dim=1)
+        return 10 * torch.log10(PEAK**2 / errors)
+
+    protocol = f"mean over samples of each one's own PSNR; {ROUNDED[rounded]}; data range 255; decoded from {{decoded_from}}"
+    return PerSample(measure, "dB", "higher", protocol)
+
+
+def _distance(function: Callable[[Tensor], Tensor], unit: str, name: str) -> PerSample:
+    def measure(batch: MetricBatch, setting: Setting) -> Tensor:
+        inputs, output = batch.pair()
+        return function(inputs.double() - output.double().clamp(*setting.input_range)).flatten(1).mean(dim=1)
+
+    how = f"mean over samples of the mean {name} error of their values; {ROUNDED[False]}"
+    protocol = how + "; values in {range}; decoded from {decoded_from}"
+    return PerSample(measure, unit, "lower", protocol)
