@@ -8,38 +8,88 @@ Synthesis with Latent Diffusion Models", whose code sums both terms.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from latentkit.contracts import LossBatch, Moments
+from latentkit.errors import TrainingError
+from latentkit.losses.reconstruction import num_values
+
+if TYPE_CHECKING:
+    from latentkit.builtin_losses import AnnealConfig
 
 LOGVAR_RANGE = (-30.0, 20.0)
 
 
-def kl(batch: LossBatch) -> Tensor:
-    """KL(q || N(0, I)) of each sample's posterior over its number of input values, (N,) float32, in nats per value.
+@dataclass(frozen=True)
+class Kl:
+    """KL(q || N(0, I)) of each sample's posterior over its number of input values.
 
-    Raises:
-        ValueError: the model has no posterior.
+    Args:
+        free_bits: nats per latent value that are free. A channel's KL, averaged over the positions of one sample, costs at least this and
+            has no gradient below it: Kingma et al. 2016, "Improving Variational Inference with Inverse Autoregressive Flow",
+            with a channel of a sample as the group. A mean, not a sum, so that the number holds for every picture size.
+        target: capacity C in nats per sample; the loss is |KL - C| over the number of input values: Burgess et al. 2018, "Understanding
+            disentangling in beta-VAE", eq. 8.
+        anneal: factor from 0 to 1 of the loss, or of `target` where there is one, as Burgess et al. let C rise.
     """
-    moments = batch.reconstruction.moments
-    if moments is None:
-        raise ValueError("loss 'kl': the model has no posterior (moments is None); leave the loss out")
-    return kl_nats(moments) / num_values(batch.inputs, batch.mask)
+
+    free_bits: float | None = None
+    target: float | None = None
+    anneal: AnnealConfig | None = None
+
+    def __call__(self, batch: LossBatch) -> Tensor:
+        """(N,) float32, in nats per input value.
+
+        Raises:
+            TrainingError: the model has no posterior.
+        """
+        moments = batch.reconstruction.moments
+        if moments is None:
+            raise TrainingError("loss 'kl': the model has no posterior (moments is None); leave the loss out")
+        nats = kl_nats(moments) if self.free_bits is None else kl_nats_with_free_bits(moments, self.free_bits)
+        factor = 1.0 if self.anneal is None else anneal_factor(self.anneal, batch.step)
+        nats = factor * nats if self.target is None else (nats - factor * self.target).abs()
+        return nats / num_values(batch.inputs, batch.mask)
+
+
+kl = Kl()
+"""The loss without options."""
 
 
 def kl_nats(moments: Moments) -> Tensor:
-    """KL(q || N(0, I)) of each sample summed over its latent values, (N,) float32, in nats; any number of axes.
+    """KL(q || N(0, I)) of each sample summed over its latent values, (N,) float32, in nats; any number of axes."""
+    return _kl_of_values(moments).flatten(1).sum(dim=1)
 
-    Kingma and Welling 2014, "Auto-Encoding Variational Bayes", appendix B; logvar is clamped to [-30, 20].
+
+def kl_nats_with_free_bits(moments: Moments, free_bits: float) -> Tensor:
+    """As `kl_nats`, with every channel's mean over positions raised to at least `free_bits` nats."""
+    values = _kl_of_values(moments)
+    positions = math.prod(values.shape[2:])
+    means = values.reshape(*values.shape[:2], positions).mean(dim=2)
+    return positions * means.clamp(min=free_bits).sum(dim=1)
+
+
+def _kl_of_values(moments: Moments) -> Tensor:
+    """Nats of each latent value, in the moments' shape, float32; logvar is clamped to [-30, 20].
+
+    Kingma and Welling 2014, "Auto-Encoding Variational Bayes", appendix B.
     """
     mean, logvar = moments.mean.float(), moments.logvar.float().clamp(*LOGVAR_RANGE)
-    return 0.5 * (mean.square() + torch.exp(logvar) - 1.0 - logvar).flatten(1).sum(dim=1)
+    return 0.5 * (mean.square() + torch.exp(logvar) - 1.0 - logvar)
 
 
-def num_values(inputs: Tensor, mask: Tensor | None) -> Tensor:
-    """How many of each sample's values count, (N,) float32; at least 1."""
-    if mask is None:
-        return torch.full((len(inputs),), float(math.prod(inputs.shape[1:])), device=inputs.device)
-    return mask.float().expand_as(inputs).flatten(1).sum(dim=1).clamp(min=1)
+def anneal_factor(anneal: AnnealConfig, step: int) -> float:
+    """Factor from 0 to 1 after `step` optimiser steps.
+
+    A line (Bowman et al. 2016), or lines that start again: Fu et al. 2019, "Cyclical Annealing Schedule", eq. 6 and 7.
+    """
+    if step >= anneal.steps:
+        return 1.0
+    if anneal.kind == "linear":
+        return step / anneal.steps
+    cycle = anneal.steps / anneal.cycles
+    return min((step % math.ceil(cycle)) / cycle / anneal.ratio, 1.0)

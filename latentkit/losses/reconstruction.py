@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
 
 from latentkit.contracts import LossBatch
@@ -9,17 +12,24 @@ from latentkit.contracts import LossBatch
 
 def l1(batch: LossBatch) -> Tensor:
     """Mean absolute error of each sample's values, (N,) float32, in units of the input's range."""
-    return _mean((batch.reconstruction.output.float() - batch.inputs.float()).abs(), batch.mask)
+    return mean_over_values((batch.reconstruction.output.float() - batch.inputs.float()).abs(), batch.mask)
 
 
 def mse(batch: LossBatch) -> Tensor:
     """Mean squared error of each sample's values, (N,) float32, in squared units of the input's range."""
-    return _mean((batch.reconstruction.output.float() - batch.inputs.float()).square(), batch.mask)
+    return mean_over_values((batch.reconstruction.output.float() - batch.inputs.float()).square(), batch.mask)
 
 
-def _mean(errors: Tensor, mask: Tensor | None) -> Tensor:
+def mean_over_values(errors: Tensor, mask: Tensor | None) -> Tensor:
     """(N, C, ...) to (N,), over the values that count; 0 for a sample in which none does."""
     if mask is None:
         return errors.flatten(1).mean(dim=1)
     counts = mask.to(errors.dtype).expand_as(errors).flatten(1)
     return (errors.flatten(1) * counts).sum(dim=1) / counts.sum(dim=1).clamp(min=1)
+
+
+def num_values(inputs: Tensor, mask: Tensor | None) -> Tensor:
+    """How many of each sample's values count, (N,) float32; at least 1."""
+    if mask is None:
+        return torch.full((len(inputs),), float(math.prod(inputs.shape[1:])), device=inputs.device)
+    return mask.float().expand_as(inputs).flatten(1).sum(dim=1).clamp(min=1)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate
 
-from latentkit.contracts import Adversarial, Loss, LossBatch, LossSpec, Moments, PluginSpec, Reconstruction
+from latentkit.contracts import Adversarial, HasModule, Loss, LossBatch, LossSpec, Moments, PluginSpec, Reconstruction
 from latentkit.testing.plugin import PluginContract
 
 NUM_ROWS = 4
@@ -28,6 +29,9 @@ class LossContract(PluginContract):
 
     tolerance: float = 1e-4
     """Largest relative difference between values that are equal but for rounding."""
+
+    side: int = SIDE
+    """Height and width of the pictures in `make_batch`, a multiple of 8 pixels; more for a loss that needs larger ones."""
 
     # ------------------------------------------------------------ what a plugin author overrides
 
@@ -46,6 +50,11 @@ class LossContract(PluginContract):
         """Whether values whose mask is 0 don't count."""
         return self.spec.role == "reconstruction"
 
+    @property
+    def independent(self) -> bool:
+        """Whether a sample's loss is its own; False where the loss takes statistics of the batch, such as its mean error."""
+        return True
+
     def make_loss(self, tmp_path: Path) -> Loss:
         """The loss under test."""
         loss: Loss = self.build(tmp_path)
@@ -58,8 +67,9 @@ class LossContract(PluginContract):
         def noise(*shape: int) -> Tensor:
             return torch.rand(shape, generator=generator) * 2 - 1
 
-        inputs = noise(NUM_ROWS, 3, SIDE, SIDE)
-        moments = Moments(encode(inputs).mean + noise(NUM_ROWS, 3, 2, 2), noise(NUM_ROWS, 3, 2, 2))
+        inputs = noise(NUM_ROWS, 3, self.side, self.side)
+        mean = encode(inputs).mean
+        moments = Moments(mean + noise(*mean.shape), noise(*mean.shape))
         found = Reconstruction(0.5 * inputs + 0.5 * noise(*inputs.shape), moments.mean, moments)
         return LossBatch(inputs, found, mask=None, step=1, encode=encode, decode=decode)
 
@@ -107,12 +117,17 @@ class LossContract(PluginContract):
         assert same, "a sample's loss depends on its place in the batch: treat all rows alike"
 
     def test_a_sample_changes_its_own_loss_alone(self, tmp_path: Path) -> None:
-        """Changing one sample leaves the values of the others as they are: no statistics over the batch."""
+        """Changing one sample leaves the values of the others as they are (`independent`): no statistics over the batch."""
         loss, batch = self.make_loss(tmp_path), self.make_batch()
         first = (torch.arange(len(batch.inputs)) == 0).float()
         other = change(batch, lambda rows: rows * (1 - 0.5 * first.reshape(-1, *[1] * (rows.ndim - 1))))
-        same = self.are_close(loss(other)[1:], loss(batch)[1:])
+        same = not self.independent or self.are_close(loss(other)[1:], loss(batch)[1:])
         assert same, "one sample changed, and so did the losses of others: reduce over all axes but the first"
+
+    def test_a_batch_of_one_is_enough(self, tmp_path: Path) -> None:
+        """A sample alone has a finite loss: memory often leaves room for no more."""
+        alone = self.make_loss(tmp_path)(change(self.make_batch(), lambda rows: rows[:1]))
+        assert bool(alone.isfinite().all()), f"{alone.tolist()} for a batch of one: no deviation over the batch, no batch normalisation"
 
     # ------------------------------------------------------------ training
 
@@ -152,6 +167,29 @@ class LossContract(PluginContract):
         left = replace(batch, inputs=batch.inputs[..., :half], reconstruction=replace(batch.reconstruction, output=output))
         same = self.are_close(loss(replace(batch, mask=mask)), loss(left))
         assert same, "masked values count: multiply errors by batch.mask, and divide by its sum over all channels"
+
+    # ------------------------------------------------------------ losses with a state
+
+    def test_all_of_its_own_parameters_learn(self, tmp_path: Path) -> None:
+        """A gradient of the loss reaches every parameter of `module`: they are in the model's optimiser and in every checkpoint."""
+        loss, batch = self.make_loss(tmp_path), self.make_batch()
+        if not isinstance(loss, HasModule):
+            return
+        named = dict(loss.module.named_parameters())
+        frozen = [name for name, parameter in named.items() if not parameter.requires_grad]
+        idle = frozen or [name for name, slope in zip(named, slopes_of(loss(batch), list(named.values())), strict=True) if not slope.any()]
+        assert not idle, f"no gradient reaches {', '.join(idle)} of module: keep a frozen network out of it"
+
+    def test_all_that_it_remembers_is_saved(self, tmp_path: Path) -> None:
+        """An unused copy of a loss, given the saved tensors of the used one, goes on as that one does: a resumed run is exact."""
+        used, batch = self.make_loss(tmp_path), self.make_batch()
+        fresh = copy.deepcopy(used)
+        for _ in range(3):
+            all_values(used, batch)
+        for old, new in zip(modules_of(used), modules_of(fresh), strict=True):
+            new.load_state_dict(old.state_dict())
+        same = self.are_close(all_values(fresh, batch), all_values(used, batch))
+        assert same, "it remembers what no checkpoint has: keep moving averages in buffers (register_buffer) of module or discriminator"
 
     # ------------------------------------------------------------ adversarial losses
 
@@ -216,6 +254,17 @@ def tile(rows: Tensor) -> Tensor:
 def perfect(batch: LossBatch) -> LossBatch:
     """A batch whose reconstruction equals its input."""
     return replace(batch, reconstruction=replace(batch.reconstruction, output=batch.inputs.clone()))
+
+
+def modules_of(loss: object) -> list[nn.Module]:
+    """What a checkpoint has of a loss."""
+    return ([loss.module] if isinstance(loss, HasModule) else []) + ([loss.discriminator] if isinstance(loss, Adversarial) else [])
+
+
+def all_values(loss: Loss, batch: LossBatch) -> Tensor:
+    """The loss of a batch, and the discriminator's where there is one, end to end."""
+    values = [loss(batch)] + ([loss.discriminator_loss(batch)] if isinstance(loss, Adversarial) else [])
+    return torch.cat([value.detach().reshape(-1) for value in values])
 
 
 def slopes_of(values: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:

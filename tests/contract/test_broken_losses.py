@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,10 @@ BROKEN: dict[str, tuple[str, Callable[[LossBatch], Tensor]]] = {
     "sum of values": ("test_loss_is_per_input_value", lambda batch: errors_of(batch).sum(1)),
     "its place in the batch": ("test_permuting_samples_permutes_the_loss", by_place),
     "statistics of the batch": ("test_a_sample_changes_its_own_loss_alone", with_statistics_of_the_batch),
+    "nothing for one sample": (
+        "test_a_batch_of_one_is_enough",
+        lambda batch: error(batch) if len(batch.inputs) > 1 else error(batch) * math.nan,
+    ),
     "no gradient": ("test_gradient_reaches_what_the_loss_is_about", lambda batch: error(batch).detach()),
     "a gradient for one sample": (
         "test_gradient_reaches_what_the_loss_is_about",
@@ -160,6 +165,38 @@ class TrainsNone(Critic):
         return super().discriminator_loss(batch).detach()
 
 
+class Scaled:
+    """A loss with a scale of its own, which is trained."""
+
+    def __init__(self, context: BuildContext) -> None:
+        self.module = nn.ParameterDict({"scale": nn.Parameter(torch.tensor(0.5))})
+
+    def __call__(self, batch: LossBatch) -> Tensor:
+        return error(batch) * self.module["scale"]
+
+
+class WithFrozenPart(Scaled):
+    def __init__(self, context: BuildContext) -> None:
+        super().__init__(context)
+        self.module["frozen"] = nn.Parameter(torch.tensor(1.0), requires_grad=False)
+
+
+class WithIdlePart(Scaled):
+    def __init__(self, context: BuildContext) -> None:
+        super().__init__(context)
+        self.module["idle"] = nn.Parameter(torch.tensor(1.0))
+
+
+class Remembers(Critic):
+    """Its discriminator is trained more and more, by a number that no checkpoint has."""
+
+    num_calls = 0
+
+    def discriminator_loss(self, batch: LossBatch) -> Tensor:
+        self.num_calls += 1
+        return self.num_calls * super().discriminator_loss(batch)
+
+
 CRITIC_CHECK = "test_discriminator_loss_trains_the_discriminator_alone"
 ROLE_CHECK = "test_role_is_adversarial_with_a_discriminator_only"
 BROKEN_BUILDS: dict[str, tuple[str, Callable[[BuildContext], Any], LossRole]] = {
@@ -170,6 +207,9 @@ BROKEN_BUILDS: dict[str, tuple[str, Callable[[BuildContext], Any], LossRole]] = 
     "one value for all samples": (CRITIC_CHECK, ShortSighted, "adversarial"),
     "trains the model": (CRITIC_CHECK, TrainsBoth, "adversarial"),
     "trains nothing": (CRITIC_CHECK, TrainsNone, "adversarial"),
+    "a frozen part": ("test_all_of_its_own_parameters_learn", WithFrozenPart, "reconstruction"),
+    "an idle part": ("test_all_of_its_own_parameters_learn", WithIdlePart, "reconstruction"),
+    "remembers": ("test_all_that_it_remembers_is_saved", Remembers, "adversarial"),
 }
 
 
@@ -193,6 +233,7 @@ GOOD: dict[str, tuple[Callable[[BuildContext], Any], LossRole]] = {
     "reconstruction": (lambda context: error, "reconstruction"),
     "latent": (lambda context: energy, "latent"),
     "adversarial": (Critic, "adversarial"),
+    "with a parameter": (Scaled, "reconstruction"),
 }
 
 
@@ -206,11 +247,21 @@ def test_what_a_loss_does_not_claim_is_not_asked_of_it(tmp_path: Path) -> None:
         per_value = False
         zero_when_perfect = False
         honours_mask = False
+        independent = False
 
     def loss(batch: LossBatch) -> Tensor:
-        return without_mask(batch) * batch.inputs.shape[-1] + 0.1
+        return without_mask(batch) * batch.inputs.shape[-1] + 0.1 + error(batch).mean()
 
     assert find_failures(SeesSeams(lambda context: loss), tmp_path) == {}
+
+
+def test_pictures_are_as_large_as_a_loss_needs_them(tmp_path: Path) -> None:
+    class Large(ErrorContract):
+        side = 64
+
+    batch = Large(lambda context: error).make_batch()
+    assert batch.inputs.shape == (4, 3, 64, 64)
+    assert batch.reconstruction.latents.shape == (4, 3, 8, 8)
 
 
 def test_a_loss_that_lacks_a_member_breaks_its_protocol(tmp_path: Path) -> None:

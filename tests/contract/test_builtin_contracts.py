@@ -1,4 +1,4 @@
-"""The contract kit on latentkit's own plugins."""
+"""The contract kit on latentkit's own sources, modalities and encoders."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ from PIL import Image
 
 from latentkit import builtin
 from latentkit.builtin import BucketsConfig, DatasetsConfig, DiffusersConfig, FolderConfig, ImageConfig, TinyKLConfig
-from latentkit.contracts import EncoderSpec, InputSpec, LossSpec, ModalitySpec, Sample, SizeRule, SourceSpec
-from latentkit.testing import EncoderContract, LossContract, ModalityContract, SourceContract, StreamSourceContract
+from latentkit.contracts import EncoderSpec, InputSpec, ModalitySpec, Sample, SizeRule, SourceSpec
+from latentkit.testing import EncoderContract, ModalityContract, SourceContract, StreamSourceContract
 
 SOURCES: dict[str, SourceSpec] = {spec.name: spec for spec in builtin.latentkit_sources()}
 MODALITIES: dict[str, ModalitySpec] = {spec.name: spec for spec in builtin.latentkit_modalities()}
 ENCODERS: dict[str, EncoderSpec] = {spec.name: spec for spec in builtin.latentkit_encoders()}
-LOSSES: dict[str, LossSpec] = {spec.name: spec for spec in builtin.latentkit_losses()}
 
 
 def draw_png(number: int, height: int = 24, width: int = 32) -> bytes:
@@ -198,18 +197,3 @@ class TestTinyKLFromAFolder(EncoderContract):
     def make_renormalized(self, tmp_path: Path) -> Any:
         copy_renormalized(tmp_path / "model", tmp_path / "copy")
         return self.spec.build(TinyKLConfig(model="copy"), self.make_context(tmp_path))
-
-
-# ---------------------------------------------------------------- losses
-
-
-class TestL1(LossContract):
-    spec = LOSSES["l1"]
-
-
-class TestMse(LossContract):
-    spec = LOSSES["mse"]
-
-
-class TestKl(LossContract):
-    spec = LOSSES["kl"]

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from latentkit.contracts import LossBatch, Moments, Reconstruction
+from latentkit.errors import TrainingError
 from latentkit.losses.kl import kl, kl_nats
 from latentkit.losses.reconstruction import l1, mse
 
@@ -64,7 +65,7 @@ def test_an_extreme_logvar_gives_a_finite_kl() -> None:
 
 
 def test_kl_of_a_model_without_posterior_says_so() -> None:
-    with pytest.raises(ValueError, match="no posterior"):
+    with pytest.raises(TrainingError, match="no posterior"):
         kl(loss_batch(torch.zeros(1, 1), torch.zeros(1, 1)))
 
 

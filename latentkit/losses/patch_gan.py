@@ -1,0 +1,160 @@
+"""Loss `patch-gan`: what a discriminator of patches makes of reconstructions.
+
+Isola et al. 2017, "Image-to-Image Translation with Conditional Adversarial Networks", section 3.2.2, in the size of Rombach et al. 2022.
+The adaptive weight, the start step and the discriminator's optimiser are the training loop's.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import relu, softplus
+
+from latentkit.contracts import LossBatch
+from latentkit.errors import TrainingError
+
+if TYPE_CHECKING:
+    from latentkit.builtin_losses import PatchGanConfig
+
+MOST_GROUPS = 32
+WEIGHT_DEVIATION = 0.02
+
+
+def open_patch_gan(config: PatchGanConfig, channels: int, seed: int) -> PatchGan:
+    """The loss of a recipe, for pictures of `channels` channels; weights are drawn from the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        discriminator = PatchDiscriminator(channels, config.width, config.num_layers, config.norm)
+    return PatchGan(discriminator, config.objective, config.lecam, config.lecam_decay)
+
+
+class PatchGan:
+    """An `Adversarial` loss.
+
+    Hinge: Lim and Ye 2017, "Geometric GAN"; vanilla: Goodfellow et al. 2014, with the generator's term that doesn't saturate. The
+    discriminator's loss is half the sum over real and generated, as in Rombach et al.'s code, plus the weighted LeCam term of Tseng et al.
+    2021, "Regularizing Generative Adversarial Networks under Limited Data", in the one-sided form of the authors' code.
+
+    Args:
+        discriminator: gives logits. It may be replaced by a wrapper of itself.
+        objective: "hinge" or "vanilla".
+        lecam: weight of the LeCam term.
+        lecam_decay: share of its moving averages that one pass keeps.
+    """
+
+    def __init__(self, discriminator: PatchDiscriminator, objective: str = "hinge", lecam: float = 0.0, lecam_decay: float = 0.99) -> None:
+        self.discriminator: nn.Module = discriminator
+        self._averages = discriminator.averages
+        self._is_hinge, self._lecam, self._lecam_decay = objective == "hinge", lecam, lecam_decay
+
+    def __call__(self, batch: LossBatch) -> Tensor:
+        """The generator's term, (N,) float32: small where patches of the reconstruction pass for real.
+
+        Raises:
+            TrainingError: the pictures are too small, or have another number of channels.
+        """
+        logits = self._judge(batch.reconstruction.output)
+        return _mean(-logits if self._is_hinge else softplus(-logits))
+
+    def discriminator_loss(self, batch: LossBatch) -> Tensor:
+        """What the discriminator is trained on, (N,) float32; in training mode the LeCam averages move on.
+
+        Raises:
+            TrainingError: as for the loss.
+        """
+        real, generated = self._judge(batch.inputs), self._judge(batch.reconstruction.output.detach())
+        if self._is_hinge:
+            loss = 0.5 * (_mean(relu(1 - real)) + _mean(relu(1 + generated)))
+        else:
+            loss = 0.5 * (_mean(softplus(-real)) + _mean(softplus(generated)))
+        if not self._lecam:
+            return loss
+        averages = self._averages
+        if averages.training:
+            averages.update(real.detach(), generated.detach(), self._lecam_decay)
+        lecam = _mean(relu(real - averages.generated).square()) + _mean(relu(averages.real - generated).square())
+        return loss + self._lecam * lecam
+
+    def _judge(self, pictures: Tensor) -> Tensor:
+        logits: Tensor = self.discriminator(pictures)
+        return logits.float()
+
+
+class PatchDiscriminator(nn.Module):
+    """Pictures (N, C, H, W) to a logit for each overlapping patch, (N, 1, h, w): large for real ones.
+
+    Args:
+        channels: C.
+        width: channels of the first layer; each further one has twice as many, at most 8 times.
+        num_layers: convolutions of stride 2.
+        norm: "group", "batch" or "none", after all convolutions but the first and the last.
+    """
+
+    def __init__(self, channels: int, width: int, num_layers: int, norm: str) -> None:
+        super().__init__()
+        self.channels = channels
+        self.smallest_side = 3 * 2**num_layers
+        widths = [width * min(2**number, 8) for number in range(num_layers + 1)]
+        layers: list[nn.Module] = [nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2)]
+        for number in range(1, num_layers + 1):
+            stride = 2 if number < num_layers else 1
+            layers += [
+                nn.Conv2d(widths[number - 1], widths[number], 4, stride, 1, bias=norm == "none"),
+                *_make_norm(norm, widths[number]),
+                nn.LeakyReLU(0.2),
+            ]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4, 1, 1))
+        self.averages = LogitAverages()
+        self.apply(_draw_weights)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        if pictures.ndim != 4 or pictures.shape[1] != self.channels or min(pictures.shape[2:]) < self.smallest_side:
+            raise TrainingError(
+                f"loss 'patch-gan': expected pictures (N, {self.channels}, H, W) with sides of at least {self.smallest_side} pixels, got "
+                f"{tuple(pictures.shape)}; for small pictures lower its num_layers"
+            )
+        return cast(Tensor, self.layers(pictures))
+
+
+class LogitAverages(nn.Module):
+    """Moving averages of a discriminator's logits, in buffers: they are saved with it."""
+
+    real: Tensor
+    generated: Tensor
+    num_updates: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("real", "generated", "num_updates"):
+            self.register_buffer(name, torch.zeros(()))
+
+    def update(self, real: Tensor, generated: Tensor, decay: float) -> None:
+        """Count in the mean logits of a pass; the first passes are averaged evenly, so that nothing starts at 0."""
+        share = 1 - (self.num_updates / (self.num_updates + 1)).clamp(max=decay)
+        self.real.lerp_(real.mean(), share)
+        self.generated.lerp_(generated.mean(), share)
+        self.num_updates += 1
+
+
+def _make_norm(norm: str, width: int) -> list[nn.Module]:
+    if norm == "none":
+        return []
+    return [nn.BatchNorm2d(width) if norm == "batch" else nn.GroupNorm(math.gcd(MOST_GROUPS, width), width)]
+
+
+def _draw_weights(module: nn.Module) -> None:
+    """Isola et al. 2017, section 6.2: N(0, 0.02); scales of norms, as in their code, N(1, 0.02)."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.normal_(module.weight, 0.0, WEIGHT_DEVIATION)
+    elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
+        nn.init.normal_(module.weight, 1.0, WEIGHT_DEVIATION)
+    if isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.GroupNorm) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+def _mean(values: Tensor) -> Tensor:
+    """(N, ...) to (N,)."""
+    return values.flatten(1).mean(dim=1)

@@ -1,0 +1,1 @@
+"""The loss `perceptual` for latentkit."""

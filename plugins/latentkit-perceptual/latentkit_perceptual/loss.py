@@ -1,0 +1,191 @@
+"""Loss `perceptual`: distance of two pictures in the features of a classifier, from weights on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from latentkit.contracts import BuildContext, LossBatch
+from latentkit.errors import EncoderError, TrainingError
+from latentkit_perceptual import networks
+from latentkit_perceptual.weights import find_packaged, read_tensors, split_tensors
+
+if TYPE_CHECKING:
+    from latentkit_perceptual.plugin import PerceptualConfig
+
+NETWORKS = {
+    "lpips-vgg": networks.vgg16,
+    "lpips-alex": networks.alexnet,
+    "st-lpips-vgg": networks.shift_tolerant_vgg16,
+    "st-lpips-alex": networks.shift_tolerant_alexnet,
+}
+ST_FILE = "weights/vST0.0/{}_shift_tolerant.pth"
+HEADS_FILE = "weights/v0.1/{}.pth"
+SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
+"""Of each colour in [-1, 1], before the network: LPIPS 0.1."""
+SMALLEST_SQUARED_LENGTH = 1e-10
+"""Added to that of a feature vector, whose direction has no gradient where it is zero."""
+
+
+class Lpips(nn.Module):
+    """Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", eq. 1.
+
+    It has no dropout and no statistics, so that `train()` changes nothing, and its weights are frozen; gradients go to the pictures.
+
+    Args:
+        network: to feature maps.
+        heads: weights of each map's channels, (1, C, 1, 1).
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, network: networks.Network, heads: list[Tensor]) -> None:
+        super().__init__()
+        self.network = network
+        self.num_maps = len(heads)
+        for name, values in (("shift", SHIFT), ("scale", SCALE)):
+            self.register_buffer(name, torch.tensor(values)[:, None, None])
+        for number, head in enumerate(heads):
+            self.register_buffer(f"head{number}", head.detach().float().reshape(1, -1, 1, 1))
+        self.requires_grad_(False).eval()
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """Distances (N,) float32 of two batches of pictures, (N, 3, H, W) or (N, 1, H, W) in [-1, 1]; 0 for equal ones.
+
+        Raises:
+            TrainingError: they are not pictures, or too small for the network.
+        """
+        smallest = self.network.smallest_side
+        if first.ndim != 4 or first.shape[1] not in (1, 3) or min(first.shape[2:]) < smallest:
+            raise TrainingError(
+                f"loss 'perceptual': expected pictures (N, 3, H, W) with sides of at least {smallest} pixels, got {tuple(first.shape)}"
+            )
+        with torch.autocast(first.device.type, enabled=False):
+            maps = zip(self._features(first), self._features(second), strict=True)
+            found = [(self.get_buffer(f"head{number}") * (a - b).square()).sum(1).mean((1, 2)) for number, (a, b) in enumerate(maps)]
+        return torch.stack(found).sum(0)
+
+    def _features(self, pictures: Tensor) -> list[Tensor]:
+        """Each map's feature vectors, made of length 1."""
+        normed = (pictures.float().expand(-1, 3, -1, -1) - self.shift) / self.scale
+        return [found * (found.square().sum(1, keepdim=True) + SMALLEST_SQUARED_LENGTH).rsqrt() for found in self.network(normed)]
+
+
+class Perceptual:
+    """LPIPS of reconstruction and input. A masked pixel of the reconstruction is taken as right.
+
+    Args:
+        distance: frozen; moved to where the pictures are.
+        input_range: lowest and highest value of the pictures.
+    """
+
+    def __init__(self, distance: Lpips, input_range: tuple[float, float] = (-1.0, 1.0)) -> None:
+        self._distance = distance
+        self._low, self._high = input_range
+
+    def __call__(self, batch: LossBatch) -> Tensor:
+        """(N,) float32.
+
+        Raises:
+            TrainingError: the pictures are too small for the network, or none.
+        """
+        inputs, output = batch.inputs.float(), batch.reconstruction.output.float()
+        if batch.mask is not None:
+            output = torch.where(batch.mask.bool(), output, inputs)
+        distances: Tensor = self._distance.to(inputs.device)(self._centre(output), self._centre(inputs))
+        return distances
+
+    def _centre(self, pictures: Tensor) -> Tensor:
+        return (pictures - self._low) * (2 / (self._high - self._low)) - 1
+
+
+def open_perceptual(config: PerceptualConfig, context: BuildContext) -> Perceptual:
+    """The loss of a recipe.
+
+    Raises:
+        EncoderError: a file of weights isn't there, isn't one, or is another network's; names the file.
+    """
+    distance = open_lpips(config, context.recipe_dir)
+    return Perceptual(distance, context.input.range) if context.input else Perceptual(distance)
+
+
+def open_lpips(config: PerceptualConfig, base: Path) -> Lpips:
+    """The distance that a config names; relative paths start from `base`.
+
+    Raises:
+        EncoderError: as for `open_perceptual`.
+    """
+    backbone = config.net.rpartition("-")[2]
+    path = _find_model(config, backbone, base)
+    layers, heads = split_tensors(read_tensors(path))
+    network = NETWORKS[config.net]()
+    _load(network, layers, path, config.net)
+    heads_path = path
+    if config.heads is not None or not heads:
+        heads_path = _find_heads(config, backbone, base)
+        _, heads = split_tensors(read_tensors(heads_path))
+    return Lpips(network, _check_heads(heads, network.widths, heads_path, config.net))
+
+
+def _find_model(config: PerceptualConfig, backbone: str, base: Path) -> Path:
+    if config.model is not None:
+        return base / Path(config.model).expanduser()
+    if not config.net.startswith("st-"):
+        wanted = {"vgg": "vgg16", "alex": "alexnet"}[backbone]
+        raise EncoderError(f"loss 'perceptual': net {config.net} needs model: a file with torchvision's weights of {wanted}")
+    found = find_packaged("stlpips_pytorch", ST_FILE.format(backbone))
+    if found is None:
+        raise EncoderError(
+            f"loss 'perceptual': net {config.net} needs its weights: pip install --no-deps stlpips-pytorch==0.0.2, or model: a file of them"
+        )
+    return found
+
+
+def _find_heads(config: PerceptualConfig, backbone: str, base: Path) -> Path:
+    if config.heads is not None:
+        return base / Path(config.heads).expanduser()
+    found = find_packaged("lpips", HEADS_FILE.format(backbone))
+    if found is None:
+        raise EncoderError(
+            f"loss 'perceptual': net {config.net} needs its linear heads: pip install --no-deps lpips, or heads: a file of them "
+            f"({HEADS_FILE.format(backbone)} of that package)"
+        )
+    return found
+
+
+def _load(network: networks.Network, layers: Mapping[str, Tensor], path: Path, net: str) -> None:
+    """Give the network its weights; those of layers that it doesn't have are left out.
+
+    Raises:
+        EncoderError: weights are missing, or have other shapes.
+    """
+    wanted = network.layers.state_dict()
+    missing = [name for name in wanted if name not in layers]
+    if missing:
+        raise EncoderError(
+            f"{path}: {len(missing)} of {len(wanted)} tensors for {net} are not there, such as that of layer {missing[0]}; expected names "
+            "as torchvision (features.0.weight) or LPIPS (net.slice1.0.weight) gives them"
+        )
+    other = [name for name in wanted if layers[name].shape != wanted[name].shape]
+    if other:
+        got, expected = tuple(layers[other[0]].shape), tuple(wanted[other[0]].shape)
+        raise EncoderError(f"{path}: layer {other[0]} is {got}, and in {net} it is {expected}: these are another network's weights")
+    network.layers.load_state_dict({name: layers[name].float() for name in wanted})
+
+
+def _check_heads(heads: Mapping[int, Tensor], widths: list[int], path: Path, net: str) -> list[Tensor]:
+    """The heads in order.
+
+    Raises:
+        EncoderError: one is missing or has another size.
+    """
+    found = [heads[number].numel() if number in heads else 0 for number in range(len(widths))]
+    if found != widths:
+        wanted, got = (", ".join(map(str, sizes)) for sizes in (widths, found))
+        raise EncoderError(f"{path}: expected linear heads lin0.model.1.weight ... of {wanted} channels for {net}, got {got}")
+    return [heads[number] for number in range(len(widths))]
