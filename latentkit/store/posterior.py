@@ -1,4 +1,4 @@
-"""Stored rows to what a trainer sees: the draw or the mean, normalised. Whole batches, block by block while they are in the CPU's cache.
+"""Stored rows to what a trainer sees: the draw or the mean, normalised. Whole batches; draws block by block, in the CPU's cache.
 
 Everything runs in the calling thread: the reader has threads of its own, and torch's would stand in their way.
 """
@@ -117,24 +117,24 @@ class LatentMaker:
         """Normalised latents of `stored`: moments of which are drawn with this noise, or where it is None latents as they are."""
         channels = stored.shape[1] // (2 if noise else 1)
         shape = (len(stored), channels, *stored.shape[2:])
-        out = torch.from_numpy(pool.get(fold(torch.empty(shape, device="meta"), self._axes, self._fold).shape, np.float32))
-        step = max(1, BLOCK // math.prod(shape[1:]))
+        raw = (self._scratch if self._fold else pool).get(shape, np.float32)
+        if noise is None:
+            to_float32(stored, scales, raw)
+        else:
+            self._draw(stored, scales, noise, raw)
+        latents = self._normalize(torch.from_numpy(raw))
+        return torch.from_numpy(pool.get(latents.shape, np.float32)).copy_(latents) if self._fold else latents
+
+    def _draw(self, stored: Tensor, scales: Array | None, noise: Noise, out: Array) -> None:
+        """One draw per row of moments (N, 2C, ...), raw, into `out` (N, C, ...)."""
+        step = max(1, BLOCK // out[:1].size)
         moments = self._scratch.get((step, *stored.shape[1:]), np.float32)
-        raw = self._scratch.get((step, *shape[1:]), np.float32)
-        for start in range(0, len(stored), step):
+        for start in range(0, len(out), step):
             part = slice(start, start + step)
-            count = len(out[part])
-            block = torch.from_numpy(raw[:count]) if self._fold else out[part]
-            if noise:
-                to_float32(stored[part], None if scales is None else scales[part], moments[:count])
-                noise.fill(block.numpy())
-                draw(moments[:count], block.numpy())
-            else:
-                to_float32(stored[part], None if scales is None else scales[part], block.numpy())
-            latents = self._normalize(block)
-            if self._fold:
-                out[part] = latents
-        return out
+            block = out[part]
+            to_float32(stored[part], None if scales is None else scales[part], moments[: len(block)])
+            noise.fill(block)
+            draw(moments[: len(block)], block)
 
 
 def _constant(value: object, num_axes: int) -> Array:

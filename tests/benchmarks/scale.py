@@ -151,7 +151,7 @@ def verify(path: Path, count: int) -> None:
     from latentkit.store.verify import verify_dataset
 
     found = verify_dataset(str(path))
-    assert not found.is_damaged, found
+    assert not found.damage, found.damage
 
 
 STAGES: dict[str, Callable[[Path, int], None]] = {
@@ -172,7 +172,7 @@ def run_stage(name: str, path: Path, count: int) -> None:
 
     import latentkit as lk
 
-    lk.open  # noqa: B018
+    lk.open  # noqa: B018  # imports the reader
     begin()
     STAGES[name](path, count)
     seconds = time.perf_counter() - BEGUN[-1]
