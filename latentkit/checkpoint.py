@@ -5,18 +5,20 @@
       optimizer.safetensors   "<number of the parameter>.<name of the state>"
       average.safetensors     the moving average, when there is one
       random.safetensors      torch's generators, one row a process
-      state.json              steps done, position in the data, settings
+      loss.NAME..., discriminator.NAME..., discriminator-optimizer.NAME...    of losses with weights of their own
+      state.json              steps done, position in the data, settings, sha256 of every file and of itself
 
 A checkpoint is written aside, flushed to disk and renamed, so a killed process leaves none that is half written.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,9 +29,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from latentkit.errors import TrainingError
-from latentkit.store.folder import sync
+from latentkit.store.folder import canonical_json, sync
 
-KEPT = 2
 NAME = re.compile(r"step-(\d{7,})")
 STATE = "state.json"
 
@@ -49,8 +50,10 @@ class Checkpoint:
     state: Mapping[str, Any] = field(default_factory=dict)
 
 
-def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
-    """The folder of the checkpoint, now on disk; all but the newest two are then removed.
+def write_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2, best: int | None = None) -> Path:
+    """The folder of the checkpoint, now on disk; all but the newest `keep` and that of step `best` are then removed.
+
+    Later ones, which are those that were too damaged to go on from, are removed as well.
 
     Raises:
         TrainingError: the disk is full, or the folder can't be written.
@@ -62,12 +65,15 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         aside.mkdir(parents=True)
         for stem, tensors in checkpoint.tensors.items():
             save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, aside / f"{stem}.safetensors")
-        content = {"step": checkpoint.step, **checkpoint.state}
-        (aside / STATE).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        content = {"step": checkpoint.step, **checkpoint.state, "files": {path.name: _hash(path) for path in sorted(aside.iterdir())}}
+        text = json.dumps(content | {"sha256": _hash_json(content)}, indent=1, allow_nan=False) + "\n"
+        (aside / STATE).write_text(text, encoding="utf-8")
         replace_folder(aside, target)
     except (OSError, SafetensorError) as error:
         raise TrainingError(f"{target} can't be written: {error}; earlier checkpoints are untouched") from error
-    for old in list_checkpoints(folder)[:-KEPT]:
+    earlier = [path for path in list_checkpoints(folder) if step_of(path) <= checkpoint.step]
+    kept = {*earlier[-keep:], *(path for path in earlier if step_of(path) == best)}
+    for old in set(list_checkpoints(folder)) - kept:
         shutil.rmtree(old)
     return target
 
@@ -80,10 +86,33 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
-        tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
+        if state.pop("sha256") != _hash_json(state):
+            raise ValueError(f"{STATE} is not what was written")
+        tensors = {}
+        for name, expected in state.pop("files").items():
+            if _hash(path / name) != expected:
+                raise ValueError(f"{name} is not what was written")
+            tensors[name.removesuffix(".safetensors")] = load_file(path / name)
         return Checkpoint(int(state.pop("step")), tensors, state)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise TrainingError(f"{path}: the checkpoint is damaged ({error}); remove it to go on from the one before") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise TrainingError(f"{path}: the checkpoint is damaged ({error})") from error
+
+
+def read_newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint that is whole, or None where there are none at all; `warn` is told of each newer one that is damaged.
+
+    Raises:
+        TrainingError: there are some, all of them damaged.
+    """
+    paths = list_checkpoints(folder)
+    for path in reversed(paths):
+        try:
+            return read_checkpoint(path)
+        except TrainingError as error:
+            warn(f"{error}; going back to the one before")
+    if paths:
+        raise TrainingError(f"every checkpoint in {folder} is damaged; move that folder away to start anew")
+    return None
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -91,7 +120,21 @@ def list_checkpoints(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     found = [path for path in folder.iterdir() if NAME.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+    return sorted(found, key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """Optimiser steps done at a checkpoint, by its folder's name."""
+    return int(path.name.removeprefix("step-"))
+
+
+def _hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _hash_json(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(values).encode()).hexdigest()
 
 
 def replace_folder(aside: Path, target: Path) -> None:

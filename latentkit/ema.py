@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -40,8 +41,24 @@ class WeightAverage:
             self.tensors[name].copy_(current[name])
         self.num_updates += 1
 
+    @contextmanager
+    def swapped_in(self, module: nn.Module) -> Iterator[None]:
+        """Let the module have the averaged weights, and afterwards, also after an error, its own again, bit for bit."""
+        self._swap(module)
+        try:
+            yield
+        finally:
+            self._swap(module)
+
     def load(self, tensors: Mapping[str, Tensor], num_updates: int) -> None:
         """Take up an average saved before."""
         for name, tensor in self.tensors.items():
             tensor.copy_(tensors[name])
         self.num_updates = num_updates
+
+    @torch.no_grad()
+    def _swap(self, module: nn.Module) -> None:
+        for name, tensor in module.state_dict().items():
+            own = tensor.clone()
+            tensor.copy_(self.tensors[name])
+            self.tensors[name].copy_(own)

@@ -107,8 +107,11 @@ class Evaluation:
 class Codec(Protocol):
     """What is evaluated: an `Encoder` that `Decodes`, or a `Trainable`'s module by `ModuleCodec`."""
 
-    input: InputSpec
-    layout: LatentLayout
+    @property
+    def input(self) -> InputSpec: ...
+
+    @property
+    def layout(self) -> LatentLayout: ...
 
     def encode(self, batch: Tensor, /) -> dict[str, Tensor]: ...
 

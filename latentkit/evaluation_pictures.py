@@ -6,6 +6,7 @@ import heapq
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -103,3 +104,21 @@ def _png(values: Tensor) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def save_grid(gallery: Gallery, path: Path) -> None:
+    """One PNG at `path`, a sample in each row: source, reconstruction, difference; nothing where no pictures were kept."""
+    rows = [[Image.open(io.BytesIO(image)).convert("RGB") for image in shown.images] for shown in gallery.spread]
+    if not rows:
+        return
+    heights = [max(image.height for image in row) for row in rows]
+    grid = Image.new("RGB", (max(sum(image.width for image in row) for row in rows), sum(heights)))
+    top = 0
+    for row, height in zip(rows, heights, strict=True):
+        left = 0
+        for image in row:
+            grid.paste(image, (left, top))
+            left += image.width
+        top += height
+    path.parent.mkdir(parents=True, exist_ok=True)
+    grid.save(path)

@@ -11,92 +11,33 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from latentkit.errors import RecipeError
 from latentkit.overrides import Overrides as Overrides
-from latentkit.overrides import anchor, apply_override, is_url, split_overrides
+from latentkit.overrides import anchor, apply_override, is_url, resolve_beside, split_overrides
+from latentkit.recipe_parts import (
+    AtLeastOne,
+    Auto,
+    Ema,
+    EncodeOutput,
+    Evaluate,
+    EvaluateOutput,
+    Fraction,
+    LossUse,
+    MetricUse,
+    ModelUse,
+    Optimizer,
+    Part,
+    TrainOutput,
+    Use,
+)
 from latentkit.validation import suggest, validate
 from latentkit.yaml_loader import dump_yaml, read_yaml
 
-Auto = Literal["auto"]
-AtLeastOne = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Finite = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
 ENCODER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-
-# ---------------------------------------------------------------- parts of a recipe
-
-
-class Part(BaseModel):
-    """A mapping of a recipe: unknown keys are errors, values can't be changed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Use(Part):
-    """A plugin by name, with its options."""
-
-    use: str = Field(min_length=1, description="name of the plugin")
-    with_: dict[str, Any] = Field(default_factory=dict, alias="with", description="options of the plugin")
-
-
-class ModelUse(Use):
-    """The model to train."""
-
-    train: Literal["all", "encoder", "decoder"] = Field("all", description="which half of the model is trained")
-
-
-class LossUse(Use):
-    """One loss."""
-
-    weight: Finite = Field(1.0, description="factor of the loss, which is per input value")
-
-
-class EncodeOutput(Part):
-    """Where latents go, and in which form."""
-
-    path: str = Field(min_length=1, description="folder of the latent dataset; relative to the recipe")
-    store: Literal["moments", "mean", "sample"] = Field("moments", description="the raw posterior, its mean, or one draw from it")
-    dtype: Literal["float16", "bfloat16", "float32"] = Field("float16", description="type of the stored numbers")
-    unit_size: Auto | AtLeastOne = Field("auto", description="samples in one unit, the grain of resume and of distribution")
-
-
-class TrainOutput(Part):
-    """Where a trained model goes."""
-
-    path: str = Field(min_length=1, description="folder of the run; relative to the recipe")
-    checkpoint_every: AtLeastOne = Field(1000, description="optimiser steps from one checkpoint to the next")
-
-
-class Optimizer(Part):
-    """AdamW and its schedule."""
-
-    lr: float = Field(1e-4, gt=0, allow_inf_nan=False, description="learning rate, after the warm-up")
-    betas: tuple[Fraction, Fraction] = Field((0.5, 0.9), description="decay per step of the gradients' running mean and running square")
-    weight_decay: Finite = Field(0.0, description="decoupled weight decay, as a factor of the learning rate")
-    schedule: Literal["constant", "cosine", "linear"] = Field(
-        "constant", description="constant after the warm-up, or falling to 0 at the last step along a cosine or a line"
-    )
-    warmup: int = Field(0, ge=0, description="optimiser steps in which the learning rate rises from 0")
-    clip: float | None = Field(1.0, gt=0, allow_inf_nan=False, description="largest norm of all gradients together; null: any")
-
-    @field_validator("betas")
-    @classmethod
-    def _below_one(cls, betas: tuple[float, float]) -> tuple[float, float]:
-        if max(betas) >= 1:
-            raise ValueError("expected two numbers below 1")
-        return betas
-
-
-class Ema(Part):
-    """Exponential moving average of the weights."""
-
-    decay: float = Field(0.999, ge=0, lt=1, description="share of the average that one optimiser step keeps")
-
 
 # ---------------------------------------------------------------- recipes
 
@@ -143,6 +84,9 @@ class EncodeRecipe(Recipe):
     threads: Auto | AtLeastOne = Field("auto", description="CPU threads the encoder computes with; auto: one per core")
     compile: Auto | bool = Field("auto", description="whether the encoder is compiled; auto: when that pays")
     executor: Use = Field(Use(use="auto"), description="what runs the units; auto: accelerate when launched by it, else local")
+    on_overflow: Literal["skip", "retry-fp32"] = Field(
+        "skip", description="whether samples whose latents are not finite are recorded and left out, or encoded once more in float32"
+    )
     preview: int = Field(8, ge=0, description="rows of preview.png, one sample each")
 
     @model_validator(mode="after")
@@ -178,6 +122,11 @@ class TrainRecipe(Recipe):
     """A trained or fine-tuned autoencoder."""
 
     task: Literal["train"] = Field(description="what the recipe does")
+    modality: Use = Field(Use(use="auto"), description="how media becomes a tensor; auto: as in the latent dataset that `latents` names")
+    latents: str | None = Field(
+        None, min_length=1, description="latent dataset of the source, whose moments are used instead of the encoder; needs train: decoder"
+    )
+    sizes: list[AtLeastOne] = Field([], description="sizes for modality.with.size, of which each batch draws one; empty: that one alone")
     model: ModelUse = Field(description="the encoder to train")
     losses: list[LossUse] = Field(min_length=1, description="what training makes small: the weighted sum")
     optimizer: Optimizer = Field(Optimizer(), description="AdamW and its schedule")
@@ -187,20 +136,71 @@ class TrainRecipe(Recipe):
     precision: Literal["float32", "bf16", "fp16"] = Field(
         "float32", description="type the network computes in; weights and losses: float32"
     )
+    gradient_checkpointing: bool = Field(False, description="compute activations twice instead of keeping them: less memory, more time")
+    compile: bool = Field(False, description="whether the model is compiled")
     ema: Ema | None = Field(None, description="moving average of the weights, which is then the result; null: none")
+    evaluate: Evaluate | None = Field(None, description="what is measured during training; null: nothing")
+    max_bad_steps: AtLeastOne = Field(10, description="steps in a row whose loss or gradient isn't finite, after which the run ends")
+    log: list[str] = Field([], description="trackers of Accelerate's, such as tensorboard, that get what log.jsonl gets")
     output: TrainOutput = Field(description="where the model goes")
 
+    @model_validator(mode="after")
+    def _one_modality(self) -> Self:
+        if (self.modality.use == "auto") != (self.latents is not None):
+            raise ValueError("expected one of modality and latents" + (", got both" if self.latents else ", got neither"))
+        if self.latents is not None and (self.model.train != "decoder" or self.sizes):
+            raise ValueError("latents: expected model.train: decoder and no sizes, as the encoder isn't run")
+        if self.latents is not None and self.evaluate is not None and self.evaluate.modality is None:
+            raise ValueError("evaluate.modality: missing; with latents there is none to take over")
+        return self
+
     def uses(self) -> Iterator[tuple[str, str, Use]]:
-        yield from super().uses()
+        yield "source", "source", self.source
+        if self.latents is None:
+            yield "modality", "modality", self.modality
         yield "encoder", "model", self.model
         for number, loss in enumerate(self.losses):
             yield "loss", f"losses[{number}]", loss
+        if self.evaluate is not None:
+            yield "source", "evaluate.source", self.evaluate.source
+            if self.evaluate.modality is not None:
+                yield "modality", "evaluate.modality", self.evaluate.modality
+            for number, metric in enumerate(self.evaluate.metrics):
+                yield from metric.uses(f"evaluate.metrics[{number}]")
+
+
+class EvaluateRecipe(Recipe):
+    """A model's reconstructions and latents, or a latent dataset, measured."""
+
+    task: Literal["evaluate"] = Field(description="what the recipe does")
+    source: Use | None = Field(None, description="where samples come from")  # type: ignore[assignment]
+    modality: Use | None = Field(None, description="how media becomes a tensor")  # type: ignore[assignment]
+    model: Use | None = Field(None, description="the encoder to evaluate")
+    latents: str | None = Field(None, min_length=1, description="latent dataset to measure, instead of source, modality and model")
+    metrics: list[MetricUse] = Field(min_length=1, description="what is measured")
+    posterior: Literal["mean", "sample"] = Field("mean", description="what is decoded and measured of each posterior: its mean, or a draw")
+    batch_size: AtLeastOne = Field(8, description="samples that pass the model at once")
+    training_log: str | None = Field(None, min_length=1, description="log.jsonl of a training run, whose curves the report shows")
+    output: EvaluateOutput = Field(description="where the results go")
+
+    @model_validator(mode="after")
+    def _one_subject(self) -> Self:
+        given = [use is not None for use in (self.source, self.modality, self.model)]
+        if any(given) if self.latents is not None else not all(given):
+            raise ValueError("expected source, modality and model, or latents and none of them")
+        return self
+
+    def uses(self) -> Iterator[tuple[str, str, Use]]:
+        parts = (("source", "source", self.source), ("modality", "modality", self.modality), ("encoder", "model", self.model))
+        yield from ((kind, where, use) for kind, where, use in parts if use is not None)
+        for number, metric in enumerate(self.metrics):
+            yield from metric.uses(f"metrics[{number}]")
 
 
 LAST = ("seed", "on_bad_sample", "max_bad")
 """Keys that are written after the task's own."""
 
-TASKS: dict[str, type[Recipe]] = {"encode": EncodeRecipe, "train": TrainRecipe}
+TASKS: dict[str, type[Recipe]] = {"encode": EncodeRecipe, "train": TrainRecipe, "evaluate": EvaluateRecipe}
 
 # ---------------------------------------------------------------- reading
 
@@ -209,18 +209,24 @@ def load_recipe(path: str | os.PathLike[str], overrides: Overrides = ()) -> Reci
     """The recipe in a YAML file.
 
     Args:
-        path: of the file.
+        path: of the file, or its URL; then a relative `output.path` starts from there, and other paths from the working directory.
         overrides: "key=value" texts as typed after `--set`, or a mapping of dotted keys to values; see `apply_override`.
 
     Raises:
         RecipeError: the file or the recipe can't be used; one line per problem.
     """
-    file = Path(path)
+    place = os.fspath(path)
+    file = place if is_url(place) else Path(place)
     values = read_yaml(file)
     if not isinstance(values, Mapping):
         got = "nothing" if values is None else "a list" if isinstance(values, list) else repr(values)
         raise RecipeError(f"{path}: expected a mapping that starts with 'task:', got {got}")
-    return parse_recipe(values, file, file.parent, overrides)
+    if isinstance(file, Path):
+        return parse_recipe(values, file, file.parent, overrides)
+    output = values.get("output")
+    if isinstance(output, Mapping) and isinstance(output.get("path"), str):
+        values = {**values, "output": {**output, "path": resolve_beside(file, output["path"])}}
+    return parse_recipe(values, file, Path.cwd(), overrides)
 
 
 def parse_recipe(values: Mapping[str, Any], origin: Path | str, base_dir: Path, overrides: Overrides = ()) -> Recipe:
@@ -236,9 +242,11 @@ def parse_recipe(values: Mapping[str, Any], origin: Path | str, base_dir: Path, 
         RecipeError: one line per problem: origin, key, expected, got.
     """
     merged: dict[str, Any] = copy.deepcopy(dict(values))
+    base_dir = Path(os.path.abspath(base_dir))
+    _anchor_latents(merged, base_dir)
     for key, value in split_overrides(overrides):
         apply_override(merged, key, value)
-    base_dir = Path(os.path.abspath(base_dir))
+    _anchor_latents(merged, Path.cwd())
     output = merged.get("output")
     if isinstance(output, Mapping):
         merged["output"] = anchor(output, ("output",), base_dir)
@@ -247,8 +255,17 @@ def parse_recipe(values: Mapping[str, Any], origin: Path | str, base_dir: Path, 
     return recipe
 
 
+def _anchor_latents(values: dict[str, Any], base_dir: Path) -> None:
+    """Make `latents` and `training_log`, which are always paths or URLs, absolute."""
+    for key in ("latents", "training_log"):
+        place = values.get(key)
+        if isinstance(place, str) and place and not is_url(place):
+            values[key] = os.path.abspath(base_dir / os.path.expanduser(place))
+
+
 def _find_task(values: Mapping[str, Any], origin: Path | str) -> type[Recipe]:
-    known = " or ".join(TASKS)
+    *others, last = TASKS
+    known = f"{', '.join(others)} or {last}"
     if "task" not in values:
         raise RecipeError(f"{origin}: task: missing; expected {known}")
     task = values["task"]
@@ -266,7 +283,7 @@ def resolve(recipe: Recipe) -> dict[str, Any]:
     `output.path` is "." (a URL stays) and local paths under `with` are absolute; all else is as given.
     """
     given = recipe.model_dump(by_alias=True)
-    absent = {key for key in ("encoder", "encoders") if given.get(key) is None}
+    absent = {key for key in ("encoder", "encoders", "source", "modality", "model", "training_log") if given.get(key) is None}
     keys = [key for key in given if key not in LAST and key not in absent]
     values: dict[str, Any] = anchor({key: given[key] for key in (*keys, *LAST)}, (), recipe.base_dir)
     if not is_url(values["output"]["path"]):

@@ -10,20 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentkit.build import Line, is_launched, lines_of, open_executor
-from latentkit.check import check_recipe
-from latentkit.contracts import BuildContext, LossSpec
-from latentkit.errors import RecipeError, StoreError, TrainingError
-from latentkit.plugins import discover
-from latentkit.recipe import EncodeRecipe, Overrides, Recipe, TrainRecipe, dump_recipe, load_recipe, parse_recipe, resolve
+from latentkit.errors import RecipeError
+from latentkit.recipe import EncodeRecipe, EvaluateRecipe, Overrides, Recipe, TrainRecipe, dump_recipe, load_recipe, parse_recipe, resolve
+from latentkit.run_evaluating import EvaluateResult, run_evaluating
+from latentkit.run_training import run_training
 from latentkit.shorthand import encode_recipe
 
 if TYPE_CHECKING:
+    from latentkit.contracts import Executor
     from latentkit.encode import EncodeSummary
+    from latentkit.planning import EncodeInputs, EncodeSettings
+    from latentkit.store.folder import Folder
     from latentkit.store.reader import LatentDataset
     from latentkit.train import TrainResult
 
 
-RECIPE = "recipe.yaml"
 PREVIEW = "preview.png"
 
 
@@ -53,28 +54,56 @@ def encode(
     recipe = parse_recipe(values, "encode", Path.cwd(), overrides)
     if not isinstance(recipe, EncodeRecipe) or recipe.encoder is None:
         raise ValueError("overrides of encode can't change the task or name several encoders; use latentkit.run")
-    return _run_encode(recipe).datasets()[""]
+    return _run_encode(recipe, DEFAULT_OPTIONS).datasets()[""]
 
 
-def run(recipe: str | os.PathLike[str] | Mapping[str, Any], overrides: Overrides = ()) -> Any:
-    """Run any recipe; again goes on where it stopped.
+def run(
+    recipe: str | os.PathLike[str] | Mapping[str, Any],
+    overrides: Overrides = (),
+    *,
+    dry_run: bool = False,
+    prune: bool = False,
+    retry_skipped: bool = False,
+) -> Any:
+    """Run any recipe; again goes on where it stopped, or does what has changed in the source since.
 
     Args:
         recipe: path of a YAML file, or its values; relative paths in values start from the working directory.
         overrides: as for `encode`.
+        dry_run, prune, retry_skipped: see `RunOptions`.
 
     Returns:
-        An encode task's `LatentDataset` (with `encoders:`, one by name), a train task's `TrainResult`.
+        An encode task's `LatentDataset` (with `encoders:`, one by name), a train task's `TrainResult`, an evaluate task's
+        `EvaluateResult`; with `dry_run`, the text of what
+        would be done.
 
     Raises:
         LatentkitError: whatever the user can mend; the message says how.
     """
     parsed = parse_recipe(recipe, "recipe", Path.cwd(), overrides) if isinstance(recipe, Mapping) else load_recipe(recipe, overrides)
-    result = run_recipe(parsed)
+    result = run_recipe(parsed, RunOptions(dry_run, prune, retry_skipped))
     if isinstance(result, EncodeRun):
         datasets = result.datasets()
         return datasets[""] if set(datasets) == {""} else datasets
     return result
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run differs from the plain one.
+
+    Args:
+        dry_run: say what would be done, and do nothing.
+        prune: leave samples that are gone from the source out of the dataset, also when they are most of it.
+        retry_skipped: encode once more the samples that were skipped.
+    """
+
+    dry_run: bool = False
+    prune: bool = False
+    retry_skipped: bool = False
+
+
+DEFAULT_OPTIONS = RunOptions()
 
 
 @dataclass(frozen=True)
@@ -92,12 +121,20 @@ class EncodeRun:
         return {name: open_dataset(folder) for name, folder in self.folders.items()}
 
 
-def run_recipe(recipe: Recipe) -> EncodeRun | TrainResult:
-    """Run a parsed recipe."""
+def run_recipe(recipe: Recipe, options: RunOptions = DEFAULT_OPTIONS) -> EncodeRun | TrainResult | EvaluateResult | str:
+    """Run a parsed recipe; with `dry_run`, the text of what would be done.
+
+    Raises:
+        RecipeError: an option that the task has no use for.
+    """
     if isinstance(recipe, EncodeRecipe):
-        return _run_encode(recipe)
+        return _foretell(recipe, options) if options.dry_run else _run_encode(recipe, options)
+    if options != DEFAULT_OPTIONS:
+        raise RecipeError(f"{recipe.origin}: --dry-run, --prune and --retry-skipped are for encoding; the task is {recipe.task}")
     if isinstance(recipe, TrainRecipe):
-        return _run_train(recipe)
+        return run_training(recipe, is_first_process())
+    if isinstance(recipe, EvaluateRecipe):
+        return run_evaluating(recipe, is_first_process())
     raise RecipeError(f"{recipe.origin}: task {recipe.task} can't be run")
 
 
@@ -115,42 +152,80 @@ def is_first_process() -> bool:
 # ---------------------------------------------------------------- encode
 
 
-def _run_encode(recipe: EncodeRecipe) -> EncodeRun:
+def _run_encode(recipe: EncodeRecipe, options: RunOptions) -> EncodeRun:
     folders, summaries, previews = {}, {}, {}
     for line in lines_of(recipe):
-        output = f"{recipe.output.path}/{line.name}" if line.name else recipe.output.path
-        folders[line.name] = output
-        summaries[line.name], preview = _encode_line(line, recipe, output)
+        folders[line.name] = _output(recipe, line)
+        summaries[line.name], preview = _encode_line(line, recipe, options)
         if preview:
             previews[line.name] = preview
     return EncodeRun(folders, summaries, previews)
 
 
-def _encode_line(line: Line, recipe: EncodeRecipe, output: str) -> tuple[EncodeSummary, str | None]:
-    from latentkit.encode import EncodeInputs, EncodeSettings, encode_source
+def _foretell(recipe: EncodeRecipe, options: RunOptions) -> str:
+    from latentkit.encode import foretell
+
+    lines = []
+    for line in lines_of(recipe):
+        parts = open_line(line, recipe, options)
+        lines.append(foretell(parts.folder, parts.inputs, parts.settings))
+    return "\n".join(lines)
+
+
+def _output(recipe: EncodeRecipe, line: Line) -> str:
+    return f"{recipe.output.path}/{line.name}" if line.name else recipe.output.path
+
+
+@dataclass(frozen=True)
+class OpenLine:
+    """A line of an encode recipe, built."""
+
+    folder: Folder
+    executor: Executor
+    device: str
+    inputs: EncodeInputs
+    settings: EncodeSettings
+
+
+def open_line(line: Line, recipe: EncodeRecipe, options: RunOptions = DEFAULT_OPTIONS) -> OpenLine:
+    """Everything that encoding one line of a recipe needs."""
     from latentkit.executors.local import default_device
-    from latentkit.preview import store_preview
+    from latentkit.planning import EncodeInputs, EncodeSettings
     from latentkit.store.folder import open_folder
 
-    folder = open_folder(output)
+    folder = open_folder(_output(recipe, line))
     source = line.open_source()
     executor = open_executor(recipe)
     device = getattr(executor, "device", None) or default_device()
     opener = line.encoder_opener()
     encoder = opener(device)
-    modality = line.open_modality(encoder)
     described = {"use": line.source.provided.spec.name, "with": recipe.source.with_}
-    inputs = EncodeInputs(source, modality, line.views, opener, line.fingerprint_parts(encoder), described)
+    inputs = EncodeInputs(
+        source, line.open_modality(encoder), line.views, opener, line.fingerprint_parts(encoder), described, opener.in_float32()
+    )
     settings = EncodeSettings(
         recipe.output.store, recipe.output.dtype, recipe.output.unit_size, recipe.batch_size, recipe.threads, recipe.compile,
-        recipe.seed, recipe.on_bad_sample, recipe.max_bad,
+        recipe.seed, recipe.on_bad_sample, recipe.max_bad, recipe.on_overflow, recipe.preview, options.prune, options.retry_skipped,
     )  # fmt: skip
-    summary = encode_source(
-        folder, inputs, executor, device, settings, _recipe_text(recipe, line), show_progress=is_first_process()
-    )
-    if not recipe.preview or not is_first_process():
+    return OpenLine(folder, executor, device, inputs, settings)
+
+
+def _encode_line(line: Line, recipe: EncodeRecipe, options: RunOptions) -> tuple[EncodeSummary, str | None]:
+    from latentkit.encode import encode_source
+    from latentkit.preview import store_preview
+    from latentkit.store.dataset import DATASET
+
+    opened = open_line(line, recipe, options)
+    folder, inputs = opened.folder, opened.inputs
+    before = folder.read(DATASET) if folder.exists(DATASET) else None
+    text = _recipe_text(recipe, line)
+    shown = is_first_process()
+    summary = encode_source(folder, inputs, opened.executor, opened.device, opened.settings, text, show_progress=shown)
+    if not recipe.preview or not shown:
         return summary, None
-    made = folder.exists(PREVIEW) or store_preview(folder, source, modality, encoder, PREVIEW, recipe.preview)
+    encoder = inputs.open_encoder(opened.device)
+    is_current = folder.exists(PREVIEW) and folder.read(DATASET) == before
+    made = is_current or store_preview(folder, inputs.source, inputs.modality, encoder, PREVIEW, recipe.preview)
     return summary, f"{folder}/{PREVIEW}" if made else None
 
 
@@ -163,75 +238,3 @@ def _recipe_text(recipe: EncodeRecipe, line: Line) -> str:
         else:
             values[name] = value
     return dump_recipe(values)
-
-
-# ---------------------------------------------------------------- train
-
-
-def _run_train(recipe: TrainRecipe) -> TrainResult:
-    from latentkit.executors.local import default_device
-    from latentkit.train import OptimizerSettings, TrainSettings, WeightedLoss, train
-
-    plugins = {plugin.where: plugin for plugin in check_recipe(recipe, discover())}
-    context = BuildContext(device=default_device(), seed=recipe.seed, recipe_dir=recipe.base_dir)
-
-    def build(where: str, context: BuildContext = context) -> Any:
-        return plugins[where].provided.spec.build(plugins[where].config, context)
-
-    source, model = build("source"), build("model")
-    modality = build("modality", BuildContext(device=context.device, seed=recipe.seed, recipe_dir=recipe.base_dir, input=model.input))
-    losses = []
-    for number, (name, use) in enumerate(_named_losses(recipe)):
-        spec = plugins[f"losses[{number}]"].provided.spec
-        assert isinstance(spec, LossSpec)
-        losses.append(WeightedLoss(name, build(f"losses[{number}]"), use.weight, spec.role))
-    optimizer = OptimizerSettings(**recipe.optimizer.model_dump())
-    settings = TrainSettings(
-        steps=recipe.steps, batch_size=recipe.batch_size, accumulate=recipe.accumulate, precision=recipe.precision, optimizer=optimizer,
-        train=recipe.model.train, ema_decay=recipe.ema.decay if recipe.ema else None, checkpoint_every=recipe.output.checkpoint_every,
-        on_bad_sample=recipe.on_bad_sample, max_bad=recipe.max_bad, seed=recipe.seed,
-    )  # fmt: skip
-    return train(model, source, modality, losses, settings, _open_run(recipe))
-
-
-SAME_RUN = ("task", "source", "modality", "model", "losses", "seed")
-"""Keys of a recipe that can't change between the starts of one training run."""
-
-
-def _open_run(recipe: TrainRecipe) -> Path:
-    """The run's folder, with its recipe.yaml.
-
-    Raises:
-        RecipeError: its path is a URL.
-        StoreError: the folder can't be written, or holds something else.
-        TrainingError: it holds another run; names the keys that differ.
-    """
-    from latentkit.store.folder import LocalFolder, open_folder
-
-    folder = open_folder(recipe.output.path)
-    if not isinstance(folder, LocalFolder):
-        raise RecipeError(f"{recipe.origin}: output.path: {folder}: training writes to a local folder")
-    text, written = dump_recipe(resolve(recipe)), None
-    if folder.exists(RECIPE):
-        earlier = load_recipe(folder.path / RECIPE)
-        before, now = resolve(earlier), resolve(recipe)
-        different = [key for key in SAME_RUN if before.get(key) != now.get(key)]
-        if different:
-            raise TrainingError(f"{folder} holds another run: {', '.join(different)} differ; give another output.path")
-        written = dump_recipe(before)
-    elif folder.top_names():
-        raise StoreError(f"{folder} holds something else and no {RECIPE}; give the run a folder of its own")
-    # A recipe.yaml that somebody wrote by hand stays as it is.
-    if is_first_process() and (written is None or folder.read(RECIPE).decode() == written != text):
-        folder.replace(RECIPE, text.encode())
-        folder.discard_if_empty()
-    return folder.path
-
-
-def _named_losses(recipe: TrainRecipe) -> list[tuple[str, Any]]:
-    """A name for each loss: the plugin's, numbered where it is used more than once."""
-    uses = [loss.use for loss in recipe.losses]
-    return [
-        (loss.use if uses.count(loss.use) == 1 else f"{loss.use}-{uses[: number + 1].count(loss.use)}", loss)
-        for number, loss in enumerate(recipe.losses)
-    ]

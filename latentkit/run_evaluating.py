@@ -13,7 +13,8 @@ from latentkit.check import check_recipe
 from latentkit.contracts import BuildContext, InputSpec
 from latentkit.errors import RecipeError, StoreError
 from latentkit.plugins import discover
-from latentkit.recipe import EvaluateRecipe, MetricUse, dump_recipe, resolve
+from latentkit.recipe import EvaluateRecipe, dump_recipe, resolve
+from latentkit.recipe_parts import MetricUse
 
 if TYPE_CHECKING:
     from latentkit.evaluate import EvaluateSettings, Evaluation, NamedMetric

@@ -6,7 +6,7 @@ import itertools
 import os
 import time
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latentkit.contracts import Modality, Prepared, Source
+from latentkit.contracts import Modality, Prepared, Sample, Source
 from latentkit.errors import SampleError, SourceError, TrainingError
 from latentkit.store.order import epoch_batches
 
@@ -33,11 +33,25 @@ class Position:
 
 
 @dataclass(frozen=True)
+class Example:
+    """One view of a sample, (C, ...) float32 in the encoder's range; stored `moments`, (2 C, h, w), are used instead of the encoder."""
+
+    inputs: Tensor
+    moments: Tensor | None = None
+
+
+Prepare = Callable[[Sample, Position], Sequence[Example]]
+"""Every view of a sample for the batch before which a process stands at a position. Called from several threads at once; raises
+`SampleError` and `OSError` as a `Modality` does."""
+
+
+@dataclass(frozen=True)
 class Batch:
-    """Prepared samples, (N, C, ...) float32 in the encoder's range, and the position behind them."""
+    """Prepared samples, (N, C, ...) float32 in the encoder's range, their stored moments (N, 2 C, h, w), and the position behind them."""
 
     inputs: Tensor
     after: Position
+    moments: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +71,27 @@ class BadSamples:
     """Places in the source of samples that could not be used, with the reason; grows while batches are read."""
 
     reasons: dict[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FreshViews:
+    """A `Prepare` that draws anew each epoch: the modality is told the epoch in the sample's key, behind a "#".
+
+    Args:
+        modalities: alike but for the size that they prepare to; seed, epoch and number of the batch decide which of them prepares a
+            batch, so that all processes have one size at a time.
+        seed: of that draw.
+    """
+
+    modalities: Sequence[Modality]
+    seed: int
+
+    def __call__(self, sample: Sample, place: Position) -> list[Example]:
+        number = int(np.random.default_rng([self.seed, place.epoch, place.batch]).integers(len(self.modalities)))
+        return [
+            Example(_one_tensor(view, sample.key))
+            for view in self.modalities[number].prepare(replace(sample, key=f"{sample.key}#{place.epoch}"))
+        ]
 
 
 def epoch_indices(num_samples: int, settings: BatchSettings, epoch: int) -> list[list[int]]:
@@ -79,12 +114,11 @@ def epoch_indices(num_samples: int, settings: BatchSettings, epoch: int) -> list
 
 
 def read_batches(
-    source: Source, modality: Modality, settings: BatchSettings, start: Position, bad: BadSamples | None = None
+    source: Source, prepare: Prepare, settings: BatchSettings, start: Position, bad: BadSamples | None = None
 ) -> Generator[Batch]:
     """Batches from a position on, without end; a bad sample is left out, and its batch is smaller.
 
-    Each epoch draws anew: the modality gets the sample's key with "#" and the epoch behind it, and which view is taken depends on seed,
-    epoch and the sample's place in the source.
+    Which view of a sample is taken depends on seed, epoch and the sample's place in the source.
 
     Raises:
         TrainingError: too few samples for a batch, shapes that differ within one, or a modality that gives several tensors.
@@ -93,56 +127,51 @@ def read_batches(
     bad = bad if bad is not None else BadSamples()
     pool = ThreadPoolExecutor(max(len(os.sched_getaffinity(0)), 2), thread_name_prefix="prepare")
     num_empty = 0
-    ahead: deque[tuple[Position, list[Future[Tensor | None]]]] = deque()
+    ahead: deque[tuple[Position, list[Future[Example | None]]]] = deque()
     try:
-        for epoch, indices, after in _walk(len(source), settings, start):
-            ahead.append((after, [pool.submit(_prepare_one, source, modality, settings, epoch, index, bad) for index in indices]))
+        for place, indices in _walk(len(source), settings, start):
+            ahead.append((place, [pool.submit(_prepare_one, source, prepare, settings.seed, place, index, bad) for index in indices]))
             if len(ahead) <= AHEAD:
                 continue
             position, rows = ahead.popleft()
-            good = [tensor for row in rows if (tensor := row.result()) is not None]
+            good = [example for row in rows if (example := row.result()) is not None]
             _check_bad(source, bad, settings)
             num_empty = 0 if good else num_empty + 1
             if good:
-                yield Batch(_stack(good), position)
-            elif num_empty >= len(epoch_indices(len(source), settings, epoch)):
+                moments = [example.moments for example in good if example.moments is not None]
+                after = Position(position.epoch, position.batch + 1)
+                yield Batch(_stack([example.inputs for example in good]), after, _stack(moments) if moments else None)
+            elif num_empty >= len(epoch_indices(len(source), settings, place.epoch)):
                 raise SourceError(f"no sample of the source can be used, {_example(source, bad)}")
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _walk(num_samples: int, settings: BatchSettings, start: Position) -> Iterator[tuple[int, list[int], Position]]:
-    """Epoch, indices and the position behind, of every batch from a position on."""
+def _walk(num_samples: int, settings: BatchSettings, start: Position) -> Iterator[tuple[Position, list[int]]]:
+    """Position before every batch from a position on, and its indices."""
     epoch, first = start.epoch, start.batch
     while True:
         batches = epoch_indices(num_samples, settings, epoch)
         for number in range(first, len(batches)):
-            yield epoch, batches[number], Position(epoch, number + 1)
+            yield Position(epoch, number), batches[number]
         epoch, first = epoch + 1, 0
 
 
-def _prepare_one(
-    source: Source, modality: Modality, settings: BatchSettings, epoch: int, index: int, bad: BadSamples
-) -> Tensor | None:
+def _prepare_one(source: Source, prepare: Prepare, seed: int, place: Position, index: int, bad: BadSamples) -> Example | None:
     """One view of one sample; None for a bad one, whose reason is then in `bad`."""
     try:
-        views = _views(source, modality, epoch, index)
+        views = _views(source, prepare, place, index)
     except SampleError as error:
         bad.reasons[index] = str(error)
         return None
-    tensor = views[int(np.random.default_rng([settings.seed, epoch, index]).integers(len(views)))].tensor
-    if not isinstance(tensor, Tensor):
-        names = ", ".join(tensor)
-        raise TrainingError(f"training takes modalities that give one tensor a sample; for {source[index].key!r} this one gives {names}")
-    return tensor
+    return views[int(np.random.default_rng([seed, place.epoch, index]).integers(len(views)))]
 
 
-def _views(source: Source, modality: Modality, epoch: int, index: int) -> list[Prepared]:
+def _views(source: Source, prepare: Prepare, place: Position, index: int) -> Sequence[Example]:
     """All views of a sample, at least one; media out of reach is tried for again."""
     for attempt in range(1, READ_ATTEMPTS + 1):
         try:
-            sample = source[index]
-            views = list(modality.prepare(replace(sample, key=f"{sample.key}#{epoch}")))
+            views = prepare(source[index], place)
             if not views:
                 raise SampleError("the modality gave no view of it")
             return views
@@ -151,6 +180,13 @@ def _views(source: Source, modality: Modality, epoch: int, index: int) -> list[P
                 raise SourceError(f"sample {index} can't be reached: {error}; run again when it can") from error
             time.sleep(RETRY_SECONDS * attempt)
     raise AssertionError("not reached: the last attempt returns or raises")
+
+
+def _one_tensor(view: Prepared, key: str) -> Tensor:
+    if not isinstance(view.tensor, Tensor):
+        names = ", ".join(view.tensor)
+        raise TrainingError(f"training takes modalities that give one tensor a sample; for {key!r} this one gives {names}")
+    return view.tensor
 
 
 def _stack(tensors: list[Tensor]) -> Tensor:

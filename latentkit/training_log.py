@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from accelerate import Accelerator
 
 from latentkit.errors import TrainingError
 
@@ -38,48 +41,48 @@ def describe_kl(weights: Mapping[str, float], num_values: int) -> list[str]:
 
 
 class TrainingLog:
-    """Averages what steps saw, appends it to log.jsonl, and prints progress to stderr; does nothing where `active` is false.
+    """Averages what steps saw, appends it to log.jsonl, hands it to trackers, and prints progress to stderr; in the first process only.
 
     Args:
         path: of log.jsonl.
         num_steps: of the whole run.
-        active: whether this process writes.
+        accelerator: says which process this is, and has the trackers.
+        weights: of the losses by name, as the recipe has them.
     """
 
-    def __init__(self, path: Path, num_steps: int, active: bool) -> None:
-        self._path, self._num_steps, self._active = path, num_steps, active
-        self._weights: Mapping[str, float] = {}
+    def __init__(self, path: Path, num_steps: int, accelerator: Accelerator, weights: Mapping[str, float]) -> None:
+        self._path, self._num_steps, self._accelerator, self._weights = path, num_steps, accelerator, weights
         self._printed = -math.inf
         self._described = False
 
-    def begin(self, step: int) -> None:
-        """Start the clock after `step` done steps; lines of later ones, which will be done again, are dropped."""
+    def begin(self, step: int, settings: Mapping[str, Any]) -> None:
+        """Start trackers and clock after `step` done steps; lines of later ones, which will be done again, are dropped."""
+        if self._accelerator.log_with:
+            self._accelerator.init_trackers(self._path.parent.name, {name: str(value) for name, value in settings.items()})
         self._first_step, self._started = step, time.monotonic()
         self._clear()
-        if self._active:
+        if self._accelerator.is_main_process:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             _drop_later(self._path, step)
 
     def note(self, text: str) -> None:
         """Print a line."""
-        if self._active:
+        if self._accelerator.is_main_process:
             print(text, file=sys.stderr, flush=True)
 
-    def add(self, values: Mapping[str, float], weights: Mapping[str, float]) -> None:
+    def add(self, values: Mapping[str, float]) -> None:
         """Count a step in.
 
         Args:
-            values: averages over the step: "loss", "losses.NAME" (unweighted), "kl_nats" of a sample, "num_values" of one, and what else
-                the log should have; "num_samples" counts those of the step.
-            weights: by name of the loss; 1 where it has none.
+            values: averages over the step: "loss", "losses.NAME" (unweighted) with "weighted.NAME", "kl_nats" of a sample, "num_values" of
+                one, and what else the log should have; "num_samples" counts those of the step.
         """
-        self._weights = weights
-        self._num_steps_seen += 1
         for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
+            total, count = self._sums.get(name, (0.0, 0))
+            self._sums[name] = total + value, count + 1
         if not self._described:
             self._described = True
-            for line in describe_kl(weights, round(values["num_values"])):
+            for line in describe_kl(self._weights, round(values["num_values"])):
                 self.note(line)
 
     def write(self, step: int, epoch: int, num_skipped_steps: int) -> None:
@@ -90,33 +93,60 @@ class TrainingLog:
         """
         record = {"step": step, "epoch": epoch, "num_skipped_steps": num_skipped_steps, **self._averages()}
         self._clear()
-        if not self._active:
+        self._append(record)
+        now = time.monotonic()
+        if now - self._printed >= PROGRESS_SECONDS or step == self._num_steps:
+            self._printed = now
+            self.note(self._progress(step, record, now))
+
+    def write_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append an evaluation, {"step", "metrics"}, and print it; a metric that isn't finite is null.
+
+        Raises:
+            TrainingError: the file can't be written.
+        """
+        self._append({"step": step, "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()}})
+        self.note(f"step {step}/{self._num_steps}  " + "  ".join(f"{name} {value:.5g}" for name, value in metrics.items()))
+
+    def close(self) -> None:
+        """End the trackers."""
+        if self._accelerator.is_main_process:
+            for tracker in self._accelerator.trackers:
+                tracker.finish()
+
+    def _append(self, record: Mapping[str, Any]) -> None:
+        if not self._accelerator.is_main_process:
             return
         try:
             with open(self._path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record, allow_nan=False) + "\n")
         except OSError as error:
             raise TrainingError(f"{self._path} can't be written: {error.strerror}; the run goes on from its last checkpoint") from error
-        now = time.monotonic()
-        if now - self._printed >= PROGRESS_SECONDS or step == self._num_steps:
-            self._printed = now
-            self.note(self._progress(step, record, now))
+        self._accelerator.log({name: value for name, value in _flat(record) if name != "step"}, step=record["step"])
 
     def _clear(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._num_steps_seen = 0
+        self._sums: dict[str, tuple[float, int]] = {}
         self._cleared = time.monotonic()
 
     def _averages(self) -> dict[str, Any]:
+        """Means over the steps in which there was such a value: a loss doesn't count in every step."""
         seconds = max(time.monotonic() - self._cleared, 1e-9)
-        means = {name: total / self._num_steps_seen for name, total in self._sums.items()}
-        num_values, num_samples = means.pop("num_values"), means.pop("num_samples")
-        plain = {name: value for name, value in means.items() if not name.startswith("losses.")}
+        num_samples = self._sums.pop("num_samples")[0]
+        means = {name: total / count for name, (total, count) in self._sums.items()}
+        num_values = means.pop("num_values")
+        plain = {name: value for name, value in means.items() if "." not in name}
         if "kl_nats" in plain:
             plain["kl_bits_per_dim"] = plain["kl_nats"] / (math.log(2) * num_values)
-        named = {name.removeprefix("losses."): value for name, value in means.items() if name.startswith("losses.")}
-        losses = {name: {"value": value, "weighted": value * self._weights.get(name, 1.0)} for name, value in named.items()}
-        return {**plain, "losses": losses, "samples_per_second": num_samples * self._num_steps_seen / seconds}
+        losses: dict[str, dict[str, float]] = {}
+        parts: dict[str, Any] = {"losses": losses}
+        for name, value in means.items():
+            kind, _, rest = name.partition(".")
+            if kind in ("losses", "weighted", "adaptive"):
+                losses.setdefault(rest, {})["value" if kind == "losses" else kind] = value
+            elif kind == "discriminators":
+                owner, _, part = rest.rpartition(".")
+                parts.setdefault(kind, {}).setdefault(owner, {})[part] = value
+        return {**plain, **parts, "samples_per_second": num_samples / seconds}
 
     def _progress(self, step: int, record: Mapping[str, Any], now: float) -> str:
         left = (now - self._started) / max(step - self._first_step, 1) * (self._num_steps - step)
@@ -130,6 +160,15 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Dotted name and value of every number."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        elif value is not None:
+            yield f"{prefix}{name}", value
+
+
 def _drop_later(path: Path, step: int) -> None:
     """Keep the lines of steps up to `step`; a last line cut off by a kill goes too."""
     if not path.exists():
@@ -141,4 +180,6 @@ def _drop_later(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             break
-    path.write_text("".join(kept), encoding="utf-8")
+    aside = path.with_suffix(".part")
+    aside.write_text("".join(kept), encoding="utf-8")
+    os.replace(aside, path)

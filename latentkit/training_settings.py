@@ -1,29 +1,15 @@
-"""The numbers of a training run, and its learning rate as a function of the step."""
+"""The numbers of a training run; learning rate and loss weights as functions of the step."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from torch import nn
+
 from latentkit.contracts import Loss, LossRole
-
-
-@dataclass(frozen=True)
-class WeightedLoss:
-    """One loss of a run.
-
-    Args:
-        name: what log and messages call it; unique in the run.
-        loss: gives (N,), unweighted, per input value.
-        weight: factor in the sum.
-        role: `LossSpec.role`.
-    """
-
-    name: str
-    loss: Loss
-    weight: float = 1.0
-    role: LossRole = "reconstruction"
 
 
 @dataclass(frozen=True)
@@ -48,6 +34,72 @@ class OptimizerSettings:
 
 
 @dataclass(frozen=True)
+class WeightSchedule:
+    """When a loss counts; the recipe's `losses[i].schedule`.
+
+    Args:
+        start: optimiser steps done before it first counts; until then it isn't computed.
+        warmup: optimiser steps, from `start` on, in which its weight rises to the whole one.
+        until: optimiser steps done from which on it no longer counts; None: it counts to the end.
+    """
+
+    start: int = 0
+    warmup: int = 0
+    until: int | None = None
+
+    def is_active(self, step: int) -> bool:
+        """Whether the loss is computed in the step that follows `step` done ones."""
+        return step >= self.start and (self.until is None or step < self.until)
+
+    def factor(self, step: int) -> float:
+        """Of the weight, from 0 to 1, in the step that follows `step` done ones."""
+        if not self.is_active(step):
+            return 0.0
+        return min((step - self.start + 1) / self.warmup, 1.0) if self.warmup else 1.0
+
+
+@dataclass(frozen=True)
+class WeightedLoss:
+    """One loss of a run.
+
+    Args:
+        name: what log and messages call it; unique in the run.
+        loss: gives (N,), unweighted, per input value.
+        weight: factor in the sum.
+        role: `LossSpec.role`.
+        adaptive: multiply the weight by the ratio of the reconstruction losses' gradient to its own, at the layer that both reach last.
+        schedule: when it counts.
+        optimizer: of its discriminator; None: the model's settings. Only losses with a discriminator have one.
+    """
+
+    name: str
+    loss: Loss
+    weight: float = 1.0
+    role: LossRole = "reconstruction"
+    adaptive: bool = False
+    schedule: WeightSchedule = field(default_factory=WeightSchedule)
+    optimizer: OptimizerSettings | None = None
+
+
+@dataclass(frozen=True)
+class TrainEvaluation:
+    """What measures the model while it trains.
+
+    Args:
+        every: optimiser steps from one evaluation to the next; the last step has one too.
+        measure: called in every process with the bare module (averaged weights where there are any, eval mode, no gradients) and the
+            number of steps done; gives metrics by name, of which those of the first process count. Random numbers it draws are not missed.
+        best: metric whose best checkpoint is kept besides the newest; None: none is.
+        higher_is_better: of that metric.
+    """
+
+    every: int
+    measure: Callable[[nn.Module, int], Mapping[str, float]]
+    best: str | None = None
+    higher_is_better: bool = True
+
+
+@dataclass(frozen=True)
 class TrainSettings:
     """Every number of a run; the recipe's keys of the same names.
 
@@ -60,9 +112,14 @@ class TrainSettings:
         train: which half of the model is trained.
         ema_decay: share of the weights' moving average that one step keeps; None: no average.
         checkpoint_every: optimiser steps from one checkpoint to the next; the last step has one too.
+        keep: newest checkpoints that are kept.
         log_every: optimiser steps that a line of the log averages over.
+        trackers: names of trackers of Accelerate's that get what the log gets.
         on_bad_sample: what happens at a sample that can't be used.
         max_bad: share of bad samples above which the run fails, when they are more than 10.
+        max_bad_steps: steps in a row whose loss or gradient isn't finite, after which the run ends.
+        gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
+        compile: compile the model.
         seed: of every random draw.
     """
 
@@ -74,9 +131,14 @@ class TrainSettings:
     train: Literal["all", "encoder", "decoder"] = "all"
     ema_decay: float | None = None
     checkpoint_every: int = 1000
+    keep: int = 2
     log_every: int = 50
+    trackers: Sequence[str] = ()
     on_bad_sample: Literal["skip", "fail"] = "skip"
     max_bad: float = 0.05
+    max_bad_steps: int = 10
+    gradient_checkpointing: bool = False
+    compile: bool = False
     seed: int = 0
 
 

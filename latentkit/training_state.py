@@ -14,20 +14,57 @@ from latentkit.checkpoint import Checkpoint, pack_optimizer, unpack_optimizer
 from latentkit.ema import WeightAverage
 from latentkit.errors import TrainingError
 from latentkit.training_batches import Position
-from latentkit.training_settings import TrainSettings
+from latentkit.training_settings import OptimizerSettings, TrainSettings
+
+
+@dataclass
+class Discriminator:
+    """A discriminator with what trains it.
+
+    Args:
+        module: frozen but for its own pass.
+        parameters: those of it that are trained.
+        optimizer: of those alone.
+        settings: of that optimiser.
+        num_steps: that it will have done at the end of the run.
+        step: optimiser steps it has done, which is what its learning rate goes by.
+        num_skipped_steps: steps of the run in which its loss or gradient wasn't finite.
+    """
+
+    module: nn.Module
+    parameters: list[nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    settings: OptimizerSettings
+    num_steps: int
+    step: int = 0
+    num_skipped_steps: int = 0
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best evaluation so far: after which step, and its value of the metric."""
+
+    step: int
+    value: float
 
 
 @dataclass
 class TrainState:
-    """A run as it stands; `step` counts optimiser steps done, `position` is this process's in the data."""
+    """A run as it stands; `step` counts optimiser steps done, `position` is this process's in the data.
+
+    `loss_modules` and `discriminators` go by the name of their loss.
+    """
 
     module: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     average: WeightAverage | None
+    loss_modules: Mapping[str, nn.Module] = field(default_factory=dict)
+    discriminators: Mapping[str, Discriminator] = field(default_factory=dict)
     step: int = 0
     position: Position = field(default_factory=Position)
     num_skipped_steps: int = 0
+    best: Best | None = None
 
 
 def pack(state: TrainState, settings: TrainSettings, num_samples: int, accelerator: Accelerator) -> Checkpoint:
@@ -45,39 +82,43 @@ def pack(state: TrainState, settings: TrainSettings, num_samples: int, accelerat
         "num_skipped_steps": state.num_skipped_steps,
         "num_threads": torch.get_num_threads(),
         "scaler": state.scaler.state_dict(),
+        "best": asdict(state.best) if state.best else None,
+        "discriminators": {
+            name: {"step": found.step, "num_skipped_steps": found.num_skipped_steps} for name, found in state.discriminators.items()
+        },
         "settings": asdict(settings),
         "torch": torch.__version__,
     }
     if state.average is not None:
         tensors["average"] = state.average.tensors
         values["num_average_updates"] = state.average.num_updates
+    tensors |= {f"loss.{name}": module.state_dict() for name, module in state.loss_modules.items()}
+    for name, found in state.discriminators.items():
+        tensors |= {f"discriminator.{name}": found.module.state_dict(), f"discriminator-optimizer.{name}": pack_optimizer(found.optimizer)}
     return Checkpoint(state.step, tensors, values)
 
 
 def restore(state: TrainState, checkpoint: Checkpoint, settings: TrainSettings, num_samples: int, accelerator: Accelerator) -> list[str]:
-    """Lines about what differs from the run so far; the state is then the checkpoint's.
+    """Lines about where the run goes on, and what differs from it so far; the state is then the checkpoint's.
 
     With another batch size, seed, number of samples or number of processes the order of the data is another one, and the run goes on with
     the next epoch.
 
     Raises:
-        TrainingError: the checkpoint is of another model.
+        TrainingError: the checkpoint is of another model, or of other losses.
     """
     values = checkpoint.state
     try:
-        state.module.load_state_dict(dict(checkpoint.tensors["model"]))
-        unpack_optimizer(state.optimizer, checkpoint.tensors["optimizer"])
-        if state.average is not None:
-            average = checkpoint.tensors.get("average", checkpoint.tensors["model"])
-            state.average.load(average, values.get("num_average_updates", 0))
+        _restore_tensors(state, checkpoint)
     except (RuntimeError, KeyError, IndexError, ValueError) as error:
         raise TrainingError(f"the output folder holds a run of another model; give another output.path, or that model. {error}") from error
     if values["scaler"] and state.scaler.is_enabled():
         state.scaler.load_state_dict(values["scaler"])
     state.step, state.num_skipped_steps = checkpoint.step, values["num_skipped_steps"]
+    state.best = Best(**values["best"]) if values["best"] else None
     if accelerator.device.type == "cpu":
         torch.set_num_threads(values["num_threads"])  # another number adds up in another order
-    notes = _changes(values["settings"], asdict(settings))
+    notes = [f"going on from step {state.step}", *_changes(values["settings"], asdict(settings))]
     if values["data"] == _data_order(settings, num_samples, accelerator):
         state.position = Position(*values["positions"][accelerator.process_index])
         _restore_random(checkpoint.tensors["random"], accelerator)
@@ -85,6 +126,21 @@ def restore(state: TrainState, checkpoint: Checkpoint, settings: TrainSettings, 
     state.position = Position(1 + max(epoch for epoch, _ in values["positions"]), 0)
     torch.manual_seed(settings.seed + 1_000_003 * (state.step * accelerator.num_processes + accelerator.process_index))
     return [*notes, f"the data comes in another order than before; going on with epoch {state.position.epoch}"]
+
+
+def _restore_tensors(state: TrainState, checkpoint: Checkpoint) -> None:
+    tensors, values = checkpoint.tensors, checkpoint.state
+    state.module.load_state_dict(dict(tensors["model"]))
+    unpack_optimizer(state.optimizer, tensors["optimizer"])
+    if state.average is not None:
+        state.average.load(tensors.get("average", tensors["model"]), values.get("num_average_updates", 0))
+    for name, module in state.loss_modules.items():
+        module.load_state_dict(dict(tensors[f"loss.{name}"]))
+    for name, found in state.discriminators.items():
+        found.module.load_state_dict(dict(tensors[f"discriminator.{name}"]))
+        unpack_optimizer(found.optimizer, tensors[f"discriminator-optimizer.{name}"])
+        counts = values["discriminators"][name]
+        found.step, found.num_skipped_steps = counts["step"], counts["num_skipped_steps"]
 
 
 def _data_order(settings: TrainSettings, num_samples: int, accelerator: Accelerator) -> dict[str, int]:

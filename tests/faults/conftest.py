@@ -75,14 +75,14 @@ Start = Callable[..., Run]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Start `latentkit` with some arguments, alone or under `accelerate launch`; killed at the latest when the test ends."""
+    """Start `latentkit` with some arguments, alone or several of them under a launcher; killed at the latest when the test ends."""
     begun: list[Run] = []
 
     def begin(arguments: Sequence[str | Path], processes: int = 1, prefix: Sequence[str] = ()) -> Run:
         line = [*prefix, sys.executable, "-m", "latentkit", *map(str, arguments)]
         if processes > 1:
-            options = ["--cpu", "--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no"]
-            launcher = ["-m", "accelerate.commands.launch", *options, "--dynamo_backend", "no", "--main_process_port", "0"]
+            # What `accelerate launch` itself runs on several GPUs; without any, it would start one process whatever number it is given.
+            launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
             line = [*prefix, sys.executable, *launcher, *line[len(prefix) + 1 :]]
         log = tmp_path / f"log-{len(begun)}.txt"
         with open(log, "wb") as file:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from latentkit.builtin import FolderConfig, KlConfig
+from latentkit.builtin import FolderConfig
+from latentkit.builtin_losses import KlConfig
 from latentkit.check import check_recipe
 from latentkit.errors import PluginError, RecipeError
 from latentkit.plugins import discover

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from latentkit.checkpoint import Checkpoint, list_checkpoints, pack_optimizer, read_checkpoint, unpack_optimizer, write_checkpoint
+from latentkit.checkpoint import (
+    Checkpoint,
+    list_checkpoints,
+    pack_optimizer,
+    read_checkpoint,
+    read_newest,
+    unpack_optimizer,
+    write_checkpoint,
+)
 from latentkit.errors import TrainingError
 
 
@@ -40,6 +49,19 @@ def test_the_newest_two_are_kept_in_the_order_of_their_steps(tmp_path: Path) -> 
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-0000900", "step-10000000"]
 
 
+def test_the_best_is_kept_besides_and_as_many_new_ones_as_wanted(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4):
+        write_checkpoint(tmp_path, checkpoint(step), keep=1, best=2 if step > 1 else None)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-0000002", "step-0000004"]
+
+
+def test_a_later_one_that_could_not_be_used_is_removed_and_takes_no_ones_place(tmp_path: Path) -> None:
+    for step in (1, 2, 5):
+        write_checkpoint(tmp_path, checkpoint(step))
+    write_checkpoint(tmp_path, checkpoint(3))
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-0000002", "step-0000003"]
+
+
 def test_a_half_written_checkpoint_is_not_one(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, checkpoint(1))
     (tmp_path / ".step-0000002.part").mkdir()
@@ -54,15 +76,46 @@ def test_there_are_none_where_there_is_no_folder(tmp_path: Path) -> None:
     assert list_checkpoints(tmp_path / "nothing") == []
 
 
-@pytest.mark.parametrize("damage", ["cut", "no json"])
-def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: str) -> None:
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+def flip(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-3] + b"!" + path.read_bytes()[-2:])
+
+
+DAMAGES: list[Callable[[Path], object]] = [
+    lambda path: cut(path / "model.safetensors"),
+    lambda path: flip(path / "model.safetensors"),
+    lambda path: (path / "random.safetensors").unlink(),
+    lambda path: (path / "state.json").write_text("{"),
+    lambda path: (path / "state.json").write_text("[]"),
+    lambda path: (path / "state.json").write_text((path / "state.json").read_text().replace('"loss": 0.1', '"loss": 0.2')),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: Callable[[Path], object]) -> None:
     path = write_checkpoint(tmp_path, checkpoint(1))
-    if damage == "cut":
-        (path / "model.safetensors").write_bytes((path / "model.safetensors").read_bytes()[:-8])
-    else:
-        (path / "state.json").write_text("{")
+    damage(path)
     with pytest.raises(TrainingError, match="step-0000001: the checkpoint is damaged"):
         read_checkpoint(path)
+
+
+def test_the_newest_whole_checkpoint_is_read_and_damaged_ones_are_told_of(tmp_path: Path) -> None:
+    told: list[str] = []
+    assert read_newest(tmp_path, told.append) is None
+    for step in (1, 2):
+        flip(write_checkpoint(tmp_path, checkpoint(step)) / "model.safetensors")
+    with pytest.raises(TrainingError, match=r"every checkpoint in .* is damaged; move that folder away"):
+        read_newest(tmp_path, told.append)
+    write_checkpoint(tmp_path, checkpoint(1))
+    flip(write_checkpoint(tmp_path, checkpoint(2)) / "model.safetensors")
+    found = read_newest(tmp_path, told.append)
+    assert found is not None
+    assert found.step == 1
+    assert len(told) == 3
+    assert "step-0000002: the checkpoint is damaged" in told[-1]
 
 
 def test_a_place_that_cant_be_written_is_named(tmp_path: Path) -> None:

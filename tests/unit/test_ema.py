@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -33,6 +34,22 @@ def test_the_average_is_not_the_weights_themselves() -> None:
     with torch.no_grad():
         module.weight.add_(1)
     assert torch.equal(average.tensors["weight"], before)
+
+
+def test_the_average_is_swapped_in_and_out_again_bit_for_bit() -> None:
+    module = nn.BatchNorm1d(3)
+    average = WeightAverage(module, decay=0.9)
+    with torch.no_grad():
+        module.weight.add_(torch.rand(3))
+    module.num_batches_tracked.fill_(7)  # type: ignore[operator, union-attr]
+    average.update(module)
+    own = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    mean = {name: tensor.clone() for name, tensor in average.tensors.items()}
+    with pytest.raises(RuntimeError, match="stop"), average.swapped_in(module):
+        assert all(torch.equal(tensor, mean[name]) for name, tensor in module.state_dict().items())
+        raise RuntimeError("stop")
+    assert all(torch.equal(tensor, own[name]) for name, tensor in module.state_dict().items())
+    assert all(torch.equal(tensor, mean[name]) for name, tensor in average.tensors.items())
 
 
 def test_a_loaded_average_goes_on_as_the_one_that_was_saved() -> None:

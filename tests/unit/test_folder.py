@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -111,3 +113,34 @@ def test_claims_are_dropped_when_work_ends(tmp_path: Path) -> None:
         claims.take("unit")
         raise ZeroDivisionError
     assert list((tmp_path / "claims").iterdir()) == []
+
+
+class Unreachable(LocalFolder):
+    """From which nothing can be removed."""
+
+    def remove(self, name: str) -> None:
+        raise StoreError("out of reach")
+
+
+def test_claim_that_this_process_could_not_drop_is_taken_over_and_swept(tmp_path: Path) -> None:
+    lost = Claims(Unreachable(tmp_path))
+    with lost.beating():
+        assert lost.take("unit")
+        assert lost.take("other")
+    assert len(list((tmp_path / "claims").iterdir())) == 2
+    claims = Claims(LocalFolder(tmp_path))
+    assert claims.holders() == []
+    assert claims.take("unit")
+    assert not Claims(LocalFolder(tmp_path)).take("unit")
+    claims.sweep()
+    assert [path.name for path in (tmp_path / "claims").iterdir()] == ["unit.json"]
+
+
+@pytest.mark.parametrize("content", [5, [["host", "pid"]], *({"host": host(), "pid": pid} for pid in ("x", None, -1, 2**70, 1.5))])
+def test_claim_that_says_nothing_is_an_unfinished_or_a_dead_one(tmp_path: Path, content: Any) -> None:
+    (tmp_path / "claims").mkdir()
+    file = tmp_path / "claims" / "unit.json"
+    file.write_text(json.dumps(content))
+    os.utime(file, (1, 1))
+    assert Claims(LocalFolder(tmp_path)).holders() == []
+    assert Claims(LocalFolder(tmp_path)).take("unit")

@@ -21,20 +21,26 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("specs",),
     ("contracts",),
     ("hooks", "normalize", "validation", "yaml_loader", "progress", "retry", "numerics", "buffers"),
-    ("overrides",),
+    ("overrides", "builtin_metrics"),
+    ("recipe_parts",),
     ("recipe",),
-    ("plugins", "builtin"),
+    ("plugins", "builtin builtin_losses"),
     ("check",),
     ("build", "shorthand"),
     # torch below
     ("sources", "modalities", "encoders", "losses", "executors", "store"),
+    ("metrics",),
     (
-        "encode pipeline measure batching",
+        "encode planning quantisation pipeline preparing preparing_processes encoding measure batching",
         "inspect",
         "preview",
-        "train training_batches training_log training_result training_settings training_state checkpoint ema",
+        "train training_batches training_latents training_run training_start training_step training_log training_result training_settings training_state checkpoint ema",
     ),
+    ("evaluate evaluation_batches evaluation_pictures evaluation_charts evaluation_report evaluation_output",),
+    ("run_evaluating",),
+    ("run_training",),
     ("run",),
+    ("repair reencode revalue",),
     ("report",),
     ("testing",),
     ("cli",),
@@ -44,12 +50,17 @@ LAYER = {name: number for number, groups in enumerate(LAYERS) for group in group
 GROUP = {name: group for groups in LAYERS for group in groups for name in group.split()}
 
 # Inside functions only: `build` of a built-in opens its implementation, and a normalisation does its arithmetic in torch.
-UPWARD_INSIDE_FUNCTIONS = {("builtin", part) for part in ("sources", "modalities", "encoders", "losses", "executors")} | {
-    ("layouts", "normalize")
+UPWARD_INSIDE_FUNCTIONS = {("builtin", part) for part in ("sources", "modalities", "encoders", "executors")} | {
+    ("builtin_losses", "losses"),
+    ("builtin_losses", "plugins"),
+    ("builtin_metrics", "metrics"),
+    ("layouts", "normalize"),
 }
 
 LIGHT = {name for name, layer in LAYER.items() if layer <= LAYER["build"]} - {"buffers", "normalize", "numerics"} | {
     "run",
+    "run_evaluating",
+    "run_training",
     "report",
     "cli",
     "__init__",

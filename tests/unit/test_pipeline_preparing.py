@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -81,6 +82,12 @@ def test_outcomes_come_in_order_with_the_bad_ones_in_their_place() -> None:
     assert [position for position, outcome in enumerate(outcomes) if outcome.reason] == [3, 50]
 
 
+def test_a_sample_without_a_place_is_skipped_as_gone() -> None:
+    outcomes = Preparer(Numbers(), Rows(), ["plain"]).prepare([Task(0, "0", 0), Task(1, "1", -1), Task(2, "2", 2)])
+    assert [outcome.reason for outcome in outcomes] == ["", "gone from the source", ""]
+    assert [label.position for label in outcomes[1].skipped] == [1]
+
+
 @pytest.mark.parametrize(("rows_of_memory", "batch_size"), [(10, 4), (2, 16)])
 def test_look_ahead_is_bounded_in_bytes_but_holds_a_batch(rows_of_memory: int, batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preparing, "AHEAD_BYTES", rows_of_memory * ROW_BYTES)
@@ -148,6 +155,24 @@ def test_a_killed_process_ends_the_run_with_one_message_and_leaves_no_other(phot
             workers[0].send_signal(signal.SIGKILL)
     left = set(psutil.Process().children(recursive=True)) - before
     assert not [child for child in left if "spawn_main" in " ".join(child.cmdline())]
+
+
+def test_processes_killed_while_nothing_is_in_flight_end_the_run_with_the_same_message(photos: FolderSource) -> None:
+    def kill_between() -> Iterator[tuple[Unit, Iterator[Task]]]:
+        yield Unit(0, 0, 0, 9), picture_tasks(photos)
+        while look._num_ahead:
+            time.sleep(0.01)
+        victims = list(look._workers._processes.values())  # type: ignore[attr-defined]
+        for victim in victims:
+            victim.kill()
+        psutil.wait_procs([psutil.Process(victim.pid) for victim in victims if victim.is_alive()], timeout=60)
+        while not look._workers._broken:  # type: ignore[attr-defined]
+            time.sleep(0.01)
+        yield Unit(0, 1, 9, 18), picture_tasks(photos)
+
+    look = LookAhead(Preparer(photos, picture_modality("processes"), ["plain"]), kill_between(), 4, BufferPool(False))
+    with look, pytest.raises(LatentkitError, match="a process that prepares samples was killed"):
+        list(look)
 
 
 PARENT = """

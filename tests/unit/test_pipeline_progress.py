@@ -9,9 +9,11 @@ import sys
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from latentkit import progress
-from latentkit.buffers import BatchMemory, BufferPool, prepared_memory, preparing_into
+from latentkit.batching import to_host
+from latentkit.buffers import BatchMemory, BufferPool, as_tensor, prepared_memory, preparing_into
 from latentkit.progress import Progress
 
 
@@ -52,12 +54,51 @@ def test_rows_prepared_side_by_side_are_a_batch_without_a_copy() -> None:
     memory = BatchMemory(pool, 3)
     rows = []
     for number in (2, 0, 1):
-        with preparing_into(memory, number):
+        with preparing_into(memory, number, 1):
             rows.append(prepared_memory((5,), np.float32, pool))
         rows[-1][:] = number
     assert memory.rows(3).tolist() == [[0.0] * 5, [1.0] * 5, [2.0] * 5]
     assert memory.holds(2, torch.from_numpy(rows[0]))
     assert not memory.holds(1, torch.from_numpy(rows[0]))
-    with preparing_into(memory, 1):
+    with preparing_into(memory, 1, 1):
         other_shape = prepared_memory((6,), np.float32, pool)
     assert not np.shares_memory(other_shape, memory.rows(3))
+
+
+def test_memory_asked_for_too_often_is_never_the_next_samples() -> None:
+    pool = BufferPool(False)
+    memory = BatchMemory(pool, 4)
+    with preparing_into(memory, 0, 2):
+        asked = [prepared_memory((5,), np.float32, pool) for _ in range(4)]
+    batch = memory.rows(4)
+    assert [np.shares_memory(row, batch) for row in asked] == [True, True, False, False]
+    assert not np.shares_memory(asked[2], asked[3])
+
+
+def test_a_tensor_of_a_pools_array_is_a_view_of_the_storage_that_torch_made() -> None:
+    made = torch.arange(64, dtype=torch.uint8)
+    array = made.numpy().view(np.int16).reshape(4, 8)
+    whole, part = as_tensor(array), as_tensor(array[1:3, ::2])
+    for tensor in (whole, part):
+        assert tensor.untyped_storage()._cdata == made.untyped_storage()._cdata
+    assert torch.equal(whole, torch.from_numpy(array))
+    assert torch.equal(part, torch.from_numpy(array[1:3, ::2]))
+    plain = np.arange(6.0).reshape(2, 3)
+    assert np.shares_memory(as_tensor(plain[1:]).numpy(), plain)
+
+
+class OnAnotherDevice(Tensor):
+    """A tensor that says it is on a device other than CPU and CUDA."""
+
+    device = torch.device("mps")
+
+    def cpu(self) -> Tensor:
+        return self.as_subclass(Tensor)
+
+
+def test_latents_on_a_device_without_cuda_are_copied_plainly() -> None:
+    latent = torch.arange(3.0)
+    host, wait = to_host({"latent": latent.as_subclass(OnAnotherDevice)})
+    wait()
+    assert type(host["latent"]) is Tensor
+    assert torch.equal(host["latent"], latent)

@@ -95,6 +95,7 @@ def test_what_an_encode_recipe_leaves_out_has_the_documented_value(tmp_path: Pat
         "threads": "auto",
         "compile": "auto",
         "executor": {"use": "auto", "with": {}},
+        "on_overflow": "skip",
         "preview": 8,
         "seed": 0,
         "on_bad_sample": "skip",
@@ -123,7 +124,7 @@ MISTAKES = [
     (["source.wth={}"], ["source.wth: unknown key, did you mean 'with'?"]),
     (["source.zzz=1"], ["source.zzz: unknown key; known: use, with"]),
     (["source.with_={}"], ["source.with_: unknown key, did you mean 'with'?"]),
-    (["output.dtype=flaot16"], ["output.dtype: expected 'float16', 'bfloat16' or 'float32', got 'flaot16', did you mean 'float16'?"]),
+    (["output.dtype=flaot16"], ["output.dtype: expected 'float16', 'bfloat16', 'float32' or 'int8', got 'flaot16', did you mean 'float16'?"]),
     (["batch_size=0"], ["batch_size: expected 'auto' or a number of at least 1, got 0"]),
     (["batch_size=atuo"], ["batch_size: expected 'auto' or a whole number, got 'atuo', did you mean 'auto'?"]),
     (["batch_size='8'"], ["batch_size: expected 'auto' or a whole number, got '8'"]),
@@ -140,8 +141,8 @@ MISTAKES = [
     (["encoder=null"], ["expected one of encoder and encoders, got neither"]),
     (["encoders={a: {use: tiny-kl}}"], ["expected one of encoder and encoders, got both"]),
     (["executor.with={device: cpu}"], ["executor.with: options need a named executor, and use is 'auto'"]),
-    (["task=encod"], ["task: expected encode or train, got 'encod', did you mean 'encode'?"]),
-    (["task=3"], ["task: expected encode or train, got 3"]),
+    (["task=encod"], ["task: expected encode, train or evaluate, got 'encod', did you mean 'encode'?"]),
+    (["task=3"], ["task: expected encode, train or evaluate, got 3"]),
     (["seed=x", "preview=-1"], ["seed: expected a whole number, got 'x'", "preview: expected a number of at least 0, got -1"]),
 ]
 
@@ -158,7 +159,7 @@ def test_every_mistake_is_one_line_with_its_key(overrides: list[str], expected: 
         (["losses[1].weigt=1"], "losses[1].weigt: unknown key, did you mean 'weight'?"),
         (["losses[1].weight=-1"], "losses[1].weight: expected a number of at least 0.0, got -1"),
         (["losses[1].weight=.inf"], "losses[1].weight: expected a finite number, got Infinity"),
-        (["losses[1].adaptive=true"], "losses[1].adaptive: unknown key; known: use, weight, with"),
+        (["losses[1].adaptiv=true"], "losses[1].adaptiv: unknown key, did you mean 'adaptive'?"),
         (["optimizer.lr=1e-6x"], "optimizer.lr: expected a number, got '1e-6x'"),
         (["optimizer.betas=[0.5]"], "optimizer.betas[1]: missing"),
         (["optimizer.betas=[0.5, 1]"], "optimizer.betas: expected two numbers below 1, got [0.5, 1]"),
@@ -179,7 +180,7 @@ def test_a_file_that_is_no_mapping_is_refused(text: str, got: str, tmp_path: Pat
 
 
 def test_a_recipe_without_a_task_names_the_tasks(tmp_path: Path) -> None:
-    assert lines_of(tmp_path, "source: {use: folder}") == ["task: missing; expected encode or train"]
+    assert lines_of(tmp_path, "source: {use: folder}") == ["task: missing; expected encode, train or evaluate"]
 
 
 def test_several_encoders_are_named_by_folders_that_are_safe(tmp_path: Path) -> None:

@@ -251,20 +251,12 @@ class Stream:
         return iter(())
 
 
-class OwnWeights:
-    module = nn.Linear(1, 1)
-
-    def __call__(self, batch: LossBatch) -> Tensor:
-        return mse(batch)
-
-
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
         ({"source": Stream()}, TrainingError, "this source is a stream"),
         ({"losses": MSE_KL[1:]}, TrainingError, "needs a reconstruction loss"),
         ({"losses": [MSE_KL[0], MSE_KL[0]]}, TrainingError, "different names, got mse, mse"),
-        ({"losses": [WeightedLoss("own", OwnWeights())]}, TrainingError, "'own' has weights of its own"),
         ({"losses": [WeightedLoss("flat", lambda batch: l1(batch).mean())]}, PluginError, r"'flat': expected one value a sample"),
         ({"model": small_model(torch.bfloat16)}, TrainingError, "needs float32 weights, the model has bfloat16"),
         ({"source": Names(3)}, TrainingError, "3 samples, fewer than one batch"),
@@ -272,7 +264,7 @@ class OwnWeights:
     ],
 )
 def test_what_cant_be_trained_is_refused(tmp_path: Path, changes: dict[str, Any], error: type[Exception], message: str) -> None:
-    parts: dict[str, Any] = {"model": small_model(), "source": Names(), "modality": Gradients(), "losses": MSE_KL, "settings": settings(1)}
+    parts: dict[str, Any] = {"model": small_model(), "source": Names(), "prepare": Gradients(), "losses": MSE_KL, "settings": settings(1)}
     with pytest.raises(error, match=message):
         train(**(parts | changes), folder=tmp_path)
 

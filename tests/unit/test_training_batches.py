@@ -13,7 +13,7 @@ from torch import Tensor
 
 from latentkit.contracts import Entry, Prepared, Sample
 from latentkit.errors import SampleError, SourceError, TrainingError
-from latentkit.training_batches import BadSamples, Batch, BatchSettings, Position, epoch_indices, read_batches
+from latentkit.training_batches import BadSamples, Batch, BatchSettings, FreshViews, Position, epoch_indices, read_batches
 
 
 class Numbers:
@@ -60,7 +60,7 @@ class NumberTensors:
 
 
 def take(count: int, source: Numbers, modality: NumberTensors, settings: BatchSettings, start: Position | None = None) -> list[Batch]:
-    stream = read_batches(source, modality, settings, start or Position())
+    stream = read_batches(source, FreshViews([modality], settings.seed), settings, start or Position())
     try:
         return list(islice(stream, count))
     finally:
@@ -112,7 +112,7 @@ def test_reading_from_a_position_gives_what_would_have_come(done: int) -> None:
 
 def test_a_bad_sample_is_left_out_of_its_batch_and_recorded() -> None:
     bad = BadSamples()
-    stream = read_batches(Numbers(6), NumberTensors(bad=[4]), BatchSettings(3, 0), Position(), bad)
+    stream = read_batches(Numbers(6), FreshViews([NumberTensors(bad=[4])], 0), BatchSettings(3, 0), Position(), bad)
     batches = list(islice(stream, 2))
     stream.close()
     assert sorted(abs(value) for batch in flat(batches) for value in batch) == [0, 1, 2, 3, 5]

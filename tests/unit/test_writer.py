@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -194,3 +196,24 @@ def test_others_may_read_a_unit_as_the_umask_says(tmp_path: Path, monkeypatch: p
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "out" / FILE).stat().st_mode) == 0o666 & ~umask
+
+
+WAITING = """
+import sys, tempfile, torch
+from latentkit.contracts import Unit
+from latentkit.errors import StoreError
+from latentkit.store import writer
+writer.SPILL_BYTES = 1
+unit = writer.UnitWriter(Unit(0, 0, 0, 1))
+try:
+    for position in range(64):
+        unit.add("16x16", [writer.RowLabel(position, "plain")], {"latent": torch.zeros(1, 4, 16, 16)})
+except StoreError as error:
+    print(tempfile.gettempdir(), error, sep="\\n")
+"""
+
+
+def test_no_room_for_latents_that_wait_names_the_folder_and_its_setting() -> None:
+    full = ["bash", "-c", 'ulimit -f 64; exec "$@"', "bash", sys.executable, "-c", WAITING]  # no file beyond 64 KiB
+    folder, message = subprocess.run(full, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert f"can't be written to {folder}: File too large; make room there, or set TMPDIR" in message

@@ -1,0 +1,232 @@
+"""A train recipe to built objects to the training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from latentkit.build import EncoderOpener, line_of_dataset
+from latentkit.check import ConfiguredPlugin, check_recipe
+from latentkit.contracts import BuildContext, LossSpec
+from latentkit.errors import FingerprintError, RecipeError, StoreError, TrainingError
+from latentkit.plugins import Registry, discover
+from latentkit.recipe import TrainRecipe, dump_recipe, load_recipe, resolve
+from latentkit.recipe_parts import Evaluate, Optimizer
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from latentkit.contracts import Modality
+    from latentkit.store.folder import LocalFolder
+    from latentkit.train import OptimizerSettings, TrainResult, TrainSettings, WeightedLoss
+    from latentkit.training_latents import StoredMoments
+    from latentkit.training_settings import TrainEvaluation
+
+NUM_PICTURES = 6
+"""Reconstructions in the grid of one evaluation."""
+
+RECIPE = "recipe.yaml"
+SAME_RUN = ("task", "source", "modality", "latents", "sizes", "model", "losses", "seed")
+"""Keys of a recipe that can't change between the starts of one training run."""
+
+
+def run_training(recipe: TrainRecipe, is_first_process: bool) -> TrainResult:
+    """Train as the recipe says, or go on where its run stopped.
+
+    Raises:
+        LatentkitError: whatever the user can mend.
+    """
+    from accelerate import PartialState
+
+    from latentkit.train import train
+
+    registry = discover()
+    plugins = {plugin.where: plugin for plugin in check_recipe(recipe, registry)}
+    parts = _Parts(recipe, registry, plugins, str(PartialState().device))  # this process's own
+    source, model = parts.build("source"), parts.build("model")
+    prepare = parts.modalities(model) if recipe.latents is None else parts.stored_moments(recipe.latents, model)
+    losses, folder = parts.losses(), _open_run(recipe, is_first_process)
+    evaluation = parts.evaluation(recipe.evaluate, model, folder, is_first_process) if recipe.evaluate else None
+    return train(model, source, prepare, losses, _settings(recipe), folder, evaluation)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What a recipe names, to be built."""
+
+    recipe: TrainRecipe
+    registry: Registry
+    plugins: Mapping[str, ConfiguredPlugin]
+    device: str
+
+    def build(self, where: str) -> Any:
+        """The object of one plugin; random weights that it draws follow from the seed and its key."""
+        import torch
+
+        torch.manual_seed(self.recipe.seed)
+        plugin = self.plugins[where]
+        return plugin.provided.spec.build(plugin.config, self._context())
+
+    def modalities(self, model: Any) -> list[Modality]:
+        """One per size.
+
+        Raises:
+            RecipeError: `sizes` with a modality that has no option size, or sizes that the model doesn't take.
+        """
+        plugin, context = self.plugins["modality"], replace(self._context(), input=model.input)
+        if not self.recipe.sizes:
+            return [plugin.provided.spec.build(plugin.config, context)]
+        use = self.recipe.modality
+        configs = [
+            self.registry.configure("modality", use.use, {**use.with_, "size": size}, "modality", self.recipe.origin)
+            for size in self.recipe.sizes
+        ]
+        return [plugin.provided.spec.build(config, context) for config in configs]
+
+    def stored_moments(self, path: str, model: Any) -> StoredMoments:
+        """What pairs the source with the latent dataset at `path`.
+
+        Raises:
+            FingerprintError: another encoder than the model's made it; names what differs.
+            StoreError, TrainingError: it can't be read, or has no moments.
+        """
+        from latentkit.store.dataset import read_dataset
+        from latentkit.store.folder import open_folder
+        from latentkit.store.plan import counting_parts
+        from latentkit.training_latents import StoredMoments
+
+        folder = open_folder(path)
+        made_by = counting_parts(read_dataset(folder)["parts"])
+        line = line_of_dataset(folder)
+        # Weights are hashed in the type that they compute in, so the model is opened with the options of the dataset's encoder.
+        own, theirs = self.plugins["model"], line.encoder
+        same = {name: getattr(theirs.config, name) for name in ("dtype", "tiling") if name in type(theirs.config).model_fields}
+        known = {name: value for name, value in same.items() if name in type(own.config).model_fields}
+        candidate = replace(line, encoder=replace(own, config=own.config.model_copy(update=known)))
+        opener = EncoderOpener(candidate.encoder, self.recipe.seed, self.recipe.base_dir)
+        now = counting_parts(candidate.fingerprint_parts(opener(self.device)))
+        names = sorted(name for name in {*made_by, *now} if name.startswith("encoder.") and made_by.get(name) != now.get(name))
+        if names:
+            raise FingerprintError(
+                f"{self.recipe.origin}: latents: {folder} was made by another encoder than the model's: {', '.join(names)} differ; "
+                "encode the source with this model first"
+            )
+        return StoredMoments(path, line.open_modality(model))
+
+    def losses(self) -> list[WeightedLoss]:
+        """All losses, each with a name of its own."""
+        from latentkit.train import WeightedLoss, WeightSchedule
+
+        losses = []
+        for number, (name, use) in enumerate(_named_losses(self.recipe)):
+            spec = self.plugins[f"losses[{number}]"].provided.spec
+            assert isinstance(spec, LossSpec)
+            schedule = WeightSchedule(**use.schedule.model_dump())
+            optimizer = _optimizer(use.optimizer) if use.optimizer else None
+            loss = self.build(f"losses[{number}]")
+            losses.append(WeightedLoss(name, loss, use.weight, spec.role, use.adaptive, schedule, optimizer))
+        return losses
+
+    def evaluation(self, wanted: Evaluate, model: Any, folder: Path, is_first_process: bool) -> TrainEvaluation:
+        """What measures the model while it trains, in the first process; a grid of reconstructions goes to evaluations/.
+
+        Raises:
+            RecipeError: a metric that the model or the modality can't have, or that no checkpoint can be the best by.
+        """
+        from latentkit.evaluate import EvaluateSettings, ModuleCodec, check_metrics, evaluate_model
+        from latentkit.evaluation_pictures import save_grid
+        from latentkit.run_evaluating import open_metrics
+        from latentkit.training_settings import TrainEvaluation
+
+        context = replace(self._context(), input=model.input)
+        metrics = open_metrics(wanted.metrics, context)
+        plugin = self.plugins["modality" if wanted.modality is None else "evaluate.modality"]
+        modality, source = plugin.provided.spec.build(plugin.config, context), self.build("evaluate.source")
+        check_metrics(metrics, model.layout, "mean", True, modality)
+        better = {metric.name: metric.better for metric in metrics}
+        if wanted.best is not None and not better.get(wanted.best):
+            known = ", ".join(name for name, direction in better.items() if direction) or "none"
+            expected = f"expected a metric with a better side, here {known}; got {wanted.best!r}"
+            raise RecipeError(f"{self.recipe.origin}: evaluate.best: {expected}")
+        batch_size = wanted.batch_size or self.recipe.batch_size
+        settings = EvaluateSettings("mean", batch_size, self.recipe.seed, self.device, num_pictures=NUM_PICTURES)
+
+        def measure(module: nn.Module, step: int) -> Mapping[str, float]:
+            if not is_first_process:
+                return {}
+            found = evaluate_model(ModuleCodec(module, model.input, model.layout), source, modality, metrics, settings)
+            save_grid(found.gallery, folder / "evaluations" / f"{step:08d}.png")
+            return found.values()
+
+        return TrainEvaluation(wanted.every, measure, wanted.best, better.get(wanted.best or "") != "lower")
+
+    def _context(self) -> BuildContext:
+        return BuildContext(device=self.device, seed=self.recipe.seed, recipe_dir=self.recipe.base_dir)
+
+
+def _settings(recipe: TrainRecipe) -> TrainSettings:
+    from latentkit.train import TrainSettings
+
+    alike = ["steps", "batch_size", "accumulate", "precision", "on_bad_sample", "max_bad", "max_bad_steps"]
+    alike += ["gradient_checkpointing", "compile", "seed"]
+    return TrainSettings(
+        **{name: getattr(recipe, name) for name in alike},
+        optimizer=_optimizer(recipe.optimizer),
+        train=recipe.model.train,
+        ema_decay=recipe.ema.decay if recipe.ema else None,
+        checkpoint_every=recipe.output.checkpoint_every,
+        keep=recipe.output.keep,
+        trackers=recipe.log,
+    )
+
+
+def _optimizer(values: Optimizer) -> OptimizerSettings:
+    from latentkit.train import OptimizerSettings
+
+    return OptimizerSettings(**values.model_dump())
+
+
+def _named_losses(recipe: TrainRecipe) -> Sequence[tuple[str, Any]]:
+    """A name for each loss: the plugin's, numbered where it is used more than once."""
+    uses = [loss.use for loss in recipe.losses]
+    return [
+        (loss.use if uses.count(loss.use) == 1 else f"{loss.use}-{uses[: number + 1].count(loss.use)}", loss)
+        for number, loss in enumerate(recipe.losses)
+    ]
+
+
+def _open_run(recipe: TrainRecipe, is_first_process: bool) -> Path:
+    """The run's folder, with its recipe.yaml.
+
+    Raises:
+        RecipeError: its path is a URL.
+        StoreError: the folder can't be written, or holds something else.
+        TrainingError: it holds another run; names the keys that differ.
+    """
+    from latentkit.store.folder import LocalFolder, open_folder
+
+    folder = open_folder(recipe.output.path)
+    if not isinstance(folder, LocalFolder):
+        raise RecipeError(f"{recipe.origin}: output.path: {folder}: training writes to a local folder")
+    if is_first_process:  # the others would see it at work
+        _claim(folder, recipe)
+    return folder.path
+
+
+def _claim(folder: LocalFolder, recipe: TrainRecipe) -> None:
+    text, written, before = dump_recipe(resolve(recipe)), None, {}
+    if folder.exists(RECIPE):
+        before = resolve(load_recipe(folder.path / RECIPE))
+        written = dump_recipe(before)
+    elif any(not name.startswith(".") for name in folder.top_names()):
+        raise StoreError(f"{folder} holds something else and no {RECIPE}; give the run a folder of its own")
+    is_ours = written is None or folder.read(RECIPE).decode() == written  # else somebody wrote it by hand
+    is_begun = (folder.path / "checkpoints").exists() or (folder.path / "model").exists()
+    different = [key for key in SAME_RUN if before and before.get(key) != resolve(recipe).get(key)]
+    if different and (is_begun or not is_ours):
+        raise TrainingError(f"{folder} holds another run: {', '.join(different)} differ; give another output.path")
+    if is_ours and written != text:
+        folder.replace(RECIPE, text.encode())
+        folder.discard_if_empty()

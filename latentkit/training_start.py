@@ -1,0 +1,228 @@
+"""A training run before its first step: what can't be trained is refused, and everything that steps need is made."""
+
+from __future__ import annotations
+
+import atexit
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import DistributedDataParallelKwargs, broadcast
+from torch import nn
+
+from latentkit.contracts import Adversarial, HasModule, LossBatch, Source, Trainable
+from latentkit.ema import WeightAverage
+from latentkit.errors import TrainingError
+from latentkit.training_batches import Batch
+from latentkit.training_log import TrainingLog
+from latentkit.training_run import Passes, Run
+from latentkit.training_settings import OptimizerSettings, TrainEvaluation, TrainSettings, WeightedLoss
+from latentkit.training_state import Discriminator, TrainState
+from latentkit.training_step import compute, to_device
+from latentkit.validation import suggest
+
+HALVES = {"encoder": {"encoder", "quant_conv"}, "decoder": {"decoder", "post_quant_conv"}}
+"""Names, in a parameter's path, that belong to one half of an autoencoder, here and in diffusers."""
+
+
+def check(source: object, losses: Sequence[WeightedLoss], settings: TrainSettings, evaluation: TrainEvaluation | None) -> None:
+    """Nothing, if a run can be made of these.
+
+    Raises:
+        TrainingError: it can't; says why.
+    """
+    if not isinstance(source, Source):
+        raise TrainingError("training reads samples by position, in a new order each epoch; this source is a stream")
+    names = [loss.name for loss in losses]
+    if len(set(names)) < len(names):
+        raise TrainingError(f"losses must have different names, got {', '.join(names)}")
+    if not any(loss.role == "reconstruction" and not loss.adaptive for loss in losses):
+        raise TrainingError("training needs a reconstruction loss that isn't adaptive, such as l1 or mse")
+    for loss in losses:
+        if loss.role == "adversarial" and not isinstance(loss.loss, Adversarial):
+            raise TrainingError(f"loss {loss.name!r} is adversarial, but it has no discriminator")
+        if loss.optimizer is not None and not isinstance(loss.loss, Adversarial):
+            raise TrainingError(f"loss {loss.name!r} has no discriminator, so its optimizer would have nothing to do; leave it out")
+        if loss.schedule.start >= settings.steps:
+            raise TrainingError(f"loss {loss.name!r} would start after {loss.schedule.start} steps, but the run has {settings.steps}")
+    if evaluation is not None and evaluation.every < 1:
+        raise TrainingError(f"an evaluation every {evaluation.every} steps: expected at least 1")
+    _check_trackers(settings.trackers)
+
+
+def open_accelerator(settings: TrainSettings, folder: Path) -> Accelerator:
+    """Accelerate's object for this process, with the names of the run's trackers; their files lie in `folder`/trackers."""
+    accelerator = Accelerator(
+        mixed_precision="no",  # its precision is the whole process's: a second run could not have another
+        log_with=list(settings.trackers) or None,
+        project_dir=folder / "trackers" if settings.trackers else None,
+        # losses may run the model several times in one step, and buffers that change in between would break the backward pass
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    atexit.register(accelerator.state.destroy_process_group)  # its threads must not outlive the interpreter
+    return accelerator
+
+
+def start(
+    model: Trainable, losses: Sequence[WeightedLoss], settings: TrainSettings, accelerator: Accelerator, log: TrainingLog
+) -> Run:
+    """A run before its first step.
+
+    Raises:
+        TrainingError: the weights aren't float32, the half that is to be trained isn't there, or a loss can't be adaptive.
+    """
+    module = model.module.train()
+    dtypes = {str(parameter.dtype).removeprefix("torch.") for parameter in module.parameters()}
+    if dtypes != {"float32"}:
+        raise TrainingError(f"training needs float32 weights, the model has {', '.join(sorted(dtypes))}; precision is what it computes in")
+    trained = _choose_parameters(module, settings.train)
+    last_layers = _find_last_layers(model, losses)
+    if settings.gradient_checkpointing:
+        _save_memory(module)
+    _channels_last(module)
+    torch.manual_seed(settings.seed + accelerator.process_index)
+    passes = Passes(module)
+    if settings.compile:
+        module.compile(dynamic=False)
+    modules = {loss.name: _adopt(loss.loss.module, accelerator) for loss in losses if isinstance(loss.loss, HasModule)}
+    groups = [trained, *([own for own in part.parameters() if own.requires_grad] for part in modules.values())]
+    rivals = {loss.name: _open_discriminator(loss, settings, accelerator) for loss in losses if isinstance(loss.loss, Adversarial)}
+    state = TrainState(
+        module=module,
+        optimizer=_adamw(settings.optimizer, groups),
+        scaler=torch.amp.GradScaler(accelerator.device.type, init_scale=1024.0, enabled=settings.precision == "fp16"),
+        average=None,
+        loss_modules=modules,
+        discriminators=rivals,
+    )
+    wrapped = accelerator.prepare(passes)  # moves the weights, and makes them those of the first process
+    state.average = None if settings.ema_decay is None else WeightAverage(module, settings.ema_decay)
+    return Run(state, wrapped, losses, last_layers, settings, accelerator, log)
+
+
+def rehearse(run: Run, batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches; the losses that count only later have been computed once on the first, so that a misfit shows now.
+
+    Discriminators stay out of it: they are not run before they count. Nothing of the run changes.
+
+    Raises:
+        TrainingError, PluginError: a loss that can't be computed with this model.
+    """
+    early = run.active_losses()
+    late = [loss for loss in run.losses if loss not in early and not isinstance(loss.loss, Adversarial)]
+    if run.state.step or not late:
+        return batches
+    first = next(batches)
+    devices = [run.accelerator.device] if run.accelerator.device.type == "cuda" else []
+    run.state.module.eval()
+    with torch.random.fork_rng(devices), torch.no_grad():
+        inputs = to_device(first.inputs, run.accelerator)
+        batch = LossBatch(inputs, run.forward(inputs), None, 0, run.encode, run.decode)
+        for loss in late:
+            compute(loss, batch)
+    run.state.module.train()
+    return chain([first], batches)
+
+
+# ---------------------------------------------------------------- parts
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    installed = [str(found) for found in get_available_trackers()]
+    for name in names:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            known = ", ".join(sorted(LOGGER_TYPE_TO_CLASS))
+            raise TrainingError(f"log: there is no tracker {name!r}{suggest(name, LOGGER_TYPE_TO_CLASS)}; there are {known}")
+        if name not in installed:
+            raise TrainingError(f"log: the tracker {name!r} isn't installed; install it, or leave it out (log.jsonl is written anyway)")
+
+
+def _choose_parameters(module: nn.Module, half: str) -> list[nn.Parameter]:
+    """The parameters that are trained; the others are frozen.
+
+    Raises:
+        TrainingError: none belongs to that half.
+    """
+    chosen = []
+    for name, parameter in module.named_parameters():
+        wanted = half == "all" or _belongs(name, half)
+        parameter.requires_grad_(wanted)
+        chosen += [parameter] if wanted else []
+    if not chosen:
+        raise TrainingError(f"train: {half}: the model has no part of that name")
+    return chosen
+
+
+def _belongs(name: str, half: str) -> bool:
+    return bool(HALVES[half] & set(name.split(".")))
+
+
+def _find_last_layers(model: Trainable, losses: Sequence[WeightedLoss]) -> dict[str, nn.Parameter]:
+    """By role of an adaptive loss, the weight at which gradients are compared: the encoder's last for latent losses, else the decoder's.
+
+    Raises:
+        TrainingError: there is none, or it isn't trained.
+    """
+    layers: dict[str, nn.Parameter] = {}
+    for loss in losses:
+        if not loss.adaptive:
+            continue
+        if loss.role == "latent":
+            weights = [weight for name, weight in model.module.named_parameters() if weight.ndim > 1 and _belongs(name, "encoder")]
+            if not weights:
+                raise TrainingError(f"loss {loss.name!r} can't be adaptive: the model has no part named encoder; give it a fixed weight")
+            layers[loss.role] = weights[-1]
+        else:
+            layers[loss.role] = model.last_layer()
+        if not layers[loss.role].requires_grad:
+            raise TrainingError(f"loss {loss.name!r} can't be adaptive: the layer that it goes by isn't trained; give it a fixed weight")
+    return layers
+
+
+def _save_memory(module: nn.Module) -> None:
+    """Switch gradient checkpointing on, as diffusers' models have it."""
+    switches = [switch for part in module.modules() if (switch := getattr(part, "enable_gradient_checkpointing", None)) is not None]
+    try:
+        for switch in switches:
+            switch()
+    except ValueError as error:
+        raise TrainingError(f"gradient_checkpointing: the model can't do that: {error}") from error
+    if not switches:
+        raise TrainingError("gradient_checkpointing: the model can't do that (it has no enable_gradient_checkpointing); leave it out")
+
+
+def _channels_last(module: nn.Module) -> None:
+    for parameter in module.parameters():
+        if parameter.ndim == 4:  # `to`, as `contiguous` leaves the strides of 1 x 1 kernels, which then cost a few percent
+            parameter.data = parameter.data.to(memory_format=torch.channels_last)
+
+
+def _adopt(module: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """A loss's own module on this process's device, in training mode, with the weights of the first process."""
+    module.to(accelerator.device).train()
+    _channels_last(module)
+    for tensor in module.state_dict().values():
+        tensor.copy_(broadcast(tensor.clone(memory_format=torch.contiguous_format)))
+    return module
+
+
+def _open_discriminator(loss: WeightedLoss, settings: TrainSettings, accelerator: Accelerator) -> Discriminator:
+    assert isinstance(loss.loss, Adversarial)
+    module = _adopt(loss.loss.discriminator, accelerator)
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    choice = loss.optimizer or settings.optimizer
+    optimizer = _adamw(choice, [parameters])
+    module.requires_grad_(False)
+    end = settings.steps if loss.schedule.until is None else min(loss.schedule.until, settings.steps)
+    return Discriminator(module, parameters, optimizer, choice, end - loss.schedule.start)
+
+
+def _adamw(choice: OptimizerSettings, groups: Sequence[Sequence[nn.Parameter]]) -> torch.optim.Optimizer:
+    """AdamW over groups of parameters; only the first group's weights decay."""
+    described = [
+        {"params": list(group), "weight_decay": 0.0 if number else choice.weight_decay} for number, group in enumerate(groups) if group
+    ]
+    return torch.optim.AdamW(described, lr=choice.lr, betas=choice.betas)

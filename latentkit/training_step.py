@@ -1,0 +1,277 @@
+"""One optimiser step: the model on every loss, and each discriminator on the same batches, its inputs detached.
+
+The two never mix: a discriminator's weights are frozen in the model's pass, so that no gradient is left in them, and it sees
+reconstructions that are cut off from the model. Before a loss counts, nothing of it is computed. Discriminators and losses compute in
+float32.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from latentkit.contracts import Adversarial, LossBatch, Moments, Reconstruction
+from latentkit.errors import EncoderError, PluginError, TrainingError
+from latentkit.losses.kl import kl_nats
+from latentkit.training_batches import Batch
+from latentkit.training_run import Run
+from latentkit.training_settings import WeightedLoss, learning_rate
+from latentkit.training_state import Discriminator
+
+MAX_ADAPTIVE_WEIGHT = 1e4
+ADAPTIVE_EPSILON = 1e-4
+"""Both of Esser et al. 2021, "Taming Transformers for High-Resolution Image Synthesis", eq. 7, and its code."""
+
+Values = dict[str, Tensor]
+"""Scalars by the name that the log has for them."""
+
+
+def take_step(run: Run, batches: Iterator[Batch]) -> tuple[dict[str, float] | None, list[str]]:
+    """What one optimiser step saw, averaged over its passes and processes; None when the model's step was skipped.
+
+    The list names what was skipped, its loss or gradient not being finite: "the model", discriminators by their loss.
+    """
+    state, settings, accelerator = run.state, run.settings, run.accelerator
+    losses = run.active_losses()
+    rivals = {loss.name: state.discriminators[loss.name] for loss in losses if loss.name in state.discriminators}
+    seen: Values = {}
+    for number in range(settings.accumulate):
+        batch = next(batches)
+        state.position = batch.after
+        last = number == settings.accumulate - 1
+        with contextlib.nullcontext() if last else accelerator.no_sync(run.passes):
+            detached, values = model_pass(run, batch, losses)
+        for loss in losses:
+            if loss.name in rivals:
+                values |= discriminator_pass(run, loss, rivals[loss.name], detached)
+        for name, value in values.items():
+            seen[name] = seen.get(name, 0) + value.detach() / settings.accumulate
+    seen["grad_norm"] = _gather_model_gradients(run, losses)
+    for name, rival in rivals.items():
+        average_gradients(rival.parameters, accelerator)
+        seen[f"discriminators.{name}.grad_norm"] = nn.utils.clip_grad_norm_(rival.parameters, rival.settings.clip or math.inf)
+    means = accelerator.reduce(torch.stack([value.float() for value in seen.values()]), "mean").tolist()
+    averages = dict(zip(seen, means, strict=True))
+    averages["num_samples"] *= settings.accumulate * accelerator.num_processes
+    finite = math.isfinite(averages["loss"]) and math.isfinite(averages["grad_norm"])
+    skipped = [] if finite else ["the model"]
+    for name, rival in rivals.items():
+        skipped += [] if _step_discriminator(rival, name, averages, finite) else [f"the discriminator of {name!r}"]
+    averages["lr"] = _step_model(run, finite)
+    return averages if finite else None, skipped
+
+
+# ---------------------------------------------------------------- the model's pass
+
+
+def model_pass(run: Run, prepared: Batch, losses: Sequence[WeightedLoss]) -> tuple[LossBatch, Values]:
+    """Gradients of the weighted sum of `losses`, added to the model's; then the batch without its graph, and what the log wants.
+
+    Raises:
+        EncoderError: the reconstruction has another shape than the input.
+        PluginError: a loss that isn't one value a sample.
+        TrainingError: a loss can't be computed with this model.
+    """
+    inputs = to_device(prepared.inputs, run.accelerator)
+    if prepared.moments is None:
+        found = run.forward(inputs)
+    else:
+        mean, logvar = prepared.moments.to(run.accelerator.device, torch.float32, non_blocking=True).chunk(2, dim=1)
+        found = run.decode_moments(Moments(mean, logvar))
+    if found.output.shape != inputs.shape:
+        raise EncoderError(f"the model gave {tuple(found.output.shape)} for an input of {tuple(inputs.shape)}")
+    batch = LossBatch(inputs, found, None, run.state.step, run.encode, run.decode)
+    total, values = _weigh(run, batch, losses)
+    run.accelerator.backward(run.state.scaler.scale(total / run.settings.accumulate))
+    values |= {
+        "num_samples": inputs.new_tensor(float(len(inputs))),
+        "num_values": inputs.new_tensor(float(inputs[0].numel())),
+    }
+    if found.moments is not None:
+        values["kl_nats"] = kl_nats(found.moments).mean()
+    return _detached(run, batch), values
+
+
+def compute(loss: WeightedLoss, batch: LossBatch) -> Tensor:
+    """The loss of each sample, (N,).
+
+    Raises:
+        PluginError: it isn't one value a sample.
+        TrainingError: it can't be computed with this model or these inputs.
+    """
+    try:
+        value = loss.loss(batch)
+    except ValueError as error:
+        raise TrainingError(f"loss {loss.name!r} can't be computed here: {error}") from error
+    _check_shape(loss.name, value, batch)
+    return value
+
+
+def to_device(inputs: Tensor, accelerator: Accelerator) -> Tensor:
+    """A batch on this process's device; pictures channels last, the format in which convolutions are quick."""
+    inputs = inputs.to(accelerator.device, non_blocking=True)
+    return inputs.contiguous(memory_format=torch.channels_last) if inputs.ndim == 4 else inputs
+
+
+def _weigh(run: Run, batch: LossBatch, losses: Sequence[WeightedLoss]) -> tuple[Tensor, Values]:
+    """The weighted sum, a scalar, and what the log wants."""
+    means = {loss.name: compute(loss, batch).mean() for loss in losses}
+    weighted = {loss.name: loss.weight * loss.schedule.factor(run.state.step) * means[loss.name] for loss in losses}
+    values: Values = {}
+    plain = [weighted[loss.name] for loss in losses if loss.role == "reconstruction" and not loss.adaptive]
+    for loss in losses:
+        if loss.adaptive and loss.weight:
+            if not plain:
+                raise TrainingError(f"loss {loss.name!r} is adaptive, but no reconstruction loss counts in step {run.state.step + 1}")
+            ratio = _gradient_ratio(run, torch.stack(plain).sum(), means[loss.name], loss)
+            weighted[loss.name] = weighted[loss.name] * ratio
+            values[f"adaptive.{loss.name}"] = ratio
+    for name, value in batch.reconstruction.extra_losses.items():
+        _check_shape(name, value, batch)
+        means[name] = weighted[name] = value.mean()
+    total = sum(weighted.values(), batch.inputs.new_zeros(()))
+    values |= {"loss": total}
+    values |= {f"losses.{name}": value for name, value in means.items()}
+    values |= {f"weighted.{name}": value for name, value in weighted.items()}
+    return total, values
+
+
+def _gradient_ratio(run: Run, reference: Tensor, value: Tensor, loss: WeightedLoss) -> Tensor:
+    """Norm of the gradient of the reconstruction losses over that of `value`, at the last layer that both reach; clamped, no gradient.
+
+    Gradients are averaged over processes first, as those of the step are.
+    """
+    layer, scaler = run.last_layers[loss.role], run.state.scaler
+    if not value.requires_grad:  # a loss may leave out a step
+        return torch.zeros_like(value)
+    norms: list[Tensor] = []
+    for scalar in (reference, value):
+        (gradient,) = torch.autograd.grad(scaler.scale(scalar), layer, retain_graph=True, allow_unused=True)
+        if gradient is None:
+            raise TrainingError(f"loss {loss.name!r} is adaptive, but it or the reconstruction loss doesn't reach the last layer")
+        norms.append(run.accelerator.reduce(gradient, "mean").norm() / scaler.get_scale())
+    return (norms[0] / (norms[1] + ADAPTIVE_EPSILON)).clamp(0, MAX_ADAPTIVE_WEIGHT).detach()
+
+
+def _check_shape(name: str, value: Tensor, batch: LossBatch) -> None:
+    count = len(batch.inputs)
+    if value.shape != (count,):
+        raise PluginError(f"loss {name!r}: expected one value a sample, shape ({count},), got {tuple(value.shape)}")
+
+
+# ---------------------------------------------------------------- a discriminator's pass
+
+
+def discriminator_pass(run: Run, loss: WeightedLoss, rival: Discriminator, batch: LossBatch) -> Values:
+    """Gradients of the discriminator's own loss, added to its own; the model gets none.
+
+    Args:
+        batch: as `model_pass` gives it, without a graph.
+
+    Raises:
+        PluginError: its loss isn't one value a sample.
+    """
+    assert isinstance(loss.loss, Adversarial)
+    _require_gradients(rival.parameters, True)
+    try:
+        value = loss.loss.discriminator_loss(batch)
+        _check_shape(loss.name, value, batch)
+        run.accelerator.backward(value.mean() / run.settings.accumulate)
+    finally:
+        _require_gradients(rival.parameters, False)
+    return {f"discriminators.{loss.name}.loss": value.mean()}
+
+
+def _detached(run: Run, batch: LossBatch) -> LossBatch:
+    found = batch.reconstruction
+    moments = None if found.moments is None else Moments(found.moments.mean.detach(), found.moments.logvar.detach())
+    cut = Reconstruction(found.output.detach(), found.latents.detach(), moments)
+    return LossBatch(batch.inputs, cut, batch.mask, batch.step, torch.no_grad()(run.encode), torch.no_grad()(run.decode))
+
+
+def _require_gradients(parameters: Iterable[nn.Parameter], wanted: bool) -> None:
+    for parameter in parameters:
+        parameter.requires_grad_(wanted)
+
+
+# ---------------------------------------------------------------- the optimisers
+
+
+def average_gradients(parameters: Sequence[nn.Parameter], accelerator: Accelerator) -> None:
+    """Average the gradients over all processes, as DistributedDataParallel does for the model.
+
+    A loss calls its own module, which no wrapper sees; after the backward pass it doesn't matter which passes there were.
+    """
+    if accelerator.num_processes == 1 or not parameters:
+        return
+    given = [torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in parameters]
+    flat = accelerator.reduce(torch.cat([gradient.flatten() for gradient in given]), "mean")
+    for gradient, piece in zip(given, flat.split([gradient.numel() for gradient in given]), strict=True):
+        gradient.copy_(piece.view(gradient.shape))
+
+
+@torch.no_grad()
+def average_buffers(modules: Iterable[nn.Module], accelerator: Accelerator) -> None:
+    """Average float buffers, such as running statistics, over all processes, so that they stay one model."""
+    buffers = [buffer for module in modules for buffer in module.buffers() if buffer.is_floating_point() and buffer.numel()]
+    if accelerator.num_processes == 1 or not buffers:
+        return
+    flat = accelerator.reduce(torch.cat([buffer.flatten().float() for buffer in buffers]), "mean")
+    for buffer, piece in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
+        buffer.copy_(piece.view(buffer.shape))
+
+
+def _gather_model_gradients(run: Run, losses: Sequence[WeightedLoss]) -> Tensor:
+    """The gradients' norm before it is clipped: the model's and those of the losses' own weights together."""
+    modules = [run.state.loss_modules[loss.name] for loss in losses if loss.name in run.state.loss_modules]
+    average_gradients([parameter for module in modules for parameter in module.parameters() if parameter.requires_grad], run.accelerator)
+    run.state.scaler.unscale_(run.state.optimizer)
+    trained = [parameter for group in run.state.optimizer.param_groups for parameter in group["params"]]
+    return nn.utils.clip_grad_norm_(trained, run.settings.optimizer.clip or math.inf)
+
+
+def _step_model(run: Run, finite: bool) -> float:
+    """The learning rate of the step, which is taken if all was finite."""
+    state, settings = run.state, run.settings
+    rate = learning_rate(settings.optimizer, state.step, settings.steps)
+    if finite:
+        _set_rate(state.optimizer, rate)
+        state.scaler.step(state.optimizer)
+        state.step += 1
+    else:
+        state.num_skipped_steps += 1
+    state.scaler.update()
+    state.optimizer.zero_grad(set_to_none=True)
+    if finite:
+        rivals = [rival.module for rival in state.discriminators.values()]
+        average_buffers([state.module, *state.loss_modules.values(), *rivals], run.accelerator)
+        if state.average is not None:
+            state.average.update(state.module)
+    return rate
+
+
+def _step_discriminator(rival: Discriminator, name: str, averages: dict[str, float], wanted: bool) -> bool:
+    """Whether the discriminator's step was taken: the model's is (`wanted`), and its own loss and gradient are finite."""
+    names = [f"discriminators.{name}.loss", f"discriminators.{name}.grad_norm"]
+    taken = wanted and all(math.isfinite(averages[part]) for part in names)
+    if taken:
+        averages[f"discriminators.{name}.lr"] = rate = learning_rate(rival.settings, rival.step, rival.num_steps)
+        _set_rate(rival.optimizer, rate)
+        rival.optimizer.step()
+        rival.step += 1
+    else:
+        rival.num_skipped_steps += 1
+        for part in names:
+            del averages[part]
+    rival.optimizer.zero_grad(set_to_none=True)
+    return taken
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate

@@ -1,0 +1,184 @@
+"""Time and peak memory of one training step, beside a plain PyTorch loop that does the same arithmetic.
+
+    python tests/benchmarks/train.py                                    256 x 256, batches of 4, on the first GPU
+    python tests/benchmarks/train.py --size 128 --batch 2 --rounds 3    on a CPU
+    python tests/benchmarks/train.py --latents                          the decoder alone: running the encoder, and from stored moments
+
+The model is Stable Diffusion's autoencoder with random weights; losses are L1 and KL, the optimiser is AdamW, gradients are clipped. Both
+loops take turns in one process, so that whatever else the machine does disturbs them alike; the ratio is of medians. Pictures are made
+beforehand. On a CPU the clock is that of this process's own CPU time, which other programs disturb less. Peak memory is measured in a
+process each: on a GPU what torch held, on a CPU the resident memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from latentkit.contracts import Reconstruction
+from latentkit.encoders.diffusers import TrainedModel
+from latentkit.losses.kl import kl
+from latentkit.losses.reconstruction import l1
+from latentkit.train import TrainSettings, WeightedLoss
+from latentkit.training_batches import Batch, Position
+from latentkit.training_log import TrainingLog
+from latentkit.training_start import start
+from latentkit.training_step import take_step
+
+DTYPES = {"float32": None, "bf16": torch.bfloat16}
+KL_WEIGHT = 1e-6
+Step = Callable[[], object]
+
+
+def new_model(width: int) -> nn.Module:
+    """Stable Diffusion's autoencoder, 128 channels wide, or a narrower one."""
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    channels = (width, 2 * width, 4 * width, 4 * width)
+    return TrainedModel(diffusers.AutoencoderKL(block_out_channels=channels, layers_per_block=2, latent_channels=4, **blocks))
+
+
+class Model:
+    """The model as the training loop takes it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def last_layer(self) -> nn.Parameter:
+        return self.module.get_parameter("model.decoder.conv_out.weight")
+
+    def save(self, folder: Path) -> None: ...
+
+
+def plain_step(options: argparse.Namespace, precision: str) -> Step:
+    """A step of a loop as one would write it down."""
+    device = torch.device(options.device)
+    module = new_model(options.width).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    optimizer = torch.optim.AdamW(module.parameters(), 1e-4, (0.5, 0.9), weight_decay=0.0)
+    pictures = make_pictures(options)
+    dtype = DTYPES[precision]
+
+    def step() -> None:
+        inputs = pictures.to(device).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            found: Reconstruction = module(inputs)
+        assert found.moments is not None
+        mean, logvar = found.moments.mean.float(), found.moments.logvar.float()
+        rate = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).flatten(1).sum(1).mean() / inputs[0].numel()
+        loss = (found.output.float() - inputs).abs().mean() + KL_WEIGHT * rate
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        loss.item()  # as any loop that logs
+
+    return step
+
+
+def own_step(options: argparse.Namespace, precision: Any, half: Any = "all", moments: bool = False) -> Step:
+    """A step of the training loop; `moments`: stored ones instead of the encoder."""
+    settings = TrainSettings(steps=10**6, batch_size=options.batch, precision=precision, train=half)
+    accelerator = Accelerator(mixed_precision="no", cpu=options.device == "cpu")
+    losses = [WeightedLoss("l1", l1), WeightedLoss("kl", kl, KL_WEIGHT, "latent")]
+    log = TrainingLog(Path(tempfile.gettempdir()) / "unused.jsonl", settings.steps, accelerator, {})
+    run = start(Model(new_model(options.width)), losses, settings, accelerator, log)
+    stored = torch.randn(options.batch, 8, options.size // 8, options.size // 8) if moments else None
+    batches: Iterator[Batch] = repeat(Batch(make_pictures(options), Position(), stored))
+    return lambda: take_step(run, batches)
+
+
+def make_pictures(options: argparse.Namespace) -> Tensor:
+    """(N, 3, H, W) in [-1, 1], pinned for a GPU."""
+    pictures = torch.rand(options.batch, 3, options.size, options.size) * 2 - 1
+    return pictures.pin_memory() if options.device != "cpu" else pictures
+
+
+def compare(steps: dict[str, Step], options: argparse.Namespace) -> dict[str, float]:
+    """Median seconds of each, taking turns; the first round warms up."""
+    clock = time.process_time if options.device == "cpu" else time.perf_counter
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(options.rounds + 1):
+        for name, step in steps.items():
+            begin = clock()
+            for _ in range(options.steps):
+                step()
+            if options.device != "cpu":
+                torch.cuda.synchronize()
+            if number:
+                seconds[name].append((clock() - begin) / options.steps)
+    return {name: statistics.median(found) for name, found in seconds.items()}
+
+
+def report(title: str, seconds: dict[str, float], options: argparse.Namespace) -> None:
+    """A line per loop, with its ratio to the first."""
+    first = next(iter(seconds.values()))
+    for name, found in seconds.items():
+        speed = f"{found:9.3f} s a step {options.batch / found:8.2f} pictures/s"
+        print(f"{title:<9}{name:<28}{speed}   {found / first:.3f} of the first", flush=True)
+
+
+def peak_memory(kind: str, precision: str) -> float:
+    """GiB at most of a process that does two steps; the same command with --memory-of."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--memory-of", kind, precision]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return float(done.stdout.split()[-1])
+
+
+def print_memory(kind: str, precision: str, options: argparse.Namespace) -> None:
+    """GiB at most that two steps took, as the last word."""
+    step = {"plain": plain_step, "latentkit": own_step}[kind](options, precision)
+    step()
+    step()
+    if options.device == "cpu":
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+    else:
+        print(torch.cuda.max_memory_allocated() / 2**30)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--size", type=int, default=256, help="side of the pictures, in pixels")
+    parser.add_argument("--batch", type=int, default=4, help="pictures a step")
+    parser.add_argument("--width", type=int, default=128, help="channels of the model's first block")
+    parser.add_argument("--steps", type=int, default=1, help="steps timed at once")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each loop, of which the median counts")
+    parser.add_argument("--precision", nargs="+", default=list(DTYPES), choices=list(DTYPES))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--latents", action="store_true", help="compare training the decoder with and without running the encoder")
+    parser.add_argument("--no-memory", action="store_true", help="leave out peak memory")
+    parser.add_argument("--memory-of", nargs=2, metavar=("LOOP", "PRECISION"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.memory_of:
+        print_memory(*options.memory_of, options)
+        return
+    for precision in options.precision:
+        if options.latents:
+            steps = {
+                "decoder, running the encoder": own_step(options, precision, "decoder"),
+                "decoder, stored moments": own_step(options, precision, "decoder", moments=True),
+            }
+            report(precision, compare(steps, options), options)
+            continue
+        report(precision, compare({"plain": plain_step(options, precision), "latentkit": own_step(options, precision)}, options), options)
+        if not options.no_memory:
+            plain, own = (peak_memory(kind, precision) for kind in ("plain", "latentkit"))
+            print(f"{precision:<9}peak memory: plain {plain:.2f} GiB, latentkit {own:.2f} GiB, {own / plain:.3f} of it", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""The training command, killed at random moments and run again: the result is the one that would have come out anyway, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from latentkit.checkpoint import list_checkpoints
+
+RECIPE = """
+task: train
+source: {{use: folder, with: {{path: {photos}}}}}
+modality: {{use: image, with: {{size: 48, crop: random, crop_scale: [0.5, 1.0], views: [plain, hflip]}}}}
+model: {{use: tiny-kl, with: {{init: random}}}}
+losses:
+  - {{use: mse}}
+  - {{use: kl, weight: 1e-6, schedule: {{warmup: 5}}}}
+  - {{use: laplace-nll, weight: 0.1, with: {{scale: learned}}}}
+  - {{use: patch-gan, weight: 0.5, adaptive: true, with: {{num_layers: 1, width: 8, lecam: 0.001}}, schedule: {{start: 4, warmup: 3}}}}
+optimizer: {{lr: 1e-3, schedule: cosine, warmup: 3}}
+steps: 12
+batch_size: 2
+accumulate: 2
+ema: {{decay: 0.9}}
+output: {{path: {output}, checkpoint_every: 1}}
+"""
+NUM_KILLS = 4
+
+
+def start(recipe: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "latentkit", "run", str(recipe)]
+    return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def finish(process: subprocess.Popen[bytes]) -> str:
+    printed = process.communicate()[0].decode()
+    assert process.returncode == 0, printed
+    return printed
+
+
+def wait_for_checkpoint(process: subprocess.Popen[bytes], output: Path, step: int) -> None:
+    """Until there is a checkpoint of that step or a later one, or the process is at its end."""
+    while process.poll() is None and not any(path.name >= f"step-{step:07d}" for path in list_checkpoints(output / "checkpoints")):
+        time.sleep(0.01)
+
+
+def contents(output: Path) -> dict[str, bytes]:
+    """Every byte of the result and of the last checkpoint, by file."""
+    last = list_checkpoints(output / "checkpoints")[-1]
+    return {f"{part.name}/{file.name}": file.read_bytes() for part in (output / "model", last) for file in sorted(part.iterdir())}
+
+
+@pytest.fixture
+def write_recipe(make_photos: Callable[..., Path], tmp_path: Path) -> Callable[[str], Path]:
+    """A recipe whose output is a folder of that name."""
+    photos = make_photos(7)
+
+    def write(name: str) -> Path:
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(RECIPE.format(photos=photos, output=tmp_path / name))
+        return path
+
+    return write
+
+
+def test_training_killed_at_random_moments_ends_bit_identical(write_recipe: Callable[[str], Path], tmp_path: Path) -> None:
+    finish(start(write_recipe("straight")))
+    recipe, output = write_recipe("killed"), tmp_path / "killed"
+    draw = random.Random(1)
+    for kill in range(NUM_KILLS):
+        process = start(recipe)
+        wait_for_checkpoint(process, output, 1 + 3 * kill)
+        time.sleep(draw.random() * 0.2)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, "it was done before it could be killed"
+    printed = finish(start(recipe))
+    assert "going on from step" in printed
+    assert contents(output) == contents(tmp_path / "straight")
+    assert {file.suffix for file in output.rglob("*") if file.is_file()} <= {".safetensors", ".json", ".jsonl", ".yaml"}
+    assert len(list_checkpoints(output / "checkpoints")) == 2
+
+
+def test_a_terminated_training_says_how_to_go_on(write_recipe: Callable[[str], Path], tmp_path: Path) -> None:
+    recipe = write_recipe("stopped")
+    process = start(recipe)
+    wait_for_checkpoint(process, tmp_path / "stopped", 2)
+    process.send_signal(signal.SIGTERM)
+    printed = process.communicate()[0].decode()
+    assert process.returncode == 143, printed
+    assert f"go on with: latentkit run {tmp_path}/stopped/recipe.yaml" in printed
+    assert "going on from step" in finish(start(tmp_path / "stopped" / "recipe.yaml"))

@@ -1,0 +1,188 @@
+"""Two processes train what one trains with the doubled batch. Run as a script, this file is one of those processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, interpolate, relu
+
+from latentkit.contracts import Entry, LossBatch, Moments, Prepared, Reconstruction, Sample
+from latentkit.losses.reconstruction import mse
+from latentkit.train import OptimizerSettings, TrainSettings, WeightedLoss, WeightSchedule, train
+
+NUM_SAMPLES = 4
+STEPS = 5
+
+
+class Four:
+    """As many samples as one step takes in all, so that every step sees all of them in any number of processes."""
+
+    def __len__(self) -> int:
+        return NUM_SAMPLES
+
+    def __getitem__(self, index: int) -> Sample:
+        return Sample(key=str(index), media=str(index))
+
+    def entries(self) -> Iterator[Entry]:
+        return (Entry(str(index)) for index in range(NUM_SAMPLES))
+
+
+class Pictures:
+    metrics: Sequence[str] = ()
+
+    def prepare(self, sample: Sample) -> Iterator[Prepared]:
+        draw = torch.Generator().manual_seed(int(sample.read()))
+        yield Prepared("plain", "8x8", interpolate(torch.rand(1, 3, 4, 4, generator=draw) * 2 - 1, (8, 8), mode="bilinear")[0])
+
+    def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
+        path.touch()
+
+
+class Halves(nn.Module):
+    """An autoencoder without random draws."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Conv2d(3, 4, 2, stride=2)
+        self.decoder = nn.ConvTranspose2d(4, 3, 2, stride=2)
+
+    def forward(self, values: Tensor) -> Reconstruction:
+        mean = torch.tanh(self.encoder(values))
+        return Reconstruction(self.decode(mean), mean, Moments(mean, torch.zeros_like(mean)))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        decoded: Tensor = self.decoder(latents)
+        return decoded
+
+
+class Model:
+    def __init__(self) -> None:
+        torch.manual_seed(1)
+        self.module: nn.Module = Halves()
+
+    def last_layer(self) -> nn.Parameter:
+        return self.module.get_parameter("decoder.weight")
+
+    def save(self, folder: Path) -> None:
+        (folder / "model.txt").write_text("")
+
+
+class Critic:
+    """An adversarial loss, by hinge."""
+
+    def __init__(self) -> None:
+        # Every process draws others: the first one's have to count.
+        torch.manual_seed(10 + int(os.environ.get("RANK", "0")))
+        self.discriminator: nn.Module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LeakyReLU(), nn.Conv2d(4, 1, 3))
+
+    def __call__(self, batch: LossBatch) -> Tensor:
+        return -self._score(batch.reconstruction.output)
+
+    def discriminator_loss(self, batch: LossBatch) -> Tensor:
+        return relu(1 - self._score(batch.inputs)) + relu(1 + self._score(batch.reconstruction.output))
+
+    def _score(self, values: Tensor) -> Tensor:
+        score: Tensor = self.discriminator(values).flatten(1).mean(1)
+        return score
+
+
+class LearnedScale:
+    """A loss with a weight of its own."""
+
+    def __init__(self) -> None:
+        self.module: nn.Module = nn.ParameterList([nn.Parameter(torch.zeros(1))])
+
+    def __call__(self, batch: LossBatch) -> Tensor:
+        scale = next(self.module.parameters())
+        return mse(batch) * torch.exp(-scale) + scale
+
+
+def smaller_alike(batch: LossBatch) -> Tensor:
+    """Decodes and encodes again: the decoded half-size latents are the half-size picture, and are encoded to themselves."""
+    latents = avg_pool2d(batch.reconstruction.latents, 2)
+    decoded = batch.decode(latents)
+    again = batch.encode(decoded)
+    return (decoded - avg_pool2d(batch.inputs, 2)).square().flatten(1).mean(1) + (again.mean - latents).square().flatten(1).mean(1)
+
+
+@dataclass
+class Case:
+    losses: list[WeightedLoss] = field(default_factory=list)
+    accumulate: int = 1
+
+
+def case(name: str) -> Case:
+    """A fresh run's losses besides mse, and in how many passes two processes take a step."""
+    if name == "accumulated":
+        return Case(accumulate=2)
+    if name == "again":
+        return Case([WeightedLoss("again", smaller_alike, 0.5)])
+    if name == "own":
+        return Case([WeightedLoss("own", LearnedScale(), 0.1, schedule=WeightSchedule(start=2))])
+    if name == "critic":
+        return Case([WeightedLoss("critic", Critic(), 0.5, "adversarial", adaptive=True, schedule=WeightSchedule(start=1, warmup=2))])
+    return Case()
+
+
+CASES = ("plain", "accumulated", "again", "own", "critic")
+
+
+def run(name: str, world_size: int, folder: Path) -> dict[str, Tensor]:
+    """Every weight at the end, by name."""
+    chosen, model = case(name), Model()
+    passes = chosen.accumulate if world_size > 1 else 1
+    optimizer = OptimizerSettings(lr=3e-3, clip=0.05)
+    settings = TrainSettings(STEPS, NUM_SAMPLES // world_size // passes, passes, optimizer=optimizer, checkpoint_every=2)
+    losses = [WeightedLoss("mse", mse), *chosen.losses]
+    train(model, Four(), Pictures(), losses, settings, folder / name)
+    found = dict(model.module.state_dict())
+    for loss in losses:
+        for part in ("module", "discriminator"):
+            module: Any = getattr(loss.loss, part, None)
+            found |= {f"{part}.{key}": tensor for key, tensor in module.state_dict().items()} if module is not None else {}
+    return found
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the weights of two processes, by case: CASE-RANK.safetensors."""
+    folder = tmp_path_factory.mktemp("launched")
+    # on CPUs, accelerate's own launcher starts one process, whatever it is told
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([*launch, __file__, str(folder)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_have_the_same_weights_and_those_of_one_with_the_doubled_batch(tmp_path: Path, launched: Path, name: str) -> None:
+    first, second = (load_file(launched / f"{name}-{rank}.safetensors") for rank in range(2))
+    alone = run(name, 1, tmp_path)
+    assert first.keys() == second.keys() == alone.keys()
+    start = Model().module.state_dict()
+    for key, value in first.items():
+        assert torch.equal(value, second[key]), key
+        torch.testing.assert_close(value, alone[key], rtol=1e-3, atol=1e-5)
+    assert all(not torch.equal(first[key], value) for key, value in start.items())
+
+
+def main(folder: Path) -> None:
+    """One of two processes, on every case."""
+    for name in CASES:
+        tensors = {key: value.contiguous() for key, value in run(name, 2, folder).items()}
+        save_file(tensors, folder / f"{name}-{os.environ['RANK']}.safetensors")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,139 @@
+"""From a train recipe to its run: defaults, what is passed on, and what is refused before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import latentkit
+from latentkit.checkpoint import list_checkpoints, read_checkpoint
+from latentkit.errors import LatentkitError, RecipeError, SourceError, StoreError, TrainingError
+from latentkit.recipe import parse_recipe
+
+
+@pytest.fixture
+def recipe(make_photos: Callable[..., Path], tmp_path: Path) -> dict[str, Any]:
+    """Values of a small run in tmp_path/run."""
+    return {
+        "task": "train",
+        "source": {"use": "folder", "with": {"path": str(make_photos(4))}},
+        "modality": {"use": "image", "with": {"size": 32}},
+        "model": {"use": "tiny-kl", "with": {"init": "random"}},
+        "losses": [{"use": "mse"}],
+        "steps": 2,
+        "batch_size": 2,
+        "output": {"path": str(tmp_path / "run"), "checkpoint_every": 1},
+    }
+
+
+GAN = {"use": "patch-gan", "weight": 0.5, "with": {"num_layers": 1, "width": 8}}
+
+
+def last_state(folder: Path) -> dict[str, Any]:
+    return dict(read_checkpoint(list_checkpoints(folder / "checkpoints")[-1]).state)
+
+
+def test_every_option_reaches_the_run(recipe: dict[str, Any], tmp_path: Path) -> None:
+    options = {
+        "losses": [{"use": "mse"}, {"use": "l1", "schedule": {"start": 1}}, {**GAN, "optimizer": {"lr": 3e-3}}],
+        "optimizer": {"lr": 1e-3, "clip": None},
+        "accumulate": 2,
+        "precision": "bf16",
+        "ema": {"decay": 0.5},
+        "max_bad_steps": 7,
+        "compile": False,
+        "sizes": [32, 48],
+        "output": {**recipe["output"], "keep": 1},
+    }
+    latentkit.run(recipe | options)
+    state = last_state(tmp_path / "run")
+    found = state["settings"]
+    expected = {"accumulate": 2, "precision": "bf16", "ema_decay": 0.5, "max_bad_steps": 7, "keep": 1, "checkpoint_every": 1}
+    assert {name: found[name] for name in expected} == expected
+    assert (found["optimizer"]["lr"], found["optimizer"]["clip"]) == (1e-3, None)
+    assert state["discriminators"]["patch-gan"]["step"] == 2
+    assert len(list_checkpoints(tmp_path / "run" / "checkpoints")) == 1
+
+
+def test_a_discriminator_without_an_optimizer_is_trained_as_the_model(recipe: dict[str, Any], tmp_path: Path) -> None:
+    latentkit.run(recipe | {"losses": [{"use": "mse"}, GAN], "optimizer": {"lr": 2e-3}})
+    lines = [line for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines() if '"patch-gan"' in line]
+    assert '"lr": 0.002' in lines[-1].split('"discriminators"')[1]
+
+
+def test_random_weights_of_a_loss_follow_from_the_seed(recipe: dict[str, Any], tmp_path: Path) -> None:
+    weights = []
+    for name in ("first", "second"):
+        latentkit.run(recipe | {"losses": [{"use": "mse"}, GAN], "output": {"path": str(tmp_path / name)}})
+        (path,) = list_checkpoints(tmp_path / name / "checkpoints")
+        weights.append((path / "discriminator.patch-gan.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"batch_size": 5}, TrainingError, r"4 samples, fewer than one batch \(batch_size 5\)"),
+        ({"modality": {"use": "image", "with": {"size": 32, "min_size": 64}}}, SourceError, "48 x 48 pixels .* too small: min_size is 64"),
+        ({"losses": [{"use": "mse", "optimizer": {"lr": 1}}]}, TrainingError, "'mse' has no discriminator, so its optimizer"),
+        ({"losses": [{"use": "kl", "weight": 1e-6}]}, TrainingError, "needs a reconstruction loss"),
+        ({"losses": [{"use": "mse"}, {"use": "patch-gam"}]}, LatentkitError, "patch-gan"),
+        ({"log": ["clearml"]}, TrainingError, "the tracker 'clearml' isn't installed"),
+        ({"gradient_checkpointing": True}, TrainingError, "gradient_checkpointing: the model can't do that"),
+    ],
+)
+def test_what_cant_be_trained_is_one_message_before_the_first_step(
+    recipe: dict[str, Any], tmp_path: Path, changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        latentkit.run(recipe | changes)
+    assert list_checkpoints(tmp_path / "run" / "checkpoints") == []
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_a_loss_that_needs_a_posterior_is_refused_for_a_model_without_one(
+    recipe: dict[str, Any], tmp_path: Path, taesd_folder: Path
+) -> None:
+    model = {"use": "diffusers", "with": {"model": str(taesd_folder)}}
+    for schedule in ({}, {"start": 1}):
+        losses = [{"use": "mse"}, {"use": "kl", "schedule": schedule}]
+        with pytest.raises(TrainingError, match=r"the model has no posterior .*leave the loss out"):
+            latentkit.run(recipe | {"model": model, "losses": losses})
+        assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_recipe_mended_before_the_first_checkpoint_may_use_the_same_output(recipe: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="fewer than one batch"):
+        latentkit.run(recipe | {"batch_size": 5, "losses": [{"use": "l1"}]})
+    latentkit.run(recipe)
+    with pytest.raises(TrainingError, match=r"run holds another run: losses differ; give another output.path"):
+        latentkit.run(recipe | {"losses": [{"use": "l1"}]})
+
+
+def test_a_run_killed_while_it_wrote_its_recipe_begins_again(recipe: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "run" / ".incoming").mkdir(parents=True)
+    latentkit.run(recipe)
+    assert (tmp_path / "run" / "recipe.yaml").exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(recipe: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("mine")
+    with pytest.raises(StoreError, match=r"holds something else and no recipe\.yaml"):
+        latentkit.run(recipe)
+
+
+def test_latents_are_a_path_from_the_recipe_and_typed_from_here(recipe: dict[str, Any], tmp_path: Path) -> None:
+    values = {name: value for name, value in recipe.items() if name != "modality"}
+    values |= {"latents": "photos", "model": {**recipe["model"], "train": "decoder"}}
+    assert parse_recipe(values, "here", tmp_path / "recipes").latents == str(tmp_path / "recipes" / "photos")  # type: ignore[attr-defined]
+    assert parse_recipe(values, "here", tmp_path, ["latents=other"]).latents == str(Path.cwd() / "other")  # type: ignore[attr-defined]
+
+
+def test_a_schedule_that_ends_before_it_starts_is_refused(recipe: dict[str, Any]) -> None:
+    losses = [{"use": "mse"}, {"use": "l1", "schedule": {"start": 5, "until": 5}}]
+    with pytest.raises(RecipeError, match=r"losses\[1\]\.schedule.*until: expected more than start"):
+        latentkit.run(recipe | {"losses": losses})
