@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latentkit.buffers import BufferPool
+from latentkit.buffers import BufferPool, as_tensor
 from latentkit.contracts import LatentLayout
 from latentkit.errors import EncoderError
 
@@ -28,7 +28,7 @@ def stack(rows: Sequence[Tensor | Mapping[str, Tensor]], pool: BufferPool) -> An
     batch = pool.get((len(rows), *first.shape), first.numpy().dtype)
     # numpy's copy, not torch's: that one would wake a team of threads on cores which are busy decoding.
     np.stack([row.numpy() for row in rows if isinstance(row, Tensor)], out=batch)
-    return torch.from_numpy(batch)
+    return as_tensor(batch)
 
 
 def copy_stream(device: str) -> Any:
@@ -112,9 +112,9 @@ def stored_tensors(latents: Mapping[str, Tensor], store: str, dtype: torch.dtype
 
 
 def to_host(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Callable[[], None]]:
-    """The tensors on the CPU, and what to call before they are read: copies from a GPU are still under way."""
-    if all(tensor.device.type == "cpu" for tensor in tensors.values()):
-        return dict(tensors), lambda: None
+    """The tensors on the CPU, and what to call before they are read: copies from a CUDA device are still under way."""
+    if all(tensor.device.type != "cuda" for tensor in tensors.values()):
+        return {name: tensor.cpu() for name, tensor in tensors.items()}, lambda: None
     host = {name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         host[name].copy_(tensor, non_blocking=True)

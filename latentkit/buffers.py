@@ -43,7 +43,7 @@ class BufferPool:
         """A C-contiguous array whose content is undefined; it may be a part of a larger buffer."""
         size = math.prod(shape) * np.dtype(dtype).itemsize
         if self._pinned:
-            # torch caches pinned memory itself, and knows of copies to a GPU that are still under way.
+            # torch caches pinned memory itself, and knows of copies to a GPU that are still under way: see `as_tensor`.
             buffer: Array = torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy()
         else:
             with self._lock:
@@ -66,6 +66,20 @@ class BufferPool:
         self._buffers.append(buffer)
         self._buffers.sort(key=len)
         return buffer[:]
+
+
+def as_tensor(array: Array) -> torch.Tensor:
+    """A pool's array, or a part of one, as a tensor that shares its memory.
+
+    What a pool has pinned becomes a view of torch's own storage: torch gives pinned memory away again once its storage is gone and the
+    copies from it are done, and it takes note of a copy by the storage.
+    """
+    tensor = torch.from_numpy(array)
+    owner = getattr(array.base, "base", None)  # numpy's views refer to the first array, and that to the tensor it was made from
+    if not isinstance(owner, torch.Tensor):
+        return tensor
+    offset = (tensor.data_ptr() - owner.data_ptr()) // tensor.itemsize
+    return torch.empty(0, dtype=tensor.dtype).set_(owner.untyped_storage(), offset, tensor.shape, tensor.stride())
 
 
 class BatchMemory:
@@ -103,16 +117,16 @@ class _Place(threading.local):
     """Where this thread's next prepared tensors go."""
 
     memory: BatchMemory | None = None
-    row = 0
+    row = stop = 0
 
 
 _place = _Place()
 
 
 @contextmanager
-def preparing_into(memory: BatchMemory, row: int) -> Iterator[None]:
-    """Let this thread's `prepared_memory` be the rows of a batch from `row` on."""
-    _place.memory, _place.row = memory, row
+def preparing_into(memory: BatchMemory, row: int, count: int) -> Iterator[None]:
+    """Let this thread's `prepared_memory` be `count` rows of a batch from `row` on; those after belong to other samples."""
+    _place.memory, _place.row, _place.stop = memory, row, row + count
     try:
         yield
     finally:
@@ -122,7 +136,7 @@ def preparing_into(memory: BatchMemory, row: int) -> Iterator[None]:
 def prepared_memory(shape: tuple[int, ...], dtype: npt.DTypeLike, pool: BufferPool) -> Array:
     """Memory for a prepared tensor, its content undefined: its place in a batch where that is known, which saves a copy, or the pool's."""
     row = None
-    if _place.memory is not None:
+    if _place.memory is not None and _place.row < _place.stop:
         row = _place.memory.row(_place.row, shape, dtype)
         _place.row += 1
     return pool.get(shape, dtype) if row is None else row

@@ -8,8 +8,8 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from latentkit.contracts import Encoder, Executor, StreamSource, UnitResult
+from latentkit.contracts import Encoder, Executor, Sample, Shard, StreamSource, UnitResult
 from latentkit.errors import DamagedError, FingerprintError, SourceError, StoreError
 from latentkit.numerics import fixed_numerics
 from latentkit.pipeline import EncodeJob, make_worker
@@ -62,6 +62,9 @@ class EncodeSummary:
     waited_seconds: float = 0.0
     num_slots: int = 0
 
+    def __add__(self, other: EncodeSummary) -> EncodeSummary:
+        return EncodeSummary(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
+
 
 def encode_source(
     folder: Folder,
@@ -86,23 +89,22 @@ def encode_source(
 
     Raises:
         FingerprintError: the folder holds latents made with other weights or settings.
-        SourceError: the source is empty, changed half-way, mostly gone, can't be reached, or too many of its samples are bad.
+        SourceError: the source is empty, changed half-way, mostly gone, of another kind than before, can't be reached, or too many of
+            its samples are bad.
         StoreError: the folder can't be used.
     """
-    parts = all_parts(inputs, settings)
-    chain = read_chain(folder)
+    chain = _chain_there(folder, inputs, settings)
     found = chain[-1].number if chain else None
     if not chain:
-        _check_ours(folder)
-        chain = [first_plan(folder, inputs, device, settings, parts)]
-    check_parts(folder, chain[-1].settings.parts, parts)
+        first_plan(folder, inputs, device, settings, all_parts(inputs, settings))
+        chain = _chain_there(folder, inputs, settings)  # perhaps of another process, that was first
     if found is not None and show_progress:
         say_other_versions(folder, chain[-1].settings)
     _keep_recipe(folder, recipe_text)
     summary = EncodeSummary()
     while True:
-        if not is_finished(folder, chain):
-            summary = _add(summary, _finish_plan(folder, chain, inputs, executor, device, settings, show_progress))
+        if not is_finished(folder, chain[-1]):
+            summary += _finish_plan(folder, chain, inputs, executor, device, settings, show_progress)
         if chain[-1].number != found or next_plan(folder, chain[-1], inputs, settings) is None:
             break
         chain = read_chain(folder)
@@ -121,13 +123,11 @@ def foretell(folder: Folder, inputs: EncodeInputs, settings: EncodeSettings) -> 
     Raises:
         FingerprintError, SourceError, StoreError: it would refuse.
     """
-    chain = read_chain(folder)
+    chain = _chain_there(folder, inputs, settings)
     if not chain:
-        _check_ours(folder)
         things = "shards" if isinstance(inputs.source, StreamSource) else "samples"
         return f"{folder}: {inputs.entries.num_rows} {things} to encode, {len(inputs.views)} views of each ({', '.join(inputs.views)})"
-    check_parts(folder, chain[-1].settings.parts, all_parts(inputs, settings))
-    if not is_finished(folder, chain):
+    if not is_finished(folder, chain[-1]):
         units, done = chain[-1].units(), committed(folder)
         left = [unit for unit in units if unit.name not in done]
         num_left = sum(unit.stop - unit.start for unit in left)
@@ -140,15 +140,15 @@ def foretell(folder: Folder, inputs: EncodeInputs, settings: EncodeSettings) -> 
     return describe_changes(folder, changes)
 
 
-def is_finished(folder: Folder, chain: Sequence[Plan]) -> bool:
-    """Whether dataset.json is there, undamaged, and of the newest plan."""
+def is_finished(folder: Folder, plan: Plan) -> bool:
+    """Whether dataset.json is there, undamaged, and of this plan or a later one."""
     if not folder.exists(DATASET):
         return False
     try:
         document = read_dataset(folder)
     except DamagedError:
         return False
-    return document["fingerprint"] == chain[-1].settings.fingerprint and newest_number(document) == chain[-1].number
+    return document["fingerprint"] == plan.settings.fingerprint and newest_number(document) >= plan.number
 
 
 def all_parts(inputs: EncodeInputs, settings: EncodeSettings) -> dict[str, str]:
@@ -191,10 +191,21 @@ def _finish_plan(
         return EncodeSummary()
     job = make_job(folder, plan, inputs, settings, show_progress)
     summary = _run_units(job, executor, settings)
-    if not is_finished(folder, chain):
-        described = describe(inputs, inputs.open_encoder(device), settings, plan.settings.threads, device)
-        finalize(folder, chain, described, functools.partial(_check_bad, folder, settings.max_bad))
+    _close(folder, chain, inputs, device, settings)
     return summary
+
+
+def _close(folder: Folder, chain: Sequence[Plan], inputs: EncodeInputs, device: str, settings: EncodeSettings) -> None:
+    """Write index and dataset.json, in one process at a time: one that is late must not put an older dataset.json over a newer one."""
+    claims = Claims(folder)
+    with claims.beating():
+        while not claims.take("finalize"):
+            if is_finished(folder, chain[-1]):
+                return
+            time.sleep(POLL_SECONDS)
+        if not is_finished(folder, chain[-1]):
+            described = describe(inputs, inputs.open_encoder(device), settings, chain[-1].settings.threads, device)
+            finalize(folder, chain, described, functools.partial(_check_bad, folder, inputs, settings.max_bad))
 
 
 def make_job(folder: Folder, plan: Plan, inputs: EncodeInputs, settings: EncodeSettings, show_progress: bool) -> EncodeJob:
@@ -203,18 +214,21 @@ def make_job(folder: Folder, plan: Plan, inputs: EncodeInputs, settings: EncodeS
     Raises:
         SourceError: samples that are left are gone, or most of them changed.
     """
+    source = inputs.source
+    if isinstance(source, StreamSource) and plan.number:
+        source = _WithGone(source, set(plan.work["key"].to_pylist()) - set(inputs.entries["key"].to_pylist()))
     return EncodeJob(
-        folder, plan, inputs.source, inputs.modality, inputs.views, inputs.open_encoder, settings.store, settings.dtype, settings.seed,
+        folder, plan, source, inputs.modality, inputs.views, inputs.open_encoder, settings.store, settings.dtype, settings.seed,
         settings.on_bad_sample, settings_in_force(plan.settings, settings), _places(folder, plan, inputs), show_progress,
         on_overflow=settings.on_overflow, open_float32=inputs.open_float32,
     )  # fmt: skip
 
 
 def _places(folder: Folder, plan: Plan, inputs: EncodeInputs) -> npt.NDArray[np.int64] | None:
-    """Where each row of the plan's work now is in the source, by key: samples may have come since. -1: gone, and not needed.
+    """Where each row of the plan's work now is in the source, by key: samples may have come since. -1: gone.
 
     Raises:
-        SourceError: samples of the units that are left are gone, or most of them changed.
+        SourceError: the plan is the first, and samples of the units that are left are gone, or most of them changed.
     """
     if isinstance(inputs.source, StreamSource):
         return None
@@ -222,9 +236,10 @@ def _places(folder: Folder, plan: Plan, inputs: EncodeInputs) -> npt.NDArray[np.
     places: npt.NDArray[np.int64] = (
         pc.fill_null(pc.index_in(planned["key"], value_set=now["key"].combine_chunks()), -1).to_numpy().astype(np.int64)
     )
+    if plan.number:  # of a source that changes: what is gone is skipped, and then left out by the next plan
+        return places
     done = committed(folder)
-    numbers = [unit.number for unit in plan.units() if unit.name not in done]
-    left = np.isin(planned["unit"].to_numpy(), numbers)
+    left = np.isin(planned["unit"].to_numpy(), [unit.number for unit in plan.units() if unit.name not in done])
     is_gone = left & (places < 0)
     stamps = now["stamp"].take(pa.array(np.maximum(places, 0)))
     has_changed = left & (places >= 0) & pc.not_equal(stamps, planned["stamp"]).to_numpy()
@@ -239,22 +254,37 @@ def _places(folder: Folder, plan: Plan, inputs: EncodeInputs) -> npt.NDArray[np.
     return places
 
 
+@dataclass(frozen=True)
+class _WithGone:
+    """A stream that has the shards that are gone too, with nothing in them: the next plan leaves them out."""
+
+    source: StreamSource
+    gone: Collection[str]
+
+    def shards(self) -> list[Shard]:
+        return [*self.source.shards(), *(Shard(name, "") for name in self.gone)]
+
+    def read(self, shard: Shard) -> Iterator[Sample]:
+        return iter(()) if shard.name in self.gone else self.source.read(shard)
+
+
 def _run_units(job: EncodeJob, executor: Executor, settings: EncodeSettings) -> EncodeSummary:
     """Do this process's share, then what nobody does, then wait for the others."""
     summary, begun = EncodeSummary(), time.monotonic()
     num_samples, claims = job.plan.table.num_rows, Claims(job.folder)
+    num_gone = 0 if job.places is None else int((job.places < 0).sum())
     said_waiting = False
     while True:
         done = committed(job.folder)
         left = [unit for unit in job.plan.units() if unit.name not in done]
-        if not left:
+        if not left or is_finished(job.folder, job.plan):  # which a compaction may have followed, that removes units
             return replace(summary, seconds=time.monotonic() - begun)
         unclaimed = claims.find_free([unit.name for unit in left])
         free = [unit for unit in left if unit.name in unclaimed]
         for result in executor.run(free, functools.partial(make_worker, job)):
-            summary = _add_result(summary, result)
+            summary += EncodeSummary(result.num_ok, result.num_skipped, 0.0, result.waited_seconds, result.num_slots)
             _log(job.folder, result)
-            num_bad = summary.num_skipped // len(job.views)
+            num_bad = summary.num_skipped // len(job.views) - num_gone
             if not job.plan.settings.stream and _is_too_bad(num_bad, num_samples, settings.max_bad):
                 so_far = f"{num_bad} of {num_samples} samples could not be used so far"
                 raise SourceError(so_far + _more_than(settings.max_bad, job.folder))
@@ -273,20 +303,6 @@ def _log(folder: Folder, result: UnitResult) -> None:
     folder.append(f"events/{host()}-{os.getpid()}.jsonl", json.dumps(line))
 
 
-def _add_result(summary: EncodeSummary, result: UnitResult) -> EncodeSummary:
-    return _add(summary, EncodeSummary(result.num_ok, result.num_skipped, 0.0, result.waited_seconds, result.num_slots))
-
-
-def _add(a: EncodeSummary, b: EncodeSummary) -> EncodeSummary:
-    return EncodeSummary(
-        a.num_ok + b.num_ok,
-        a.num_skipped + b.num_skipped,
-        a.seconds + b.seconds,
-        a.waited_seconds + b.waited_seconds,
-        a.num_slots + b.num_slots,
-    )
-
-
 def _is_too_bad(num_bad: int, num_all: int, max_bad: float) -> bool:
     return num_bad > MAX_BAD_COUNT and num_bad > max_bad * num_all
 
@@ -296,11 +312,13 @@ def _more_than(max_bad: float, folder: Folder) -> str:
     return f", more than max_bad ({max_bad:g}) allows. {advice}"
 
 
-def _check_bad(folder: Folder, max_bad: float, index: pa.Table) -> None:
-    """Refuse to finish a dataset of mostly bad samples."""
+def _check_bad(folder: Folder, inputs: EncodeInputs, max_bad: float, index: pa.Table) -> None:
+    """Refuse to finish a dataset of mostly bad samples; those that the source no longer has don't count, the next plan drops them."""
+    if not isinstance(inputs.source, StreamSource):
+        index = index.filter(pc.is_in(index["key"], value_set=inputs.entries["key"].combine_chunks()))
     num_samples, bad = first_rows(index).num_rows, Counter(reason_by_key(index).values())
     common = "; ".join(f"{reason} ({count} times)" for reason, count in bad.most_common(3))
-    if bad.total() == num_samples:
+    if num_samples and bad.total() == num_samples:
         raise SourceError(f"none of the {num_samples} samples could be used: {common}")
     if _is_too_bad(bad.total(), num_samples, max_bad):
         raise SourceError(f"{bad.total()} of {num_samples} samples could not be used: {common}{_more_than(max_bad, folder)}")
@@ -309,11 +327,24 @@ def _check_bad(folder: Folder, max_bad: float, index: pa.Table) -> None:
 # ---------------------------------------------------------------- what is there already
 
 
-def _check_ours(folder: Folder) -> None:
-    """An empty folder, or one that a run of ours left unfinished."""
-    foreign = sorted(folder.top_names() - {"claims", "plans"})
-    if foreign:
-        raise StoreError(f"{folder} holds something else ({', '.join(foreign[:3])}); give the latent dataset a folder of its own")
+def _chain_there(folder: Folder, inputs: EncodeInputs, settings: EncodeSettings) -> list[Plan]:
+    """The plans in the folder, which are of the same settings and kind of source; none in an empty folder.
+
+    Raises:
+        FingerprintError, SourceError, StoreError: they aren't, or the folder isn't ours.
+    """
+    chain = read_chain(folder)
+    if not chain:
+        foreign = sorted(folder.top_names() - {"claims", "plans"})
+        if foreign:
+            raise StoreError(f"{folder} holds something else ({', '.join(foreign[:3])}); give the latent dataset a folder of its own")
+        return []
+    check_parts(folder, chain[-1].settings.parts, all_parts(inputs, settings))
+    streams = chain[-1].settings.stream
+    if streams != isinstance(inputs.source, StreamSource):
+        then, now = ("a stream", "single samples") if streams else ("single samples", "a stream")
+        raise SourceError(f"{folder} was made from {then}, the source now gives {now}; write to another output, or set the source back")
+    return chain
 
 
 def check_parts(folder: Folder, there: Mapping[str, str], wanted: Mapping[str, str]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from latentkit.store.dataset import DATASET, num_superseded, read_dataset, read_index, read_units
+from latentkit.store.dataset import DATASET, newest_number, num_superseded, read_dataset, read_index, read_units
 from latentkit.store.folder import Folder, open_folder
 from latentkit.store.index import committed, superseded_rows
 from latentkit.store.plan import newest_plan, read_chain
@@ -24,7 +24,7 @@ def inspect_dataset(path: str, with_ledger: bool = False) -> dict[str, Any]:
     if not folder.exists(DATASET) and (unfinished := _unfinished(folder)):
         return unfinished
     document = read_dataset(folder)
-    index = read_index(folder, document, ["key", "view", "status", "reason", "unit", "bucket", "row", "content"])
+    index = read_index(folder, document, ["key", "view", "status", "reason", "unit", "bucket", "row"])
     said = ("fingerprint", "parts", "store", "dtype", "layout", "normalization", "statistics", "source", "quantisation")
     num_old = num_superseded(document, index.num_rows)
     found = {
@@ -39,7 +39,7 @@ def inspect_dataset(path: str, with_ledger: bool = False) -> dict[str, Any]:
         "bytes": sum(unit["bytes"] for unit in document["units"].values()),
         **{name: document[name] for name in said if name in document},
     }
-    return found | ({"ledger": _ledger(folder, index)} if with_ledger else {})
+    return found | ({"ledger": _ledger(folder, newest_number(document), index)} if with_ledger else {})
 
 
 def _count(column: pa.ChunkedArray) -> dict[str, int]:
@@ -48,10 +48,10 @@ def _count(column: pa.ChunkedArray) -> dict[str, int]:
     return dict(sorted(counts, key=lambda pair: (-pair[1], pair[0])))
 
 
-def _ledger(folder: Folder, index: pa.Table) -> list[dict[str, Any]]:
+def _ledger(folder: Folder, newest: int, index: pa.Table) -> list[dict[str, Any]]:
     """What became of every sample and view: "ok", "skipped" with a reason, or "superseded"."""
-    chain = read_chain(folder)
-    old = superseded_rows(chain, read_units(folder, chain), index)
+    chain = read_chain(folder, before=newest + 1)  # a run that is under way may have begun another plan
+    old = superseded_rows(chain, read_units(folder, chain))
     names = ["key", "view", "status", "reason", "unit"]
     return [*index.select(names).to_pylist(), *({**row, "status": "superseded"} for row in old.to_pylist())]
 

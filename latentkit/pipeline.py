@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from latentkit.batching import copy_stream, stack, stored_tensors, to_device, to_host
-from latentkit.buffers import BufferPool
+from latentkit.buffers import BufferPool, as_tensor
 from latentkit.contracts import Encoder, Modality, Source, StreamSource, Unit, UnitResult, Worker
 from latentkit.encoding import BatchEncoder
 from latentkit.errors import SourceError
 from latentkit.numerics import fixed_numerics, frozen_garbage, many_graphs
-from latentkit.preparing import LookAhead, Outcome, Preparer, Row, list_tasks
+from latentkit.preparing import GONE, LookAhead, Outcome, Preparer, Row, list_tasks
 from latentkit.progress import Progress
 from latentkit.store.claims import Claims
 from latentkit.store.folder import Folder
@@ -37,6 +37,8 @@ from latentkit.store.writer import NOT_FINITE, RowLabel, UnitWriter, unit_name
 
 MAX_WRITES_WAITING = 8
 MAX_COMMITS_WAITING = 2
+FILLING_BYTES = 1 << 30
+"""Of a unit's rows that wait for others of their bucket; a full batch, and as much of other buckets, always may."""
 OTHERS_SECONDS = 10.0
 """How often what other processes committed is counted, for the live line."""
 
@@ -85,11 +87,13 @@ def make_worker(job: EncodeJob, device: str) -> Worker:
 
 @dataclass
 class _OpenUnit:
-    """A unit at work: its writer, the batches that are filling up, and its times."""
+    """A unit at work: its writer, the batches that are filling up, all their bytes and those of its largest row, and its times."""
 
     unit: Unit
     writer: UnitWriter
     filling: dict[str, list[Row]] = field(default_factory=dict)
+    filling_bytes: int = 0
+    largest_bytes: int = 0
     writes: list[Future[None]] = field(default_factory=list)
     num_slots: int = 0
     started: float = field(default_factory=time.monotonic)
@@ -189,7 +193,7 @@ class _Loop:
     def _take(self, at_work: _OpenUnit, outcome: Outcome) -> None:
         if outcome.skipped:
             first = outcome.skipped[0]
-            if self.job.on_bad_sample == "fail":
+            if self.job.on_bad_sample == "fail" and outcome.reason != GONE:
                 name = first.key or self.job.plan.keys(first.position, first.position + 1)[0]
                 raise SourceError(f"sample {name!r}: {outcome.reason}; with on_bad_sample: skip it would be recorded and left out")
             for label in outcome.skipped:
@@ -197,8 +201,13 @@ class _Loop:
         for row in outcome.rows:
             filling = at_work.filling.setdefault(row.view.bucket, [])
             filling.append(row)
+            at_work.filling_bytes += row.num_bytes
+            at_work.largest_bytes = max(at_work.largest_bytes, row.num_bytes)
             if len(filling) == self.job.settings.batch_size:
                 self._encode(at_work, row.view.bucket)
+            # Decided by the order of the rows alone, as all batches are.
+            while at_work.filling_bytes > max(FILLING_BYTES, 2 * self.job.settings.batch_size * at_work.largest_bytes):
+                self._encode(at_work, max(at_work.filling, key=lambda bucket: sum(row.num_bytes for row in at_work.filling[bucket])))
 
     def _finish(self, at_work: _OpenUnit) -> None:
         for bucket in sorted(at_work.filling):
@@ -207,6 +216,7 @@ class _Loop:
 
     def _encode(self, at_work: _OpenUnit, bucket: str) -> None:
         rows = at_work.filling.pop(bucket)
+        at_work.filling_bytes -= sum(row.num_bytes for row in rows)
         labels = [row.label for row in rows]
         batch = _gather(rows, self._pool)
         latents = self._encoder.encode(to_device(batch, self.device, self._copies), bucket)
@@ -274,7 +284,7 @@ def _gather(rows: Sequence[Row], pool: BufferPool) -> Any:
     """Rows to a batch on the CPU: where they lie already if they were prepared side by side, else in memory of the pool."""
     memory = rows[0].memory
     if memory is not None and all(row.memory is memory and row.place == place for place, row in enumerate(rows)):
-        return torch.from_numpy(memory.rows(len(rows)))
+        return as_tensor(memory.rows(len(rows)))
     return stack([row.view.tensor for row in rows], pool)
 
 

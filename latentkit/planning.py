@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from latentkit.contracts import Encoder, Entry, Modality, Prepared, Sample, Source, StreamSource
@@ -34,6 +35,9 @@ MAX_PROBED = 1000
 
 COMPILE_FROM_SECONDS = 600.0
 """`compile: auto` compiles on a GPU when encoding is going to take so long."""
+
+DRAWING_PARTS = frozenset({"seed", "modality.seed"})
+"""Parts that are there when latents hang on draws, which hang on the sample's key: under another key they are other latents."""
 
 LIBRARIES = ("latentkit", "torch", "diffusers", "pillow")
 
@@ -94,8 +98,9 @@ def first_plan(folder: Folder, inputs: EncodeInputs, device: str, settings: Enco
     """The plan of the first process to arrive; the others wait for it. A run that can't make one leaves nothing behind."""
     try:
         plan = _agree(folder, -1, lambda: _make_first(inputs, device, settings, parts))
-    finally:
+    except BaseException:
         folder.discard_if_empty()
+        raise
     if plan is None:
         raise AssertionError("the first plan is always made")
     return plan
@@ -112,10 +117,12 @@ def next_plan(folder: Folder, newest: Plan, inputs: EncodeInputs, settings: Enco
 
 def find_changes(folder: Folder, newest: Plan, inputs: EncodeInputs, retry_skipped: bool) -> Changes:
     """How the source differs from the finished dataset of the plan `newest`."""
+    index = read_index(folder, read_dataset(folder), ["key", "stamp", "content", "status", "attributes", "unit"])
     if isinstance(inputs.source, StreamSource):
-        return compare_shards(newest, inputs.entries)
-    index = read_index(folder, read_dataset(folder), ["key", "stamp", "content", "status", "attributes"])
-    return compare_samples(index, inputs.entries, functools.partial(_hash_media, inputs.source), retry_skipped)
+        skipped = index.filter(pc.equal(index["status"], "skipped"))["unit"].combine_chunks()
+        return compare_shards(newest, inputs.entries, skipped if retry_skipped else skipped[:0])
+    find_renamed = DRAWING_PARTS.isdisjoint(newest.settings.parts)
+    return compare_samples(index, inputs.entries, functools.partial(_hash_media, inputs.source), retry_skipped, find_renamed)
 
 
 def _agree(folder: Folder, known: int, make: Callable[[], Plan | None]) -> Plan | None:

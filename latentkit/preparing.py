@@ -13,7 +13,6 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,13 +23,16 @@ from torch import Tensor
 
 from latentkit.buffers import BatchMemory, BufferPool, preparing_into
 from latentkit.contracts import Modality, Prepared, Sample, Shard, Source, StreamSource, Unit
-from latentkit.errors import LatentkitError, PluginError, SampleError, SourceError
+from latentkit.errors import PluginError, SampleError, SourceError
 from latentkit.numerics import num_cores
-from latentkit.preparing_processes import as_tensors, open_processes, prepare_in_child
+from latentkit.preparing_processes import as_tensors, explained, open_processes, prepare_in_child
 from latentkit.retry import retried
 from latentkit.store.columns import escape
 from latentkit.store.plan import Plan
 from latentkit.store.writer import RowLabel
+
+GONE = "gone from the source"
+"""Why a sample of an incremental plan can be missing without any fault; the next comparison drops it."""
 
 AHEAD_BYTES = 1 << 30
 """Of prepared tensors, or of media that a stream brought."""
@@ -47,7 +49,10 @@ GROUP_SAMPLES = 8
 
 @dataclass(frozen=True)
 class Task:
-    """A sample to prepare: its position in the plan (streams: in the unit), and itself, or its key and its place in the source."""
+    """A sample to prepare: its position in the plan (streams: in the unit), and itself, or its key and its place in the source.
+
+    A place of -1 stands for a sample that is gone from there.
+    """
 
     position: int
     key: str = ""
@@ -64,6 +69,12 @@ class Row:
     memory: BatchMemory | None = None
     place: int = 0
 
+    @property
+    def num_bytes(self) -> int:
+        """Of its tensors."""
+        tensor = self.view.tensor
+        return tensor.nbytes if isinstance(tensor, Tensor) else sum(part.nbytes for part in tensor.values())
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -76,9 +87,7 @@ class Outcome:
     @property
     def num_bytes(self) -> int:
         """Of all its tensors."""
-        tensors = [row.view.tensor for row in self.rows]
-        flat = itertools.chain.from_iterable([tensor] if isinstance(tensor, Tensor) else tensor.values() for tensor in tensors)
-        return sum(tensor.nbytes for tensor in flat)
+        return sum(row.num_bytes for row in self.rows)
 
 
 @dataclass(frozen=True)
@@ -109,7 +118,7 @@ class Preparer:
             if isinstance(sample.media, os.PathLike) and os.path.getsize(sample.media) <= HELD_BYTES:
                 sample = replace(sample, media=sample.read())  # read once: what is hashed is what is decoded
             content = sample.content()
-            with nullcontext() if memory is None else preparing_into(memory, row):
+            with nullcontext() if memory is None else preparing_into(memory, row, len(self.views)):
                 views = list(self.modality.prepare(sample))
         except SampleError as error:
             skipped = [self._label(task, sample, number, content) for number in range(len(self.views))]
@@ -121,6 +130,8 @@ class Preparer:
 
     def _fetch(self, task: Task) -> Sample:
         assert isinstance(self.source, Source)
+        if task.place < 0:
+            raise SampleError(GONE)
         sample = self.source[task.place]
         if escape(sample.key) != task.key:
             raise SourceError(f"the source changed while it was read: {sample.key!r} is where {task.key!r} was; run again")
@@ -152,11 +163,15 @@ def list_tasks(source: Source | StreamSource, plan: Plan, places: npt.NDArray[np
     """The samples of a unit, in order; a stream's are read here.
 
     Raises:
-        SourceError: a shard can't be reached.
+        SourceError: a shard is gone, or can't be reached.
     """
     keys = plan.keys(unit.start, unit.stop)
     if isinstance(source, StreamSource):
-        shards = {shard.name: shard for shard in source.shards()}
+        shards = {escape(shard.name): shard for shard in source.shards()}
+        gone = [name for name in keys if name not in shards]
+        if gone:
+            advice = "put it back, or write to another output"
+            raise SourceError(f"shard {gone[0]!r}, which is left to encode, is gone from the source; {advice}")
         samples = itertools.chain.from_iterable(read_shard(source, shards[name]) for name in keys)
         yield from (Task(position, sample=sample) for position, sample in enumerate(samples))
         return
@@ -248,14 +263,12 @@ class LookAhead:
                     break
                 unit, future = self._ahead.popleft()
             yield unit, None if future is None else self._taken(future)
-        self._feeding.result()
+        with explained():
+            self._feeding.result()
 
     def _taken(self, future: Future[list[Outcome]]) -> list[Outcome]:
-        try:
+        with explained():
             outcomes = future.result()
-        except BrokenProcessPool as error:
-            text = "a process that prepares samples was killed, perhaps for want of memory; run again, what is committed is kept"
-            raise LatentkitError(text) from error
         if self._in_processes:
             outcomes = as_tensors(outcomes)
         buckets = {row.view.bucket for outcome in outcomes for row in outcome.rows}

@@ -8,14 +8,16 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from latentkit.errors import PluginError
+from latentkit.errors import LatentkitError, PluginError
 from latentkit.numerics import num_cores
 
 if TYPE_CHECKING:
@@ -36,6 +38,16 @@ def open_processes(preparer: Preparer) -> ProcessPoolExecutor:
     # Not forked: this process has threads, and whatever locks they hold would stay held in a child.
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(num_cores(), context, _begin, (pickled,))
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turns the death of a process of the pool, noticed when work is given to it or its result is taken, into a `LatentkitError`."""
+    try:
+        yield
+    except BrokenProcessPool as error:
+        text = "a process that prepares samples was killed, perhaps for want of memory; run again, what is committed is kept"
+        raise LatentkitError(text) from error
 
 
 def prepare_in_child(tasks: Sequence[Task]) -> list[Outcome]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -57,17 +58,20 @@ class Changes:
     num_before: int
 
 
-def compare_samples(index: pa.Table, entries: pa.Table, hash_media: HashMedia, retry_skipped: bool) -> Changes:
+def compare_samples(
+    index: pa.Table, entries: pa.Table, hash_media: HashMedia, retry_skipped: bool, find_renamed: bool = True
+) -> Changes:
     """Differences between the index (its columns key, stamp, content, status, attributes) and a source's entries.
 
-    Media are read where a stamp changed, and those of added samples when others are gone: a renamed one is found by its content.
+    Media are read where a stamp changed, and with `find_renamed` those of added samples when others are gone: a renamed one is found by
+    its content.
     """
     old = first_rows(index)
     place: Rows = pc.fill_null(pc.index_in(entries["key"], value_set=old["key"].combine_chunks()), -1).to_numpy().astype(np.int64)
     known, added = np.flatnonzero(place >= 0), np.flatnonzero(place < 0)
     gone = np.setdiff1d(np.arange(old.num_rows), place[known])
     changed, touched = _changed(old, entries, place, known, hash_media)
-    renamed = _find_renamed(old, gone, added, hash_media) if len(gone) and len(added) else {}
+    renamed = _find_renamed(old, gone, added, hash_media) if find_renamed and len(gone) and len(added) else {}
     for row, before in renamed.items():
         place[row] = before
     num_retried = 0
@@ -89,7 +93,7 @@ def compare_samples(index: pa.Table, entries: pa.Table, hash_media: HashMedia, r
     return Changes(previous, counts, old.num_rows)
 
 
-def compare_shards(plan: Plan, entries: pa.Table) -> Changes:
+def compare_shards(plan: Plan, entries: pa.Table, retried_units: pa.Array) -> Changes:
     """Differences between a stream's newest plan and its shards; the shards of a unit are kept or encoded again together."""
     table = plan.table
     place: Rows = pc.fill_null(pc.index_in(entries["key"], value_set=table["key"].combine_chunks()), -1).to_numpy().astype(np.int64)
@@ -103,9 +107,11 @@ def compare_shards(plan: Plan, entries: pa.Table) -> Changes:
     previous_place[same] = place[same]
     previous = units.take(pa.array(previous_place, mask=previous_place < 0))
     previous = pc.if_else(pc.is_in(previous, value_set=pa.array(broken, pa.string())), None, previous)
-    num_kept = len(previous) - previous.null_count
+    num_unchanged = len(previous) - previous.null_count
+    previous = pc.if_else(pc.is_in(previous, value_set=retried_units), None, previous)
+    num_retried = num_unchanged - (len(previous) - previous.null_count)
     counts = Counts(
-        added=len(place) - len(known), changed=len(known) - num_kept, removed=table.num_rows - len(known),
+        added=len(place) - len(known), changed=len(known) - num_unchanged, removed=table.num_rows - len(known), retried=num_retried,
         reordered=bool((np.diff(place[known]) < 0).any()),
     )  # fmt: skip
     return Changes(previous, counts, table.num_rows)
@@ -165,6 +171,17 @@ def _differ(a: pa.Array, b: pa.Array) -> npt.NDArray[np.bool_]:
         return np.zeros(len(a), np.bool_)
     if a.type == b.type and (pa.types.is_primitive(a.type) or pa.types.is_string(a.type)):
         unequal = pc.or_(pc.fill_null(pc.not_equal(a, b), False), pc.xor(pc.is_null(a), pc.is_null(b)))
+        if pa.types.is_floating(a.type):
+            unequal = pc.and_not(unequal, pc.fill_null(pc.and_(pc.is_nan(a), pc.is_nan(b)), False))
         different: npt.NDArray[np.bool_] = unequal.to_numpy(zero_copy_only=False).astype(np.bool_)
         return different
-    return np.array([x != y for x, y in zip(a.to_pylist(), b.to_pylist(), strict=True)], np.bool_)
+    return np.array([not _is_same(x, y) for x, y in zip(a.to_pylist(), b.to_pylist(), strict=True)], np.bool_)
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    """Whether two values are equal, where NaN equals NaN at any depth."""
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_is_same, a, b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_is_same(value, b[name]) for name, value in a.items())
+    return bool(a == b or (a != a and b != b))

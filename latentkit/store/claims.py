@@ -12,6 +12,7 @@ import secrets
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import psutil
 
@@ -22,8 +23,11 @@ HEARTBEAT_SECONDS = 5.0
 DEAD_AFTER_SECONDS = 60.0
 """A claim from another host that nobody touched for so long is dead; on this host the process itself is looked up."""
 
-PART = re.compile(r"~(?P<host>[^~]*)~(?P<pid>\d+)~[0-9a-f]+\.part")
+PART = re.compile(r"~(?P<host>[^~]*)~(?P<pid>\d{1,9})~[0-9a-f]+\.part")
 """Name of a file in the making, as `Folder` gives it."""
+
+_living_tokens: set[str] = set()
+"""Of the claims that this process holds: one of ours that isn't here was left behind, when a folder couldn't be reached."""
 
 
 class Claims:
@@ -31,31 +35,44 @@ class Claims:
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
-        self._held: set[str] = set()
+        self._held: dict[str, str] = {}
+        """Name to token."""
         self._lock = threading.Lock()
 
     def take(self, name: str) -> bool:
         """Whether the claim is ours now; a dead process's is taken over."""
         file = _file(name)
-        # The token tells one claim from another of the same process.
-        content = json.dumps({**_identity(os.getpid()), "token": secrets.token_hex(8)})
-        if not self.folder.claim(file, content):
-            if not self._is_dead(file):
-                return False
-            self.folder.take_over(file)
-            if not self.folder.claim(file, content):
-                return False
-        with self._lock:
-            self._held.add(name)
-        return True
+        token = secrets.token_hex(8)
+        _living_tokens.add(token)  # before anybody can read it
+        ours = False
+        try:
+            ours = self._create(file, json.dumps({**_identity(os.getpid()), "token": token}))
+        finally:
+            if not ours:
+                _living_tokens.discard(token)
+        if ours:
+            with self._lock:
+                self._held[name] = token
+        return ours
+
+    def _create(self, file: str, content: str) -> bool:
+        if self.folder.claim(file, content):
+            return True
+        if not self._is_dead(file):
+            return False
+        self.folder.take_over(file)
+        return self.folder.claim(file, content)
 
     def drop(self, name: str) -> None:
         """Give a claim up; nothing happens when it isn't held."""
         with self._lock:
-            if name not in self._held:
-                return
-            self._held.discard(name)
-        self.folder.remove(_file(name))
+            token = self._held.pop(name, None)
+        if token is None:
+            return
+        try:
+            self.folder.remove(_file(name))
+        finally:
+            _living_tokens.discard(token)
 
     @contextmanager
     def beating(self) -> Iterator[None]:
@@ -72,7 +89,7 @@ class Claims:
             stop.set()
             thread.join()
             for name in list(self._held):
-                with suppress(StoreError):  # what stays behind is recognised as a dead process's
+                with suppress(StoreError):  # what stays behind is recognised as dead
                     self.drop(name)
 
     def holders(self) -> list[str]:
@@ -117,24 +134,28 @@ class Claims:
     def _is_dead(self, file: str) -> bool:
         owner = self._read(file)
         if owner.get("host") == host():
-            there = _identity(int(owner.get("pid", 0)))
-            return not there or not there.items() <= owner.items()
+            there = _identity(owner.get("pid"))
+            is_there = bool(there) and there.items() <= owner.items()
+            return not is_there or (owner["pid"] == os.getpid() and owner.get("token") not in _living_tokens)
         return self.folder.age_seconds(file) > DEAD_AFTER_SECONDS
 
-    def _read(self, file: str) -> dict[str, int | str | float]:
+    def _read(self, file: str) -> dict[str, Any]:
+        """What a claim says; nothing where it was just created and not yet written, is damaged, or gone: then its age decides."""
         try:
-            return dict(json.loads(self.folder.read(file)))
-        except (StoreError, ValueError):
-            # Just created and not yet written, or gone: its age decides.
+            content = json.loads(self.folder.read(file))
+        except (StoreError, ValueError, RecursionError):
             return {}
+        return content if isinstance(content, dict) else {}
 
 
 def _file(name: str) -> str:
     return f"{ASIDE}/{name}.json"
 
 
-def _identity(pid: int) -> dict[str, int | str | float]:
-    """Host, process and its starting time, which tells a process from a later one with its number."""
+def _identity(pid: object) -> dict[str, Any]:
+    """Host, process and its starting time, which tells a process from a later one with its number; empty when there is none."""
+    if not isinstance(pid, int) or not 0 < pid < 1 << 31:
+        return {}
     try:
         return {"host": host(), "pid": pid, "started": psutil.Process(pid).create_time()}
     except psutil.NoSuchProcess:

@@ -1,4 +1,7 @@
-"""Copying a latent dataset's rows, bit for bit, into fewer and larger units, without those that nothing names any more."""
+"""Copying a latent dataset's rows, bit for bit, into fewer and larger units, without those that nothing names any more.
+
+A stream's units are copied as they are: merged ones would be encoded again as a whole when one of their shards changes.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +21,17 @@ from latentkit.errors import DamagedError, StoreError
 from latentkit.store import quantise, statistics, writer
 from latentkit.store.claims import Claims
 from latentkit.store.dataset import Description, finalize, newest_number, num_superseded, read_dataset, read_index, read_units
-from latentkit.store.folder import Folder, canonical_json
-from latentkit.store.format import FORMAT_VERSION, StoredTensor, TensorToWrite, write_unit
+from latentkit.store.folder import Folder
+from latentkit.store.format import StoredTensor, TensorToWrite, write_unit
 from latentkit.store.index import has_its_data, index_of_chain
 from latentkit.store.mapped import NUMPY_DTYPES, MappedUnit
-from latentkit.store.plan import Plan, plan_name, plan_numbers, read_chain, with_units, write_plan
+from latentkit.store.plan import Plan, plan_name, plan_numbers, read_chain, read_plan, with_units, write_plan
 from latentkit.store.writer import unit_name
 
 UNIT_BYTES = 512 << 20
-COPIED_ROWS = 1024
+COPIED_BYTES = 16 << 20
+"""Of a tensor's rows that are copied at once."""
+
 POLL_SECONDS = 0.5
 
 Rows = npt.NDArray[np.int64]
@@ -47,8 +52,18 @@ def compact(folder: Folder) -> Compacted:
     Raises:
         StoreError: the dataset is unfinished, damaged, or somebody is at work on it.
     """
+    read_dataset(folder)  # where there is none, no claim makes a folder
+    claims = Claims(folder)
+    with claims.beating():
+        if not claims.take("plan"):
+            raise StoreError(f"{folder}: {', '.join(claims.holders())} is at work on it; compact it afterwards")
+        return _compact(folder)
+
+
+def _compact(folder: Folder) -> Compacted:
+    """`compact`, while no other process makes a plan."""
     document, chain = read_dataset(folder), read_chain(folder)
-    if chain and chain[-1].settings.compacts and newest_number(document) != chain[-1].number:  # one that was killed
+    if chain and chain[-1].settings.compacts and newest_number(document) < chain[-1].number:  # one that was killed
         finish_compaction(folder, chain[-1])
         document = read_dataset(folder)
     if not chain or newest_number(document) != chain[-1].number:
@@ -60,12 +75,11 @@ def compact(folder: Folder) -> Compacted:
     if not num_dropped and 2 * num_after > num_units:
         remove_dead(folder, chain)
         return Compacted(0, num_units, num_units)
-    claims = Claims(folder)
-    with claims.beating():
-        if not claims.take("plan"):
-            raise StoreError(f"{folder}: {', '.join(claims.holders())} is at work on it; compact it afterwards")
-        write_plan(folder, plan)
-        finish_compaction(folder, plan)
+    write_plan(folder, plan)
+    plan = read_plan(folder, plan.number)
+    if not plan.settings.compacts:  # our claim was taken for a dead process's
+        raise StoreError(f"{folder}: another process has begun to encode what changed; compact it afterwards")
+    finish_compaction(folder, plan)
     return Compacted(num_dropped, num_units, num_after)
 
 
@@ -76,7 +90,7 @@ def finish_compaction(folder: Folder, plan: Plan) -> None:
         while not claims.take("compact"):
             time.sleep(POLL_SECONDS)
         document = read_dataset(folder)
-        if newest_number(document) != plan.number:
+        if newest_number(document) < plan.number:  # others may have finished it meanwhile, and later plans too
             _copy_all(folder, plan, document)
         remove_dead(folder, [plan])
 
@@ -97,41 +111,19 @@ def remove_dead(folder: Folder, chain: Sequence[Plan]) -> None:
 
 
 def _plan_compaction(newest: Plan, index: pa.Table, document: Mapping[str, Any]) -> Plan:
-    """A plan of everything in the index, in units of about `UNIT_BYTES`; a stream's old units stay whole."""
-    settings = replace(newest.settings, compacts=True)
-    unit_of_row = _new_units(newest, index, document)
+    """A plan of everything in the index, in units of about `UNIT_BYTES`; of a stream, in the units that are still used."""
     if newest.settings.stream:
-        names = newest.unit_names()
-        old, first = np.unique(index["unit"].to_numpy(zero_copy_only=False), return_index=True)
-        unit_of_old = dict(zip(old.tolist(), unit_of_row[first].tolist(), strict=True))
-        units = np.array([unit_of_old.get(name, 0) for name in names.to_pylist()], np.int64)
-        order = pa.array(np.argsort(units, kind="stable"))
-        entries, units = newest.table.select(["key", "stamp", "attributes"]).take(order), units[order.to_numpy()]
+        units = newest.unit_names().dictionary_encode().indices.to_numpy()
+        order = np.argsort(units, kind="stable")
+        entries, units = newest.table.take(pa.array(order)), units[order]
     else:
-        starts = _starts(index)
-        entries, units = index.select(["key", "stamp", "attributes"]).take(pa.array(starts)), unit_of_row[starts]
-    _, units = np.unique(units, return_inverse=True)
-    previous = pa.nulls(entries.num_rows, pa.string())
-    return with_units(newest.number + 1, entries, settings, pa.array(units.astype(np.int32)), previous)
-
-
-def _new_units(newest: Plan, index: pa.Table, document: Mapping[str, Any]) -> Rows:
-    """A number per row of the index, which never falls: equal ones share a unit; all rows of a sample (streams: old unit) do."""
-    stored = document["units"].values()
-    bytes_per_row = sum(unit["bytes"] for unit in stored) / max(1, sum(unit["rows"] for unit in stored))
-    starts = np.zeros(index.num_rows, np.int64)
-    starts[_starts(index, "unit" if newest.settings.stream else "key")] = 1
-    group: Rows = np.cumsum(starts) - 1
-    bytes_before = (np.cumsum(np.bincount(group)) - 1) * bytes_per_row
-    number_of_group: Rows = (bytes_before // UNIT_BYTES).astype(np.int64)
-    return number_of_group[group]
-
-
-def _starts(index: pa.Table, column: str = "key") -> Rows:
-    """Where runs of equal values begin."""
-    codes = index[column].combine_chunks().dictionary_encode().indices.to_numpy()
-    starts: Rows = np.flatnonzero(np.diff(codes, prepend=-1))
-    return starts
+        stored = document["units"].values()
+        bytes_per_row = sum(unit["bytes"] for unit in stored) / max(1, sum(unit["rows"] for unit in stored))
+        starts = np.flatnonzero(np.diff(index["key"].combine_chunks().dictionary_encode().indices.to_numpy(), prepend=-1))
+        entries = index.take(pa.array(starts))
+        _, units = np.unique(starts * bytes_per_row // UNIT_BYTES, return_inverse=True)  # numbers without gaps
+    settings, previous = replace(newest.settings, compacts=True), pa.nulls(entries.num_rows, pa.string())
+    return with_units(newest.number + 1, entries.select(["key", "stamp", "attributes"]), settings, pa.array(units, pa.int32()), previous)
 
 
 # ---------------------------------------------------------------- copying
@@ -148,8 +140,9 @@ def _copy_all(folder: Folder, plan: Plan, document: Mapping[str, Any]) -> None:
     used = set(index["unit"].unique().to_pylist())
     # What was given is gone, so a unit's error stays whole though some of its rows may go.
     errors = quantise.merge_errors(unit.header.metadata for name, unit in units.items() if name in used)
-    bounds = _row_bounds(plan, chain[-1], index)
-    for unit, (start, stop) in zip(plan.units(), bounds, strict=True):
+    unit_of_rows = _unit_of_rows(plan, chain[-1], index)
+    for unit in plan.units():
+        start, stop = np.searchsorted(unit_of_rows, [unit.number, unit.number + 1]).tolist()
         if not folder.exists(unit_name(unit.name)):
             _copy_unit(folder, plan, unit, index.slice(start, stop - start), mapped, errors if unit.number == 0 else {})
     described = Description(
@@ -160,16 +153,13 @@ def _copy_all(folder: Folder, plan: Plan, document: Mapping[str, Any]) -> None:
     finalize(folder, [plan], described, lambda index: None)
 
 
-def _row_bounds(plan: Plan, old: Plan, index: pa.Table) -> list[tuple[int, int]]:
-    """First and last row + 1 of the index in each unit of the plan; `old` is the plan that it compacts."""
-    new_units = plan.table["unit"].take(pc.index_in(old.table["key"], value_set=plan.table["key"].combine_chunks()))
-    if plan.settings.stream:
-        place = pc.index_in(index["unit"], value_set=old.unit_names())
-    else:
-        place = pc.index_in(index["key"], value_set=old.table["key"].combine_chunks())
-    numbers = new_units.take(place).to_numpy()
-    edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), index.num_rows]
-    return list(itertools.pairwise(edges))
+def _unit_of_rows(plan: Plan, old: Plan, index: pa.Table) -> Rows:
+    """Number of the plan's unit that each row of the index goes into, which never falls; `old` is the plan that it compacts."""
+    keys = index["key"]
+    if plan.settings.stream:  # any shard of the row's unit tells
+        keys = old.table["key"].take(pc.index_in(index["unit"], value_set=old.unit_names()))
+    units: Rows = plan.table["unit"].take(pc.index_in(keys, value_set=plan.table["key"].combine_chunks())).to_numpy()
+    return units
 
 
 def _copy_unit(
@@ -183,47 +173,48 @@ def _copy_unit(
         new_rows[chosen] = np.arange(len(chosen))
         old = rows.select(["unit", "row"]).take(pa.array(chosen))
         first = mapped[old["unit"][0].as_py()]
-        names = [name for name in first.header.tensors if name.startswith(f"{bucket}/")]
-        tensors += [_tensor_to_copy(name, first.header.tensors[name], old, mapped) for name in sorted(names)]
-        pieces += _measure(bucket, {name.removeprefix(f"{bucket}/") for name in names}, old, mapped)
-    merged = statistics.merge(pieces)
+        stored = {name: tensor for name, tensor in first.header.tensors.items() if name.startswith(f"{bucket}/")}
+        tensors += [_tensor_to_copy(name, stored[name], old, mapped) for name in sorted(stored)]
+        pieces += _measure(bucket, stored, old, mapped)
     settings = {"batch_size": plan.settings.batch_size, "threads": plan.settings.threads, "compile": plan.settings.compile}
-    header = {
-        "format": "latentkit-unit",
-        "version": str(FORMAT_VERSION),
-        "fingerprint": plan.settings.fingerprint,
-        "settings": canonical_json(settings),
-        "statistics": canonical_json(merged.as_json() if merged else None),
-    }
-    if errors:
-        header[quantise.METADATA] = canonical_json({name: error.as_json() for name, error in errors.items()})
+    header = writer.unit_header(plan.settings.fingerprint, settings, statistics.merge(pieces), errors)
     ledger = _ledger(plan, unit, rows, new_rows)
     with folder.create(unit_name(unit.name)) as file:
         write_unit(file, [*sorted(tensors, key=lambda tensor: tensor.name), TensorToWrite("rows", "U8", (len(ledger),), [ledger])], header)
 
 
 def _tensor_to_copy(name: str, like: StoredTensor, old: pa.Table, mapped: Mapping[str, MappedUnit]) -> TensorToWrite:
-    chunks = (np.ascontiguousarray(array).data.cast("B") for array in _chunks(name, old, mapped))
+    chunks = (np.ascontiguousarray(array).data.cast("B") for array in _chunks(name, old, mapped, _rows_at_once(like)))
     return TensorToWrite(name, like.dtype, (old.num_rows, *like.shape[1:]), chunks)
 
 
-def _chunks(name: str, old: pa.Table, mapped: Mapping[str, MappedUnit]) -> Iterator[npt.NDArray[Any]]:
-    """Rows of a tensor in their new order, some at a time; a chunk's lie in one unit."""
+def _rows_at_once(tensor: StoredTensor) -> int:
+    return max(1, COPIED_BYTES * tensor.shape[0] // max(1, tensor.num_bytes))
+
+
+def _chunks(name: str, old: pa.Table, mapped: Mapping[str, MappedUnit], at_once: int) -> Iterator[npt.NDArray[Any]]:
+    """Rows of a tensor in their new order, up to `at_once` at a time; a chunk's lie in one unit."""
     units, numbers = old["unit"].combine_chunks().dictionary_encode(), old["row"].to_numpy()
     codes = units.indices.to_numpy()
     edges = [0, *(np.flatnonzero(np.diff(codes)) + 1).tolist(), len(codes)]
     for start, stop in itertools.pairwise(edges):
         array = mapped[units.dictionary[int(codes[start])].as_py()].tensor(name, tuple(NUMPY_DTYPES))[0]
-        for begin in range(start, stop, COPIED_ROWS):
-            yield array[numbers[begin : min(begin + COPIED_ROWS, stop)]]
+        for begin in range(start, stop, at_once):
+            yield array[numbers[begin : min(begin + at_once, stop)]]
 
 
-def _measure(bucket: str, names: set[str], old: pa.Table, mapped: Mapping[str, MappedUnit]) -> list[statistics.ChannelStatistics]:
+def _measure(
+    bucket: str, stored: Mapping[str, StoredTensor], old: pa.Table, mapped: Mapping[str, MappedUnit]
+) -> list[statistics.ChannelStatistics]:
     """Statistics of the rows that are copied."""
     pieces = []
-    for name in names.intersection(writer.LATENTS):
-        scales = _chunks(f"{bucket}/{name}{quantise.SCALE}", old, mapped) if name + quantise.SCALE in names else itertools.repeat(None)
-        for chunk, scale in zip(_chunks(f"{bucket}/{name}", old, mapped), scales, strict=False):
+    for name in writer.LATENTS:
+        full_name = f"{bucket}/{name}"
+        if full_name not in stored:
+            continue
+        at_once, scale_name = _rows_at_once(stored[full_name]), full_name + quantise.SCALE
+        scales = _chunks(scale_name, old, mapped, at_once) if scale_name in stored else itertools.repeat(None)
+        for chunk, scale in zip(_chunks(full_name, old, mapped, at_once), scales, strict=False):
             values = quantise.dequantise(chunk, scale) if scale is not None else _as_float32(chunk)
             channels = values.shape[1] // 2 if name == "moments" else values.shape[1]
             pieces.append(statistics.measure(values[:, :channels], values[:, channels:] if name == "moments" else None))
@@ -253,10 +244,7 @@ def _ledger(plan: Plan, unit: Unit, rows: pa.Table, new_rows: Rows) -> memoryvie
         names |= writer.STREAM_COLUMNS
         columns |= {"key": rows["key"].combine_chunks(), "attributes": _json_texts(rows["attributes"])}
     table = pa.table({name: columns[name].cast(kind) for name, kind in names.items()})
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as stream:
-        stream.write_table(table)
-    return memoryview(sink.getvalue())
+    return writer.ledger_bytes(table)
 
 
 def _json_texts(column: pa.ChunkedArray) -> pa.Array:

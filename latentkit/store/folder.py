@@ -17,13 +17,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from latentkit.errors import StoreError
 from latentkit.store.unit_cache import Cache, open_cache
 
 ASIDE = "claims"
 """Files in the making lie here, so that a killed process leaves nothing among the units."""
+
+MAX_OPEN_TRIES = 10
 
 
 class Folder(ABC):
@@ -213,10 +215,9 @@ class LocalFolder(Folder):
 
     def claim(self, name: str, content: str) -> bool:
         with self._explained(name):
-            (self.path / name).parent.mkdir(parents=True, exist_ok=True)
             try:
-                with open(self.path / name, "x", encoding="utf-8") as file:
-                    file.write(content)
+                with _open_in_new_folder(self.path / name, "xb") as file:
+                    file.write(content.encode())
             except FileExistsError:
                 return False
             return True
@@ -243,11 +244,9 @@ class LocalFolder(Folder):
         """A file in the making, which is gone on leaving."""
         part = self.path / part_name(name)
         try:
-            with self._explained(name):
-                part.parent.mkdir(parents=True, exist_ok=True)
+            with self._explained(name), _open_in_new_folder(part, "w+b") as file:
                 (self.path / name).parent.mkdir(parents=True, exist_ok=True)
-                with open(part, "w+b") as file:
-                    yield file
+                yield file
         finally:
             with suppress(OSError):
                 part.unlink()
@@ -259,6 +258,19 @@ class LocalFolder(Folder):
             yield
         except OSError as error:
             raise StoreError(f"{self.path / name} can't be written: {error.strerror}; nothing that was there before is lost") from error
+
+
+def _open_in_new_folder(path: Path, mode: Literal["xb", "w+b"]) -> BinaryIO:
+    """A file to write; its folder is made, and made again where other processes just then discard it as empty."""
+    for tries_left in reversed(range(MAX_OPEN_TRIES)):
+        with suppress(FileNotFoundError, FileExistsError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            return open(path, mode)
+        except FileNotFoundError:
+            if not tries_left:
+                raise
+    raise AssertionError("the last try returns or raises")
 
 
 def part_name(name: str) -> str:

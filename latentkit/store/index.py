@@ -27,9 +27,6 @@ COLUMNS = ("key", "stamp", "content", "view", "status", "reason", "unit", "bucke
 HASHED_BYTES = 4 << 20
 """Read at once while a unit is hashed."""
 
-IDENTITY = ("key", "reason", "unit", "view", "status", "content", "bucket", "row")
-"""What tells ledger rows from each other, from the third on: a sample may have got another key since."""
-
 SAMPLE = "sample"
 """While an index is built: the row of the plan that each of its rows belongs to."""
 
@@ -157,13 +154,19 @@ def _kept(plan: Plan, before: pa.Table) -> pa.Table:
     return kept.append_column(SAMPLE, sample)
 
 
-def superseded_rows(plans: Sequence[Plan], units: Mapping[str, ReadUnit], index: pa.Table) -> pa.Table:
-    """Key, view, status, reason and unit of the units' rows that the index no longer names."""
-    ledgers = [_encoded(plan, [units[unit.name] for unit in plan.units()]) for plan in plans if plan.units()]
-    written = pa.concat_tables([ledger.select(list(IDENTITY)) for ledger in ledgers])
-    named = set(zip(*(index[name].to_pylist() for name in IDENTITY[2:]), strict=True))
-    pairs = zip(*(written[name].to_pylist() for name in IDENTITY[2:]), strict=True)
-    return written.filter(pa.array([pair not in named for pair in pairs], pa.bool_())).select(["key", "view", "status", "reason", "unit"])
+def superseded_rows(plans: Sequence[Plan], units: Mapping[str, ReadUnit]) -> pa.Table:
+    """Key, view, status, reason and unit of the units' rows that the last of `plans` no longer has, under the keys they had then."""
+    found = []
+    for place, plan in enumerate(plans):
+        if not plan.units():
+            continue
+        ledger = _encoded(plan, [units[unit.name] for unit in plan.units()])
+        by, called = ("unit", "previous") if plan.settings.stream else ("key", "key")
+        now = ledger[by]  # what each later plan has the row by; null once it is superseded
+        for later in plans[place + 1 :]:
+            now = later.table[called].take(pc.index_in(now, value_set=later.table["previous"].combine_chunks(), skip_nulls=True))
+        found.append(ledger.filter(pc.is_null(now)).select(["key", "view", "status", "reason", "unit"]))
+    return pa.concat_tables(found)
 
 
 def _concat(a: pa.Table, b: pa.Table) -> pa.Table:

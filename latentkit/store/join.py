@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import cached_property
 from typing import Any
 
@@ -21,7 +22,7 @@ def join_datasets(first: LatentDataset, second: LatentDataset) -> JoinedDataset:
     """Both datasets' rows for the keys that both have.
 
     Raises:
-        ValueError: no key is in both, the second has several rows for one key, or their layouts have one name.
+        ValueError: no key is in both, the second has several rows for one key, or a name would stand for two things.
     """
     return JoinedDataset(first, second)
 
@@ -30,8 +31,11 @@ class JoinedDataset(BatchedRows):
     """Rows, views, buckets and order of the first dataset; of each, the tensor by its `layout.name`, and its columns."""
 
     def __init__(self, first: LatentDataset, second: LatentDataset) -> None:
-        if first.layout.name == second.layout.name:
-            raise ValueError(f"both datasets call their tensors {first.layout.name!r}; they can't stand side by side")
+        names = Counter(["key", "view", first.layout.name, second.layout.name, *first.columns, *second.columns])
+        twice = [name for name, count in names.items() if count > 1]
+        if twice:
+            here = " and ".join(f"{data.folder} has {[data.layout.name, *data.columns]}" for data in (first, second))
+            raise ValueError(f"{here}, besides key and view: in a row of both, {twice[0]!r} would stand for two things")
         places = {key: place for place, key in enumerate(second.keys)}
         if len(places) < len(second):
             raise ValueError(f"{second.folder} has several rows for a key; open it with one view, or views='random'")

@@ -19,6 +19,7 @@ import torch
 from latentkit.buffers import BufferPool
 from latentkit.contracts import LatentLayout
 from latentkit.errors import DamagedError, StoreError
+from latentkit.store.dataset import read_dataset
 from latentkit.store.folder import Folder, LocalFolder
 from latentkit.store.format import StoredTensor, UnitHeader, read_header
 from latentkit.store.order import Rows
@@ -203,6 +204,8 @@ class StoredRows:
                 unit = MappedUnit(self._folder, name, self._expected[name])
                 break
             except StoreError as error:
+                if self._is_compacted_away(name):
+                    raise StoreError(f"{self._folder} was compacted since it was opened; open it again") from error
                 # Another process may evict a unit between its download and its use.
                 if not isinstance(error.__cause__, FileNotFoundError) or attempt == MOST_ATTEMPTS - 1:
                     raise
@@ -213,6 +216,13 @@ class StoredRows:
             for old in gone:
                 self._units.pop(old, None)
         return unit
+
+    def _is_compacted_away(self, name: str) -> bool:
+        """Whether dataset.json no longer names a unit that it named when this dataset was opened."""
+        try:
+            return name not in read_dataset(self._folder)["units"]
+        except StoreError:
+            return False
 
     def _check(self, unit: MappedUnit, name: str, shape: tuple[int, ...], group: Group) -> None:
         """That a tensor holds the rows that the index names, in the layout's shape and in that of the bucket's other units."""

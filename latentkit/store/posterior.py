@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from latentkit.buffers import BufferPool
+from latentkit.buffers import BufferPool, as_tensor
 from latentkit.contracts import LatentLayout, Normalization
 from latentkit.normalize import fold
 
@@ -122,8 +122,8 @@ class LatentMaker:
             to_float32(stored, scales, raw)
         else:
             self._draw(stored, scales, noise, raw)
-        latents = self._normalize(torch.from_numpy(raw))
-        return torch.from_numpy(pool.get(latents.shape, np.float32)).copy_(latents) if self._fold else latents
+        latents = self._normalize(as_tensor(raw))
+        return as_tensor(pool.get(latents.shape, np.float32)).copy_(latents) if self._fold else latents
 
     def _draw(self, stored: Tensor, scales: Array | None, noise: Noise, out: Array) -> None:
         """One draw per row of moments (N, 2C, ...), raw, into `out` (N, C, ...)."""

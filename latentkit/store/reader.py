@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latentkit.buffers import BufferPool
+from latentkit.buffers import BufferPool, as_tensor
 from latentkit.contracts import Decodes, LatentLayout, Normalization
 from latentkit.errors import DamagedError, EncoderError, FingerprintError
 from latentkit.store.dataset import DATASET, read_dataset
@@ -169,10 +169,10 @@ class LatentDataset(BatchedRows):
             return self._typed(stored)
         out = pool.get(stored.shape, np.float32)
         to_float32(torch.from_numpy(stored), scales, out)
-        return torch.from_numpy(out)
+        return as_tensor(out)
 
     def _typed(self, stored: Array) -> Tensor:
-        tensor = torch.from_numpy(stored)
+        tensor = as_tensor(stored)
         return tensor.view(torch.bfloat16) if stored.dtype == np.uint16 else tensor
 
     def _decoder(self) -> Decodes:

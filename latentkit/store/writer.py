@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from latentkit.contracts import Unit
+from latentkit.errors import StoreError
 from latentkit.store import quantise, statistics
 from latentkit.store.columns import escape
 from latentkit.store.folder import Folder, canonical_json
@@ -114,6 +116,9 @@ class UnitWriter:
         """Store a batch of one bucket: `tensors` by name ("moments", "latent", "indices"), on the CPU, in their stored dtype.
 
         To be quantised, moments and latents are float32. Rows that are not finite are skipped with a reason instead.
+
+        Raises:
+            StoreError: there is no room for them to wait on disk.
         """
         keep = _finite_rows(tensors)
         for place in np.flatnonzero(~keep).tolist():
@@ -135,18 +140,9 @@ class UnitWriter:
         """Write the unit's file and make it visible, unless another process was first.
 
         Raises:
-            StoreError: the folder can't be written.
+            StoreError: the folder can't be written, or what waited on disk can't be read.
         """
-        merged = statistics.merge(self._statistics)
-        header = {
-            "format": "latentkit-unit",
-            "version": str(FORMAT_VERSION),
-            "fingerprint": fingerprint,
-            "settings": canonical_json(settings),
-            "statistics": canonical_json(merged.as_json() if merged else None),
-        }
-        if self._errors:
-            header[quantise.METADATA] = canonical_json({name: error.as_json() for name, error in self._errors.items()})
+        header = unit_header(fingerprint, settings, statistics.merge(self._statistics), self._errors)
         with folder.create(unit_name(self.unit.name)) as file:
             write_unit(file, self._tensors(), header)
         self.close()
@@ -164,7 +160,8 @@ class UnitWriter:
             file = tempfile.SpooledTemporaryFile(max_size=SPILL_BYTES)  # noqa: SIM115  # closed by close()
             spool = self._spools[name] = _Spool(file, DTYPE_CODES[tensor.dtype], tuple(tensor.shape[1:]))
         first = spool.num_rows
-        spool.file.write(tensor.view(torch.uint8).numpy().data.cast("B"))
+        with _explained():
+            spool.file.write(tensor.view(torch.uint8).numpy().data.cast("B"))
         spool.num_rows += len(tensor)
         return first
 
@@ -223,16 +220,47 @@ class _Ledger:
         """An Arrow stream of the rows in order of sample and then view."""
         order = np.lexsort((self._view_numbers, self._columns["position"])).tolist()
         types = COLUMNS | STREAM_COLUMNS
-        table = pa.table({name: pa.array([column[row] for row in order], types[name]) for name, column in self._columns.items()})
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, table.schema) as stream:
-            stream.write_table(table)
-        return memoryview(sink.getvalue())
+        columns = {name: pa.array([column[row] for row in order], types[name]) for name, column in self._columns.items()}
+        return ledger_bytes(pa.table(columns))
 
 
 def unit_name(name: str) -> str:
     """Where a unit lies."""
     return f"units/{name}.safetensors"
+
+
+def unit_header(
+    fingerprint: str,
+    settings: Mapping[str, Any],
+    measured: statistics.ChannelStatistics | None,
+    errors: Mapping[str, RoundingError],
+) -> dict[str, str]:
+    """The metadata of a unit's file.
+
+    Args:
+        fingerprint: of the dataset that it belongs to.
+        settings: that it was encoded with.
+        measured: statistics of its latents; None where it has none.
+        errors: of latents stored as int8, by name.
+    """
+    header = {
+        "format": "latentkit-unit",
+        "version": str(FORMAT_VERSION),
+        "fingerprint": fingerprint,
+        "settings": canonical_json(settings),
+        "statistics": canonical_json(measured.as_json() if measured else None),
+    }
+    if errors:
+        header[quantise.METADATA] = canonical_json({name: error.as_json() for name, error in errors.items()})
+    return header
+
+
+def ledger_bytes(table: pa.Table) -> memoryview:
+    """An Arrow stream of a unit's ledger, as its tensor "rows" holds it."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    return memoryview(sink.getvalue())
 
 
 def _finite_rows(tensors: Mapping[str, Tensor]) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -255,6 +283,20 @@ def _quantised(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _chunks(file: tempfile.SpooledTemporaryFile[bytes]) -> Iterator[bytes]:
-    file.seek(0)
+    with _explained():  # what the file still buffered is written now
+        file.seek(0)
     while chunk := file.read(COPY_BYTES):
         yield chunk
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turns what goes wrong with a tensor that waits on disk into a `StoreError`."""
+    try:
+        yield
+    except OSError as error:
+        where = tempfile.tempdir or "any folder for temporary files"
+        raise StoreError(
+            f"latents that wait for the rest of their unit can't be written to {where}: {error.strerror or error}; make room there, or set "
+            "TMPDIR to a folder that has more, and run again: what is committed is kept"
+        ) from error

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from latentkit import pipeline
 from latentkit.builtin import FolderConfig, ImageConfig
 from latentkit.contracts import BuildContext, InputSpec, LatentLayout, Normalization
 from latentkit.encode import EncodeSummary, encode_source
@@ -98,6 +99,17 @@ def test_batches_are_of_one_bucket_and_their_fill_is_reported(tmp_path: Path) ->
         levels = torch.tensor([float(place), 2.0 * place, 3.0 * place]) / 127.5 - 1
         latent = data[place]["latent"]
         assert torch.allclose(latent, levels[:, None, None].expand_as(latent), atol=1e-3)
+
+
+def test_the_fullest_bucket_is_encoded_when_too_much_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tall, small = (64, 16), (24, 40)
+    photos = write_pictures(tmp_path / "photos", [WIDE, SQUARE, SQUARE, tall, tall, WIDE, small, WIDE, SQUARE])
+    monkeypatch.setattr(pipeline, "FILLING_BYTES", 0)  # then six rows of the largest, 1024 pixels, may wait
+    encoder = PoolingEncoder()
+    assert encode(photos, tmp_path / "out", encoder, unit_size=9).num_ok == 9
+    assert encoder.batches == [(2, 3, *WIDE), (3, 3, *SQUARE), (1, 3, *WIDE), (1, 3, *small), (2, 3, *tall)]
+    data = open_dataset(tmp_path / "out")
+    assert all(torch.allclose(data[place]["latent"][0], torch.tensor(place / 127.5 - 1), atol=1e-3) for place in range(9))
 
 
 def test_only_full_batches_are_compiled_once_for_each_shape(tmp_path: Path) -> None:

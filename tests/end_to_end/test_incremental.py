@@ -221,3 +221,17 @@ def test_unfinished_dataset_is_not_compacted(photos: Path, output: Path) -> None
     with pytest.raises(StoreError, match="unfinished"):
         lk.open(output)
     assert main(["compact", str(output)]) == 2
+
+
+def test_the_preview_follows_the_dataset(photos: Path, kl_folder: Path, tmp_path: Path) -> None:
+    encode(photos, tmp_path / "out", kl_folder, preview=2)
+    preview = tmp_path / "out" / "preview.png"
+    before = preview.read_bytes()
+    preview.write_bytes(b"left alone")
+    encode(photos, tmp_path / "out", kl_folder, preview=2)
+    assert preview.read_bytes() == b"left alone"
+    redraw(photos / "000.png")
+    encode(photos, tmp_path / "out", kl_folder, preview=2)
+    assert preview.read_bytes() not in (before, b"left alone")
+    with Image.open(preview) as image:
+        image.verify()

@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader
 
 import latentkit as lk
 from latentkit.errors import StoreError
+from latentkit.store.compact import compact
+from latentkit.store.folder import LocalFolder
 
 NUM_PHOTOS = 23
 
@@ -260,8 +262,10 @@ def test_join_puts_two_datasets_side_by_side(
     fixed = {"batch_size": 4, "threads": 1, "output.unit_size": 5, "preview": 0}
     second = lk.encode(make_photos(30), tmp_path / "second", encoder=taesd_folder, size=48, overrides=fixed)
     first = lk.open(folder, posterior="mean", columns=["text"])
-    with pytest.raises(ValueError, match="both datasets call their tensors"):
-        lk.join(first, second)
+    for name in ("latent", "text", "view"):
+        second.layout = dataclasses.replace(second.layout, name=name)
+        with pytest.raises(ValueError, match=f"in a row of both, '{name}' would stand for two things"):
+            lk.join(first, second)
     second.layout = dataclasses.replace(second.layout, name="small")
     joined = lk.join(first, second)
     assert joined.keys == first.keys
@@ -272,3 +276,14 @@ def test_join_puts_two_datasets_side_by_side(
             assert batch["text"][row] == f"picture number {int(key[:3])}"
     item = joined[9]
     assert torch.equal(item["latent"], first[9]["latent"])
+
+
+def test_a_dataset_compacted_under_its_reader_says_so(make_photos: Callable[..., Path], taesd_folder: Path, tmp_path: Path) -> None:
+    fixed = {"batch_size": 2, "threads": 1, "output.unit_size": 2, "preview": 0}
+    data = lk.encode(make_photos(6), tmp_path / "out", encoder=taesd_folder, size=32, overrides=fixed)
+    first = data[0]["latent"]
+    compact(LocalFolder(tmp_path / "out"))
+    assert torch.equal(data[0]["latent"], first)  # mapped already
+    with pytest.raises(StoreError, match="was compacted since it was opened; open it again"):
+        data[5]
+    assert torch.equal(lk.open(tmp_path / "out")[0]["latent"], first)

@@ -120,3 +120,29 @@ def test_few_samples_of_a_long_shard_are_in_memory_at_a_time(encoder: DiffusersE
     assert summary.num_ok == 2000
     ahead, in_hand = max(2 * 16, 4 * num_cores()), 8 + 1
     assert stream.most <= ahead + in_hand
+
+
+class Shrinking(Stream):
+    """Whose last shard is gone as soon as the first is read."""
+
+    def read(self, shard: Shard) -> Iterator[Sample]:
+        yield from super().read(shard)
+        self.sizes = self.sizes[:1]
+
+
+def test_a_shard_gone_before_it_is_read_is_named(make_photos: Callable[..., Path], encoder: DiffusersEncoder, tmp_path: Path) -> None:
+    stream = Shrinking(make_photos(4), [2, 2])
+    with pytest.raises(SourceError, match="shard '1', which is left to encode, is gone from the source"):
+        encode(stream, tmp_path / "out", encoder)
+
+
+def test_shards_may_have_any_name(make_photos: Callable[..., Path], encoder: DiffusersEncoder, tmp_path: Path) -> None:
+    class Renamed(Stream):
+        def shards(self) -> list[Shard]:
+            return [Shard("\udcff")]
+
+        def read(self, shard: Shard) -> Iterator[Sample]:
+            return super().read(Shard("0"))
+
+    encode(Renamed(make_photos(2), [2]), tmp_path / "out", encoder)
+    assert open_dataset(tmp_path / "out").keys == ["000.png", "001.png"]

@@ -60,6 +60,23 @@ def test_attributes_that_appear_vanish_or_change_type_are_counted() -> None:
     assert compare(index, lists, {}).counts.relabelled == 2
 
 
+def test_nan_equals_nan() -> None:
+    nan = float("nan")
+    numbers: list[dict[str, Any]] = [{"score": nan, "all": [1.0, nan]}, {"score": 1.0, "all": []}, {"score": None, "all": None}]
+    keys = ["a", "b", "c"]
+    index = index_of([(key, "1", key, attributes) for key, attributes in zip(keys, numbers, strict=True)])
+    assert not compare(index, [Entry(key, "1", attributes) for key, attributes in zip(keys, numbers, strict=True)], {}).counts
+    others: list[dict[str, Any]] = [{"score": 1.0, "all": [1.0, nan]}, {"score": nan, "all": []}, {"score": None, "all": [nan]}]
+    assert compare(index, [Entry(key, "1", attributes) for key, attributes in zip(keys, others, strict=True)], {}).counts.relabelled == 3
+
+
+def test_renamed_sample_is_added_where_latents_hang_on_the_key() -> None:
+    index = index_of([("a", "1", "A", {})])
+    changes = compare_samples(index, list_entries([Entry("b", "1")]), lambda places: ["A"], False, find_renamed=False)
+    assert changes.previous.to_pylist() == [None]
+    assert str(changes.counts) == "1 added, 1 removed"
+
+
 def test_another_order_alone_is_a_change() -> None:
     index = index_of([("a", "1", "A", {}), ("b", "1", "B", {})])
     assert not compare(index, [Entry("a", "1"), Entry("b", "1")], {}).counts

@@ -40,8 +40,13 @@ class RayExecutor:
             share = share_of(self.config, living_nodes())
             check_room(share, living_nodes())
             # A unit's rows are samples, or the shards of a stream: either way the entries of the source.
-            with Progress(sum(unit.stop - unit.start for unit in units), "entries", shown=True) as progress:
+            with Progress(sum(unit.stop - unit.start for unit in units), "entries", _is_shown(make_worker)) as progress:
                 crew = Crew(self.config, share, make_worker)
                 for result in crew.run(units):
                     progress.update(result.unit.stop - result.unit.start, result.waited_seconds / crew.num_wanted)
                     yield result
+
+
+def _is_shown(make_worker: Callable[[str], Worker]) -> bool:
+    """Whether to print the live line: as the job says that workers are made of, where there is one."""
+    return all(getattr(part, "show_progress", True) for part in getattr(make_worker, "args", ()))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from latentkit_ray.plugin import RayConfig
 from ray.cluster_utils import Cluster
 from ray.exceptions import RayTaskError
 
+from latentkit import progress
 from latentkit.contracts import Unit, UnitResult, Worker
 from latentkit.errors import LatentkitError, RecipeError
 
@@ -116,3 +119,15 @@ def test_shares_follow_from_the_nodes(nodes: list[dict[str, float]], options: di
     assert share_of(RayConfig(**options), nodes) == share
     assert share.num_fitting(nodes) == num_workers
     assert share.device == ("cuda:0" if share.gpus else "cpu")
+
+
+@pytest.mark.parametrize("is_shown", [True, False])
+def test_the_live_line_is_printed_where_the_job_says_so(
+    head: Cluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], is_shown: bool
+) -> None:
+    def make(job: SimpleNamespace, device: str) -> Worker:
+        return worker_that(lambda unit: True)(device)
+
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    run(head, functools.partial(make, SimpleNamespace(show_progress=is_shown)))
+    assert ("32/32 entries" in capsys.readouterr().err) is is_shown
