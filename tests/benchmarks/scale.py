@@ -155,7 +155,8 @@ def verify(path: Path, count: int) -> None:
 
 
 STAGES: dict[str, Callable[[Path, int], None]] = {
-    "make": make, "plan": plan, "resume": resume, "finish": finish, "compare": compare, "open": open_it, "inspect": inspect, "verify": verify,
+    "make": make, "plan": plan, "resume": resume, "finish": finish, "compare": compare, "open": open_it, "inspect": inspect,
+    "verify": verify,
 }  # fmt: skip
 
 BEGUN: list[float] = []

@@ -34,7 +34,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "encode planning quantisation pipeline preparing preparing_processes encoding measure batching",
         "inspect",
         "preview",
-        "train training_batches training_latents training_run training_start training_step training_log training_result training_settings training_state checkpoint ema",
+        "train training_batches training_latents training_run training_start training_step training_log training_result "
+        "training_settings training_state checkpoint ema",
     ),
     ("evaluate evaluation_batches evaluation_pictures evaluation_charts evaluation_report evaluation_output",),
     ("run_evaluating",),

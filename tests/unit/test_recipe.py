@@ -124,7 +124,10 @@ MISTAKES = [
     (["source.wth={}"], ["source.wth: unknown key, did you mean 'with'?"]),
     (["source.zzz=1"], ["source.zzz: unknown key; known: use, with"]),
     (["source.with_={}"], ["source.with_: unknown key, did you mean 'with'?"]),
-    (["output.dtype=flaot16"], ["output.dtype: expected 'float16', 'bfloat16', 'float32' or 'int8', got 'flaot16', did you mean 'float16'?"]),
+    (
+        ["output.dtype=flaot16"],
+        ["output.dtype: expected 'float16', 'bfloat16', 'float32' or 'int8', got 'flaot16', did you mean 'float16'?"],
+    ),
     (["batch_size=0"], ["batch_size: expected 'auto' or a number of at least 1, got 0"]),
     (["batch_size=atuo"], ["batch_size: expected 'auto' or a whole number, got 'atuo', did you mean 'auto'?"]),
     (["batch_size='8'"], ["batch_size: expected 'auto' or a whole number, got '8'"]),
