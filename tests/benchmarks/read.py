@@ -111,10 +111,10 @@ def warm_contenders(latents: Path, raw: Path, rows: int, shape: tuple[int, ...])
 
 def cold_contenders(latents: Path, raw: Path, rows: int, shape: tuple[int, ...]) -> dict[str, Contender]:
     """What is compared when nothing is in memory."""
-    limit = RawMemmap(raw, rows, shape)
     order = np.random.default_rng(0)
 
     def plain() -> Iterable[Mapping[str, Any]]:
+        limit = RawMemmap(raw, rows, shape)  # mapped anew: pages of a map that is open stay in memory
         shuffled = order.permutation(rows).tolist()
         return (limit.__getitems__(shuffled[start : start + BATCH]) for start in range(0, rows, BATCH))
 
