@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, interpolate, max_pool2d, relu
 
 SIDE = 299
-NUM_FEATURES = 2048
 FID_CLASSES = 1008
 UNUSED = ("fc.", "AuxLogits.")
 STEM = (("1a_3x3", 3, 32, 3), ("2a_3x3", 32, 32, 3), ("2b_3x3", 32, 64, 3), ("3b_1x1", 64, 80, 1), ("4a_3x3", 80, 192, 3))
