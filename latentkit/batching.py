@@ -12,9 +12,7 @@ from torch import Tensor
 from latentkit.buffers import BufferPool, as_tensor
 from latentkit.contracts import LatentLayout
 from latentkit.errors import EncoderError
-
-LOGVAR_RANGE = (-30.0, 20.0)
-"""As diffusers' own posteriors clamp it."""
+from latentkit.layouts import LOGVAR_RANGE
 
 
 def stack(rows: Sequence[Tensor | Mapping[str, Tensor]], pool: BufferPool) -> Any:

@@ -19,7 +19,7 @@ from latentkit.contracts import Decodes, InputSpec, LatentLayout, Modality, Mome
 from latentkit.errors import EncoderError, RecipeError
 from latentkit.evaluation_batches import BadSamples, Row, batch_rows, count_samples, read_rows, tensors_of
 from latentkit.evaluation_pictures import Gallery
-from latentkit.losses.kl import LOGVAR_RANGE
+from latentkit.layouts import LOGVAR_RANGE
 from latentkit.metrics.metric import POSTERIOR_STREAM, Figure, Floats, Measured, Metric, MetricBatch, Setting, draw
 from latentkit.numerics import fixed_numerics
 from latentkit.progress import Progress

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from torch import Tensor
 
+LOGVAR_RANGE = (-30.0, 20.0)
+"""What log-variances are clamped to, as diffusers' own posteriors do it."""
+
 
 @dataclass(frozen=True)
 class SizeRule:

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle, silu
 
 from latentkit.contracts import Moments, Reconstruction
+from latentkit.layouts import LOGVAR_RANGE
 
 DOWNSCALE = 8
 CHANNELS = 4
-LOGVAR_RANGE = (-30.0, 20.0)
 BRANCH_GAIN = 0.2
 """Factor of what the residual networks add to the linear maps. Adam's first steps move every weight by the learning rate, however small its
 gradient is, and behind a layer that starts at zero that is a jump; the factor makes it a small one, so that a higher rate is stable."""

@@ -16,12 +16,11 @@ from torch import Tensor
 
 from latentkit.contracts import LossBatch, Moments
 from latentkit.errors import TrainingError
+from latentkit.layouts import LOGVAR_RANGE
 from latentkit.losses.reconstruction import num_values
 
 if TYPE_CHECKING:
     from latentkit.builtin_losses import AnnealConfig
-
-LOGVAR_RANGE = (-30.0, 20.0)
 
 
 @dataclass(frozen=True)
