@@ -181,7 +181,7 @@ class DiffusersConfig(Config):
 
 
 class TinyKLConfig(Config):
-    """Encoder `tiny-kl`."""
+    """Encoders `tiny-kl` and `tiny-kl-16`."""
 
     model: str | None = neutral(None, description="folder that training wrote; none: the weights inside the package")
     init: Literal["weights", "random"] = neutral(
@@ -248,6 +248,12 @@ def _build_tiny_kl(config: TinyKLConfig, context: BuildContext) -> Any:
     return open_tiny_kl(config, context)
 
 
+def _build_tiny_kl_16(config: TinyKLConfig, context: BuildContext) -> Any:
+    from latentkit.encoders.tiny_kl import open_tiny_kl
+
+    return open_tiny_kl(config, context, "tiny-kl-16")
+
+
 def _build_local(config: LocalConfig, context: BuildContext) -> Any:
     from latentkit.executors.local import LocalExecutor
 
@@ -276,6 +282,7 @@ def latentkit_modalities() -> Iterator[ModalitySpec]:
 def latentkit_encoders() -> Iterator[EncoderSpec]:
     yield EncoderSpec("diffusers", "a diffusers autoencoder", DiffusersConfig, _build_diffusers)
     yield EncoderSpec("tiny-kl", "small KL autoencoder inside latentkit (f8, 4 channels)", TinyKLConfig, _build_tiny_kl)
+    yield EncoderSpec("tiny-kl-16", "the same with 16 channels: sharper, harder to model", TinyKLConfig, _build_tiny_kl_16)
 
 
 @hookimpl

@@ -6,6 +6,7 @@ latent space.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from latentkit.layouts import InputSpec, LatentLayout, Normalization, SizeRule
+from latentkit.layouts import InputSpec, LatentLayout, MelSpec, Normalization, SizeRule
 from latentkit.specs import (
     BuildContext,
     Config,
@@ -50,6 +51,7 @@ __all__ = [
     "LossBatch",
     "LossRole",
     "LossSpec",
+    "MelSpec",
     "Modality",
     "ModalitySpec",
     "Moments",
@@ -99,12 +101,14 @@ class Sample:
         media: undecoded: `bytes`, a path (`os.PathLike`), or a `str` that *is* the media (a text).
         attributes: caption, label and so on: JSON-like scalars or lists of them.
         stamp: changes when the media changes.
+        span: start and end in seconds of the part of a film or sound that the sample is; None: all of it.
     """
 
     key: str
     media: object
     attributes: Mapping[str, Any] = field(default_factory=dict)
     stamp: str = ""
+    span: tuple[float, float] | None = None
 
     def read(self) -> bytes:
         """The media's bytes; a path is read from disk on every call.
@@ -122,19 +126,35 @@ class Sample:
         raise TypeError(f"sample {self.key!r}: media is {type(self.media).__name__}, not bytes, a path or a text")
 
     def content(self) -> str:
-        """sha256 of the media, 64 hexadecimal digits; a file is hashed without holding it in memory.
+        """sha256 of the media, and of the span where there is one, 64 hexadecimal digits; a file is hashed without holding it in memory.
 
         Raises:
             OSError: the file can't be reached.
         """
-        digest = hashlib.sha256()
         if isinstance(self.media, os.PathLike):
-            with open(self.media, "rb") as file:
-                while chunk := file.read(HASH_CHUNK_BYTES):
-                    digest.update(chunk)
+            digest = _hash_file(Path(self.media)) if self.span is None else _hash_unchanged(Path(self.media), _state(Path(self.media)))
         else:
-            digest.update(self.read())
-        return digest.hexdigest()
+            digest = hashlib.sha256(self.read()).hexdigest()
+        return digest if self.span is None else hashlib.sha256(f"{digest} {self.span[0]!r} {self.span[1]!r}".encode()).hexdigest()
+
+
+def _hash_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(HASH_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _state(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=64)
+def _hash_unchanged(path: Path, state: tuple[int, int]) -> str:
+    """The hash of a file that many samples are spans of, read once as long as its size and time stay."""
+    return _hash_file(path)
 
 
 @dataclass(frozen=True)
@@ -205,7 +225,8 @@ class Modality(Protocol):
     """How media becomes a tensor, and a tensor something a person can look at or hear.
 
     An optional attribute `prepare_in = "processes"` asks for processes instead of threads, for work that holds Python's lock; the modality
-    and the source are then pickled, and tensors come back by value.
+    and the source are then pickled, and tensors come back by value. An optional attribute `preview_suffix`, such as ".mp4", says what
+    `render` writes; without it, ".png".
     """
 
     metrics: Sequence[str]

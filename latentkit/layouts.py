@@ -36,6 +36,32 @@ class SizeRule:
 
 
 @dataclass(frozen=True)
+class MelSpec:
+    """How sound becomes the log-mel spectrogram that an encoder takes: log(max(mel, floor)).
+
+    Args:
+        bins: mel bins, the last axis of the input.
+        n_fft: samples in one window, a Hann window of that length.
+        hop: samples from one window to the next.
+        power: of the spectrum's magnitude, 1.0 or 2.0.
+        low_hz, high_hz: of the lowest and highest bin; high_hz None is half the sample rate.
+        scale: of frequencies, "slaney" or "htk".
+        norm: of the bins' areas: "slaney", or None for none.
+        floor: smallest value whose logarithm is taken.
+    """
+
+    bins: int
+    n_fft: int
+    hop: int
+    power: float = 1.0
+    low_hz: float = 0.0
+    high_hz: float | None = None
+    scale: Literal["slaney", "htk"] = "slaney"
+    norm: Literal["slaney"] | None = "slaney"
+    floor: float = 1e-5
+
+
+@dataclass(frozen=True)
 class InputSpec:
     """What an encoder takes.
 
@@ -44,12 +70,19 @@ class InputSpec:
         range: lowest and highest value, such as (-1.0, 1.0).
         sizes: rule per axis letter ("H", "W", "T", "L"); an axis left out is free.
         sample_rate_hz: of audio; None elsewhere.
+        axes: one letter per axis of one input, without the batch: "CHW", "CTHW" (video), "CDHW" (volume), "CL" (sound), "CTM" (mel).
+        mel: of a spectrogram that is taken instead of sound; None elsewhere.
+        takes_mask: whether `encode` wants prepared rows with a mask as a mapping of batches, "mask" among them; else it gets the one
+            other tensor alone.
     """
 
     channels: int
     range: tuple[float, float] = (-1.0, 1.0)
     sizes: Mapping[str, SizeRule] = field(default_factory=dict)
     sample_rate_hz: int | None = None
+    axes: str = "CHW"
+    mel: MelSpec | None = None
+    takes_mask: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,7 +92,7 @@ class LatentLayout:
     Args:
         name: of the tensor when datasets are joined, such as "latent" or "text-embedding".
         kind: "gaussian" (mean and logvar), "deterministic" ("latent") or "quantised" ("indices").
-        axes: one letter per axis of one latent, without the batch: "CHW", "CTHW", "CL".
+        axes: one letter per axis of one latent, without the batch: "CHW", "CTHW", "CL", "LC".
         channels: C of the latent.
         downscale: input size over latent size, one number for all axes but C, or one per axis but C, in their order.
         ragged_axis: letter of the axis whose length differs from row to row; None when there is none.

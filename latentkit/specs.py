@@ -36,13 +36,15 @@ class BuildContext:
         device: torch device to build on, such as "cpu" or "cuda:0".
         seed: the recipe's.
         recipe_dir: folder that relative paths in the config start from.
-        input: the encoder's `InputSpec`, for a modality; None elsewhere.
+        input: the encoder's `InputSpec`, for a modality or a loss; None elsewhere.
+        modality: name of the recipe's modality, for an encoder that takes several; empty where there is none.
     """
 
     device: str = "cpu"
     seed: int = 0
     recipe_dir: Path = field(default_factory=Path)
     input: InputSpec | None = None
+    modality: str = ""
 
 
 NAME_PATTERN = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")

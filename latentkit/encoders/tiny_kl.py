@@ -1,4 +1,4 @@
-"""Encoder `tiny-kl`: the small KL autoencoder whose weights lie inside the package."""
+"""Encoders `tiny-kl` and `tiny-kl-16`: the small KL autoencoders whose weights lie inside the package."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ import latentkit
 from latentkit.builtin import TinyKLConfig
 from latentkit.contracts import BuildContext, InputSpec, LatentLayout, Normalization, SizeRule
 from latentkit.encoders.hashing import hash_tensors
-from latentkit.encoders.tiny_kl_network import CHANNELS, DOWNSCALE, TinyKL
+from latentkit.encoders.tiny_kl_network import DOWNSCALE, TinyKL
 from latentkit.errors import EncoderError
 
-SHIPPED = Path(latentkit.__file__).parent / "weights" / "tiny-kl"
+SHIPPED = Path(latentkit.__file__).parent / "weights"
+NETWORKS: Mapping[str, Mapping[str, Any]] = {"tiny-kl": {}, "tiny-kl-16": {"channels": 16, "decoder_widths": (64, 124)}}
+"""Of random weights, by the encoder's name: arguments of `TinyKL` that aren't its defaults."""
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 """diffusers' name for it."""
 HALVES = ("encoder", "decoder")
 
 
-def open_tiny_kl(config: TinyKLConfig, context: BuildContext) -> TinyKLEncoder:
-    """The encoder with the weights that `config` names, on the context's device.
+def open_tiny_kl(config: TinyKLConfig, context: BuildContext, name: str = "tiny-kl") -> TinyKLEncoder:
+    """The encoder `name` with the weights that `config` names, on the context's device.
 
     Raises:
         EncoderError: the folder holds no such model, or weights that don't fit its config; names the keys.
@@ -37,8 +39,8 @@ def open_tiny_kl(config: TinyKLConfig, context: BuildContext) -> TinyKLEncoder:
     if config.init == "random":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(context.seed)
-            return TinyKLEncoder(build_network({}, Path()), None, dtype, context.device)
-    folder = SHIPPED if config.model is None else context.recipe_dir / Path(config.model).expanduser()
+            return TinyKLEncoder(build_network(NETWORKS[name], Path()), None, dtype, context.device)
+    folder = SHIPPED / name if config.model is None else context.recipe_dir / Path(config.model).expanduser()
     with torch.device("meta"):
         network = build_network(read_config(folder), folder)
     check_weights(folder / WEIGHTS_NAME, network)
@@ -46,17 +48,18 @@ def open_tiny_kl(config: TinyKLConfig, context: BuildContext) -> TinyKLEncoder:
 
 
 class TinyKLEncoder:
-    """RGB pictures to 4 channels at an eighth of the size, and back; satisfies `Encoder`, `Decodes` and `Trainable`.
+    """RGB pictures to 4 (or up to 16) channels at an eighth of the size, and back; satisfies `Encoder`, `Decodes` and `Trainable`.
 
     Each half of the network is loaded when it is first used, so encoding never reads the decoder.
     """
 
     modality = "image"
     input = InputSpec(channels=3, sizes={"H": SizeRule(multiple=DOWNSCALE), "W": SizeRule(multiple=DOWNSCALE)})
-    layout = LatentLayout(name="latent", kind="gaussian", axes="CHW", channels=CHANNELS, downscale=DOWNSCALE)
 
     def __init__(self, network: TinyKL, weights: Path | None, dtype: torch.dtype, device: str) -> None:
         """Takes a network on torch's device "meta" with the file to load it from, or a ready one with None."""
+        config: Mapping[str, Any] = network.config
+        self.layout = LatentLayout(name="latent", kind="gaussian", axes="CHW", channels=config["channels"], downscale=DOWNSCALE)
         self._network = network
         self._weights = weights
         self._dtype = dtype
@@ -81,7 +84,7 @@ class TinyKLEncoder:
             batch: (N, 3, H, W) float32 in [-1, 1]; H and W divisible by 8.
 
         Returns:
-            "mean" and "logvar", each (N, 4, H / 8, W / 8), unscaled, in the encoder's dtype; logvar in [-30, 20].
+            "mean" and "logvar", each (N, C, H / 8, W / 8), unscaled, in the encoder's dtype; logvar in [-30, 20].
 
         Raises:
             ValueError: another shape; names it.
@@ -98,7 +101,7 @@ class TinyKLEncoder:
         """Pictures of raw latents.
 
         Args:
-            latents: (N, 4, h, w), unscaled.
+            latents: (N, C, h, w), unscaled.
 
         Returns:
             (N, 3, 8 h, 8 w) in the encoder's dtype, about in [-1, 1], not clamped.
@@ -106,8 +109,8 @@ class TinyKLEncoder:
         Raises:
             ValueError: another shape; names it.
         """
-        if latents.ndim != 4 or latents.shape[1] != CHANNELS:
-            raise ValueError(f"tiny-kl: expected latents (N, {CHANNELS}, h, w), got {' x '.join(map(str, latents.shape))}")
+        if latents.ndim != 4 or latents.shape[1] != self.layout.channels:
+            raise ValueError(f"tiny-kl: expected latents (N, {self.layout.channels}, h, w), got {' x '.join(map(str, latents.shape))}")
         network = self._loaded("decoder")
         with torch.inference_mode():
             return network.decode(self._arranged(latents, network.decoder))
@@ -130,13 +133,13 @@ class TinyKLEncoder:
         return self._network
 
     def last_layer(self) -> nn.Parameter:
-        """The weight of the decoder's last convolution, (48, C, 3, 3)."""
+        """The weight of the decoder's last convolution, (48, width, 3, 3)."""
         weight = self._loaded("decoder").decoder.pixels.weight
         assert isinstance(weight, nn.Parameter)
         return weight
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Put measured mean and standard deviation of raw latents per channel, (4,) each, into the config that `save` writes.
+        """Put measured mean and standard deviation of raw latents per channel, (C,) each, into the config that `save` writes.
 
         Shift and scaling factor, those of all channels together, follow from them.
         """
@@ -210,14 +213,15 @@ def build_network(values: Mapping[str, Any], folder: Path) -> TinyKL:
     Raises:
         EncoderError: values it can't be built with.
     """
-    for key in ("latents_mean", "latents_std"):
-        if values.get(key) is not None and len(values[key]) != CHANNELS:
-            raise EncoderError(f"{folder / 'config.json'}: {key}: expected {CHANNELS} numbers, got {values[key]!r}")
     try:
         network: TinyKL = TinyKL(**values)
-        return network
     except (TypeError, ValueError, RuntimeError) as error:
         raise EncoderError(f"{folder / 'config.json'}: no network can be built from it: {error}") from error
+    channels = network.config["channels"]
+    for key in ("latents_mean", "latents_std"):
+        if values.get(key) is not None and len(values[key]) != channels:
+            raise EncoderError(f"{folder / 'config.json'}: {key}: expected {channels} numbers, got {values[key]!r}")
+    return network
 
 
 def check_weights(path: Path, network: nn.Module) -> None:

@@ -1,8 +1,8 @@
 """The network of `tiny-kl`: a small KL autoencoder for RGB pictures, built to be quick on a CPU and quick to train.
 
-Both halves are a linear map between 8 x 8 patches and 4 latent channels, plus a residual network whose output starts at zero. The linear
-maps start as four functions of the discrete cosine transform: luma, its two slowest waves, and one colour difference. So training starts
-near the quality of principal components and spends its time on what linear algebra can't do. Normalisation is over the channels of one
+Both halves are a linear map between 8 x 8 patches and the latent channels (4, or up to 16), plus a residual network whose output starts
+at zero. The linear maps start as functions of the discrete cosine transform: luma, its two slowest waves, one colour difference, and so
+on. So training starts near the quality of principal components and spends its time on what linear algebra can't do. Normalisation is over the channels of one
 place only, so a picture's latents don't depend on what lies far away in it.
 """
 
@@ -22,7 +22,27 @@ from latentkit.contracts import Moments, Reconstruction
 from latentkit.layouts import LOGVAR_RANGE
 
 DOWNSCALE = 8
-CHANNELS = 4
+LUMA, WARMTH, GREEN = (1.0, 1.0, 1.0), (1.0, 0.0, -1.0), (1.0, -2.0, 1.0)
+START = (
+    (LUMA, 0, 0, 7.0),
+    (LUMA, 0, 1, 2.0),
+    (LUMA, 1, 0, 2.0),
+    (WARMTH, 0, 0, 2.0),
+    (GREEN, 0, 0, 1.3),
+    (LUMA, 2, 0, 0.7),
+    (LUMA, 1, 1, 0.6),
+    (LUMA, 0, 2, 0.6),
+    (LUMA, 3, 0, 0.45),
+    (LUMA, 2, 1, 0.45),
+    (WARMTH, 0, 1, 0.4),
+    (LUMA, 1, 2, 0.4),
+    (LUMA, 0, 3, 0.4),
+    (WARMTH, 1, 0, 0.4),
+    (LUMA, 2, 2, 0.3),
+    (LUMA, 3, 1, 0.3),
+)
+"""What each latent channel starts as: colour, waves down and across an 8 x 8 patch, and about the standard deviation of photographs'
+coefficients, by which it is divided, so that latents start near unit variance. In falling order of that."""
 BRANCH_GAIN = 0.2
 """Factor of what the residual networks add to the linear maps. Adam's first steps move every weight by the learning rate, however small its
 gradient is, and behind a layer that starts at zero that is a jump; the factor makes it a small one, so that a higher rate is stable."""
@@ -46,19 +66,19 @@ class Residual(nn.Module):
 
 
 class Encoder(nn.Module):
-    """(N, 3, H, W) in [-1, 1] to mean and logvar, (N, 8, H / 8, W / 8)."""
+    """(N, 3, H, W) in [-1, 1] to mean and logvar, (N, 2 C, H / 8, W / 8)."""
 
-    def __init__(self, widths: Sequence[int], blocks: Sequence[int]) -> None:
+    def __init__(self, channels: int, widths: Sequence[int], blocks: Sequence[int]) -> None:
         super().__init__()
         quarter, eighth = widths
-        self.linear = nn.Conv2d(3 * DOWNSCALE**2, CHANNELS, 1)
+        self.linear = nn.Conv2d(3 * DOWNSCALE**2, channels, 1)
         self.start = nn.Conv2d(3 * 4**2, quarter, 3, padding=1)
         self.quarter = nn.Sequential(*(Residual(quarter) for _ in range(blocks[0])))
         self.down = nn.Conv2d(quarter * 2**2, eighth, 1)
         self.eighth = nn.Sequential(*(Residual(eighth) for _ in range(blocks[1])))
-        self.moments = zeroed(nn.Conv2d(eighth, 2 * CHANNELS, 3, padding=1))
+        self.moments = zeroed(nn.Conv2d(eighth, 2 * channels, 3, padding=1))
         with torch.no_grad():
-            self.linear.weight.copy_((start_basis() / start_spread()[:, None])[:, :, None, None])
+            self.linear.weight.copy_((start_basis(channels) / start_spread(channels)[:, None])[:, :, None, None])
             zeroed_bias(self.linear)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -70,20 +90,20 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Raw latents (N, 4, h, w) to (N, 3, 8 h, 8 w), about in [-1, 1] and not clamped."""
+    """Raw latents (N, C, h, w) to (N, 3, 8 h, 8 w), about in [-1, 1] and not clamped."""
 
-    def __init__(self, widths: Sequence[int], blocks: Sequence[int]) -> None:
+    def __init__(self, channels: int, widths: Sequence[int], blocks: Sequence[int]) -> None:
         super().__init__()
         quarter, eighth = widths
-        self.linear = nn.Conv2d(CHANNELS, 3 * DOWNSCALE**2, 3, padding=1)
-        self.start = nn.Conv2d(CHANNELS, eighth, 3, padding=1)
+        self.linear = nn.Conv2d(channels, 3 * DOWNSCALE**2, 3, padding=1)
+        self.start = nn.Conv2d(channels, eighth, 3, padding=1)
         self.eighth = nn.Sequential(*(Residual(eighth) for _ in range(blocks[1])))
         self.up = nn.Conv2d(eighth, quarter * 2**2, 1)
         self.quarter = nn.Sequential(*(Residual(quarter) for _ in range(blocks[0])))
         self.pixels = zeroed(nn.Conv2d(quarter, 3 * 4**2, 3, padding=1))
         with torch.no_grad():
             self.linear.weight.zero_()
-            self.linear.weight[:, :, 1, 1] = (start_basis() * start_spread()[:, None]).T
+            self.linear.weight[:, :, 1, 1] = (start_basis(channels) * start_spread(channels)[:, None]).T
             zeroed_bias(self.linear)
 
     def forward(self, latents: Tensor) -> Tensor:
@@ -104,6 +124,10 @@ class TinyKL(ModelMixin, ConfigMixin):
         shift_factor: mean of all latents together.
         latents_mean: mean of each latent channel; None before it was measured.
         latents_std: standard deviation of each latent channel, of a draw; None before it was measured.
+        channels: C of the latents, 1 to 16.
+
+    Raises:
+        ValueError: another number of channels.
     """
 
     config_name = "config.json"  # type: ignore[assignment]
@@ -119,18 +143,21 @@ class TinyKL(ModelMixin, ConfigMixin):
         shift_factor: float = 0.0,
         latents_mean: Sequence[float] | None = None,
         latents_std: Sequence[float] | None = None,
+        channels: int = 4,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.encoder = Encoder(encoder_widths, encoder_blocks)
-        self.decoder = Decoder(decoder_widths, decoder_blocks)
+        if channels not in range(1, len(START) + 1):
+            raise ValueError(f"channels: expected 1 to {len(START)}, got {channels!r}")
+        self.encoder = Encoder(channels, encoder_widths, encoder_blocks)
+        self.decoder = Decoder(channels, decoder_widths, decoder_blocks)
 
     def encode(self, images: Tensor) -> Moments:
-        """Posterior of (N, 3, H, W) in [-1, 1], H and W divisible by 8: each (N, 4, H / 8, W / 8), logvar in [-30, 20]."""
+        """Posterior of (N, 3, H, W) in [-1, 1], H and W divisible by 8: each (N, C, H / 8, W / 8), logvar in [-30, 20]."""
         mean, logvar = self.encoder(images).chunk(2, dim=1)
         return Moments(mean, logvar.clamp(*LOGVAR_RANGE))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures (N, 3, 8 h, 8 w) of raw latents (N, 4, h, w); about in [-1, 1], not clamped."""
+        """Pictures (N, 3, 8 h, 8 w) of raw latents (N, C, h, w); about in [-1, 1], not clamped."""
         return cast(Tensor, self.decoder(latents))
 
     def forward(self, images: Tensor) -> Reconstruction:
@@ -154,17 +181,17 @@ def zeroed_bias(layer: nn.Conv2d) -> nn.Conv2d:
     return layer
 
 
-def start_basis() -> Tensor:
-    """Four orthonormal functions on an 8 x 8 RGB patch, (4, 192), values in `pixel_unshuffle`'s order (colour, row, column)."""
-    flat = torch.ones(DOWNSCALE)
-    wave = math.sqrt(2) * torch.cos((torch.arange(DOWNSCALE) + 0.5) * math.pi / DOWNSCALE)
-    luma = torch.tensor([1.0, 1.0, 1.0]) / math.sqrt(3)
-    warmth = torch.tensor([1.0, 0.0, -1.0]) / math.sqrt(2)
-    parts = [(luma, flat, flat), (luma, flat, wave), (luma, wave, flat), (warmth, flat, flat)]
-    patches = [torch.einsum("c,i,j->cij", *part) for part in parts]
+def start_basis(channels: int) -> Tensor:
+    """Orthonormal functions on an 8 x 8 RGB patch, (C, 192), values in `pixel_unshuffle`'s order (colour, row, column)."""
+    place = (torch.arange(DOWNSCALE) + 0.5) * math.pi / DOWNSCALE
+    waves = [torch.ones(DOWNSCALE), *(math.sqrt(2) * torch.cos(place * number) for number in range(1, DOWNSCALE))]
+    patches = [
+        torch.einsum("c,i,j->cij", torch.tensor(colour) / math.hypot(*colour), waves[down], waves[across])
+        for colour, down, across, _ in START[:channels]
+    ]
     return torch.stack([patch.flatten() for patch in patches]) / DOWNSCALE
 
 
-def start_spread() -> Tensor:
-    """About the standard deviation of photographs' coefficients in `start_basis`, (4,); latents then start near unit variance."""
-    return torch.tensor([7.0, 2.0, 2.0, 2.0])
+def start_spread(channels: int) -> Tensor:
+    """About the standard deviation of photographs' coefficients in `start_basis`, (C,)."""
+    return torch.tensor([spread for *_, spread in START[:channels]])
