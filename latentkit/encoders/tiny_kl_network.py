@@ -2,8 +2,8 @@
 
 Both halves are a linear map between 8 x 8 patches and the latent channels (4, or up to 16), plus a residual network whose output starts
 at zero. The linear maps start as functions of the discrete cosine transform: luma, its two slowest waves, one colour difference, and so
-on. So training starts near the quality of principal components and spends its time on what linear algebra can't do. Normalisation is over the channels of one
-place only, so a picture's latents don't depend on what lies far away in it.
+on. So training starts near the quality of principal components and spends its time on what linear algebra can't do. Normalisation is
+over the channels of one place only, so a picture's latents don't depend on what lies far away in it.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ ROOT = Path(latentkit.__file__).parent
 # group in the same layer is out of its sight. A name stands for a module or a package of latentkit.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("layouts",),
+    ("layouts", "samples"),
     ("specs",),
     ("contracts",),
     ("hooks", "normalize", "validation", "yaml_loader", "progress", "retry", "numerics", "buffers"),

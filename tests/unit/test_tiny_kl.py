@@ -61,7 +61,7 @@ def test_shipped_weights_reconstruct_a_photograph() -> None:
 
 
 def test_shipped_weights_are_small_and_measured() -> None:
-    assert (SHIPPED / WEIGHTS_NAME).stat().st_size <= 4_000_000
+    assert (SHIPPED / "tiny-kl" / WEIGHTS_NAME).stat().st_size <= 4_000_000
     picture = torch.from_numpy(photograph()).permute(2, 0, 1)[None].float() / 127.5 - 1
     encoder = open_tiny_kl(TinyKLConfig(), BuildContext())
     latents = encoder.normalization.apply(encoder.encode(picture)["mean"])
@@ -70,7 +70,7 @@ def test_shipped_weights_are_small_and_measured() -> None:
 
 
 def test_diffusers_from_pretrained_gives_the_same_latents_as_the_encoder() -> None:
-    network = TinyKL.from_pretrained(SHIPPED).to(memory_format=torch.channels_last)
+    network = TinyKL.from_pretrained(SHIPPED / "tiny-kl").to(memory_format=torch.channels_last)
     batch = torch.rand(2, 3, 24, 40).mul(2).sub(1).to(memory_format=torch.channels_last)
     with torch.inference_mode():
         expected = network.encode(batch)

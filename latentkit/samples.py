@@ -1,0 +1,103 @@
+"""What a source gives: samples, their entries, and the shards of a stream. Importing this loads no torch.
+
+Plugins import these from `latentkit.contracts`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+HASH_CHUNK_BYTES = 1 << 20
+
+@dataclass(frozen=True)
+class Entry:
+    """What a source knows about a sample without opening its media.
+
+    Args:
+        key: unique and stable name of the sample within its source, such as its full relative path.
+        stamp: changes when the media changes (size and modification time, an etag, a row hash).
+        attributes: caption, label and so on: JSON-like scalars or lists of them.
+    """
+
+    key: str
+    stamp: str = ""
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One item of a source.
+
+    Args:
+        key: unique and stable name within the source.
+        media: undecoded: `bytes`, a path (`os.PathLike`), or a `str` that *is* the media (a text).
+        attributes: caption, label and so on: JSON-like scalars or lists of them.
+        stamp: changes when the media changes.
+        span: start and end in seconds of the part of a film or sound that the sample is; None: all of it.
+    """
+
+    key: str
+    media: object
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    stamp: str = ""
+    span: tuple[float, float] | None = None
+
+    def read(self) -> bytes:
+        """The media's bytes; a path is read from disk on every call.
+
+        Raises:
+            OSError: the file can't be reached.
+            TypeError: the media is of another kind.
+        """
+        if isinstance(self.media, bytes):
+            return self.media
+        if isinstance(self.media, os.PathLike):
+            return Path(self.media).read_bytes()
+        if isinstance(self.media, str):
+            return self.media.encode("utf-8", "surrogateescape")
+        raise TypeError(f"sample {self.key!r}: media is {type(self.media).__name__}, not bytes, a path or a text")
+
+    def content(self) -> str:
+        """sha256 of the media, and of the span where there is one, 64 hexadecimal digits; a file is hashed without holding it in memory.
+
+        Raises:
+            OSError: the file can't be reached.
+        """
+        if isinstance(self.media, os.PathLike):
+            digest = _hash_file(Path(self.media)) if self.span is None else _hash_unchanged(Path(self.media), _state(Path(self.media)))
+        else:
+            digest = hashlib.sha256(self.read()).hexdigest()
+        return digest if self.span is None else hashlib.sha256(f"{digest} {self.span[0]!r} {self.span[1]!r}".encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A piece of a stream that is read from its start to its end, such as one tar file."""
+
+    name: str
+    stamp: str = ""
+
+
+def _hash_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(HASH_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _state(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=64)
+def _hash_unchanged(path: Path, state: tuple[int, int]) -> str:
+    """The hash of a file that many samples are spans of, read once as long as its size and time stay."""
+    return _hash_file(path)
