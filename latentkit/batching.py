@@ -10,23 +10,40 @@ import torch
 from torch import Tensor
 
 from latentkit.buffers import BufferPool, as_tensor
-from latentkit.contracts import LatentLayout
-from latentkit.errors import EncoderError
+from latentkit.contracts import Encoder, InputSpec, LatentLayout
+from latentkit.errors import EncoderError, PluginError
 from latentkit.layouts import LOGVAR_RANGE
+from latentkit.masks import MASK, mask_of, masked_axes, pool_mask, without_mask
+from latentkit.store.ragged import of_positions
 
 
 def stack(rows: Sequence[Tensor | Mapping[str, Tensor]], pool: BufferPool) -> Any:
     """Rows to one batch on the CPU; a mapping of tensors becomes a mapping of batches.
 
     The batch lies in memory of the pool: faulting in fresh pages costs several times the copy.
+
+    Raises:
+        PluginError: the rows differ in shape, dtype or names.
     """
-    first = rows[0]
+    first, kinds = rows[0], {_kind(row) for row in rows}
+    if len(kinds) > 1:
+        raise PluginError(
+            f"the modality gave rows of one bucket as {' and as '.join(sorted(kinds)[:2])}; rows of a bucket must be alike: name buckets "
+            "after the shape, or pad the rows and give each a mask"
+        )
     if isinstance(first, Mapping):
         return {name: stack([row[name] for row in rows if isinstance(row, Mapping)], pool) for name in first}
     batch = pool.get((len(rows), *first.shape), first.numpy().dtype)
     # numpy's copy, not torch's: that one would wake a team of threads on cores which are busy decoding.
     np.stack([row.numpy() for row in rows if isinstance(row, Tensor)], out=batch)
     return as_tensor(batch)
+
+
+def _kind(row: Tensor | Mapping[str, Tensor]) -> str:
+    """Shape and dtype of a row, with names where it has them."""
+    if isinstance(row, Mapping):
+        return ", ".join(f"{name} {_kind(row[name])}" for name in sorted(row))
+    return f"{str(row.dtype).removeprefix('torch.')} {tuple(row.shape)}"
 
 
 def copy_stream(device: str) -> Any:
@@ -53,8 +70,97 @@ def select_rows(batch: Any, chosen: Tensor) -> Any:
     return {name: part[chosen] for name, part in batch.items()} if isinstance(batch, Mapping) else batch[chosen]
 
 
-def check_latents(latents: Mapping[str, Tensor], layout: LatentLayout, batch: Any) -> None:
+def num_rows_of(batch: Any) -> int:
+    """Rows of a batch, or of a mapping of batches."""
+    return len(next(iter(batch.values())) if isinstance(batch, Mapping) else batch)
+
+
+# ---------------------------------------------------------------- through the encoder
+
+
+def encode_batch(encoder: Encoder, batch: Any) -> dict[str, Tensor]:
+    """Latents of a batch, held to the encoder's layout; "mask" among them, (N, sizes of the axes it covers) bool, where rows have one.
+
+    The mask is the encoder's own, or that of the batch at the size of the latents. With a ragged axis there always is one.
+
+    Raises:
+        EncoderError: the latents aren't what the encoder declares, or it takes one tensor and the rows are several.
+    """
+    latents = dict(encoder.encode(_input_of(encoder.input, batch)))
+    mask = latents.pop(MASK, None)
+    check_latents(latents, encoder.layout, batch, encoder.input.axes)
+    if mask is None and (given := mask_of(batch)) is not None:
+        mask = pool_mask(given, [downscale_of(encoder.layout)[axis] for axis in masked_axes(encoder.layout, given.ndim - 1)])
+    values = next(iter(latents.values()))
+    if encoder.layout.ragged_axis and mask is None:
+        mask = torch.ones(len(values), values.shape[axis_of(encoder.layout, encoder.layout.ragged_axis)], dtype=torch.bool)
+    return latents if mask is None else latents | {MASK: _fitting(mask, values, encoder.layout)}
+
+
+def _input_of(spec: InputSpec, batch: Any) -> Any:
+    if spec.takes_mask:
+        if isinstance(batch, Mapping) and MASK in batch:
+            return batch
+        raise EncoderError("the encoder takes rows with a mask (its input says takes_mask), and the modality gave rows without one")
+    values = without_mask(batch)
+    if values is None:
+        raise EncoderError(f"the encoder takes one tensor, and the modality gave rows of {sorted(batch)}; takes_mask gives it all of them")
+    return values
+
+
+def _fitting(mask: Tensor, values: Tensor, layout: LatentLayout) -> Tensor:
+    """The mask as bool, held to the latents."""
+    axes = layout.ragged_axis or masked_axes(layout, mask.ndim - 1)
+    expected = (len(values), *(values.shape[axis_of(layout, axis)] for axis in axes))
+    if tuple(mask.shape) != expected:
+        raise EncoderError(
+            f"the mask at the latents' size has shape {tuple(mask.shape)} for latents of {tuple(values.shape)}, axes {layout.axes}; "
+            f"expected {expected}: mend layout.downscale, or let encode return its own 'mask'"
+        )
+    return mask.bool()
+
+
+def check_layout(encoder: Encoder) -> None:
+    """Hold an encoder's layout to itself.
+
+    Raises:
+        EncoderError: axes, downscale, ragged axis and normalization don't fit together.
+    """
+    layout, problem = encoder.layout, ""
+    downscale_of(layout)
+    if layout.kind != "quantised" and not layout.axes.startswith("C"):
+        problem = f"axes {layout.axes!r}; channels come first, as in 'CHW'"
+    elif layout.ragged_axis is not None and layout.ragged_axis not in layout.axes.replace("C", ""):
+        problem = f"ragged_axis {layout.ragged_axis!r}, which is none of its axes {layout.axes!r} but C"
+    elif layout.kind != "quantised":
+        try:
+            of_positions(layout, encoder.normalization)
+        except ValueError as error:
+            problem = f"a normalization that doesn't fit it: {error}"
+    if problem:
+        raise EncoderError(f"the encoder's layout has {problem}")
+
+
+def axis_of(layout: LatentLayout, letter: str) -> int:
+    """Place of a latent axis in a batch of latents."""
+    return layout.axes.index(letter) + 1
+
+
+def downscale_of(layout: LatentLayout) -> dict[str, int]:
+    """Input size over latent size, for each latent axis but C."""
+    rest = layout.axes.replace("C", "", 1)
+    factors = (layout.downscale,) * len(rest) if isinstance(layout.downscale, int) else layout.downscale
+    if len(factors) != len(rest):
+        raise EncoderError(f"the encoder's layout has {len(factors)} numbers in downscale; expected one for each of {', '.join(rest)}")
+    return dict(zip(rest, factors, strict=True))
+
+
+def check_latents(latents: Mapping[str, Tensor], layout: LatentLayout, batch: Any, input_axes: str) -> None:
     """Hold an encoder to its own layout.
+
+    Args:
+        batch: what was encoded.
+        input_axes: a letter for each axis of one of its rows.
 
     Raises:
         EncoderError: names, number of axes, channels or sizes are not those it declares.
@@ -62,39 +168,51 @@ def check_latents(latents: Mapping[str, Tensor], layout: LatentLayout, batch: An
     names = {"gaussian": {"mean", "logvar"}, "deterministic": {"latent"}, "quantised": {"indices"}}[layout.kind]
     if set(latents) != names:
         raise EncoderError(f"the encoder gave {sorted(latents)}; a {layout.kind} layout needs {sorted(names)}")
-    rows = batch if isinstance(batch, Tensor) else next(iter(batch.values()))
+    num_rows, values = num_rows_of(batch), without_mask(batch)
     for name, tensor in latents.items():
         got = tuple(tensor.shape)
         has_channels = layout.kind != "quantised"
-        if len(got) != len(layout.axes) + 1 or got[0] != len(rows) or (has_channels and got[1] != layout.channels):
+        if len(got) != len(layout.axes) + 1 or got[0] != num_rows or (has_channels and got[1] != layout.channels):
             raise EncoderError(
-                f"the encoder's {name!r} has shape {got}; its layout says {len(rows)} rows, axes {layout.axes}, {layout.channels} channels"
+                f"the encoder's {name!r} has shape {got}; its layout says {num_rows} rows, axes {layout.axes}, {layout.channels} channels"
             )
-        if layout.ragged_axis is None and isinstance(batch, Tensor) and rows.ndim == tensor.ndim:
-            _check_sizes(name, tensor, layout, rows)
+        if values is not None:
+            _check_sizes(name, tensor, layout, values, input_axes)
 
 
-def _check_sizes(name: str, tensor: Tensor, layout: LatentLayout, rows: Tensor) -> None:
-    factors = (layout.downscale,) * (tensor.ndim - 2) if isinstance(layout.downscale, int) else layout.downscale
-    expected = tuple(-(-size // factor) for size, factor in zip(rows.shape[2:], factors, strict=True))
-    if tuple(tensor.shape[2:]) != expected:
-        got, given = tuple(tensor.shape[2:]), tuple(rows.shape[2:])
-        raise EncoderError(f"the encoder's {name!r} has sizes {got} for an input of {given}; its layout says {expected}")
+def _check_sizes(name: str, tensor: Tensor, layout: LatentLayout, values: Tensor, input_axes: str) -> None:
+    """Each axis that input and latents share, by its letter, but the ragged one: the sizes, one divided by the other's downscale."""
+    letters = input_axes if len(input_axes) == values.ndim - 1 else layout.axes if values.ndim == tensor.ndim else ""
+    given = dict(zip(letters, values.shape[1:], strict=False))
+    got = dict(zip(layout.axes, tensor.shape[1:], strict=True))
+    axes = [axis for axis in downscale_of(layout) if axis in given and axis != layout.ragged_axis]
+    expected = {axis: -(-given[axis] // downscale_of(layout)[axis]) for axis in axes}
+    if any(got[axis] != size for axis, size in expected.items()):
+        sizes = {axis: got[axis] for axis in axes}, {axis: given[axis] for axis in axes}, expected
+        text = [", ".join(f"{axis} {size}" for axis, size in part.items()) for part in sizes]
+        raise EncoderError(f"the encoder's {name!r} has sizes {text[0]} for an input of {text[1]}; its layout says {text[2]}")
 
 
-def stored_tensors(latents: Mapping[str, Tensor], store: str, dtype: torch.dtype, draws: Sequence[int] | None) -> dict[str, Tensor]:
-    """What is written of a batch, by name, in the stored dtype: "moments" (mean then logvar), "latent" or "indices".
+# ---------------------------------------------------------------- what is stored
+
+
+def stored_tensors(
+    latents: Mapping[str, Tensor], store: str, dtype: torch.dtype, draws: Sequence[int] | None, ragged_axis: int | None = None
+) -> dict[str, Tensor]:
+    """What is written of a batch, by name, in the stored dtype: "moments" (mean then logvar), "latent" or "indices", and "mask", uint8.
 
     Args:
-        latents: as the encoder gave them.
+        latents: as `encode_batch` gives them.
         store: "moments", "mean" or "sample".
         dtype: of the stored latents; indices keep theirs.
         draws: seed of each row's draw, with "sample".
+        ragged_axis: of the latents, N counted; None where none is. Each row is drawn as if nothing else were there.
     """
+    mask = {MASK: latents[MASK].to(torch.uint8)} if MASK in latents else {}
     if "indices" in latents:
-        return {"indices": latents["indices"]}
+        return {"indices": latents["indices"], **mask}
     if "latent" in latents:
-        return {"latent": latents["latent"].to(dtype)}
+        return {"latent": latents["latent"].to(dtype), **mask}
     mean, logvar = latents["mean"], latents["logvar"]
     if store == "moments":
         channels = mean.shape[1]
@@ -102,11 +220,22 @@ def stored_tensors(latents: Mapping[str, Tensor], store: str, dtype: torch.dtype
         moments[:, :channels] = mean
         moments[:, channels:] = logvar
         moments[:, channels:].clamp_(*LOGVAR_RANGE)
-        return {"moments": moments}
+        return {"moments": moments, **mask}
     if draws is not None:
-        noise = torch.stack([torch.randn(mean.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in draws])
+        noise = _noise(mean, draws, ragged_axis, latents.get(MASK))
         mean = mean.float() + (0.5 * logvar.float().clamp(*LOGVAR_RANGE)).exp() * noise.to(mean.device)
-    return {"latent": mean.to(dtype)}
+    return {"latent": mean.to(dtype), **mask}
+
+
+def _noise(like: Tensor, draws: Sequence[int], ragged_axis: int | None, mask: Tensor | None) -> Tensor:
+    """Standard normal numbers for each row from its own seed; of a ragged one, as many as it has positions that count, the rest 0."""
+    generators = [torch.Generator().manual_seed(seed) for seed in draws]
+    if ragged_axis is None or mask is None:
+        return torch.stack([torch.randn(like.shape[1:], generator=generator) for generator in generators])
+    noise = torch.zeros(like.shape).movedim(ragged_axis, 1)
+    for row, keep, generator in zip(noise, mask.cpu(), generators, strict=True):
+        row[keep] = torch.randn((int(keep.sum()), *row.shape[1:]), generator=generator)
+    return noise.movedim(1, ragged_axis)
 
 
 def to_host(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Callable[[], None]]:

@@ -22,16 +22,22 @@ if TYPE_CHECKING:
 
 @dataclass
 class EncoderOpener:
-    """Device to encoder; each is built once per process. Pickles without what it has built."""
+    """Device to encoder; each is built once per process. Pickles without what it has built.
+
+    Args:
+        plugin, seed, recipe_dir: of the recipe.
+        modality: name of the recipe's modality; empty where there is none.
+    """
 
     plugin: ConfiguredPlugin
     seed: int
     recipe_dir: Path
+    modality: str = ""
     _opened: dict[str, Encoder] = field(default_factory=dict, repr=False)
 
     def __call__(self, device: str) -> Encoder:
         if device not in self._opened:
-            context = BuildContext(device=device, seed=self.seed, recipe_dir=self.recipe_dir)
+            context = BuildContext(device=device, seed=self.seed, recipe_dir=self.recipe_dir, modality=self.modality)
             self._opened[device] = self.plugin.provided.spec.build(self.plugin.config, context)
         return self._opened[device]
 
@@ -40,7 +46,7 @@ class EncoderOpener:
         if "dtype" not in type(self.plugin.config).model_fields:
             return None
         config = self.plugin.config.model_copy(update={"dtype": "float32"})
-        return EncoderOpener(replace(self.plugin, config=config), self.seed, self.recipe_dir)
+        return EncoderOpener(replace(self.plugin, config=config), self.seed, self.recipe_dir, self.modality)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": {}}
@@ -63,7 +69,7 @@ class Line:
 
     def encoder_opener(self) -> EncoderOpener:
         """What opens the encoder."""
-        return EncoderOpener(self.encoder, self.recipe.seed, self.recipe.base_dir)
+        return EncoderOpener(self.encoder, self.recipe.seed, self.recipe.base_dir, self.modality.provided.spec.name)
 
     def open_source(self) -> Source | StreamSource:
         """The source.

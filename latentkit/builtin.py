@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from latentkit.builtin_exporters import latentkit_exporters as latentkit_exporters
 from latentkit.builtin_losses import latentkit_losses as latentkit_losses
 from latentkit.contracts import (
     BuildContext,
@@ -171,7 +172,10 @@ class DiffusersConfig(Config):
     subfolder: str | None = neutral(None, description="folder inside the model's, such as vae; none: found")
     revision: str | None = neutral(None, description="git revision on the hub; none: the newest")
     dtype: Precision = Field("float32", description="the network computes in this")
-    tiling: bool = Field(False, description="encode large pictures in overlapping tiles (changes their latents)")
+    tiling: bool = Field(False, description="encode large inputs in overlapping tiles (changes their latents)")
+    indices: bool | None = Field(
+        None, description="store indices into the codebook (true) or continuous latents (false); none: indices for VidTok fsq only"
+    )
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:

@@ -46,6 +46,10 @@ class LikelihoodConfig(Config):
         return self
 
 
+class BernoulliConfig(Config):
+    """Loss `bernoulli-nll`."""
+
+
 class WaveletConfig(Config):
     """Loss `wavelet`."""
 
@@ -168,6 +172,12 @@ def _build_gaussian_nll(config: LikelihoodConfig, context: BuildContext) -> Any:
     return open_nll(GAUSSIAN, config)
 
 
+def _build_bernoulli_nll(config: BernoulliConfig, context: BuildContext) -> Any:
+    from latentkit.losses.bernoulli import BernoulliNll
+
+    return BernoulliNll(context.input.range if context.input else (-1.0, 1.0))
+
+
 def _build_wavelet(config: WaveletConfig, context: BuildContext) -> Any:
     from latentkit.losses.wavelet import Wavelet
 
@@ -215,6 +225,7 @@ def latentkit_losses() -> Iterator[LossSpec]:
     yield LossSpec("mse", "mean squared error", MseConfig, _build_mse)
     yield LossSpec("laplace-nll", "nats per input value under Laplace errors", LikelihoodConfig, _build_laplace_nll)
     yield LossSpec("gaussian-nll", "nats per input value under Gaussian errors", LikelihoodConfig, _build_gaussian_nll)
+    yield LossSpec("bernoulli-nll", "nats per input value of bits whose chance is decoded", BernoulliConfig, _build_bernoulli_nll)
     yield LossSpec("wavelet", "mean absolute error of Haar wavelet coefficients", WaveletConfig, _build_wavelet)
     yield LossSpec("kl", "KL to N(0, I), nats per input value", KlConfig, _build_kl, role="latent")
     yield LossSpec(

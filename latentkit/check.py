@@ -7,7 +7,12 @@ from typing import Any
 
 from latentkit.errors import LatentkitError, PluginError, RecipeError
 from latentkit.plugins import Provided, Registry
-from latentkit.recipe import Recipe
+from latentkit.recipe import Recipe, TrainRecipe
+
+KL_WEIGHT_OF_THE_FIELD = 1e-6
+"""Of Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models", and those after them, beside l1 or mse."""
+FAR_OFF = 1000.0
+PER_VALUE = "weights are per input value: KL in nats divided by the number of input values"
 
 
 @dataclass(frozen=True)
@@ -45,3 +50,25 @@ def check_recipe(recipe: Recipe, registry: Registry) -> list[ConfiguredPlugin]:
     if errors:
         raise type(errors[0])("\n".join(str(error) for error in errors)) from errors[0]
     return configured
+
+
+def find_odd_weights(recipe: Recipe) -> list[str]:
+    """A warning per `kl` whose weight is 1,000 times larger or smaller than anybody's; it may be meant, but rather is in another unit.
+
+    Without an opinion: a `kl` with a target, whose weight is no beta, and one with an adaptive weight.
+    """
+    losses = recipe.losses if isinstance(recipe, TrainRecipe) else []
+    fixed = [loss for loss in losses if loss.weight > 0 and not loss.adaptive]
+    likelihoods = [loss for loss in fixed if loss.use.endswith("-nll")]
+    distances = [loss for loss in fixed if loss.use in ("l1", "mse")]
+    warnings = []
+    for number, loss in enumerate(losses):
+        if loss.use != "kl" or loss not in fixed or loss.with_.get("target") is not None or not likelihoods + distances:
+            continue
+        beside, is_likelihood = (likelihoods + distances)[0], bool(likelihoods)
+        ratio = loss.weight / beside.weight / (1.0 if is_likelihood else KL_WEIGHT_OF_THE_FIELD)
+        if not 1 / FAR_OFF < ratio < FAR_OFF:
+            usual = "1 is the ELBO" if is_likelihood else f"latent diffusion uses {KL_WEIGHT_OF_THE_FIELD:g}"
+            here = f"kl is {loss.weight:g} beside {beside.use} {beside.weight:g}"
+            warnings.append(f"{recipe.origin}: losses[{number}].weight: {here}; {usual} ({PER_VALUE})")
+    return warnings

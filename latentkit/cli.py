@@ -73,8 +73,7 @@ def parser() -> argparse.ArgumentParser:
 
     _add_dataset_commands(commands)
 
-    plugins = _command(commands, "plugins", _plugins, "list plugins, and what is wrong with any")
-    plugins.add_argument("--json", action="store_true", help="for programs")
+    _add_plugin_commands(commands)
 
     _command(commands, "recipes", _recipes, "list the recipes beside the package")
     return top
@@ -98,6 +97,22 @@ def _add_dataset_commands(commands: Any) -> None:
     preview.add_argument("path", metavar="PATH", help="folder of the latent dataset")
     preview.add_argument("output", metavar="OUT.png", type=Path, help="picture to write")
     preview.add_argument("--rows", type=int, default=8, metavar="N", help="samples to show (default: 8)")
+
+    export = _command(commands, "export", _export, "write a latent dataset in the format of a trainer")
+    export.add_argument("path", metavar="PATH", help="folder of the latent dataset")
+    export.add_argument("output", metavar="OUT", help="folder to write, missing or empty")
+    export.add_argument("--to", required=True, metavar="FORMAT", help="name of an exporter, such as safetensors or webdataset")
+    export.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the exporter, such as values=moments")
+
+
+def _add_plugin_commands(commands: Any) -> None:
+    """What is done with plugins: listing them, unless another word follows."""
+    plugins = _command(commands, "plugins", _plugins, "list plugins, and what is wrong with any; or make a new one")
+    plugins.add_argument("--json", action="store_true", help="for programs")
+    new = _command(plugins.add_subparsers(metavar="[new]"), "new", _new_plugin, "make a plugin package that passes its own tests")
+    new.add_argument("name", metavar="NAME", help="as recipes will use it, such as my-encoder")
+    new.add_argument("--kind", required=True, metavar="KIND", help="source, modality, encoder, loss, executor or exporter")
+    new.add_argument("--path", type=Path, default=Path(), metavar="DIR", help="folder to make it in (default: the working directory)")
 
 
 def _command(commands: Any, name: str, function: Any, summary: str) -> argparse.ArgumentParser:
@@ -148,13 +163,15 @@ def _run_recipe(recipe: Any, options: Any) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from latentkit.check import check_recipe
+    from latentkit.check import check_recipe, find_odd_weights
     from latentkit.plugins import discover
     from latentkit.recipe import load_recipe
 
     recipe = load_recipe(options.recipe, options.set)
     for plugin in check_recipe(recipe, discover()):
         print(f"{plugin.where}: {plugin.kind} {plugin.provided.spec.name} ({plugin.provided.distribution} {plugin.provided.version})")
+    for warning in find_odd_weights(recipe):
+        print(f"warning: {warning}")
     print(f"{options.recipe}: a valid {recipe.task} recipe")
     return 0
 
@@ -207,12 +224,31 @@ def _preview(options: argparse.Namespace) -> int:
     return 0
 
 
+def _export(options: argparse.Namespace) -> int:
+    from latentkit.exporting import export_dataset
+    from latentkit.overrides import apply_override, split_overrides
+
+    values: dict[str, Any] = {}
+    for key, value in split_overrides(options.set):
+        apply_override(values, key, value)
+    num_rows = export_dataset(options.path, options.output, options.to, values)
+    print(f"{options.output}: {num_rows} rows as {options.to}")
+    return 0
+
+
 def _plugins(options: argparse.Namespace) -> int:
     from latentkit.plugins import discover
     from latentkit.report import plugins_as_json, plugins_as_text
 
     registry = discover()
     print(plugins_as_json(registry) if options.json else plugins_as_text(registry))
+    return 0
+
+
+def _new_plugin(options: argparse.Namespace) -> int:
+    from latentkit.scaffold import describe_new, new_plugin
+
+    print(printable(describe_new(new_plugin(options.name, options.kind, options.path))))
     return 0
 
 

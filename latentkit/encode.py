@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 
 from latentkit.contracts import Encoder, Executor, Sample, Shard, StreamSource, UnitResult
 from latentkit.errors import DamagedError, FingerprintError, SourceError, StoreError
+from latentkit.masks import without_mask
 from latentkit.numerics import fixed_numerics
 from latentkit.pipeline import EncodeJob, make_worker
 from latentkit.planning import (
@@ -75,6 +75,7 @@ def encode_source(
     recipe_text: str,
     *,
     show_progress: bool = True,
+    is_compared: bool = False,
 ) -> EncodeSummary:
     """Encode everything that isn't yet, and write index and dataset.json when all units are there.
 
@@ -86,6 +87,7 @@ def encode_source(
         executor, device: what runs units, and the device this process measures on.
         recipe_text: content of the dataset's recipe.yaml.
         show_progress: whether to print the live line.
+        is_compared: whether the newest plan is known to be of the source as it is now.
 
     Raises:
         FingerprintError: the folder holds latents made with other weights or settings.
@@ -95,24 +97,36 @@ def encode_source(
     """
     chain = _chain_there(folder, inputs, settings)
     found = chain[-1].number if chain else None
-    if not chain:
-        first_plan(folder, inputs, device, settings, all_parts(inputs, settings))
-        chain = _chain_there(folder, inputs, settings)  # perhaps of another process, that was first
+    chain = chain or plans_there(folder, inputs, device, settings)
     if found is not None and show_progress:
         say_other_versions(folder, chain[-1].settings)
-    _keep_recipe(folder, recipe_text)
+    keep_recipe(folder, recipe_text)
     summary = EncodeSummary()
     while True:
         if not is_finished(folder, chain[-1]):
             summary += _finish_plan(folder, chain, inputs, executor, device, settings, show_progress)
-        if chain[-1].number != found or next_plan(folder, chain[-1], inputs, settings) is None:
+        if is_compared or chain[-1].number != found or next_plan(folder, chain[-1], inputs, settings) is None:
             break
         chain = read_chain(folder)
     Claims(folder).sweep()
     return summary
 
 
-def _keep_recipe(folder: Folder, text: str) -> None:
+def plans_there(folder: Folder, inputs: EncodeInputs, device: str, settings: EncodeSettings) -> list[Plan]:
+    """The plans in the folder, from the oldest that counts; where there is none, the first is made.
+
+    Raises:
+        FingerprintError, SourceError, StoreError: as `encode_source`.
+    """
+    chain = _chain_there(folder, inputs, settings)
+    if not chain:
+        first_plan(folder, inputs, device, settings, all_parts(inputs, settings))
+        chain = _chain_there(folder, inputs, settings)  # perhaps of another process, that was first
+    return chain
+
+
+def keep_recipe(folder: Folder, text: str) -> None:
+    """Put the recipe into the folder, unless it is there."""
     if not folder.exists(RECIPE) or folder.read(RECIPE) != text.encode():
         folder.replace(RECIPE, text.encode())
 
@@ -162,11 +176,12 @@ def all_parts(inputs: EncodeInputs, settings: EncodeSettings) -> dict[str, str]:
 def describe(inputs: EncodeInputs, encoder: Encoder, settings: EncodeSettings, threads: int, device: str) -> Description:
     """What dataset.json says besides plans and units."""
     decoded: dict[str, float | int] = {}
-    if settings.dtype == "int8" and settings.preview:
+    if settings.dtype == "int8" and settings.preview and not encoder.input.takes_mask:
         with fixed_numerics(threads, device):
-            views = [view.tensor.to(device) for view in preview_views(inputs, settings.preview) if isinstance(view.tensor, torch.Tensor)]
-            psnr = measure_psnr(encoder, views, settings.store)
-        decoded = {} if psnr is None else {"psnr_db": psnr, "num_samples": len(views)}
+            tensors = (without_mask(view.tensor) for view in preview_views(inputs, settings.preview))
+            rows = [tensor.to(device) for tensor in tensors if tensor is not None]
+            psnr = measure_psnr(encoder, rows, settings.store)
+        decoded = {} if psnr is None else {"psnr_db": psnr, "num_samples": len(rows)}
     return Description(
         encoder.layout, encoder.normalization, settings.store, settings.dtype, inputs.described_source, list(inputs.views), decoded
     )
@@ -270,9 +285,7 @@ class _WithGone:
 
 def _run_units(job: EncodeJob, executor: Executor, settings: EncodeSettings) -> EncodeSummary:
     """Do this process's share, then what nobody does, then wait for the others."""
-    summary, begun = EncodeSummary(), time.monotonic()
-    num_samples, claims = job.plan.table.num_rows, Claims(job.folder)
-    num_gone = 0 if job.places is None else int((job.places < 0).sum())
+    summary, begun, claims = EncodeSummary(), time.monotonic(), Claims(job.folder)
     said_waiting = False
     while True:
         done = committed(job.folder)
@@ -282,18 +295,28 @@ def _run_units(job: EncodeJob, executor: Executor, settings: EncodeSettings) -> 
         unclaimed = claims.find_free([unit.name for unit in left])
         free = [unit for unit in left if unit.name in unclaimed]
         for result in executor.run(free, functools.partial(make_worker, job)):
-            summary += EncodeSummary(result.num_ok, result.num_skipped, 0.0, result.waited_seconds, result.num_slots)
-            _log(job.folder, result)
-            num_bad = summary.num_skipped // len(job.views) - num_gone
-            if not job.plan.settings.stream and _is_too_bad(num_bad, num_samples, settings.max_bad):
-                so_far = f"{num_bad} of {num_samples} samples could not be used so far"
-                raise SourceError(so_far + _more_than(settings.max_bad, job.folder))
+            summary = add_result(job, summary, result, settings.max_bad)
         if not free:
             holders = claims.holders()
             if holders and not said_waiting:
                 print(f"waiting for {', '.join(holders)}, at work on the last units", file=sys.stderr)
                 said_waiting = True
             time.sleep(POLL_SECONDS)
+
+
+def add_result(job: EncodeJob, summary: EncodeSummary, result: UnitResult, max_bad: float) -> EncodeSummary:
+    """The summary with one unit more, which is noted in this process's log.
+
+    Raises:
+        SourceError: by now too many samples can't be used.
+    """
+    summary += EncodeSummary(result.num_ok, result.num_skipped, 0.0, result.waited_seconds, result.num_slots)
+    _log(job.folder, result)
+    num_gone = 0 if job.places is None else int((job.places < 0).sum())
+    num_bad, num_samples = summary.num_skipped // len(job.views) - num_gone, job.plan.table.num_rows
+    if not job.plan.settings.stream and _is_too_bad(num_bad, num_samples, max_bad):
+        raise SourceError(f"{num_bad} of {num_samples} samples could not be used so far{_more_than(max_bad, job.folder)}")
+    return summary
 
 
 def _log(folder: Folder, result: UnitResult) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -10,9 +10,10 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 
-from latentkit.batching import check_latents, select_rows
-from latentkit.contracts import Encoder
+from latentkit.batching import check_layout, encode_batch, num_rows_of, select_rows
+from latentkit.contracts import Encoder, LatentLayout
 from latentkit.errors import EncoderError
+from latentkit.masks import MASK
 
 
 class BatchEncoder:
@@ -31,16 +32,20 @@ class BatchEncoder:
         self._open_encoder, self._open_float32 = open_encoder, open_float32
         self._batch_size, self._compiled = batch_size, compiled
         self._encoder: Encoder | None = None
+        self.layout: LatentLayout
+        """Of the latents; there with the first of them."""
         self._float32: Encoder | None = None
 
     def encode(self, batch: Any, bucket: str) -> dict[str, Tensor]:
-        """Latents of a batch on the encoder's device, held to its layout.
+        """Latents of a batch on the encoder's device, held to its layout; "mask" among them where rows have one.
 
         Raises:
             EncoderError: they aren't what the layout says, or memory ran out.
         """
         if self._encoder is None:
             self._encoder = self._open_encoder()
+            check_layout(self._encoder)
+            self.layout = self._encoder.layout
             if self._compiled and hasattr(self._encoder, "compile"):
                 self._encoder.compile()
         latents = self._run(self._encoder, batch, bucket)
@@ -59,13 +64,14 @@ class BatchEncoder:
             self._float32 = self._open_float32()
         again = self._run(self._float32, select_rows(batch, ~finite), bucket)
         places = torch.nonzero(~finite).flatten()
-        return {name: tensor.float().index_copy(0, places, again[name].float()) for name, tensor in latents.items()}
+        mended = {name: tensor.float().index_copy(0, places, again[name].float()) for name, tensor in latents.items() if name != MASK}
+        return latents | mended
 
     def _run(self, encoder: Encoder, batch: Any, bucket: str) -> dict[str, Tensor]:
-        num_rows = len(next(iter(batch.values())) if isinstance(batch, Mapping) else batch)
+        num_rows = num_rows_of(batch)
         try:
             with nullcontext() if not self._compiled or num_rows == self._batch_size else _eager():
-                latents = encoder.encode(batch)
+                return encode_batch(encoder, batch)
         except (RuntimeError, MemoryError) as error:
             if not isinstance(error, MemoryError) and not should_reduce_batch_size(error):
                 raise
@@ -73,8 +79,6 @@ class BatchEncoder:
                 f"out of memory while {num_rows} rows of {bucket} were encoded: {str(error).splitlines()[0]}. Set batch_size below "
                 f"{self._batch_size} and run again: what is committed is kept"
             ) from error
-        check_latents(latents, encoder.layout, batch)
-        return latents
 
 
 def _eager() -> AbstractContextManager[Any]:

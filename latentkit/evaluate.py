@@ -190,7 +190,7 @@ def evaluate_model(
             if decodes:
                 gallery.add(batch, *seen.pair())
             good += [_without_tensor(row) for row in batch]
-            progress.update(len({row.key for row in batch}), 0.0)
+            progress.update(len({row.key for row in batch}))
     return _finish(metrics, rows, good, settings, gallery)
 
 
@@ -224,7 +224,7 @@ def evaluate_latents(dataset: LatentDataset, metrics: Sequence[NamedMetric], set
                 seen = MetricBatch(positions, raw, None, seed=settings.seed)
             for named in metrics:
                 named.metric.add(seen)
-            progress.update(len(positions), 0.0)
+            progress.update(len(positions))
     return _finish(metrics, rows, rows, settings, Gallery(0, (-1.0, 1.0)))
 
 

@@ -56,7 +56,9 @@ class Gallery:
         self._worst: list[tuple[float, int, Shown]] = []
 
     def add(self, rows: Sequence[Row], inputs: Tensor, output: Tensor) -> None:
-        """Look at a batch, (N, C, H, W) each; anything but pictures is passed over."""
+        """Look at a batch, (N, C, H, W) each, or (N, C, T, H, W), whose middle frame or slice is kept; anything else is passed over."""
+        if inputs.ndim == 5:
+            inputs, output = (values[:, :, values.shape[2] // 2] for values in (inputs, output))
         if not self._count or inputs.ndim != 4 or inputs.shape[1] not in CHANNELS:
             return
         low, high = self._limits

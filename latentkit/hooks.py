@@ -7,7 +7,10 @@ A plugin is any installed distribution with an entry point in the group `latentk
 
 Hooks take no argument and return declarations: one spec, or an iterable of them (a generator will do). They are called once, when the
 first name is looked up, so heavy imports belong inside `build`. Core's own parts come through the same hooks. Hooks are only ever added,
-never changed.
+never changed; docs/contract.md says how the contract grows. A package that needs what a newer version of it added says so, in its
+`__init__.py` or in the module itself, and is then refused by an older latentkit with one clear message:
+
+    requires_contract = 2
 """
 
 from __future__ import annotations
@@ -19,6 +22,9 @@ import pluggy
 from latentkit.contracts import EncoderSpec, ExecutorSpec, ExporterSpec, LossSpec, ModalitySpec, SourceSpec
 
 PROJECT = "latentkit"
+
+CONTRACT = 2
+"""Version of the contract between latentkit and plugins: raised by each addition, never by a change; docs/contract.md lists them."""
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)

@@ -25,7 +25,7 @@ def inspect_dataset(path: str, with_ledger: bool = False) -> dict[str, Any]:
         return unfinished
     document = read_dataset(folder)
     index = read_index(folder, document, ["key", "view", "status", "reason", "unit", "bucket", "row"])
-    said = ("fingerprint", "parts", "store", "dtype", "layout", "normalization", "statistics", "source", "quantisation")
+    said = ("fingerprint", "parts", "store", "dtype", "layout", "normalization", "statistics", "source", "quantisation", "masked")
     num_old = num_superseded(document, index.num_rows)
     found = {
         "path": str(folder),
@@ -86,7 +86,7 @@ def describe(found: dict[str, Any]) -> str:
     lines = [
         f"{found['path']}: {found['samples']} samples, {rows.get('ok', 0)} rows of latents, {rows.get('skipped', 0)} skipped"
         + (f", {rows['superseded']} superseded (`latentkit compact` drops them)" if "superseded" in rows else ""),
-        f"  latents    {layout['kind']}, {layout['channels']} channels, axes {layout['axes']}",
+        f"  latents    {layout['kind']}, {layout['channels']} channels, axes {layout['axes']}{_of_axes(found)}",
         f"  stored as  {found['store']} in {found['dtype']}",
         f"  source     {found['source'].get('use')} {found['source'].get('with') or ''}".rstrip(),
         f"  views      {_counts(found['views'])}",
@@ -101,6 +101,13 @@ def describe(found: dict[str, Any]) -> str:
         lines += [f"  int8 error {_quantisation(found['quantisation'])}"]
     lines += [f"  skipped    {count}: {reason}" for reason, count in found["skipped"].items()]
     return "\n".join(lines)
+
+
+def _of_axes(found: dict[str, Any]) -> str:
+    """What is to be known of axes: which differs from row to row, and which are masked."""
+    if found["layout"]["ragged_axis"]:
+        return f", {found['layout']['ragged_axis']} of each row's own length"
+    return f", a mask along {found['masked']}" if "masked" in found else ""
 
 
 def _quantisation(stated: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 
-from latentkit.batching import copy_stream, stack, stored_tensors, to_device
+from latentkit.batching import copy_stream, encode_batch, stack, stored_tensors, to_device
 from latentkit.buffers import BufferPool
 from latentkit.contracts import Encoder, Prepared
 
@@ -48,7 +48,7 @@ def measure_batches(encoder: Encoder, prepared: Prepared, device: str, store: st
         try:
             batch = to_device(stack([prepared.tensor] * size, pool), device, stream)
             num_bytes = _stored_bytes(encoder, batch, store, dtype)
-            seconds = min(_time(lambda batch=batch: encoder.encode(batch), device) for _ in range(2)) / size  # type: ignore[misc]
+            seconds = min(_time(lambda batch=batch: encode_batch(encoder, batch), device) for _ in range(2)) / size  # type: ignore[misc]
         except RuntimeError as error:
             if best is None or not should_reduce_batch_size(error):
                 raise
@@ -75,7 +75,7 @@ def choose_unit_size(num_samples: int, rows_per_sample: int, measured: Measured)
 
 def _stored_bytes(encoder: Encoder, batch: object, store: str, dtype: torch.dtype) -> int:
     """Also the warm-up."""
-    latents = encoder.encode(batch)  # type: ignore[arg-type]
+    latents = encode_batch(encoder, batch)
     draws = [0] * len(next(iter(latents.values()))) if store == "sample" else None
     return sum(tensor.nbytes for tensor in stored_tensors(latents, store, dtype, draws).values())
 

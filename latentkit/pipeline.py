@@ -10,18 +10,17 @@ import functools
 import hashlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
-from latentkit.batching import copy_stream, stack, stored_tensors, to_device, to_host
+from latentkit.batching import axis_of, copy_stream, stack, stored_tensors, to_device, to_host
 from latentkit.buffers import BufferPool, as_tensor
 from latentkit.contracts import Encoder, Modality, Source, StreamSource, Unit, UnitResult, Worker
 from latentkit.encoding import BatchEncoder
@@ -80,9 +79,24 @@ class EncodeJob:
     open_float32: Callable[[str], Encoder] | None = None
 
 
+@dataclass(frozen=True)
+class JobResult(UnitResult):
+    """What became of one unit of the job with this place among a worker's jobs."""
+
+    job: int = 0
+
+
 def make_worker(job: EncodeJob, device: str) -> Worker:
     """A worker for one device, picklable where the job is."""
-    return functools.partial(_work, job, device)
+    return functools.partial(_work, (job,), device)
+
+
+def make_shared_worker(jobs: Sequence[EncodeJob], device: str) -> Worker:
+    """A worker that prepares each sample once, by the first job's source and modality, and encodes it for every job that lacks its unit.
+
+    Its units are the first job's; the jobs' plans have the same samples in the same units. It gives a `JobResult` per unit and job.
+    """
+    return functools.partial(_work, tuple(jobs), device)
 
 
 @dataclass
@@ -100,46 +114,84 @@ class _OpenUnit:
     waited_seconds: float = 0.0
 
 
-def _work(job: EncodeJob, device: str, units: Iterator[Unit]) -> Iterator[UnitResult]:
-    claims, pool = Claims(job.folder), BufferPool(pinned=device.startswith("cuda"))
-    settings = job.settings
+def _work(jobs: Sequence[EncodeJob], device: str, units: Iterator[Unit]) -> Iterator[UnitResult]:
+    first, pool = jobs[0], BufferPool(pinned=device.startswith("cuda"))
+    compiled, batch_size = any(job.settings.compile for job in jobs), max(job.settings.batch_size for job in jobs)
     with ExitStack() as opened:
-        for context in (fixed_numerics(settings.threads, device), many_graphs(settings.compile), frozen_garbage(), claims.beating()):
+        for context in (fixed_numerics(first.settings.threads, device), many_graphs(compiled), frozen_garbage()):
             opened.enter_context(context)
-        preparer = Preparer(job.source, job.modality, job.views)
-        claimed = ((unit, list_tasks(job.source, job.plan, job.places, unit)) for unit in _claimed(job, claims, units))
-        loop = opened.enter_context(_Loop(job, device, claims, pool))
-        ahead = opened.enter_context(LookAhead(preparer, claimed, settings.batch_size, pool))
+        claims = [opened.enter_context(_beating(job.folder)) for job in jobs]
+        preparer = Preparer(first.source, first.modality, first.views)
+        takers: dict[Unit, list[_Loop]] = {}
+        loops = [opened.enter_context(_Loop(job, place, device, claims[place], pool)) for place, job in enumerate(jobs)]
+        claimed = ((unit, list_tasks(first.source, first.plan, first.places, unit)) for unit in _claimed(loops, units, takers))
+        ahead = opened.enter_context(LookAhead(preparer, claimed, batch_size, pool))
         # A run that ends by an error doesn't wait for a folder that can't be reached.
-        opened.push(lambda kind, *_: job.folder.stop_waiting() if kind else None)
-        yield from loop.run(ahead)
+        opened.push(functools.partial(_stop_waiting, jobs))
+        yield from _encode_all(loops, ahead, takers)
 
 
-def _claimed(job: EncodeJob, claims: Claims, units: Iterator[Unit]) -> Iterator[Unit]:
-    """The units that are nobody else's."""
+def _stop_waiting(jobs: Sequence[EncodeJob], kind: type[BaseException] | None, *_: object) -> None:
+    for job in jobs if kind else ():
+        job.folder.stop_waiting()
+
+
+@contextmanager
+def _beating(folder: Folder) -> Iterator[Claims]:
+    claims = Claims(folder)
+    with claims.beating():
+        yield claims
+
+
+def _claimed(loops: Sequence[_Loop], units: Iterator[Unit], takers: dict[Unit, list[_Loop]]) -> Iterator[Unit]:
+    """The units that some of the jobs lack and nobody else is at work on; `takers` says which jobs."""
     for unit in units:
-        if job.folder.exists(unit_name(unit.name)) or not claims.take(unit.name):
-            continue
-        if job.folder.exists(unit_name(unit.name)):
-            claims.drop(unit.name)
-            continue
-        yield unit
+        wanting = [loop for loop in loops if loop.claim(unit)]
+        if wanting:
+            takers[unit] = wanting
+            yield unit
+
+
+def _encode_all(
+    loops: Sequence[_Loop], ahead: Iterable[tuple[Unit, list[Outcome] | None]], takers: dict[Unit, list[_Loop]]
+) -> Iterator[UnitResult]:
+    """Results of all units, as they are committed."""
+    lead, groups = max(loops, key=lambda loop: loop.others.num_left), iter(ahead)
+    is_stream = lead.job.plan.settings.stream
+    with Progress(lead.others.num_left, "shards" if is_stream else "samples", lead.job.show_progress) as progress:
+        while True:
+            begun = time.monotonic()
+            unit, outcomes = next(groups, (None, None))
+            if unit is None:
+                break
+            waited = time.monotonic() - begun
+            for loop in takers[unit]:
+                loop.take(unit, outcomes, waited)
+            if is_stream:
+                progress.update(unit.stop - unit.start if outcomes is None else 0, waited)
+            else:
+                progress.update(len(outcomes or ()), waited)
+            lead.look(progress)
+            for loop in loops:
+                yield from loop.results(MAX_COMMITS_WAITING)
+        for loop in loops:
+            yield from loop.results(0)
 
 
 class _Loop:
-    """The loop of one worker: batches to the encoder, latents to the writing thread, units to the committing thread."""
+    """What a worker does for one job: batches to the encoder, latents to the writing thread, units to the committing thread."""
 
-    def __init__(self, job: EncodeJob, device: str, claims: Claims, pool: BufferPool) -> None:
+    def __init__(self, job: EncodeJob, place: int, device: str, claims: Claims, pool: BufferPool) -> None:
         self.job, self.device, self.claims = job, device, claims
         float32 = functools.partial(job.open_float32, device) if job.on_overflow == "retry-fp32" and job.open_float32 else None
         open_encoder = functools.partial(job.open_encoder, device)
         self._encoder = BatchEncoder(open_encoder, job.settings.batch_size, job.settings.compile, float32)
-        self._pool, self._copies = pool, copy_stream(device)
+        self._place, self._pool, self._copies = place, pool, copy_stream(device)
         self._writing, self._committing = ThreadPoolExecutor(1, "write"), ThreadPoolExecutor(1, "commit")
         self._begun: dict[Unit, _OpenUnit] = {}
         self._writes: deque[Future[None]] = deque()
-        self._commits: deque[Future[UnitResult]] = deque()
-        self._others = _Others(job)
+        self._commits: deque[Future[JobResult]] = deque()
+        self.others = _Others(job)
 
     def __enter__(self) -> _Loop:
         return self
@@ -151,42 +203,46 @@ class _Loop:
         for at_work in self._begun.values():
             at_work.writer.close()
 
-    def run(self, ahead: Iterable[tuple[Unit, list[Outcome] | None]]) -> Iterator[UnitResult]:
-        """Results of all units, as they are committed."""
-        is_stream, groups = self.job.plan.settings.stream, iter(ahead)
-        with Progress(self._others.num_left, "shards" if is_stream else "samples", self.job.show_progress) as progress:
-            while True:
-                begun = time.monotonic()
-                unit, outcomes = next(groups, (None, None))
-                if unit is None:
-                    break
-                waited = time.monotonic() - begun
-                at_work = self._begun.get(unit) or self._begin(unit)
-                at_work.waited_seconds += waited
-                for outcome in outcomes or ():
-                    self._take(at_work, outcome)
-                if outcomes is None:
-                    self._finish(at_work)
-                if is_stream:
-                    progress.update(unit.stop - unit.start if outcomes is None else 0, waited)
-                else:
-                    progress.update(len(outcomes or ()), waited)
-                self._others.look(progress, self._writing)
-                yield from self._results(MAX_COMMITS_WAITING)
-            yield from self._results(0)
+    def claim(self, unit: Unit) -> bool:
+        """Whether the unit of this number is now ours to do."""
+        name = self._own(unit).name
+        if self.job.folder.exists(unit_name(name)) or not self.claims.take(name):
+            return False
+        if self.job.folder.exists(unit_name(name)):
+            self.claims.drop(name)
+            return False
+        return True
+
+    def take(self, unit: Unit, outcomes: Sequence[Outcome] | None, waited: float) -> None:
+        """Samples of the unit; None at its end. `waited` are seconds."""
+        own = self._own(unit)
+        at_work = self._begun.get(own) or self._begin(own)
+        at_work.waited_seconds += waited
+        for outcome in outcomes or ():
+            self._take(at_work, outcome)
+        if outcomes is None:
+            self._finish(at_work)
+
+    def results(self, most_waiting: int) -> Iterator[JobResult]:
+        """Those of finished commits; waits while more than so many are under way."""
+        while self._commits and (len(self._commits) > most_waiting or self._commits[0].done()):
+            result = self._commits.popleft().result()
+            del self._begun[result.unit]
+            self.others.own.add(result.unit.name)
+            yield result
+
+    def look(self, progress: Progress) -> None:
+        """Have what others committed counted for the live line, now and then, on another thread."""
+        self.others.look(progress, self._writing)
+
+    def _own(self, unit: Unit) -> Unit:
+        """The unit of the same samples in this job's plan."""
+        return replace(unit, plan=self.job.plan.number)
 
     def _begin(self, unit: Unit) -> _OpenUnit:
         quantise = {"quantise": True} if self.job.dtype == "int8" else {}
         at_work = self._begun[unit] = _OpenUnit(unit, UnitWriter(unit, self.job.plan.settings.stream, **quantise))
         return at_work
-
-    def _results(self, most_waiting: int) -> Iterator[UnitResult]:
-        """Those of finished commits; waits while more than so many are under way."""
-        while self._commits and (len(self._commits) > most_waiting or self._commits[0].done()):
-            result = self._commits.popleft().result()
-            del self._begun[result.unit]
-            self._others.own.add(result.unit.name)
-            yield result
 
     # ------------------------------------------------------------ batches
 
@@ -222,10 +278,13 @@ class _Loop:
         latents = self._encoder.encode(to_device(batch, self.device, self._copies), bucket)
         draws = [draw_seed(self.job, label) for label in labels] if self.job.store == "sample" else None
         dtype = torch.float32 if self.job.dtype == "int8" else getattr(torch, self.job.dtype)
-        tensors, wait = to_host(stored_tensors(latents, self.job.store, dtype, draws))
+        layout = self._encoder.layout
+        ragged_axis = axis_of(layout, layout.ragged_axis) if layout.ragged_axis else None
+        tensors, wait = to_host(stored_tensors(latents, self.job.store, dtype, draws, ragged_axis))
         at_work.num_slots += self.job.settings.batch_size
         # A batch that is copied to a GPU goes along: its memory must not be filled again before the copy is done.
-        self._write(at_work, self._add, at_work.writer, bucket, labels, tensors, wait, batch if self._copies else None)
+        add = functools.partial(at_work.writer.add, bucket, labels, tensors, ragged_axis)
+        self._write(at_work, self._add, at_work.writer, add, wait, batch if self._copies else None)
 
     def _write(self, at_work: _OpenUnit, function: Callable[..., None], *args: Any) -> None:
         write = self._writing.submit(function, *args)
@@ -236,16 +295,14 @@ class _Loop:
 
     # ------------------------------------------------------------ on the other threads
 
-    def _add(
-        self, writer: UnitWriter, bucket: str, labels: Sequence[RowLabel], tensors: Mapping[str, Tensor], wait: Callable[[], None], _: Any
-    ) -> None:
+    def _add(self, writer: UnitWriter, add: Callable[[], None], wait: Callable[[], None], _: Any) -> None:
         wait()
         num_skipped = writer.num_skipped
-        writer.add(bucket, labels, tensors)
+        add()
         if self.job.on_bad_sample == "fail" and writer.num_skipped > num_skipped:
             raise SourceError(f"{NOT_FINITE}; with on_bad_sample: skip those samples would be recorded and left out")
 
-    def _commit(self, at_work: _OpenUnit) -> UnitResult:
+    def _commit(self, at_work: _OpenUnit) -> JobResult:
         """After all of the unit's rows; meanwhile those of the next one are written."""
         for write in at_work.writes:
             write.result()
@@ -255,7 +312,8 @@ class _Loop:
         writer.commit(self.job.folder, recorded, self.job.plan.settings.fingerprint)
         self.claims.drop(at_work.unit.name)
         seconds = time.monotonic() - at_work.started
-        return UnitResult(at_work.unit, writer.num_ok, writer.num_skipped, seconds, at_work.waited_seconds, at_work.num_slots)
+        waited, place = at_work.waited_seconds, self._place
+        return JobResult(at_work.unit, writer.num_ok, writer.num_skipped, seconds, waited, at_work.num_slots, job=place)
 
 
 class _Others:

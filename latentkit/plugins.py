@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -30,6 +31,7 @@ from latentkit.validation import suggest, validate
 CORE = "latentkit"
 GROUP = "latentkit"
 DISABLE = "LATENTKIT_DISABLE"
+REQUIRES = "requires_contract"
 
 HOOKS: dict[str, type[PluginSpec]] = {
     "latentkit_sources": SourceSpec,
@@ -215,7 +217,10 @@ def _find_plugins(problems: list[Problem]) -> list[_Plugin]:
 
 def _read_entry_points(distribution: metadata.Distribution) -> list[_Plugin]:
     entries = sorted(distribution.entry_points.select(group=GROUP), key=lambda entry: (entry.name, entry.value))
-    return [_Plugin(distribution.name, distribution.version, f"{entry.name} = {entry.value}", entry.load) for entry in entries]
+    return [
+        _Plugin(distribution.name, distribution.version, f"{entry.name} = {entry.value}", functools.partial(_load_entry, entry))
+        for entry in entries
+    ]
 
 
 def _find_clashes(provided: Iterable[Provided]) -> Iterator[Problem]:
@@ -233,6 +238,24 @@ def _find_clashes(provided: Iterable[Provided]) -> Iterator[Problem]:
 # ---------------------------------------------------------------- loading one plugin
 
 
+def _load_entry(entry: metadata.EntryPoint) -> Any:
+    """What an entry point names. The packages that it lies in are asked first, before an import of something new can fail.
+
+    Raises:
+        PluginError: it says that it needs a newer contract.
+    """
+    names = entry.module.split(".")
+    for depth in range(1, len(names) + 1):
+        module = importlib.import_module(".".join(names[:depth]))
+        wanted = getattr(module, REQUIRES, 1)
+        if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
+            raise PluginError(f"{module.__name__}.{REQUIRES}: expected a whole number from 1, got {wanted!r}")
+        if wanted > hooks.CONTRACT:
+            mine = f"this is latentkit {__version__}, which has version {hooks.CONTRACT}"
+            raise PluginError(f"made for version {wanted} of the plugin contract; {mine}: install a newer latentkit, or an older plugin")
+    return entry.load()
+
+
 def _load(plugin: _Plugin, problems: list[Problem]) -> list[Provided]:
     """What one plugin provides; whatever goes wrong is added to `problems`, and costs the hook it happened in."""
     try:
@@ -246,10 +269,13 @@ def _load(plugin: _Plugin, problems: list[Problem]) -> list[Provided]:
     provided: list[Provided] = []
     for name, function in functions.items():
         try:
-            specs = _call_hook(name, function)
+            with warnings.catch_warnings(record=True) as remarks:
+                warnings.simplefilter("always")  # a retired hook warns, and works
+                specs = _call_hook(name, function)
         except (Exception, SystemExit) as err:  # noqa: BLE001 (plugin boundary)
             problems.append(plugin.problem(f"{plugin.where}: {name}", err))
         else:
+            problems += [plugin.problem(f"{plugin.where}: {name}", str(remark.message)) for remark in remarks]
             provided += [Provided(spec, plugin.distribution, plugin.version) for spec in specs]
     return provided
 

@@ -1,4 +1,4 @@
-"""preview.png: photographs beside what their stored latents decode to."""
+"""The preview of a dataset, such as preview.png: samples beside what their stored latents decode to."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from latentkit.contracts import Decodes, Encoder, Modality, Sample, Source, StreamSource
-from latentkit.errors import EncoderError, LatentkitError, StoreError
+from latentkit.contracts import Decodes, Encoder, Modality, Prepared, Sample, Source, StreamSource
+from latentkit.errors import EncoderError, LatentkitError, RecipeError, StoreError
+from latentkit.masks import mask_of, without_mask
 from latentkit.store.columns import escape
 from latentkit.store.folder import Folder
 from latentkit.store.reader import LatentDataset, open_dataset
@@ -38,7 +38,7 @@ def write_preview(
     pictures = _source_pictures(source, modality, [item["key"] for item in items])
     rows = []
     for item in items:
-        decoded = _decode(dataset, encoder, item["latent"])
+        decoded = _decode(dataset, encoder, item[dataset.output_name])
         picture = pictures.get((item["key"], item["view"]))
         rows.append([decoded] if picture is None else [picture, decoded])
     part = path.with_name(f".{path.stem}.part{path.suffix}")
@@ -51,6 +51,12 @@ def write_preview(
         with contextlib.suppress(OSError):
             part.unlink()
     return True
+
+
+def preview_suffix(modality: Modality) -> str:
+    """What the name of a preview ends in, such as ".png" or ".mp4"."""
+    suffix: str = getattr(modality, "preview_suffix", ".png")
+    return suffix
 
 
 def store_preview(folder: Folder, source: Source | StreamSource, modality: Modality, encoder: Encoder, name: str, num_rows: int) -> bool:
@@ -67,7 +73,8 @@ def preview_dataset(path: str, output: Path, num_rows: int) -> None:
     """Write the preview of a finished latent dataset, by the recipe inside it.
 
     Raises:
-        StoreError, RecipeError: the dataset can't be read, or its encoder can't be had.
+        StoreError, RecipeError: the dataset can't be read, its encoder can't be had, or `output` is named like another kind of file than
+            the modality makes.
         EncoderError: the encoder can't decode.
     """
     from latentkit.build import line_of_dataset
@@ -76,16 +83,21 @@ def preview_dataset(path: str, output: Path, num_rows: int) -> None:
     dataset = open_dataset(path)
     line = line_of_dataset(dataset.folder)
     encoder = line.encoder_opener()(default_device())
+    modality = line.open_modality(encoder)
+    if output.suffix.lower() != (suffix := preview_suffix(modality)):
+        name = line.modality.provided.spec.name
+        raise RecipeError(f"{output}: previews of the modality {name!r} are {suffix} files; expected a name that ends in {suffix}")
     try:
         source = line.open_source()
     except LatentkitError:
         source = None
-    if not write_preview(dataset.folder, source, line.open_modality(encoder), encoder, output, num_rows):
+    if not write_preview(dataset.folder, source, modality, encoder, output, num_rows):
         raise EncoderError(f"the encoder {line.encoder.provided.spec.name!r} can't decode, so there is no preview")
 
 
 def _decode(dataset: LatentDataset, encoder: Decodes, latent: Tensor) -> Tensor:
-    raw = dataset.normalization.invert(latent[None], dataset.layout.axes)
+    is_raw = dataset.layout.kind == "quantised"
+    raw = latent[None] if is_raw else dataset.normalization.invert(latent[None], dataset.layout.axes)
     low, high = encoder.input.range if isinstance(encoder, Encoder) else (-1.0, 1.0)
     return encoder.decode(raw)[0].float().cpu().clamp(low, high)
 
@@ -96,11 +108,19 @@ def _source_pictures(source: Source | StreamSource | None, modality: Modality, k
     try:
         for sample in _find(source, set(keys)):
             for view in modality.prepare(sample):
-                if isinstance(view.tensor, torch.Tensor):
-                    pictures[escape(sample.key), view.view] = view.tensor
+                if (picture := _counted(view)) is not None:
+                    pictures[escape(sample.key), view.view] = picture
     except (LatentkitError, OSError):
         return pictures  # the latents are shown alone
     return pictures
+
+
+def _counted(view: Prepared) -> Tensor | None:
+    """A prepared tensor without the padding at its end; None where the row is made of several."""
+    tensor, mask = without_mask(view.tensor), mask_of(view.tensor)
+    if tensor is None or mask is None or mask.ndim != 1:
+        return tensor
+    return tensor[:, : int(mask.nonzero().max()) + 1] if bool(mask.any()) else tensor
 
 
 def _find(source: Source | StreamSource | None, keys: set[str]) -> Iterator[Sample]:

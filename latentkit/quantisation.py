@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from latentkit.batching import stored_tensors
+from latentkit.batching import encode_batch, stored_tensors
 from latentkit.contracts import Decodes, Encoder
 from latentkit.store.quantise import dequantise, quantise
 
@@ -34,7 +34,7 @@ def measure_psnr(encoder: Encoder, prepared: Sequence[Tensor], store: str) -> fl
     levels = []
     for number, view in enumerate(prepared):
         with torch.inference_mode():
-            tensors = stored_tensors(encoder.encode(view[None]), store, torch.float32, [number] if store == "sample" else None)
+            tensors = stored_tensors(encode_batch(encoder, view[None]), store, torch.float32, [number] if store == "sample" else None)
             latents = tensors["moments"].chunk(2, dim=1)[0] if "moments" in tensors else tensors["latent"]
             if not latents.isfinite().all():
                 return None

@@ -141,7 +141,9 @@ class TrainRecipe(Recipe):
     ema: Ema | None = Field(None, description="moving average of the weights, which is then the result; null: none")
     evaluate: Evaluate | None = Field(None, description="what is measured during training; null: nothing")
     max_bad_steps: AtLeastOne = Field(10, description="steps in a row whose loss or gradient isn't finite, after which the run ends")
-    log: list[str] = Field([], description="trackers of Accelerate's, such as tensorboard, that get what log.jsonl gets")
+    log: list[str] = Field(
+        [], description="trackers of Accelerate's that get what log.jsonl gets, such as tensorboard (pip install latentkit[tensorboard])"
+    )
     output: TrainOutput = Field(description="where the model goes")
 
     @model_validator(mode="after")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from latentkit.errors import LatentkitError, StoreError
 from latentkit.overrides import is_url
 from latentkit.plugins import Registry
-from latentkit.recipe import EncodeRecipe, EvaluateRecipe, Recipe, TrainRecipe
+from latentkit.recipe import EncodeRecipe, EvaluateRecipe, Recipe, TrainRecipe, load_recipe
 
 if TYPE_CHECKING:
     from latentkit.encode import EncodeSummary
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from latentkit.train import TrainResult
 
 RECIPES = Path(__file__).parents[1] / "recipes"
+KNOWN_BY_CONFIG = ("diffusers", "tiny-kl", "tiny-kl-16")
+"""Encoders whose model folders `latentkit encode` tells apart by their config.json."""
 
 
 def report(result: EncodeRun | TrainResult | EvaluateResult) -> str:
@@ -34,7 +36,16 @@ def report(result: EncodeRun | TrainResult | EvaluateResult) -> str:
         return "\n".join(_report_encode(name, result) for name in result.folders)
     done = "was finished already" if result.finished_before else f"{result.steps} steps done"
     skipped = f"; {result.num_skipped_steps} steps were not finite and skipped" if result.num_skipped_steps else ""
-    return f"{_near(result.model)}: {done}{skipped}\n  encode with it: latentkit encode SOURCE OUT --encoder {_near(result.model)}"
+    return f"{_near(result.model)}: {done}{skipped}\n  encode with it: {_encoding_with(result.model)}"
+
+
+def _encoding_with(model: Path) -> str:
+    """How latents are made with a trained model: by the command that knows it by its config, or in a recipe, as another plugin's."""
+    recipe = load_recipe(model.parent / "recipe.yaml")
+    assert isinstance(recipe, TrainRecipe)
+    if recipe.model.use in KNOWN_BY_CONFIG:
+        return f"latentkit encode SOURCE OUT --encoder {_near(model)}"
+    return f"encoder: {{use: {recipe.model.use}, with: {{model: {_near(model)}}}}} in a recipe"
 
 
 def _report_encode(name: str, result: EncodeRun) -> str:
@@ -49,6 +60,8 @@ def _report_encode(name: str, result: EncodeRun) -> str:
 
 def _report_evaluation(result: EvaluateResult) -> str:
     found, folder = result.evaluation, _near(result.folder)
+    if found is None:
+        return f"{folder}: evaluated by the first process"
     skipped = len(found.rows) - found.num_samples
     width = max(len(name) for name in found.figures)
     lines = [f"{folder}: {found.num_samples} samples evaluated" + (f", {skipped} skipped" if skipped else "")]

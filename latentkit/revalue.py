@@ -18,10 +18,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from latentkit.masks import MASK
 from latentkit.reencode import NO_LONGER_NEEDED, encode_again, open_dataset_line
 from latentkit.store import quantise
 from latentkit.store.folder import LocalFolder
 from latentkit.store.index import ReadUnit, read_unit
+from latentkit.store.ragged import OFFSETS
 from latentkit.store.verify import Finding, Verification, describe_again
 from latentkit.store.writer import unit_name
 
@@ -143,12 +145,29 @@ def _compare_unit(found: Verification, again: LocalFolder, unit: ReadUnit) -> Di
 
 
 def _blocks(bucket: str, first: Any, second: Any, rows: Sequence[Tensor]) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
-    """The same rows of a bucket from both files, some at a time: tensors by name."""
+    """The same rows of a bucket from both files, some at a time, ragged ones singly: tensors by name, (N, C, ...)."""
     names = [name for name in first.keys() if name.startswith(f"{bucket}/")]  # noqa: SIM118  # a file, no mapping
-    whole = [{name.rpartition("/")[2]: file.get_tensor(name) for name in names} for file in (first, second)]
+    ours, theirs = ({name.rpartition("/")[2]: file.get_tensor(name) for name in names} for file in (first, second))
+    if any(name.endswith(OFFSETS) for name in ours):
+        for one, other in zip(*(part.tolist() for part in rows), strict=True):
+            yield _ragged_row(ours, one), _ragged_row(theirs, other)
+        return
     for start in range(0, len(rows[0]), COMPARED_ROWS):
-        ours, theirs = (part[start : start + COMPARED_ROWS] for part in rows)
-        yield {name: whole[0][name][ours] for name in whole[0]}, {name: whole[1][name][theirs] for name in whole[1]}
+        one, other = (part[start : start + COMPARED_ROWS] for part in rows)
+        yield {name: tensor[one] for name, tensor in ours.items()}, {name: tensor[other] for name, tensor in theirs.items()}
+
+
+def _ragged_row(tensors: Mapping[str, Tensor], row: int) -> dict[str, Tensor]:
+    """One row, (1, C, positions, ...) whichever axis is the ragged one; scales (1, C)."""
+    found = {}
+    for name, tensor in tensors.items():
+        if name + OFFSETS in tensors:
+            start, stop = tensors[name + OFFSETS][row : row + 2].tolist()
+            positions = tensor[start:stop]
+            found[name] = (positions.movedim(0, 1) if positions.ndim > 1 else positions)[None]
+        elif not name.endswith(OFFSETS):
+            found[name] = tensor[row : row + 1]
+    return found
 
 
 def _difference(stored: Mapping[str, Tensor], fresh: Mapping[str, Tensor], statistics: Mapping[str, Any] | None) -> tuple[float, float]:
@@ -158,8 +177,9 @@ def _difference(stored: Mapping[str, Tensor], fresh: Mapping[str, Tensor], stati
     """
     if all(torch.equal(stored[name], fresh[name]) for name in stored):
         return 0.0, 0.0
-    name = next(name for name in stored if not name.endswith(quantise.SCALE))
-    if name == "indices":
+    name = next(name for name in stored if name != MASK and not name.endswith(quantise.SCALE))
+    same_mask = MASK not in stored or torch.equal(stored[MASK], fresh[MASK])
+    if name == "indices" or stored[name].shape != fresh[name].shape or not same_mask:
         return math.inf, math.inf
     ours, theirs = (_as_float(tensors, name) for tensors in (stored, fresh))
     channels = ours.shape[1] // 2 if name == "moments" else ours.shape[1]

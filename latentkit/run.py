@@ -17,15 +17,13 @@ from latentkit.run_training import run_training
 from latentkit.shorthand import encode_recipe
 
 if TYPE_CHECKING:
-    from latentkit.contracts import Executor
+    from latentkit.contracts import Executor, InputSpec
     from latentkit.encode import EncodeSummary
+    from latentkit.one_pass import Passed
     from latentkit.planning import EncodeInputs, EncodeSettings
     from latentkit.store.folder import Folder
     from latentkit.store.reader import LatentDataset
     from latentkit.train import TrainResult
-
-
-PREVIEW = "preview.png"
 
 
 def encode(
@@ -154,12 +152,38 @@ def is_first_process() -> bool:
 
 def _run_encode(recipe: EncodeRecipe, options: RunOptions) -> EncodeRun:
     folders, summaries, previews = {}, {}, {}
-    for line in lines_of(recipe):
-        folders[line.name] = _output(recipe, line)
-        summaries[line.name], preview = _encode_line(line, recipe, options)
+    lines = {line.name: line for line in lines_of(recipe)}
+    opened = {name: open_line(line, recipe, options) for name, line in lines.items()}
+    shared = _encode_together(lines, opened) if len(lines) > 1 else {}
+    for name, line in lines.items():
+        folders[name] = _output(recipe, line)
+        summaries[name], preview = _encode_line(line, recipe, opened.pop(name), shared.get(name))
         if preview:
-            previews[line.name] = preview
+            previews[name] = preview
     return EncodeRun(folders, summaries, previews)
+
+
+def _encode_together(lines: Mapping[str, Line], opened: Mapping[str, OpenLine]) -> dict[str, Passed]:
+    """What one pass over the source did, by name of the encoder; those that take another input than the first are left out."""
+    from latentkit.one_pass import Target, encode_in_one_pass
+
+    def takes(name: str) -> InputSpec:
+        return opened[name].inputs.open_encoder(opened[name].device).input
+
+    first, *others = lines
+    alike = [first, *(name for name in others if takes(name) == takes(first))]
+    apart = [name for name in others if name not in alike]
+    if apart:
+        text = f"{', '.join(apart)}: not the input that {first} takes, so the source is read and prepared once more for each"
+        say(f"encoders: {text}")
+    if len(alike) == 1:
+        return {}
+    targets = [
+        Target(opened[name].folder, opened[name].inputs, opened[name].settings, _recipe_text(lines[name].recipe, lines[name]))
+        for name in alike
+    ]
+    passed = encode_in_one_pass(targets, opened[first].executor, opened[first].device, is_first_process())
+    return dict(zip(alike, passed, strict=True))
 
 
 def _foretell(recipe: EncodeRecipe, options: RunOptions) -> str:
@@ -210,26 +234,28 @@ def open_line(line: Line, recipe: EncodeRecipe, options: RunOptions = DEFAULT_OP
     return OpenLine(folder, executor, device, inputs, settings)
 
 
-def _encode_line(line: Line, recipe: EncodeRecipe, options: RunOptions) -> tuple[EncodeSummary, str | None]:
+def _encode_line(line: Line, recipe: EncodeRecipe, opened: OpenLine, passed: Passed | None) -> tuple[EncodeSummary, str | None]:
     from latentkit.encode import encode_source
-    from latentkit.preview import store_preview
+    from latentkit.preview import preview_suffix, store_preview
     from latentkit.store.dataset import DATASET
 
-    opened = open_line(line, recipe, options)
     folder, inputs = opened.folder, opened.inputs
     before = folder.read(DATASET) if folder.exists(DATASET) else None
     text = _recipe_text(recipe, line)
-    shown = is_first_process()
-    summary = encode_source(folder, inputs, opened.executor, opened.device, opened.settings, text, show_progress=shown)
+    shown, is_compared = is_first_process(), passed is not None and passed.is_compared
+    summary = encode_source(
+        folder, inputs, opened.executor, opened.device, opened.settings, text, show_progress=shown, is_compared=is_compared
+    )
+    summary = summary if passed is None else passed.summary + summary
     if not recipe.preview or not shown:
         return summary, None
-    encoder = inputs.open_encoder(opened.device)
-    is_current = folder.exists(PREVIEW) and folder.read(DATASET) == before
-    made = is_current or store_preview(folder, inputs.source, inputs.modality, encoder, PREVIEW, recipe.preview)
-    return summary, f"{folder}/{PREVIEW}" if made else None
+    encoder, name = inputs.open_encoder(opened.device), f"preview{preview_suffix(inputs.modality)}"
+    is_current = folder.exists(name) and folder.read(DATASET) == before
+    made = is_current or store_preview(folder, inputs.source, inputs.modality, encoder, name, recipe.preview)
+    return summary, f"{folder}/{name}" if made else None
 
 
-def _recipe_text(recipe: EncodeRecipe, line: Line) -> str:
+def _recipe_text(recipe: Recipe, line: Line) -> str:
     """recipe.yaml of one line's dataset, which alone makes it again."""
     values = {}
     for name, value in resolve(recipe).items():

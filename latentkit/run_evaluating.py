@@ -25,17 +25,21 @@ NUM_PICTURES = 6
 
 @dataclass(frozen=True)
 class EvaluateResult:
-    """What an evaluate task found, and the folder that holds it."""
+    """What an evaluate task found, and the folder that holds it.
+
+    Args:
+        evaluation: None in all processes of a launch but the first, which has it.
+    """
 
     folder: str
-    evaluation: Evaluation
+    evaluation: Evaluation | None
 
 
 def run_evaluating(recipe: EvaluateRecipe, is_first_process: bool) -> EvaluateResult:
     """Evaluate as the recipe says; its results replace those of an earlier evaluation in the same folder.
 
     Args:
-        is_first_process: of a launch, the only one that writes; the others compute the same.
+        is_first_process: of a launch, the only one that evaluates: metrics such as rFID are of all samples together. The others are done.
 
     Raises:
         LatentkitError: whatever the user can mend.
@@ -43,14 +47,14 @@ def run_evaluating(recipe: EvaluateRecipe, is_first_process: bool) -> EvaluateRe
     from latentkit.evaluation_output import claim_folder, write_evaluation
     from latentkit.store.folder import open_folder
 
-    work = _prepare_model(recipe, is_first_process) if recipe.latents is None else _prepare_latents(recipe, is_first_process)
+    if not is_first_process:
+        return EvaluateResult(recipe.output.path, None)
+    work = _prepare_model(recipe) if recipe.latents is None else _prepare_latents(recipe)
     curves = _read_log(recipe)
     folder = open_folder(recipe.output.path)
-    if is_first_process:
-        claim_folder(folder, dump_recipe(resolve(recipe)))
+    claim_folder(folder, dump_recipe(resolve(recipe)))
     found = work()
-    if is_first_process:
-        write_evaluation(folder, found, _describe(recipe), curves)
+    write_evaluation(folder, found, _describe(recipe), curves)
     return EvaluateResult(str(folder), found)
 
 
@@ -71,7 +75,7 @@ def open_metrics(uses: Sequence[MetricUse], context: BuildContext) -> list[Named
     return [NamedMetric(name, metric, spec.needs, spec.name, spec.better) for name, metric, spec in zip(names, built, specs, strict=True)]
 
 
-def _prepare_model(recipe: EvaluateRecipe, shown: bool) -> Any:
+def _prepare_model(recipe: EvaluateRecipe) -> Any:
     """What evaluates a model, with all that can be checked before the work checked."""
     from latentkit.contracts import Decodes
     from latentkit.evaluate import check_metrics, evaluate_model
@@ -81,7 +85,7 @@ def _prepare_model(recipe: EvaluateRecipe, shown: bool) -> Any:
     device = default_device()
 
     def build(where: str, spec: InputSpec | None = None) -> Any:
-        context = BuildContext(device=device, seed=recipe.seed, recipe_dir=recipe.base_dir, input=spec)
+        context = BuildContext(device, recipe.seed, recipe.base_dir, spec, plugins["modality"].provided.spec.name)
         return plugins[where].provided.spec.build(plugins[where].config, context)
 
     source, model = build("source"), build("model")
@@ -95,10 +99,10 @@ def _prepare_model(recipe: EvaluateRecipe, shown: bool) -> Any:
         check_metrics(metrics, model.layout, recipe.posterior, isinstance(model, Decodes), modality)
     except RecipeError as error:
         raise _placed(error, recipe) from error
-    return lambda: evaluate_model(model, source, modality, metrics, _settings(recipe, device, shown))
+    return lambda: evaluate_model(model, source, modality, metrics, _settings(recipe, device))
 
 
-def _prepare_latents(recipe: EvaluateRecipe, shown: bool) -> Any:
+def _prepare_latents(recipe: EvaluateRecipe) -> Any:
     """What evaluates a latent dataset."""
     from latentkit.evaluate import check_metrics, evaluate_latents
     from latentkit.executors.local import default_device
@@ -112,7 +116,7 @@ def _prepare_latents(recipe: EvaluateRecipe, shown: bool) -> Any:
         check_metrics(metrics, dataset.layout, recipe.posterior, False, None, dataset.has_moments)
     except RecipeError as error:
         raise _placed(error, recipe) from error
-    return lambda: evaluate_latents(dataset, metrics, _settings(recipe, device, shown))
+    return lambda: evaluate_latents(dataset, metrics, _settings(recipe, device))
 
 
 def _placed(error: RecipeError, recipe: EvaluateRecipe) -> RecipeError:
@@ -127,12 +131,12 @@ def _open_latents(path: str) -> LatentDataset:
     return open_dataset(path, posterior="moments") if dataset.has_moments else dataset
 
 
-def _settings(recipe: EvaluateRecipe, device: str, shown: bool) -> EvaluateSettings:
+def _settings(recipe: EvaluateRecipe, device: str) -> EvaluateSettings:
     from latentkit.evaluate import EvaluateSettings
     from latentkit.evaluation_batches import BadSamples
 
     bad = BadSamples(recipe.on_bad_sample, recipe.max_bad)
-    return EvaluateSettings(recipe.posterior, recipe.batch_size, recipe.seed, device, bad, NUM_PICTURES, shown)
+    return EvaluateSettings(recipe.posterior, recipe.batch_size, recipe.seed, device, bad, NUM_PICTURES, show_progress=True)
 
 
 def _read_log(recipe: EvaluateRecipe) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentkit.build import EncoderOpener, line_of_dataset
-from latentkit.check import ConfiguredPlugin, check_recipe
+from latentkit.check import ConfiguredPlugin, check_recipe, find_odd_weights
 from latentkit.contracts import BuildContext, LossSpec
 from latentkit.errors import FingerprintError, RecipeError, StoreError, TrainingError
 from latentkit.plugins import Registry, discover
@@ -38,16 +39,17 @@ def run_training(recipe: TrainRecipe, is_first_process: bool) -> TrainResult:
     Raises:
         LatentkitError: whatever the user can mend.
     """
-    from accelerate import PartialState
-
     from latentkit.train import train
+    from latentkit.training_start import join_processes
 
     registry = discover()
     plugins = {plugin.where: plugin for plugin in check_recipe(recipe, registry)}
-    parts = _Parts(recipe, registry, plugins, str(PartialState().device))  # this process's own
+    parts = _Parts(recipe, registry, plugins, str(join_processes()))
     source, model = parts.build("source"), parts.build("model")
     prepare = parts.modalities(model) if recipe.latents is None else parts.stored_moments(recipe.latents, model)
-    losses, folder = parts.losses(), _open_run(recipe, is_first_process)
+    losses, folder = parts.losses(model), _open_run(recipe, is_first_process)
+    for warning in find_odd_weights(recipe) if is_first_process else []:
+        print(f"warning: {warning}", file=sys.stderr)
     evaluation = parts.evaluation(recipe.evaluate, model, folder, is_first_process) if recipe.evaluate else None
     return train(model, source, prepare, losses, _settings(recipe), folder, evaluation)
 
@@ -61,21 +63,24 @@ class _Parts:
     plugins: Mapping[str, ConfiguredPlugin]
     device: str
 
-    def build(self, where: str) -> Any:
-        """The object of one plugin; random weights that it draws follow from the seed and its key."""
+    def build(self, where: str, model: Any = None) -> Any:
+        """The object of one plugin, told what the model takes if it is given; random weights that it draws follow from the seed."""
         import torch
 
         torch.manual_seed(self.recipe.seed)
         plugin = self.plugins[where]
-        return plugin.provided.spec.build(plugin.config, self._context())
+        return plugin.provided.spec.build(plugin.config, self._context(model))
 
     def modalities(self, model: Any) -> list[Modality]:
         """One per size.
 
         Raises:
-            RecipeError: `sizes` with a modality that has no option size, or sizes that the model doesn't take.
+            RecipeError: a modality or sizes that the model doesn't take, or `sizes` with a modality that has no option size.
         """
-        plugin, context = self.plugins["modality"], replace(self._context(), input=model.input)
+        plugin, context = self.plugins["modality"], self._context(model)
+        if model.modality != plugin.provided.spec.name:
+            wrong = f"modality.use: the model takes {model.modality!r}, got {plugin.provided.spec.name!r}"
+            raise RecipeError(f"{self.recipe.origin}: {wrong}")
         if not self.recipe.sizes:
             return [plugin.provided.spec.build(plugin.config, context)]
         use = self.recipe.modality
@@ -105,7 +110,7 @@ class _Parts:
         same = {name: getattr(theirs.config, name) for name in ("dtype", "tiling") if name in type(theirs.config).model_fields}
         known = {name: value for name, value in same.items() if name in type(own.config).model_fields}
         candidate = replace(line, encoder=replace(own, config=own.config.model_copy(update=known)))
-        opener = EncoderOpener(candidate.encoder, self.recipe.seed, self.recipe.base_dir)
+        opener = EncoderOpener(candidate.encoder, self.recipe.seed, self.recipe.base_dir, line.modality.provided.spec.name)
         now = counting_parts(candidate.fingerprint_parts(opener(self.device)))
         names = sorted(name for name in {*made_by, *now} if name.startswith("encoder.") and made_by.get(name) != now.get(name))
         if names:
@@ -115,8 +120,8 @@ class _Parts:
             )
         return StoredMoments(path, line.open_modality(model))
 
-    def losses(self) -> list[WeightedLoss]:
-        """All losses, each with a name of its own."""
+    def losses(self, model: Any) -> list[WeightedLoss]:
+        """All losses, each with a name of its own, for what the model takes."""
         from latentkit.train import WeightedLoss, WeightSchedule
 
         losses = []
@@ -125,7 +130,7 @@ class _Parts:
             assert isinstance(spec, LossSpec)
             schedule = WeightSchedule(**use.schedule.model_dump())
             optimizer = _optimizer(use.optimizer) if use.optimizer else None
-            loss = self.build(f"losses[{number}]")
+            loss = self.build(f"losses[{number}]", model)
             losses.append(WeightedLoss(name, loss, use.weight, spec.role, use.adaptive, schedule, optimizer))
         return losses
 
@@ -140,7 +145,7 @@ class _Parts:
         from latentkit.run_evaluating import open_metrics
         from latentkit.training_settings import TrainEvaluation
 
-        context = replace(self._context(), input=model.input)
+        context = self._context(model)
         metrics = open_metrics(wanted.metrics, context)
         plugin = self.plugins["modality" if wanted.modality is None else "evaluate.modality"]
         modality, source = plugin.provided.spec.build(plugin.config, context), self.build("evaluate.source")
@@ -162,8 +167,10 @@ class _Parts:
 
         return TrainEvaluation(wanted.every, measure, wanted.best, better.get(wanted.best or "") != "lower")
 
-    def _context(self) -> BuildContext:
-        return BuildContext(device=self.device, seed=self.recipe.seed, recipe_dir=self.recipe.base_dir)
+    def _context(self, model: Any = None) -> BuildContext:
+        modality = "" if self.recipe.latents is not None else self.recipe.modality.use
+        taken = None if model is None else model.input
+        return BuildContext(self.device, self.recipe.seed, self.recipe.base_dir, taken, modality)
 
 
 def _settings(recipe: TrainRecipe) -> TrainSettings:

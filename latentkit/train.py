@@ -13,19 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import broadcast
 
 from latentkit.checkpoint import Checkpoint, list_checkpoints, read_newest, write_checkpoint
 from latentkit.contracts import Modality, Source, Trainable
 from latentkit.errors import TrainingError
-from latentkit.training_batches import BadSamples, Batch, BatchSettings, FreshViews, Position, Prepare, epoch_indices, read_batches
+from latentkit.training_batches import BadSamples, Batch, BatchSettings, FreshViews, Order, Position, Prepare, read_batches
 from latentkit.training_log import TrainingLog
 from latentkit.training_result import measure_latents, save_result
 from latentkit.training_run import Run
 from latentkit.training_settings import OptimizerSettings, TrainEvaluation, TrainSettings, WeightedLoss, WeightSchedule
 from latentkit.training_start import check, open_accelerator, rehearse, start
-from latentkit.training_state import Best, TrainState, pack, restore
+from latentkit.training_state import Best, TrainState, batches_of, pack, restore
 from latentkit.training_step import take_step
 
 __all__ = ["OptimizerSettings", "TrainEvaluation", "TrainResult", "TrainSettings", "WeightSchedule", "WeightedLoss", "train"]
@@ -79,22 +78,21 @@ def train(
     """
     check(source, losses, settings, evaluate)
     accelerator = open_accelerator(settings, folder)
-    log = TrainingLog(folder / "log.jsonl", settings.steps, accelerator, {loss.name: loss.weight for loss in losses})
+    log = TrainingLog(folder / "log.jsonl", settings.steps, accelerator, losses)
     newest = _find_newest(folder, log)
     if newest is not None and newest.step >= settings.steps and (folder / "model").is_dir():
         return TrainResult(folder / "model", newest.step, finished_before=True)
     views = _views(prepare, settings.seed)
-    bad, shares = BadSamples(), _shares(settings, accelerator)
-    epoch_indices(len(source), shares, 0)  # too few samples are refused before the model is touched
+    bad, shares = BadSamples(), batches_of(settings, accelerator)
+    order = Order(len(source), shares)  # too few samples are refused before the model is touched
     run = start(model, losses, settings, accelerator, log)
     for text in restore(run.state, newest, settings, len(source), accelerator) if newest else []:
         log.note(text)
     log.begin(run.state.step, vars(settings))
-    with _explain_memory(run.state):
+    with contextlib.closing(log), _explain_memory(run.state):
         with contextlib.closing(read_batches(source, views, shares, run.state.position, bad)) as batches:
-            _train_steps(run, rehearse(run, batches), folder / "checkpoints", len(source), evaluate)
+            _train_steps(run, rehearse(run, batches), folder / "checkpoints", order, evaluate)
         _finish(run, model, source, views, folder)
-    log.close()
     return TrainResult(folder / "model", run.state.step, len(bad.reasons), run.state.num_skipped_steps)
 
 
@@ -115,16 +113,10 @@ def _views(prepare: Modality | Sequence[Modality] | Prepare, seed: int) -> Prepa
     return FreshViews(modalities, seed) if isinstance(modalities, Sequence) else modalities
 
 
-def _shares(settings: TrainSettings, accelerator: Accelerator | None = None) -> BatchSettings:
-    """What this process reads, or all there is without a launch."""
-    rank, world_size = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    return BatchSettings(settings.batch_size, settings.seed, rank, world_size, settings.on_bad_sample, settings.max_bad)
-
-
 # ---------------------------------------------------------------- steps
 
 
-def _train_steps(run: Run, batches: Iterator[Batch], checkpoints: Path, num_samples: int, evaluate: TrainEvaluation | None) -> None:
+def _train_steps(run: Run, batches: Iterator[Batch], checkpoints: Path, order: Order, evaluate: TrainEvaluation | None) -> None:
     """All steps that are left, with evaluations and checkpoints."""
     state, settings = run.state, run.settings
     skipped_in_row = 0
@@ -138,10 +130,10 @@ def _train_steps(run: Run, batches: Iterator[Batch], checkpoints: Path, num_samp
         at_end = state.step == settings.steps
         run.log.add(values)
         if at_end or state.step % settings.log_every == 0:
-            run.log.write(state.step, state.position.epoch, state.num_skipped_steps)
+            run.log.write(state.step, order.place(max(state.position.number - 1, 0)).epoch, state.num_skipped_steps)
         is_best = evaluate is not None and (at_end or state.step % evaluate.every == 0) and _evaluate(run, evaluate)
         if at_end or is_best or state.step % settings.checkpoint_every == 0:
-            packed = pack(state, settings, num_samples, run.accelerator)
+            packed = pack(state, settings, order.num_samples, run.accelerator)
             if run.accelerator.is_main_process:
                 write_checkpoint(checkpoints, packed, settings.keep, state.best.step if state.best else None)
             run.accelerator.wait_for_everyone()
@@ -212,8 +204,8 @@ def _finish(run: Run, model: Trainable, source: Source, prepare: Prepare, folder
     if run.accelerator.is_main_process:
         statistics = None
         if run.settings.train != "decoder":  # else the encoder is as it was, and so are its latents' statistics
-            shares = _shares(run.settings)
-            num_batches = min(len(epoch_indices(len(source), shares, 0)), math.ceil(MAX_MEASURED_SAMPLES / shares.batch_size))
+            shares = BatchSettings(run.settings.batch_size, run.settings.seed, max_bad=run.settings.max_bad)
+            num_batches = math.ceil(min(len(source), MAX_MEASURED_SAMPLES) / shares.batch_size)
             with contextlib.closing(read_batches(source, prepare, shares, Position())) as batches:
                 statistics = measure_latents(module, batches, num_batches, run.settings.seed)
         save_result(model, statistics, folder)

@@ -1,35 +1,67 @@
-"""Batches of a training run: in an order that seed and epoch decide alone, prepared ahead in threads, from any position on."""
+"""Batches of a training run: full ones of one shape, prepared ahead in threads, from any position on.
+
+The samples of all epochs stand in one endless row, each epoch in an order that its number and the seed decide, and of n processes each
+takes every n-th. It groups its samples by shape, of which aspect-ratio buckets give several, and a full group is a batch; samples that
+don't fill one wait, in memory, for those of the next epoch. So every batch is full, no process runs out of batches, no sample is left out,
+and where a process stands is said by the number of its next sample and those of the few that wait.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
 import os
-import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from latentkit.contracts import Modality, Prepared, Sample, Source
 from latentkit.errors import SampleError, SourceError, TrainingError
-from latentkit.store.order import epoch_batches
+from latentkit.retry import retried
 
 AHEAD = 3
 """Batches in preparation while one is trained on."""
-READ_ATTEMPTS = 3
-RETRY_SECONDS = 0.5
+MAX_SHAPES = 256
+"""Of groups that wait: more are no buckets, but samples of any shape."""
+MAX_BAD_COUNT = 10
+"""So many bad samples never end a run by their share."""
+ORDER, VIEW, SIZE = 1, 2, 3
+"""What is drawn: streams of random numbers of one seed."""
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a process stands in the data: the epoch, and how many of its own batches of that epoch were handed out."""
+    """Where a process stands in its own row of samples.
 
-    epoch: int = 0
-    batch: int = 0
+    Args:
+        number: of its next sample, from 0.
+        waiting: numbers of earlier ones, rising, that are not in a batch yet.
+    """
+
+    number: int = 0
+    waiting: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Place:
+    """A sample's place in the row of a process.
+
+    Args:
+        epoch: that it is of.
+        index: in the source.
+        block: number of the batch that it would be in if all were of one shape; the same in all processes at a time.
+    """
+
+    epoch: int
+    index: int
+    block: int = 0
 
 
 @dataclass(frozen=True)
@@ -40,9 +72,8 @@ class Example:
     moments: Tensor | None = None
 
 
-Prepare = Callable[[Sample, Position], Sequence[Example]]
-"""Every view of a sample for the batch before which a process stands at a position. Called from several threads at once; raises
-`SampleError` and `OSError` as a `Modality` does."""
+Prepare = Callable[[Sample, Place], Sequence[Example]]
+"""Every view of a sample. Called from several threads at once; raises `SampleError` and `OSError` as a `Modality` does."""
 
 
 @dataclass(frozen=True)
@@ -78,108 +109,126 @@ class FreshViews:
     """A `Prepare` that draws anew each epoch: the modality is told the epoch in the sample's key, behind a "#".
 
     Args:
-        modalities: alike but for the size that they prepare to; seed, epoch and number of the batch decide which of them prepares a
-            batch, so that all processes have one size at a time.
+        modalities: alike but for the size that they prepare to; seed and block decide which of them prepares a sample, so that all
+            processes have one size at a time.
         seed: of that draw.
     """
 
     modalities: Sequence[Modality]
     seed: int
 
-    def __call__(self, sample: Sample, place: Position) -> list[Example]:
-        number = int(np.random.default_rng([self.seed, place.epoch, place.batch]).integers(len(self.modalities)))
-        return [
-            Example(_one_tensor(view, sample.key))
-            for view in self.modalities[number].prepare(replace(sample, key=f"{sample.key}#{place.epoch}"))
-        ]
+    def __call__(self, sample: Sample, place: Place) -> list[Example]:
+        chosen = self.modalities[_draw(len(self.modalities), self.seed, SIZE, place.block)]
+        views = chosen.prepare(replace(sample, key=f"{sample.key}#{place.epoch}"))
+        return [Example(_one_tensor(view, sample.key)) for view in views]
 
 
-def epoch_indices(num_samples: int, settings: BatchSettings, epoch: int) -> list[list[int]]:
-    """The batches of one epoch for one process, as positions in the source.
+# ---------------------------------------------------------------- the order
 
-    Every process has equally many full batches, and none has a sample of another; what doesn't fill them waits for another epoch.
+
+@dataclass(frozen=True)
+class Order:
+    """The rows of all processes.
+
+    Args:
+        num_samples: of the source.
+        settings: batch size, seed, and which process of how many this is.
 
     Raises:
         TrainingError: fewer samples than one batch for each process.
     """
-    needed = settings.batch_size * settings.world_size
-    if num_samples < needed:
-        shares = f"batch_size {settings.batch_size}" + (f" on {settings.world_size} processes" if settings.world_size > 1 else "")
-        raise TrainingError(f"the source has {num_samples} samples, fewer than one batch ({shares}); lower batch_size, or add samples")
-    alike = np.zeros(num_samples, np.int64)
-    batches = epoch_batches(
-        alike, alike, settings.batch_size, shuffle=True, seed=settings.seed, epoch=epoch, world_size=settings.world_size, tail="drop"
-    )
-    return [batch.tolist() for batch in batches[settings.rank :: settings.world_size]]
+
+    num_samples: int
+    settings: BatchSettings
+
+    def __post_init__(self) -> None:
+        batch_size, world_size = self.settings.batch_size, self.settings.world_size
+        if self.num_samples < batch_size * world_size:
+            shares = f"batch_size {batch_size}" + (f" on {world_size} processes" if world_size > 1 else "")
+            few = f"the source has {self.num_samples} samples, fewer than one batch ({shares})"
+            raise TrainingError(f"{few}; lower batch_size, or add samples")
+
+    def place(self, number: int) -> Place:
+        """Of the sample of that number of this process."""
+        epoch, place = divmod(number * self.settings.world_size + self.settings.rank, self.num_samples)
+        return Place(epoch, int(_permutation(self.num_samples, self.settings.seed, epoch)[place]), number // self.settings.batch_size)
+
+    def start_of(self, epoch: int) -> Position:
+        """Before this process's first sample of an epoch."""
+        return Position(-(-(epoch * self.num_samples - self.settings.rank) // self.settings.world_size))
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(num_samples: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    return np.random.default_rng([seed, ORDER, epoch]).permutation(num_samples)
+
+
+def _draw(count: int, *key: int) -> int:
+    """A number below `count`, by seed and stream."""
+    return int(np.random.default_rng(key).integers(count))
+
+
+# ---------------------------------------------------------------- reading
 
 
 def read_batches(
     source: Source, prepare: Prepare, settings: BatchSettings, start: Position, bad: BadSamples | None = None
 ) -> Generator[Batch]:
-    """Batches from a position on, without end; a bad sample is left out, and its batch is smaller.
+    """Batches from a position on, without end; a bad sample is left out.
 
     Which view of a sample is taken depends on seed, epoch and the sample's place in the source.
 
     Raises:
-        TrainingError: too few samples for a batch, shapes that differ within one, or a modality that gives several tensors.
+        TrainingError: too few samples for a batch, samples of too many shapes, or a modality that gives several tensors.
         SourceError: media out of reach, no usable sample in an epoch, or more bad ones than allowed.
     """
     bad = bad if bad is not None else BadSamples()
-    pool = ThreadPoolExecutor(max(len(os.sched_getaffinity(0)), 2), thread_name_prefix="prepare")
-    num_empty = 0
-    ahead: deque[tuple[Position, list[Future[Example | None]]]] = deque()
-    try:
-        for place, indices in _walk(len(source), settings, start):
-            ahead.append((place, [pool.submit(_prepare_one, source, prepare, settings.seed, place, index, bad) for index in indices]))
-            if len(ahead) <= AHEAD:
+    waiting: dict[tuple[int, ...], dict[int, Example]] = {}  # shape to number to example
+    num_bad_in_row = 0
+    with contextlib.closing(_prepare_ahead(source, prepare, Order(len(source), settings), start)) as prepared:
+        for number, index, example in prepared:
+            if isinstance(example, str):
+                bad.reasons[index] = example
+                num_bad_in_row += 1
+                _check_bad(source, bad, settings, num_bad_in_row * settings.world_size >= len(source))
                 continue
-            position, rows = ahead.popleft()
-            good = [example for row in rows if (example := row.result()) is not None]
-            _check_bad(source, bad, settings)
-            num_empty = 0 if good else num_empty + 1
-            if good:
-                moments = [example.moments for example in good if example.moments is not None]
-                after = Position(position.epoch, position.batch + 1)
-                yield Batch(_stack([example.inputs for example in good]), after, _stack(moments) if moments else None)
-            elif num_empty >= len(epoch_indices(len(source), settings, place.epoch)):
-                raise SourceError(f"no sample of the source can be used, {_example(source, bad)}")
+            num_bad_in_row = 0
+            shape = tuple(example.inputs.shape)
+            group = waiting.setdefault(shape, {})
+            group[number] = example
+            if len(group) == settings.batch_size:
+                del waiting[shape]
+                left = sorted(itertools.chain.from_iterable(waiting.values()))
+                yield _stack(list(group.values()), Position(max(number + 1, start.number), tuple(left)))
+            elif len(waiting) > MAX_SHAPES:
+                shapes = " and ".join("x".join(map(str, shape)) for shape in sorted(waiting)[:2])
+                few = f"samples come in more than {MAX_SHAPES} shapes, such as {shapes}"
+                raise TrainingError(f"{few}; prepare them to one size or to a few buckets (modality.with)")
+
+
+def _prepare_ahead(source: Source, prepare: Prepare, order: Order, start: Position) -> Generator[tuple[int, int, Example | str]]:
+    """Number, place in the source, and example of one sample after the other, without end; of a bad sample the reason."""
+    seed, num_ahead = order.settings.seed, AHEAD * order.settings.batch_size
+    pool = ThreadPoolExecutor(max(len(os.sched_getaffinity(0)), 2), thread_name_prefix="prepare")
+    ahead: deque[tuple[int, int, Future[Example | str]]] = deque()
+    try:
+        for number in itertools.chain(start.waiting, itertools.count(start.number)):
+            place = order.place(number)
+            ahead.append((number, place.index, pool.submit(_prepare_one, source, prepare, seed, place)))
+            if len(ahead) > num_ahead:
+                first, index, example = ahead.popleft()
+                yield first, index, example.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _walk(num_samples: int, settings: BatchSettings, start: Position) -> Iterator[tuple[Position, list[int]]]:
-    """Position before every batch from a position on, and its indices."""
-    epoch, first = start.epoch, start.batch
-    while True:
-        batches = epoch_indices(num_samples, settings, epoch)
-        for number in range(first, len(batches)):
-            yield Position(epoch, number), batches[number]
-        epoch, first = epoch + 1, 0
-
-
-def _prepare_one(source: Source, prepare: Prepare, seed: int, place: Position, index: int, bad: BadSamples) -> Example | None:
-    """One view of one sample; None for a bad one, whose reason is then in `bad`."""
+def _prepare_one(source: Source, prepare: Prepare, seed: int, place: Place) -> Example | str:
+    """One view of one sample; of a bad one the reason."""
     try:
-        views = _views(source, prepare, place, index)
+        views = retried(lambda: prepare(source[place.index], place), f"sample {place.index}")
     except SampleError as error:
-        bad.reasons[index] = str(error)
-        return None
-    return views[int(np.random.default_rng([seed, place.epoch, index]).integers(len(views)))]
-
-
-def _views(source: Source, prepare: Prepare, place: Position, index: int) -> Sequence[Example]:
-    """All views of a sample, at least one; media out of reach is tried for again."""
-    for attempt in range(1, READ_ATTEMPTS + 1):
-        try:
-            views = prepare(source[index], place)
-            if not views:
-                raise SampleError("the modality gave no view of it")
-            return views
-        except OSError as error:
-            if attempt == READ_ATTEMPTS:
-                raise SourceError(f"sample {index} can't be reached: {error}; run again when it can") from error
-            time.sleep(RETRY_SECONDS * attempt)
-    raise AssertionError("not reached: the last attempt returns or raises")
+        return str(error)
+    return views[_draw(len(views), seed, VIEW, place.epoch, place.index)] if views else "the modality gave no view of it"
 
 
 def _one_tensor(view: Prepared, key: str) -> Tensor:
@@ -189,21 +238,20 @@ def _one_tensor(view: Prepared, key: str) -> Tensor:
     return view.tensor
 
 
-def _stack(tensors: list[Tensor]) -> Tensor:
-    shapes = sorted({tuple(tensor.shape) for tensor in tensors})
-    if len(shapes) > 1:
-        texts = ", ".join("x".join(map(str, shape)) for shape in shapes)
-        raise TrainingError(f"samples of one batch differ in shape ({texts}); prepare all of them to one size")
-    return torch.stack(tensors)
+def _stack(examples: Sequence[Example], after: Position) -> Batch:
+    moments = [example.moments for example in examples if example.moments is not None]
+    return Batch(torch.stack([example.inputs for example in examples]), after, torch.stack(moments) if moments else None)
 
 
-def _check_bad(source: Source, bad: BadSamples, settings: BatchSettings) -> None:
+def _check_bad(source: Source, bad: BadSamples, settings: BatchSettings, are_all_bad: bool) -> None:
     count = len(bad.reasons)
-    if count and settings.on_bad_sample == "fail":
+    if settings.on_bad_sample == "fail":
         raise SourceError(f"a sample can't be used, {_example(source, bad)}; remove it, or set on_bad_sample: skip")
-    if count > 10 and count > settings.max_bad * len(source):
+    if count > MAX_BAD_COUNT and count > settings.max_bad * len(source):
         allowed = f"more than max_bad: {settings.max_bad:g} allows"
         raise SourceError(f"{count} of {len(source)} samples can't be used, {allowed}, {_example(source, bad)}")
+    if are_all_bad:
+        raise SourceError(f"no sample of the source can be used, {_example(source, bad)}")
 
 
 def _example(source: Source, bad: BadSamples) -> str:

@@ -10,7 +10,7 @@ from latentkit.errors import SampleError, TrainingError
 from latentkit.store.dataset import read_dataset, read_index
 from latentkit.store.folder import open_folder
 from latentkit.store.reader import open_dataset
-from latentkit.training_batches import Example, Position
+from latentkit.training_batches import Example, Place
 
 
 class StoredMoments:
@@ -37,7 +37,7 @@ class StoredMoments:
         self._datasets = {view: open_dataset(path, "moments", [view]) for view in sorted({row["view"] for row in good})}
         self._rows = {view: {key: row for row, key in enumerate(dataset.keys)} for view, dataset in self._datasets.items()}
 
-    def __call__(self, sample: Sample, place: Position) -> list[Example]:
+    def __call__(self, sample: Sample, place: Place) -> list[Example]:
         """Every view that has moments; what the modality draws is what it drew for the dataset.
 
         Raises:

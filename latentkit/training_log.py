@@ -1,4 +1,4 @@
-"""What a training run tells: log.jsonl, a line of progress now and then, and what its KL weight means."""
+"""What a training run tells: log.jsonl, trackers, the live line, and what its KL weight means."""
 
 from __future__ import annotations
 
@@ -7,37 +7,16 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
 from latentkit.errors import TrainingError
-
-PROGRESS_SECONDS = 10.0
-
-
-def describe_kl(weights: Mapping[str, float], num_values: int) -> list[str]:
-    """What the weight of `kl` stands for, in lines to print; none when it isn't used.
-
-    Args:
-        weights: of the run's losses by name; each loss is a mean over a sample's values, or nats per value.
-        num_values: of one input sample.
-    """
-    beta = weights.get("kl", 0.0)
-    if beta == 0:
-        return []
-    lines = [
-        f"kl: weight {beta:g} per input value, the same number where reconstruction and KL are both summed (latent-diffusion); "
-        f"{beta / num_values:.3g} where the reconstruction is a mean over {num_values:,} values and the KL a sum"
-    ]
-    if weights.get("mse"):
-        deviation = math.sqrt(beta / (2 * weights["mse"]))
-        lines.append(f"kl: that is the ELBO (beta 1) of a Gaussian decoder with standard deviation {deviation:.3g}")
-    elif weights.get("l1"):
-        lines.append(f"kl: that is the ELBO (beta 1) of a Laplace decoder with scale {beta / weights['l1']:.3g}")
-    return lines
+from latentkit.losses.kl_weight import describe_kl
+from latentkit.progress import Progress
+from latentkit.training_settings import WeightedLoss
 
 
 class TrainingLog:
@@ -47,19 +26,21 @@ class TrainingLog:
         path: of log.jsonl.
         num_steps: of the whole run.
         accelerator: says which process this is, and has the trackers.
-        weights: of the losses by name, as the recipe has them.
+        losses: of the run.
     """
 
-    def __init__(self, path: Path, num_steps: int, accelerator: Accelerator, weights: Mapping[str, float]) -> None:
-        self._path, self._num_steps, self._accelerator, self._weights = path, num_steps, accelerator, weights
-        self._printed = -math.inf
+    def __init__(self, path: Path, num_steps: int, accelerator: Accelerator, losses: Sequence[WeightedLoss]) -> None:
+        self._path, self._num_steps, self._accelerator, self._losses = path, num_steps, accelerator, losses
+        self._progress: Progress | None = None
         self._described = False
 
     def begin(self, step: int, settings: Mapping[str, Any]) -> None:
         """Start trackers and clock after `step` done steps; lines of later ones, which will be done again, are dropped."""
         if self._accelerator.log_with:
-            self._accelerator.init_trackers(self._path.parent.name, {name: str(value) for name, value in settings.items()})
-        self._first_step, self._started = step, time.monotonic()
+            texts = {name: str(value) for name, value in settings.items()}
+            self._accelerator.init_trackers(self._path.parent.name, texts, {"tensorboard": {"purge_step": step + 1}})
+        self._progress = Progress(self._num_steps, "steps", self._accelerator.is_main_process, before=step)
+        self._num_samples = 0.0
         self._clear()
         if self._accelerator.is_main_process:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +48,9 @@ class TrainingLog:
 
     def note(self, text: str) -> None:
         """Print a line."""
-        if self._accelerator.is_main_process:
+        if self._progress is not None:
+            self._progress.note(text)
+        elif self._accelerator.is_main_process:
             print(text, file=sys.stderr, flush=True)
 
     def add(self, values: Mapping[str, float]) -> None:
@@ -75,18 +58,20 @@ class TrainingLog:
 
         Args:
             values: averages over the step: "loss", "losses.NAME" (unweighted) with "weighted.NAME", "kl_nats" of a sample, "num_values" of
-                one, and what else the log should have; "num_samples" counts those of the step.
+                one and "num_latent_values" of its posterior, and what else the log should have; "num_samples" counts those of the step.
         """
         for name, value in values.items():
             total, count = self._sums.get(name, (0.0, 0))
             self._sums[name] = total + value, count + 1
         if not self._described:
             self._described = True
-            for line in describe_kl(self._weights, round(values["num_values"])):
+            fixed = [(loss.name, loss.loss, loss.weight) for loss in self._losses if not loss.adaptive]
+            for line in describe_kl(fixed, round(values["num_values"]), round(values.get("num_latent_values", 0))):
                 self.note(line)
+        self._show(values)
 
     def write(self, step: int, epoch: int, num_skipped_steps: int) -> None:
-        """Append the averages since the last line; print them when the last print was a while ago.
+        """Append the averages since the last line; those of the last step are printed as well.
 
         Raises:
             TrainingError: the file can't be written.
@@ -94,10 +79,8 @@ class TrainingLog:
         record = {"step": step, "epoch": epoch, "num_skipped_steps": num_skipped_steps, **self._averages()}
         self._clear()
         self._append(record)
-        now = time.monotonic()
-        if now - self._printed >= PROGRESS_SECONDS or step == self._num_steps:
-            self._printed = now
-            self.note(self._progress(step, record, now))
+        if step == self._num_steps:
+            self.note(f"step {step}/{self._num_steps}  loss {record['loss']:.5f}")
 
     def write_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append an evaluation, {"step", "metrics"}, and print it; a metric that isn't finite is null.
@@ -109,7 +92,10 @@ class TrainingLog:
         self.note(f"step {step}/{self._num_steps}  " + "  ".join(f"{name} {value:.5g}" for name, value in metrics.items()))
 
     def close(self) -> None:
-        """End the trackers."""
+        """End trackers and live line."""
+        if self._progress is not None:
+            self._progress.close()
+            self._progress = None
         if self._accelerator.is_main_process:
             for tracker in self._accelerator.trackers:
                 tracker.finish()
@@ -134,6 +120,7 @@ class TrainingLog:
         num_samples = self._sums.pop("num_samples")[0]
         means = {name: total / count for name, (total, count) in self._sums.items()}
         num_values = means.pop("num_values")
+        means.pop("num_latent_values", None)
         plain = {name: value for name, value in means.items() if "." not in name}
         if "kl_nats" in plain:
             plain["kl_bits_per_dim"] = plain["kl_nats"] / (math.log(2) * num_values)
@@ -148,16 +135,13 @@ class TrainingLog:
                 parts.setdefault(kind, {}).setdefault(owner, {})[part] = value
         return {**plain, **parts, "samples_per_second": num_samples / seconds}
 
-    def _progress(self, step: int, record: Mapping[str, Any], now: float) -> str:
-        left = (now - self._started) / max(step - self._first_step, 1) * (self._num_steps - step)
-        speed = f"{record['samples_per_second']:.1f} samples/s"
-        return f"step {step}/{self._num_steps}  loss {record['loss']:.5f}  {speed}  {_clock(left)} left"
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"
+    def _show(self, values: Mapping[str, float]) -> None:
+        """The live line: rates since the run went on, the loss since the last line of the log."""
+        assert self._progress is not None
+        self._num_samples += values["num_samples"]
+        total, count = self._sums["loss"]
+        rate = self._num_samples / max(self._progress.seconds, 1e-9)
+        self._progress.update(1, remark=f"loss {total / count:.5f}, {rate:.1f} samples/s")
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import atexit
+import gc
+import os
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+
+# Before there is a process group: imported later, its functions keep the group as a default argument. Then destroying the group doesn't end
+# its threads, and one that is still at work while the interpreter ends aborts the process.
+import torch.distributed.nn.functional
+from accelerate import Accelerator, PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, broadcast
+from accelerate.utils import DistributedDataParallelKwargs, broadcast, parse_flag_from_env
 from torch import nn
 
 from latentkit.contracts import Adversarial, HasModule, LossBatch, Source, Trainable
@@ -53,8 +59,18 @@ def check(source: object, losses: Sequence[WeightedLoss], settings: TrainSetting
     _check_trackers(settings.trackers)
 
 
+def join_processes() -> torch.device:
+    """The device of this process, which is now one of those that a launcher has started."""
+    is_launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    # Unless told so, accelerate takes processes on a machine without GPUs for strangers, each with a run of its own.
+    is_on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or (is_launched and not torch.cuda.is_available())
+    device: torch.device = PartialState(cpu=is_on_cpu).device
+    return device
+
+
 def open_accelerator(settings: TrainSettings, folder: Path) -> Accelerator:
     """Accelerate's object for this process, with the names of the run's trackers; their files lie in `folder`/trackers."""
+    join_processes()
     accelerator = Accelerator(
         mixed_precision="no",  # its precision is the whole process's: a second run could not have another
         log_with=list(settings.trackers) or None,
@@ -62,13 +78,18 @@ def open_accelerator(settings: TrainSettings, folder: Path) -> Accelerator:
         # losses may run the model several times in one step, and buffers that change in between would break the backward pass
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
-    atexit.register(accelerator.state.destroy_process_group)  # its threads must not outlive the interpreter
+    atexit.unregister(_end_process_group)  # once is enough, however many runs there are
+    atexit.register(_end_process_group)
     return accelerator
 
 
-def start(
-    model: Trainable, losses: Sequence[WeightedLoss], settings: TrainSettings, accelerator: Accelerator, log: TrainingLog
-) -> Run:
+def _end_process_group() -> None:
+    """The group's threads must not outlive the interpreter, so nothing may hold it: wrapped models of runs that are over lie in cycles."""
+    gc.collect()
+    PartialState().destroy_process_group()
+
+
+def start(model: Trainable, losses: Sequence[WeightedLoss], settings: TrainSettings, accelerator: Accelerator, log: TrainingLog) -> Run:
     """A run before its first step.
 
     Raises:
@@ -137,7 +158,9 @@ def _check_trackers(names: Sequence[str]) -> None:
             known = ", ".join(sorted(LOGGER_TYPE_TO_CLASS))
             raise TrainingError(f"log: there is no tracker {name!r}{suggest(name, LOGGER_TYPE_TO_CLASS)}; there are {known}")
         if name not in installed:
-            raise TrainingError(f"log: the tracker {name!r} isn't installed; install it, or leave it out (log.jsonl is written anyway)")
+            package = '"latentkit[tensorboard]"' if name == "tensorboard" else name
+            advice = f"pip install {package}, or leave it out (log.jsonl is written anyway)"
+            raise TrainingError(f"log: the tracker {name!r} isn't installed; {advice}")
 
 
 def _choose_parameters(module: nn.Module, half: str) -> list[nn.Parameter]:

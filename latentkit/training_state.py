@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from latentkit.checkpoint import Checkpoint, pack_optimizer, unpack_optimizer
 from latentkit.ema import WeightAverage
 from latentkit.errors import TrainingError
-from latentkit.training_batches import Position
+from latentkit.training_batches import BatchSettings, Order, Position
 from latentkit.training_settings import OptimizerSettings, TrainSettings
+
+ORDER_VERSION = 2
+"""Of what positions in the data mean; 1 dropped what didn't fill an epoch's last batches."""
 
 
 @dataclass
@@ -70,14 +75,13 @@ class TrainState:
 def pack(state: TrainState, settings: TrainSettings, num_samples: int, accelerator: Accelerator) -> Checkpoint:
     """The state of all processes; every process must call it."""
     random = {name: accelerator.gather(value[None].to(accelerator.device)) for name, value in _random_states(accelerator).items()}
-    place = torch.tensor([[state.position.epoch, state.position.batch]], device=accelerator.device)
     tensors: dict[str, Mapping[str, Tensor]] = {
         "model": state.module.state_dict(),
         "optimizer": pack_optimizer(state.optimizer),
         "random": random,
     }
     values: dict[str, Any] = {
-        "positions": accelerator.gather(place).tolist(),
+        "positions": gather_object([[state.position.number, *state.position.waiting]]),
         "data": _data_order(settings, num_samples, accelerator),
         "num_skipped_steps": state.num_skipped_steps,
         "num_threads": torch.get_num_threads(),
@@ -120,12 +124,15 @@ def restore(state: TrainState, checkpoint: Checkpoint, settings: TrainSettings, 
         torch.set_num_threads(values["num_threads"])  # another number adds up in another order
     notes = [f"going on from step {state.step}", *_changes(values["settings"], asdict(settings))]
     if values["data"] == _data_order(settings, num_samples, accelerator):
-        state.position = Position(*values["positions"][accelerator.process_index])
+        number, *waiting = values["positions"][accelerator.process_index]
+        state.position = Position(number, tuple(waiting))
         _restore_random(checkpoint.tensors["random"], accelerator)
         return notes
-    state.position = Position(1 + max(epoch for epoch, _ in values["positions"]), 0)
+    before, most = values["data"], max(number for number, *_ in values["positions"])
+    epoch = math.ceil(most * before["num_processes"] / before["num_samples"])  # the next that isn't begun
+    state.position = Order(num_samples, batches_of(settings, accelerator)).start_of(epoch)
     torch.manual_seed(settings.seed + 1_000_003 * (state.step * accelerator.num_processes + accelerator.process_index))
-    return [*notes, f"the data comes in another order than before; going on with epoch {state.position.epoch}"]
+    return [*notes, f"the data comes in another order than before; going on with epoch {epoch}"]
 
 
 def _restore_tensors(state: TrainState, checkpoint: Checkpoint) -> None:
@@ -143,8 +150,15 @@ def _restore_tensors(state: TrainState, checkpoint: Checkpoint) -> None:
         found.step, found.num_skipped_steps = counts["step"], counts["num_skipped_steps"]
 
 
+def batches_of(settings: TrainSettings, accelerator: Accelerator) -> BatchSettings:
+    """What this process reads."""
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    return BatchSettings(settings.batch_size, settings.seed, rank, world_size, settings.on_bad_sample, settings.max_bad)
+
+
 def _data_order(settings: TrainSettings, num_samples: int, accelerator: Accelerator) -> dict[str, int]:
     return {
+        "version": ORDER_VERSION,
         "num_samples": num_samples,
         "batch_size": settings.batch_size,
         "seed": settings.seed,

@@ -2,7 +2,7 @@
 
 The two never mix: a discriminator's weights are frozen in the model's pass, so that no gradient is left in them, and it sees
 reconstructions that are cut off from the model. Before a loss counts, nothing of it is computed. Discriminators and losses compute in
-float32.
+float32, also under fp16: only the model's loss is scaled, and a discriminator needs no scaler of its own.
 """
 
 from __future__ import annotations
@@ -94,6 +94,7 @@ def model_pass(run: Run, prepared: Batch, losses: Sequence[WeightedLoss]) -> tup
     }
     if found.moments is not None:
         values["kl_nats"] = kl_nats(found.moments).mean()
+        values["num_latent_values"] = inputs.new_tensor(float(found.moments.mean[0].numel()))
     return _detached(run, batch), values
 
 

@@ -11,24 +11,32 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from latentkit.contracts import BuildContext, InputSpec, LatentLayout, Moments, Normalization, Reconstruction, SizeRule
-from latentkit.encoders.diffusers_loading import find_model, load_model, new_model, probe, read_config
-from latentkit.encoders.diffusers_table import TRAITS, computing_config, read_latents, read_normalization
+from latentkit.contracts import BuildContext, Moments, Normalization, Reconstruction
+from latentkit.encoders.diffusers_driver import Driver
+from latentkit.encoders.diffusers_loading import build_model, find_model, load_model, read_config
+from latentkit.encoders.diffusers_measuring import measure_model, prepare_model
+from latentkit.encoders.diffusers_statistics import PLACES, put_statistics, read_normalization
+from latentkit.encoders.diffusers_table import computing_config
 from latentkit.encoders.hashing import hash_tensors
 from latentkit.errors import EncoderError
 
 if TYPE_CHECKING:
     from latentkit.builtin import DiffusersConfig
 
+ENCODING_ONLY = ("encoder", "quant_conv")
+"""Modules that no `decode` uses."""
+
+
 def open_diffusers(config: DiffusersConfig, context: BuildContext) -> DiffusersEncoder:
     """The encoder of a recipe. Weights are read when first needed.
 
     Raises:
-        EncoderError: there is no such model, or its class isn't driven.
+        EncoderError: there is no such model, its class isn't driven, or an option doesn't fit it.
     """
     config_file = context.recipe_dir / Path(config.config).expanduser() if config.config else None
     path = find_model(config.model, config.subfolder, config.revision, context.recipe_dir) if config.model else None
-    return DiffusersEncoder(path, config_file, getattr(torch, config.dtype), config.tiling, context.device, context.seed)
+    dtype = getattr(torch, config.dtype)
+    return DiffusersEncoder(path, config_file, dtype, config.tiling, context.device, context.seed, context.modality, config.indices)
 
 
 class DiffusersEncoder:
@@ -38,54 +46,64 @@ class DiffusersEncoder:
         path: folder or single file of the weights; None starts with random ones.
         config_file: config.json of random weights, or of a single file.
         dtype: the network computes in this.
-        tiling: encode large pictures in overlapping tiles.
+        tiling: encode large inputs in overlapping tiles.
         device: torch device.
         seed: of random weights.
+        modality: name of the recipe's, for classes that take several; the class's usual one where it doesn't take that.
+        indices: give indices into the model's codebook; None: as is usual for its class.
     """
 
     def __init__(
-        self, path: Path | None, config_file: Path | None, dtype: torch.dtype, tiling: bool, device: str, seed: int = 0
+        self,
+        path: Path | None,
+        config_file: Path | None,
+        dtype: torch.dtype,
+        tiling: bool,
+        device: str,
+        seed: int = 0,
+        modality: str = "",
+        indices: bool | None = None,
     ) -> None:
         self._path, self._config_file, self._dtype, self._tiling = path, config_file, dtype, tiling
         self._device, self._seed = device, seed
         self._decoder_hash = ""
         self._config = read_config(_config_place(path, config_file))
-        self._traits = TRAITS[self._config["_class_name"]]
-        self.modality = self._traits.modality
-        self._complete_config, channels, downscale = probe(self._config)
-        sides = SizeRule(multiple=downscale, minimum=downscale)
-        self.input = InputSpec(channels=int(self._config.get("in_channels", 3)), sizes={"H": sides, "W": sides})
-        self.layout = LatentLayout("latent", self._traits.kind, self._traits.axes, channels, downscale)
+        measured = measure_model(self._config, modality, indices, tiling)
+        self._driver: Driver = measured.driver
+        self._traits = measured.driver.traits
+        self._complete_config = measured.config
+        self.modality, self.input, self.layout = measured.modality, measured.input, measured.layout
 
     @property
     def normalization(self) -> Normalization:
         """As the model's own pipelines do it."""
-        return read_normalization(self._config)
+        has_own = self._traits.statistics in ("buffers", "batch-norm")
+        model = (self._encoding_half if self._path is not None else self.module.model) if has_own else None
+        whole = self.input.mel.bins // self._downscale("M") if self.input.mel is not None else 0
+        return read_normalization(self._complete_config, self._traits, self.layout, model, whole)
 
     def encode(self, batch: Tensor) -> dict[str, Tensor]:
-        """Posterior moments, or latents, of a batch of images.
+        """Posterior moments, latents or indices of a batch.
 
         Args:
-            batch: (N, 3, H, W) in [-1, 1]; H and W divisible by `layout.downscale`.
+            batch: (N, *input.axes), such as (N, 3, H, W), in `input.range`, of sizes that `input.sizes` allows.
 
         Returns:
-            "mean" and "logvar" (in [-30, 20]), or "latent", each (N, C, H / f, W / f), unscaled, in the encoder's dtype.
+            "mean" and "logvar" (in [-30, 20]), "latent" or "indices", each (N, *layout.axes), such as (N, C, H / f, W / f), unscaled, in
+            the encoder's dtype.
 
         Raises:
-            ValueError: H or W not divisible by f.
+            ValueError: another number of axes or channels, or a size that the model would cut or pad.
         """
-        for axis, size in zip(self.layout.axes[1:], batch.shape[2:], strict=True):
-            if not self.input.sizes[axis].allows(size):
-                raise ValueError(f"{axis} of a batch is {size}; the encoder takes {self.input.sizes[axis]}")
-        images = batch.to(self._device, self._dtype, memory_format=torch.channels_last)
+        self._check(batch)
         with torch.inference_mode():
-            return read_latents(self._encoding_half.encode(images))
+            return self._driver.encode(self._encoding_half, batch.to(self._device))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Raw latents (N, C, h, w) to images (N, 3, H, W), about [-1, 1], float32."""
+        """Raw latents or indices, (N, *layout.axes), to a batch like the input, (N, *input.axes), about in its range, float32."""
+        latents = latents.to(self._device) if self._driver.indices else latents.to(self._device, self._dtype)
         with torch.inference_mode():
-            decoded = self._decoding_half.decode(latents.to(self._device, self._dtype)).sample
-        return decoded.float()  # type: ignore[no-any-return]
+            return self._driver.decode(self._decoding_half, latents).float()
 
     def compile(self) -> None:
         """Compile the encoding half, a graph per shape: which one a batch runs, and so its bits, must not depend on the batches before."""
@@ -93,11 +111,12 @@ class DiffusersEncoder:
 
     def fingerprint(self) -> dict[str, str]:
         """Class and config, hash of the tensors that `encode` uses in the dtype it uses them in, tiling; "decoder" apart."""
-        text = json.dumps(computing_config(self._complete_config), sort_keys=True)
+        text = json.dumps(computing_config(self._complete_config, self._traits, self._tiling), sort_keys=True)
+        tensors = self._encoding_half.state_dict()
         parts = {
             "class": self._config["_class_name"],
             "config": hashlib.sha256(text.encode()).hexdigest(),
-            "weights": hash_tensors(self._encoding_half.state_dict()),
+            "weights": hash_tensors({name: tensors[name] for name in tensors if name.split(".")[0] not in PLACES}),
             "decoder": self._decoder_hash,
         }
         return parts | ({"tiling": "on"} if self._tiling else {})
@@ -106,25 +125,33 @@ class DiffusersEncoder:
 
     @functools.cached_property
     def module(self) -> nn.Module:
-        """The whole model, float32; its forward takes (N, 3, H, W) in [-1, 1] and gives a `Reconstruction` of a draw."""
+        """The whole model, float32; its forward takes a batch in `input.range` and gives a `Reconstruction` of a draw.
+
+        Raises:
+            EncoderError: the model has a codebook, which needs losses of its own.
+        """
+        if self._traits.codebook:
+            raise EncoderError(f"{self._config['_class_name']} can't be trained here: its codebook needs losses of its own")
         if self._path is not None:
             model = load_model(self._path, self._config_file, torch.float32)
         else:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self._seed)
-                model = new_model(_config_place(self._path, self._config_file))
-        return TrainedModel(model.train().requires_grad_(True).to(self._device))
+                model = build_model(self._config)
+        prepare_model(model, self._traits, self._tiling)
+        return TrainedModel(model.train().requires_grad_(True).to(self._device), self._driver)
 
     def last_layer(self) -> nn.Parameter:
-        """Weight of the decoder's last convolution."""
+        """Weight of the decoder's last layer."""
         model = self.module.model
         assert isinstance(model, nn.Module)
-        names = dict(model.named_parameters())
-        wanted = self._traits.last_layer
-        if "{last}" in wanted:
-            prefix = wanted.split("{last}")[0]
-            wanted = wanted.format(last=max(int(name.removeprefix(prefix).split(".")[0]) for name in names if name.startswith(prefix)))
-        return names[wanted]
+        decoder, ending = self._traits.decoder[0], self._traits.last_layer
+        weights = [
+            weight
+            for name, weight in model.named_parameters()
+            if name.startswith(f"{decoder}.") and weight.ndim > 1 and name.endswith(ending)
+        ]
+        return weights[-1]
 
     def save(self, folder: Path) -> None:
         """A folder that any `from_pretrained` loads, with the config as it stands."""
@@ -132,51 +159,59 @@ class DiffusersEncoder:
         model.save_pretrained(folder)
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Put measured statistics of a draw per channel, (C,) each, into the config that `save` writes.
-
-        The model's own pipelines apply per-channel fields *and* `scaling_factor`, so the pair shift and scale over all channels is what
-        every one of them, the oldest included, gets right: the per-channel fields stay empty.
-        """
-        model: Any = self.module.model
-        centre = float(mean.double().mean())
-        spread = float((std.double().square() + (mean.double() - centre).square()).mean().sqrt())
-        fields = {"scaling_factor": 1.0 / spread, "shift_factor": centre, "latents_mean": None, "latents_std": None}
-        model.register_to_config(**{name: value for name, value in fields.items() if name in model.config})
+        """Put measured statistics of a draw per channel, (C,) each, where pipelines look for them in what `save` writes."""
+        put_statistics(self.module.model, self._traits, mean, std)
 
     # ------------------------------------------------------------ inside
 
+    def _check(self, batch: Tensor) -> None:
+        axes, channels = self.input.axes, self.input.channels
+        if batch.ndim != len(axes) + 1 or batch.shape[1] != channels:
+            raise ValueError(f"expected a batch (N, {channels}, {', '.join(axes[1:])}), got {tuple(batch.shape)}")
+        for axis, size in zip(axes[1:], batch.shape[2:], strict=True):
+            rule = self.input.sizes.get(axis)
+            if rule is not None and not rule.allows(size):
+                raise ValueError(f"{axis} of a batch is {size}; the encoder takes {rule}")
+
+    def _downscale(self, axis: str) -> int:
+        factors = self.layout.downscale
+        return factors if isinstance(factors, int) else factors[self.input.axes.index(axis) - 1]
+
+    def _load(self, what: str) -> Any:
+        if self._path is None:
+            raise EncoderError(f"a model with random weights (option config) can be trained, but not {what}; give its weights as model")
+        model = load_model(self._path, self._config_file, self._dtype)
+        prepare_model(model, self._traits, self._tiling)
+        return model
+
     @functools.cached_property
     def _encoding_half(self) -> Any:
-        if self._path is None:
-            raise EncoderError("a model with random weights (option config) can be trained, but not encode; give its weights as model")
-        model = load_model(self._path, self._config_file, self._dtype)
+        model = self._load("encode")
         tensors = model.state_dict()
-        self._decoder_hash = hash_tensors({name: tensors[name] for name in tensors if name.startswith(self._traits.decoder)})
-        _forget(model, self._traits.decoder)
-        if self._tiling:
-            model.enable_tiling()
-        return model.to(self._device, memory_format=torch.channels_last)
+        self._decoder_hash = hash_tensors({name: tensors[name] for name in tensors if name.split(".")[0] in self._traits.decoder})
+        _forget(model, tuple(name for name in self._traits.decoder if not (self._driver.indices and name == self._traits.codebook)))
+        takes_form = self._traits.axes == "CHW" and all(weight.ndim <= 4 for weight in model.parameters())
+        form = torch.channels_last if takes_form else torch.preserve_format
+        return model.to(self._device, memory_format=form)
 
     @functools.cached_property
     def _decoding_half(self) -> Any:
-        if self._path is None:
-            raise EncoderError("a model with random weights (option config) can be trained, but not decode; give its weights as model")
-        model = load_model(self._path, self._config_file, self._dtype)
-        kept = {prefix.rstrip(".") for prefix in self._traits.decoder}
-        _forget(model, tuple(name for name, _ in model.named_children() if name not in kept))
+        model = self._load("decode")
+        _forget(model, ENCODING_ONLY)
         return model.to(self._device)
 
 
 class TrainedModel(nn.Module):
     """A diffusers autoencoder whose forward is that of the contract `Trainable`."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, driver: Driver) -> None:
         super().__init__()
         self.model = model
+        self._driver = driver
 
     def forward(self, batch: Tensor) -> Reconstruction:
-        """(N, 3, H, W) in [-1, 1] to the reconstruction of a draw from the posterior (or of the latents, where there is none)."""
-        latents = read_latents(self.model.encode(batch))
+        """A batch in the input's range to the reconstruction of a draw from the posterior (or of the latents, where there is none)."""
+        latents = self._driver.encode(self.model, batch)
         if "latent" in latents:
             return Reconstruction(self.decode(latents["latent"]), latents["latent"])
         mean, logvar = latents["mean"], latents["logvar"]
@@ -184,9 +219,8 @@ class TrainedModel(nn.Module):
         return Reconstruction(self.decode(draw), draw, Moments(mean, logvar))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Raw latents (N, C, h, w) to (N, 3, H, W)."""
-        decoded: Tensor = self.model.decode(latents).sample
-        return decoded
+        """Raw latents (N, *layout.axes) to a batch like the input."""
+        return self._driver.decode(self.model, latents)
 
 
 def _config_place(path: Path | None, config_file: Path | None) -> Path:
@@ -200,6 +234,7 @@ def _config_place(path: Path | None, config_file: Path | None) -> Path:
 
 
 def _forget(model: nn.Module, names: tuple[str, ...]) -> None:
-    """Drop sub-modules, so that they neither take memory nor count as the encoder's."""
+    """Empty sub-modules, so that they neither take memory nor count as the encoder's. Some classes walk through them, so they stay."""
     for name in names:
-        setattr(model, name.rstrip("."), None)
+        if getattr(model, name, None) is not None:
+            setattr(model, name, nn.Module().eval())

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
+from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 
-from latentkit.encoders.diffusers_table import TRAITS, read_latents
+from latentkit.encoders.diffusers_table import TRAITS
 from latentkit.errors import EncoderError
 
 SUBFOLDERS = ("vae", "audio_vae")
@@ -30,9 +32,6 @@ FILES = (
 MOST_KEYS_NAMED = 8
 ORIGINAL_NAME = "encoder.down.0.block.0."
 """In every checkpoint of latent-diffusion's own trainers, with or without a prefix, and in none of diffusers."""
-
-PROBE_SIDE = 512
-"""Pixels of the picture that the down-scaling is measured with."""
 
 
 def find_model(model: str, subfolder: str | None, revision: str | None, recipe_dir: Path) -> Path:
@@ -83,9 +82,17 @@ def read_config(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise EncoderError(f"{file}: not JSON ({error}); expected the config.json of a diffusers autoencoder") from error
     name = config.get("_class_name") if isinstance(config, dict) else None
-    if name not in TRAITS:
-        raise EncoderError(f"{file}: _class_name is {name!r}; this version drives {', '.join(TRAITS)}")
+    if not (isinstance(name, str) and (name in TRAITS or _might_be_driven(name)) and hasattr(diffusers, name)):
+        raise EncoderError(
+            f"{file}: _class_name is {name!r}; this version drives {', '.join(TRAITS)}, and other models of diffusers "
+            f"{diffusers.__version__} that have encode and decode"
+        )
     return dict(config)
+
+
+def _might_be_driven(name: str) -> bool:
+    found = getattr(diffusers, name, None)
+    return isinstance(found, type) and issubclass(found, diffusers.ModelMixin) and hasattr(found, "encode") and hasattr(found, "decode")
 
 
 def load_model(path: Path, config_file: Path | None, dtype: torch.dtype) -> Any:
@@ -99,30 +106,25 @@ def load_model(path: Path, config_file: Path | None, dtype: torch.dtype) -> Any:
     Raises:
         EncoderError: no weights, or weights that don't fit: names missing, unexpected and misshaped keys.
     """
-    with quiet():
+    with quiet(), torch.random.fork_rng(devices=[]):  # some classes draw the weights that they then load
         model = _load_file(path, config_file, dtype) if path.is_file() else _load_folder(path, dtype)
     model.eval()
     model.requires_grad_(False)
     return model
 
 
-def new_model(config_file: Path) -> Any:
-    """A model with random weights (torch's global generator), float32."""
-    config = read_config(config_file)
-    with quiet():
-        return getattr(diffusers, config["_class_name"]).from_config(config)
+def build_model(config: Mapping[str, Any]) -> Any:
+    """A model with random weights (torch's global generator), float32.
 
-
-def probe(config: dict[str, Any]) -> tuple[dict[str, Any], int, int]:
-    """The config with its defaults filled in, latent channels and down-scaling.
-
-    The sizes are measured on the meta device, where nothing is computed: attributes of the classes can be wrong.
+    Raises:
+        EncoderError: the config doesn't fit its class.
     """
-    with quiet(), torch.device("meta"), torch.no_grad():
-        model = getattr(diffusers, config["_class_name"]).from_config(config)
-        images = torch.empty(1, int(config.get("in_channels", 3)), PROBE_SIDE, PROBE_SIDE)
-        latents = next(iter(read_latents(model.encode(images)).values()))
-    return dict(model.config), int(latents.shape[1]), PROBE_SIDE // int(latents.shape[-1])
+    name = config["_class_name"]
+    try:
+        with quiet():
+            return getattr(diffusers, name).from_config(config)
+    except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, ImportError, NameError) as error:
+        raise EncoderError(f"{name} can't be built by its config: {str(error).strip()[:500]}") from error
 
 
 def _load_folder(folder: Path, dtype: torch.dtype) -> Any:
@@ -147,18 +149,36 @@ def _load_file(file: Path, config_file: Path | None, dtype: torch.dtype) -> Any:
     config = read_config(config_file)
     model_class = getattr(diffusers, config["_class_name"])
     try:
-        tensors = load_file(file)
-        if config["_class_name"] == "AutoencoderKL" and any(ORIGINAL_NAME in name for name in tensors):
-            tensors = convert_ldm_vae_checkpoint(tensors, config)  # type: ignore[no-untyped-call]
         model = model_class.from_config(config)
-        model._fix_state_dict_keys_on_load(tensors)
         own = model.state_dict()
+        tensors = _in_own_names(load_file(file), config, set(own))
+        model._fix_state_dict_keys_on_load(tensors)
         misshaped = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
         _check_keys(file, sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own)), misshaped)
         model.load_state_dict(tensors)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise EncoderError(f"{file}: the weights can't be loaded: {str(error).strip()[:500]}") from error
-    return model.to(dtype)
+    kept = set(model._keep_in_fp32_modules or ())
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if tensor.is_floating_point() and not kept & set(name.split(".")):
+            tensor.data = tensor.data.to(dtype)
+    return model
+
+
+def _in_own_names(tensors: dict[str, Any], config: dict[str, Any], own: set[str]) -> dict[str, Any]:
+    """The tensors of a file by diffusers' names: as they are, or as diffusers converts them from the original trainers'."""
+    if config["_class_name"] == "AutoencoderKL":
+        is_original = any(ORIGINAL_NAME in name for name in tensors)
+        return convert_ldm_vae_checkpoint(tensors, config) if is_original else tensors  # type: ignore[no-untyped-call]
+    known: Mapping[str, Any] = SINGLE_FILE_LOADABLE_CLASSES
+    convert = known.get(config["_class_name"], {}).get("checkpoint_mapping_fn")
+    if convert is None or set(tensors) == own:
+        return tensors
+    try:
+        converted: dict[str, Any] = convert(checkpoint=dict(tensors), config=config)
+    except (KeyError, ValueError, IndexError):
+        return tensors  # not the original names either; what doesn't fit is said by its own
+    return min((tensors, converted), key=lambda named: len(own ^ set(named)))
 
 
 def _check_keys(path: Path, missing: list[str], unexpected: list[str], misshaped: list[Any]) -> None:
@@ -178,10 +198,11 @@ def _some(keys: list[Any]) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence diffusers' warnings about what `_check_keys` turns into errors."""
+    """Silence diffusers' warnings about what `_check_keys` turns into errors, and torch's about what diffusers uses of it."""
     level = diffusers.utils.logging.get_verbosity()
     diffusers.utils.logging.set_verbosity(50)
     try:
-        yield
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):
+            yield
     finally:
         diffusers.utils.logging.set_verbosity(level)

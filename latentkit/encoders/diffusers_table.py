@@ -1,82 +1,197 @@
-"""What has to be known of each diffusers autoencoder class and can't be read from its config: one row per class."""
+"""What has to be known of each diffusers autoencoder class and can't be measured on it or read from its config: one row per class.
+
+`docs/autoencoders.md` is this table in words. A class without a row is tried as `UNLISTED` says, and driven when its `encode` takes one
+tensor and gives a `latent_dist`, `latent`, `latents` or a tuple.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from torch import Tensor
+from latentkit.contracts import MelSpec
 
-from latentkit.contracts import Normalization
+Statistics = Literal["config", "scale", "buffers", "batch-norm", "inside", "none"]
 
 
 @dataclass(frozen=True)
 class Traits:
-    """One class of autoencoder.
+    """One class of autoencoder. Sizes aren't here: they are measured (`diffusers_measuring`), as attributes of the classes can be wrong.
 
     Args:
-        kind: of its latents, as in `LatentLayout`.
-        modality: whose tensors it takes.
-        axes: of one input and one latent, without the batch.
-        decoder: prefixes of tensors that `encode` doesn't use.
-        last_layer: name of the weight of the decoder's last layer.
+        modalities: whose tensors it takes, the usual one first. A video class that takes pictures sees clips of one frame; a picture
+            class that takes videos sees every frame as a picture.
+        axes: of one input, as the class itself has them, without the batch.
+        kind: of its continuous latents, as in `LatentLayout`.
+        channels: of the input, where its config doesn't tell.
+        range: of the input.
+        pixel_mean, pixel_std: the network takes (input - mean) / std; one number, or one per channel; empty for the input as it is.
+        frames: (a, b): frame counts are a * k + b, k from 0, as far as the model gives as many back.
+        pads_front: the first frame is repeated in front until the count divides by the down-scaling, as the class's own `forward` does.
+        tiles: it only ever computes whole tiles: sizes are those that tiles cover.
+        side: attribute of the one height and width taken; empty where every multiple is.
+        mel: of the sound it takes instead of a waveform, but for what its config says.
+        encode_options: further arguments of `encode`.
+        decode_options: further arguments of `decode`.
+        decodes_frames_first: `decode` gives (N, T, C, H, W).
+        one_by_one: a batch can't be encoded, or its rows would change each other.
+        recover: method that mends the model after `encode` failed.
+        statistics: where its pipelines take shift and scale of a latent from; "scale" is the config's scaling_factor alone, "inside" means
+            that `encode` has applied them already.
+        fold: factors of the latent's axes that are moved into channels before; 0 stands for the whole axis.
+        codebook: attribute that turns latents into indices and back.
+        gives_indices: into the codebook, unless the recipe wants continuous latents.
+        decoder: modules that `encode` doesn't use.
+        last_layer: end of the name of the decoder's last weight, where that isn't the decoder's last of two axes or more.
+        variants: (config key, value) to what is different where the config has that value.
+        needs: package beside diffusers that it can't be built without.
+        refused: why it can't be driven; empty where it can.
     """
 
-    kind: Literal["gaussian", "deterministic", "quantised"]
-    modality: str
-    axes: str
-    decoder: tuple[str, ...]
-    last_layer: str
+    modalities: tuple[str, ...] = ("image", "video")
+    axes: str = "CHW"
+    kind: Literal["gaussian", "deterministic"] = "gaussian"
+    channels: int | None = None
+    range: tuple[float, float] = (-1.0, 1.0)
+    pixel_mean: tuple[float, ...] = ()
+    pixel_std: tuple[float, ...] = ()
+    frames: tuple[int, int] = (1, 0)
+    pads_front: bool = False
+    tiles: bool = False
+    side: str = ""
+    mel: MelSpec | None = None
+    encode_options: Mapping[str, Any] = field(default_factory=dict)
+    decode_options: Mapping[str, Any] = field(default_factory=dict)
+    decodes_frames_first: bool = False
+    one_by_one: bool = False
+    recover: str = ""
+    statistics: Statistics = "config"
+    fold: Mapping[str, int] = field(default_factory=dict)
+    codebook: str = ""
+    gives_indices: bool = False
+    decoder: tuple[str, ...] = ("decoder", "post_quant_conv")
+    last_layer: str = ""
+    variants: Mapping[tuple[str, Any], Mapping[str, Any]] = field(default_factory=dict)
+    needs: str = ""
+    refused: str = ""
 
+
+def video(frames: tuple[int, int], **different: Any) -> Traits:
+    """A class that takes clips, and pictures as clips of one frame."""
+    return replace(Traits(("video", "image"), "CTHW", frames=frames), **different)
+
+
+def audio(**different: Any) -> Traits:
+    """A class that takes waveforms."""
+    return replace(Traits(("audio",), "CL"), **different)
+
+
+IMAGENET: Mapping[str, Any] = {"range": (0.0, 1.0), "pixel_mean": (0.485, 0.456, 0.406), "pixel_std": (0.229, 0.224, 0.225)}
+OF_128: Mapping[str, Any] = {"pixel_mean": (128 / 127.5 - 1,), "pixel_std": (128 / 127.5,)}
+"""Pixels / 128 - 1, from pixels / 127.5 - 1."""
+
+LOG_MEL = MelSpec(bins=64, n_fft=1024, hop=160)
+
+DETERMINISTIC: Mapping[str, Any] = {"kind": "deterministic"}
+UNLISTED = (Traits(), video((8, 1)), audio())
+"""How a class without a row is tried, in this order; its kind is what it gives."""
+
+NOT_ONE_TENSOR = (
+    "its encode takes about ten aligned tensors (coordinates, masks, token types, conditioning) instead of one tensor per sample, and its "
+    "decode the C-alpha coordinates too"
+)
 
 TRAITS: Mapping[str, Traits] = {
-    "AutoencoderKL": Traits("gaussian", "image", "CHW", ("decoder.", "post_quant_conv."), "decoder.conv_out.weight"),
-    "AutoencoderTiny": Traits("deterministic", "image", "CHW", ("decoder.",), "decoder.layers.{last}.weight"),
+    # pictures
+    "AsymmetricAutoencoderKL": Traits(),
+    "AutoencoderDC": Traits(**DETERMINISTIC),
+    "AutoencoderKL": Traits(),
+    "AutoencoderKLFlux2": Traits(statistics="batch-norm", fold={"H": 2, "W": 2}),
+    "AutoencoderKLHunyuanImage": Traits(),
+    "AutoencoderKLKVAE": Traits(),
+    "AutoencoderKLTemporalDecoder": Traits(decode_options={"num_frames": 1}),
+    "AutoencoderRAE": Traits(range=(0.0, 1.0), side="decoder_image_size", statistics="inside", needs="transformers", **DETERMINISTIC),
+    "AutoencoderTiny": Traits(**DETERMINISTIC),
+    "ConsistencyDecoderVAE": Traits(decoder=("decoder_unet",)),
+    "VQModel": Traits(statistics="none", codebook="quantize", decoder=("decoder", "post_quant_conv", "quantize"), **DETERMINISTIC),
+    # video
+    "AutoencoderKLAllegro": video((16, 24), modalities=("video",), tiles=True, one_by_one=True, decodes_frames_first=True),
+    "AutoencoderKLCogVideoX": video((8, 1), statistics="scale"),
+    "AutoencoderKLCosmos": video((8, 1), **DETERMINISTIC),
+    "AutoencoderKLHunyuanImageRefiner": video((1, 1), modalities=("image", "video")),
+    "AutoencoderKLHunyuanVideo": video((4, 1)),
+    "AutoencoderKLHunyuanVideo15": video((4, 1), one_by_one=True),
+    "AutoencoderKLKVAEVideo": video((4, 1), **DETERMINISTIC),
+    "AutoencoderKLLTX2Video": video((8, 1), statistics="buffers"),
+    "AutoencoderKLLTXVideo": video((8, 1), statistics="buffers"),
+    "AutoencoderKLMagvit": video((4, 1), recover="_clear_conv_cache"),
+    "AutoencoderKLMiniMaxH3": video((17, 5), modalities=("video",), **IMAGENET),
+    "AutoencoderKLMochi": video((6, 1), channels=3),
+    "AutoencoderKLQwenImage": video((4, 1), modalities=("image", "video")),
+    "AutoencoderKLQwenImage21": video((1, 1), modalities=("image",)),
+    "AutoencoderKLWan": video((4, 1)),
+    "AutoencoderVidTok": video(
+        (4, 1),
+        pads_front=True,
+        variants={
+            ("is_causal", False): {"frames": (16, 16), "pads_front": False, "modalities": ("video",)},
+            ("regularizer", "fsq"): {"kind": "deterministic", "codebook": "regularization", "gives_indices": True},
+        },
+    ),
+    "Kandinsky6SRVAE": video((4, 1), **OF_128),
+    # sound
+    "AutoencoderKLKVAEAudio": audio(decoder=("decoder", "out_proj")),
+    "AutoencoderKLLTX2Audio": audio(axes="CTM", range=(-11.5, 3.0), frames=(4, 1), mel=LOG_MEL, statistics="buffers", fold={"M": 0}),
+    "AutoencoderKLMiniMaxH3Audio": audio(channels=1, decoder=("decoder", "dec_in_proj")),
+    "AutoencoderOobleck": audio(),
+    "AutoencoderSAME": audio(last_layer="mapping.weight_v", **DETERMINISTIC),
+    "Cosmos3AVAEAudioTokenizer": audio(channels=2, one_by_one=True),
+    "LongCatAudioDiTVae": audio(encode_options={"sample_posterior": False}, **DETERMINISTIC),
+    # neither
+    "RFD4ProteinaAutoencoder": Traits(modalities=(), refused=NOT_ONE_TENSOR),
 }
 
 
-def read_latents(output: Any) -> dict[str, Tensor]:
-    """What `encode` of any class gave, under our names: "mean" and "logvar", or "latent"."""
-    posterior = getattr(output, "latent_dist", None)
-    if posterior is not None:
-        return {"mean": posterior.mean, "logvar": posterior.logvar}
-    return {"latent": output.latents}
+def find_traits(class_name: str, config: Mapping[str, Any]) -> tuple[Traits, ...]:
+    """The row of a class as its config has it; for a class without a row, those that may fit."""
+    if class_name not in TRAITS:
+        return UNLISTED
+    traits = TRAITS[class_name]
+    for (key, value), different in traits.variants.items():
+        if config.get(key) == value:
+            traits = replace(traits, **different)
+    return (traits,)
 
 
 NORMALIZATION_KEYS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 
-
-def read_normalization(config: Mapping[str, Any]) -> Normalization:
-    """What the model's own pipelines do before the transformer, by the fields of its config that are set.
-
-    (z - latents_mean) * scaling_factor / latents_std per channel (`StableDiffusionXLImg2ImgPipeline`), else (z - shift_factor) *
-    scaling_factor (`FluxImg2ImgPipeline`), else z * scaling_factor (`StableDiffusionImg2ImgPipeline`).
-    """
-    scaling, shift, mean, std = (config.get(key) for key in NORMALIZATION_KEYS)
-    scale = 1.0 if scaling is None else float(scaling)
-    if mean is not None and std is not None:
-        return Normalization([float(m) for m in mean], [scale / float(s) for s in std])
-    return Normalization(0.0 if shift is None else float(shift), scale)
-
-
-NOT_COMPUTED_WITH = frozenset({
-    *NORMALIZATION_KEYS,
-    "decoder_block_out_channels",
-    "force_upcast",
-    "num_decoder_blocks",
-    "out_channels",
-    "sample_size",
-    "up_block_types",
-    "upsample_fn",
-    "upsampling_scaling_factor",
-    "use_post_quant_conv",
-})
-"""Config keys that no encoder looks at."""
+NOT_COMPUTED_WITH = frozenset(
+    {
+        "batch_norm_eps",
+        "batch_norm_momentum",
+        "force_upcast",
+        "invert_scale_latents",
+        "layers_per_up_block",
+        "num_dec_blocks",
+        "num_decoder_blocks",
+        "out_ch",
+        "out_channels",
+        "output_channels",
+        "temporal_upsample_blocks",
+        "timestep_conditioning",
+        "use_post_quant_conv",
+    }
+)
+NOT_COMPUTED_WITH_STARTS = ("_", "decode", "up")
+"""Config keys, and their starts, that no encoder looks at."""
 
 
-def computing_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def computing_config(config: Mapping[str, Any], traits: Traits, tiling: bool) -> dict[str, Any]:
     """The part of a complete config (defaults filled in) that the encoder's values depend on."""
-    return {key: value for key, value in sorted(config.items()) if not key.startswith("_") and key not in NOT_COMPUTED_WITH}
-
-
+    left_out = set(NOT_COMPUTED_WITH)
+    if traits.statistics != "inside":
+        left_out.update(NORMALIZATION_KEYS)
+    if not (tiling or traits.tiles):
+        left_out.add("sample_size")  # of a tile
+    return {key: value for key, value in sorted(config.items()) if not key.startswith(NOT_COMPUTED_WITH_STARTS) and key not in left_out}

@@ -18,14 +18,17 @@ import pyarrow.compute as pc
 
 from latentkit.contracts import LatentLayout, Normalization, Unit
 from latentkit.errors import DamagedError, StoreError
+from latentkit.masks import MASK, counted_positions
 from latentkit.store import quantise, statistics, writer
 from latentkit.store.claims import Claims
 from latentkit.store.dataset import Description, finalize, newest_number, num_superseded, read_dataset, read_index, read_units
 from latentkit.store.folder import Folder
-from latentkit.store.format import StoredTensor, TensorToWrite, write_unit
+from latentkit.store.format import TensorToWrite, write_unit
 from latentkit.store.index import has_its_data, index_of_chain
-from latentkit.store.mapped import NUMPY_DTYPES, MappedUnit
+from latentkit.store.mapped import NUMPY_DTYPES, Array, MappedUnit
+from latentkit.store.order import Rows
 from latentkit.store.plan import Plan, plan_name, plan_numbers, read_chain, read_plan, with_units, write_plan
+from latentkit.store.ragged import OFFSETS, offsets_of
 from latentkit.store.writer import unit_name
 
 UNIT_BYTES = 512 << 20
@@ -34,7 +37,6 @@ COPIED_BYTES = 16 << 20
 
 POLL_SECONDS = 0.5
 
-Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -172,10 +174,11 @@ def _copy_unit(
         chosen = np.flatnonzero(pc.fill_null(pc.equal(buckets, bucket), False).to_numpy(zero_copy_only=False))
         new_rows[chosen] = np.arange(len(chosen))
         old = rows.select(["unit", "row"]).take(pa.array(chosen))
-        first = mapped[old["unit"][0].as_py()]
-        stored = {name: tensor for name, tensor in first.header.tensors.items() if name.startswith(f"{bucket}/")}
-        tensors += [_tensor_to_copy(name, stored[name], old, mapped) for name in sorted(stored)]
-        pieces += _measure(bucket, stored, old, mapped)
+        holding = [mapped[name].header.tensors for name in old["unit"].unique().to_pylist()]
+        names = {name for header in holding for name in header if name.startswith(f"{bucket}/") and not name.endswith(OFFSETS)}
+        copies = [_Copy(name, old, mapped) for name in names]
+        tensors += [tensor for copy in copies for tensor in copy.tensors()]
+        pieces += _measure(bucket, {copy.name: copy for copy in copies})
     settings = {"batch_size": plan.settings.batch_size, "threads": plan.settings.threads, "compile": plan.settings.compile}
     header = writer.unit_header(plan.settings.fingerprint, settings, statistics.merge(pieces), errors)
     ledger = _ledger(plan, unit, rows, new_rows)
@@ -183,39 +186,80 @@ def _copy_unit(
         write_unit(file, [*sorted(tensors, key=lambda tensor: tensor.name), TensorToWrite("rows", "U8", (len(ledger),), [ledger])], header)
 
 
-def _tensor_to_copy(name: str, like: StoredTensor, old: pa.Table, mapped: Mapping[str, MappedUnit]) -> TensorToWrite:
-    chunks = (np.ascontiguousarray(array).data.cast("B") for array in _chunks(name, old, mapped, _rows_at_once(like)))
-    return TensorToWrite(name, like.dtype, (old.num_rows, *like.shape[1:]), chunks)
+class _Copy:
+    """A tensor's rows in their new order.
+
+    Args:
+        name: of the tensor in every unit; a unit without a mask has rows of which all counts.
+        old: unit and row of each new row.
+        mapped: all units by name.
+    """
+
+    def __init__(self, name: str, old: pa.Table, mapped: Mapping[str, MappedUnit]) -> None:
+        units = old["unit"].combine_chunks().dictionary_encode()
+        self.name, self._units = name, [mapped[unit] for unit in units.dictionary.to_pylist()]
+        self._codes, self._numbers = units.indices.to_numpy(), old["row"].to_numpy()
+        self._first = next(unit for unit in self._units if name in unit.header.tensors)
+        self._like = self._first.header.tensors[name]
+        self.is_ragged = name + OFFSETS in self._first.header.tensors
+
+    def tensors(self) -> Iterator[TensorToWrite]:
+        """What is written: the tensor and, of ragged rows, their offsets."""
+        length = len(self._numbers)
+        if self.is_ragged:
+            offsets = offsets_of(np.concatenate([np.diff(unit.offsets(self.name))[numbers] for unit, numbers in self._runs()]))
+            length = int(offsets[-1])
+            yield TensorToWrite(self.name + OFFSETS, "I64", offsets.shape, [offsets.data.cast("B")])
+        chunks = (np.ascontiguousarray(values).data.cast("B") for values, _ in self.chunks(self.rows_at_once))
+        yield TensorToWrite(self.name, self._like.dtype, (length, *self._like.shape[1:]), chunks)
+
+    @property
+    def rows_at_once(self) -> int:
+        """How many rows make about `COPIED_BYTES`."""
+        num_rows = len(self._first.offsets(self.name)) - 1 if self.is_ragged else self._like.shape[0]
+        return max(1, COPIED_BYTES * num_rows // max(1, self._like.num_bytes))
+
+    def chunks(self, at_once: int) -> Iterator[tuple[Array, Rows | None]]:
+        """Up to so many rows at a time, all of one unit; of ragged ones, positions end to end and the length of each row."""
+        for unit, numbers in self._runs():
+            array, offsets = self._tensor(unit, numbers), unit.offsets(self.name) if self.is_ragged else None
+            for begin in range(0, len(numbers), at_once):
+                rows = numbers[begin : begin + at_once]
+                if offsets is None:
+                    yield array[rows], None
+                    continue
+                starts, stops = offsets[rows], offsets[rows + 1]
+                parts = [array[start:stop] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
+                yield np.concatenate(parts), stops - starts
+
+    def _runs(self) -> Iterator[tuple[MappedUnit, Rows]]:
+        """Runs of rows of one unit: their numbers there."""
+        edges = [0, *(np.flatnonzero(np.diff(self._codes)) + 1).tolist(), len(self._codes)]
+        for start, stop in itertools.pairwise(edges):
+            yield self._units[int(self._codes[start])], self._numbers[start:stop]
+
+    def _tensor(self, unit: MappedUnit, numbers: Rows) -> Array:
+        if self.name.endswith(f"/{MASK}") and self.name not in unit.header.tensors:
+            return np.broadcast_to(np.uint8(1), (int(numbers.max()) + 1, *self._like.shape[1:]))
+        return unit.tensor(self.name, tuple(NUMPY_DTYPES))[0]
 
 
-def _rows_at_once(tensor: StoredTensor) -> int:
-    return max(1, COPIED_BYTES * tensor.shape[0] // max(1, tensor.num_bytes))
-
-
-def _chunks(name: str, old: pa.Table, mapped: Mapping[str, MappedUnit], at_once: int) -> Iterator[npt.NDArray[Any]]:
-    """Rows of a tensor in their new order, up to `at_once` at a time; a chunk's lie in one unit."""
-    units, numbers = old["unit"].combine_chunks().dictionary_encode(), old["row"].to_numpy()
-    codes = units.indices.to_numpy()
-    edges = [0, *(np.flatnonzero(np.diff(codes)) + 1).tolist(), len(codes)]
-    for start, stop in itertools.pairwise(edges):
-        array = mapped[units.dictionary[int(codes[start])].as_py()].tensor(name, tuple(NUMPY_DTYPES))[0]
-        for begin in range(start, stop, at_once):
-            yield array[numbers[begin : min(begin + at_once, stop)]]
-
-
-def _measure(
-    bucket: str, stored: Mapping[str, StoredTensor], old: pa.Table, mapped: Mapping[str, MappedUnit]
-) -> list[statistics.ChannelStatistics]:
-    """Statistics of the rows that are copied."""
+def _measure(bucket: str, copies: Mapping[str, _Copy]) -> list[statistics.ChannelStatistics]:
+    """Statistics of the rows that are copied, as far as they count."""
     pieces = []
     for name in writer.LATENTS:
-        full_name = f"{bucket}/{name}"
-        if full_name not in stored:
+        latents, scales, masks = (copies.get(f"{bucket}/{part}") for part in (name, name + quantise.SCALE, MASK))
+        if latents is None:
             continue
-        at_once, scale_name = _rows_at_once(stored[full_name]), full_name + quantise.SCALE
-        scales = _chunks(scale_name, old, mapped, at_once) if scale_name in stored else itertools.repeat(None)
-        for chunk, scale in zip(_chunks(full_name, old, mapped, at_once), scales, strict=False):
-            values = quantise.dequantise(chunk, scale) if scale is not None else _as_float32(chunk)
+        at_once = latents.rows_at_once
+        others = [other.chunks(at_once) if other else itertools.repeat((None, None)) for other in (scales, masks)]
+        for (chunk, lengths), (scale, _), (mask, _) in zip(latents.chunks(at_once), *others, strict=False):
+            if scale is not None:
+                values = quantise.dequantise(chunk, scale if lengths is None else np.repeat(scale, lengths, axis=0))
+            else:
+                values = _as_float32(chunk)
+            if mask is not None:
+                values = counted_positions(values, mask.astype(np.bool_))
             channels = values.shape[1] // 2 if name == "moments" else values.shape[1]
             pieces.append(statistics.measure(values[:, :channels], values[:, channels:] if name == "moments" else None))
     return pieces

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, StringConstraints, ValidationError
 
 from latentkit.contracts import LatentLayout, Normalization
 from latentkit.errors import DamagedError, SourceError, StoreError
+from latentkit.masks import MASK, masked_axes
 from latentkit.store import statistics
 from latentkit.store.columns import read_parquet
 from latentkit.store.folder import Folder, canonical_json
@@ -126,6 +127,9 @@ def dataset_json(
             for key, unit in units.items()
         },
     }
+    masked = {axes for unit in used for axes in _masked_axes(unit, description.layout)}
+    if masked:
+        document["masked"] = max(masked, key=len)
     error = summarize_error(unit.header.metadata for unit in used)
     if error is not None:
         document["quantisation"] = {**error, **description.decoded}
@@ -137,6 +141,13 @@ def _used(units: Mapping[str, ReadUnit], index: pa.Table) -> list[ReadUnit]:
     """Units that hold rows of the index. They are measured as a whole: superseded rows weigh until `compact` drops them."""
     names = set(index["unit"].unique().to_pylist())
     return [unit for name, unit in units.items() if name in names]
+
+
+def _masked_axes(unit: ReadUnit, layout: LatentLayout) -> Iterator[str]:
+    """Letters of the axes that the masks of a unit's rows cover."""
+    for name, tensor in unit.header.tensors.items():
+        if name.endswith(f"/{MASK}"):
+            yield masked_axes(layout, len(tensor.shape) - 1)
 
 
 def _statistics(units: Sequence[ReadUnit]) -> statistics.ChannelStatistics | None:
@@ -189,6 +200,7 @@ class _Document(BaseModel):
     index: _Index
     plans: Annotated[dict[Annotated[str, StringConstraints(pattern=r"^plans/[0-9]{3,10}\.parquet$")], Sha256], Field(min_length=1)]
     quantisation: dict[str, Any] | None = None
+    masked: str = ""
     units: dict[Annotated[str, StringConstraints(pattern=r"^[0-9]{3,10}-[0-9]{6,10}$")], _Unit]
 
 
@@ -218,7 +230,10 @@ def read_dataset(folder: Folder) -> dict[str, Any]:
         raise DamagedError(f"{where} is damaged: its content doesn't match its own sha256")
     try:
         _Document.model_validate(document)
-        LatentLayout(**document["layout"]), Normalization(**document["normalization"])
+        layout = LatentLayout(**document["layout"])
+        Normalization(**document["normalization"])
+        if layout.ragged_axis is not None and layout.ragged_axis not in layout.axes.replace("C", ""):
+            raise TypeError(f"layout.ragged_axis {layout.ragged_axis!r} is none of {layout.axes}")
     except TypeError as error:
         raise DamagedError(f"{where} doesn't describe a latent dataset: {error}") from error
     except ValidationError as error:

@@ -28,10 +28,13 @@ def join_datasets(first: LatentDataset, second: LatentDataset) -> JoinedDataset:
 
 
 class JoinedDataset(BatchedRows):
-    """Rows, views, buckets and order of the first dataset; of each, the tensor by its `layout.name`, and its columns."""
+    """Rows, views, buckets and order of the first dataset; of each, the tensor by its `layout.name`, and its columns.
+
+    A mask goes by the name of its tensor and "_mask".
+    """
 
     def __init__(self, first: LatentDataset, second: LatentDataset) -> None:
-        names = Counter(["key", "view", first.layout.name, second.layout.name, *first.columns, *second.columns])
+        names = Counter(["key", "view", *_tensor_names(first), *_tensor_names(second), *first.columns, *second.columns])
         twice = [name for name, count in names.items() if count > 1]
         if twice:
             here = " and ".join(f"{data.folder} has {[data.layout.name, *data.columns]}" for data in (first, second))
@@ -72,11 +75,21 @@ class JoinedDataset(BatchedRows):
         left = self.first.load(self._items[items], epoch, number, pool)
         right = self.second.load(self._partners[items], epoch, PARTNER_DRAW + number, pool)
         batch = {name: right[name] for name in self.second.columns}
-        batch[self.second.layout.name] = right[self.second.output_name]
-        batch[self.first.layout.name] = left[self.first.output_name]
+        for dataset, loaded in ((self.second, right), (self.first, left)):
+            for end in _endings(dataset):
+                batch[dataset.layout.name + end] = loaded[dataset.output_name + end]
         return batch | {name: left[name] for name in ("key", "view", *self.first.columns)}
 
     def will_need(self, items: Rows, epoch: int) -> None:
         """Tell the kernel that `load` will ask for these rows."""
         self.first.will_need(self._items[items], epoch)
         self.second.will_need(self._partners[items], epoch)
+
+
+def _endings(dataset: LatentDataset) -> tuple[str, ...]:
+    """What the names of a dataset's tensors have more than the name of its latents."""
+    return ("", "_mask") if dataset.has_masks else ("",)
+
+
+def _tensor_names(dataset: LatentDataset) -> list[str]:
+    return [dataset.layout.name + end for end in _endings(dataset)]

@@ -257,13 +257,28 @@ class LoadedRows(Sequence[dict[str, Any]]):
 
 
 def collate(rows: LoadedRows | Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """`collate_fn` for a torch `DataLoader` over a latent dataset: whole batches pass untouched, single items are stacked."""
+    """`collate_fn` for a torch `DataLoader` over a latent dataset: whole batches pass untouched, single items are stacked.
+
+    Items that have a mask are padded with zeros, as in a batch.
+    """
     if isinstance(rows, LoadedRows):
         return rows.batch
-    return {
-        name: torch.stack([row[name] for row in rows]) if isinstance(value, Tensor) else [row[name] for row in rows]
-        for name, value in rows[0].items()
-    }
+    names = {name for name in rows[0] if f"{name}_mask" in rows[0]}
+    padded = names | {f"{name}_mask" for name in names}
+    batch: dict[str, Any] = {}
+    for name, value in rows[0].items():
+        values = [row[name] for row in rows]
+        batch[name] = _pad(values) if name in padded else torch.stack(values) if isinstance(value, Tensor) else values
+    return batch
+
+
+def _pad(rows: Sequence[Tensor]) -> Tensor:
+    """Rows as one tensor, each with zeros at the ends of axes in which another is longer."""
+    sizes = [max(sizes) for sizes in zip(*(row.shape for row in rows), strict=True)]
+    out = rows[0].new_zeros((len(rows), *sizes))
+    for target, row in zip(out, rows, strict=True):
+        target[tuple(slice(size) for size in row.shape)] = row
+    return out
 
 
 def _num_cores() -> int:

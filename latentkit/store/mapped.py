@@ -19,11 +19,13 @@ import torch
 from latentkit.buffers import BufferPool
 from latentkit.contracts import LatentLayout
 from latentkit.errors import DamagedError, StoreError
+from latentkit.masks import MASK
 from latentkit.store.dataset import read_dataset
 from latentkit.store.folder import Folder, LocalFolder
 from latentkit.store.format import StoredTensor, UnitHeader, read_header
 from latentkit.store.order import Rows
 from latentkit.store.quantise import SCALE
+from latentkit.store.ragged import OFFSETS, are_offsets, starts_of
 from latentkit.store.rows import Group, ReadableRows
 from latentkit.store.writer import unit_name
 
@@ -87,14 +89,31 @@ class MappedUnit:
             raise DamagedError(f"{self.where}: tensor {name!r} starts at byte {stored.start}, which doesn't fit {stored.dtype}")
         return values.reshape(stored.shape), stored
 
+    def offsets(self, name: str) -> Rows:
+        """Where each row of a ragged tensor begins and the last one ends, (rows + 1,) in positions.
+
+        Raises:
+            DamagedError: there are none, or they say what can't be.
+        """
+        offsets, _ = self.tensor(name + OFFSETS, ("I64",))
+        num_positions = len(self.tensor(name, tuple(NUMPY_DTYPES))[0])
+        if offsets.ndim != 1 or not are_offsets(offsets, num_positions):
+            raise DamagedError(f"{self.where}: tensor {name + OFFSETS!r} doesn't ascend from 0 to {name!r}'s {num_positions} positions")
+        return offsets
+
 
 class Mapped(NamedTuple):
-    """The rows of a group: values (rows, ...), for int8 their scales (rows, C), and where the values lie in which file."""
+    """The rows of a group: values (rows, ...), for int8 their scales (rows, C), and where the values lie in which file.
+
+    Of ragged rows, `values` are their positions, and `offsets` say which are whose; `mask` is there where rows have one.
+    """
 
     values: Array
     scales: Array | None
     path: Path
     start: int
+    offsets: Rows | None = None
+    mask: Array | None = None
 
 
 class Piece(NamedTuple):
@@ -123,7 +142,9 @@ class StoredRows:
         self._tensor_name = tensor_name
         self._codes = INDEX_CODES if tensor_name == "indices" else (CODES[document["dtype"]],)
         self._channels = None if tensor_name == "indices" else layout.channels * (2 if tensor_name == "moments" else 1)
-        self._num_axes = len(layout.axes)
+        self._is_ragged = layout.ragged_axis is not None
+        self._num_axes = len(layout.axes) - self._is_ragged
+        self._num_masked: int = len(document.get("masked", ""))
         self._index = rows
         self._units: dict[str, MappedUnit] = {}
         self._groups: dict[tuple[int, bool], Mapped] = {}
@@ -150,6 +171,32 @@ class StoredRows:
         take([(piece.mapped.scales, piece.rows, piece.places) for piece in pieces if piece.mapped.scales is not None], scales)
         return out, scales
 
+    def gather_ragged(self, rows: Rows, pool: BufferPool, means_only: bool = False) -> tuple[Array, Array | None, Rows]:
+        """As `gather`, of ragged rows: their positions end to end, (positions, ...), scales of each position, and each row's length."""
+        pieces = self._pieces(rows, means_only)
+        spans = np.empty((2, len(rows)), np.int64)
+        for piece in pieces:
+            assert piece.mapped.offsets is not None
+            spans[:, piece.places] = piece.mapped.offsets[piece.rows], piece.mapped.offsets[piece.rows + 1]
+        lengths = spans[1] - spans[0]
+        starts, values = starts_of(lengths), pieces[0].mapped.values
+        out = pool.get((int(lengths.sum()), *values.shape[1:]), values.dtype)
+        for piece in pieces:
+            for (first, last), place in zip(spans[:, piece.places].T.tolist(), starts[piece.places].tolist(), strict=True):
+                out[place : place + last - first] = piece.mapped.values[first:last]
+        if pieces[0].mapped.scales is None:
+            return out, None, lengths
+        scales = np.empty((len(rows), pieces[0].mapped.scales.shape[1]), np.float32)
+        take([(piece.mapped.scales, piece.rows, piece.places) for piece in pieces if piece.mapped.scales is not None], scales)
+        return out, np.repeat(scales, lengths, axis=0), lengths
+
+    def gather_masks(self, rows: Rows) -> npt.NDArray[np.bool_]:
+        """Which positions of rows of one bucket count, (N, ...)."""
+        pieces = self._pieces(rows, False)
+        out = np.ones((len(rows), *pieces[0].mapped.values.shape[2 : 2 + self._num_masked]), np.uint8)
+        take([(piece.mapped.mask, piece.rows, piece.places) for piece in pieces if piece.mapped.mask is not None], out)
+        return out.astype(np.bool_)
+
     def will_need(self, rows: Rows, means_only: bool = False) -> None:
         """Tell the kernel to read these rows from disk, without waiting for them."""
         for piece in self._pieces(np.sort(rows), means_only, one_bucket=False):
@@ -158,7 +205,7 @@ class StoredRows:
 
     def _pieces(self, rows: Rows, means_only: bool, one_bucket: bool = True) -> list[Piece]:
         groups = self._index.group_of_row[rows]
-        numbers = self._index.row_in_unit[rows] * (2 if means_only else 1)
+        numbers = self._index.row_in_unit[rows] * (2 if means_only and not self._is_ragged else 1)
         order = None
         if (groups[1:] < groups[:-1]).any():
             order = np.argsort(groups, kind="stable")
@@ -185,17 +232,34 @@ class StoredRows:
             unit = self._units[group.unit] = self._open(group.unit)
         name = f"{group.bucket}/{self._tensor_name}"
         values, stored = unit.tensor(name, self._codes)
-        self._check(unit, name, values.shape, group)
+        offsets = unit.offsets(name) if self._is_ragged else None
+        num_rows = len(values) if offsets is None else len(offsets) - 1
+        self._check(unit, name, (num_rows, *values.shape[1:]), group)
         scales = None
         if stored.dtype == "I8":
             scales, _ = unit.tensor(name + SCALE, ("F32",))
-            if scales.shape != values.shape[:2]:
-                raise DamagedError(f"{unit.where}: tensor {name + SCALE!r} is {list(scales.shape)}, expected {list(values.shape[:2])}")
-        if means_only:
+            if scales.shape != (num_rows, *values.shape[1:2]):
+                expected = [num_rows, *values.shape[1:2]]
+                raise DamagedError(f"{unit.where}: tensor {name + SCALE!r} is {list(scales.shape)}, expected {expected}")
+        if means_only and offsets is not None:
+            half = values.shape[1] // 2
+            values, scales = values[:, :half], None if scales is None else scales[:, :half]
+        elif means_only:
             # Mean and logvar of a row lie one after the other: as twice as many rows, the means are the even ones.
             values = values.reshape(len(values) * 2, values.shape[1] // 2, *values.shape[2:])
             scales = None if scales is None else scales.reshape(len(scales) * 2, -1)
-        return Mapped(values, scales, unit.path, stored.start)
+        mask = None if means_only else self._mask(unit, f"{group.bucket}/{MASK}", values.shape)
+        return Mapped(values, scales, unit.path, stored.start, offsets, mask)
+
+    def _mask(self, unit: MappedUnit, name: str, shape: tuple[int, ...]) -> Array | None:
+        """None where all counts."""
+        if not self._num_masked or name not in unit.header.tensors:
+            return None
+        mask, _ = unit.tensor(name, ("U8",))
+        expected = (shape[0], *shape[2 : 2 + self._num_masked])
+        if mask.shape != expected:
+            raise DamagedError(f"{unit.where}: tensor {name!r} is {list(mask.shape)}, expected {list(expected)}")
+        return mask
 
     def _open(self, name: str) -> MappedUnit:
         """The unit; those that a cache of limited size has let go since are let go here too, or their disk space would stay taken."""
@@ -248,19 +312,25 @@ def take(pieces: Sequence[tuple[Array, Rows, Rows | slice]], out: Array) -> None
 
 
 def _advise(mapped: Mapped, rows: Rows) -> None:
-    row_bytes = mapped.values[:1].nbytes
+    rows = np.sort(rows)
+    if mapped.offsets is None:
+        starts, lengths = rows * mapped.values[:1].nbytes, np.full(len(rows), mapped.values[:1].nbytes)
+    else:
+        starts, stops = (mapped.offsets[numbers] * mapped.values.strides[0] for numbers in (rows, rows + 1))
+        lengths = stops - starts
     file = os.open(mapped.path, os.O_RDONLY)
     try:
-        for start, stop in file_ranges(np.sort(rows) * row_bytes + mapped.start, row_bytes):
+        for start, stop in file_ranges(starts + mapped.start, lengths):
             os.posix_fadvise(file, start, stop - start, os.POSIX_FADV_WILLNEED)
     finally:
         os.close(file)
 
 
-def file_ranges(starts: Rows, length: int) -> Iterator[tuple[int, int]]:
+def file_ranges(starts: Rows, lengths: Rows | int) -> Iterator[tuple[int, int]]:
     """Ranges of a file with neighbours merged, none longer than what one piece of advice is good for; `starts` ascend."""
-    gaps = np.flatnonzero(starts[1:] > starts[:-1] + length) + 1
-    firsts, lasts = starts[np.r_[0, gaps]], starts[np.r_[gaps - 1, len(starts) - 1]] + length
+    stops = starts + lengths
+    gaps = np.flatnonzero(starts[1:] > stops[:-1]) + 1
+    firsts, lasts = starts[np.r_[0, gaps]], stops[np.r_[gaps - 1, len(starts) - 1]]
     for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
         for start in range(first, last, ADVICE_BYTES):
             yield start, min(start + ADVICE_BYTES, last)

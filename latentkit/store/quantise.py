@@ -30,19 +30,23 @@ METADATA = "quantisation"
 """Where a unit's header has the error of its rows; a unit without quantised latents has no such entry."""
 
 
-def quantise(values: Float32s) -> tuple[Int8s, Float32s]:
+def quantise(values: Float32s, lengths: npt.NDArray[np.int64] | None = None) -> tuple[Int8s, Float32s]:
     """Integers (N, C, ...) in [-127, 127], rounded half to even, and their scales (N, C) float32.
 
     A channel of nothing but zeros, or of values so small that their scale would be subnormal (below 1.5e-36), has scale 0.
 
     Args:
         values: (N, C, ...) float32, finite.
+        lengths: of rows that lie end to end: of how many of the N positions each consists; the scales are then (rows, C).
     """
     flat = values.reshape(*values.shape[:2], -1)
     peak = np.maximum(flat.max(axis=2, initial=0), -flat.min(axis=2, initial=0))
+    if lengths is not None:
+        peak = np.maximum.reduceat(peak, np.cumsum(lengths) - lengths)
     scale = np.minimum(peak / np.float32(LEVELS), LARGEST_SCALE)
     scale[scale < np.finfo(np.float32).tiny] = 0  # a subnormal scale is too coarse: integers could leave the range
-    scaled = flat / np.where(scale > 0, scale, 1)[:, :, None]
+    divisor = np.where(scale > 0, scale, np.float32(1))
+    scaled = flat / (divisor if lengths is None else np.repeat(divisor, lengths, axis=0))[:, :, None]
     return np.rint(scaled, out=scaled).astype(np.int8).reshape(values.shape), scale
 
 

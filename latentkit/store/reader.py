@@ -21,6 +21,7 @@ from latentkit.store.mapped import Array, StoredRows
 from latentkit.store.order import Rows
 from latentkit.store.plan import counting_parts
 from latentkit.store.posterior import LatentMaker, Noise, Posterior, to_float32
+from latentkit.store.ragged import of_positions, pad
 from latentkit.store.rows import Codes, ReadableRows, Views
 from latentkit.store.unit_cache import Cache
 
@@ -64,10 +65,12 @@ class LatentDataset(BatchedRows):
         self.normalization = Normalization(**document["normalization"])
         self.statistics: Mapping[str, Any] | None = document["statistics"]
         try:
-            self._make_latents = LatentMaker(self.normalization, self.layout)
+            layout, normalization = of_positions(self.layout, self.normalization)
+            self._make_latents = LatentMaker(normalization, layout)
         except (ValueError, TypeError) as error:
             raise DamagedError(f"{folder}/{DATASET}: the normalization doesn't fit the layout: {error}") from error
         self._parts, self._store, self._dtype = document["parts"], document["store"], document["dtype"]
+        self.has_masks = self.layout.ragged_axis is not None or bool(document.get("masked"))
         self.posterior = self._check_posterior(posterior)
         self._index = ReadableRows(folder, document, views, columns)
         self._stored = StoredRows(folder, document, self.layout, self.tensor_name, self._index)
@@ -102,7 +105,7 @@ class LatentDataset(BatchedRows):
         return self.tensor_name if self.posterior == "moments" or self.layout.kind == "quantised" else "latent"
 
     def moments(self, index: int) -> dict[str, Tensor]:
-        """{"mean", "logvar"}, each (C, h, w), raw and in the stored dtype; float32 where int8 is stored.
+        """{"mean", "logvar"}, each (C, h, w), raw and in the stored dtype; float32 where int8 is stored. Not padded.
 
         Raises:
             ValueError: the dataset holds no moments.
@@ -110,7 +113,7 @@ class LatentDataset(BatchedRows):
         if not self.has_moments:
             raise ValueError(f"{self.folder} stores no moments (kind {self.layout.kind}, store {self._store!r})")
         rows = self._index.choose(np.array([range(len(self))[index]]), self.seed, self.epoch)
-        mean, logvar = self._as_stored(rows, BufferPool(False))[0].chunk(2)
+        mean, logvar = self._as_stored(rows, BufferPool(False))[0][0].chunk(2)
         return {"mean": mean, "logvar": logvar}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -133,8 +136,9 @@ class LatentDataset(BatchedRows):
         """
         rows = self._index.choose(items, self.seed, epoch)
         name = self.output_name
-        values = self._latents(rows, epoch, number, pool) if name == "latent" else self._as_stored(rows, pool)
-        return {name: values, **self._index.labels(rows)}
+        values, mask = self._latents(rows, epoch, number, pool) if name == "latent" else self._as_stored(rows, pool)
+        batch = {name: values} if mask is None else {name: values, f"{name}_mask": mask}
+        return {**batch, **self._index.labels(rows)}
 
     def will_need(self, items: Rows, epoch: int) -> None:
         """Tell the kernel that `load` will ask for these rows."""
@@ -148,7 +152,8 @@ class LatentDataset(BatchedRows):
             FingerprintError: the encoder's weights are no longer those that made this dataset.
             EncoderError: it can't be loaded, or can't decode.
         """
-        return self._decoder().decode(self.normalization.invert(latents, self.layout.axes))
+        is_raw = self.layout.kind == "quantised"
+        return self._decoder().decode(latents if is_raw else self.normalization.invert(latents, self.layout.axes))
 
     # ------------------------------------------------------------ inside
 
@@ -157,19 +162,36 @@ class LatentDataset(BatchedRows):
         """Whether logvar stays where it is."""
         return self.has_moments and self.posterior == "mean"
 
-    def _latents(self, rows: Rows, epoch: int, number: int, pool: BufferPool) -> Tensor:
-        stored, scales = self._stored.gather(rows, self._scratch, self._means_only)
+    def _latents(self, rows: Rows, epoch: int, number: int, pool: BufferPool) -> tuple[Tensor, Tensor | None]:
         noise = Noise(self.seed, epoch, number) if self.has_moments and not self._means_only else None
-        return self._make_latents(self._typed(stored), scales, noise, pool)
+        if self.layout.ragged_axis is None:
+            stored, scales = self._stored.gather(rows, self._scratch, self._means_only)
+            return self._make_latents(self._typed(stored), scales, noise, pool), self._mask(rows)
+        stored, scales, lengths = self._stored.gather_ragged(rows, self._scratch, self._means_only)
+        return self._padded(self._make_latents(self._typed(stored), scales, noise, self._scratch).numpy(), lengths, pool)
 
-    def _as_stored(self, rows: Rows, pool: BufferPool) -> Tensor:
-        """Moments (N, 2C, h, w), latents (N, C, h, w) or indices in the stored dtype; float32 where int8 is stored."""
-        stored, scales = self._stored.gather(rows, pool if self._dtype != "int8" else self._scratch)
-        if scales is None:
-            return self._typed(stored)
-        out = pool.get(stored.shape, np.float32)
-        to_float32(torch.from_numpy(stored), scales, out)
-        return as_tensor(out)
+    def _as_stored(self, rows: Rows, pool: BufferPool) -> tuple[Tensor, Tensor | None]:
+        """Moments (N, 2C, h, w), latents (N, C, h, w) or indices in the stored dtype, float32 where int8 is stored; and their mask."""
+        is_ragged, lengths = self.layout.ragged_axis is not None, None
+        raw = self._scratch if is_ragged or self._dtype == "int8" else pool
+        if is_ragged:
+            stored, scales, lengths = self._stored.gather_ragged(rows, raw)
+        else:
+            stored, scales = self._stored.gather(rows, raw)
+        if scales is not None:
+            out = (self._scratch if is_ragged else pool).get(stored.shape, np.float32)
+            to_float32(torch.from_numpy(stored), scales, out)
+            stored = out
+        return (self._typed(stored), self._mask(rows)) if lengths is None else self._padded(stored, lengths, pool)
+
+    def _padded(self, positions: Array, lengths: Rows, pool: BufferPool) -> tuple[Tensor, Tensor]:
+        """Rows with zeros at the ends of the ragged axis, and which positions are not those."""
+        rows, mask = pad(positions, lengths, pool)
+        axis = self.layout.axes.index(self.layout.ragged_axis or "")
+        return self._typed(rows).movedim(1, axis + 1), torch.from_numpy(mask)
+
+    def _mask(self, rows: Rows) -> Tensor | None:
+        return torch.from_numpy(self._stored.gather_masks(rows)) if self.has_masks else None
 
     def _typed(self, stored: Array) -> Tensor:
         tensor = as_tensor(stored)

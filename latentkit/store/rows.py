@@ -20,7 +20,7 @@ from latentkit.store.order import Rows
 Views = Literal["all", "random"] | Sequence[str]
 Codes = npt.NDArray[np.int32]
 
-RESERVED_NAMES = ("key", "view", "latent", "moments", "indices")
+RESERVED_NAMES = ("key", "view", *(name + end for name in ("latent", "moments", "indices") for end in ("", "_mask")))
 """What items and batches hold besides columns."""
 
 TEXT = pa.large_string()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -17,6 +18,7 @@ from latentkit.store.folder import Folder
 from latentkit.store.format import StoredTensor, UnitHeader, read_header
 from latentkit.store.index import ReadUnit, parse_rows
 from latentkit.store.plan import Plan
+from latentkit.store.ragged import OFFSETS, are_offsets
 from latentkit.store.writer import unit_name
 
 READ_BYTES = 4 << 20
@@ -55,31 +57,35 @@ def read_whole(folder: Folder, wanted: WantedUnit, headers: Mapping[str, str]) -
         if wanted.stated and header.sha256 != wanted.stated["header_sha256"]:
             said = f"the file of unit {headers[header.sha256]}" if header.sha256 in headers else "not the unit that dataset.json describes"
             raise DamagedError(f"{said}, by the sha256 of its header")
-        rows = parse_rows(_read_data(file, header), where)
+        read = _read_data(file, header)
+        rows = parse_rows(read["rows"], where)
     unit = wanted.unit or Unit(plan_of_unit(wanted.name), int(wanted.name.split("-")[1]), 0, 0)
-    _check_ledger(rows, header)
+    _check_ledger(rows, header, {name: np.frombuffer(content, np.int64) for name, content in read.items() if name != "rows"})
     if wanted.plan and wanted.unit and not wanted.plan.settings.stream:
         _check_positions(rows, unit)
     return ReadUnit(unit, header, rows)
 
 
-def _read_data(file: BinaryIO, header: UnitHeader) -> bytes:
-    """The bytes of the tensor "rows", from one walk through all of the unit's data."""
-    digest, rows, broken = hashlib.sha256(), b"", None
+def _read_data(file: BinaryIO, header: UnitHeader) -> dict[str, bytes]:
+    """The bytes of the tensor "rows" and of all offsets by name, from one walk through all of the unit's data."""
+    digest, broken = hashlib.sha256(), None
+    kept = {name: b"" for name, tensor in header.tensors.items() if name == "rows" or (name.endswith(OFFSETS) and tensor.dtype == "I64")}
     file.seek(header.data_start)
     for name, tensor in sorted(header.tensors.items(), key=lambda item: (item[1].start, item[1].num_bytes)):
         for start in range(0, tensor.num_bytes, READ_BYTES):
             piece = file.read(min(READ_BYTES, tensor.num_bytes - start))
             digest.update(piece)
-            if name == "rows":
-                rows += piece
+            if name in kept:
+                kept[name] += piece
             elif broken is None and not _is_finite(piece, tensor):
                 broken = name
     if digest.hexdigest() != header.metadata.get("sha256"):
         raise DamagedError("its data are not those that were written, by their sha256")
     if broken:
         raise DamagedError(f"tensor {broken!r} holds values that are not finite")
-    return rows
+    if "rows" not in kept:
+        raise DamagedError("it has no rows")
+    return kept
 
 
 def _is_finite(piece: bytes, tensor: StoredTensor) -> bool:
@@ -91,8 +97,8 @@ def _is_finite(piece: bytes, tensor: StoredTensor) -> bool:
     return int(values.max()) < infinity and int(values.view(unsigned).max()) < infinity | sign
 
 
-def _check_ledger(rows: pa.Table, header: UnitHeader) -> None:
-    """That every stored row is named once, and every other one has a reason."""
+def _check_ledger(rows: pa.Table, header: UnitHeader, offsets: Mapping[str, npt.NDArray[np.int64]]) -> None:
+    """That every stored row is named once, and every other one has a reason; `offsets` of ragged rows by their tensor's name."""
     status = rows["status"]
     ok = pc.equal(status, "ok")
     if status.null_count or not pc.all(pc.or_(ok, pc.equal(status, "skipped")), min_count=0).as_py():
@@ -100,10 +106,19 @@ def _check_ledger(rows: pa.Table, header: UnitHeader) -> None:
     if rows.filter(pc.and_(pc.invert(ok), pc.is_null(rows["reason"]))).num_rows:
         raise DamagedError("its ledger has a skipped row without a reason")
     stored = rows.filter(ok).select(["bucket", "row"])
-    lengths = {name.rpartition("/")[0]: tensor.shape[:1] for name, tensor in header.tensors.items() if "/" in name[:-1]}
-    lengths.pop("_pad", None)
+    lengths: dict[str, set[int]] = {}
+    for name, tensor in header.tensors.items():
+        if "/" not in name[:-1] or name.startswith("_pad/"):
+            continue
+        if name in offsets:
+            values = header.tensors.get(name.removesuffix(OFFSETS))
+            if values is None or not are_offsets(offsets[name], (values.shape or (0,))[0]):
+                raise DamagedError(f"tensor {name!r} doesn't ascend from 0 to the positions that there are")
+            lengths.setdefault(name.rpartition("/")[0], set()).add(len(offsets[name]) - 1)
+        elif name + OFFSETS not in offsets:
+            lengths.setdefault(name.rpartition("/")[0], set()).update(tensor.shape[:1])
     counts = {count["values"]: count["counts"] for count in pc.value_counts(stored["bucket"]).to_pylist()}
-    if {bucket: (count,) for bucket, count in counts.items()} != lengths:
+    if {bucket: {count} for bucket, count in counts.items()} != lengths:
         raise DamagedError("its ledger and its tensors don't have the same buckets and numbers of rows")
     for bucket in lengths:
         numbers = np.sort(stored.filter(pc.equal(stored["bucket"], bucket))["row"].to_numpy())

@@ -6,21 +6,25 @@ import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 from torch import Tensor
 
 from latentkit.contracts import Unit
-from latentkit.errors import StoreError
+from latentkit.errors import PluginError, StoreError
+from latentkit.masks import MASK, counted_positions
 from latentkit.store import quantise, statistics
 from latentkit.store.columns import escape
 from latentkit.store.folder import Folder, canonical_json
 from latentkit.store.format import FORMAT_VERSION, TensorToWrite, write_unit
+from latentkit.store.order import Rows
 from latentkit.store.quantise import RoundingError
+from latentkit.store.ragged import OFFSETS, RowBatch, offsets_of, pack
 
 SPILL_BYTES = 64 << 20
 """A tensor that grows beyond this waits on disk, so that memory stays flat however long the unit."""
@@ -59,6 +63,9 @@ encode_json = json.JSONEncoder(sort_keys=True, default=str).encode
 NOT_FINITE = "the latents are not finite; encode with dtype bfloat16 or float32, or store with dtype float32"
 
 
+NOTHING_COUNTS = "no latent of it counts: its mask is empty"
+
+
 @dataclass(frozen=True)
 class RowLabel:
     """What a row says besides its tensors: position of its sample in the plan (streams: in its shard), view, media and how it was cut."""
@@ -75,12 +82,26 @@ class RowLabel:
 
 @dataclass
 class _Spool:
-    """One tensor in the making."""
+    """One tensor in the making; `length` is the size of its first axis."""
 
     file: tempfile.SpooledTemporaryFile[bytes]
     dtype: str
     row_shape: tuple[int, ...]
+    length: int = 0
+
+
+@dataclass
+class _Bucket:
+    """What there is of a bucket: the names of its tensors, its rows and, of ragged ones, how long they are."""
+
+    names: Sequence[str]
     num_rows: int = 0
+    lengths: list[Rows] = field(default_factory=list)
+
+    def add(self, num_rows: int, lengths: Rows | None) -> None:
+        self.num_rows += num_rows
+        if lengths is not None:
+            self.lengths.append(lengths)
 
 
 class UnitWriter:
@@ -96,6 +117,7 @@ class UnitWriter:
         self.unit = unit
         self._quantise = quantise
         self._spools: dict[str, _Spool] = {}
+        self._buckets: dict[str, _Bucket] = {}
         self._ledger = _Ledger(is_stream)
         self._statistics: list[statistics.ChannelStatistics] = []
         self._errors: dict[str, RoundingError] = {}
@@ -112,29 +134,39 @@ class UnitWriter:
         """Record a view that can't be had."""
         self._ledger.add_skipped(label, escape(reason))
 
-    def add(self, bucket: str, labels: Sequence[RowLabel], tensors: Mapping[str, Tensor]) -> None:
+    def add(self, bucket: str, labels: Sequence[RowLabel], tensors: Mapping[str, Tensor], ragged_axis: int | None = None) -> None:
         """Store a batch of one bucket: `tensors` by name ("moments", "latent", "indices"), on the CPU, in their stored dtype.
 
-        To be quantised, moments and latents are float32. Rows that are not finite are skipped with a reason instead.
+        To be quantised, moments and latents are float32. Rows that are not finite, or of which nothing counts, are skipped with a reason
+        instead.
+
+        Args:
+            tensors: (N, ...) each; "mask", uint8, covers the first axes after the channels.
+            ragged_axis: the axis, N counted, along which rows are stored only as far as their mask counts them; None for none.
 
         Raises:
+            PluginError: rows of the bucket had another shape before, or a mask where now there is none.
             StoreError: there is no room for them to wait on disk.
         """
-        keep = _finite_rows(tensors)
-        for place in np.flatnonzero(~keep).tolist():
-            self.skip(labels[place], NOT_FINITE)
-        if not keep.all():
-            chosen = torch.from_numpy(keep)
-            labels = [label for label, good in zip(labels, keep, strict=True) if good]
-            tensors = {name: tensor[chosen] for name, tensor in tensors.items()}
-        if not labels:
-            return
-        stored = _quantised(tensors) if self._quantise else tensors
-        for name, tensor in stored.items():
-            row = self._append(f"{bucket}/{name}", tensor)
+        rows = pack(tensors, ragged_axis)
+        for reason, find in ((NOTHING_COUNTS, RowBatch.are_filled), (NOT_FINITE, RowBatch.are_finite)):
+            good = find(rows)
+            if not good.all():
+                for place in np.flatnonzero(~good).tolist():
+                    self.skip(labels[place], reason)
+                rows, labels = rows.select(good), [labels[place] for place in np.flatnonzero(good).tolist()]
+            if not labels:
+                return
+        stored = _quantised(rows) if self._quantise else rows
+        filling = self._buckets.setdefault(bucket, _Bucket(sorted(stored.tensors)))
+        if filling.names != sorted(stored.tensors):
+            raise PluginError(f"rows of the bucket {bucket!r} came with a mask and without one; a bucket's rows must be alike")
+        for name, tensor in stored.tensors.items():
+            self._append(f"{bucket}/{name}", tensor)
         for place, label in enumerate(labels):
-            self._ledger.add_ok(label, bucket, row + place)
-        self._measure(stored, tensors)
+            self._ledger.add_ok(label, bucket, filling.num_rows + place)
+        filling.add(len(labels), stored.lengths)
+        self._measure(stored, rows)
 
     def commit(self, folder: Folder, settings: Mapping[str, Any], fingerprint: str) -> None:
         """Write the unit's file and make it visible, unless another process was first.
@@ -152,26 +184,24 @@ class UnitWriter:
         for spool in self._spools.values():
             spool.file.close()
 
-    def _append(self, name: str, tensor: Tensor) -> int:
-        """The row number of the tensor's first row in the unit."""
+    def _append(self, name: str, tensor: Tensor) -> None:
         tensor = tensor.contiguous()
         spool = self._spools.get(name)
         if spool is None:
             file = tempfile.SpooledTemporaryFile(max_size=SPILL_BYTES)  # noqa: SIM115  # closed by close()
             spool = self._spools[name] = _Spool(file, DTYPE_CODES[tensor.dtype], tuple(tensor.shape[1:]))
-        first = spool.num_rows
+        if spool.row_shape != (shape := tuple(tensor.shape[1:])):
+            raise PluginError(f"{name}: rows of one bucket have the shapes {spool.row_shape} and {shape}; a bucket is a shape")
         with _explained():
             spool.file.write(tensor.view(torch.uint8).numpy().data.cast("B"))
-        spool.num_rows += len(tensor)
-        return first
+        spool.length += len(tensor)
 
-    def _measure(self, stored: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
-        """Statistics of the values that a reader will see, and how far they are from those given where they were quantised."""
-        for name in (name for name in LATENTS if name in stored):
-            scale = stored.get(name + quantise.SCALE)
-            values = stored[name].float().numpy() if scale is None else quantise.dequantise(stored[name].numpy(), scale.numpy())
+    def _measure(self, stored: RowBatch, given: RowBatch) -> None:
+        """Statistics of the values that a reader will see and that count, and how far they are from those given where quantised."""
+        for name in (name for name in LATENTS if name in stored.tensors):
+            values = _as_read(stored, name)
             if self._quantise:
-                error = quantise.measure_error(values, given[name].numpy())
+                error = quantise.measure_error(values, _counted(given, given.tensors[name].numpy()))
                 self._errors[name] = self._errors[name] + error if name in self._errors else error
             channels = values.shape[1] // 2 if name == "moments" else values.shape[1]
             logvar = values[:, channels:] if name == "moments" else None
@@ -179,11 +209,19 @@ class UnitWriter:
 
     def _tensors(self) -> list[TensorToWrite]:
         tensors = [
-            TensorToWrite(name, spool.dtype, (spool.num_rows, *spool.row_shape), _chunks(spool.file))
-            for name, spool in sorted(self._spools.items())
+            TensorToWrite(name, spool.dtype, (spool.length, *spool.row_shape), _chunks(spool.file)) for name, spool in self._spools.items()
         ]
+        for bucket, filling in self._buckets.items():
+            if filling.lengths:
+                offsets = offsets_of(np.concatenate(filling.lengths))
+                content = offsets.data.cast("B")
+                tensors += [
+                    TensorToWrite(f"{bucket}/{name}{OFFSETS}", "I64", offsets.shape, [content])
+                    for name in filling.names
+                    if not name.endswith(quantise.SCALE)
+                ]
         rows = self._ledger.as_arrow()
-        return [*tensors, TensorToWrite("rows", "U8", (len(rows),), [rows])]
+        return [*sorted(tensors, key=lambda tensor: tensor.name), TensorToWrite("rows", "U8", (len(rows),), [rows])]
 
 
 class _Ledger:
@@ -263,23 +301,26 @@ def ledger_bytes(table: pa.Table) -> memoryview:
     return memoryview(sink.getvalue())
 
 
-def _finite_rows(tensors: Mapping[str, Tensor]) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """(N,) whether every value of each row is finite."""
-    count = len(next(iter(tensors.values())))
-    finite = np.ones(count, np.bool_)
-    for tensor in tensors.values():
-        if tensor.is_floating_point():  # numpy's isfinite, which takes a tenth of the time of torch's
-            finite &= np.isfinite(tensor.float().numpy()).reshape(count, -1).all(axis=1)
-    return finite
-
-
-def _quantised(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Moments and latents as int8, each with its scales beside it; other tensors as they are."""
-    stored = dict(tensors)
-    for name in (name for name in LATENTS if name in tensors):
-        values, scale = quantise.quantise(tensors[name].numpy())
+def _quantised(rows: RowBatch) -> RowBatch:
+    """Moments and latents as int8, each with its scales beside it, a row's at a time; other tensors as they are."""
+    stored = dict(rows.tensors)
+    for name in (name for name in LATENTS if name in rows.tensors):
+        values, scale = quantise.quantise(rows.tensors[name].numpy(), rows.lengths)
         stored |= {name: torch.from_numpy(values), name + quantise.SCALE: torch.from_numpy(scale)}
-    return stored
+    return RowBatch(stored, rows.lengths)
+
+
+def _as_read(rows: RowBatch, name: str) -> npt.NDArray[np.float32]:
+    """Stored moments or latents that count, (N, C, ...), as numbers."""
+    stored, scale = rows.tensors[name], rows.tensors.get(name + quantise.SCALE)
+    if scale is None:
+        return _counted(rows, stored.float().numpy())
+    scales = scale.numpy() if rows.lengths is None else np.repeat(scale.numpy(), rows.lengths, axis=0)
+    return _counted(rows, quantise.dequantise(stored.numpy(), scales))
+
+
+def _counted(rows: RowBatch, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    return counted_positions(values, rows.tensors[MASK].numpy().astype(np.bool_)) if MASK in rows.tensors else values
 
 
 def _chunks(file: tempfile.SpooledTemporaryFile[bytes]) -> Iterator[bytes]:

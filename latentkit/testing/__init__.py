@@ -20,6 +20,8 @@ Each check is a method `test_...` whose docstring says the property, and whose m
 from __future__ import annotations
 
 from latentkit.testing.encoder import EncoderContract
+from latentkit.testing.executor import ExecutorContract
+from latentkit.testing.exporter import ExporterContract
 from latentkit.testing.loss import LossContract
 from latentkit.testing.modality import ModalityContract
 from latentkit.testing.plugin import PluginContract, check_names, find_failures
@@ -27,6 +29,8 @@ from latentkit.testing.source import SourceContract, StreamSourceContract
 
 __all__ = [
     "EncoderContract",
+    "ExecutorContract",
+    "ExporterContract",
     "LossContract",
     "ModalityContract",
     "PluginContract",

@@ -6,19 +6,34 @@ import pickle
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 from unittest import mock
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from latentkit.contracts import Decodes, Encoder, EncoderSpec, InputSpec, Normalization, PluginSpec, Reconstruction, Trainable
+from latentkit.batching import check_layout, encode_batch
+from latentkit.contracts import Decodes, Encoder, EncoderSpec, LatentLayout, Normalization, PluginSpec, Reconstruction, Trainable
+from latentkit.errors import EncoderError
+from latentkit.masks import masked_axes
+from latentkit.testing.batches import (
+    Batch,
+    allowed_sizes,
+    are_same,
+    axes_of,
+    copy_of,
+    expected_shape,
+    forbidden_size,
+    mask_along,
+    other_padding,
+    row_of,
+    values_of,
+)
 from latentkit.testing.plugin import PluginContract
 
 NAMES = {"gaussian": {"mean", "logvar"}, "deterministic": {"latent"}, "quantised": {"indices"}}
 LOGVAR_RANGE = (-30.0, 20.0)
-SMALLEST_SIZE = 16
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 Latents = Mapping[str, Tensor]
@@ -44,16 +59,20 @@ class EncoderContract(PluginContract):
         return encoder
 
     def sizes(self, encoder: Encoder) -> Sequence[tuple[int, ...]]:
-        """Two input sizes to try, one number per axis but C: small ones that its rules allow."""
-        axes = [axis for axis in encoder.layout.axes if axis != "C"]
-        small = [allowed_sizes(encoder.input, axis) for axis in axes]
+        """Two input sizes to try, one number per axis of `input.axes` but C: small ones that its rules allow."""
+        small = [allowed_sizes(encoder.input, axis) for axis in axes_of(encoder)]
         return [tuple(sizes[0] for sizes in small), tuple(sizes[number % 2] for number, sizes in enumerate(small, start=1))]
 
-    def make_batch(self, encoder: Encoder, sizes: tuple[int, ...], num_rows: int) -> Tensor:
-        """Prepared rows as the encoder's modality gives them: (N, C, *sizes) float32 in its range, always the same."""
+    def make_batch(self, encoder: Encoder, sizes: tuple[int, ...], num_rows: int) -> Batch:
+        """Prepared rows as the encoder's modality gives them, always the same: (N, C, *sizes) float32 in its range.
+
+        For an encoder that takes a mask, a mapping of "values" and "mask", (N, sizes[0]), 1 where a position counts.
+        """
         low, high = encoder.input.range
-        noise = torch.rand((num_rows, encoder.input.channels, *sizes), generator=torch.Generator().manual_seed(num_rows))
-        return low + (high - low) * noise
+        channels = (encoder.input.channels,) if "C" in encoder.input.axes else ()
+        noise = torch.rand((num_rows, *channels, *sizes), generator=torch.Generator().manual_seed(num_rows))
+        values = low + (high - low) * noise
+        return {"values": values, "mask": mask_along(sizes[0], num_rows)} if encoder.input.takes_mask else values
 
     def perturb(self, encoder: Encoder) -> Encoder | None:
         """The encoder, or another one, with one bit of one weight that `encode` uses changed; None for one without weights.
@@ -73,18 +92,19 @@ class EncoderContract(PluginContract):
     # ------------------------------------------------------------ what it declares
 
     def test_declarations_fit_together(self, tmp_path: Path) -> None:
-        """Modality, range and layout are complete: one downscale per axis but C, C first, and a ragged axis that exists."""
+        """Modality, range, axes and layout are complete: one downscale per axis but C, C first, and a ragged axis that exists."""
         encoder = self.make_encoder(tmp_path)
         layout, (low, high) = encoder.layout, encoder.input.range
-        rest = layout.axes.replace("C", "", 1)
         assert encoder.modality, "modality is empty: give the recipe name of a modality, such as 'image'"
         assert low < high, f"input.range is ({low}, {high}): the lowest value comes first"
-        assert layout.kind == "quantised" or layout.axes.startswith("C"), f"layout.axes is {layout.axes!r}: channels come first"
-        assert len(set(layout.axes)) == len(layout.axes), f"layout.axes is {layout.axes!r}: a letter stands there twice"
-        factors = layout.downscale if isinstance(layout.downscale, tuple) else (layout.downscale,) * len(rest)
-        fits = len(factors) == len(rest) and min(factors, default=1) >= 1
-        assert fits, f"layout.downscale is {layout.downscale} for the axes {rest}: one whole number for all, or one for each"
-        assert layout.ragged_axis is None or layout.ragged_axis in rest, f"layout.ragged_axis {layout.ragged_axis!r} is none of {rest}"
+        for name, axes in (("input", encoder.input.axes), ("layout", layout.axes)):
+            assert len(set(axes)) == len(axes), f"{name}.axes is {axes!r}: a letter stands there twice"
+        factors = layout.downscale if isinstance(layout.downscale, tuple) else (layout.downscale,)
+        assert min(factors, default=1) >= 1, f"layout.downscale is {layout.downscale}: input size over latent size, at least 1"
+        try:
+            check_layout(encoder)
+        except EncoderError as error:
+            raise AssertionError(str(error)) from error
 
     def test_normalization_can_be_undone(self, tmp_path: Path) -> None:
         """Normalising raw latents gives finite ones, and undoing it the raw ones again; shift and scale fit the layout."""
@@ -101,20 +121,45 @@ class EncoderContract(PluginContract):
     # ------------------------------------------------------------ encode
 
     def test_latents_have_the_names_of_their_kind(self, tmp_path: Path) -> None:
-        """ "mean" and "logvar" of a gaussian layout, "latent" of a deterministic, "indices" of a quantised one."""
+        """ "mean" and "logvar" of a gaussian layout, "latent" of a deterministic, "indices" of a quantised one; with "mask" or without."""
         encoder = self.make_encoder(tmp_path)
-        got, wanted = set(self.encode(encoder)), NAMES[encoder.layout.kind]
+        got, wanted = set(self.encode_all(encoder)) - {"mask"}, NAMES[encoder.layout.kind]
         assert got == wanted, f"encode gave {sorted(got)}; a {encoder.layout.kind} layout needs {sorted(wanted)}"
 
     def test_latents_have_the_shape_of_the_layout(self, tmp_path: Path) -> None:
-        """Rows of the batch, axes and channels of the layout, and every size divided by its downscale (none is ragged), for two sizes."""
+        """Rows of the batch, axes and channels of the layout; sizes of axes that the input has too are those divided by the downscale."""
         encoder = self.make_encoder(tmp_path)
         for sizes in self.sizes(encoder):
-            expected = expected_shape(encoder, 2, sizes)
-            for name, tensor in encoder.encode(self.make_batch(encoder, sizes, 2)).items():
-                free = tensor.shape[-len(sizes) :] if encoder.layout.ragged_axis else ()
-                got = (*tensor.shape[: tensor.ndim - len(free)], *expected[len(expected) - len(free) :])
+            for name, tensor in encode_without_mask(encoder, self.make_batch(encoder, sizes, 2)).items():
+                got = tuple(tensor.shape)
+                expected = expected_shape(encoder, 2, sizes, got)
                 assert got == expected, f"{name!r} has shape {got} for an input of {sizes}; by the layout it is {expected}"
+
+    def test_a_mask_fits_the_latents(self, tmp_path: Path) -> None:
+        """The mask at the latents' size, `encode`'s own or by `downscale` the input's, has their sizes and counts something of each row."""
+        encoder = self.make_encoder(tmp_path)
+        for sizes in self.sizes(encoder) if encoder.input.takes_mask or encoder.layout.ragged_axis else ():
+            batch = self.make_batch(encoder, sizes, 2)
+            if isinstance(batch, Tensor):
+                batch = {"values": batch, "mask": mask_along(sizes[0], 2)}
+            try:
+                mask = encode_batch(encoder, batch)["mask"]
+            except EncoderError as error:
+                raise AssertionError(str(error)) from error
+            assert bool(mask.flatten(1).any(1).all()), "a row whose mask counts something has latents of which none counts"
+
+    def test_what_a_mask_leaves_out_changes_nothing(self, tmp_path: Path) -> None:
+        """With other values in the padding, an encoder that takes a mask gives the latents that count, within `tolerance`."""
+        encoder = self.make_encoder(tmp_path)
+        batch = self.make_batch(encoder, self.sizes(encoder)[0], 2)
+        if not encoder.input.takes_mask or isinstance(batch, Tensor):
+            return
+        first, other = encode_batch(encoder, batch), encode_batch(encoder, other_padding(batch))
+        mask = first.pop("mask").cpu()
+        assert torch.equal(mask, other["mask"].cpu()), "the latents' mask depends on the padding's values"
+        for name, tensor in first.items():
+            counted = [counted_of(latents, mask, encoder.layout) for latents in (tensor, other[name])]
+            assert_close(counted[0], counted[1], self.tolerance, f"{name!r} depends on the padding: give the mask to the network")
 
     def test_latents_are_floats_and_indices_whole_numbers(self, tmp_path: Path) -> None:
         """Latents have a float dtype; indices one of whole numbers."""
@@ -155,7 +200,8 @@ class EncoderContract(PluginContract):
         """A batch of two gives what its rows give one by one, within `tolerance`: a latent doesn't depend on its neighbours."""
         encoder = self.make_encoder(tmp_path)
         batch = self.make_batch(encoder, self.sizes(encoder)[0], 2)
-        together, alone = encoder.encode(batch.clone()), [encoder.encode(row[None]) for row in batch]
+        together = encode_without_mask(encoder, copy_of(batch))
+        alone = [encode_without_mask(encoder, row_of(batch, number)) for number in range(2)]
         for name, tensor in together.items():
             rows = torch.cat([latents[name] for latents in alone])
             assert_close(tensor, rows, self.tolerance, f"{name!r} of a batch is not that of its rows: no statistics over the batch")
@@ -175,9 +221,9 @@ class EncoderContract(PluginContract):
         """The batch is the same after `encode` as before."""
         encoder = self.make_encoder(tmp_path)
         batch = self.make_batch(encoder, self.sizes(encoder)[0], 2)
-        before = batch.clone()
-        encoder.encode(batch)
-        assert torch.equal(batch, before), "encode changed its input: no operations in place on the batch"
+        before = copy_of(batch)
+        encode_without_mask(encoder, batch)
+        assert are_same(batch, before), "encode changed its input: no operations in place on the batch"
 
     def test_encode_leaves_random_numbers_alone(self, tmp_path: Path) -> None:
         """The global generators of torch, NumPy and Python stand where they stood before the first `encode`."""
@@ -191,7 +237,7 @@ class EncoderContract(PluginContract):
         """An input of a size that `input.sizes` forbids raises `ValueError`, instead of being padded or cut."""
         encoder = self.make_encoder(tmp_path)
         good = self.sizes(encoder)[0]
-        for place, axis in enumerate(axis for axis in encoder.layout.axes if axis != "C"):
+        for place, axis in enumerate(axes_of(encoder)):
             wrong = forbidden_size(encoder.input, axis, good[place])
             if wrong is not None:
                 batch = self.make_batch(encoder, (*good[:place], wrong, *good[place + 1 :]), 1)
@@ -231,9 +277,9 @@ class EncoderContract(PluginContract):
         if not isinstance(encoder, Decodes):
             return
         batch = self.make_batch(encoder, self.sizes(encoder)[0], 2)
-        decoded = encoder.decode(self.latents_of(encoder, batch)).float()
+        decoded, given = encoder.decode(self.latents_of(encoder, batch)).float(), values_of(batch)
         low, high = encoder.input.range
-        assert decoded.shape == batch.shape, f"decode gave {tuple(decoded.shape)} for an input of {tuple(batch.shape)}"
+        assert decoded.shape == given.shape, f"decode gave {tuple(decoded.shape)} for an input of {tuple(given.shape)}"
         assert bool(decoded.isfinite().all()), "decode gave nan or infinity"
         inside = float(decoded.min()) >= 2 * low - high and float(decoded.max()) <= 2 * high - low
         assert inside, f"decoded values from {float(decoded.min())} to {float(decoded.max())}; the input's range is {low} to {high}"
@@ -255,7 +301,7 @@ class EncoderContract(PluginContract):
         encoder = self.make_encoder(tmp_path)
         if not isinstance(encoder, Trainable):
             return
-        batch = self.make_batch(encoder, self.sizes(encoder)[0], 2).to(encoder.last_layer().device)
+        batch = values_of(self.make_batch(encoder, self.sizes(encoder)[0], 2)).to(encoder.last_layer().device)
         found = encoder.module(batch)
         assert isinstance(found, Reconstruction), f"forward gave a {type(found).__name__}: give latentkit.contracts.Reconstruction"
         assert found.output.shape == batch.shape, f"output has shape {tuple(found.output.shape)}, the input {tuple(batch.shape)}"
@@ -268,38 +314,30 @@ class EncoderContract(PluginContract):
     # ------------------------------------------------------------ for the checks
 
     def encode(self, encoder: Encoder) -> dict[str, Tensor]:
-        """Latents of two rows of the first size."""
-        return encoder.encode(self.make_batch(encoder, self.sizes(encoder)[0], 2))
+        """Latents of two rows of the first size, without their mask."""
+        return encode_without_mask(encoder, self.make_batch(encoder, self.sizes(encoder)[0], 2))
 
-    def latents_of(self, encoder: Encoder, batch: Tensor) -> Tensor:
+    def encode_all(self, encoder: Encoder) -> dict[str, Tensor]:
+        """All that `encode` gives for them."""
+        batch: Any = self.make_batch(encoder, self.sizes(encoder)[0], 2)
+        return encoder.encode(batch)
+
+    def latents_of(self, encoder: Encoder, batch: Batch) -> Tensor:
         """What `decode` takes: "mean", "latent" or "indices" of a batch, as a tensor of its own."""
-        latents = encoder.encode(batch)
+        latents = encode_without_mask(encoder, batch)
         return next(latents[name] for name in ("mean", "latent", "indices") if name in latents).clone()
 
 
-def allowed_sizes(spec: InputSpec, axis: str) -> list[int]:
-    """The two smallest sizes of an axis from `SMALLEST_SIZE` on that its rule allows (one, where there is only one)."""
-    rule = spec.sizes.get(axis)
-    if rule is None:
-        return [2 * SMALLEST_SIZE, 3 * SMALLEST_SIZE]
-    first = max(rule.minimum, min(SMALLEST_SIZE, rule.maximum or SMALLEST_SIZE))
-    found = [size for size in range(first, first + 2 * rule.multiple) if rule.allows(size)]
-    assert found, f"no size of {axis} is allowed by {rule}: override sizes()"
-    return [found[0], found[-1]]
+def encode_without_mask(encoder: Encoder, batch: Batch) -> dict[str, Tensor]:
+    """What `encode` gives for a batch, but "mask"."""
+    given: Any = batch
+    return {name: tensor for name, tensor in encoder.encode(given).items() if name != "mask"}
 
 
-def forbidden_size(spec: InputSpec, axis: str, good: int) -> int | None:
-    """A size a little above a good one that the rule forbids; None where it forbids none there."""
-    rule = spec.sizes.get(axis)
-    return next((size for size in range(good + 1, good + 1 + (rule.multiple if rule else 0)) if rule and not rule.allows(size)), None)
-
-
-def expected_shape(encoder: Encoder, num_rows: int, sizes: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape of a batch of latents, by the layout alone."""
-    layout = encoder.layout
-    factors = layout.downscale if isinstance(layout.downscale, tuple) else (layout.downscale,) * len(sizes)
-    channels = (layout.channels,) if "C" in layout.axes else ()
-    return (num_rows, *channels, *(-(-size // factor) for size, factor in zip(sizes, factors, strict=True)))
+def counted_of(latents: Tensor, mask: Tensor, layout: LatentLayout) -> Tensor:
+    """The positions of latents that a mask counts."""
+    places = [layout.axes.index(axis) + 1 for axis in masked_axes(layout, mask.ndim - 1)]
+    return latents.cpu().movedim(places, list(range(1, len(places) + 1)))[mask]
 
 
 def flip_bit(weight: Tensor) -> None:
@@ -331,10 +369,10 @@ def random_state() -> list[bytes]:
     return [torch.random.get_rng_state().numpy().tobytes(), pickle.dumps(np.random.get_state()), pickle.dumps(random.getstate())]
 
 
-def raised_by(encoder: Encoder, batch: Tensor) -> Exception | None:
+def raised_by(encoder: Encoder, batch: Batch) -> Exception | None:
     """What encoding a batch raises; None when it gives something."""
     try:
-        encoder.encode(batch)
+        encode_without_mask(encoder, batch)
     except Exception as error:  # noqa: BLE001 (plugin boundary: which error it is, is what is asked)
         return error
     return None

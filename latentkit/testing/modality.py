@@ -41,8 +41,8 @@ class ModalityContract(PluginContract, ABC):
 
     input: InputSpec = InputSpec(channels=3)
     """What the encoder takes that the modality prepares for."""
-    axes: str = "CHW"
-    """A letter per axis of a prepared tensor."""
+    axes: str = ""
+    """A letter per axis of a prepared tensor; empty: `input.axes`."""
 
     @abstractmethod
     def make_samples(self, tmp_path: Path) -> Sequence[Sample]:
@@ -95,15 +95,15 @@ class ModalityContract(PluginContract, ABC):
 
     def test_tensors_have_the_encoders_channels(self, tmp_path: Path) -> None:
         """A tensor has one axis for each letter of `axes`, and as many channels as the encoder takes."""
-        place, channels = self.axes.find("C"), self.input.channels
+        axes, channels = self.axes or self.input.axes, self.input.channels
         for tensor in self.values(tmp_path):
-            fits = tensor.ndim == len(self.axes) and (place < 0 or tensor.shape[place] == channels)
-            assert fits, f"shape {tuple(tensor.shape)}; expected axes {self.axes} with C = {channels}: read context.input.channels"
+            fits = tensor.ndim == len(axes) and ("C" not in axes or tensor.shape[axes.index("C")] == channels)
+            assert fits, f"shape {tuple(tensor.shape)}; expected axes {axes} with C = {channels}: read context.input.channels"
 
     def test_tensors_have_sizes_that_the_encoder_takes(self, tmp_path: Path) -> None:
         """Each size fits the encoder's rule for its axis."""
         for tensor in self.values(tmp_path):
-            for axis, size in zip(self.axes, tensor.shape, strict=False):
+            for axis, size in zip(self.axes or self.input.axes, tensor.shape, strict=False):
                 rule = self.input.sizes.get(axis)
                 assert rule is None or rule.allows(size), f"{axis} is {size}, the encoder takes {rule}: read context.input.sizes"
 
@@ -142,6 +142,27 @@ class ModalityContract(PluginContract, ABC):
         for prepared in self.prepare_all(self.make_modality(tmp_path), tmp_path):
             has_mask = isinstance(prepared.tensor, Tensor) or "mask" in prepared.tensor
             assert has_mask, f"tensors {sorted(tensors_of(prepared))} without 'mask': add one, of ones if all values count"
+
+    def test_a_mask_covers_the_first_axes(self, tmp_path: Path) -> None:
+        """A mask holds zeros and ones, counts something, and has the sizes of the first axes after the channels: (L,) of (C, L)."""
+        axes = self.axes or self.input.axes
+        for prepared in self.prepare_all(self.make_modality(tmp_path), tmp_path):
+            if isinstance(prepared.tensor, Tensor) or "mask" not in prepared.tensor:
+                continue
+            mask = prepared.tensor["mask"]
+            binary = bool(((mask == 0) | (mask == 1)).all()) and bool(mask.any())
+            assert binary, "a mask of other values than 0 and 1, or of nothing but 0: raise SampleError for media of which nothing counts"
+            for tensor in tensors_of(prepared).values():
+                sizes = [size for axis, size in zip(axes, tensor.shape, strict=False) if axis != "C"]
+                fits = tuple(mask.shape) == tuple(sizes[: mask.ndim]) and mask.ndim
+                assert fits, f"mask of {tuple(mask.shape)} beside a tensor of {tuple(tensor.shape)}: give it the sizes after the channels"
+
+    def test_several_tensors_are_for_encoders_that_take_them(self, tmp_path: Path) -> None:
+        """Besides its mask a row has one tensor, unless the encoder's input says `takes_mask`: an encoder without it gets that one."""
+        for prepared in self.prepare_all(self.make_modality(tmp_path), tmp_path):
+            names = sorted(tensors_of(prepared))
+            fits = len(names) == 1 or self.input.takes_mask
+            assert fits, f"tensors {names} for an encoder that takes one: look at context.input.takes_mask"
 
     # ------------------------------------------------------------ the same, always
 
@@ -207,7 +228,9 @@ class ModalityContract(PluginContract, ABC):
         """`render` writes rows of different lengths to the path it is given, and leaves the tensors as they are."""
         modality = self.make_modality(tmp_path)
         first, *rest = [tensor for prepared in self.prepare_all(modality, tmp_path) for tensor in tensors_of(prepared).values()]
-        before, path = first.clone(), tmp_path / "preview.png"
+        suffix = getattr(modality, "preview_suffix", ".png")
+        assert suffix.startswith("."), f"preview_suffix is {suffix!r}: begin it with a dot, as in '.wav'"
+        before, path = first.clone(), tmp_path / f"preview{suffix}"
         modality.render([[first, first], [first], *([tensor] for tensor in rest)], path)
         num_bytes = path.stat().st_size if path.is_file() else 0
         assert num_bytes, "render left no file, or an empty one, at the path it was given"
@@ -253,7 +276,8 @@ def are_equal(first: Iterable[Prepared], second: Iterable[Prepared]) -> bool:
 def facts_of(prepared: Prepared) -> View:
     """What two preparations of a sample must agree on."""
     geometry = json.dumps(dict(prepared.geometry), default=repr, sort_keys=True)
-    return prepared.view, prepared.bucket, geometry, tensors_of(prepared)
+    named = prepared.tensor if isinstance(prepared.tensor, Mapping) else {"": prepared.tensor}
+    return prepared.view, prepared.bucket, geometry, dict(named)
 
 
 def is_same(one: Tensor, other: Tensor) -> bool:

@@ -50,12 +50,14 @@ def test_commands_and_options_are_these(capsys: pytest.CaptureFixture[str]) -> N
         "preview": ["PATH", "OUT.png", "--rows"],
         "verify": ["PATH", "--deep", "--repair"],
         "compact": ["PATH"],
+        "export": ["PATH", "OUT", "--to", "--set"],
         "plugins": ["--json"],
+        "plugins new": ["NAME", "--kind", "--path"],
         "recipes": [],
     }
     for command, arguments in frozen.items():
         with pytest.raises(SystemExit) as stopped:
-            cli.main([command, "--help"])
+            cli.main([*command.split(), "--help"])
         assert stopped.value.code == 0
         usage = capsys.readouterr().out.split("\n\n")[0]
         assert all(argument in usage for argument in arguments), command
@@ -65,7 +67,8 @@ def test_commands_and_options_are_these(capsys: pytest.CaptureFixture[str]) -> N
 def test_light_commands_load_nothing_heavy(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(RECIPE)
-    for arguments in (["--help"], ["plugins"], ["check", str(recipe)], ["recipes"]):
+    new = ["plugins", "new", "x", "--kind", "loss", "--path", str(tmp_path)]
+    for arguments in (["--help"], ["plugins"], ["check", str(recipe)], ["recipes"], new):
         assert loaded_after(*arguments) == set(), arguments
 
 
@@ -134,6 +137,9 @@ def test_name_of_a_plugin_wins_over_a_path_and_says_so(tmp_path: Path) -> None:
         (["run", "wrong.yaml"], "batch_size"),
         (["inspect", "empty"], "not a latent dataset"),
         (["preview", "empty", "x.png"], "not a latent dataset"),
+        (["export", "empty", "out", "--to", "safetensors"], "not a latent dataset"),
+        (["export", "empty", "out", "--to", "safetensor"], "did you mean 'safetensors'"),
+        (["plugins", "new", "Bad_Name", "--kind", "loss"], "such as 'bad-name'"),
     ],
 )
 def test_bad_input_is_one_clear_message_and_exit_code_2(

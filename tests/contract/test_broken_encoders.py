@@ -103,7 +103,7 @@ class Means:
     """A good deterministic encoder without weights, on sound, which neither decodes nor trains."""
 
     modality = "audio"
-    input = InputSpec(channels=1, range=(0.0, 1.0), sizes={"L": SizeRule(multiple=4, offset=1, minimum=5)})
+    input = InputSpec(channels=1, range=(0.0, 1.0), sizes={"L": SizeRule(multiple=4, offset=1, minimum=5)}, axes="CL")
     layout = LatentLayout(name="latent", kind="deterministic", axes="CL", channels=1, downscale=4)
     normalization = Normalization()
 
@@ -126,6 +126,43 @@ class Signs(Means):
 
     def encode(self, batch: Tensor) -> dict[str, Tensor]:
         return {"indices": (super().encode(batch)["latent"][:, 0] > 0.5).long()}
+
+
+class MaskedMeans(Means):
+    """A good encoder of ragged rows, which takes the mask and gives its own."""
+
+    input = InputSpec(channels=1, range=(0.0, 1.0), axes="CL", takes_mask=True)
+    layout = replace(Means.layout, ragged_axis="L")
+
+    def encode(self, batch: Any) -> dict[str, Tensor]:
+        values, mask = self.seen(batch), nn.functional.max_pool1d(batch["mask"][:, None], 4, ceil_mode=True)[:, 0]
+        return {"latent": nn.functional.avg_pool1d(values, 4, ceil_mode=True), "mask": self.finish_mask(mask > 0)}
+
+    def seen(self, batch: Any) -> Tensor:
+        return batch["values"] * batch["mask"][:, None]  # type: ignore[no-any-return]
+
+    def finish_mask(self, mask: Tensor) -> Tensor:
+        return mask
+
+
+class PaddedMeans(Means):
+    """A good encoder of ragged rows that doesn't take their mask."""
+
+    layout = replace(Means.layout, ragged_axis="L")
+
+
+class Clips(Means):
+    """A good encoder of films."""
+
+    modality = "video"
+    input = InputSpec(channels=3, sizes={"T": SizeRule(4, 1), "H": EIGHTS, "W": EIGHTS}, axes="CTHW")
+    layout = LatentLayout("latent", "deterministic", "CTHW", 3, (4, 8, 8))
+
+    def encode(self, batch: Tensor) -> dict[str, Tensor]:
+        wrong = [axis for axis, size in zip("THW", batch.shape[2:], strict=True) if not self.input.sizes[axis].allows(size)]
+        if wrong:
+            raise ValueError(f"{wrong[0]} isn't a size that is taken")
+        return {"latent": nn.functional.avg_pool3d(batch, (4, 8, 8), ceil_mode=True)}
 
 
 class WithoutWeightsContract(PatchesContract):
@@ -203,7 +240,7 @@ def with_forward(function: Callable[[Reconstruction], Any]) -> dict[str, Any]:
 
 BROKEN: dict[str, tuple[str, dict[str, Any]]] = {
     "no modality": ("test_declarations_fit_together", {"modality": ""}),
-    "an axis twice": ("test_declarations_fit_together", {"layout": replace(Patches.layout, axes="CHH")}),
+    "an axis twice": ("test_declarations_fit_together", {"input": replace(Patches.input, axes="CHH")}),
     "a ragged axis that isn't there": ("test_declarations_fit_together", {"layout": replace(Patches.layout, ragged_axis="T")}),
     "a scale of zero": ("test_normalization_can_be_undone", {"normalization": Normalization(scale=0.0)}),
     "a shift for five channels": ("test_normalization_can_be_undone", {"normalization": Normalization(shift=[0.0] * 5)}),
@@ -263,10 +300,40 @@ BROKEN: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+ALSO = {
+    "a mask of another length": {"test_what_a_mask_leaves_out_changes_nothing"},
+    "an axis twice": {"test_latents_have_the_shape_of_the_layout"},
+    "a ragged axis that isn't there": {"test_a_mask_fits_the_latents"},
+}
+"""Checks that a double can't help failing besides its own."""
+
+
 @pytest.mark.parametrize("name", BROKEN)
 def test_an_encoder_broken_in_one_way_fails_the_check_for_it(name: str, tmp_path: Path) -> None:
     check, members = BROKEN[name]
-    assert set(find_failures(PatchesContract(type("Broken", (Patches,), members)), tmp_path)) == {check}
+    assert set(find_failures(PatchesContract(type("Broken", (Patches,), members)), tmp_path)) - ALSO.get(name, set()) == {check}
+
+
+BROKEN_MASKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "a mask of another length": ("test_a_mask_fits_the_latents", {"finish_mask": lambda self, mask: mask.repeat(1, 2)}),
+    "a mask of nothing": ("test_a_mask_fits_the_latents", {"finish_mask": lambda self, mask: torch.zeros_like(mask)}),
+    "blind to the mask": ("test_what_a_mask_leaves_out_changes_nothing", {"seen": lambda self, batch: batch["values"]}),
+    "folds the ragged axis": ("test_declarations_fit_together", {"normalization": Normalization(fold={"L": 2})}),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_MASKS)
+def test_an_encoder_of_masked_rows_broken_in_one_way_fails_the_check_for_it(name: str, tmp_path: Path) -> None:
+    check, members = BROKEN_MASKS[name]
+    failures = find_failures(WithoutWeightsContract(type("Broken", (MaskedMeans,), members)), tmp_path)
+    assert set(failures) - ALSO.get(name, set()) == {check}
+
+
+@pytest.mark.parametrize(("axis", "downscale"), [("T", (8, 8, 8)), ("W", (4, 8, 4))])
+def test_a_layout_that_lies_about_one_axis_is_found(axis: str, downscale: tuple[int, ...], tmp_path: Path) -> None:
+    lying = type("Lying", (Clips,), {"layout": replace(Clips.layout, downscale=downscale)})
+    failures = find_failures(WithoutWeightsContract(lying), tmp_path)
+    assert set(failures) == {"test_latents_have_the_shape_of_the_layout"}
 
 
 class ScaledElsewhereContract(PatchesContract):
@@ -292,7 +359,7 @@ def test_an_encoder_without_weights_has_to_say_so(tmp_path: Path) -> None:
 
 
 def test_good_encoders_pass_every_check(tmp_path: Path) -> None:
-    for contract in (PatchesContract(Patches), WithoutWeightsContract(Means), WithoutWeightsContract(Signs)):
+    for contract in (PatchesContract(Patches), *map(WithoutWeightsContract, (Means, Signs, MaskedMeans, PaddedMeans, Clips))):
         folder = tmp_path / str(id(contract))
         folder.mkdir()
         assert find_failures(contract, folder) == {}
@@ -303,4 +370,5 @@ def test_an_encoder_that_lacks_a_member_breaks_its_protocol(tmp_path: Path) -> N
 
 
 def test_every_check_for_encoders_is_proved() -> None:
-    assert {check for check, _ in BROKEN.values()} | {*check_names(PluginContract)} == set(check_names(EncoderContract))
+    proved = {check for check, _ in [*BROKEN.values(), *BROKEN_MASKS.values()]}
+    assert proved | {*check_names(PluginContract)} == set(check_names(EncoderContract))

@@ -40,12 +40,18 @@ def reference() -> str:
 def _commands() -> Iterator[str]:
     yield "| command | arguments | what it does |"
     yield "|---|---|---|"
-    groups = [action for action in parser()._actions if isinstance(action, argparse._SubParsersAction)]
-    for group in groups:
+    yield from _commands_of(parser(), "")
+
+
+def _commands_of(command: argparse.ArgumentParser, prefix: str) -> Iterator[str]:
+    """A row for each command below one, and the commands below that."""
+    for group in (action for action in command._actions if isinstance(action, argparse._SubParsersAction)):
         summaries = {choice.dest: choice.help for choice in group._choices_actions}
-        for name, command in group.choices.items():
-            words = [_argument(action) for action in command._actions if action.dest != "help"]
-            yield f"| `{name}` | {' '.join(f'`{word}`' for word in words)} | {summaries[name]} |"
+        for name, below in group.choices.items():
+            words = [_argument(action) for action in below._actions if not isinstance(action, argparse._SubParsersAction)]
+            said = " ".join(f"`{word}`" for word in words if word != "-h")
+            yield f"| `{prefix}{name}` | {said} | {summaries[name]} |"
+            yield from _commands_of(below, f"{prefix}{name} ")
 
 
 def _argument(action: argparse.Action) -> str:
@@ -82,7 +88,7 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def _specs() -> Iterator[PluginSpec]:
-    for hook in ("sources", "modalities", "encoders", "losses", "executors"):
+    for hook in ("sources", "modalities", "encoders", "losses", "executors", "exporters"):
         yield from getattr(builtin, f"latentkit_{hook}")()
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from latentkit.plugins import discover
 from latentkit.store.format import TensorToWrite, read_header, write_unit
 
-CODES = {"float32": "F32", "float16": "F16", "int8": "I8", "int64": "I64", "int16": "I16"}
+CODES = {"float32": "F32", "float16": "F16", "int8": "I8", "int64": "I64", "int16": "I16", "uint8": "U8"}
 
 LAYOUT = {"name": "latent", "kind": "gaussian", "axes": "CHW", "channels": 2, "downscale": 8, "ragged_axis": None}
 
@@ -109,3 +112,14 @@ def random_dataset() -> Callable[..., Path]:
         return write_by_hand(path, units, rows)
 
     return write
+
+
+@pytest.fixture
+def waves(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The module of the plugin `acme-waves`, installed here and in the processes that a test starts."""
+    folder = str(Path(__file__).with_name("waves"))
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")])))
+    discover.cache_clear()
+    yield importlib.import_module("acme_waves")
+    discover.cache_clear()

@@ -15,9 +15,10 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from latentkit.builtin import DiffusersConfig
-from latentkit.contracts import BuildContext, Normalization
+from latentkit.contracts import BuildContext, LatentLayout, Normalization
 from latentkit.encoders.diffusers import DiffusersEncoder, open_diffusers
-from latentkit.encoders.diffusers_table import read_normalization
+from latentkit.encoders.diffusers_statistics import read_normalization
+from latentkit.encoders.diffusers_table import TRAITS
 from latentkit.errors import EncoderError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -137,7 +138,7 @@ def test_downscale_is_measured(kl_folder: Path, taesd_folder: Path) -> None:
     ],
 )
 def test_normalization_is_the_pipelines(config: dict[str, Any], expected: Normalization) -> None:
-    assert read_normalization(config) == expected
+    assert read_normalization(config, TRAITS["AutoencoderKL"], LatentLayout("latent", "gaussian", "CHW", 2, 8)) == expected
 
 
 def test_class_that_is_not_driven_is_said(tmp_path: Path) -> None:

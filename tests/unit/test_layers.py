@@ -24,15 +24,16 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("overrides", "builtin_metrics"),
     ("recipe_parts",),
     ("recipe",),
-    ("plugins", "builtin builtin_losses"),
+    ("plugins", "builtin builtin_losses builtin_exporters"),
     ("check",),
-    ("build", "shorthand"),
+    ("build", "shorthand", "scaffold"),
     # torch below
-    ("sources", "modalities", "encoders", "losses", "executors", "store"),
+    ("sources", "modalities", "encoders", "losses", "executors", "exporters", "store"),
     ("metrics",),
     (
         "encode planning quantisation pipeline preparing preparing_processes encoding measure batching",
         "inspect",
+        "exporting",
         "preview",
         "train training_batches training_latents training_run training_start training_step training_log training_result "
         "training_settings training_state checkpoint ema",
@@ -52,6 +53,7 @@ GROUP = {name: group for groups in LAYERS for group in groups for name in group.
 
 # Inside functions only: `build` of a built-in opens its implementation, and a normalisation does its arithmetic in torch.
 UPWARD_INSIDE_FUNCTIONS = {("builtin", part) for part in ("sources", "modalities", "encoders", "executors")} | {
+    ("builtin_exporters", "exporters"),
     ("builtin_losses", "losses"),
     ("builtin_losses", "plugins"),
     ("builtin_metrics", "metrics"),

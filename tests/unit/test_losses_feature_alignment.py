@@ -188,10 +188,9 @@ def test_grey_pictures_are_given_as_colours() -> None:
     assert features(torch.full((1, 1, 4, 4), 0.25), (2, 2)).unique().tolist() == [0.25]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["Dinov2", "ViT", "ResNet"])
 def test_models_that_transformers_saved_are_read(kind: str, tmp_path: Path) -> None:
-    """Needs the library transformers. Features are the patch tokens of its own forward pass."""
+    """Features are the patch tokens of the library's own forward pass."""
     import transformers
 
     layers = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 16}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import pytest
 import torch
 
@@ -52,3 +55,36 @@ def test_reader_normalises_as_the_declaration_says() -> None:
     for normalization in (Normalization(0.25, 0.5), Normalization([0.0, 1.0, -1.0, 2.0], [1.0, 0.5, 2.0, 4.0])):
         latents = torch.randn(5, 4, 6, 8)
         assert torch.equal(Normalizer(normalization, layout)(latents.clone()), normalization.apply(latents))
+
+
+@pytest.mark.parametrize(
+    ("axes", "shape", "fold"),
+    [
+        ("CTHW", (2, 3, 4, 6, 8), {"H": 2, "W": 2}),
+        ("CTHW", (2, 3, 4, 6, 8), {"T": 4}),
+        ("CDHW", (2, 3, 4, 6, 8), {"D": 2, "W": 4}),
+        ("CL", (2, 3, 12), {"L": 3}),
+        ("CTM", (2, 3, 5, 16), {"M": 16}),
+    ],
+)
+def test_fold_on_any_axes_takes_every_factors_th_value(axes: str, shape: tuple[int, ...], fold: dict[str, int]) -> None:
+    latents = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    factors = [fold.get(axis, 1) for axis in axes[1:]]
+    normalization = Normalization(fold=fold)
+    folded = normalization.apply(latents, axes)
+    for channel in range(shape[1]):
+        for place, offsets in enumerate(itertools.product(*map(range, factors))):
+            strided = latents[(slice(None), channel, *(slice(start, None, step) for start, step in zip(offsets, factors, strict=True)))]
+            assert torch.equal(folded[:, channel * math.prod(factors) + place], strided)
+    assert torch.equal(normalization.invert(folded, axes), latents)
+    layout = LatentLayout("latent", "gaussian", axes, 3, 1)
+    scaled = Normalization([0.5] * folded.shape[1], list(range(1, folded.shape[1] + 1)), fold)
+    assert torch.equal(Normalizer(scaled, layout)(latents.clone()), scaled.apply(latents, axes))
+
+
+def test_array_of_a_whole_latent_normalises_value_by_value() -> None:
+    latents = torch.randn(2, 3, 4, 5, 6)
+    scale = torch.rand(3, 4, 1, 6) + 1
+    normalization = Normalization(scale=scale.tolist())
+    torch.testing.assert_close(normalization.apply(latents, "CTHW"), latents * scale)
+    torch.testing.assert_close(normalization.invert(latents, "CTHW"), latents / scale)

@@ -50,23 +50,31 @@ def photograph() -> np.ndarray:
 # ---------------------------------------------------------------- the shipped weights
 
 
-def test_shipped_weights_reconstruct_a_photograph() -> None:
+@pytest.mark.parametrize(("name", "lowest_psnr"), [("tiny-kl", 26.5), ("tiny-kl-16", 31.0)])
+def test_shipped_weights_reconstruct_a_photograph(name: str, lowest_psnr: float) -> None:
     picture = photograph()
-    encoder = open_tiny_kl(TinyKLConfig(), BuildContext())
+    encoder = open_tiny_kl(TinyKLConfig(), BuildContext(), name)
     batch = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 127.5 - 1
     decoded = encoder.decode(encoder.encode(batch)["mean"])
     pixels = np.clip(np.rint((decoded[0].permute(1, 2, 0).double().numpy() + 1) * 127.5), 0, 255)
     psnr = 10 * math.log10(255**2 / np.square(pixels - picture).mean())
-    assert psnr > 26.5
+    assert psnr > lowest_psnr
 
 
-def test_shipped_weights_are_small_and_measured() -> None:
-    assert (SHIPPED / "tiny-kl" / WEIGHTS_NAME).stat().st_size <= 4_000_000
+@pytest.mark.parametrize(("name", "channels"), [("tiny-kl", 4), ("tiny-kl-16", 16)])
+def test_shipped_weights_are_small_and_measured(name: str, channels: int) -> None:
+    assert (SHIPPED / name / WEIGHTS_NAME).stat().st_size <= 4_000_000
     picture = torch.from_numpy(photograph()).permute(2, 0, 1)[None].float() / 127.5 - 1
-    encoder = open_tiny_kl(TinyKLConfig(), BuildContext())
+    encoder = open_tiny_kl(TinyKLConfig(), BuildContext(), name)
     latents = encoder.normalization.apply(encoder.encode(picture)["mean"])
+    assert latents.shape[1] == encoder.layout.channels == channels
     assert latents.mean().abs() < 0.5
     assert 0.5 < latents.std() < 2.0
+
+
+def test_another_number_of_channels_is_refused() -> None:
+    with pytest.raises(ValueError, match="1 to 16"):
+        TinyKL(channels=17)
 
 
 def test_diffusers_from_pretrained_gives_the_same_latents_as_the_encoder() -> None:

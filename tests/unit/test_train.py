@@ -23,7 +23,6 @@ from latentkit.errors import EncoderError, PluginError, TrainingError
 from latentkit.losses.kl import kl
 from latentkit.losses.reconstruction import l1, mse
 from latentkit.train import OptimizerSettings, TrainSettings, WeightedLoss, train
-from latentkit.training_log import describe_kl
 from latentkit.training_settings import learning_rate
 
 QUICK = OptimizerSettings(lr=3e-3, betas=(0.9, 0.99))
@@ -204,15 +203,6 @@ def test_the_log_has_every_part_with_its_unit(tmp_path: Path) -> None:
     assert line["kl_bits_per_dim"] == pytest.approx(line["kl_nats"] / math.log(2) / 768)
     assert (line["step"], line["lr"]) == (2, pytest.approx(3e-3))
     assert line["samples_per_second"] > 0
-
-
-def test_what_the_kl_weight_means_is_said() -> None:
-    lines = describe_kl({"mse": 1.0, "kl": 0.02}, num_values=1000)
-    assert "weight 0.02 per input value" in lines[0]
-    assert "2e-05 where the reconstruction is a mean" in lines[0]
-    assert "Gaussian decoder with standard deviation 0.1" in lines[1]  # 1 / (2 * 0.1 ** 2) = 1 / 0.02
-    assert "Laplace decoder with scale 0.04" in describe_kl({"l1": 0.5, "kl": 0.02}, 1000)[1]
-    assert describe_kl({"mse": 1.0}, 1000) == []
 
 
 # ---------------------------------------------------------------- what goes wrong

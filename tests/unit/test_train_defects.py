@@ -128,12 +128,12 @@ def all_losses(critic: Critic, first_step: int = 0) -> list[WeightedLoss]:
 def started(folder: Path, model: Any, losses: Sequence[WeightedLoss], settings: TrainSettings = SETTINGS) -> Run:
     """A run before its first step."""
     accelerator = Accelerator(mixed_precision="no")
-    return start(model, losses, settings, accelerator, TrainingLog(folder / "log.jsonl", settings.steps, accelerator, {}))
+    return start(model, losses, settings, accelerator, TrainingLog(folder / "log.jsonl", settings.steps, accelerator, []))
 
 
 def batch(number: int = 0) -> Batch:
     draw = torch.Generator().manual_seed(number)
-    return Batch(torch.rand(2, 3, 16, 16, generator=draw) * 2 - 1, Position(0, number + 1))
+    return Batch(torch.rand(2, 3, 16, 16, generator=draw) * 2 - 1, Position(number + 1))
 
 
 def gradients(module: nn.Module) -> list[Tensor]:

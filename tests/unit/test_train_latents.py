@@ -16,7 +16,7 @@ from latentkit.checkpoint import list_checkpoints
 from latentkit.contracts import Sample
 from latentkit.encoders.diffusers import TrainedModel
 from latentkit.errors import FingerprintError, RecipeError, SourceError, TrainingError
-from latentkit.training_batches import Position
+from latentkit.training_batches import Place
 from latentkit.training_latents import StoredMoments
 
 VIEWS: dict[str, Any] = {"size": 32, "crop": "random", "crop_scale": [0.5, 1.0], "views": ["plain", "hflip"]}
@@ -66,7 +66,7 @@ def test_stored_moments_are_those_of_the_very_view_that_is_compared(photos: Path
     modality = ImageModality(ImageConfig(**VIEWS), BuildContext(seed=5))
     prepare = StoredMoments(str(latents), modality)
     vae = diffusers.AutoencoderKL.from_pretrained(kl_folder).eval()
-    for place in (Position(0, 0), Position(3, 1)):
+    for place in (Place(0, 0), Place(3, 1)):
         path = photos / "002.png"
         examples = prepare(Sample("002.png", path), place)
         assert len(examples) == 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,66 +13,16 @@ import torch
 from accelerate.tracking import GeneralTracker
 from torch import Tensor, nn
 
-from latentkit.contracts import Entry, LossBatch, Moments, Prepared, Reconstruction, Sample
+from latentkit.contracts import LossBatch, Moments, Reconstruction
 from latentkit.encoders.tiny_kl import TinyKLEncoder
 from latentkit.encoders.tiny_kl_network import TinyKL
 from latentkit.errors import TrainingError
 from latentkit.losses.kl import kl
 from latentkit.losses.reconstruction import l1, mse
-from latentkit.train import OptimizerSettings, TrainSettings, WeightedLoss, WeightSchedule, train
+from latentkit.train import OptimizerSettings, TrainSettings, WeightedLoss, WeightSchedule
 
 MSE = WeightedLoss("mse", mse)
 SETTINGS = TrainSettings(steps=4, batch_size=2, optimizer=OptimizerSettings(lr=1e-3), checkpoint_every=2, log_every=1)
-
-
-class Six:
-    def __len__(self) -> int:
-        return 6
-
-    def __getitem__(self, index: int) -> Sample:
-        return Sample(key=str(index), media=str(index))
-
-    def entries(self) -> Iterator[Entry]:
-        return (Entry(str(index)) for index in range(len(self)))
-
-
-class Pictures:
-    metrics: Sequence[str] = ()
-
-    def __init__(self, side: int = 16) -> None:
-        self.side = side
-
-    def prepare(self, sample: Sample) -> Iterator[Prepared]:
-        draw = torch.Generator().manual_seed(int(sample.read()))
-        yield Prepared("plain", "", torch.rand(3, self.side, self.side, generator=draw) * 2 - 1)
-
-    def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
-        path.touch()
-
-
-class Halves(nn.Module):
-    """An autoencoder without random draws."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder = nn.Conv2d(3, 4, 2, stride=2)
-        self.decoder = nn.ConvTranspose2d(4, 3, 2, stride=2)
-
-    def forward(self, values: Tensor) -> Reconstruction:
-        mean = torch.tanh(self.encoder(values))
-        return Reconstruction(self.decoder(mean), mean, Moments(mean, torch.zeros_like(mean)))
-
-
-class Model:
-    def __init__(self, module: nn.Module | None = None) -> None:
-        torch.manual_seed(1)
-        self.module: nn.Module = module or Halves()
-
-    def last_layer(self) -> nn.Parameter:
-        return self.module.get_parameter("decoder.weight")
-
-    def save(self, folder: Path) -> None:
-        (folder / "model.txt").write_text("")
 
 
 class Critic:
@@ -95,14 +44,10 @@ class Critic:
         return score
 
 
-def log_of(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
 # ---------------------------------------------------------------- data, memory, trackers
 
 
-def test_each_batch_draws_one_of_several_sizes(tmp_path: Path) -> None:
+def test_each_batch_draws_one_of_several_sizes(small: Any, tmp_path: Path) -> None:
     sides: list[int] = []
 
     def watched(batch: LossBatch) -> Tensor:
@@ -110,27 +55,27 @@ def test_each_batch_draws_one_of_several_sizes(tmp_path: Path) -> None:
         return mse(batch)
 
     losses = [WeightedLoss("mse", watched)]
-    train(Model(), Six(), [Pictures(8), Pictures(16)], losses, replace(SETTINGS, steps=12), tmp_path)
+    small.train(losses, replace(SETTINGS, steps=12), tmp_path, prepare=[small.pictures(8), small.pictures(16)])
     assert set(sides) == {8, 16}
 
 
 @pytest.mark.parametrize(
     "loss", [lambda batch: torch.empty(1 << 60), lambda batch: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError("CUDA out of memory."))]
 )
-def test_running_out_of_memory_says_what_to_turn_down(tmp_path: Path, loss: Any) -> None:
+def test_running_out_of_memory_says_what_to_turn_down(small: Any, tmp_path: Path, loss: Any) -> None:
     with pytest.raises(TrainingError, match=r"out of memory after step 0.*batch_size.*accumulate.*gradient_checkpointing.*size"):
-        train(Model(), Six(), Pictures(), [WeightedLoss("huge", loss)], SETTINGS, tmp_path)
+        small.train([WeightedLoss("huge", loss)], SETTINGS, tmp_path)
 
 
-def test_another_runtime_error_keeps_its_name(tmp_path: Path) -> None:
+def test_another_runtime_error_keeps_its_name(small: Any, tmp_path: Path) -> None:
     def broken(batch: LossBatch) -> Tensor:
         raise RuntimeError("a bug")
 
     with pytest.raises(RuntimeError, match="a bug"):
-        train(Model(), Six(), Pictures(), [WeightedLoss("broken", broken)], SETTINGS, tmp_path)
+        small.train([WeightedLoss("broken", broken)], SETTINGS, tmp_path)
 
 
-def test_gradient_checkpointing_gives_the_same_weights(tmp_path: Path) -> None:
+def test_gradient_checkpointing_gives_the_same_weights(small: Any, tmp_path: Path) -> None:
     import diffusers
 
     weights = []
@@ -148,16 +93,16 @@ def test_gradient_checkpointing_gives_the_same_weights(tmp_path: Path) -> None:
                 found = self.network.encode(values).latent_dist
                 return Reconstruction(self.network.decode(found.mean).sample, found.mean, Moments(found.mean, found.logvar))
 
-        model = Model(Network(network))
+        model = small.model(Network(network))
         model.last_layer = lambda network=network: network.decoder.conv_out.weight  # type: ignore[method-assign, misc]
         losses = [MSE, WeightedLoss("l1", l1, adaptive=True)]
-        train(model, Six(), Pictures(), losses, replace(SETTINGS, steps=2, gradient_checkpointing=wanted), tmp_path / str(wanted))
+        small.train(losses, replace(SETTINGS, steps=2, gradient_checkpointing=wanted), tmp_path / str(wanted), model=model)
         assert network.decoder.gradient_checkpointing is wanted
         weights.append(network.encoder.conv_in.weight.detach())
     torch.testing.assert_close(*weights)
 
 
-class FileTracker(GeneralTracker):  # type: ignore[misc]
+class FileTracker(GeneralTracker):
     """A tracker of Accelerate's that writes a file."""
 
     name = "file"
@@ -180,24 +125,38 @@ class FileTracker(GeneralTracker):  # type: ignore[misc]
             file.write(json.dumps([step, values]) + "\n")
 
 
-def test_trackers_get_what_the_log_gets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trackers_get_what_the_log_gets(small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, "file", FileTracker)
     monkeypatch.setattr("latentkit.training_start.get_available_trackers", lambda: ["file"])
     monkeypatch.setattr("accelerate.accelerator.filter_trackers", lambda names, *_: names)
-    train(Model(), Six(), Pictures(), [MSE], replace(SETTINGS, trackers=("file",)), tmp_path / "run")
+    small.train([MSE], replace(SETTINGS, trackers=("file",)), tmp_path / "run")
     settings, *lines = [json.loads(line) for line in (tmp_path / "run" / "trackers" / "run.jsonl").read_text().splitlines()]
     assert settings["steps"] == "4"
     assert [step for step, _ in lines] == [1, 2, 3, 4]
-    assert lines[-1][1]["losses.mse.value"] == log_of(tmp_path / "run")[-1]["losses"]["mse"]["value"]
+    assert lines[-1][1]["losses.mse.value"] == small.log(tmp_path / "run")[-1]["losses"]["mse"]["value"]
+
+
+def test_a_discriminator_computes_in_float32_under_fp16_and_its_gradients_are_not_scaled(small: Any, tmp_path: Path) -> None:
+    norms = []
+    for precision in ("float32", "fp16"):
+        torch.manual_seed(5)
+        critic = Critic()
+        dtypes: set[torch.dtype] = set()
+        critic.discriminator.register_forward_hook(lambda _module, _inputs, output, seen=dtypes: seen.add(output.dtype))
+        losses = [MSE, WeightedLoss("critic", critic, role="adversarial")]
+        small.train(losses, replace(SETTINGS, steps=1, precision=precision), tmp_path / precision)
+        assert dtypes == {torch.float32}
+        norms.append(small.log(tmp_path / precision)[0]["discriminators"]["critic"]["grad_norm"])
+    assert norms[1] == pytest.approx(norms[0], rel=0.02)
 
 
 # ---------------------------------------------------------------- what is refused
 
 
-def test_a_discriminator_that_isnt_finite_ends_the_run_and_the_model_goes_on_till_then(tmp_path: Path) -> None:
+def test_a_discriminator_that_isnt_finite_ends_the_run_and_the_model_goes_on_till_then(small: Any, tmp_path: Path) -> None:
     losses = [MSE, WeightedLoss("critic", Critic(broken_from=2), role="adversarial")]
     with pytest.raises(TrainingError, match=r"of the discriminator of 'critic' were not finite 3 times .* step 5; .*step-0000004\."):
-        train(Model(), Six(), Pictures(), losses, replace(SETTINGS, steps=9, max_bad_steps=3), tmp_path)
+        small.train(losses, replace(SETTINGS, steps=9, max_bad_steps=3), tmp_path)
 
 
 def no_posterior(batch: LossBatch) -> Tensor:
@@ -215,31 +174,31 @@ def no_posterior(batch: LossBatch) -> Tensor:
         ([WeightedLoss("late", no_posterior, schedule=WeightSchedule(3))], {}, "'late' can't be computed here: the model has no posterior"),
         ([], {"gradient_checkpointing": True}, "gradient_checkpointing: the model can't do that"),
         ([], {"trackers": ["tensorbord"]}, "no tracker 'tensorbord', did you mean 'tensorboard'"),
-        ([], {"trackers": ["clearml"]}, "'clearml' isn't installed; install it, or leave it out"),
+        ([], {"trackers": ["clearml"]}, "'clearml' isn't installed; pip install clearml, or leave it out"),
     ],
 )
 def test_a_run_that_cant_be_is_refused_before_its_first_step(
-    tmp_path: Path, losses: list[WeightedLoss], changes: dict[str, Any], message: str
+    small: Any, tmp_path: Path, losses: list[WeightedLoss], changes: dict[str, Any], message: str
 ) -> None:
-    model = Model()
+    model = small.model()
     before = model.last_layer().detach().clone()
     with pytest.raises(TrainingError, match=message):
-        train(model, Six(), Pictures(), [MSE, *losses], replace(SETTINGS, **changes), tmp_path)
+        small.train([MSE, *losses], replace(SETTINGS, **changes), tmp_path, model=model)
     assert torch.equal(model.last_layer(), before)
 
 
-def test_a_model_that_cant_save_memory_is_named(tmp_path: Path) -> None:
+def test_a_model_that_cant_save_memory_is_named(small: Any, tmp_path: Path) -> None:
     model: Any = TinyKLEncoder(TinyKL((4, 8), (1, 1), (4, 8), (1, 1)), None, torch.float32, "cpu")
     with pytest.raises(TrainingError, match="gradient_checkpointing: the model can't do that: TinyKL"):
-        train(model, Six(), Pictures(), [MSE], replace(SETTINGS, gradient_checkpointing=True), tmp_path)
+        small.train([MSE], replace(SETTINGS, gradient_checkpointing=True), tmp_path, model=model)
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script")  # torch's own, while it loads its compiler
-def test_a_compiled_model_is_trained_to_the_same_weights(tmp_path: Path) -> None:
+def test_a_compiled_model_is_trained_to_the_same_weights(small: Any, tmp_path: Path) -> None:
     weights = []
     for wanted in (False, True):
-        model = Model()
-        train(model, Six(), Pictures(8), [MSE], replace(SETTINGS, steps=2, compile=wanted), tmp_path / str(wanted))
+        model = small.model()
+        small.train([MSE], replace(SETTINGS, steps=2, compile=wanted), tmp_path / str(wanted), model=model, prepare=small.pictures(8))
         weights.append(model.last_layer().detach())
     torch.testing.assert_close(*weights)
     torch.compiler.reset()

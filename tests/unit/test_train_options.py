@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,67 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from latentkit.checkpoint import list_checkpoints
-from latentkit.contracts import Entry, LossBatch, Moments, Prepared, Reconstruction, Sample
+from latentkit.contracts import LossBatch
 from latentkit.errors import TrainingError
 from latentkit.losses.reconstruction import l1, mse
-from latentkit.train import OptimizerSettings, TrainEvaluation, TrainSettings, WeightedLoss, WeightSchedule, train
+from latentkit.train import OptimizerSettings, TrainEvaluation, TrainSettings, WeightedLoss, WeightSchedule
 
 MSE = WeightedLoss("mse", mse)
 SETTINGS = TrainSettings(steps=4, batch_size=2, optimizer=OptimizerSettings(lr=1e-3), checkpoint_every=2, log_every=1)
-
-
-class Six:
-    def __len__(self) -> int:
-        return 6
-
-    def __getitem__(self, index: int) -> Sample:
-        return Sample(key=str(index), media=str(index))
-
-    def entries(self) -> Iterator[Entry]:
-        return (Entry(str(index)) for index in range(len(self)))
-
-
-class Pictures:
-    metrics: Sequence[str] = ()
-
-    def __init__(self, side: int = 16) -> None:
-        self.side = side
-
-    def prepare(self, sample: Sample) -> Iterator[Prepared]:
-        draw = torch.Generator().manual_seed(int(sample.read()))
-        yield Prepared("plain", "", torch.rand(3, self.side, self.side, generator=draw) * 2 - 1)
-
-    def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
-        path.touch()
-
-
-class Halves(nn.Module):
-    """An autoencoder without random draws."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder = nn.Conv2d(3, 4, 2, stride=2)
-        self.decoder = nn.ConvTranspose2d(4, 3, 2, stride=2)
-
-    def forward(self, values: Tensor) -> Reconstruction:
-        mean = torch.tanh(self.encoder(values))
-        return Reconstruction(self.decoder(mean), mean, Moments(mean, torch.zeros_like(mean)))
-
-
-class Model:
-    def __init__(self, module: nn.Module | None = None) -> None:
-        torch.manual_seed(1)
-        self.module: nn.Module = module or Halves()
-
-    def last_layer(self) -> nn.Parameter:
-        return self.module.get_parameter("decoder.weight")
-
-    def save(self, folder: Path) -> None:
-        (folder / "model.txt").write_text("")
-
-
-def log_of(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 # ---------------------------------------------------------------- weights
@@ -92,7 +37,7 @@ def test_a_weight_rises_from_its_start_and_ends(schedule: WeightSchedule, expect
     assert [schedule.factor(step) for step in range(6)] == expected
 
 
-def test_a_loss_is_computed_only_while_it_counts_and_with_its_weight(tmp_path: Path) -> None:
+def test_a_loss_is_computed_only_while_it_counts_and_with_its_weight(small: Any, tmp_path: Path) -> None:
     steps: list[int] = []
 
     def watched(batch: LossBatch) -> Tensor:
@@ -100,44 +45,44 @@ def test_a_loss_is_computed_only_while_it_counts_and_with_its_weight(tmp_path: P
         return l1(batch)
 
     losses = [MSE, WeightedLoss("l1", watched, 0.5, schedule=WeightSchedule(1, warmup=2, until=3))]
-    train(Model(), Six(), Pictures(), losses, SETTINGS, tmp_path)
+    small.train(losses, SETTINGS, tmp_path)
     assert steps == [1, 2]
-    parts = [line["losses"].get("l1") for line in log_of(tmp_path)]
+    parts = [line["losses"].get("l1") for line in small.log(tmp_path)]
     assert parts[0] is parts[3] is None
     assert [part["weighted"] / part["value"] for part in parts[1:3]] == pytest.approx([0.25, 0.5])
-    for line in log_of(tmp_path):
+    for line in small.log(tmp_path):
         assert line["loss"] == pytest.approx(sum(part["weighted"] for part in line["losses"].values()))
 
 
 @pytest.mark.parametrize(("role", "layer"), [("reconstruction", "decoder.weight"), ("latent", "encoder.weight")])
-def test_an_adaptive_weight_is_the_ratio_of_gradients_at_the_last_layer(tmp_path: Path, role: Any, layer: str) -> None:
+def test_an_adaptive_weight_is_the_ratio_of_gradients_at_the_last_layer(small: Any, tmp_path: Path, role: Any, layer: str) -> None:
     def other(batch: LossBatch) -> Tensor:
         return 3 * batch.reconstruction.latents.square().flatten(1).mean(1) + batch.reconstruction.output.flatten(1).mean(1)
 
     losses = [MSE, WeightedLoss("other", other, 0.5, role, adaptive=True)]
-    train(Model(), Six(), Pictures(), losses, replace(SETTINGS, steps=1, batch_size=6), tmp_path)
-    module = Model().module
-    inputs = torch.stack([next(Pictures().prepare(Six()[index])).tensor for index in range(6)])  # type: ignore[misc]
+    small.train(losses, replace(SETTINGS, steps=1, batch_size=6), tmp_path)
+    module = small.model().module
+    inputs = torch.stack([next(small.pictures().prepare(small.source[index])).tensor for index in range(6)])
     found = module(inputs)
     weight = module.get_parameter(layer)
     scalars = ((found.output - inputs).square().mean(), 3 * found.latents.square().mean() + found.output.mean())
     norms = [torch.autograd.grad(scalar, weight, retain_graph=True)[0].norm().item() for scalar in scalars]
     expected = norms[0] / (norms[1] + 1e-4)
-    part = log_of(tmp_path)[0]["losses"]["other"]
+    part = small.log(tmp_path)[0]["losses"]["other"]
     assert part["adaptive"] == pytest.approx(expected, rel=1e-4)
     assert part["weighted"] == pytest.approx(0.5 * expected * part["value"], rel=1e-4)
 
 
-def test_an_adaptive_loss_may_leave_out_a_step(tmp_path: Path) -> None:
+def test_an_adaptive_loss_may_leave_out_a_step(small: Any, tmp_path: Path) -> None:
     losses = [MSE, WeightedLoss("none", lambda batch: torch.zeros(len(batch.inputs)), adaptive=True)]
-    train(Model(), Six(), Pictures(), losses, SETTINGS, tmp_path)
-    assert [line["losses"]["none"]["adaptive"] for line in log_of(tmp_path)] == [0.0] * 4
+    small.train(losses, SETTINGS, tmp_path)
+    assert [line["losses"]["none"]["adaptive"] for line in small.log(tmp_path)] == [0.0] * 4
 
 
 # ---------------------------------------------------------------- evaluation and what is kept
 
 
-def test_an_evaluation_sees_averaged_weights_and_changes_nothing(tmp_path: Path) -> None:
+def test_an_evaluation_sees_averaged_weights_and_changes_nothing(small: Any, tmp_path: Path) -> None:
     seen: list[tuple[int, bool, bool, Tensor]] = []
 
     def measure(module: nn.Module, step: int) -> Mapping[str, float]:
@@ -146,46 +91,48 @@ def test_an_evaluation_sees_averaged_weights_and_changes_nothing(tmp_path: Path)
         seen.append((step, module.training, torch.is_grad_enabled(), weight.detach().clone()))
         return {"psnr": float(step), "rfid": float("inf")}
 
-    models = {name: Model(nn.Sequential()) for name in ("with", "without")}
+    models = {name: small.model(nn.Sequential()) for name in ("with", "without")}
     for name, model in models.items():
-        model.module = Model().module
+        model.module = small.model().module
         evaluation = TrainEvaluation(2, measure) if name == "with" else None
-        train(model, Six(), Pictures(), [MSE], replace(SETTINGS, ema_decay=0.5), tmp_path / name, evaluation)
+        small.train([MSE], replace(SETTINGS, ema_decay=0.5), tmp_path / name, evaluation, model=model)
     assert [(step, training, grad) for step, training, grad, _ in seen] == [(2, False, False), (4, False, False)]
     assert torch.equal(seen[-1][3], models["with"].last_layer())  # the result has the averaged weights
     last = [list_checkpoints(tmp_path / name / "checkpoints")[-1] for name in models]
     for file in ("model", "average", "optimizer", "random"):
         first, second = ((path / f"{file}.safetensors").read_bytes() for path in last)
         assert first == second, file
-    assert [line for line in log_of(tmp_path / "with") if "metrics" in line] == [
+    assert [line for line in small.log(tmp_path / "with") if "metrics" in line] == [
         {"step": 2, "metrics": {"psnr": 2.0, "rfid": None}},
         {"step": 4, "metrics": {"psnr": 4.0, "rfid": None}},
     ]
 
 
 @pytest.mark.parametrize(("higher_is_better", "best"), [(True, 3), (False, 2)])
-def test_the_best_checkpoint_is_kept_beside_the_newest_also_after_a_resume(tmp_path: Path, higher_is_better: bool, best: int) -> None:
+def test_the_best_checkpoint_is_kept_beside_the_newest_also_after_a_resume(
+    small: Any, tmp_path: Path, higher_is_better: bool, best: int
+) -> None:
     values = {1: 5.0, 2: 1.0, 3: 9.0, 4: 4.0, 5: 6.0, 6: 2.0, 7: float("nan"), 8: 7.0}
     evaluation = TrainEvaluation(1, lambda module, step: {"score": values[step]}, "score", higher_is_better)
     for steps in (5, 8):
-        train(Model(), Six(), Pictures(), [MSE], replace(SETTINGS, steps=steps, checkpoint_every=1, keep=1), tmp_path, evaluation)
+        small.train([MSE], replace(SETTINGS, steps=steps, checkpoint_every=1, keep=1), tmp_path, evaluation)
     assert [path.name for path in list_checkpoints(tmp_path / "checkpoints")] == [f"step-{step:07d}" for step in (best, 8)]
 
 
-def test_a_metric_that_isnt_measured_is_named(tmp_path: Path) -> None:
+def test_a_metric_that_isnt_measured_is_named(small: Any, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"evaluate\.best: 'psrn' isn't measured, which are psnr"):
-        train(Model(), Six(), Pictures(), [MSE], SETTINGS, tmp_path, TrainEvaluation(1, lambda module, step: {"psnr": 1.0}, "psrn"))
+        small.train([MSE], SETTINGS, tmp_path, TrainEvaluation(1, lambda module, step: {"psnr": 1.0}, "psrn"))
 
 
-def test_a_damaged_checkpoint_is_skipped_and_the_one_before_used(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_checkpoint_is_skipped_and_the_one_before_used(small: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for name in ("straight", "damaged"):
-        train(Model(), Six(), Pictures(), [MSE], SETTINGS, tmp_path / name)
+        small.train([MSE], SETTINGS, tmp_path / name)
     model = list_checkpoints(tmp_path / "damaged" / "checkpoints")[-1] / "model.safetensors"
     content = bytearray(model.read_bytes())
     content[-5] ^= 1  # one bit of a weight
     model.write_bytes(content)
     (tmp_path / "damaged" / "model" / "model.txt").unlink()
-    train(Model(), Six(), Pictures(), [MSE], SETTINGS, tmp_path / "damaged")
+    small.train([MSE], SETTINGS, tmp_path / "damaged")
     text = capfd.readouterr().err
     assert "step-0000004: the checkpoint is damaged (model.safetensors is not what was written); going back to the one before" in text
     assert "going on from step 2" in text

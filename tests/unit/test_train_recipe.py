@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 
 import latentkit
 from latentkit.checkpoint import list_checkpoints, read_checkpoint
+from latentkit.encoders.tiny_kl import TinyKLEncoder
 from latentkit.errors import LatentkitError, RecipeError, SourceError, StoreError, TrainingError
 from latentkit.recipe import parse_recipe
 
@@ -81,7 +83,7 @@ def test_random_weights_of_a_loss_follow_from_the_seed(recipe: dict[str, Any], t
         ({"losses": [{"use": "mse", "optimizer": {"lr": 1}}]}, TrainingError, "'mse' has no discriminator, so its optimizer"),
         ({"losses": [{"use": "kl", "weight": 1e-6}]}, TrainingError, "needs a reconstruction loss"),
         ({"losses": [{"use": "mse"}, {"use": "patch-gam"}]}, LatentkitError, "patch-gan"),
-        ({"log": ["clearml"]}, TrainingError, "the tracker 'clearml' isn't installed"),
+        ({"log": ["clearml"]}, TrainingError, "the tracker 'clearml' isn't installed; pip install clearml"),
         ({"gradient_checkpointing": True}, TrainingError, "gradient_checkpointing: the model can't do that"),
     ],
 )
@@ -103,6 +105,21 @@ def test_a_loss_that_needs_a_posterior_is_refused_for_a_model_without_one(
         with pytest.raises(TrainingError, match=r"the model has no posterior .*leave the loss out"):
             latentkit.run(recipe | {"model": model, "losses": losses})
         assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_losses_are_told_what_the_model_takes(recipe: dict[str, Any], tmp_path: Path) -> None:
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    grey = diffusers.AutoencoderKL(1, 1, block_out_channels=(8, 8), norm_num_groups=4, **blocks)
+    grey.save_pretrained(tmp_path / "grey")
+    latentkit.run(recipe | {"model": {"use": "diffusers", "with": {"model": str(tmp_path / "grey")}}, "losses": [{"use": "mse"}, GAN]})
+    tensors = read_checkpoint(list_checkpoints(tmp_path / "run" / "checkpoints")[-1]).tensors["discriminator.patch-gan"]
+    assert tensors["layers.0.weight"].shape[1] == 1, "the discriminator sees pictures of one channel"
+
+
+def test_a_modality_that_the_model_doesnt_take_is_refused(recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TinyKLEncoder, "modality", "video")
+    with pytest.raises(RecipeError, match=r"modality\.use: the model takes 'video', got 'image'"):
+        latentkit.run(recipe)
 
 
 def test_a_recipe_mended_before_the_first_checkpoint_may_use_the_same_output(recipe: dict[str, Any], tmp_path: Path) -> None:

@@ -1,0 +1,113 @@
+"""Several encoders over one source in one pass: each sample is prepared once and encoded by all that lack its latents.
+
+Every encoder has a latent dataset, plan and fingerprint of its own. The pass commits units of them, and what it leaves (because one was
+finished before, or another process is at work on it) `encode_source` does for each as if there were no other.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from latentkit.contracts import Executor, Unit
+from latentkit.encode import EncodeSummary, add_result, is_finished, keep_recipe, make_job, plans_there
+from latentkit.pipeline import EncodeJob, JobResult, make_shared_worker
+from latentkit.planning import EncodeInputs, EncodeSettings, next_plan
+from latentkit.store.claims import Claims
+from latentkit.store.folder import Folder
+from latentkit.store.index import committed
+from latentkit.store.plan import Plan, plan_numbers
+
+
+@dataclass(frozen=True)
+class Target:
+    """A latent dataset to make.
+
+    Args:
+        folder: of the dataset.
+        inputs, settings: as for `encode_source`; source and modality are the same for all targets of a pass.
+        recipe_text: content of its recipe.yaml.
+    """
+
+    folder: Folder
+    inputs: EncodeInputs
+    settings: EncodeSettings
+    recipe_text: str
+
+
+@dataclass(frozen=True)
+class Passed:
+    """What the pass did for a target, and whether its newest plan is known to be of the source as it is now."""
+
+    summary: EncodeSummary
+    is_compared: bool
+
+
+def encode_in_one_pass(targets: Sequence[Target], executor: Executor, device: str, show_progress: bool) -> list[Passed]:
+    """What the pass did for each of the targets: nothing where no other shares units with it.
+
+    Raises:
+        FingerprintError, SourceError, StoreError: as `encode_source`.
+    """
+    begun = time.monotonic()
+    planned = _agree_on_plans(targets, device)
+    jobs = _shared_jobs(targets, [plan for plan, _ in planned], show_progress)
+    places, summaries = list(jobs), [EncodeSummary() for _ in targets]
+    units = _lacked_by_several(list(jobs.values())) if len(jobs) > 1 else []
+    worker = functools.partial(make_shared_worker, list(jobs.values()))
+    for result in executor.run(units, worker) if units else ():
+        place = places[result.job if isinstance(result, JobResult) else 0]
+        summaries[place] = add_result(jobs[place], summaries[place], result, targets[place].settings.max_bad)
+    seconds = time.monotonic() - begun if units else 0.0
+    return [Passed(replace(summary, seconds=seconds), compared) for summary, (_, compared) in zip(summaries, planned, strict=True)]
+
+
+def _agree_on_plans(targets: Sequence[Target], device: str) -> list[tuple[Plan, bool]]:
+    """The newest plan of each target, and whether it was made or compared with the source just now.
+
+    First plans take the unit size of the first target's, so that units hold the same samples.
+    """
+    planned: list[tuple[Plan, bool]] = []
+    for target in targets:
+        settings = target.settings
+        if planned and settings.unit_size == "auto":
+            settings = replace(settings, unit_size=planned[0][0].settings.unit_size)
+        is_new = not plan_numbers(target.folder)
+        plan = plans_there(target.folder, target.inputs, device, settings)[-1]
+        keep_recipe(target.folder, target.recipe_text)
+        if is_compared := is_new or is_finished(target.folder, plan):
+            plan = (None if is_new else next_plan(target.folder, plan, target.inputs, settings)) or plan
+        planned.append((plan, is_compared))
+    return planned
+
+
+def _shared_jobs(targets: Sequence[Target], plans: Sequence[Plan], show_progress: bool) -> dict[int, EncodeJob]:
+    """The jobs of unfinished targets by place, as far as their units hold the same samples as the first one's."""
+    jobs: dict[int, EncodeJob] = {}
+    for place, (target, plan) in enumerate(zip(targets, plans, strict=True)):
+        if not plan.settings.compacts and not is_finished(target.folder, plan):
+            job = make_job(target.folder, plan, target.inputs, target.settings, show_progress)
+            if not jobs or _are_alike(next(iter(jobs.values())), job):
+                jobs[place] = job
+    return jobs
+
+
+def _are_alike(one: EncodeJob, other: EncodeJob) -> bool:
+    """Whether the same units hold the same samples, and are encoded by the same number of threads."""
+    if one.settings.threads != other.settings.threads or one.plan.settings.stream != other.plan.settings.stream:
+        return False
+    return all(one.plan.work[name].equals(other.plan.work[name]) for name in ("key", "unit"))
+
+
+def _lacked_by_several(jobs: Sequence[EncodeJob]) -> list[Unit]:
+    """The first job's units of those numbers that nobody is at work on and several jobs lack."""
+    num_lacking: Counter[int] = Counter()
+    for job in jobs:
+        done = committed(job.folder)
+        left = [unit for unit in job.plan.units() if unit.name not in done]
+        free = Claims(job.folder).find_free([unit.name for unit in left])
+        num_lacking.update(unit.number for unit in left if unit.name in free)
+    return [unit for unit in jobs[0].plan.units() if num_lacking[unit.number] > 1]

@@ -1,0 +1,81 @@
+"""Channels and loudness of frames: to as many channels as wanted, to the level wanted, and never beyond full scale unsaid."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from latentkit.errors import SampleError
+from latentkit_audio.files import Frames
+
+BLOCK_SECONDS = 0.4
+"""Over which BS.1770-4 measures; a shorter sound is one block."""
+
+
+def mix_down(frames: Frames, num_channels: int, on_many: Literal["skip", "mix"]) -> Frames:
+    """Frames of one channel or of `num_channels`: the mean of all channels where there are others, which may cancel what is out of phase.
+
+    Raises:
+        SampleError: more than two channels under `on_many: skip`.
+    """
+    found = frames.shape[1]
+    if found in (1, num_channels):
+        return frames
+    if found > 2 and on_many == "skip":
+        raise SampleError(f"{found} channels; with on_many_channels: mix it would become the mean of them")
+    mean: Frames = frames.mean(axis=1, keepdims=True, dtype=np.float32)
+    return mean
+
+
+@dataclass(frozen=True)
+class Levels:
+    """How loud rows are made.
+
+    Args:
+        rate_hz: of the frames.
+        peak_dbfs: of the loudest value; None leaves it.
+        loudness_lufs: integrated loudness; None leaves it.
+        on_loud: what becomes of a row beyond full scale.
+    """
+
+    rate_hz: int
+    peak_dbfs: float | None
+    loudness_lufs: float | None
+    on_loud: Literal["scale", "clip", "skip"]
+
+    def apply(self, frames: Frames) -> tuple[Frames, float, int]:
+        """Frames from -1 to 1, the gain in decibels, and the number of values that were clipped. Silence stays silence.
+
+        Raises:
+            SampleError: beyond full scale under `on_loud: skip`.
+        """
+        peak = float(max(frames.max(), -frames.min()))
+        gain = self._wanted_gain(frames, peak)
+        if peak * gain > 1 and self.on_loud == "skip":
+            raise SampleError(f"{20 * math.log10(peak * gain):.2f} dB beyond full scale; with on_loud: scale it would be turned down")
+        if peak * gain > 1 and self.on_loud == "scale":
+            gain = 1 / peak
+        if gain == 1 and peak <= 1:
+            return frames, 0.0, 0
+        louder = frames * np.float32(gain)
+        num_clipped = int(np.count_nonzero(np.abs(louder) > 1)) if self.on_loud == "clip" else 0
+        return louder.clip(-1, 1, out=louder), round(20 * math.log10(gain), 4), num_clipped  # scaled ones may lie a rounding beyond
+
+    def _wanted_gain(self, frames: Frames, peak: float) -> float:
+        if self.peak_dbfs is not None and peak:
+            return 10 ** (self.peak_dbfs / 20) / peak
+        if self.loudness_lufs is not None and math.isfinite(loudness := measure_loudness(frames, self.rate_hz)):
+            return float(10 ** ((self.loudness_lufs - loudness) / 20))
+        return 1.0
+
+
+def measure_loudness(frames: npt.NDArray[np.floating], rate_hz: int) -> float:
+    """Integrated loudness in LUFS by ITU-R BS.1770-4, -inf for what is silent to it; a sound under 0.4 s counts as one block."""
+    from pyloudnorm import Meter  # loads scipy, for those who ask for it
+
+    meter = Meter(rate_hz, block_size=min(BLOCK_SECONDS, len(frames) / rate_hz))
+    return float(meter.integrated_loudness(frames.astype(np.float64)))

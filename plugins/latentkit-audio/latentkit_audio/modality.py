@@ -1,0 +1,209 @@
+"""Modality `audio`: sound files to rows of one length, as waveforms or log-mel spectrograms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import soxr
+import torch
+
+from latentkit.buffers import BufferPool, prepared_memory
+from latentkit.contracts import BuildContext, InputSpec, Prepared, Sample, SizeRule
+from latentkit.errors import RecipeError, SampleError
+from latentkit_audio.files import Frames, Sound, open_sound
+from latentkit_audio.lengths import LengthRule, draw_fraction, find_cut, resampled_count
+from latentkit_audio.levels import Levels, mix_down
+from latentkit_audio.mel import LogMel
+from latentkit_audio.rendering import write_sounds, write_spectrograms
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from latentkit_audio.plugin import AudioConfig
+
+QUALITY = "VHQ"
+"""Of soxr: passband to 91 % of the lower rate's limit, errors below 28 bits."""
+
+TOLERANCE_SECONDS = 1e-3
+"""By which a span may end after its file: a frame of the lowest rate."""
+
+DEFAULT_INPUT = InputSpec(channels=2, sample_rate_hz=44_100, axes="CL")
+
+
+class AudioModality:
+    """Sounds as (C, L) float32 in the encoder's range, or as (C, T, M) log-mel spectrograms where the encoder takes those.
+
+    With `on_short: pad` or `keep` each row comes with a "mask", (L,) or (T,) bool, false in the padding; with `skip` without.
+
+    Args:
+        config: length, views and levels.
+        context: seed of the random crops, and what the encoder takes.
+
+    Raises:
+        RecipeError: the encoder takes no sound, or not of that length; names the lengths next to it.
+    """
+
+    metrics: Sequence[str] = ()
+
+    def __init__(self, config: AudioConfig, context: BuildContext) -> None:
+        self._config, self._seed = config, context.seed
+        self._input = context.input or DEFAULT_INPUT
+        self._rate_hz = _check_input(self._input)
+        mel = self._input.mel if self._input.axes == "CTM" else None
+        self._log_mel = None if mel is None else LogMel(mel, self._rate_hz)
+        self._lengths = (
+            LengthRule(self._input.sizes.get("L", SizeRule()))
+            if mel is None
+            else LengthRule.of_mel(self._input.sizes.get("T", SizeRule()), mel)
+        )
+        self._num_samples = _row_length(config, self._lengths, self._rate_hz)
+        self._levels = Levels(self._rate_hz, config.peak_dbfs, config.loudness_lufs, config.on_loud)
+        self._buffers = BufferPool(pinned=False)
+        self.preview_suffix = ".wav" if mel is None else ".png"
+
+    def prepare(self, sample: Sample) -> Iterator[Prepared]:
+        """Every view of a sound, in the recipe's order.
+
+        Raises:
+            SampleError: not a sound, damaged, shorter than its span, or left out by one of the options `on_...`.
+            OSError: the media can't be reached.
+        """
+        with open_sound(sample) as sound:
+            start, stop = _find_part(sound, sample.span)
+            count = min(resampled_count(stop - start, sound.rate_hz, self._rate_hz), self._num_samples)
+            if not count or (count < self._num_samples and self._config.on_short == "skip"):
+                seconds, wanted = (stop - start) / sound.rate_hz, self._num_samples / self._rate_hz
+                raise SampleError(f"{seconds:.6g} s of sound, shorter than {wanted:.6g} s")
+            free = stop - start - math.ceil(count * sound.rate_hz / self._rate_hz)
+            for view in self._config.views:
+                yield self._prepare(sound, start + self._offset(sample.key, view, max(free, 0)), stop, count, view)
+
+    def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
+        """Write a 16-bit wav file, tensors and rows after each other with silence between; of spectrograms, a PNG.
+
+        Args:
+            tensors: as `prepare` gives them, any float dtype and device; what lies outside the range is clipped.
+            path: file to write; parent folders are made.
+
+        Raises:
+            ValueError: no tensor at all, or one of another shape.
+        """
+        rows = [[_checked(tensor, self._input) for tensor in row] for row in tensors if len(row)]
+        if not rows:
+            raise ValueError("render needs at least one tensor, got none")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if self._log_mel is not None:
+            write_spectrograms(rows, path)
+        else:
+            low, high = self._input.range
+            write_sounds([[(tensor - low) * (2 / (high - low)) - 1 for tensor in row] for row in rows], path, self._rate_hz)
+
+    # ------------------------------------------------------------ one view
+
+    def _offset(self, key: str, view: str, free: int) -> int:
+        """Frames in front of a view, of those that it doesn't need."""
+        if view == "plain" and self._config.crop != "random":
+            return free // 2 if self._config.crop == "center" else 0
+        return int(draw_fraction(self._seed, key, view) * (free + 1))
+
+    def _prepare(self, sound: Sound, start: int, stop: int, count: int, view: str) -> Prepared:
+        frames, gain_db, num_clipped = self._levels.apply(self._read(sound, start, stop, count))
+        geometry = {
+            "start": round(start / sound.rate_hz, 6),
+            "end": round(start / sound.rate_hz + count / self._rate_hz, 6),
+            "sample_rate_hz": sound.rate_hz,
+            "channels": sound.num_channels,
+            "gain_db": gain_db,
+            "num_clipped": num_clipped,
+        }
+        length = self._num_samples
+        if self._config.on_short == "keep":
+            length = self._lengths.at_least(count) or length
+        bucket, row = self._to_row(self._to_waveform(frames, length), count)
+        return Prepared(view, bucket, row, geometry)
+
+    def _read(self, sound: Sound, start: int, stop: int, count: int) -> Frames:
+        """`count` frames at the encoder's rate and of its channels, from frame `start` of the file on."""
+        cut = find_cut(start, stop, sound.num_frames, count, sound.rate_hz, self._rate_hz)
+        frames = mix_down(sound.read(cut.start, cut.stop), self._input.channels, self._config.on_many_channels)
+        if sound.rate_hz != self._rate_hz:
+            frames = soxr.resample(frames, sound.rate_hz, self._rate_hz, quality=QUALITY)
+        frames = frames[cut.skip : cut.skip + count]
+        return frames if frames.shape[1] == self._input.channels else np.repeat(frames, self._input.channels, axis=1)
+
+    def _to_waveform(self, frames: Frames, length: int) -> Tensor:
+        """(L, C) frames as (C, `length`), silent after the last."""
+        values = prepared_memory((frames.shape[1], length), np.float32, self._buffers)
+        values[:, : len(frames)] = frames.T
+        values[:, len(frames) :] = 0
+        return torch.from_numpy(values)
+
+    def _to_row(self, waveform: Tensor, count: int) -> tuple[str, Tensor | Mapping[str, Tensor]]:
+        """Bucket and tensors of a padded waveform, (C, L) from -1 to 1, of which the first `count` samples are sound."""
+        if self._log_mel is not None:
+            row = self._log_mel(waveform)
+            name, count = f"{row.shape[1]}x{row.shape[2]}", count // self._lengths.hop + 1
+        else:
+            low, high = self._input.range
+            row = waveform if (low, high) == (-1.0, 1.0) else (waveform + 1) * ((high - low) / 2) + low
+            name = str(row.shape[1])
+        if self._config.on_short == "skip":
+            return name, row
+        mask = torch.zeros(row.shape[1], dtype=torch.bool)
+        mask[:count] = True
+        return name, {"audio": row, "mask": mask}
+
+
+# ---------------------------------------------------------------- what the encoder takes
+
+
+def _check_input(spec: InputSpec) -> int:
+    """The encoder's sample rate in Hz."""
+    if spec.axes not in ("CL", "CTM") or (spec.axes == "CTM" and spec.mel is None):
+        raise RecipeError(f"modality audio makes sound (CL) and mel spectrograms (CTM), but the encoder takes {spec.axes}")
+    if spec.channels not in (1, 2):
+        raise RecipeError(f"modality audio makes 1 or 2 channels, but the encoder takes {spec.channels}")
+    if spec.sample_rate_hz is None:
+        raise RecipeError("modality audio: the encoder doesn't say its sample rate (InputSpec.sample_rate_hz)")
+    return spec.sample_rate_hz
+
+
+def _row_length(config: AudioConfig, lengths: LengthRule, rate_hz: int) -> int:
+    """Samples of a full row."""
+    wanted = config.num_samples or max(round(config.length * rate_hz), 1)
+    found = lengths.at_most(wanted)
+    if found == wanted or (found is not None and config.num_samples is None):
+        return found
+    near = " and ".join(f"{size} ({size / rate_hz:.6g} s)" for size in (found, lengths.at_least(wanted)) if size is not None)
+    key = "length" if config.num_samples is None else "num_samples"
+    raise RecipeError(f"modality.with.{key}: {wanted} samples at {rate_hz} Hz is not a length the encoder takes; nearest: {near}")
+
+
+def _find_part(sound: Sound, span: tuple[float, float] | None) -> tuple[int, int]:
+    """First frame of a span, and the one after its last.
+
+    Raises:
+        SampleError: the span is empty, or reaches beyond the file.
+    """
+    if span is None:
+        return 0, sound.num_frames
+    duration = sound.num_frames / sound.rate_hz
+    if not 0 <= span[0] < span[1] <= duration + TOLERANCE_SECONDS:
+        raise SampleError(f"a span from {span[0]:g} s to {span[1]:g} s of a sound of {duration:.6g} s")
+    start = min(round(span[0] * sound.rate_hz), sound.num_frames - 1)
+    # Counted from the start, and up: spans of one length then have as many frames each.
+    return start, min(start + math.ceil((span[1] - span[0]) * sound.rate_hz - 1e-3), sound.num_frames)
+
+
+# ---------------------------------------------------------------- tensors
+
+
+def _checked(tensor: Tensor, spec: InputSpec) -> Tensor:
+    """The tensor as float32 on the CPU, nan as the range's middle."""
+    if tensor.ndim != len(spec.axes) or tensor.shape[0] != spec.channels:
+        raise ValueError(f"render takes {spec.axes} tensors with {spec.channels} channels, got shape {tuple(tensor.shape)}")
+    return tensor.detach().to("cpu", torch.float32).nan_to_num(sum(spec.range) / 2)

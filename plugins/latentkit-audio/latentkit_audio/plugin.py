@@ -1,0 +1,100 @@
+"""What the plugin declares. Importing this loads no torch."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from latentkit.builtin import FolderConfig
+from latentkit.contracts import BuildContext, Config, Modality, ModalitySpec, Source, SourceSpec
+from latentkit.hooks import hookimpl
+
+SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64", ".rf64")
+
+VIEW_HELP = "plain, crop-1, crop-2 ... (further random crops)"
+
+
+class AudioClipsConfig(FolderConfig):
+    """Source `audio-clips`: the sounds below a folder, whole or cut into spans."""
+
+    suffixes: list[str] = Field(list(SOUND_SUFFIXES), min_length=1, description="endings of the files to take, in any case, with the dot")
+    length: float | None = Field(None, gt=0, description="of a span, in seconds; none: each file is one sample")
+    stride: float | None = Field(None, gt=0, description="from the start of a span to that of the next, in seconds; none: the length")
+    tail: Literal["keep", "drop"] = Field("keep", description="whether what is left at the end, shorter than length, is a sample too")
+
+    @model_validator(mode="after")
+    def _cut_or_whole(self) -> Self:
+        if self.length is None and {"stride", "tail"} & self.model_fields_set:
+            raise ValueError("stride and tail say how files are cut: give length too")
+        return self
+
+
+class AudioConfig(Config):
+    """Modality `audio`."""
+
+    length: float = Field(10.0, gt=0, description="of a row, in seconds; rounded down to a length that the encoder takes")
+    num_samples: int | None = Field(None, gt=0, description="length of a row in samples at the encoder's rate, instead of length")
+    crop: Literal["start", "center", "random"] = Field(
+        "start", description="which part of a longer sound is kept: the first, the middle, or a draw from seed and key"
+    )
+    views: list[str] = Field(["plain"], min_length=1, description=VIEW_HELP)
+    on_short: Literal["pad", "keep", "skip"] = Field(
+        "pad",
+        description="a shorter sound is padded with silence to the length, or (keep) only to the next one the encoder takes; or left out",
+    )
+    on_many_channels: Literal["skip", "mix"] = Field(
+        "skip", description="a sound of more than two channels is left out, or (mix) becomes the mean of them"
+    )
+    peak_dbfs: float | None = Field(
+        None, le=0, description="loudest value of every row, in decibels below full scale; none: levels stay as they are"
+    )
+    loudness_lufs: float | None = Field(
+        None, ge=-70, le=0, description="integrated loudness of every row by ITU-R BS.1770-4, in LUFS; none: levels stay as they are"
+    )
+    on_loud: Literal["scale", "clip", "skip"] = Field(
+        "scale", description="a row that goes beyond full scale is turned down until it doesn't, clipped, or left out"
+    )
+
+    @field_validator("views")
+    @classmethod
+    def _known_views(cls, views: list[str]) -> list[str]:
+        for view in views:
+            number = view.removeprefix("crop-")
+            if view != "plain" and not (number != view and number.isdecimal() and int(number) >= 1):
+                raise ValueError(f"unknown view {view!r}; known: {VIEW_HELP}")
+        if len(set(views)) < len(views):
+            raise ValueError("a view is listed twice")
+        return views
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> Self:
+        if self.num_samples is not None and "length" in self.model_fields_set:
+            raise ValueError("give length (seconds) or num_samples, not both")
+        if self.peak_dbfs is not None and self.loudness_lufs is not None:
+            raise ValueError("give peak_dbfs or loudness_lufs, not both")
+        return self
+
+
+def _build_audio_clips(config: AudioClipsConfig, context: BuildContext) -> Source:
+    from latentkit_audio.clips import open_audio_clips
+
+    return open_audio_clips(config, context)
+
+
+def _build_audio(config: AudioConfig, context: BuildContext) -> Modality:
+    from latentkit_audio.modality import AudioModality
+
+    return AudioModality(config, context)
+
+
+@hookimpl
+def latentkit_sources() -> SourceSpec:
+    """The source `audio-clips`."""
+    return SourceSpec("audio-clips", "sound files below a folder, long ones cut into spans", AudioClipsConfig, _build_audio_clips)
+
+
+@hookimpl
+def latentkit_modalities() -> ModalitySpec:
+    """The modality `audio`."""
+    return ModalitySpec("audio", "sounds, as waveforms or log-mel spectrograms", AudioConfig, _build_audio)

@@ -1,0 +1,3 @@
+"""Captions as latent datasets: text encoders that transformers loads."""
+
+requires_contract = 2

@@ -1,0 +1,88 @@
+"""What becomes of a text before it is encoded, and which texts are no good."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from latentkit_text.loading import open_text_encoder
+from latentkit_text.modality import TextModality
+from latentkit_text.plugin import TextConfig, TextEncoderConfig
+
+from latentkit.contracts import BuildContext, InputSpec, Prepared, Sample
+from latentkit.errors import RecipeError, SampleError
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+@pytest.fixture(scope="module")
+def context(clip_folder: Path) -> BuildContext:
+    return BuildContext(input=open_text_encoder(TextEncoderConfig(model=str(clip_folder)), BuildContext()).input)
+
+
+def prepare(context: BuildContext, sample: Sample, **options: Any) -> Prepared:
+    (prepared,) = TextModality(TextConfig(**options), context).prepare(sample)
+    return prepared
+
+
+def text_of(context: BuildContext, sample: Sample, tmp_path: Path, **options: Any) -> str:
+    modality = TextModality(TextConfig(**options), context)
+    rows = [[prepared.tensor["tokens"]] for prepared in modality.prepare(sample)]  # type: ignore[index]
+    modality.render(rows, tmp_path / "preview.txt")
+    return (tmp_path / "preview.txt").read_text().rstrip("\n")
+
+
+def test_the_text_is_the_media_a_file_or_an_attribute(context: BuildContext, tmp_path: Path) -> None:
+    file, picture = tmp_path / "a.txt", tmp_path / "a.jpg"
+    file.write_text("in a file", "utf-8-sig")
+    picture.write_bytes(b"\xff\xd8")
+    assert text_of(context, Sample("1", "as media"), tmp_path) == "as media"
+    assert text_of(context, Sample("2", file), tmp_path) == "in a file"
+    assert text_of(context, Sample("3", picture, {"text": "beside it"}), tmp_path) == "beside it"
+    assert text_of(context, Sample("4", b"\x89PNG", {"text": "beside bytes"}), tmp_path) == "beside bytes"
+    assert text_of(context, Sample("5", "as media", {"long": "another"}), tmp_path, column="long") == "another"
+
+
+def test_tokens_are_padded_to_a_multiple_of_sixteen_and_masked(context: BuildContext) -> None:
+    prepared = prepare(context, Sample("key", LETTERS[:20]))
+    assert isinstance(prepared.tensor, dict)
+    assert (prepared.bucket, prepared.geometry) == ("32", {"tokens": 22, "kept": 22})
+    assert prepared.tensor["tokens"].shape == prepared.tensor["mask"].shape == (32,)
+    assert prepared.tensor["mask"].tolist() == [1.0] * 22 + [0.0] * 10
+    assert prepared.tensor["tokens"][22:].tolist() == [0] * 10
+
+
+def test_a_long_text_keeps_its_end_token_and_says_what_was_cut(context: BuildContext) -> None:
+    prepared = prepare(context, Sample("key", LETTERS * 2))
+    assert isinstance(prepared.tensor, dict)
+    assert prepared.geometry == {"tokens": 54, "kept": 40}
+    assert prepared.tensor["tokens"].shape == (40,)
+    assert (int(prepared.tensor["tokens"][0]), int(prepared.tensor["tokens"][-1])) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("sample", "options", "message"),
+    [
+        (Sample("key", ""), {}, "empty"),
+        (Sample("key", " \n"), {}, "empty"),
+        (Sample("key", "x" * 100_000), {}, "100000 characters"),
+        (Sample("key", "x" * 60), {"on_long": "skip"}, "62 tokens"),
+        (Sample("key", b"\xff\xfe"), {}, "UTF-8"),
+        (Sample("key", b"", {"text": 3}), {}, "int"),
+        (Sample("key", b"", {"caption": "x", "text": None}), {}, "caption"),
+        (Sample("key", "x", {"label": "y"}), {"column": "text"}, "label"),
+    ],
+)
+def test_a_text_that_is_no_good_has_its_reason(context: BuildContext, sample: Sample, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SampleError, match=message):
+        prepare(context, sample, **options)
+
+
+def test_an_empty_text_can_be_kept(context: BuildContext) -> None:
+    assert prepare(context, Sample("key", ""), on_empty="encode").geometry == {"tokens": 2, "kept": 2}
+
+
+def test_an_encoder_without_a_tokenizer_is_refused() -> None:
+    with pytest.raises(RecipeError, match="text-encoder"):
+        TextModality(TextConfig(), BuildContext(input=InputSpec(channels=3)))

@@ -1,0 +1,3 @@
+"""The modality `video` and the source `video-clips` for latentkit."""
+
+requires_contract = 2

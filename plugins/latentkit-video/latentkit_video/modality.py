@@ -1,0 +1,155 @@
+"""Modality `video`: films to clips of one shape per bucket, and clips to a film to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from latentkit.buffers import BufferPool, prepared_memory
+from latentkit.contracts import BuildContext, InputSpec, Prepared, Sample
+from latentkit.errors import RecipeError, SampleError, SourceError
+from latentkit.modalities.geometry import Shape, nearest_shape
+from latentkit_video.film import Film, open_film
+from latentkit_video.framing import check_sizes, target_shapes, unflipped, view_box
+from latentkit_video.rendering import write_film
+from latentkit_video.scaling import Cut, Pixels, turn_of
+from latentkit_video.timing import Clip
+
+if TYPE_CHECKING:
+    from av.video import VideoFrame
+
+    from latentkit_video.plugin import VideoConfig
+
+Floats = npt.NDArray[np.float32]
+
+PREVIEW_FPS = 24.0
+"""Of a preview whose clips have each film's own rate."""
+
+
+@dataclass(frozen=True)
+class _View:
+    """One view: which cut of the film it shows, whether mirrored, and where its frames go, (3, T, H, W)."""
+
+    name: str
+    cut: Cut
+    flip: bool
+    values: Floats
+    geometry: dict[str, Any]
+
+
+class VideoModality:
+    """Clips as (3, T, H, W) float32 in the encoder's range, in sRGB.
+
+    Args:
+        config: frames and their rate, size or buckets, crop and views.
+        context: seed of the random crops, and what the encoder takes.
+
+    Raises:
+        RecipeError: channels, sizes or frame counts that the encoder does not take; names those next to them.
+    """
+
+    metrics: Sequence[str] = ("psnr",)
+    preview_suffix = ".mp4"
+
+    def __init__(self, config: VideoConfig, context: BuildContext) -> None:
+        self._config = config
+        self._seed = context.seed
+        self._input = context.input or InputSpec(channels=3, axes="CTHW")
+        if (self._input.axes, self._input.channels) != ("CTHW", 3):
+            raise RecipeError(
+                f"modality video makes 3 channels on the axes CTHW, but the encoder takes {self._input.channels} on {self._input.axes}"
+            )
+        check_sizes(config, config.frames, self._input)
+        self._shapes = target_shapes(config)
+        self._buffers = BufferPool(pinned=False)
+
+    def prepare(self, sample: Sample) -> Iterator[Prepared]:
+        """Every view of a clip, in the recipe's order: (3, T, H, W) float32 in the encoder's range, from one decode.
+
+        The clip begins where the sample's span does, else with the film.
+
+        Raises:
+            SampleError: not a film, damaged, shorter than the clip, HDR, or too small under `on_small: skip`.
+            SourceError: too small under `on_small: fail`.
+            OSError: the media can't be reached.
+        """
+        with open_film(sample, self._config.max_pixels) as film:
+            self._check_small(sample.key, film.size)
+            clip = self._clip(sample, film)
+            views = self._read(sample.key, film, clip)
+        for view in views:
+            yield Prepared(view.name, "x".join(str(size) for size in view.values.shape[1:]), torch.from_numpy(view.values), view.geometry)
+
+    def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
+        """Write an .mp4 with a row of clips per inner sequence, whatever their sizes; parent folders are made.
+
+        A clip that is shorter than others stays on its last frame. It plays at the recipe's rate, or at 24 frames a second without one.
+
+        Args:
+            tensors: (3, T, H, W) each, any float dtype and device, in the encoder's range; what lies outside is clipped.
+            path: file to write.
+
+        Raises:
+            ValueError: no tensor at all, or one of another shape.
+        """
+        fps = (self._config.fps or PREVIEW_FPS) / self._config.frame_stride
+        write_film(tensors, self._input.range, fps, path)
+
+    def _clip(self, sample: Sample, film: Film) -> Clip:
+        start, stop = sample.span or (0.0, None)
+        return Clip(start, stop, self._config.frames, film.rate, self._config.fps, self._config.frame_stride)
+
+    def _check_small(self, key: str, size: Shape) -> None:
+        limit = self._config.min_size
+        if min(size) >= limit or self._config.on_small == "upscale":
+            return
+        reason = f"{size[1]} x {size[0]} pixels (width x height), too small: min_size is {limit}"
+        if self._config.on_small == "skip":
+            raise SampleError(reason)
+        raise SourceError(f"sample {key!r}: {reason}; lower modality.with.min_size, or set on_small to skip or upscale")
+
+    def _read(self, key: str, film: Film, clip: Clip) -> list[_View]:
+        """All views, filled frame by frame."""
+        views: list[_View] = []
+        last: VideoFrame | None = None
+        for number, frame in enumerate(clip.pick(film.frames_from(clip.start, clip.slack))):
+            views = views or self._open_views(key, film, clip, frame)
+            if frame is last:
+                for view in views:
+                    view.values[:, number] = view.values[:, number - 1]
+                continue
+            pixels = {cut: cut.scale(frame) for cut in {view.cut: None for view in views}}
+            for view in views:
+                self._fill(view.values[:, number], pixels[view.cut][:, :, :: -1 if view.flip else 1])
+            last = frame
+        return views
+
+    def _open_views(self, key: str, film: Film, clip: Clip, frame: VideoFrame) -> list[_View]:
+        """All views, with memory that is yet to be filled."""
+        turn = turn_of(frame)
+        shape = nearest_shape(self._shapes, turn.shape(film.display_size))
+        cuts: dict[str, Cut] = {}
+        views = []
+        for name in self._config.views:
+            crop = unflipped(name)
+            if crop not in cuts:
+                box = view_box(self._config, self._seed, key, crop, turn.shape(film.display_size), shape)
+                cuts[crop] = Cut(frame, turn, box, film.display_size, shape)
+            geometry = {**cuts[crop].geometry(), "flip": name != crop, "start": round(clip.start, 6), "fps": round(clip.rate, 6)}
+            values = prepared_memory((3, clip.frames, *shape), np.float32, self._buffers)
+            views.append(_View(name, cuts[crop], name != crop, values, geometry))
+        return views
+
+    def _fill(self, values: Floats, pixels: Pixels) -> None:
+        """0 becomes the lower limit of the encoder's range, 255 the upper one, both exactly."""
+        low, high = self._input.range
+        # Divided rather than multiplied by the inverse, which is not a float: 255 would miss the limit.
+        np.divide(pixels, np.float32(255 / (high - low)), out=values, dtype=np.float32)
+        np.add(values, np.float32(low), out=values)

@@ -1,0 +1,75 @@
+"""What the plugin declares. Importing this loads no torch."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from latentkit.builtin import FolderConfig
+from latentkit.contracts import BuildContext, Modality, ModalitySpec, Source, SourceSpec, neutral
+from latentkit.hooks import hookimpl
+from latentkit_video.framing import FramingConfig
+
+FILM_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".flv", ".ogv", ".3gp")
+
+
+class VideoConfig(FramingConfig):
+    """Modality `video`."""
+
+    frames: int = Field(17, ge=1, description="frames of a clip; video models take certain counts only, such as 4 * k + 1")
+    fps: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="frames per second, picked by their time stamps; none: the film's own frames"
+    )
+    frame_stride: int = Field(1, ge=1, description="of these frames every n-th is taken")
+    max_pixels: int = neutral(178_956_970, gt=0, description="films with more pixels in a frame are refused before they are decoded")
+
+
+class VideoClipsConfig(FolderConfig):
+    """Source `video-clips`: the films below a folder, each cut into clips; the key is path and time, as in "a.mp4#t=4,6.5"."""
+
+    suffixes: list[str] = Field(list(FILM_SUFFIXES), min_length=1, description="endings of the files to take, in any case, with the dot")
+    seconds: float | None = Field(None, gt=0, allow_inf_nan=False, description="length of a clip, in seconds")
+    frames: int | None = Field(None, ge=1, description="length of a clip, in frames, instead of seconds")
+    fps: float | None = Field(None, gt=0, allow_inf_nan=False, description="rate at which `frames` are counted; none: each film's own")
+    stride: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="from the start of a clip to that of the next, in the unit of its length; none: its length",
+    )
+    tail: Literal["drop", "keep", "overlap"] = Field(
+        "drop", description="what is left at a film's end: nothing, a shorter clip, or a whole one that overlaps with that before"
+    )
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.seconds is None) == (self.frames is None):
+            raise ValueError("give the length of a clip, as seconds or as frames")
+        if self.fps is not None and self.frames is None:
+            raise ValueError("fps only counts frames; with seconds it has no effect")
+        return self
+
+
+def _build_video(config: VideoConfig, context: BuildContext) -> Modality:
+    from latentkit_video.modality import VideoModality
+
+    return VideoModality(config, context)
+
+
+def _build_video_clips(config: VideoClipsConfig, context: BuildContext) -> Source:
+    from latentkit_video.source import open_video_clips
+
+    return open_video_clips(config, context)
+
+
+@hookimpl
+def latentkit_sources() -> SourceSpec:
+    """The source `video-clips`."""
+    return SourceSpec("video-clips", "films below a folder, cut into clips", VideoClipsConfig, _build_video_clips)
+
+
+@hookimpl
+def latentkit_modalities() -> ModalitySpec:
+    """The modality `video`."""
+    return ModalitySpec("video", "clips of films, in sRGB", VideoConfig, _build_video)

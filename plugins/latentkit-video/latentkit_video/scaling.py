@@ -1,0 +1,147 @@
+"""Decoded frames to upright RGB pixels of one size: cut, scaled and converted in one pass of FFmpeg's swscale."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from av.filter import Graph
+from av.sidedata.sidedata import Type
+from av.video import VideoFrame
+
+from latentkit.errors import SampleError
+from latentkit.modalities.geometry import Box, Shape
+
+Pixels = npt.NDArray[np.uint8]
+
+SCALING = "flags=lanczos+full_chroma_inp+full_chroma_int+accurate_rnd+bitexact"
+"""Lanczos, which swscale widens by the factor that a picture shrinks by; colours at full resolution, all sums rounded."""
+
+RGB_OF_PLANES = (2, 0, 1)
+"""FFmpeg keeps planes in the order green, blue, red."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """How a stored picture becomes an upright one: rows and columns are swapped, then either is reversed."""
+
+    swap: bool = False
+    reverse_columns: bool = False
+    reverse_rows: bool = False
+
+    def shape(self, stored: Shape) -> Shape:
+        """The upright shape of a stored one, and the other way round."""
+        return (stored[1], stored[0]) if self.swap else stored
+
+    def upright(self, pixels: Pixels) -> Pixels:
+        """A view, (C, H, W), of stored pixels."""
+        pixels = pixels.swapaxes(1, 2) if self.swap else pixels
+        return pixels[:, :: -1 if self.reverse_rows else 1, :: -1 if self.reverse_columns else 1]
+
+    def stored(self, box: Box, upright: Shape) -> Box:
+        """Where a part of the upright picture, of that shape, is stored."""
+        top = upright[0] - box.top - box.height if self.reverse_rows else box.top
+        left = upright[1] - box.left - box.width if self.reverse_columns else box.left
+        return Box(left, top, box.width, box.height) if self.swap else Box(top, left, box.height, box.width)
+
+    def unstored(self, box: Box, upright: Shape) -> Box:
+        """Where a stored part lies in the upright picture."""
+        if self.swap:
+            box = Box(box.left, box.top, box.width, box.height)
+        top = upright[0] - box.top - box.height if self.reverse_rows else box.top
+        left = upright[1] - box.left - box.width if self.reverse_columns else box.left
+        return Box(top, left, box.height, box.width)
+
+
+def turn_of(frame: VideoFrame) -> Turn:
+    """The turn that the display matrix of a frame asks for.
+
+    The matrix takes (x, y) to (a x + c y, b x + d y): ISO/IEC 14496-12, 8.3.2 (track header box).
+
+    Raises:
+        SampleError: an angle that is not a multiple of 90 degrees.
+    """
+    side_data: Any = frame.side_data  # a mapping, which PyAV's stub doesn't say
+    found = side_data.get(Type.DISPLAYMATRIX)
+    if found is None:
+        return Turn()
+    a, b, _, c, d = np.frombuffer(found, np.int32)[:5].tolist()
+    if b == c == 0 and a and d:
+        return Turn(False, a < 0, d < 0)
+    if a == d == 0 and b and c:
+        return Turn(True, c < 0, b < 0)
+    raise SampleError(f"a display matrix [{a}, {b}; {c}, {d}] that doesn't turn by a multiple of 90 degrees")
+
+
+class Cut:
+    """A part of every frame of a film, upright and at one size.
+
+    Args:
+        frame: the first one; all others must be like it.
+        turn: to upright.
+        box: part to keep, in pixels of the upright picture as it is shown; rounded to whole pixels of the stored one, and to those at
+            which its colours are stored.
+        display_size: (height, width) of the stored picture when its pixels are made square.
+        shape: (height, width) of the result.
+    """
+
+    def __init__(self, frame: VideoFrame, turn: Turn, box: Box, display_size: Shape, shape: Shape) -> None:
+        self._kind = _kind_of(frame)
+        self._turn = turn
+        self._stored_size = frame.height, frame.width
+        self._shape = turn.shape(shape)
+        box = turn.stored(box, turn.shape(display_size))
+        down, across = frame.height / display_size[0], frame.width / display_size[1]
+        self._box = _whole_pixels(frame, Box(box.top * down, box.left * across, box.height * down, box.width * across))
+        self._graph = self._open_graph()
+
+    def geometry(self) -> dict[str, Any]:
+        """Height and width of the upright picture, and which part of it is kept, in its pixels: what a ledger holds."""
+        height, width = self._turn.shape(self._stored_size)
+        return {"height": height, "width": width, "crop": self._turn.unstored(self._box, (height, width)).rounded()}
+
+    def scale(self, frame: VideoFrame) -> Pixels:
+        """(3, H, W) in sRGB, 0 to 255.
+
+        Raises:
+            SampleError: a frame of another size or format than the first.
+        """
+        if (kind := _kind_of(frame)) != self._kind:
+            raise SampleError(f"its frames change from {self._kind} to {kind}")
+        self._graph.vpush(frame)
+        scaled = self._graph.vpull()
+        planes = [scaled.planes[number] for number in RGB_OF_PLANES]
+        lines = [np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size) for plane in planes]
+        return self._turn.upright(np.stack([part[: self._shape[0], : self._shape[1]] for part in lines]))
+
+    def _open_graph(self) -> Graph:
+        graph = Graph()
+        graph.threads = 1
+        top, left, height, width = (round(value) for value in self._box.rounded())
+        graph.link_nodes(
+            graph.add("buffer", f"{self._kind}:time_base=1/1"),
+            graph.add("crop", f"{width}:{height}:{left}:{top}:exact=1"),
+            graph.add("scale", f"{self._shape[1]}:{self._shape[0]}:{SCALING}"),
+            graph.add("format", "gbrp"),
+            graph.add("buffersink"),
+        )
+        graph.configure()
+        return graph
+
+
+def _kind_of(frame: VideoFrame) -> str:
+    """Everything that swscale has to know of a frame, as FFmpeg's source of filters takes it."""
+    size = f"video_size={frame.width}x{frame.height}"
+    return f"{size}:pix_fmt={frame.format.name}:colorspace={int(frame.colorspace)}:range={int(frame.color_range)}"
+
+
+def _whole_pixels(frame: VideoFrame, box: Box) -> Box:
+    """The box with whole pixels, and a corner at which a pixel of colour begins."""
+    across = 64 // frame.format.chroma_width(64)
+    down = 64 // frame.format.chroma_height(64)
+    height, width = max(1, min(round(box.height), frame.height)), max(1, min(round(box.width), frame.width))
+    top = min(round(box.top / down), (frame.height - height) // down) * down
+    left = min(round(box.left / across), (frame.width - width) // across) * across
+    return Box(float(top), float(left), float(height), float(width))

@@ -1,0 +1,87 @@
+"""Which frames of a film make a clip: by time stamps, so that a variable frame rate is no special case."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from av.video import VideoFrame
+
+from latentkit.errors import SampleError
+from latentkit_video.film import Shown
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What a clip takes of a film.
+
+    Args:
+        start: seconds from the film's first frame.
+        stop: where the sample's span ends, in the same seconds; None: at the film's end.
+        frames: how many.
+        film_rate: frames per second of the film, on average.
+        fps: rate at which frames are taken; None: those of the film, whatever their times.
+        stride: every n-th of these.
+    """
+
+    start: float
+    stop: float | None
+    frames: int
+    film_rate: float
+    fps: float | None
+    stride: int
+
+    @property
+    def rate(self) -> float:
+        """Frames per second of the clip."""
+        return (self.fps or self.film_rate) / self.stride
+
+    @property
+    def slack(self) -> float:
+        """Half the time between two frames: a frame counts as shown at a time that it comes after by less."""
+        return 0.5 / max(self.fps or 0.0, self.film_rate)
+
+    def pick(self, shown: Iterable[Shown]) -> Iterator[VideoFrame]:
+        """The clip's frames out of those of a film, `frames` of them; one that stays on screen comes several times.
+
+        Raises:
+            SampleError: the film or the span has fewer; how many, and where it ends.
+        """
+        return self._pick_each(shown) if self.fps is None else self._pick_by_time(shown, self.rate)
+
+    def _pick_each(self, shown: Iterable[Shown]) -> Iterator[VideoFrame]:
+        """Every `stride`-th frame from the start on."""
+        count = end = 0.0
+        for number, one in enumerate(one for one in shown if one.start > self.start - self.slack):
+            if self.stop is not None and one.start >= self.stop - self.slack:
+                break
+            end = one.end
+            if number % self.stride == 0:
+                yield one.frame
+                count += 1
+                if count == self.frames:
+                    return
+        which = f"every {self.stride}. frame" if self.stride > 1 else "all frames"
+        raise SampleError(f"{count:.0f} frames from {self.start:.3f} s to {end:.3f} s ({which}), but a clip has {self.frames}")
+
+    def _pick_by_time(self, shown: Iterable[Shown], rate: float) -> Iterator[VideoFrame]:
+        """The frame on screen at the start, and at every 1 / rate seconds after it."""
+        times = [self.start + number / rate for number in range(self.frames)]
+        if self.stop is not None and times[-1] + self.slack >= self.stop:
+            raise SampleError(f"{self.frames} frames at {rate:g} per second don't fit between {self.start:.3f} s and {self.stop:.3f} s")
+        last, number = None, 0
+        for one in shown:
+            while last is not None and number < self.frames and times[number] + self.slack < one.start:
+                yield last.frame
+                number += 1
+            if number == self.frames:
+                return
+            if last is None and one.start > self.start + self.slack:
+                raise SampleError(f"its first frame is shown at {one.start:.3f} s, and the clip begins at {self.start:.3f} s")
+            last = one
+        while last is not None and number < self.frames and times[number] + self.slack < last.end:
+            yield last.frame
+            number += 1
+        if number < self.frames:
+            end = 0.0 if last is None else last.end
+            raise SampleError(f"the film ends at {end:.3f} s; {self.frames} frames at {rate:g} per second need it until {times[-1]:.3f} s")

@@ -1,0 +1,133 @@
+"""Films that are no good: one reason each, never frames that were made up."""
+
+from __future__ import annotations
+
+import io
+import wave
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from av.audio import AudioFrame, AudioStream
+from av.video import VideoFrame, VideoStream
+from films import Picture, encode, make_modality, numbered, numbers_of, prepare_one
+
+from latentkit.contracts import Sample
+from latentkit.errors import SampleError
+
+
+def noise(count: int) -> list[Picture]:
+    """Pictures that compress badly, so that each has many bytes."""
+    generator = np.random.default_rng(0)
+    return [generator.integers(0, 256, (64, 64, 3), np.uint8) for _ in range(count)]
+
+
+def reason(media: Path | bytes, span: tuple[float, float] | None = None) -> str:
+    """Why a sample is refused."""
+    with pytest.raises(SampleError) as caught:
+        list(make_modality().prepare(Sample("a", media, span=span)))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "media",
+    [b"text", bytes(1000), b"RIFF" + bytes(100), b"#EXTM3U\n#EXTINF:1,\nfile:///etc/hostname\n", b"ffconcat version 1.0\nfile a.mp4\n"],
+)
+def test_what_is_not_a_film_is_refused(media: bytes) -> None:
+    assert reason(media).startswith("not a film, or damaged at its start: Invalid")
+
+
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").touch()
+    assert reason(tmp_path / "a.mp4") == reason(b"") == "empty file: 0 bytes"
+
+
+def test_sound_without_pictures_is_refused(tmp_path: Path) -> None:
+    with av.open(tmp_path / "a.mkv", "w") as container:
+        stream = container.add_stream("pcm_s16le", 8000)
+        assert isinstance(stream, AudioStream)
+        frame = AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), "s16", "mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+    assert reason(tmp_path / "a.mkv") == "no video stream: the file holds audio"
+
+
+def test_a_sound_file_is_refused() -> None:
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as sound:
+        sound.setparams((1, 2, 8000, 0, "NONE", ""))
+        sound.writeframes(bytes(16000))
+    assert reason(buffer.getvalue()).startswith("not a film")
+
+
+def test_a_film_with_sound_is_read_without_it(tmp_path: Path) -> None:
+    with av.open(tmp_path / "a.mkv", "w") as container:
+        sound, film = container.add_stream("pcm_s16le", 8000), container.add_stream("ffv1", 10)
+        assert isinstance(sound, AudioStream)
+        assert isinstance(film, VideoStream)
+        film.height, film.width, film.pix_fmt = 24, 32, "yuv420p"
+        frame = AudioFrame.from_ndarray(np.zeros((1, 16000), np.int16), "s16", "mono")
+        frame.sample_rate = 8000
+        container.mux(sound.encode(frame))
+        for picture in numbered(10):
+            container.mux(film.encode(VideoFrame.from_ndarray(picture, "rgb24")))
+        container.mux(film.encode())
+    assert numbers_of(prepare_one(tmp_path / "a.mkv", (0.3, 0.7))) == [3, 4, 5, 6]
+
+
+def test_a_film_without_frames_is_refused(tmp_path: Path) -> None:
+    whole = encode(tmp_path / "a.mkv", numbered(5)).read_bytes()
+    first_cluster = whole.index(bytes.fromhex("1f43b675"))
+    assert reason(whole[:first_cluster]) == "not a film, or damaged at its start: End of file"
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".ts", ".mp4"])
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.6])
+def test_a_film_that_was_cut_off_gives_no_clip_beyond_its_end(tmp_path: Path, suffix: str, share: float) -> None:
+    whole = encode(tmp_path / f"a{suffix}", noise(20)).read_bytes()
+    found = reason(whole[: int(len(whole) * share)], (1.6, 2.0))
+    assert "damaged" in found or "0 frames from 1.600 s" in found
+
+
+def test_a_film_that_was_cut_off_gives_the_clips_before_its_end(tmp_path: Path) -> None:
+    path = encode(tmp_path / "a.mkv", numbered(20))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
+    assert numbers_of(prepare_one(path, (0.5, 0.9))) == [5, 6, 7, 8]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "pix_fmt"),
+    [(".mp4", "libx264", "yuv420p"), (".ts", "libx264", "yuv420p"), (".mkv", "mpeg4", "yuv420p"), (".avi", "mjpeg", "yuvj420p")],
+)
+def test_damage_in_the_middle_is_seen(tmp_path: Path, suffix: str, codec: str, pix_fmt: str) -> None:
+    path = encode(tmp_path / f"a{suffix}", noise(12), codec=codec, pix_fmt=pix_fmt, options={})
+    damaged = bytearray(path.read_bytes())
+    start, stop = len(damaged) // 3, len(damaged) // 2
+    damaged[start:stop] = b"\xff" * (stop - start)
+    with pytest.raises(SampleError, match=r"damaged|frames from"):
+        list(make_modality(frames=12).prepare(Sample("a", bytes(damaged))))
+
+
+def test_damage_after_a_clip_does_not_matter(tmp_path: Path) -> None:
+    path = encode(tmp_path / "a.mkv", noise(40))
+    damaged = bytearray(path.read_bytes())
+    start = len(damaged) * 3 // 4
+    damaged[start : start + 400] = bytes(400)
+    list(make_modality().prepare(Sample("a", bytes(damaged), span=(0.2, 0.6))))
+
+
+def test_a_size_that_changes_in_a_clip_is_refused(tmp_path: Path) -> None:
+    parts = [encode(tmp_path / f"{side}.ts", numbered(5, side, side)).read_bytes() for side in (32, 48)]
+    assert reason(b"".join(parts), (0.3, 0.7)).startswith(("its frames change from video_size=32x32", "damaged"))
+
+
+def test_a_reason_is_the_same_for_a_file_and_for_its_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"\x00\x00\x00\x18ftypmp42" + bytes(200))
+    assert reason(path) == reason(path.read_bytes())
+
+
+def test_a_file_that_cannot_be_read_is_not_the_samples_fault(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError):
+        list(make_modality().prepare(Sample("a", tmp_path)))

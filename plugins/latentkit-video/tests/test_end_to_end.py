@@ -1,0 +1,72 @@
+"""Films through a whole run: recipe, encoder, latent dataset, preview."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import av
+import pytest
+import torch
+from films import encode, numbered
+
+import latentkit as lk
+
+
+@pytest.fixture(scope="module")
+def wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Wan autoencoder of random weights: 4 * k + 1 frames, sides by 8."""
+    from diffusers import AutoencoderKLWan
+
+    torch.manual_seed(0)
+    model = AutoencoderKLWan(
+        base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True],
+        latents_mean=[0.1, 0.2, 0.3, 0.4], latents_std=[1.0, 2.0, 3.0, 4.0],
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("models") / "wan"
+    model.save_pretrained(folder)
+    return folder
+
+
+RECIPE = """\
+task: encode
+source: {{use: video-clips, with: {{path: films, frames: 9, fps: 10}}}}
+modality: {{use: video, with: {{frames: {frames}, fps: 10, size: 32, views: [plain, hflip]}}}}
+encoder: {{use: diffusers, with: {{model: {model}}}}}
+output: {{path: latents}}
+batch_size: 2
+preview: 2
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two films of 2 s, and one that is no film."""
+    encode(tmp_path / "films" / "a.mp4", numbered(20, 36, 48))
+    encode(tmp_path / "films" / "dogs" / "b.mkv", numbered(40, 48, 36), rate=20)
+    (tmp_path / "films" / "damaged.mp4").write_bytes(b"no film")
+    return tmp_path
+
+
+def test_films_become_a_latent_dataset_with_a_preview(folder: Path, wan: Path) -> None:
+    (folder / "recipe.yaml").write_text(RECIPE.format(frames=9, model=wan))
+    lk.run(folder / "recipe.yaml")
+    data = lk.open(folder / "latents", posterior="mean", views="all")
+    assert sorted(set(data.keys)) == ["a.mp4#t=0,0.9", "a.mp4#t=0.9,1.8", "dogs/b.mkv#t=0,0.9", "dogs/b.mkv#t=0.9,1.8"]
+    assert len(data) == 8
+    assert data[0]["latent"].shape == (4, 3, 4, 4)
+    assert data[0]["latent"].isfinite().all()
+    with av.open(folder / "latents" / "preview.mp4") as film:
+        frames = [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
+    assert len(frames) == 9
+    assert frames[0].shape == (4 + 2 * (32 + 4), 4 + 2 * (32 + 4), 3)
+    again = (folder / "latents" / "index" / "000.parquet").read_bytes()
+    lk.run(folder / "recipe.yaml")
+    assert (folder / "latents" / "index" / "000.parquet").read_bytes() == again
+
+
+def test_a_count_that_the_model_cannot_take_ends_the_run_at_once(folder: Path, wan: Path) -> None:
+    from latentkit.errors import RecipeError
+
+    (folder / "recipe.yaml").write_text(RECIPE.format(frames=8, model=wan))
+    with pytest.raises(RecipeError, match=r"8 is not a number of frames that the encoder takes.*nearest: 5 and 9"):
+        lk.run(folder / "recipe.yaml")

@@ -1,0 +1,3 @@
+"""Modality `volume` and encoder `volume-kl` for latentkit."""
+
+requires_contract = 2

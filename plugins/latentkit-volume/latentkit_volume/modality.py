@@ -1,0 +1,139 @@
+"""Modality `volume`: NIfTI files to patches of one size, and patches to a picture of their middle slices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from latentkit.contracts import BuildContext, InputSpec, Prepared, Sample
+from latentkit.errors import RecipeError, SampleError
+from latentkit.modalities.geometry import draw_fractions, nearest_allowed
+from latentkit_volume.nifti import Volume, Voxels, read_volume
+from latentkit_volume.resampling import make_grid, sample_patch
+from latentkit_volume.slices import draw_sheet
+from latentkit_volume.views import Shape, grid_fractions, place_patch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from latentkit_volume.plugin import VolumeConfig
+
+AXES = "CDHW"
+
+
+class VolumeModality:
+    """Patches as (C, D, H, W) float32 in the encoder's range. D goes up (towards the head), H to the front, W to the right.
+
+    Args:
+        config: size, spacing, window and views.
+        context: seed of the random patches, and what the encoder takes.
+
+    Raises:
+        RecipeError: axes, channels or sizes that the encoder does not take.
+    """
+
+    metrics: Sequence[str] = ("psnr",)
+
+    def __init__(self, config: VolumeConfig, context: BuildContext) -> None:
+        self._config = config
+        self._seed = context.seed
+        self._input = context.input or InputSpec(channels=1, axes=AXES)
+        if self._input.axes != AXES:
+            raise RecipeError(f"modality volume makes tensors of the axes {AXES}, but the encoder takes {self._input.axes}")
+        if self._input.channels > 1 and config.frame != "channels":
+            raise RecipeError(
+                f"modality.with.frame: the encoder takes {self._input.channels} channels, and a 3-D volume has one; "
+                "frame: channels makes channels of a 4-D volume's frames"
+            )
+        self._shape = _patch_shape(config.size, self._input)
+
+    def prepare(self, sample: Sample) -> Iterator[Prepared]:
+        """Every view of a volume, in the recipe's order: (C, D, H, W) float32 in the encoder's range, from one reading of the file.
+
+        Raises:
+            SampleError: not a NIfTI file, damaged, or a volume that can't be used.
+            OSError: the media can't be reached.
+        """
+        config = self._config
+        volume = read_volume(sample.read(), config.frame, config.assume, config.max_voxels)
+        if len(volume.voxels) != self._input.channels:
+            raise SampleError(f"a volume of {len(volume.voxels)} frames, and the encoder takes {self._input.channels} channels")
+        grid = make_grid(volume, config.spacing, config.align == "patient")
+        windows = [self._window(channel) for channel in volume.voxels]
+        for view in config.views:
+            start = place_patch(grid.shape, self._shape, self._fractions(sample.key, view))
+            patch = [
+                self._scaled(sample_patch(channel, grid, start, self._shape, window), window)
+                for channel, window in zip(volume.voxels, windows, strict=True)
+            ]
+            affine = grid.affine.copy()
+            affine[:3, 3] += affine[:3, :3] @ start
+            geometry = {
+                **_describe(volume),
+                "grid": list(grid.shape),
+                "start": list(start),
+                "affine": [round(float(value), 6) for value in affine[:3].flat],
+                "window": [value for window in windows for value in window],
+            }
+            yield Prepared(view, "x".join(map(str, self._shape)), torch.from_numpy(np.stack(patch)), geometry)
+
+    def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
+        """Write a PNG with a row per inner sequence: of each tensor the middle slices, as `draw_sheet` has them.
+
+        Args:
+            tensors: (C, D, H, W) each, any float dtype and device, in the encoder's range; what lies outside is clipped.
+            path: file to write; parent folders are made.
+
+        Raises:
+            ValueError: no tensor at all, or one of another shape.
+        """
+        spacing = self._config.spacing
+        sides = spacing if isinstance(spacing, tuple) else (1.0, 1.0, 1.0)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw_sheet(tensors, self._input.range, sides).save(path, format="PNG")
+
+    def _window(self, channel: Voxels) -> tuple[float, float]:
+        """The values that become the lowest and the highest of the range."""
+        if self._config.window is not None:
+            return self._config.window
+        low, high = (float(value) for value in np.percentile(channel, self._config.percentiles))
+        if low == high:
+            raise SampleError(f"nothing to see: the percentiles {self._config.percentiles} of its voxels are both {low:g}")
+        return low, high
+
+    def _fractions(self, key: str, view: str) -> Sequence[float]:
+        """Where a view's patch lies along D, H and W, from the first possible place (0) to the last (1)."""
+        fractions = grid_fractions(view)
+        if fractions is not None:
+            return fractions
+        return (0.5, 0.5, 0.5) if view == "plain" and self._config.crop == "center" else draw_fractions(self._seed, key, view, 3)
+
+    def _scaled(self, values: Voxels, window: tuple[float, float]) -> Voxels:
+        """Values in the window on the encoder's range, in place."""
+        low, high = self._input.range
+        values -= np.float32(window[0])
+        values /= np.float32(window[1] - window[0])
+        values *= np.float32(high - low)
+        values += np.float32(low)
+        return values.clip(low, high, out=values)
+
+
+def _patch_shape(size: int | Shape, spec: InputSpec) -> Shape:
+    """Depth, height and width, checked against the encoder's rules."""
+    shape = (size, size, size) if isinstance(size, int) else size
+    for axis, name, count in zip("DHW", ("depth", "height", "width"), shape, strict=True):
+        rule = spec.sizes.get(axis)
+        if rule is not None and not rule.allows(count):
+            near = " and ".join(map(str, nearest_allowed(count, rule)))
+            raise RecipeError(f"modality.with.size: a {name} of {count} voxels isn't one the encoder takes: {rule}; nearest: {near}")
+    return shape
+
+
+def _describe(volume: Volume) -> dict[str, object]:
+    """Of the file: where its axes point, and voxels and millimetres along D, H and W."""
+    sides = np.linalg.norm(volume.affine[:3, :3], axis=0)
+    return {"axes": volume.axes, "shape": list(volume.voxels.shape[1:]), "spacing": [round(float(side), 6) for side in sides]}

@@ -1,0 +1,119 @@
+"""The contract kit on latentkit's own exporters and executors; what they write, read by the formats' own readers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import webdataset
+from safetensors import safe_open
+from torch import Tensor
+from webdataset import tariterators
+
+from latentkit import builtin
+from latentkit.builtin_exporters import SafetensorsConfig, WebdatasetConfig, latentkit_exporters
+from latentkit.contracts import ExecutorSpec, ExporterSpec
+from latentkit.exporters.safetensors import SafetensorsExporter
+from latentkit.testing import ExecutorContract, ExporterContract
+
+EXPORTERS: dict[str, ExporterSpec] = {spec.name: spec for spec in latentkit_exporters()}
+EXECUTORS: dict[str, ExecutorSpec] = {spec.name: spec for spec in builtin.latentkit_executors()}
+
+
+def read_files(folder: Path, name: str) -> Iterator[tuple[dict[str, Any], Tensor]]:
+    """Line of metadata.jsonl and tensor of each file, by the library safetensors."""
+    for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").split("\n")[:-1]:
+        labels = json.loads(line)
+        with safe_open(folder / labels["file_name"], "pt") as file:
+            assert {**json.loads(file.metadata()["row"]), "file_name": labels["file_name"]} == labels
+            yield labels, file.get_tensor(name)
+
+
+class TestSafetensors(ExporterContract):
+    spec = EXPORTERS["safetensors"]
+
+    def read(self, folder: Path) -> Iterator[tuple[str, str, Tensor]]:
+        return ((labels["key"], labels["view"], latent) for labels, latent in read_files(folder, "latent"))
+
+    def test_attributes_stand_in_the_listing(self, tmp_path: Path) -> None:
+        _, folder = self.export(tmp_path)
+        found = {labels["key"]: (labels["text"], labels["label"]) for labels, _ in read_files(folder, "latent")}
+        assert found["zoë, 'x'\n.png"] == ("zoë, 'x'\n.png \\ \"'\t", 3)
+        assert len(found) == 6
+
+    def test_what_was_done_to_the_values_is_said(self, tmp_path: Path) -> None:
+        _, folder = self.export(tmp_path)
+        said = json.loads((folder / "latents.json").read_text())
+        assert (said["values"], said["normalization"]) == ("latent", {"shift": 0.25, "scale": 2.0, "fold": {}})
+        assert (said["layout"]["kind"], said["layout"]["downscale"]) == ("gaussian", 8)
+
+
+class TestMoments(ExporterContract):
+    spec = EXPORTERS["safetensors"]
+
+    def make_config(self, tmp_path: Path) -> SafetensorsConfig:
+        return SafetensorsConfig(values="moments")
+
+    def read(self, folder: Path) -> Iterator[tuple[str, str, Tensor]]:
+        means, logvars = list(read_files(folder, "mean")), list(read_files(folder, "logvar"))
+        # the dataset's encoder says logvar = mean - 1, and float16 is stored
+        assert all(torch.allclose(mean - 1, logvar, atol=1e-3) for (_, mean), (_, logvar) in zip(means, logvars, strict=True))
+        return ((labels["key"], labels["view"], (mean.float() - 0.25) * 2.0) for labels, mean in means)
+
+
+class TestWebdataset(ExporterContract):
+    spec = EXPORTERS["webdataset"]
+
+    def make_config(self, tmp_path: Path) -> WebdatasetConfig:
+        return WebdatasetConfig(rows_per_shard=5)
+
+    def read(self, folder: Path) -> Iterator[tuple[str, str, Tensor]]:
+        shards = sorted(str(path) for path in folder.glob("*.tar"))
+        assert [Path(shard).name for shard in shards] == ["000000.tar", "000001.tar", "000002.tar"]
+        with contextlib.ExitStack() as opened:  # the library's own loop leaves its files open
+            streams = [{"url": shard, "stream": opened.enter_context(open(shard, "rb"))} for shard in shards]
+            for row in webdataset.decode()(tariterators.group_by_keys(tariterators.tar_file_expander(streams))):
+                assert row["json"]["label"] in range(7)
+                yield row["json"]["key"], row["json"]["view"], torch.from_numpy(row["latent.npy"])
+
+
+class TestLocal(ExecutorContract):
+    spec = EXECUTORS["local"]
+
+
+class TestAccelerate(ExecutorContract):
+    spec = EXECUTORS["accelerate"]
+
+
+class OneNumberARow:
+    """A dataset without moments, of more rows than one folder takes, as far as an exporter looks."""
+
+    folder, fingerprint, statistics = "latents", "f", None
+    has_moments = False
+
+    def __init__(self, good: Any, num_rows: int) -> None:
+        self.layout, self.normalization, self._num_rows = good.layout, good.normalization, num_rows
+
+    def __len__(self) -> int:
+        return self._num_rows
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"latent": torch.tensor([float(index)]), "key": str(index), "view": "plain"}
+
+
+def test_no_folder_holds_more_than_ten_thousand_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("latentkit.exporters.safetensors.ROWS_PER_FOLDER", 3)
+    good, _ = TestSafetensors().export(tmp_path)
+    (tmp_path / "out").mkdir()
+    few: Any = OneNumberARow(good, 7)
+    SafetensorsExporter("latent").export(few, tmp_path / "out")
+    assert [labels["file_name"] for labels, _ in read_files(tmp_path / "out", "latent")][2:4] == [
+        "0000/00000002.safetensors",
+        "0001/00000003.safetensors",
+    ]
+    assert len(list((tmp_path / "out").glob("*/*.safetensors"))) == 7

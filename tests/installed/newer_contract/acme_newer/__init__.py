@@ -1,0 +1,3 @@
+"""A plugin made for a latentkit of years to come."""
+
+requires_contract = 99

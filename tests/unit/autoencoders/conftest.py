@@ -1,0 +1,83 @@
+"""A tiny model of every class that diffusers exports, with weights that leave nothing at zero or one."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from torch import Tensor
+
+from latentkit.encoders.diffusers import DiffusersEncoder
+
+MODELS = json.loads(Path(__file__).with_name("models.json").read_text())
+ZERO_MEAN, ABOVE_ZERO = ("latents_mean", "running_mean"), ("latents_std", "running_var", "running_std")
+
+
+def perturb(model: Any) -> None:
+    """Move every weight and statistic away from what it starts as: zero-initialised layers would hide what is before them."""
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn(weight.shape, generator=draw) * 0.05)
+        for name, buffer in model.named_buffers():
+            if name.endswith(ZERO_MEAN):
+                buffer.copy_(torch.randn(buffer.shape, generator=draw))
+            elif name.endswith(ABOVE_ZERO):
+                buffer.copy_(torch.rand(buffer.shape, generator=draw) + 0.5)
+
+
+class TinyModels:
+    """Folders, models and encoders by their name in models.json, each made once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._models: dict[str, Any] = {}
+        self._encoders: dict[tuple[str, str], DiffusersEncoder] = {}
+
+    def folder(self, name: str) -> Path:
+        """The folder that the class itself saves."""
+        folder = self._folder / name
+        if not folder.exists():
+            with torch.random.fork_rng(), warnings.catch_warnings(action="ignore"):
+                torch.manual_seed(0)
+                config = MODELS[name]["config"]
+                model = getattr(diffusers, config["_class_name"]).from_config(config)
+                perturb(model)
+                model.save_pretrained(folder)
+        return folder
+
+    def model(self, name: str) -> Any:
+        """The model itself, as diffusers loads it, in eval mode."""
+        if name not in self._models:
+            folder = self.folder(name)
+            with warnings.catch_warnings(action="ignore"):
+                model = getattr(diffusers, MODELS[name]["config"]["_class_name"]).from_pretrained(folder)
+            if "Allegro" in name:
+                model.enable_tiling()
+            self._models[name] = model.eval().requires_grad_(False)
+        return self._models[name]
+
+    def encoder(self, name: str, modality: str = "") -> DiffusersEncoder:
+        """latentkit's encoder of that folder."""
+        if (name, modality) not in self._encoders:
+            opened = DiffusersEncoder(self.folder(name), None, torch.float32, False, "cpu", modality=modality)
+            self._encoders[name, modality] = opened
+        return self._encoders[name, modality]
+
+    def batch(self, name: str, modality: str = "", rows: int = 2) -> Tensor:
+        """Noise in the encoder's range, of the smallest size that shows all of a class; pictures for the modality "image"."""
+        taken = self.encoder(name, modality).input
+        sizes = MODELS[name]["sizes"]
+        sizes = sizes[-2:] if modality == "image" else sizes if len(sizes) == len(taken.axes) - 1 else [3, *sizes]
+        noise = torch.rand((rows, taken.channels, *sizes), generator=torch.Generator().manual_seed(2))
+        return taken.range[0] + (taken.range[1] - taken.range[0]) * noise
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
+    return TinyModels(tmp_path_factory.mktemp("autoencoders"))

@@ -1,0 +1,79 @@
+"""Single files of other classes than AutoencoderKL: in diffusers' names, in the original trainers', and in half precision."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from latentkit.encoders.diffusers import DiffusersEncoder
+from latentkit.errors import EncoderError
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+# From diffusers' names of LTX-Video's first autoencoder to those of its authors, the longer ones first.
+LTX_NAMES = (
+    (r"^encoder\.mid_block", "encoder.down_blocks.9"),
+    (r"^encoder\.down_blocks\.3", "encoder.down_blocks.8"),
+    (r"^encoder\.down_blocks\.2\.downsamplers\.0", "encoder.down_blocks.7"),
+    (r"^encoder\.down_blocks\.2", "encoder.down_blocks.6"),
+    (r"^encoder\.down_blocks\.1\.conv_out", "encoder.down_blocks.5"),
+    (r"^encoder\.down_blocks\.1\.downsamplers\.0", "encoder.down_blocks.4"),
+    (r"^encoder\.down_blocks\.1", "encoder.down_blocks.3"),
+    (r"^encoder\.down_blocks\.0\.conv_out", "encoder.down_blocks.2"),
+    (r"^encoder\.down_blocks\.0\.downsamplers\.0", "encoder.down_blocks.1"),
+    (r"^decoder\.up_blocks\.3\.upsamplers\.0", "decoder.up_blocks.8"),
+    (r"^decoder\.up_blocks\.3\.conv_in", "decoder.up_blocks.7"),
+    (r"^decoder\.up_blocks\.3", "decoder.up_blocks.9"),
+    (r"^decoder\.up_blocks\.2\.upsamplers\.0", "decoder.up_blocks.5"),
+    (r"^decoder\.up_blocks\.2\.conv_in", "decoder.up_blocks.4"),
+    (r"^decoder\.up_blocks\.2", "decoder.up_blocks.6"),
+    (r"^decoder\.up_blocks\.1\.upsamplers\.0", "decoder.up_blocks.2"),
+    (r"^decoder\.up_blocks\.1", "decoder.up_blocks.3"),
+    (r"^decoder\.up_blocks\.0", "decoder.up_blocks.1"),
+    (r"^decoder\.mid_block", "decoder.up_blocks.0"),
+    (r"^latents_mean", "per_channel_statistics.mean-of-means"),
+    (r"^latents_std", "per_channel_statistics.std-of-means"),
+)
+
+
+def original_name(name: str) -> str:
+    for pattern, original in LTX_NAMES:
+        if re.search(pattern, name):
+            name = re.sub(pattern, original, name)
+            break
+    name = name.replace("resnets", "res_blocks").replace("conv_shortcut.conv", "conv_shortcut").replace("norm3", "norm3.norm")
+    return f"vae.{name}"
+
+
+def open_file(file: Path, dtype: torch.dtype = torch.float32) -> DiffusersEncoder:
+    return DiffusersEncoder(file, None, dtype, False, "cpu")
+
+
+@pytest.mark.parametrize("name", ["AutoencoderKLWan", "AutoencoderOobleck", "AutoencoderKLMiniMaxH3"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_single_file_equals_its_folder(name: str, dtype: torch.dtype, tiny: Any) -> None:
+    folder, batch = tiny.folder(name), tiny.batch(name, rows=1)
+    expected, got = (open_file(place, dtype).encode(batch)["mean"] for place in (folder, folder / WEIGHTS))
+    assert got.dtype == expected.dtype
+    assert torch.equal(got, expected)
+
+
+def test_the_original_names_are_converted(tiny: Any, tmp_path: Path) -> None:
+    name = "AutoencoderKLLTXVideo"
+    folder = tiny.folder(name)
+    tensors = {original_name(own): tensor for own, tensor in load_file(folder / WEIGHTS).items()}
+    shutil.copy(folder / "config.json", tmp_path)
+    save_file(tensors, tmp_path / "ltx.safetensors")
+    encoder = open_file(tmp_path / "ltx.safetensors")
+    assert encoder.fingerprint() == tiny.encoder(name).fingerprint()
+    assert encoder.normalization == tiny.encoder(name).normalization
+    del tensors["vae.encoder.conv_in.conv.bias"]
+    save_file(tensors, tmp_path / "ltx.safetensors")
+    with pytest.raises(EncoderError, match=r"1 missing \(encoder\.conv_in\.conv\.bias\)"):
+        open_file(tmp_path / "ltx.safetensors").fingerprint()
