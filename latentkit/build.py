@@ -72,12 +72,18 @@ class Line:
         return EncoderOpener(self.encoder, self.recipe.seed, self.recipe.base_dir, self.modality.provided.spec.name)
 
     def open_source(self) -> Source | StreamSource:
-        """The source.
+        """The source; where the modality's config has a `media_attribute`, with that attribute of samples as their media.
 
         Raises:
             SourceError: it isn't there, or is empty.
         """
-        return self.source.provided.spec.build(self.source.config, self._context())  # type: ignore[no-any-return]
+        source: Source | StreamSource = self.source.provided.spec.build(self.source.config, self._context())
+        attribute: str | None = getattr(self.modality.config, "media_attribute", None)
+        if attribute is None:
+            return source
+        from latentkit.sources.attribute_media import take_attribute
+
+        return take_attribute(source, attribute)
 
     def open_modality(self, encoder: Encoder) -> Modality:
         """The modality, told what the encoder takes.

@@ -95,7 +95,7 @@ def _add_dataset_commands(commands: Any) -> None:
 
     preview = _command(commands, "preview", _preview, "draw decoded latents beside their sources")
     preview.add_argument("path", metavar="PATH", help="folder of the latent dataset")
-    preview.add_argument("output", metavar="OUT.png", type=Path, help="picture to write")
+    preview.add_argument("output", metavar="OUT", type=Path, help="file to write: .png, or what the modality draws or plays")
     preview.add_argument("--rows", type=int, default=8, metavar="N", help="samples to show (default: 8)")
 
     export = _command(commands, "export", _export, "write a latent dataset in the format of a trainer")

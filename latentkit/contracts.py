@@ -81,7 +81,8 @@ class Prepared:
         view: name of the view, such as "plain" or "hflip".
         bucket: the shape it was prepared to, such as "256x256"; a batch holds one bucket.
         tensor: one row without the batch axis, in the encoder's `InputSpec` (images: (C, H, W) float32 in its range); or a dict of
-            such tensors with "mask".
+            such tensors with "mask", 1 where a value counts, which covers the first axes after the channels: (L,) of a sound (C, L), (T,)
+            of a film (C, T, H, W).
         geometry: how the view was cut from the media (original size, resize, crop box); JSON-like scalars or lists.
     """
 
@@ -134,7 +135,8 @@ class Modality(Protocol):
 
     An optional attribute `prepare_in = "processes"` asks for processes instead of threads, for work that holds Python's lock; the modality
     and the source are then pickled, and tensors come back by value. An optional attribute `preview_suffix`, such as ".mp4", says what
-    `render` writes; without it, ".png".
+    `render` writes; without it, ".png". A property `media_attribute` of its config, such as "text", makes that attribute of samples their
+    media; a sample then changes when that text does.
     """
 
     metrics: Sequence[str]
@@ -169,7 +171,10 @@ class Encoder(Protocol):
         ...
 
     def encode(self, batch: Tensor) -> dict[str, Tensor]:
-        """Unscaled latents, batch axis first: "mean" and "logvar" (gaussian), "latent" (deterministic) or "indices" (quantised)."""
+        """Unscaled latents, batch axis first: "mean" and "logvar" (gaussian), "latent" (deterministic) or "indices" (quantised).
+
+        An encoder that knows better than `layout.downscale` which positions count may add "mask", bool or 1 and 0.
+        """
         ...
 
     def fingerprint(self) -> dict[str, str]:

@@ -94,7 +94,8 @@ class LatentLayout:
         kind: "gaussian" (mean and logvar), "deterministic" ("latent") or "quantised" ("indices").
         axes: one letter per axis of one latent, without the batch: "CHW", "CTHW", "CL", "LC".
         channels: C of the latent.
-        downscale: input size over latent size, one number for all axes but C, or one per axis but C, in their order.
+        downscale: input size over latent size, one number for all axes but C, or one per axis but C, in their order; a latent axis has the
+            quotient rounded up, so that 4 fits films of 4 k + 1 frames.
         ragged_axis: letter of the axis whose length differs from row to row; None when there is none.
     """
 
@@ -102,7 +103,7 @@ class LatentLayout:
     kind: Literal["gaussian", "deterministic", "quantised"]
     axes: str
     channels: int
-    downscale: int | tuple[int, ...]
+    downscale: int | tuple[int | float, ...]
     ragged_axis: str | None = None
 
 
@@ -111,7 +112,8 @@ class Normalization:
     """latent = (fold(z) - shift) * scale, applied when latents are read, never when they are stored.
 
     Args:
-        shift: a number, one per folded channel, or a nested list shaped like one folded latent.
+        shift: a number, one per folded channel, or a nested list shaped like one folded latent; of sizes beyond a latent's, the first
+            are taken.
         scale: the same.
         fold: factor per latent axis letter that is moved into channels first, such as {"H": 2, "W": 2}; empty for none.
     """

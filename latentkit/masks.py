@@ -36,6 +36,8 @@ def mask_of(rows: Tensor | Mapping[str, Tensor]) -> Tensor | None:
 def pool_mask(mask: Tensor, factors: Sequence[int]) -> Tensor:
     """(N, ...) bool at the size of latents: a position counts where any of those that it was made of does.
 
+    Of 4 k + 1 positions at a factor of 4, the first is a latent's own: causal film and sound models count like that.
+
     Args:
         mask: (N, ...) bool.
         factors: positions of the input to one of the latents, for each axis but N.
@@ -43,7 +45,8 @@ def pool_mask(mask: Tensor, factors: Sequence[int]) -> Tensor:
     for axis, factor in enumerate(factors, start=1):
         if factor > 1:
             last = mask.movedim(axis, -1)
-            whole = functional.pad(last, (0, -last.shape[-1] % factor))
+            missing = -last.shape[-1] % factor
+            whole = functional.pad(last, (missing, 0) if missing == factor - 1 else (0, missing))
             mask = whole.reshape(*whole.shape[:-1], -1, factor).any(-1).movedim(-1, axis)
     return mask
 

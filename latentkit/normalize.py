@@ -69,4 +69,8 @@ def _constant(value: object, like: Tensor, num_axes: int) -> Tensor | float:
     if isinstance(value, int | float):
         return float(value)
     constant = torch.as_tensor(value, dtype=like.dtype, device=like.device)
-    return constant.reshape(-1, *[1] * (num_axes - 1)) if constant.ndim == 1 else constant
+    if constant.ndim == 1:
+        return constant.reshape(-1, *[1] * (num_axes - 1))
+    if constant.ndim == num_axes:  # per frame, say, of the longest film: shorter ones have its first frames
+        return constant[tuple(slice(size) for size in like.shape[-num_axes:])]
+    return constant

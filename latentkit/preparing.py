@@ -38,7 +38,7 @@ AHEAD_BYTES = 1 << 30
 """Of prepared tensors, or of media that a stream brought."""
 
 HELD_BYTES = 64 << 20
-"""Media files up to this size are read whole; larger ones stay paths, for the modality to stream."""
+"""Media files up to this size are read whole; larger ones, and those that samples are spans of, stay paths, for the modality to stream."""
 
 GROUP_SAMPLES = 8
 """Samples that a thread prepares at one go, at most: handing over costs about as much as hashing a picture."""
@@ -115,7 +115,7 @@ class Preparer:
         sample, content = None, None
         try:
             sample = self._fetch(task) if task.sample is None else task.sample
-            if isinstance(sample.media, os.PathLike) and os.path.getsize(sample.media) <= HELD_BYTES:
+            if isinstance(sample.media, os.PathLike) and sample.span is None and os.path.getsize(sample.media) <= HELD_BYTES:
                 sample = replace(sample, media=sample.read())  # read once: what is hashed is what is decoded
             content = sample.content()
             with nullcontext() if memory is None else preparing_into(memory, row, len(self.views)):

@@ -87,7 +87,7 @@ class EncodeRecipe(Recipe):
     on_overflow: Literal["skip", "retry-fp32"] = Field(
         "skip", description="whether samples whose latents are not finite are recorded and left out, or encoded once more in float32"
     )
-    preview: int = Field(8, ge=0, description="rows of preview.png, one sample each")
+    preview: int = Field(8, ge=0, description="rows of the preview, one sample each")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -1,6 +1,6 @@
 """How good a classical model gets: the negative log likelihood of binarised MNIST, beside the published one.
 
-    python tests/benchmarks/mnist.py --data DIGITS --output RUN                              about half an hour of one core
+    python tests/benchmarks/mnist.py --data DIGITS --output RUN                              15 min of one core, and 12 for the estimate
     python tests/benchmarks/mnist.py --data DIGITS --output RUN --epochs 2 --test-digits 100 --draws 500
 
 DIGITS holds the four idx files as published, or train.parquet and test.parquet with a column `image`. RUN gets the log, checkpoints and
@@ -9,6 +9,16 @@ the model; the same command again goes on where it was stopped, or evaluates aga
 Y. Burda, R. Grosse and R. Salakhutdinov, "Importance Weighted Autoencoders" (2016), table 1: 86.76 nats for a VAE with one stochastic
 layer, after 3,280 epochs in batches of 20 with learning rates from 1e-3 to 1e-4. Model, data, dynamic binarisation and the estimate by
 5,000 importance samples are as there; the schedule is shorter.
+
+Reached with the options as they are (60,000 digits, 120 epochs in batches of 100, that is 72,000 steps, learning rate 3e-3 falling by a
+cosine, seed 0; 14.4 min of one core of a Xeon, torch 2.13), in nats per digit:
+
+    test digits     draws   NLL           -ELBO   rate
+    1,000 of them   5,000   88.27 +-0.74  92.88   25.19     evenly spaced, --test-digits 1000
+    1,000 of them     500   88.64 +-0.75  92.88   25.19
+    all 10,000        500   89.27 +-0.23  93.54   25.25     --draws 500
+
+21 of 50 latents are active. It is not over-fitted: the last epoch's -ELBO on training digits is 93.24. What is missing are steps.
 """
 
 from __future__ import annotations

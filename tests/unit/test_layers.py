@@ -20,7 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("layouts", "samples"),
     ("specs",),
     ("contracts",),
-    ("hooks", "normalize", "validation", "yaml_loader", "progress", "retry", "numerics", "buffers"),
+    ("hooks", "normalize", "validation", "yaml_loader", "progress", "retry", "numerics", "buffers", "masks"),
     ("overrides", "builtin_metrics"),
     ("recipe_parts",),
     ("recipe",),
@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("sources", "modalities", "encoders", "losses", "executors", "exporters", "store"),
     ("metrics",),
     (
-        "encode planning quantisation pipeline preparing preparing_processes encoding measure batching",
+        "encode one_pass planning quantisation pipeline preparing preparing_processes encoding measure batching",
         "inspect",
         "exporting",
         "preview",
@@ -60,7 +60,7 @@ UPWARD_INSIDE_FUNCTIONS = {("builtin", part) for part in ("sources", "modalities
     ("layouts", "normalize"),
 }
 
-LIGHT = {name for name, layer in LAYER.items() if layer <= LAYER["build"]} - {"buffers", "normalize", "numerics"} | {
+LIGHT = {name for name, layer in LAYER.items() if layer <= LAYER["build"]} - {"buffers", "masks", "normalize", "numerics"} | {
     "run",
     "run_evaluating",
     "run_training",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,9 +15,6 @@ from latentkit_text.tokens import TextInput
 
 if TYPE_CHECKING:
     from latentkit_text.plugin import TextConfig
-
-TEXT_SUFFIX = ".txt"
-ATTRIBUTE = "text"
 
 
 class TextModality:
@@ -69,24 +65,11 @@ class TextModality:
 
     def _read(self, sample: Sample) -> str:
         column = self._config.column
-        if column is None and self._media_is_text(sample):
-            try:
-                return sample.read().decode("utf-8-sig")
-            except UnicodeDecodeError as error:
-                raise SampleError(f"not UTF-8 text: {error.reason} at byte {error.start}") from error
-        name = column or ATTRIBUTE
-        if isinstance(sample.media, os.PathLike) and not os.path.lexists(sample.media):
-            sample.read()  # says that it is gone
-        text = sample.attributes.get(name)
-        if not isinstance(text, str):
+        if column is not None and not isinstance(sample.attributes.get(column), str):
             there = ", ".join(sorted(sample.attributes)) or "none"
-            what = "there is no" if name not in sample.attributes else f"it has a {type(text).__name__} as"
-            raise SampleError(f"{what} attribute {name!r} to take as text; attributes: {there}")
-        return text
-
-    @staticmethod
-    def _media_is_text(sample: Sample) -> bool:
-        media = sample.media
-        if isinstance(media, os.PathLike):
-            return str(os.fspath(media)).lower().endswith(TEXT_SUFFIX)
-        return isinstance(media, str) or (isinstance(media, bytes) and ATTRIBUTE not in sample.attributes)
+            advice = "name another in modality.with.column, or null to take the media"
+            raise SampleError(f"there is no text under the attribute {column!r}; attributes: {there}; {advice}")
+        try:
+            return sample.read().decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise SampleError(f"not UTF-8 text: {error.reason} at byte {error.start}") from error

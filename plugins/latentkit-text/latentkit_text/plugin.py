@@ -13,14 +13,17 @@ from latentkit.hooks import hookimpl
 class TextConfig(Config):
     """Modality `text`."""
 
-    column: str | None = Field(
-        None, description="attribute that holds the text; none: the media where it is a text or a .txt file, else the attribute text"
-    )
+    column: str | None = Field("text", description="attribute that holds the text; null: the media is the text")
     on_empty: Literal["skip", "encode"] = Field("skip", description="whether an empty text is recorded and left out, or encoded")
     on_long: Literal["truncate", "skip"] = Field(
         "truncate", description="whether a text of more tokens than max_length loses its end (how many is recorded), or is left out"
     )
     max_characters: int = Field(20_000, gt=0, description="characters above which a text is no caption, and is left out")
+
+    @property
+    def media_attribute(self) -> str | None:
+        """The attribute that latentkit gives as media."""
+        return self.column
 
 
 class TextEncoderConfig(Config):

@@ -26,7 +26,7 @@ class TestText(ModalityContract):
         self.input = encoder.input
 
     def make_config(self, tmp_path: Path) -> Config:
-        return TextConfig()
+        return TextConfig(column=None)
 
     def make_samples(self, tmp_path: Path) -> Sequence[Sample]:
         return [Sample("short", "a cat"), Sample("long", "two dogs on a beach at dusk")]
@@ -42,7 +42,7 @@ class TestTextEncoder(EncoderContract):
     def make_config(self, tmp_path: Path) -> Config:
         return TextEncoderConfig(model=str(self._folder))
 
-    def make_batch(self, encoder: Encoder, sizes: tuple[int, ...], num_rows: int) -> dict[str, Tensor]:  # type: ignore[override]
+    def make_batch(self, encoder: Encoder, sizes: tuple[int, ...], num_rows: int) -> dict[str, Tensor]:
         tokens = torch.randint(1, 40, (num_rows, *sizes), generator=torch.Generator().manual_seed(num_rows))
         return {"tokens": tokens, "mask": torch.ones(tokens.shape)}
 

@@ -29,7 +29,7 @@ def open_encoder(model: Path, **options: Any) -> TextEncoder:
 
 def batch_of(encoder: TextEncoder, texts: tuple[str, ...]) -> dict[str, Tensor]:
     """The texts as one batch, padded alike."""
-    modality = TextModality(TextConfig(), BuildContext(input=encoder.input))
+    modality = TextModality(TextConfig(column=None), BuildContext(input=encoder.input))
     rows: list[Any] = [next(iter(modality.prepare(Sample("key", text)))).tensor for text in texts]
     length = max(row["tokens"].shape[0] for row in rows)
     return {name: torch.stack([pad(row[name], length) for row in rows]) for name in ("tokens", "mask")}
