@@ -146,10 +146,10 @@ def axis_of(layout: LatentLayout, letter: str) -> int:
     return layout.axes.index(letter) + 1
 
 
-def downscale_of(layout: LatentLayout) -> dict[str, int]:
+def downscale_of(layout: LatentLayout) -> dict[str, int | float]:
     """Input size over latent size, for each latent axis but C."""
     rest = layout.axes.replace("C", "", 1)
-    factors = (layout.downscale,) * len(rest) if isinstance(layout.downscale, int) else layout.downscale
+    factors = layout.downscale if isinstance(layout.downscale, tuple) else (layout.downscale,) * len(rest)
     if len(factors) != len(rest):
         raise EncoderError(f"the encoder's layout has {len(factors)} numbers in downscale; expected one for each of {', '.join(rest)}")
     return dict(zip(rest, factors, strict=True))

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from torch import Tensor
 from torch.nn import functional
 
+from latentkit.errors import EncoderError
 from latentkit.layouts import LatentLayout
 
 MASK = "mask"
@@ -33,7 +34,7 @@ def mask_of(rows: Tensor | Mapping[str, Tensor]) -> Tensor | None:
     return rows[MASK].bool() if isinstance(rows, Mapping) and MASK in rows else None
 
 
-def pool_mask(mask: Tensor, factors: Sequence[int]) -> Tensor:
+def pool_mask(mask: Tensor, factors: Sequence[int | float]) -> Tensor:
     """(N, ...) bool at the size of latents: a position counts where any of those that it was made of does.
 
     Of 4 k + 1 positions at a factor of 4, the first is a latent's own: causal film and sound models count like that.
@@ -41,8 +42,13 @@ def pool_mask(mask: Tensor, factors: Sequence[int]) -> Tensor:
     Args:
         mask: (N, ...) bool.
         factors: positions of the input to one of the latents, for each axis but N.
+
+    Raises:
+        EncoderError: a factor isn't a whole number, so that only the encoder knows.
     """
     for axis, factor in enumerate(factors, start=1):
+        if not isinstance(factor, int):
+            raise EncoderError(f"rows have a mask, and {factor} positions of the input become one latent: let encode give its own 'mask'")
         if factor > 1:
             last = mask.movedim(axis, -1)
             missing = -last.shape[-1] % factor

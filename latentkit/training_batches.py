@@ -165,6 +165,8 @@ def _permutation(num_samples: int, seed: int, epoch: int) -> npt.NDArray[np.int6
 
 def _draw(count: int, *key: int) -> int:
     """A number below `count`, by seed and stream."""
+    if count == 1:  # the usual case, in which a generator would cost as much as half of the preparation
+        return 0
     return int(np.random.default_rng(key).integers(count))
 
 

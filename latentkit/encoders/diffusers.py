@@ -79,7 +79,7 @@ class DiffusersEncoder:
         """As the model's own pipelines do it."""
         has_own = self._traits.statistics in ("buffers", "batch-norm")
         model = (self._encoding_half if self._path is not None else self.module.model) if has_own else None
-        whole = self.input.mel.bins // self._downscale("M") if self.input.mel is not None else 0
+        whole = int(self.input.mel.bins // self._downscale("M")) if self.input.mel is not None else 0
         return read_normalization(self._complete_config, self._traits, self.layout, model, whole)
 
     def encode(self, batch: Tensor) -> dict[str, Tensor]:
@@ -173,7 +173,7 @@ class DiffusersEncoder:
             if rule is not None and not rule.allows(size):
                 raise ValueError(f"{axis} of a batch is {size}; the encoder takes {rule}")
 
-    def _downscale(self, axis: str) -> int:
+    def _downscale(self, axis: str) -> int | float:
         factors = self.layout.downscale
         return factors if isinstance(factors, int) else factors[self.input.axes.index(axis) - 1]
 

@@ -217,7 +217,7 @@ class _Copy:
     def rows_at_once(self) -> int:
         """How many rows make about `COPIED_BYTES`."""
         num_rows = len(self._first.offsets(self.name)) - 1 if self.is_ragged else self._like.shape[0]
-        return max(1, COPIED_BYTES * num_rows // max(1, self._like.num_bytes))
+        return rows_at_once(num_rows, self._like.num_bytes)
 
     def chunks(self, at_once: int) -> Iterator[tuple[Array, Rows | None]]:
         """Up to so many rows at a time, all of one unit; of ragged ones, positions end to end and the length of each row."""
@@ -242,6 +242,11 @@ class _Copy:
         if self.name.endswith(f"/{MASK}") and self.name not in unit.header.tensors:
             return np.broadcast_to(np.uint8(1), (int(numbers.max()) + 1, *self._like.shape[1:]))
         return unit.tensor(self.name, tuple(NUMPY_DTYPES))[0]
+
+
+def rows_at_once(num_rows: int, num_bytes: int) -> int:
+    """How many of a tensor's rows make about `COPIED_BYTES`, at least one."""
+    return max(1, COPIED_BYTES * num_rows // max(1, num_bytes))
 
 
 def _measure(bucket: str, copies: Mapping[str, _Copy]) -> list[statistics.ChannelStatistics]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -90,7 +91,7 @@ def expected_shape(encoder: Encoder, num_rows: int, sizes: tuple[int, ...], got:
         if axis == "C":
             expected.append(layout.channels)
         elif axis in given and axis != layout.ragged_axis:
-            expected.append(-(-given[axis] // factors[rest.index(axis)]))
+            expected.append(math.ceil(given[axis] / factors[rest.index(axis)]))
         elif place < len(got):
             expected.append(got[place])
     return tuple(expected)

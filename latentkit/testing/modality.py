@@ -89,7 +89,7 @@ class ModalityContract(PluginContract, ABC):
     # ------------------------------------------------------------ tensors
 
     def test_tensors_are_float32_on_the_cpu(self, tmp_path: Path) -> None:
-        """Prepared tensors are float32 (int64 where they are numbers of tokens) and on the CPU; the encoder casts and moves whole batches."""
+        """Prepared tensors are float32 (int64 for tokens) and on the CPU; the encoder casts and moves whole batches."""
         found = {f"{tensor.dtype} on {tensor.device}" for tensor in self.values(tmp_path)}
         fits = found in ({"torch.float32 on cpu"}, {"torch.int64 on cpu"})
         assert fits, f"tensors are {sorted(found)}: finish with .to('cpu', torch.float32)"

@@ -11,7 +11,7 @@ layer, after 3,280 epochs in batches of 20 with learning rates from 1e-3 to 1e-4
 5,000 importance samples are as there; the schedule is shorter.
 
 Reached with the options as they are (60,000 digits, 120 epochs in batches of 100, that is 72,000 steps, learning rate 3e-3 falling by a
-cosine, seed 0; 14.4 min of one core of a Xeon, torch 2.13), in nats per digit:
+cosine, seed 0; 14.4 min of one core of an EPYC, torch 2.13), in nats per digit:
 
     test digits     draws   NLL           -ELBO   rate
     1,000 of them   5,000   88.27 +-0.74  92.88   25.19     evenly spaced, --test-digits 1000

@@ -16,7 +16,7 @@ from PIL import Image
 import latentkit as lk
 from latentkit.errors import SourceError
 from latentkit.inspect import inspect_dataset
-from latentkit.store.compact import COPIED_BYTES, _rows_at_once
+from latentkit.store.compact import COPIED_BYTES, rows_at_once
 from latentkit.store.format import StoredTensor
 
 FIXED = {"batch_size": 2, "threads": 1, "output.unit_size": 2, "preview": 0, "output.dtype": "float32"}
@@ -111,6 +111,6 @@ def test_ledger_of_a_dataset_with_an_unfinished_plan_is_that_of_the_finished_one
 @pytest.mark.parametrize("side", [8, 512, 8192])
 def test_compaction_holds_a_bounded_number_of_bytes(side: int) -> None:
     stored = StoredTensor("F16", (1000, 4, side, side), 0)
-    rows, row_bytes = _rows_at_once(stored), 2 * int(np.prod(stored.shape[1:]))
+    rows, row_bytes = rows_at_once(1000, stored.num_bytes), 2 * int(np.prod(stored.shape[1:]))
     assert rows >= 1
     assert rows == 1 or rows * row_bytes <= COPIED_BYTES < (rows + 1) * row_bytes

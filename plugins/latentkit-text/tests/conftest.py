@@ -33,8 +33,9 @@ def save_network(folder: Path, network: Any) -> None:
 
 def small_clip(projected: bool = False) -> Any:
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_hidden_layers": 3, "projection_dim": 8}
-    tokens: dict[str, Any] = {"vocab_size": len(CHARACTERS), "max_position_embeddings": 40, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_hidden_layers": 3}
+    sizes |= {"projection_dim": 8, "vocab_size": len(CHARACTERS), "max_position_embeddings": 40}
+    tokens: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     kind = transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel
     return kind(transformers.CLIPTextConfig(**sizes, **tokens)).eval()
 

@@ -96,7 +96,8 @@ def test_the_penultimate_layer_and_the_projected_vector_are_those_of_stable_diff
 
 def test_any_text_network_of_automodel_is_taken(tmp_path: Path, t5_folder: Path) -> None:
     torch.manual_seed(2)
-    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 2}
+    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 1}
     network = transformers.LlamaModel(transformers.LlamaConfig(vocab_size=110, **sizes)).eval()
     network.save_pretrained(tmp_path)
     for file in t5_folder.glob("tokenizer*"):
