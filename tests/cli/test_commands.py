@@ -47,7 +47,7 @@ def test_commands_and_options_are_these(capsys: pytest.CaptureFixture[str]) -> N
         "run": ["RECIPE", "--set", "--dry-run", "--prune", "--retry-skipped"],
         "check": ["RECIPE", "--set"],
         "inspect": ["PATH", "--json"],
-        "preview": ["PATH", "OUT.png", "--rows"],
+        "preview": ["PATH", "OUT", "--rows"],
         "verify": ["PATH", "--deep", "--repair"],
         "compact": ["PATH"],
         "export": ["PATH", "OUT", "--to", "--set"],

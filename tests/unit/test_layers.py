@@ -51,8 +51,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 LAYER = {name: number for number, groups in enumerate(LAYERS) for group in groups for name in group.split()}
 GROUP = {name: group for groups in LAYERS for group in groups for name in group.split()}
 
-# Inside functions only: `build` of a built-in opens its implementation, and a normalisation does its arithmetic in torch.
+# Inside functions only: `build` of a built-in opens its implementation, a line puts captions in the place of media, and a normalisation
+# does its arithmetic in torch.
 UPWARD_INSIDE_FUNCTIONS = {("builtin", part) for part in ("sources", "modalities", "encoders", "executors")} | {
+    ("build", "sources"),
     ("builtin_exporters", "exporters"),
     ("builtin_losses", "losses"),
     ("builtin_losses", "plugins"),

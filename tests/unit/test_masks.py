@@ -51,13 +51,19 @@ def masked(*shape: int, lengths: list[int]) -> Mapping[str, Tensor]:
 
 
 def test_a_latent_counts_where_any_of_its_inputs_does() -> None:
-    mask = torch.tensor([[1, 1, 1, 1, 1, 0, 0], [1, 0, 0, 0, 0, 0, 0], [0, 0, 0, 1, 0, 0, 1], [0] * 7]).bool()
+    mask = torch.tensor([[1, 1, 1, 1, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 1, 0, 0, 1, 0], [0] * 8]).bool()
     pooled = pool_mask(mask, [3])
     assert pooled.tolist() == [[True, True, False], [True, False, False], [False, True, True], [False] * 3]
     grid = torch.zeros(1, 4, 6, dtype=torch.bool)
     grid[0, 3, 4] = True
     assert pool_mask(grid, [2, 3]).nonzero().tolist() == [[0, 1, 1]]
     assert torch.equal(pool_mask(grid, [1, 1]), grid)
+
+
+def test_the_first_of_3_k_plus_1_frames_is_a_latent_of_its_own() -> None:
+    mask = torch.arange(7) < torch.tensor([0, 1, 2, 4, 5, 7])[:, None]
+    counts = pool_mask(mask, [3]).sum(1).tolist()
+    assert counts == [0, 1, 2, 2, 3, 3]
 
 
 def test_a_mask_covers_the_first_axes_or_the_ragged_one() -> None:
