@@ -181,6 +181,7 @@ def evaluate_model(
     decodes = any("decoder" in named.needs for named in metrics)
     rows: list[Row] = []
     good: list[Row] = []
+    begun: set[str] = set()
     progress = Progress(num_samples or 0, "samples", settings.show_progress and num_samples is not None)
     with contextlib.closing(read_rows(source, modality, settings.bad)) as found, _undisturbed(model, settings), progress:
         for batch in batch_rows(_recorded(found, rows), settings.batch_size):
@@ -190,7 +191,8 @@ def evaluate_model(
             if decodes:
                 gallery.add(batch, *seen.pair())
             good += [_without_tensor(row) for row in batch]
-            progress.update(len({row.key for row in batch}))
+            progress.update(len({row.key for row in batch} - begun))
+            begun = {row.key for row in batch}  # whose other views may come with the next batch
     return _finish(metrics, rows, good, settings, gallery)
 
 

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 import torch
 
 MAX_GRAPHS = 4096
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+"""The memory format in which convolutions are quick, by a tensor's number of axes."""
 
 
 def num_cores() -> int:

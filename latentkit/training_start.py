@@ -22,6 +22,7 @@ from torch import nn
 from latentkit.contracts import Adversarial, HasModule, LossBatch, Source, Trainable
 from latentkit.ema import WeightAverage
 from latentkit.errors import TrainingError
+from latentkit.numerics import CHANNELS_LAST
 from latentkit.training_batches import Batch
 from latentkit.training_log import TrainingLog
 from latentkit.training_run import Passes, Run
@@ -219,8 +220,8 @@ def _save_memory(module: nn.Module) -> None:
 
 def _channels_last(module: nn.Module) -> None:
     for parameter in module.parameters():
-        if parameter.ndim == 4:  # `to`, as `contiguous` leaves the strides of 1 x 1 kernels, which then cost a few percent
-            parameter.data = parameter.data.to(memory_format=torch.channels_last)
+        if parameter.ndim in CHANNELS_LAST:  # `to`, as `contiguous` leaves the strides of 1 x 1 kernels, which then cost a few percent
+            parameter.data = parameter.data.to(memory_format=CHANNELS_LAST[parameter.ndim])
 
 
 def _adopt(module: nn.Module, accelerator: Accelerator) -> nn.Module:
