@@ -10,7 +10,7 @@ import functools
 import hashlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,12 +19,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from latentkit.batching import axis_of, copy_stream, stack, stored_tensors, to_device, to_host
 from latentkit.buffers import BufferPool, as_tensor
 from latentkit.contracts import Encoder, Modality, Source, StreamSource, Unit, UnitResult, Worker
 from latentkit.encoding import BatchEncoder
 from latentkit.errors import SourceError
+from latentkit.masks import MASK
 from latentkit.numerics import fixed_numerics, frozen_garbage, many_graphs
 from latentkit.preparing import GONE, LookAhead, Outcome, Preparer, Row, list_tasks
 from latentkit.progress import Progress
@@ -342,8 +344,20 @@ def _gather(rows: Sequence[Row], pool: BufferPool) -> Any:
     """Rows to a batch on the CPU: where they lie already if they were prepared side by side, else in memory of the pool."""
     memory = rows[0].memory
     if memory is not None and all(row.memory is memory and row.place == place for place, row in enumerate(rows)):
-        return as_tensor(memory.rows(len(rows)))
+        return _with_masks(as_tensor(memory.rows(len(rows))), rows, pool)
     return stack([row.view.tensor for row in rows], pool)
+
+
+def _with_masks(values: Tensor, rows: Sequence[Row], pool: BufferPool) -> Any:
+    """The batch, beside it the masks of its rows where they have them."""
+    tensors = [row.view.tensor for row in rows]
+    names = {tuple(tensor) if isinstance(tensor, Mapping) else () for tensor in tensors}
+    if names == {()}:
+        return values
+    if len(names) > 1:
+        return stack(tensors, pool)  # which says what is wrong
+    masks = stack([tensor[MASK] for tensor in tensors if isinstance(tensor, Mapping)], pool)
+    return {name: masks if name == MASK else values for name in names.pop()}
 
 
 def draw_seed(job: EncodeJob, label: RowLabel) -> int:

@@ -24,6 +24,7 @@ from torch import Tensor
 from latentkit.buffers import BatchMemory, BufferPool, preparing_into
 from latentkit.contracts import Modality, Prepared, Sample, Shard, Source, StreamSource, Unit
 from latentkit.errors import PluginError, SampleError, SourceError
+from latentkit.masks import without_mask
 from latentkit.numerics import num_cores
 from latentkit.preparing_processes import as_tensors, explained, open_processes, prepare_in_child
 from latentkit.retry import retried
@@ -62,7 +63,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Row:
-    """A view that is ready to be encoded; `place` is its row of `memory`, where it was prepared into a batch."""
+    """A view that is ready to be encoded; `place` is the row of `memory` that its one tensor besides a mask was prepared into."""
 
     label: RowLabel
     view: Prepared
@@ -141,7 +142,8 @@ class Preparer:
         self, task: Task, sample: Sample, number: int, content: str, view: Prepared, memory: BatchMemory | None, place: int
     ) -> Row:
         label = self._label(task, sample, number, content, view.geometry)
-        if memory is not None and isinstance(view.tensor, Tensor) and memory.holds(place, view.tensor):
+        values = without_mask(view.tensor)
+        if memory is not None and values is not None and memory.holds(place, values):
             return Row(label, view, memory, place)
         return Row(label, view)
 
