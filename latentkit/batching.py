@@ -90,11 +90,19 @@ def encode_batch(encoder: Encoder, batch: Any) -> dict[str, Tensor]:
     mask = latents.pop(MASK, None)
     check_latents(latents, encoder.layout, batch, encoder.input.axes)
     if mask is None and (given := mask_of(batch)) is not None:
-        mask = pool_mask(given, [downscale_of(encoder.layout)[axis] for axis in masked_axes(encoder.layout, given.ndim - 1)])
+        mask = _pooled(given, encoder)
     values = next(iter(latents.values()))
     if encoder.layout.ragged_axis and mask is None:
         mask = torch.ones(len(values), values.shape[axis_of(encoder.layout, encoder.layout.ragged_axis)], dtype=torch.bool)
     return latents if mask is None else latents | {MASK: _fitting(mask, values, encoder.layout)}
+
+
+def _pooled(mask: Tensor, encoder: Encoder) -> Tensor:
+    """The mask of a batch at the size of the latents."""
+    axes, downscale = masked_axes(encoder.layout, mask.ndim - 1), downscale_of(encoder.layout)
+    rules = [encoder.input.sizes.get(axis) for axis in axes]
+    causal = [rule is not None and rule.offset % downscale[axis] == 1 for rule, axis in zip(rules, axes, strict=True)]
+    return pool_mask(mask, [downscale[axis] for axis in axes], causal)
 
 
 def _input_of(spec: InputSpec, batch: Any) -> Any:

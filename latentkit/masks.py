@@ -34,14 +34,14 @@ def mask_of(rows: Tensor | Mapping[str, Tensor]) -> Tensor | None:
     return rows[MASK].bool() if isinstance(rows, Mapping) and MASK in rows else None
 
 
-def pool_mask(mask: Tensor, factors: Sequence[int | float]) -> Tensor:
+def pool_mask(mask: Tensor, factors: Sequence[int | float], causal: Sequence[bool] = ()) -> Tensor:
     """(N, ...) bool at the size of latents: a position counts where any of those that it was made of does.
-
-    Of 4 k + 1 positions at a factor of 4, the first is a latent's own: causal film and sound models count like that.
 
     Args:
         mask: (N, ...) bool.
         factors: positions of the input to one of the latents, for each axis but N.
+        causal: for each of these axes, whether its first position is a latent's own, as in films of 4 k + 1 frames at a factor of 4; empty
+            for none.
 
     Raises:
         EncoderError: a factor isn't a whole number, so that only the encoder knows.
@@ -52,7 +52,7 @@ def pool_mask(mask: Tensor, factors: Sequence[int | float]) -> Tensor:
         if factor > 1:
             last = mask.movedim(axis, -1)
             missing = -last.shape[-1] % factor
-            whole = functional.pad(last, (missing, 0) if missing == factor - 1 else (0, missing))
+            whole = functional.pad(last, (missing, 0) if causal and causal[axis - 1] else (0, missing))
             mask = whole.reshape(*whole.shape[:-1], -1, factor).any(-1).movedim(-1, axis)
     return mask
 

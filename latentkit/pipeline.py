@@ -356,8 +356,8 @@ def _with_masks(values: Tensor, rows: Sequence[Row], pool: BufferPool) -> Any:
         return values
     if len(names) > 1:
         return stack(tensors, pool)  # which says what is wrong
-    masks = stack([tensor[MASK] for tensor in tensors if isinstance(tensor, Mapping)], pool)
-    return {name: masks if name == MASK else values for name in names.pop()}
+    named = [tensor for tensor in tensors if isinstance(tensor, Mapping)]
+    return {name: stack([tensor[MASK] for tensor in named], pool) if name == MASK else values for name in names.pop()}
 
 
 def draw_seed(job: EncodeJob, label: RowLabel) -> int:

@@ -129,7 +129,8 @@ def restore(state: TrainState, checkpoint: Checkpoint, settings: TrainSettings, 
         _restore_random(checkpoint.tensors["random"], accelerator)
         return notes
     before, most = values["data"], max(number for number, *_ in values["positions"])
-    epoch = math.ceil(most * before["num_processes"] / before["num_samples"])  # the next that isn't begun
+    # The next epoch that isn't begun; positions were once pairs of epoch and batch.
+    epoch = math.ceil(most * before["num_processes"] / before["num_samples"]) if "version" in before else most + 1
     state.position = Order(num_samples, batches_of(settings, accelerator)).start_of(epoch)
     torch.manual_seed(settings.seed + 1_000_003 * (state.step * accelerator.num_processes + accelerator.process_index))
     return [*notes, f"the data comes in another order than before; going on with epoch {epoch}"]

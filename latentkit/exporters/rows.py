@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -34,12 +35,19 @@ def read_rows(dataset: LatentDataset, values: Values) -> Iterator[tuple[dict[str
         raise StoreError(f"{dataset.folder}: values=moments needs stored moments, of which there are none; expected values=latent")
     for index in range(len(dataset)):
         row = dataset[index]
-        labels = {name: value for name, value in row.items() if not isinstance(value, Tensor)}
+        labels = {name: _plain(value) for name, value in row.items() if not isinstance(value, Tensor)}
         tensors = {name: value for name, value in row.items() if isinstance(value, Tensor)}
         if values == "moments":
             del tensors[dataset.output_name]
             tensors |= dataset.moments(index)
         yield tensors, labels
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON has it: numbers that are not finite, which it hasn't, are None."""
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_description(dataset: LatentDataset, values: Values, folder: Path) -> None:

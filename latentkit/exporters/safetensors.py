@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from safetensors.torch import save_file
 
+from latentkit.errors import StoreError
 from latentkit.exporters.rows import Values, read_rows, write_description
 
 if TYPE_CHECKING:
@@ -32,10 +33,12 @@ class SafetensorsExporter:
         """Write 0000/00000000.safetensors and so on, metadata.jsonl and latents.json.
 
         Raises:
-            StoreError: moments are wanted, and none are stored.
+            StoreError: moments are wanted, and none are stored; or rows have an attribute "file_name".
         """
         with (folder / "metadata.jsonl").open("w", encoding="utf-8") as listing:
             for number, (tensors, labels) in enumerate(read_rows(dataset, self._values)):
+                if "file_name" in labels:
+                    raise StoreError(f"{dataset.folder}: rows have an attribute 'file_name', which metadata.jsonl needs for its own files")
                 name = f"{number // ROWS_PER_FOLDER:04d}/{number:08d}.safetensors"
                 (folder / name).parent.mkdir(exist_ok=True)
                 whole = {key: tensor.contiguous() for key, tensor in tensors.items()}

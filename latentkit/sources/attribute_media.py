@@ -54,8 +54,9 @@ def _taken(sample: Sample, name: str) -> Sample:
 
 def _text(labelled: Entry | Sample, name: str) -> str:
     text = labelled.attributes.get(name)
-    return text if isinstance(text, str) else ""
+    # Half of a surrogate pair, as texts that were cut in an emoji end in, can't be written down.
+    return text.encode("utf-8", "backslashreplace").decode() if isinstance(text, str) else ""
 
 
 def _stamp(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, Field, StringConstraints, ValidationError
 
 from latentkit.contracts import LatentLayout, Normalization
-from latentkit.errors import DamagedError, SourceError, StoreError
+from latentkit.errors import DamagedError, PluginError, SourceError, StoreError
 from latentkit.masks import MASK, masked_axes
 from latentkit.store import statistics
 from latentkit.store.columns import read_parquet
@@ -128,8 +128,10 @@ def dataset_json(
         },
     }
     masked = {axes for unit in used for axes in _masked_axes(unit, description.layout)}
+    if len(masked) > 1:
+        raise PluginError(f"rows have masks along {' and along '.join(sorted(masked))}; those of a dataset must cover the same axes")
     if masked:
-        document["masked"] = max(masked, key=len)
+        document["masked"] = masked.pop()
     error = summarize_error(unit.header.metadata for unit in used)
     if error is not None:
         document["quantisation"] = {**error, **description.decoded}

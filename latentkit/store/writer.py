@@ -118,6 +118,7 @@ class UnitWriter:
         self._quantise = quantise
         self._spools: dict[str, _Spool] = {}
         self._buckets: dict[str, _Bucket] = {}
+        self._mask_axes: int | None = None
         self._ledger = _Ledger(is_stream)
         self._statistics: list[statistics.ChannelStatistics] = []
         self._errors: dict[str, RoundingError] = {}
@@ -145,7 +146,7 @@ class UnitWriter:
             ragged_axis: the axis, N counted, along which rows are stored only as far as their mask counts them; None for none.
 
         Raises:
-            PluginError: rows of the bucket had another shape before, or a mask where now there is none.
+            PluginError: rows of the bucket had another shape before, or a mask where now there is none, or one over other axes.
             StoreError: there is no room for them to wait on disk.
         """
         rows = pack(tensors, ragged_axis)
@@ -161,6 +162,10 @@ class UnitWriter:
         filling = self._buckets.setdefault(bucket, _Bucket(sorted(stored.tensors)))
         if filling.names != sorted(stored.tensors):
             raise PluginError(f"rows of the bucket {bucket!r} came with a mask and without one; a bucket's rows must be alike")
+        mask_axes = stored.tensors[MASK].ndim if MASK in stored.tensors else None
+        self._mask_axes = self._mask_axes or mask_axes
+        if mask_axes not in (None, self._mask_axes):
+            raise PluginError(f"masks of the bucket {bucket!r} cover another number of axes than those of others; they must be alike")
         for name, tensor in stored.tensors.items():
             self._append(f"{bucket}/{name}", tensor)
         for place, label in enumerate(labels):

@@ -62,7 +62,7 @@ def test_a_latent_counts_where_any_of_its_inputs_does() -> None:
 
 def test_the_first_of_3_k_plus_1_frames_is_a_latent_of_its_own() -> None:
     mask = torch.arange(7) < torch.tensor([0, 1, 2, 4, 5, 7])[:, None]
-    counts = pool_mask(mask, [3]).sum(1).tolist()
+    counts = pool_mask(mask, [3], [True]).sum(1).tolist()
     assert counts == [0, 1, 2, 2, 3, 3]
 
 

@@ -174,8 +174,11 @@ class Crew:
             self._listen(member, unit)
         elif isinstance(event, UnitResult):
             self._num_lost = 0
-            # Those before it that gave no result are somebody else's: results come in the order of the units.
-            del member.held[: member.held.index(event.unit) + 1]
+            # Those before it that gave no result are somebody else's: results come in the order of the units. Where several encoders share
+            # a pass, each of them gives a result, under its own plan's number; the first has taken the unit off the list.
+            numbers = [unit.number for unit in member.held]
+            if event.unit.number in numbers:
+                del member.held[: numbers.index(event.unit.number) + 1]
             self._listen(member)
         return event
 

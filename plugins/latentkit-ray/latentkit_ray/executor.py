@@ -43,10 +43,12 @@ class RayExecutor:
             with Progress(sum(unit.stop - unit.start for unit in units), "entries", _is_shown(make_worker)) as progress:
                 crew = Crew(self.config, share, make_worker)
                 for result in crew.run(units):
-                    progress.update(result.unit.stop - result.unit.start, result.waited_seconds / crew.num_wanted)
+                    if getattr(result, "job", 0) == 0:  # of several encoders that share a pass, one is counted
+                        progress.update(result.unit.stop - result.unit.start, result.waited_seconds / crew.num_wanted)
                     yield result
 
 
 def _is_shown(make_worker: Callable[[str], Worker]) -> bool:
     """Whether to print the live line: as the job says that workers are made of, where there is one."""
-    return all(getattr(part, "show_progress", True) for part in getattr(make_worker, "args", ()))
+    parts = [part for given in getattr(make_worker, "args", ()) for part in (given if isinstance(given, list | tuple) else [given])]
+    return all(getattr(part, "show_progress", True) for part in parts)
