@@ -93,9 +93,16 @@ class Line:
         """
         wanted, got = encoder.modality, self.modality.provided.spec.name
         if wanted != got:
-            name = self.encoder.provided.spec.name
-            raise RecipeError(f"{self.recipe.origin}: modality.use: the encoder {name!r} takes {wanted!r}, got {got!r}")
-        return self.modality.provided.spec.build(self.modality.config, self._context(encoder))  # type: ignore[no-any-return]
+            model = getattr(self.encoder.config, "model", None)
+            name = f"{self.encoder.provided.spec.name!r}" + (f" (model {model})" if model else "")
+            expected = f"the encoder {name} takes the modality {wanted!r}, got {got!r}; set it to {wanted}, or name another encoder"
+            raise RecipeError(f"{self.recipe.origin}: modality.use: {expected}")
+        try:
+            return self.modality.provided.spec.build(self.modality.config, self._context(encoder))  # type: ignore[no-any-return]
+        except RecipeError as error:
+            if str(error).startswith(str(self.recipe.origin)):
+                raise
+            raise RecipeError(f"{self.recipe.origin}: {error}") from error
 
     @property
     def views(self) -> Sequence[str]:

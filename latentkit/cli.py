@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--prune", action="store_true", help="leave out samples that are gone from the source, also when they are most of it")
     run.add_argument("--retry-skipped", action="store_true", help="encode once more the samples that were skipped")
 
-    check = _command(commands, "check", _check, "validate a recipe and everything it names; build nothing")
+    check = _command(commands, "check", _check, "validate keys, options and names of a recipe; build nothing")
     check.add_argument("recipe", metavar="RECIPE", help="a YAML file")
     _add_set(check)
 

@@ -40,7 +40,7 @@ def write_preview(
     for item in items:
         decoded = _decode(dataset, encoder, item[dataset.output_name])
         picture = pictures.get((item["key"], item["view"]))
-        rows.append([decoded] if picture is None else [picture, decoded])
+        rows.append([decoded] if picture is None else [picture, decoded[tuple(slice(size) for size in picture.shape)]])  # its padding goes
     part = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
         modality.render(rows, part)
@@ -83,6 +83,8 @@ def preview_dataset(path: str, output: Path, num_rows: int) -> None:
     dataset = open_dataset(path)
     line = line_of_dataset(dataset.folder)
     encoder = line.encoder_opener()(default_device())
+    if not isinstance(encoder, Decodes):
+        raise EncoderError(f"the encoder {line.encoder.provided.spec.name!r} can't decode, so there is no preview")
     modality = line.open_modality(encoder)
     if output.suffix.lower() != (suffix := preview_suffix(modality)):
         name = line.modality.provided.spec.name
@@ -91,8 +93,7 @@ def preview_dataset(path: str, output: Path, num_rows: int) -> None:
         source = line.open_source()
     except LatentkitError:
         source = None
-    if not write_preview(dataset.folder, source, modality, encoder, output, num_rows):
-        raise EncoderError(f"the encoder {line.encoder.provided.spec.name!r} can't decode, so there is no preview")
+    write_preview(dataset.folder, source, modality, encoder, output, num_rows)
 
 
 def _decode(dataset: LatentDataset, encoder: Decodes, latent: Tensor) -> Tensor:

@@ -103,10 +103,10 @@ def test_audio_half_of_a_pipeline_is_found_and_refuses_photos(
     make_photos: MakePhotos, save_model: Callable[..., Path], tmp_path: Path
 ) -> None:
     save_model("AutoencoderOobleck", "pipeline/audio_vae")
-    with pytest.raises(RecipeError, match="takes 'audio', got 'image'"):
+    with pytest.raises(RecipeError, match="takes the modality 'audio', got 'image'"):
         lk.encode(make_photos(1), tmp_path / "out", encoder=tmp_path / "pipeline", size=32)
 
 
 def test_videos_only_refuse_photos(make_photos: MakePhotos, save_model: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="takes 'video', got 'image'"):
+    with pytest.raises(RecipeError, match="takes the modality 'video', got 'image'"):
         lk.encode(make_photos(1), tmp_path / "out", encoder=save_model("AutoencoderKLMiniMaxH3"), size=32)

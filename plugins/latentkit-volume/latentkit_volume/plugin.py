@@ -102,7 +102,10 @@ class VolumeConfig(Config):
 class VolumeKLConfig(Config):
     """Encoder `volume-kl`. All but dtype say what random weights are drawn; a model's own config.json says it for loaded ones."""
 
-    model: str | None = neutral(None, description="folder that training wrote; none: random weights drawn from the seed, to train")
+    model: str | None = neutral(None, description="folder that training wrote")
+    init: Literal["weights", "random"] = neutral(
+        "weights", description="start from those weights, or from random ones drawn from the seed, for training from scratch"
+    )
     channels: PositiveInt = neutral(1, description="channels of the volumes")
     latent_channels: PositiveInt = neutral(4, description="channels of the latents")
     downscale: Literal[4, 8] = neutral(4, description="voxels of the volume per place of the latents, along each axis")
@@ -112,7 +115,9 @@ class VolumeKLConfig(Config):
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
-        given = sorted(self.model_fields_set - {"model", "dtype"})
+        if (self.model is None) != (self.init == "random"):
+            raise ValueError("give model (the folder that training wrote), or init: random to train from scratch")
+        given = sorted(self.model_fields_set - {"model", "init", "dtype"})
         if self.model is not None and given:
             raise ValueError(f"give model, whose config.json says what it is, or {', '.join(given)}, not both")
         if self.latent_channels > self.channels * self.downscale**3:

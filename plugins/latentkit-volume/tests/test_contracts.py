@@ -62,7 +62,7 @@ class TestVolumeKL(EncoderContract):
     spec = latentkit_encoders()
 
     def make_config(self, tmp_path: Path) -> VolumeKLConfig:
-        return VolumeKLConfig(widths=(4, 6), blocks=(1, 1))
+        return VolumeKLConfig(init="random", widths=(4, 6), blocks=(1, 1))
 
     def make_renormalized(self, tmp_path: Path) -> Encoder:
         measured = self.make_encoder(tmp_path)
@@ -74,7 +74,7 @@ class TestVolumeKL(EncoderContract):
 
 class TestVolumeKLAtAnEighth(TestVolumeKL):
     def make_config(self, tmp_path: Path) -> VolumeKLConfig:
-        return VolumeKLConfig(widths=(3, 4), blocks=(1, 1), downscale=8, channels=2, latent_channels=6)
+        return VolumeKLConfig(init="random", widths=(3, 4), blocks=(1, 1), downscale=8, channels=2, latent_channels=6)
 
 
 def test_installed_plugin_is_found() -> None:

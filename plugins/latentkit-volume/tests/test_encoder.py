@@ -18,7 +18,7 @@ from torch import Tensor
 from latentkit.contracts import BuildContext, Reconstruction
 from latentkit.errors import EncoderError
 
-SMALL: dict[str, Any] = {"widths": (4, 6), "blocks": (1, 1)}
+SMALL: dict[str, Any] = {"init": "random", "widths": (4, 6), "blocks": (1, 1)}
 
 
 def open_small(seed: int = 0, **config: Any) -> VolumeKLEncoder:
@@ -169,7 +169,9 @@ def test_a_folder_that_is_no_model_gives_one_message_with_its_file(damage: Any, 
     ("options", "message"),
     [
         ({"model": "folder", "channels": 2}, r"give model, whose config\.json says what it is, or channels, not both"),
-        ({"latent_channels": 65}, "latent_channels: at most 64"),
+        ({"init": "random", "latent_channels": 65}, "latent_channels: at most 64"),
+        ({}, "give model .the folder that training wrote., or init: random"),
+        ({"model": "folder", "init": "random"}, "or init: random"),
         ({"downscale": 6}, "Input should be 4 or 8"),
         ({"widths": (0, 4)}, "Input should be greater than 0"),
     ],

@@ -18,7 +18,7 @@ from latentkit.store.dataset import read_index
 
 MakeFile = Callable[..., bytes]
 SOURCE = {"use": "folder", "with": {"path": "volumes", "suffixes": [".nii", ".nii.gz"]}}
-MODEL = {"use": "volume-kl", "with": {"widths": [4, 6], "blocks": [1, 1]}}
+MODEL = {"use": "volume-kl", "with": {"init": "random", "widths": [4, 6], "blocks": [1, 1]}}
 
 
 @pytest.fixture(scope="module")
