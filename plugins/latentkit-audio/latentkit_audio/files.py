@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
+from latentkit.buffers import BufferPool
 from latentkit.contracts import Sample
 from latentkit.errors import SampleError
 
@@ -48,8 +49,8 @@ class Sound:
     num_channels: int
     _file: Any
 
-    def read(self, start: int, stop: int) -> Frames:
-        """The frames from `start` to before `stop`, any integer or float format as float32.
+    def read(self, start: int, stop: int, pool: BufferPool) -> Frames:
+        """The frames from `start` to before `stop`, any integer or float format as float32, in memory of the pool.
 
         Raises:
             SampleError: they are damaged, missing, or not finite.
@@ -61,7 +62,8 @@ class Sound:
             if begin:
                 self._file.seek(begin)
             # In one go: soundfile ends every read with a seek.
-            frames: Frames = self._file.read(stop - begin, dtype="float32", always_2d=True)[start - begin :]
+            room = pool.get((stop - begin, self.num_channels), np.float32)
+            frames: Frames = self._file.read(dtype="float32", out=room)[start - begin :]
         except soundfile.LibsndfileError as err:
             raise _explained(err, f"damaged between {start / self.rate_hz:.3f} s and {stop / self.rate_hz:.3f} s") from err
         num_missing = stop - start - len(frames)
@@ -70,8 +72,8 @@ class Sound:
         elif num_missing:
             end, expected = (start + len(frames)) / self.rate_hz, self.num_frames / self.rate_hz
             raise SampleError(f"the sound breaks off at {end:.3f} s, its header says {expected:.3f} s")
-        num_wrong = frames.size - np.count_nonzero(np.isfinite(frames))
-        if num_wrong:
+        if not np.isfinite([frames.min(), frames.max()]).all():
+            num_wrong = frames.size - np.count_nonzero(np.isfinite(frames))
             raise SampleError(f"{num_wrong} of {frames.size} values are nan or infinite")
         return frames
 

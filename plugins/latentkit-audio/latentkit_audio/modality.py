@@ -129,7 +129,7 @@ class AudioModality:
     def _read(self, sound: Sound, start: int, stop: int, count: int) -> Frames:
         """`count` frames at the encoder's rate and of its channels, from frame `start` of the file on."""
         cut = find_cut(start, stop, sound.num_frames, count, sound.rate_hz, self._rate_hz)
-        frames = mix_down(sound.read(cut.start, cut.stop), self._input.channels, self._config.on_many_channels)
+        frames = mix_down(sound.read(cut.start, cut.stop, self._buffers), self._input.channels, self._config.on_many_channels)
         if sound.rate_hz != self._rate_hz:
             frames = soxr.resample(frames, sound.rate_hz, self._rate_hz, quality=QUALITY)
         frames = frames[cut.skip : cut.skip + count]
