@@ -2,7 +2,7 @@
 
     LATENTKIT_KILLS=60 LATENTKIT_KILL_SEED=1 pytest tests/faults/test_random_kills.py -s
 
-kills so often (12 times when nothing is said), in 1 to 4 processes, and says at which moments.
+kills so often (8 times when nothing is said), in 1 to 4 processes, and says at which moments.
 """
 
 from __future__ import annotations

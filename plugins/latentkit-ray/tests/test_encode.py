@@ -99,6 +99,9 @@ def test_dataset_is_bit_identical_to_a_local_one_though_a_node_is_killed(
     workers = {child.pid for child in raylet.children(recursive=True)}
     wait_until(lambda: bool(claiming_pids(output) & workers), process)
     head.remove_node(second_node, allow_graceful=False)
+    for pid in workers:  # which would go on for a while without their node, perhaps to the end
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     assert num_committed(output) < NUM_PHOTOS // 2 - 1
     printed = process.communicate()[0]
     assert process.returncode == 0, printed
