@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -145,17 +146,27 @@ def test_processes_give_what_threads_give(photos: FolderSource) -> None:
     assert all(torch.equal(a.view.tensor, b.view.tensor) for a, b in zip(got["threads"], got["processes"], strict=True))
 
 
+def preparing_processes() -> list[psutil.Process]:
+    """Children of this process that prepare samples, those that have ended left out."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # of a zombie too
+            if "spawn_main" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
+
+
 def test_a_killed_process_ends_the_run_with_one_message_and_leaves_no_other(photos: FolderSource) -> None:
-    before = set(psutil.Process().children(recursive=True))
+    before = set(preparing_processes())
     preparer = Preparer(photos, picture_modality("processes"), ["plain"])
-    look = LookAhead(preparer, [(Unit(0, 0, 0, 9), picture_tasks(photos))] * 1000, 4, BufferPool(False))
+    look = LookAhead(preparer, [(Unit(0, 0, 0, 9), picture_tasks(photos)) for _ in range(1000)], 4, BufferPool(False))
     with look, pytest.raises(LatentkitError, match="a process that prepares samples was killed"):
         for _ in look:
-            workers = [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
-            for worker in workers[:1]:  # after the first kill, what was prepared before may still come while the others are let go
-                worker.send_signal(signal.SIGKILL)
-    left = set(psutil.Process().children(recursive=True)) - before
-    assert not [child for child in left if "spawn_main" in " ".join(child.cmdline())]
+            # After the first kill, what was prepared before may still come while the others are let go.
+            for worker in [child for child in preparing_processes() if child not in before][:1]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    worker.send_signal(signal.SIGKILL)
+    assert set(preparing_processes()) <= before
 
 
 def test_processes_killed_while_nothing_is_in_flight_end_the_run_with_the_same_message(photos: FolderSource) -> None:
