@@ -98,8 +98,8 @@ class BucketsConfig(Config):
 VIEW_HELP = "plain, hflip, crop-1, crop-2 ... (further random crops), hflip-1 ... (their mirror images)"
 
 
-class ImageConfig(Config):
-    """Modality `image`."""
+class FramingConfig(Config):
+    """Which part of a picture is kept, and at which size; of `image`, and of other modalities that show pictures."""
 
     size: int | tuple[int, int] = Field(
         256, description="side in pixels, or [height, width]; the picture is scaled to cover it, then cropped"
@@ -112,12 +112,8 @@ class ImageConfig(Config):
         (1.0, 1.0), description="side of a random crop over that of the largest that fits: drawn between these two, above 0 and at most 1"
     )
     views: list[str] = Field(["plain"], min_length=1, description=VIEW_HELP)
-    background: tuple[int, int, int] = Field((255, 255, 255), description="red, green, blue from 0 to 255 behind transparent parts")
     min_size: int = Field(8, ge=1, description="shortest side in pixels that is not small")
     on_small: Literal["skip", "upscale", "fail"] = Field("skip", description="what happens to a picture below min_size")
-    max_pixels: int = neutral(
-        178_956_970, gt=0, description="pictures with more pixels are refused before they are decoded (decompression bombs)"
-    )
 
     @field_validator("size")
     @classmethod
@@ -145,18 +141,27 @@ class ImageConfig(Config):
             raise ValueError("a view is listed twice")
         return views
 
+    @model_validator(mode="after")
+    def _size_or_buckets(self) -> Self:
+        if self.buckets is not None and "size" in self.model_fields_set:
+            raise ValueError("give size or buckets, not both")
+        return self
+
+
+class ImageConfig(FramingConfig):
+    """Modality `image`."""
+
+    background: tuple[int, int, int] = Field((255, 255, 255), description="red, green, blue from 0 to 255 behind transparent parts")
+    max_pixels: int = neutral(
+        178_956_970, gt=0, description="pictures with more pixels are refused before they are decoded (decompression bombs)"
+    )
+
     @field_validator("background")
     @classmethod
     def _byte_colours(cls, colour: tuple[int, int, int]) -> tuple[int, int, int]:
         if not all(0 <= part <= 255 for part in colour):
             raise ValueError("red, green and blue must be from 0 to 255")
         return colour
-
-    @model_validator(mode="after")
-    def _size_or_buckets(self) -> Self:
-        if self.buckets is not None and "size" in self.model_fields_set:
-            raise ValueError("give size or buckets, not both")
-        return self
 
 
 # ---------------------------------------------------------------- encoders

@@ -12,8 +12,9 @@ from PIL import Image
 
 from latentkit.buffers import BufferPool, prepared_memory
 from latentkit.contracts import BuildContext, InputSpec, Prepared, Sample
-from latentkit.errors import RecipeError, SampleError, SourceError
-from latentkit.modalities.geometry import Box, Shape, bucket_shapes, crop_box, draw_fractions, nearest_allowed, nearest_shape, whole
+from latentkit.errors import RecipeError
+from latentkit.modalities.framing import check_small, target_shapes, unflipped, view_box
+from latentkit.modalities.geometry import Box, Shape, nearest_allowed, nearest_shape
 from latentkit.modalities.picture import decode_picture, known_formats, open_picture
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class ImageModality:
         self._input = context.input or InputSpec(channels=3)
         if self._input.channels not in MODES:
             raise RecipeError(f"modality image makes 1, 3 or 4 channels, but the encoder takes {self._input.channels}")
-        self._shapes = _target_shapes(config, self._input)
+        self._shapes = _allowed_shapes(config, self._input)
         self._formats = known_formats()
         self._buffers = BufferPool(pinned=False)
 
@@ -62,15 +63,15 @@ class ImageModality:
             OSError: the media can't be reached.
         """
         picture = open_picture(sample.read(), self._formats, self._config.max_pixels)
-        self._check_small(sample.key, picture.width, picture.height)
+        check_small(self._config, sample.key, (picture.height, picture.width))
         picture = decode_picture(picture, MODES[self._input.channels], self._config.background)
         original = (picture.height, picture.width)
         shape = nearest_shape(self._shapes, original)
         crops: dict[str, tuple[Box, Image.Image]] = {}
         for view in self._config.views:
-            crop = _unflipped(view)
+            crop = unflipped(view)
             if crop not in crops:
-                box = self._box(sample.key, crop, original, shape)
+                box = view_box(self._config, self._seed, sample.key, crop, original, shape)
                 crops[crop] = box, picture.resize((shape[1], shape[0]), Image.Resampling.LANCZOS, box=box.edges())
             box, resized = crops[crop]
             if view != crop:
@@ -105,41 +106,13 @@ class ImageModality:
         np.add(values, np.float32(low), out=values)
         return torch.from_numpy(values)
 
-    def _check_small(self, key: str, width: int, height: int) -> None:
-        limit = self._config.min_size
-        if min(width, height) >= limit or self._config.on_small == "upscale":
-            return
-        reason = f"{width} x {height} pixels (width x height), too small: min_size is {limit}"
-        if self._config.on_small == "skip":
-            raise SampleError(reason)
-        raise SourceError(f"sample {key!r}: {reason}; lower modality.with.min_size, or set on_small to skip or upscale")
-
-    def _box(self, key: str, crop: str, original: Shape, shape: Shape) -> Box:
-        """The part of the original that a view shows, before it is mirrored."""
-        if crop == "plain" and self._config.crop == "none":
-            return whole(original)
-        if crop == "plain" and self._config.crop == "center":
-            return crop_box(original, shape)
-        across, down, zoom = draw_fractions(self._seed, key, crop, 3)
-        smallest, largest = self._config.crop_scale
-        return crop_box(original, shape, across, down, smallest + (largest - smallest) * zoom)
-
-
-def _unflipped(view: str) -> str:
-    """The view that a mirrored one mirrors: "plain" of "hflip", "crop-2" of "hflip-2"; any other view is its own."""
-    return "plain" if view == "hflip" else view.replace("hflip-", "crop-")
-
 
 # ---------------------------------------------------------------- sizes
 
 
-def _target_shapes(config: ImageConfig, spec: InputSpec) -> list[Shape]:
+def _allowed_shapes(config: ImageConfig, spec: InputSpec) -> list[Shape]:
     """The shapes that pictures are prepared to, each checked against the encoder's rules."""
-    if config.buckets is None:
-        shapes = [(config.size, config.size) if isinstance(config.size, int) else config.size]
-    else:
-        buckets = config.buckets
-        shapes = bucket_shapes(buckets.area, buckets.step, buckets.min, buckets.max, buckets.aspect)
+    shapes = target_shapes(config)
     for shape in shapes:
         for axis, name, size in zip("HW", ("height", "width"), shape, strict=True):
             rule = spec.sizes.get(axis)

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from latentkit_text.plugin import TextEncoderConfig
 
 NETWORK_FOLDERS = ("", "text_encoder")
-TOKENIZER_FOLDERS = ("tokenizer",)
 TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "spiece.model", "vocab.json", "vocab.txt")
 UNLIMITED = 100_000
 """Tokenizers without a limit of their own name a huge one."""
@@ -70,9 +69,9 @@ def _network_folder(root: Path, subfolder: str | None) -> Path:
 
 
 def _open_tokenizer(root: Path, network_folder: Path, config: TextEncoderConfig) -> Tokenizer:
-    number = network_folder.name.removeprefix("text_encoder")  # a pipeline's text_encoder_2 goes with its tokenizer_2
-    others = [root / (name + number) for name in TOKENIZER_FOLDERS]
-    folders = [network_folder, *others] if config.tokenizer is None else [root / config.tokenizer]
+    # A pipeline's text_encoder_2 goes with its tokenizer_2.
+    beside = network_folder.name.replace("text_encoder", "tokenizer") if network_folder.name.startswith("text_encoder") else "tokenizer"
+    folders = [network_folder, root / beside] if config.tokenizer is None else [root / config.tokenizer]
     for folder in folders:
         if any((folder / file).is_file() for file in TOKENIZER_FILES):
             break

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from latentkit.buffers import BufferPool, prepared_memory
 from latentkit.contracts import BuildContext, InputSpec, Prepared, Sample
-from latentkit.errors import RecipeError, SampleError, SourceError
-from latentkit.modalities.geometry import Shape, nearest_shape
+from latentkit.errors import RecipeError
+from latentkit.modalities.framing import check_small, target_shapes, unflipped, view_box
+from latentkit.modalities.geometry import nearest_shape
 from latentkit_video.film import Film, open_film
-from latentkit_video.framing import check_sizes, target_shapes, unflipped, view_box
 from latentkit_video.rendering import write_film
 from latentkit_video.scaling import Cut, Pixels, turn_of
+from latentkit_video.sizes import check_sizes
 from latentkit_video.timing import Clip
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class VideoModality:
             OSError: the media can't be reached.
         """
         with open_film(sample, self._config.max_pixels) as film:
-            self._check_small(sample.key, film.size)
+            check_small(self._config, sample.key, film.size)
             clip = self._clip(sample, film)
             views = self._read(sample.key, film, clip)
         for view in views:
@@ -105,15 +106,6 @@ class VideoModality:
     def _clip(self, sample: Sample, film: Film) -> Clip:
         start, stop = sample.span or (0.0, None)
         return Clip(start, stop, self._config.frames, film.rate, self._config.fps, self._config.frame_stride)
-
-    def _check_small(self, key: str, size: Shape) -> None:
-        limit = self._config.min_size
-        if min(size) >= limit or self._config.on_small == "upscale":
-            return
-        reason = f"{size[1]} x {size[0]} pixels (width x height), too small: min_size is {limit}"
-        if self._config.on_small == "skip":
-            raise SampleError(reason)
-        raise SourceError(f"sample {key!r}: {reason}; lower modality.with.min_size, or set on_small to skip or upscale")
 
     def _read(self, key: str, film: Film, clip: Clip) -> list[_View]:
         """All views, filled frame by frame."""

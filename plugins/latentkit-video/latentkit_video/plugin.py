@@ -6,10 +6,9 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from latentkit.builtin import FolderConfig
+from latentkit.builtin import FolderConfig, FramingConfig
 from latentkit.contracts import BuildContext, Modality, ModalitySpec, Source, SourceSpec, neutral
 from latentkit.hooks import hookimpl
-from latentkit_video.framing import FramingConfig
 
 FILM_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".flv", ".ogv", ".3gp")
 

@@ -1,0 +1,50 @@
+"""What the options of `FramingConfig` mean for one picture: its shape, and the part of it that a view shows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from latentkit.errors import SampleError, SourceError
+from latentkit.modalities.geometry import Box, Shape, bucket_shapes, crop_box, draw_fractions, whole
+
+if TYPE_CHECKING:
+    from latentkit.builtin import FramingConfig
+
+
+def target_shapes(config: FramingConfig) -> list[Shape]:
+    """The shapes that pictures are prepared to."""
+    if config.buckets is None:
+        return [(config.size, config.size) if isinstance(config.size, int) else config.size]
+    buckets = config.buckets
+    return bucket_shapes(buckets.area, buckets.step, buckets.min, buckets.max, buckets.aspect)
+
+
+def check_small(config: FramingConfig, key: str, picture: Shape) -> None:
+    """Nothing, where a picture of that shape is large enough, or may be enlarged.
+
+    Raises:
+        SampleError: it is too small under `on_small: skip`.
+        SourceError: it is too small under `on_small: fail`.
+    """
+    if min(picture) >= config.min_size or config.on_small == "upscale":
+        return
+    reason = f"{picture[1]} x {picture[0]} pixels (width x height), too small: min_size is {config.min_size}"
+    if config.on_small == "skip":
+        raise SampleError(reason)
+    raise SourceError(f"sample {key!r}: {reason}; lower modality.with.min_size, or set on_small to skip or upscale")
+
+
+def unflipped(view: str) -> str:
+    """The view that a mirrored one mirrors: "plain" of "hflip", "crop-2" of "hflip-2"; any other view is its own."""
+    return "plain" if view == "hflip" else view.replace("hflip-", "crop-")
+
+
+def view_box(config: FramingConfig, seed: int, key: str, view: str, picture: Shape, shape: Shape) -> Box:
+    """The part of an upright picture that a view shows, before it is mirrored."""
+    if view == "plain" and config.crop == "none":
+        return whole(picture)
+    if view == "plain" and config.crop == "center":
+        return crop_box(picture, shape)
+    across, down, zoom = draw_fractions(seed, key, view, 3)
+    smallest, largest = config.crop_scale
+    return crop_box(picture, shape, across, down, smallest + (largest - smallest) * zoom)

@@ -1,0 +1,32 @@
+"""Whether the encoder takes clips of the sizes that a recipe asks for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from latentkit.contracts import InputSpec, SizeRule
+from latentkit.errors import RecipeError
+from latentkit.modalities.framing import target_shapes
+from latentkit.modalities.geometry import nearest_allowed
+
+if TYPE_CHECKING:
+    from latentkit.builtin import FramingConfig
+
+
+def check_sizes(config: FramingConfig, frames: int, spec: InputSpec) -> None:
+    """Nothing, where the encoder takes clips of that many frames in every one of the shapes.
+
+    Raises:
+        RecipeError: it doesn't; names the sizes next to them.
+    """
+    _check("modality.with.frames", "a number of frames", frames, spec.sizes.get("T"))
+    where = "modality.with.size" if config.buckets is None else "modality.with.buckets"
+    for shape in target_shapes(config):
+        for axis, name, size in zip("HW", ("a height", "a width"), shape, strict=True):
+            _check(where, name, size, spec.sizes.get(axis))
+
+
+def _check(where: str, name: str, size: int, rule: SizeRule | None) -> None:
+    if rule is not None and not rule.allows(size):
+        near = " and ".join(str(other) for other in nearest_allowed(size, rule))
+        raise RecipeError(f"{where}: {size} is not {name} that the encoder takes: {rule}; nearest: {near}")
