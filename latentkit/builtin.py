@@ -284,7 +284,7 @@ def latentkit_sources() -> Iterator[SourceSpec]:
 
 @hookimpl
 def latentkit_modalities() -> Iterator[ModalitySpec]:
-    yield ModalitySpec("image", "pictures, in sRGB", ImageConfig, _build_image)
+    yield ModalitySpec("image", "pictures, in sRGB", ImageConfig, _build_image, suffixes=PICTURE_SUFFIXES)
 
 
 @hookimpl

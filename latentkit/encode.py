@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from latentkit.bad_samples import are_too_many
 from latentkit.contracts import Encoder, Executor, Sample, Shard, StreamSource, UnitResult
 from latentkit.errors import DamagedError, FingerprintError, SourceError, StoreError
 from latentkit.masks import without_mask
@@ -41,9 +42,6 @@ from latentkit.store.dataset import DATASET, RECIPE, Description, finalize, newe
 from latentkit.store.folder import Folder, host
 from latentkit.store.index import committed, first_rows, reason_by_key
 from latentkit.store.plan import Plan, counting_parts, read_chain
-
-MAX_BAD_COUNT = 10
-"""So many bad samples never end a run by their share."""
 
 
 @dataclass(frozen=True)
@@ -314,7 +312,7 @@ def add_result(job: EncodeJob, summary: EncodeSummary, result: UnitResult, max_b
     _log(job.folder, result)
     num_gone = 0 if job.places is None else int((job.places < 0).sum())
     num_bad, num_samples = summary.num_skipped // len(job.views) - num_gone, job.plan.table.num_rows
-    if not job.plan.settings.stream and _is_too_bad(num_bad, num_samples, max_bad):
+    if not job.plan.settings.stream and are_too_many(num_bad, num_samples, max_bad):
         raise SourceError(f"{num_bad} of {num_samples} samples could not be used so far{_more_than(max_bad, job.folder)}")
     return summary
 
@@ -324,10 +322,6 @@ def _log(folder: Folder, result: UnitResult) -> None:
     line = {"unit": result.unit.name, "ok": result.num_ok, "skipped": result.num_skipped}
     line |= {"seconds": round(result.seconds, 3), "waited_seconds": round(result.waited_seconds, 3), "time": round(time.time(), 3)}
     folder.append(f"events/{host()}-{os.getpid()}.jsonl", json.dumps(line))
-
-
-def _is_too_bad(num_bad: int, num_all: int, max_bad: float) -> bool:
-    return num_bad > MAX_BAD_COUNT and num_bad > max_bad * num_all
 
 
 def _more_than(max_bad: float, folder: Folder) -> str:
@@ -343,7 +337,7 @@ def _check_bad(folder: Folder, inputs: EncodeInputs, max_bad: float, index: pa.T
     common = "; ".join(f"{reason} ({count} times)" for reason, count in bad.most_common(3))
     if num_samples and bad.total() == num_samples:
         raise SourceError(f"none of the {num_samples} samples could be used: {common}")
-    if _is_too_bad(bad.total(), num_samples, max_bad):
+    if are_too_many(bad.total(), num_samples, max_bad):
         raise SourceError(f"{bad.total()} of {num_samples} samples could not be used: {common}{_more_than(max_bad, folder)}")
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from latentkit.bad_samples import are_too_many
 from latentkit.contracts import Modality, Sample, Source, StreamSource
 from latentkit.errors import RecipeError, SampleError, SourceError
 from latentkit.numerics import num_cores
@@ -17,8 +18,6 @@ from latentkit.preparing import read_shard
 from latentkit.retry import retried
 
 AHEAD_PER_CORE = 4
-ALWAYS_ALLOWED = 10
-"""Bad samples that never end a run that skips them, whatever their share."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def read_rows(source: Source | StreamSource, modality: Modality, bad: BadSamples
         pool.shutdown(wait=True, cancel_futures=True)
     if not num_good:
         raise SourceError("no sample of the source can be used" + (f", such as {rows[0].key!r}: {rows[0].reason}" if num_bad else ""))
-    if num_bad > ALWAYS_ALLOWED and num_bad > bad.max_bad * (num_good + num_bad):
+    if are_too_many(num_bad, num_good + num_bad, bad.max_bad):
         raise SourceError(f"{num_bad} of {num_good + num_bad} samples can't be used, more than max_bad: {bad.max_bad:g} allows")
 
 
@@ -136,7 +135,7 @@ def _check_bad(row: Row, num_bad: int, bad: BadSamples, num_samples: int | None)
         return
     if bad.on_bad_sample == "fail":
         raise SourceError(f"sample {row.key!r} can't be used: {row.reason}; remove it, or set on_bad_sample: skip")
-    if num_samples is not None and num_bad > ALWAYS_ALLOWED and num_bad > bad.max_bad * num_samples:
+    if num_samples is not None and are_too_many(num_bad, num_samples, bad.max_bad):
         allowed = f"more than max_bad: {bad.max_bad:g} allows"
         raise SourceError(f"{num_bad} of {num_samples} samples can't be used so far, {allowed}, such as {row.key!r}: {row.reason}")
 

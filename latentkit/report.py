@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from latentkit.train import TrainResult
 
 RECIPES = Path(__file__).parents[1] / "recipes"
+REASONS_SHOWN = 3
 KNOWN_BY_CONFIG = ("diffusers", "tiny-kl", "tiny-kl-16")
 """Encoders whose model folders `latentkit encode` tells apart by their config.json."""
 
@@ -51,11 +52,23 @@ def _encoding_with(model: Path) -> str:
 def _report_encode(name: str, result: EncodeRun) -> str:
     folder, summary = _near(result.folders[name]), result.summaries[name]
     lines = [f"{folder}: {_did(summary)}"]
+    if summary.num_skipped:
+        lines += [f"  skipped       {text}" for text in _why_skipped(result.folders[name])]
     if name in result.previews:
         lines.append(f"  look at       {_near(result.previews[name])}")
     lines.append(f"  what is in it latentkit inspect {folder}")
     lines.append(f'  read it       latentkit.open("{folder}").batches(256, shuffle=True)')
     return "\n".join(lines)
+
+
+def _why_skipped(folder: str) -> list[str]:
+    """The most frequent reasons in a finished dataset, with their counts."""
+    from latentkit.inspect import inspect_dataset
+
+    reasons: dict[str, int] = inspect_dataset(folder)["skipped"]
+    lines = [f"{count}: {reason}" for reason, count in list(reasons.items())[:REASONS_SHOWN]]
+    num_others = sum(list(reasons.values())[REASONS_SHOWN:])
+    return lines + [f"{num_others}: for other reasons"] * bool(num_others)
 
 
 def _report_evaluation(result: EvaluateResult) -> str:

@@ -8,14 +8,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from latentkit.builtin import PICTURE_SUFFIXES
+from latentkit.contracts import ModalitySpec
 from latentkit.errors import RecipeError
 from latentkit.plugins import discover
 
 DATA_SUFFIXES = (".parquet", ".tar", ".csv", ".arrow")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 MAX_LOOKED_AT = 10_000
-"""Files of a folder that are looked at to tell pictures from tables."""
+"""Files of a folder that are looked at to tell what is in it."""
 
 
 def encode_recipe(source: str, output: str, encoder: str | None, size: Any = None) -> tuple[dict[str, Any], list[str]]:
@@ -31,35 +31,47 @@ def encode_recipe(source: str, output: str, encoder: str | None, size: Any = Non
         RecipeError: source or encoder is none of these.
     """
     remarks: list[str] = []
+    use_source, modality = _source(source, remarks)
+    if encoder is None and modality != "image":
+        raise RecipeError(f"source {source}: taken for {modality}, and no --encoder is given; tiny-kl, the default, takes pictures only")
     if encoder is None:
         remarks.append("no --encoder: using tiny-kl, the small one inside latentkit, which is for trying out")
     values: dict[str, Any] = {
         "task": "encode",
-        "source": _source(source, remarks),
-        "modality": {"use": "image", "with": {} if size is None else {"size": size}},
+        "source": use_source,
+        "modality": {"use": modality, "with": {} if size is None else {"size": size}},
         "encoder": _encoder(encoder or "tiny-kl", remarks),
         "output": {"path": output},
     }
     return values, remarks
 
 
-def _source(source: str, remarks: list[str]) -> dict[str, Any]:
+def _source(source: str, remarks: list[str]) -> tuple[dict[str, Any], str]:
+    """The recipe's source, and the modality that goes with it."""
     if _names_plugin("source", source, remarks):
-        return {"use": source}
+        return {"use": source}, "image"
     path = Path(source).expanduser()
     if path.exists():
-        return {"use": _source_for(path), "with": {"path": os.path.abspath(path)}}
+        return _source_for(path, remarks)
     if HUB_ID.fullmatch(source) and not source.startswith("."):
-        return {"use": "datasets", "with": {"path": source}}
+        return {"use": "datasets", "with": {"path": source}}, "image"
     raise RecipeError(_nothing("source", source))
 
 
-def _source_for(path: Path) -> str:
-    """`folder` for pictures, `datasets` for tables and tars without pictures."""
+def _source_for(path: Path, remarks: list[str]) -> tuple[dict[str, Any], str]:
+    """`folder` for pictures, `datasets` for tables and tars, `folder` with other suffixes for what another modality reads."""
+    here = {"path": os.path.abspath(path)}
     if path.is_file():
-        return "datasets"
-    suffixes = {os.path.splitext(name)[1].lower() for name in _names(path)}
-    return "datasets" if suffixes.isdisjoint(PICTURE_SUFFIXES) and not suffixes.isdisjoint(DATA_SUFFIXES) else "folder"
+        return {"use": "datasets", "with": here}, "image"
+    suffixes = {one.spec.name: tuple(one.spec.suffixes) for one in discover().provided if isinstance(one.spec, ModalitySpec)}
+    names = [name.lower() for name in _names(path)]
+    counts = {modality: sum(name.endswith(endings) for name in names) for modality, endings in suffixes.items()}
+    num_tables = sum(name.endswith(DATA_SUFFIXES) for name in names)
+    most = "image" if counts["image"] else max(counts, key=lambda modality: counts[modality])
+    if most != "image" and counts[most] > num_tables:  # a table beside them has their captions
+        remarks.append(f"{path}: taken for files of the modality {most}, by their endings")
+        return {"use": "folder", "with": {**here, "suffixes": list(suffixes[most])}}, most
+    return {"use": "datasets" if num_tables and not counts["image"] else "folder", "with": here}, "image"
 
 
 def _names(path: Path) -> Iterable[str]:

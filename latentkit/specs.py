@@ -6,7 +6,7 @@ Plugins import these from `latentkit.contracts`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -103,10 +103,23 @@ class SourceSpec(PluginSpec):
     kind = "source"
 
 
+@dataclass(frozen=True)
 class ModalitySpec(PluginSpec):
-    """A modality; `build` gives a `Modality`. Returned by the hook `latentkit_modalities`."""
+    """A modality; `build` gives a `Modality`. Returned by the hook `latentkit_modalities`.
 
-    kind = "modality"
+    Args:
+        suffixes: endings of the files that it reads, in lower case with the dot; by them `latentkit encode` knows what a folder holds.
+    """
+
+    suffixes: Sequence[str] = ()
+
+    kind: ClassVar[str] = "modality"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        wrong = [suffix for suffix in self.suffixes if not suffix.startswith(".") or suffix != suffix.lower()]
+        if isinstance(self.suffixes, str) or wrong:
+            raise ValueError(f"ModalitySpec({self.name!r}): suffixes must be like ['.wav', '.flac'], got {self.suffixes!r}")
 
 
 class EncoderSpec(PluginSpec):

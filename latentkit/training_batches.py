@@ -22,6 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from latentkit.bad_samples import are_too_many
 from latentkit.contracts import Modality, Prepared, Sample, Source
 from latentkit.errors import SampleError, SourceError, TrainingError
 from latentkit.retry import retried
@@ -30,8 +31,6 @@ AHEAD = 3
 """Batches in preparation while one is trained on."""
 MAX_SHAPES = 256
 """Of groups that wait: more are no buckets, but samples of any shape."""
-MAX_BAD_COUNT = 10
-"""So many bad samples never end a run by their share."""
 ORDER, VIEW, SIZE = 1, 2, 3
 """What is drawn: streams of random numbers of one seed."""
 
@@ -249,7 +248,7 @@ def _check_bad(source: Source, bad: BadSamples, settings: BatchSettings, are_all
     count = len(bad.reasons)
     if settings.on_bad_sample == "fail":
         raise SourceError(f"a sample can't be used, {_example(source, bad)}; remove it, or set on_bad_sample: skip")
-    if count > MAX_BAD_COUNT and count > settings.max_bad * len(source):
+    if are_too_many(count, len(source), settings.max_bad):
         allowed = f"more than max_bad: {settings.max_bad:g} allows"
         raise SourceError(f"{count} of {len(source)} samples can't be used, {allowed}, {_example(source, bad)}")
     if are_all_bad:

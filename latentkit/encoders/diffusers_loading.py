@@ -13,11 +13,10 @@ import diffusers
 import torch
 from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 
 from latentkit.encoders.diffusers_table import TRAITS
+from latentkit.encoders.hub import find_model_path
 from latentkit.errors import EncoderError
 
 SUBFOLDERS = ("vae", "audio_vae")
@@ -40,11 +39,8 @@ def find_model(model: str, subfolder: str | None, revision: str | None, recipe_d
     Raises:
         EncoderError: nothing is there, or the hub can't be reached.
     """
-    path = recipe_dir / Path(model).expanduser()
-    if not path.exists():
-        if model.startswith((".", "/", "~")):
-            raise EncoderError(f"model {model}: there is no such file or folder ({path})")
-        path = _download(model, subfolder, revision)
+    prefixes = [f"{subfolder}/"] if subfolder else ["", *(f"{name}/" for name in SUBFOLDERS)]
+    path = find_model_path(model, revision, [prefix + file for prefix in prefixes for file in FILES], recipe_dir)
     if path.is_file():
         return path
     for folder in [path / subfolder] if subfolder else [path, *(path / name for name in SUBFOLDERS)]:
@@ -53,19 +49,6 @@ def find_model(model: str, subfolder: str | None, revision: str | None, recipe_d
     places = subfolder or f"it, {', '.join(SUBFOLDERS)}"
     wanted = "the folder of a diffusers autoencoder or pipeline, or a .safetensors file"
     raise EncoderError(f"model {model}: no config.json in {places}; expected {wanted}")
-
-
-def _download(model: str, subfolder: str | None, revision: str | None) -> Path:
-    prefixes = [f"{subfolder}/"] if subfolder else ["", *(f"{name}/" for name in SUBFOLDERS)]
-    patterns = [prefix + file for prefix in prefixes for file in FILES]
-    try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
-    except (OSError, HFValidationError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise EncoderError(
-            f"model {model}: no such file or folder here, and it can't be had from the hub ({reason}); check the name and the network, "
-            "or give the path of a downloaded folder"
-        ) from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:

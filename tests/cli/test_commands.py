@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -84,6 +85,7 @@ def test_encode_inspect_preview(make_photos: MakePhotos, kl_folder: Path, tmp_pa
     done = latentkit("encode", photos, tmp_path / "out", "--encoder", kl_folder, *FAST)
     assert done.returncode == 0, done.stderr
     assert "5 latents, 1 skipped" in done.stdout
+    assert re.search(r"skipped +1: \w+", done.stdout)
     assert "the encoder waited" in done.stdout
     # Five pictures, each beside what it decodes to.
     assert width(tmp_path / "out" / "preview.png") >= 64

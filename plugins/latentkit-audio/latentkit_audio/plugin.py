@@ -97,4 +97,4 @@ def latentkit_sources() -> SourceSpec:
 @hookimpl
 def latentkit_modalities() -> ModalitySpec:
     """The modality `audio`."""
-    return ModalitySpec("audio", "sounds, as waveforms or log-mel spectrograms", AudioConfig, _build_audio)
+    return ModalitySpec("audio", "sounds, as waveforms or log-mel spectrograms", AudioConfig, _build_audio, suffixes=SOUND_SUFFIXES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,3 +125,16 @@ def test_spectrograms_of_a_mel_autoencoder(make_sine: Callable[..., Any], tmp_pa
     assert not latents[1]["latent_mask"].all()
     with Image.open(tmp_path / "latents" / "preview.png") as picture:
         assert picture.height > 2 * 64
+
+
+def test_the_command_knows_sounds_by_their_endings(encoded: Encoded, tmp_path: Path) -> None:
+    """Whole files, of which the first 10 s are taken: both good ones are shorter, so they are padded."""
+    command = ["latentkit", "encode", "sounds", str(tmp_path / "out"), "--encoder", "model"]
+    done = subprocess.run(command, cwd=encoded.folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "taken for files of the modality audio" in done.stderr
+    assert "2 latents, 4 skipped" in done.stdout
+    assert "1: a sound of zero length" in done.stdout
+    data = lk.open(tmp_path / "out")
+    assert data.keys == ["a.wav", "b.ogg"]
+    assert data[0]["latent_mask"].sum() == -(-22_050 // 16)

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
 from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
 
 from latentkit.contracts import BuildContext
+from latentkit.encoders.hub import find_model_path
 from latentkit.errors import EncoderError
 from latentkit_text.encoder import TextEncoder
 from latentkit_text.tokens import Tokenizer
@@ -35,29 +34,13 @@ def open_text_encoder(config: TextEncoderConfig, context: BuildContext) -> TextE
     Raises:
         EncoderError: there is no such model, its weights don't fit, or its tokenizer has no limit and `max_length` is not given.
     """
-    root = _find(config, context.recipe_dir)
+    prefixes = ["", *(f"{name}/" for name in (config.subfolder or "text_encoder", config.tokenizer or "tokenizer"))]
+    patterns = [prefix + file for prefix in prefixes for file in HUB_FILES]
+    root = find_model_path(config.model, config.revision, patterns, context.recipe_dir)
     folder = _network_folder(root, config.subfolder)
     tokenizer = _open_tokenizer(root, folder, config)
     network = _open_network(folder, config, needs_pooled=config.output == "pooled")
     return TextEncoder(network.to(context.device), tokenizer, config)
-
-
-def _find(config: TextEncoderConfig, recipe_dir: Path) -> Path:
-    path = recipe_dir / Path(config.model).expanduser()
-    if path.is_dir():
-        return path
-    if config.model.startswith((".", "/", "~")):
-        raise EncoderError(f"model {config.model}: there is no such folder ({path})")
-    prefixes = ["", *(f"{name}/" for name in (config.subfolder or "text_encoder", config.tokenizer or "tokenizer"))]
-    try:
-        patterns = [prefix + file for prefix in prefixes for file in HUB_FILES]
-        return Path(snapshot_download(config.model, revision=config.revision, allow_patterns=patterns))
-    except (OSError, HFValidationError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise EncoderError(
-            f"model {config.model}: no such folder here, and it can't be had from the hub ({reason}); check the name and the network, or "
-            "give the path of a downloaded folder"
-        ) from error
 
 
 def _network_folder(root: Path, subfolder: str | None) -> Path:

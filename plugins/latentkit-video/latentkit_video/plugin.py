@@ -71,4 +71,4 @@ def latentkit_sources() -> SourceSpec:
 @hookimpl
 def latentkit_modalities() -> ModalitySpec:
     """The modality `video`."""
-    return ModalitySpec("video", "clips of films, in sRGB", VideoConfig, _build_video)
+    return ModalitySpec("video", "clips of films, in sRGB", VideoConfig, _build_video, suffixes=FILM_SUFFIXES)

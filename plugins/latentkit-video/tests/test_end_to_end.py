@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import av
@@ -70,3 +71,11 @@ def test_a_count_that_the_model_cannot_take_ends_the_run_at_once(folder: Path, w
     (folder / "recipe.yaml").write_text(RECIPE.format(frames=8, model=wan))
     with pytest.raises(RecipeError, match=r"8 is not a number of frames that the encoder takes.*nearest: 5 and 9"):
         lk.run(folder / "recipe.yaml")
+
+
+def test_the_command_knows_films_by_their_endings(folder: Path, wan: Path) -> None:
+    command = ["latentkit", "encode", "films", "out", "--encoder", str(wan), "--size", "32", "--set", "modality.with.frames=9"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "taken for files of the modality video" in done.stderr
+    assert lk.open(folder / "out").keys == ["a.mp4", "dogs/b.mkv"]

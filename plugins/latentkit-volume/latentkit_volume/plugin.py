@@ -12,6 +12,7 @@ from latentkit.contracts import BuildContext, Config, Encoder, EncoderSpec, Moda
 from latentkit.hooks import hookimpl
 from latentkit_volume.views import VIEW_HELP, expand_views
 
+VOLUME_SUFFIXES = (".nii", ".nii.gz")
 AXES = frozenset("".join(axes) for letters in product("RL", "AP", "SI") for axes in permutations(letters))
 
 
@@ -140,7 +141,7 @@ def _build_volume_kl(config: VolumeKLConfig, context: BuildContext) -> Encoder:
 @hookimpl
 def latentkit_modalities() -> ModalitySpec:
     """The modality `volume`."""
-    return ModalitySpec("volume", "medical volumes in NIfTI files", VolumeConfig, _build_volume)
+    return ModalitySpec("volume", "medical volumes in NIfTI files", VolumeConfig, _build_volume, suffixes=VOLUME_SUFFIXES)
 
 
 @hookimpl
