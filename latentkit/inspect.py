@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pyarrow as pa
@@ -92,7 +93,7 @@ def describe(found: dict[str, Any]) -> str:
         f"  views      {_counts(found['views'])}",
         f"  buckets    {_counts(found['buckets'])}",
         f"  on disk    {found['units']} units, {found['bytes'] / 1e6:.1f} MB",
-        f"  normalised (z - {_short(found['normalization']['shift'])}) * {_short(found['normalization']['scale'])}",
+        f"  normalised {_formula(found)}",
     ]
     if found["statistics"]:
         lines += [f"  mean       {_short(found['statistics']['mean'])}", f"  std        {_short(found['statistics']['std'])}"]
@@ -101,6 +102,17 @@ def describe(found: dict[str, Any]) -> str:
         lines += [f"  int8 error {_quantisation(found['quantisation'])}"]
     lines += [f"  skipped    {count}: {reason}" for reason, count in found["skipped"].items()]
     return "\n".join(lines)
+
+
+def _formula(found: dict[str, Any]) -> str:
+    """What reading makes of stored latents z, and how many channels it gives where it folds."""
+    norm, layout = found["normalization"], found["layout"]
+    fold: dict[str, int] = norm.get("fold") or {}
+    if not fold:
+        return f"(z - {_short(norm['shift'])}) * {_short(norm['scale'])}"
+    factors = " and ".join(f"{factor} along {axis}" for axis, factor in fold.items())
+    channels = layout["channels"] * math.prod(fold.values())
+    return f"(fold(z) - {_short(norm['shift'])}) * {_short(norm['scale'])}; fold puts {factors} into channels: {channels} when read"
 
 
 def _of_axes(found: dict[str, Any]) -> str:

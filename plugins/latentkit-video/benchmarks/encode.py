@@ -4,7 +4,7 @@
 
 free    an encoder that costs nothing: how near does the pipeline come to what one writes with PyAV alone (open, seek, decode, reformat,
         crop, to a float tensor), in as many threads as there are cores?
-bare    AutoencoderKLWan with random weights: how much is left of the same batches as ready tensors?
+bare    AutoencoderKLWan as released, with random weights: how much is left of the same batches as ready tensors?
 
 Contenders take turns in every round; ratios are formed inside a round, and the first round is left out.
 """
@@ -113,14 +113,14 @@ def time_pipeline(source: Source, encoder: Encoder, config: VideoConfig, output:
 
 
 def open_wan(folder: Path) -> Encoder:
-    """A Wan autoencoder of random weights, narrower than the released one."""
+    """Wan 2.1's autoencoder with random weights."""
     from diffusers import AutoencoderKLWan
 
     from latentkit.builtin import DiffusersConfig
     from latentkit.encoders.diffusers import open_diffusers
 
     torch.manual_seed(0)
-    AutoencoderKLWan(base_dim=32, num_res_blocks=1).save_pretrained(folder)
+    AutoencoderKLWan().save_pretrained(folder)
     encoder: Encoder = open_diffusers(DiffusersConfig(model=str(folder)), BuildContext(modality="video"))
     return encoder
 
@@ -153,7 +153,7 @@ def measure_free(films: Path, scratch: Path, rounds: int) -> None:
 
 
 def measure_bare(films: Path, scratch: Path, rounds: int) -> None:
-    """Part `bare`."""
+    """Part `bare`: a clip of each film."""
     source = open_video_clips(VideoClipsConfig(path=str(films), frames=WAN_FRAMES, stride=50), BuildContext())
     encoder, config = open_wan(scratch / "wan"), VideoConfig(frames=WAN_FRAMES, size=WAN_SIZE)
     limits, ours = [], []
