@@ -53,7 +53,7 @@ class Sound:
         """The frames from `start` to before `stop`, any integer or float format as float32, in memory of the pool.
 
         Raises:
-            SampleError: they are damaged, missing, or not finite.
+            SampleError: they are damaged or missing.
             OSError: the file can't be reached.
         """
         is_mp3 = self._file.format == "MP3"
@@ -72,9 +72,6 @@ class Sound:
         elif num_missing:
             end, expected = (start + len(frames)) / self.rate_hz, self.num_frames / self.rate_hz
             raise SampleError(f"the sound breaks off at {end:.3f} s, its header says {expected:.3f} s")
-        if not np.isfinite([frames.min(), frames.max()]).all():
-            num_wrong = frames.size - np.count_nonzero(np.isfinite(frames))
-            raise SampleError(f"{num_wrong} of {frames.size} values are nan or infinite")
         return frames
 
 
@@ -90,8 +87,49 @@ def open_sound(sample: Sample) -> Iterator[Sound]:
         with open(sample.media, "rb") as file, _open_file(file.fileno()) as sound:  # libsndfile itself doesn't say what is missing
             yield sound
     else:
-        with _open_file(io.BytesIO(sample.read())) as sound:
+        with _as_file(sample.read()) as media, _open_file(media) as sound:
             yield sound
+
+
+class _MemoryFile:
+    """A file in memory that is written again and again."""
+
+    def __init__(self) -> None:
+        self.descriptor = os.memfd_create("sound")
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)
+
+    def hold(self, content: bytes) -> int:
+        """The descriptor, at the start of the content."""
+        os.lseek(self.descriptor, 0, os.SEEK_SET)
+        with open(self.descriptor, "wb", closefd=False) as file:
+            file.write(content)
+            file.truncate()
+        os.lseek(self.descriptor, 0, os.SEEK_SET)
+        return self.descriptor
+
+
+_idle: list[_MemoryFile] = []
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_idle.clear)  # what a child wrote into one, its parent would read
+
+
+@contextmanager
+def _as_file(media: bytes) -> Iterator[int | io.BytesIO]:
+    """What libsndfile reads bytes from: a file in memory, or Python's own where the system has none.
+
+    Reading from that one waits for the interpreter's lock some hundred times a file, in every thread.
+    """
+    if not hasattr(os, "memfd_create"):
+        yield io.BytesIO(media)
+        return
+    try:
+        file = _idle.pop()
+    except IndexError:
+        file = _MemoryFile()
+    yield file.hold(media)
+    _idle.append(file)
 
 
 @contextmanager

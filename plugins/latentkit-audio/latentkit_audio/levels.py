@@ -51,9 +51,12 @@ class Levels:
         """Frames from -1 to 1, the gain in decibels, and the number of values that were clipped. Silence stays silence.
 
         Raises:
-            SampleError: beyond full scale under `on_loud: skip`.
+            SampleError: not finite, or beyond full scale under `on_loud: skip`.
         """
         peak = float(max(frames.max(), -frames.min()))
+        if not math.isfinite(peak):
+            num_wrong = frames.size - np.count_nonzero(np.isfinite(frames))
+            raise SampleError(f"{num_wrong} of {frames.size} values are nan or infinite")
         gain = self._wanted_gain(frames, peak)
         if peak * gain > 1 and self.on_loud == "skip":
             raise SampleError(f"{20 * math.log10(peak * gain):.2f} dB beyond full scale; with on_loud: scale it would be turned down")

@@ -63,6 +63,7 @@ class AudioModality:
         self._num_samples = _row_length(config, self._lengths, self._rate_hz)
         self._levels = Levels(self._rate_hz, config.peak_dbfs, config.loudness_lufs, config.on_loud)
         self._buffers = BufferPool(pinned=False)
+        self._all_counts = torch.ones(self._num_samples, dtype=torch.bool)
         self.preview_suffix = ".wav" if mel is None else ".png"
 
     def prepare(self, sample: Sample) -> Iterator[Prepared]:
@@ -153,9 +154,11 @@ class AudioModality:
             name = str(row.shape[1])
         if self._config.on_short == "skip":
             return name, row
-        mask = torch.zeros(row.shape[1], dtype=torch.bool)
+        if count >= row.shape[1]:
+            return name, {"audio": row, "mask": self._all_counts[: row.shape[1]]}
+        mask = np.zeros(row.shape[1], np.bool_)  # not torch's: that would wake a team of threads for each of ours
         mask[:count] = True
-        return name, {"audio": row, "mask": mask}
+        return name, {"audio": row, "mask": torch.from_numpy(mask)}
 
 
 # ---------------------------------------------------------------- what the encoder takes
