@@ -28,6 +28,7 @@ from latentkit.masks import without_mask
 from latentkit.numerics import num_cores
 from latentkit.preparing_processes import as_tensors, explained, open_processes, prepare_in_child
 from latentkit.retry import retried
+from latentkit.samples import file_state
 from latentkit.store.columns import escape
 from latentkit.store.plan import Plan
 from latentkit.store.writer import RowLabel
@@ -116,11 +117,13 @@ class Preparer:
         sample, content = None, None
         try:
             sample = self._fetch(task) if task.sample is None else task.sample
-            if isinstance(sample.media, os.PathLike) and sample.span is None and os.path.getsize(sample.media) <= HELD_BYTES:
-                sample = replace(sample, media=sample.read())  # read once: what is hashed is what is decoded
+            sample = self._held(sample)
+            before = file_state(sample.media) if isinstance(sample.media, os.PathLike) else None
             content = sample.content()
             with nullcontext() if memory is None else preparing_into(memory, row, len(self.views)):
                 views = list(self.modality.prepare(sample))
+            if isinstance(sample.media, os.PathLike) and file_state(sample.media) != before:
+                raise OSError(f"{sample.media} changed while it was read")
         except SampleError as error:
             skipped = [self._label(task, sample, number, content) for number in range(len(self.views))]
             return Outcome([], skipped, str(error))
@@ -128,6 +131,13 @@ class Preparer:
         if names != list(self.views):
             raise PluginError(f"the modality gave the views {names}, expected {list(self.views)}")
         return Outcome([self._row(task, sample, number, content, view, memory, row + number) for number, view in enumerate(views)])
+
+    def _held(self, sample: Sample) -> Sample:
+        """The sample with the bytes of its file, so that it is read once; with its path where the modality takes that, or must."""
+        takes_path = getattr(self.modality, "takes_paths", False) or sample.span is not None
+        if takes_path or not isinstance(sample.media, os.PathLike) or os.path.getsize(sample.media) > HELD_BYTES:
+            return sample
+        return replace(sample, media=sample.read())
 
     def _fetch(self, task: Task) -> Sample:
         assert isinstance(self.source, Source)

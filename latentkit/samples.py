@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-HASH_CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Entry:
@@ -70,7 +69,7 @@ class Sample:
             OSError: the file can't be reached.
         """
         if isinstance(self.media, os.PathLike):
-            digest = _hash_file(Path(self.media)) if self.span is None else _hash_unchanged(Path(self.media), _state(Path(self.media)))
+            digest = _hash_file(Path(self.media)) if self.span is None else _hash_unchanged(Path(self.media), file_state(self.media))
         else:
             digest = hashlib.sha256(self.read()).hexdigest()
         return digest if self.span is None else hashlib.sha256(f"{digest} {self.span[0]!r} {self.span[1]!r}".encode()).hexdigest()
@@ -85,15 +84,17 @@ class Shard:
 
 
 def _hash_file(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(HASH_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _state(path: Path) -> tuple[int, int]:
-    status = path.stat()
+def file_state(path: os.PathLike[str]) -> tuple[int, int]:
+    """What a change of the file changes: size in bytes, time in nanoseconds.
+
+    Raises:
+        OSError: the file can't be reached.
+    """
+    status = os.stat(path)
     return status.st_size, status.st_mtime_ns
 
 

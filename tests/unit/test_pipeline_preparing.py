@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import signal
 import subprocess
 import sys
@@ -217,3 +218,50 @@ def test_processes_end_when_their_parent_is_killed(make_photos: Callable[..., Pa
         parent.kill()
     _, alive = psutil.wait_procs(children, timeout=60)
     assert alive == []
+
+
+class Files:
+    """Samples that are files of a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.paths = sorted(folder.iterdir())
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Sample:
+        return Sample(str(index), self.paths[index])
+
+    def entries(self) -> Iterator[Entry]:
+        return (Entry(str(index)) for index in range(len(self)))
+
+
+class Opened:
+    """The first byte of a file, which it opens itself; the first time it sees a file, that is written anew before it looks."""
+
+    metrics: Sequence[str] = ()
+    takes_paths = True
+
+    def __init__(self) -> None:
+        self.seen: list[Path] = []
+
+    def prepare(self, sample: Sample) -> Iterator[Prepared]:
+        assert isinstance(sample.media, Path)
+        if sample.media not in self.seen:
+            sample.media.write_bytes(b"new")
+        self.seen.append(sample.media)
+        yield Prepared("plain", "1", torch.tensor([float(sample.media.read_bytes()[0])]))
+
+    def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
+        """Nothing to look at."""
+
+
+def test_a_file_that_changes_while_it_is_prepared_is_prepared_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that what is hashed is what was decoded, for a modality that opens files itself."""
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    (tmp_path / "a").write_bytes(b"old content")
+    modality = Opened()
+    (outcome,) = Preparer(Files(tmp_path), modality, ["plain"]).prepare([Task(0, "0", 0)])
+    assert len(modality.seen) == 2
+    assert outcome.rows[0].label.content == hashlib.sha256(b"new").hexdigest()
+    assert outcome.rows[0].view.tensor == torch.tensor([float(b"n"[0])])

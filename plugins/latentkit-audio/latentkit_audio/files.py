@@ -87,49 +87,8 @@ def open_sound(sample: Sample) -> Iterator[Sound]:
         with open(sample.media, "rb") as file, _open_file(file.fileno()) as sound:  # libsndfile itself doesn't say what is missing
             yield sound
     else:
-        with _as_file(sample.read()) as media, _open_file(media) as sound:
+        with _open_file(io.BytesIO(sample.read())) as sound:
             yield sound
-
-
-class _MemoryFile:
-    """A file in memory that is written again and again."""
-
-    def __init__(self) -> None:
-        self.descriptor = os.memfd_create("sound")
-
-    def __del__(self) -> None:
-        os.close(self.descriptor)
-
-    def hold(self, content: bytes) -> int:
-        """The descriptor, at the start of the content."""
-        os.lseek(self.descriptor, 0, os.SEEK_SET)
-        with open(self.descriptor, "wb", closefd=False) as file:
-            file.write(content)
-            file.truncate()
-        os.lseek(self.descriptor, 0, os.SEEK_SET)
-        return self.descriptor
-
-
-_idle: list[_MemoryFile] = []
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_idle.clear)  # what a child wrote into one, its parent would read
-
-
-@contextmanager
-def _as_file(media: bytes) -> Iterator[int | io.BytesIO]:
-    """What libsndfile reads bytes from: a file in memory, or Python's own where the system has none.
-
-    Reading from that one waits for the interpreter's lock some hundred times a file, in every thread.
-    """
-    if not hasattr(os, "memfd_create"):
-        yield io.BytesIO(media)
-        return
-    try:
-        file = _idle.pop()
-    except IndexError:
-        file = _MemoryFile()
-    yield file.hold(media)
-    _idle.append(file)
 
 
 @contextmanager

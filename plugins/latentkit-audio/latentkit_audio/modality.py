@@ -48,6 +48,7 @@ class AudioModality:
     """
 
     metrics: Sequence[str] = ()
+    takes_paths = True  # libsndfile reads what Python holds through Python, and waits for its lock some hundred times a file
 
     def __init__(self, config: AudioConfig, context: BuildContext) -> None:
         self._config, self._seed = config, context.seed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from latentkit_audio.files import open_sound
 
-from latentkit.buffers import BufferPool
 from latentkit.contracts import Sample
 from latentkit.errors import SampleError
 
@@ -32,8 +29,6 @@ FORMATS = [
 """Name, subtype, and the largest error: of rounding, or of what a lossy format makes of two sines."""
 
 RATE_HZ = 16_000
-SOUNDS = [("long.wav", 4000, 0.5), ("a.wav", 200, 0.25), ("b.wav", 300, 0.125)]
-"""Name, frames, and the one value of a sound."""
 
 
 @pytest.fixture
@@ -66,38 +61,6 @@ def test_bytes_give_what_the_file_gives(write_sound: Any, open_audio: Any, stere
     path, modality = write_sound("a.ogg", stereo, RATE_HZ), open_audio(RATE_HZ, length=1.0)
     rows = [next(modality.prepare(Sample("a", media))).tensor["audio"] for media in (path, path.read_bytes())]
     assert rows[0].equal(rows[1])
-
-
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-def test_sounds_of_bytes_do_not_mix(write_sound: Any) -> None:
-    """Two are open at once, a longer one came before, and a process that was forked off opens one while its parent opens another."""
-    sounds = {name: write_sound(name, np.full((length, 1), value), RATE_HZ, "FLOAT").read_bytes() for name, length, value in SOUNDS}
-
-    def opened(name: str) -> Any:
-        return open_sound(Sample(key=name, media=sounds[name]))
-
-    def values(sound: Any) -> set[float]:
-        frames = sound.read(0, sound.num_frames, BufferPool(pinned=False))
-        return {len(frames), *np.unique(frames).tolist()}
-
-    with opened("long.wav") as sound:
-        assert values(sound) == {4000, 0.5}
-    with opened("a.wav") as first, opened("b.wav") as second:
-        assert (values(second), values(first)) == ({300, 0.125}, {200, 0.25})
-    if not hasattr(os, "fork"):
-        return
-    waiting, telling = os.pipe()
-    child = os.fork()
-    if not child:
-        with opened("b.wav") as second:
-            os.read(waiting, 1)
-            os._exit(values(second) != {300, 0.125})
-    with opened("a.wav") as first:
-        os.write(telling, b"1")
-        assert os.waitpid(child, 0)[1] == 0
-        assert values(first) == {200, 0.25}
-    os.close(waiting)
-    os.close(telling)
 
 
 @pytest.mark.parametrize("rate_hz", [16_000, 44_100])
