@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from latentkit.contracts import LossSpec
 from latentkit.errors import LatentkitError, PluginError, RecipeError
 from latentkit.plugins import Provided, Registry
 from latentkit.recipe import Recipe, TrainRecipe
@@ -37,7 +39,8 @@ def check_recipe(recipe: Recipe, registry: Registry) -> list[ConfiguredPlugin]:
 
     Raises:
         PluginError: a plugin is missing, or several have its name.
-        RecipeError: a plugin refuses its options; one line per problem of all plugins together.
+        RecipeError: a plugin refuses its options, one line per problem of all plugins together; or losses of a training run can't go
+            together.
     """
     configured: list[ConfiguredPlugin] = []
     errors: list[LatentkitError] = []
@@ -49,7 +52,48 @@ def check_recipe(recipe: Recipe, registry: Registry) -> list[ConfiguredPlugin]:
             errors.append(err)
     if errors:
         raise type(errors[0])("\n".join(str(error) for error in errors)) from errors[0]
+    if isinstance(recipe, TrainRecipe):
+        _check_losses(recipe, {plugin.where: plugin for plugin in configured})
     return configured
+
+
+def _check_losses(recipe: TrainRecipe, plugins: Mapping[str, ConfiguredPlugin]) -> None:
+    """Nothing, if in every step a reconstruction loss counts, and every loss counts at some.
+
+    Raises:
+        RecipeError: names the loss, or the steps without any.
+    """
+    spans = []
+    for number, loss in enumerate(recipe.losses):
+        where = f"{recipe.origin}: losses[{number}]"
+        spec = plugins[f"losses[{number}]"].provided.spec
+        role = spec.role if isinstance(spec, LossSpec) else ""
+        if loss.schedule.start >= recipe.steps:
+            late = f"{loss.use} would start after {loss.schedule.start} steps, the run has {recipe.steps}"
+            raise RecipeError(f"{where}.schedule.start: {late}")
+        if loss.optimizer is not None and role != "adversarial":
+            raise RecipeError(f"{where}.optimizer: {loss.use} has no discriminator, so it would have nothing to do; leave it out")
+        if role == "reconstruction" and not loss.adaptive and loss.weight:
+            spans.append((loss.schedule.start, loss.schedule.until))
+    gap = first_gap(spans, recipe.steps)
+    if gap:
+        wanted = "training needs a reconstruction loss with a weight, such as l1 or mse, that isn't adaptive"
+        raise RecipeError(f"{recipe.origin}: losses: none counts in steps {gap[0] + 1} to {gap[1]}; {wanted}")
+
+
+def first_gap(spans: Iterable[tuple[int, int | None]], num_steps: int) -> tuple[int, int] | None:
+    """The first steps, from 0 to before `num_steps`, that none of the spans has: start and end; None where each step is in one.
+
+    Args:
+        spans: first step, and the one after the last; None: to the end.
+    """
+    step = 0
+    for start, until in sorted(spans, key=lambda span: span[0]):
+        if start > step:
+            break
+        step = max(step, num_steps if until is None else until)
+    later = [start for start, _ in spans if start > step]
+    return None if step >= num_steps else (step, min([*later, num_steps]))
 
 
 def find_odd_weights(recipe: Recipe) -> list[str]:

@@ -138,16 +138,20 @@ def _hash_json(values: Mapping[str, Any]) -> str:
 
 
 def replace_folder(aside: Path, target: Path) -> None:
-    """Put the folder `aside`, flushed to disk, in the place of `target`.
+    """Put the folder `aside`, flushed to disk, in the place of `target`, which is whole at any time, or absent for a moment.
 
     Raises:
         OSError: the disk is full, or the place can't be written.
     """
     for path in [*aside.iterdir(), aside]:
         sync(path)
-    shutil.rmtree(target, ignore_errors=True)
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        os.replace(target, old)
     os.replace(aside, target)
     sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 # ---------------------------------------------------------------- the optimiser's state, as named tensors

@@ -48,10 +48,26 @@ def run_training(recipe: TrainRecipe, is_first_process: bool) -> TrainResult:
     source, model = parts.build("source"), parts.build("model")
     prepare = parts.modalities(model) if recipe.latents is None else parts.stored_moments(recipe.latents, model)
     losses, folder = parts.losses(model), _open_run(recipe, is_first_process)
-    for warning in find_odd_weights(recipe) if is_first_process else []:
+    for warning in [*find_odd_weights(recipe), *_try_samples(recipe, source, prepare, folder)] if is_first_process else []:
         print(f"warning: {warning}", file=sys.stderr)
     evaluation = parts.evaluation(recipe.evaluate, model, folder, is_first_process) if recipe.evaluate else None
     return train(model, source, prepare, losses, _settings(recipe), folder, evaluation)
+
+
+def _try_samples(recipe: TrainRecipe, source: Any, prepare: Any, folder: Path) -> list[str]:
+    """Warnings about samples that are tried before the first step of a run.
+
+    Raises:
+        SourceError: too many of them can't be used.
+    """
+    from latentkit.contracts import Source
+    from latentkit.training_batches import Place
+    from latentkit.training_probe import try_samples
+
+    if not isinstance(source, Source) or not len(source) or (folder / "checkpoints").exists():
+        return []
+    view = prepare[0].prepare if isinstance(prepare, list) else lambda sample: prepare(sample, Place(0, 0))
+    return try_samples(source, view, recipe.on_bad_sample, recipe.max_bad)
 
 
 @dataclass(frozen=True)

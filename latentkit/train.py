@@ -7,17 +7,19 @@ float32. A run that was killed goes on from its newest checkpoint and ends, on a
 from __future__ import annotations
 
 import contextlib
+import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate.utils import broadcast
 
-from latentkit.checkpoint import Checkpoint, list_checkpoints, read_newest, write_checkpoint
+from latentkit.checkpoint import Checkpoint, list_checkpoints, read_newest, step_of, write_checkpoint
 from latentkit.contracts import Modality, Source, Trainable
-from latentkit.errors import TrainingError
+from latentkit.errors import LatentkitError, TrainingError
+from latentkit.store.folder import LocalFolder
 from latentkit.training_batches import BadSamples, Batch, BatchSettings, FreshViews, Order, Position, Prepare, read_batches
 from latentkit.training_log import TrainingLog
 from latentkit.training_result import measure_latents, save_result
@@ -28,6 +30,9 @@ from latentkit.training_state import Best, TrainState, batches_of, pack, restore
 from latentkit.training_step import take_step
 
 __all__ = ["OptimizerSettings", "TrainEvaluation", "TrainResult", "TrainSettings", "WeightSchedule", "WeightedLoss", "train"]
+
+RESULT = "result.json"
+"""Says which step's weights are in model/, and which files; written after them."""
 
 MAX_MEASURED_SAMPLES = 10_000
 """Of the training data, that the statistics of latents come from."""
@@ -69,7 +74,8 @@ def train(
         prepare: a modality, which gives one view of each sample, all of one shape; several, of which each batch draws one; or a `Prepare`.
         losses: their weighted sum is what training makes small.
         settings: every number.
-        folder: gets model/, checkpoints/ and log.jsonl. The model has the averaged weights where there are any, and measured statistics.
+        folder: gets model/, checkpoints/, log.jsonl and result.json, which says what step model/ is of. The model has the averaged
+            weights where there are any, and measured statistics.
         evaluate: measures the model now and then.
 
     Raises:
@@ -80,7 +86,7 @@ def train(
     accelerator = open_accelerator(settings, folder)
     log = TrainingLog(folder / "log.jsonl", settings.steps, accelerator, losses)
     newest = _find_newest(folder, log)
-    if newest is not None and newest.step >= settings.steps and (folder / "model").is_dir():
+    if newest is not None and newest.step >= settings.steps and _has_model(folder, newest.step):
         return TrainResult(folder / "model", newest.step, finished_before=True)
     views = _views(prepare, settings.seed)
     bad, shares = BadSamples(), batches_of(settings, accelerator)
@@ -108,6 +114,20 @@ def _find_newest(folder: Path, log: TrainingLog) -> Checkpoint | None:
     return newest
 
 
+def _has_model(folder: Path, step: int) -> bool:
+    """Whether the run's model is there with all its files, and of that step: while a run goes on, an older one stays in place."""
+    try:
+        written = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        return bool(written["step"] == step and written["files"].items() <= _sizes(folder / "model").items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _sizes(model: Path) -> dict[str, int]:
+    """Bytes of every file, by its path within the folder."""
+    return {path.relative_to(model).as_posix(): path.stat().st_size for path in sorted(model.rglob("*")) if path.is_file()}
+
+
 def _views(prepare: Modality | Sequence[Modality] | Prepare, seed: int) -> Prepare:
     modalities = [prepare] if isinstance(prepare, Modality) else prepare
     return FreshViews(modalities, seed) if isinstance(modalities, Sequence) else modalities
@@ -131,21 +151,30 @@ def _train_steps(run: Run, batches: Iterator[Batch], checkpoints: Path, order: O
         run.log.add(values)
         if at_end or state.step % settings.log_every == 0:
             run.log.write(state.step, order.place(max(state.position.number - 1, 0)).epoch, state.num_skipped_steps)
-        is_best = evaluate is not None and (at_end or state.step % evaluate.every == 0) and _evaluate(run, evaluate)
-        if at_end or is_best or state.step % settings.checkpoint_every == 0:
+        is_best, failure = False, None
+        if evaluate is not None and (at_end or state.step % evaluate.every == 0):
+            try:
+                is_best = _evaluate(run, evaluate)
+            except LatentkitError as error:
+                failure = error
+        if at_end or is_best or failure or state.step % settings.checkpoint_every == 0:
             packed = pack(state, settings, order.num_samples, run.accelerator)
             if run.accelerator.is_main_process:
                 write_checkpoint(checkpoints, packed, settings.keep, state.best.step if state.best else None)
             run.accelerator.wait_for_everyone()
+        if failure:
+            raise failure
 
 
 def _evaluate(run: Run, evaluate: TrainEvaluation) -> bool:
     """Whether the model, with its averaged weights where there are any, is better than ever by the metric that counts.
 
     Raises:
-        TrainingError: that metric isn't among those measured.
+        LatentkitError: it can't be measured, in any process; or that metric isn't among those measured.
     """
     state, device = run.state, run.accelerator.device
+    metrics: Mapping[str, float] = {}
+    failure: LatentkitError | None = None
     state.module.eval()
     with contextlib.ExitStack() as stack:
         stack.callback(state.module.train)
@@ -153,12 +182,17 @@ def _evaluate(run: Run, evaluate: TrainEvaluation) -> bool:
         stack.enter_context(torch.no_grad())
         if state.average is not None:
             stack.enter_context(state.average.swapped_in(state.module))
-        metrics = evaluate.measure(state.module, state.step)
+        try:
+            metrics = evaluate.measure(state.module, state.step)
+        except LatentkitError as error:
+            failure = error
+    _raise_together(failure, device)
     run.log.write_metrics(state.step, metrics)
     if evaluate.best is None:
         return False
     if evaluate.best not in metrics and run.accelerator.is_main_process:
-        raise TrainingError(f"evaluate.best: {evaluate.best!r} isn't measured, which are {', '.join(metrics) or 'none'}")
+        failure = TrainingError(f"evaluate.best: {evaluate.best!r} isn't measured, which are {', '.join(metrics) or 'none'}")
+    _raise_together(failure, device)
     value = torch.tensor(metrics.get(evaluate.best, math.nan), dtype=torch.float64, device=device)
     found = float(broadcast(value))  # of the first process, so that all agree
     sign = 1 if evaluate.higher_is_better else -1
@@ -166,6 +200,12 @@ def _evaluate(run: Run, evaluate: TrainEvaluation) -> bool:
     if is_best:
         state.best = Best(state.step, found)
     return is_best
+
+
+def _raise_together(failure: LatentkitError | None, device: torch.device) -> None:
+    """Raise the first process's failure, in all: the others would wait for it at the next checkpoint."""
+    if float(broadcast(torch.tensor(float(failure is not None), device=device))):
+        raise failure or TrainingError("the first process could not measure the model; it says why")
 
 
 @contextlib.contextmanager
@@ -186,6 +226,9 @@ def _explain_memory(state: TrainState) -> Iterator[None]:
 def _diverged(step: int, skipped: Sequence[str], count: int, checkpoints: Path) -> str:
     kept = list_checkpoints(checkpoints)
     good = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
+    if kept and step_of(kept[-1]) == step:  # no step was finite since
+        good = f"nothing was finite since the checkpoint {kept[-1]}"
+        good += f"; the last good one may be {kept[-2]}: move the newer away to go on from there" if kept[1:] else ""
     return (
         f"loss or gradient of {' and '.join(skipped)} were not finite {count} times running after step {step}; {good}. "
         "Lower optimizer.lr, set optimizer.clip or precision: float32, then run again"
@@ -209,4 +252,5 @@ def _finish(run: Run, model: Trainable, source: Source, prepare: Prepare, folder
             with contextlib.closing(read_batches(source, prepare, shares, Position())) as batches:
                 statistics = measure_latents(module, batches, num_batches, run.settings.seed)
         save_result(model, statistics, folder)
+        LocalFolder(folder).replace(RESULT, json.dumps({"step": run.state.step, "files": _sizes(folder / "model")}).encode())
     run.accelerator.wait_for_everyone()

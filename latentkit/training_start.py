@@ -6,6 +6,7 @@ import atexit
 import gc
 import os
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from itertools import chain
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, broadcast, parse_flag_from_env
 from torch import nn
 
+from latentkit.check import first_gap
 from latentkit.contracts import Adversarial, HasModule, LossBatch, Source, Trainable
 from latentkit.ema import WeightAverage
 from latentkit.errors import TrainingError
@@ -30,6 +32,9 @@ from latentkit.training_settings import OptimizerSettings, TrainEvaluation, Trai
 from latentkit.training_state import Discriminator, TrainState
 from latentkit.training_step import compute, to_device
 from latentkit.validation import suggest
+
+LONGEST_WAIT = timedelta(hours=2)
+"""For the other processes: the first one measures alone, which takes longer than torch's ten minutes on a large hold-out set."""
 
 HALVES = {"encoder": {"encoder", "quant_conv"}, "decoder": {"decoder", "post_quant_conv"}}
 """Names, in a parameter's path, that belong to one half of an autoencoder, here and in diffusers."""
@@ -46,8 +51,10 @@ def check(source: object, losses: Sequence[WeightedLoss], settings: TrainSetting
     names = [loss.name for loss in losses]
     if len(set(names)) < len(names):
         raise TrainingError(f"losses must have different names, got {', '.join(names)}")
-    if not any(loss.role == "reconstruction" and not loss.adaptive for loss in losses):
-        raise TrainingError("training needs a reconstruction loss that isn't adaptive, such as l1 or mse")
+    plain = [loss.schedule for loss in losses if loss.role == "reconstruction" and not loss.adaptive and loss.weight]
+    if gap := first_gap([(schedule.start, schedule.until) for schedule in plain], settings.steps):
+        wanted = "training needs a reconstruction loss with a weight, such as l1 or mse, that isn't adaptive"
+        raise TrainingError(f"losses: none counts in steps {gap[0] + 1} to {gap[1]}; {wanted}")
     for loss in losses:
         if loss.role == "adversarial" and not isinstance(loss.loss, Adversarial):
             raise TrainingError(f"loss {loss.name!r} is adversarial, but it has no discriminator")
@@ -65,7 +72,7 @@ def join_processes() -> torch.device:
     is_launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
     # Unless told so, accelerate takes processes on a machine without GPUs for strangers, each with a run of its own.
     is_on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or (is_launched and not torch.cuda.is_available())
-    device: torch.device = PartialState(cpu=is_on_cpu).device
+    device: torch.device = PartialState(cpu=is_on_cpu, timeout=LONGEST_WAIT).device
     return device
 
 
@@ -134,19 +141,30 @@ def rehearse(run: Run, batches: Iterator[Batch]) -> Iterator[Batch]:
         TrainingError, PluginError: a loss that can't be computed with this model.
     """
     early = run.active_losses()
-    late = [loss for loss in run.losses if loss not in early and not isinstance(loss.loss, Adversarial)]
+    late = [loss for loss in run.losses if loss not in early]
     if run.state.step or not late:
         return batches
     first = next(batches)
+    for loss in late:
+        smallest = getattr(loss.loss.discriminator, "smallest_side", 1) if isinstance(loss.loss, Adversarial) else 1
+        sides = tuple(first.inputs.shape[2:])
+        if min(sides, default=smallest) < smallest:
+            raise TrainingError(f"loss {loss.name!r} takes sides of at least {smallest}, the samples have {sides}; see modality.with.size")
+    _compute_once(run, [loss for loss in late if not isinstance(loss.loss, Adversarial)], first)
+    return chain([first], batches)
+
+
+def _compute_once(run: Run, losses: Sequence[WeightedLoss], first: Batch) -> None:
+    if not losses:
+        return
     devices = [run.accelerator.device] if run.accelerator.device.type == "cuda" else []
     run.state.module.eval()
     with torch.random.fork_rng(devices), torch.no_grad():
         inputs = to_device(first.inputs, run.accelerator)
         batch = LossBatch(inputs, run.forward(inputs), None, 0, run.encode, run.decode)
-        for loss in late:
+        for loss in losses:
             compute(loss, batch)
     run.state.module.train()
-    return chain([first], batches)
 
 
 # ---------------------------------------------------------------- parts

@@ -67,3 +67,31 @@ def test_an_executor_left_to_choose_itself_is_no_plugin_and_a_named_one_is() -> 
     executor = {"use": "local", "with": {"device": "cpu"}}
     found = check_recipe(parse_recipe({**values, "encoders": encoders, "executor": executor}, "r", Path()), discover())
     assert found[-1].config.device == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("losses", "message"),
+    [
+        ([{"use": "l1", "schedule": {"until": 3}}, {"use": "mse", "schedule": {"start": 4}}], "losses: none counts in steps 4 to 4;"),
+        ([{"use": "l1", "schedule": {"until": 3}}], "losses: none counts in steps 4 to 10;"),
+        ([{"use": "l1", "weight": 0}], "losses: none counts in steps 1 to 10;"),
+        ([{"use": "l1", "adaptive": True}], "losses: none counts in steps 1 to 10;"),
+        ([{"use": "l1"}, {"use": "patch-gan", "schedule": {"start": 10}}], r"losses\[1\].schedule.start: patch-gan would start after 10"),
+        ([{"use": "l1"}, {"use": "kl", "optimizer": {"lr": 1e-4}}], r"losses\[1\].optimizer: kl has no discriminator"),
+    ],
+)
+def test_losses_that_would_leave_steps_without_any_are_refused(losses: list[dict[str, Any]], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        check_recipe(train(losses=losses), discover())
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        [{"use": "l1", "schedule": {"until": 3}}, {"use": "mse", "schedule": {"start": 3}}],
+        [{"use": "mse", "schedule": {"start": 2}}, {"use": "l1", "schedule": {"until": 5}}],
+        [{"use": "l1"}, {"use": "mse", "schedule": {"start": 2, "until": 4}}],
+    ],
+)
+def test_losses_that_take_turns_are_a_run(losses: list[dict[str, Any]]) -> None:
+    assert check_recipe(train(losses=losses), discover())

@@ -35,7 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "inspect",
         "exporting",
         "preview",
-        "train training_batches training_latents training_run training_start training_step training_log training_result "
+        "train training_batches training_latents training_probe training_run training_start training_step training_log training_result "
         "training_settings training_state checkpoint ema",
     ),
     ("evaluate evaluation_batches evaluation_pictures evaluation_charts evaluation_report evaluation_output",),

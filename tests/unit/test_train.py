@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from latentkit.builtin import TinyKLConfig
+from latentkit.checkpoint import list_checkpoints
 from latentkit.contracts import BuildContext, Entry, Loss, LossBatch, Prepared, Reconstruction, Sample, Shard
 from latentkit.encoders.tiny_kl import WEIGHTS_NAME, TinyKLEncoder, open_tiny_kl
 from latentkit.encoders.tiny_kl_network import TinyKL
-from latentkit.errors import EncoderError, PluginError, TrainingError
+from latentkit.errors import EncoderError, PluginError, SourceError, TrainingError
 from latentkit.losses.kl import kl
 from latentkit.losses.reconstruction import l1, mse
-from latentkit.train import OptimizerSettings, TrainSettings, WeightedLoss, train
+from latentkit.train import OptimizerSettings, TrainEvaluation, TrainSettings, WeightedLoss, train
 from latentkit.training_settings import learning_rate
 
 QUICK = OptimizerSettings(lr=3e-3, betas=(0.9, 0.99))
@@ -233,6 +234,22 @@ def test_ten_such_steps_running_end_the_run_at_its_last_checkpoint(tmp_path: Pat
     assert not (tmp_path / "model").exists()
 
 
+def test_a_checkpoint_that_no_finite_step_followed_is_not_called_good(tmp_path: Path) -> None:
+    losses = [WeightedLoss("mse", nan_from(4, 100))]
+    with pytest.raises(TrainingError, match=r"nothing was finite since .*step-0000004; the last good one may be .*step-0000002: move the"):
+        train(small_model(), Names(), Gradients(), losses, settings(9, checkpoint_every=2), tmp_path)
+
+
+def test_an_evaluation_that_fails_loses_no_step(tmp_path: Path) -> None:
+    def failing(module: nn.Module, step: int) -> dict[str, float]:
+        raise SourceError("the hold-out set is gone")
+
+    with pytest.raises(SourceError, match="the hold-out set is gone"):
+        train(small_model(), Names(), Gradients(), MSE_KL, settings(5), tmp_path, TrainEvaluation(3, failing))
+    assert [path.name for path in list_checkpoints(tmp_path / "checkpoints")] == ["step-0000003"]
+    assert train(small_model(), Names(), Gradients(), MSE_KL, settings(5), tmp_path).steps == 5
+
+
 class Stream:
     def shards(self) -> list[Shard]:
         return []
@@ -245,7 +262,8 @@ class Stream:
     ("changes", "error", "message"),
     [
         ({"source": Stream()}, TrainingError, "this source is a stream"),
-        ({"losses": MSE_KL[1:]}, TrainingError, "needs a reconstruction loss"),
+        ({"losses": MSE_KL[1:]}, TrainingError, "none counts in steps 1 to 1; training needs a reconstruction loss"),
+        ({"losses": [WeightedLoss("mse", mse, 0.0)]}, TrainingError, "none counts in steps 1 to 1"),
         ({"losses": [MSE_KL[0], MSE_KL[0]]}, TrainingError, "different names, got mse, mse"),
         ({"losses": [WeightedLoss("flat", lambda batch: l1(batch).mean())]}, PluginError, r"'flat': expected one value a sample"),
         ({"model": small_model(torch.bfloat16)}, TrainingError, "needs float32 weights, the model has bfloat16"),

@@ -80,8 +80,14 @@ def test_random_weights_of_a_loss_follow_from_the_seed(recipe: dict[str, Any], t
     [
         ({"batch_size": 5}, TrainingError, r"4 samples, fewer than one batch \(batch_size 5\)"),
         ({"modality": {"use": "image", "with": {"size": 32, "min_size": 64}}}, SourceError, "48 x 48 pixels .* too small: min_size is 64"),
-        ({"losses": [{"use": "mse", "optimizer": {"lr": 1}}]}, TrainingError, "'mse' has no discriminator, so its optimizer"),
-        ({"losses": [{"use": "kl", "weight": 1e-6}]}, TrainingError, "needs a reconstruction loss"),
+        ({"modality": {"use": "image", "with": {"min_size": 64}}, "on_bad_sample": "fail"}, SourceError, "4 of 4 samples .* too small"),
+        ({"losses": [{"use": "mse", "optimizer": {"lr": 1}}]}, RecipeError, r"losses\[0\].optimizer: mse has no discriminator"),
+        ({"losses": [{"use": "kl", "weight": 1e-6}]}, RecipeError, "none counts in steps 1 to 2; training needs a reconstruction loss"),
+        (
+            {"modality": {"use": "image", "with": {"size": 8}}, "losses": [{"use": "mse"}, {"use": "patch-gan", "schedule": {"start": 1}}]},
+            TrainingError,
+            "'patch-gan' takes sides of at least 24, the samples have",
+        ),
         ({"losses": [{"use": "mse"}, {"use": "patch-gam"}]}, LatentkitError, "patch-gan"),
         ({"log": ["clearml"]}, TrainingError, "the tracker 'clearml' isn't installed; pip install clearml"),
         ({"gradient_checkpointing": True}, TrainingError, "gradient_checkpointing: the model can't do that"),
@@ -94,6 +100,29 @@ def test_what_cant_be_trained_is_one_message_before_the_first_step(
         latentkit.run(recipe | changes)
     assert list_checkpoints(tmp_path / "run" / "checkpoints") == []
     assert not (tmp_path / "run" / "model").exists()
+
+
+def test_pictures_below_the_size_are_told_of_before_the_first_step(
+    recipe: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The pictures have 48 pixels a side."""
+    for size, output in ((64, "large"), (48, "exact")):
+        modality = {"use": "image", "with": {"size": size}}
+        latentkit.run(recipe | {"modality": modality, "output": {"path": str(tmp_path / output)}})
+        said = "warning: 4 of 4 pictures that were tried are smaller than the size they are prepared to" in capfd.readouterr().err
+        assert said == (output == "large")
+
+
+def test_a_share_of_bad_samples_that_would_end_the_run_ends_it_before_the_first_step(
+    recipe: dict[str, Any], tmp_path: Path, make_photos: Callable[..., Path]
+) -> None:
+    photos = make_photos(30, "mixed")
+    for number in range(15):
+        (photos / f"{2 * number:03d}.png").write_bytes(b"no picture")
+    source = {"use": "folder", "with": {"path": str(photos)}}
+    with pytest.raises(SourceError, match=r"15 of 30 samples that were tried before the first step can't be used, such as '000\.png'"):
+        latentkit.run(recipe | {"source": source})
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_a_loss_that_needs_a_posterior_is_refused_for_a_model_without_one(

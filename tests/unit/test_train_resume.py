@@ -138,6 +138,31 @@ def test_a_finished_training_that_lost_its_model_writes_the_same_again(tmp_path:
     assert results(tmp_path) == straight
 
 
+def test_a_model_without_all_its_files_is_written_again(tmp_path: Path, straight: dict[str, bytes]) -> None:
+    run(tmp_path)
+    (tmp_path / "model" / "diffusion_pytorch_model.safetensors").unlink()
+    run(tmp_path)
+    assert results(tmp_path) == straight
+
+
+def test_a_longer_run_that_ends_before_its_model_is_written_is_not_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All its steps are in a checkpoint, and there is a model: of the shorter run."""
+
+    def stopping(*_: object) -> None:
+        raise StoppedError
+
+    for folder in (tmp_path / "straight", tmp_path / "stopped"):
+        run(folder, replace(SETTINGS, steps=4))
+    run(tmp_path / "straight")
+    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+        patch.setattr("latentkit.train.measure_latents", stopping)
+        run(tmp_path / "stopped")
+    assert list_checkpoints(tmp_path / "stopped" / "checkpoints")[-1].name == "step-0000009"
+    assert not run(tmp_path / "stopped").finished_before
+    assert results(tmp_path / "stopped") == results(tmp_path / "straight")
+    assert run(tmp_path / "stopped").finished_before
+
+
 def test_more_steps_go_on_from_a_finished_run_and_say_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run(tmp_path, replace(SETTINGS, steps=4))
     result = run(tmp_path, replace(SETTINGS, steps=6, optimizer=replace(SETTINGS.optimizer, lr=1e-3)))
