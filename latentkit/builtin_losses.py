@@ -71,6 +71,11 @@ class AnnealConfig(Config):
     def _cyclic_options(self) -> Self:
         if self.kind == "linear" and {"cycles", "ratio"} & self.model_fields_set:
             raise ValueError("cycles and ratio have an effect with kind: cyclic only")
+        if self.kind == "cyclic" and self.steps < 2 * self.cycles:
+            raise ValueError(
+                f"steps: {self.steps} is too few for {self.cycles} cycles: each needs a step at 0 and one above; "
+                f"give at least {2 * self.cycles} steps, or fewer cycles"
+            )
         return self
 
 

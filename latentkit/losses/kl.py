@@ -84,11 +84,12 @@ def _kl_of_values(moments: Moments) -> Tensor:
 def anneal_factor(anneal: AnnealConfig, step: int) -> float:
     """Factor from 0 to 1 after `step` optimiser steps.
 
-    A line (Bowman et al. 2016), or lines that start again: Fu et al. 2019, "Cyclical Annealing Schedule", eq. 6 and 7.
+    A line (Bowman et al. 2016), or lines that start again: Fu et al. 2019, "Cyclical Annealing Schedule", eq. 6 and 7. A cycle that would
+    begin between two steps begins, at 0, with the second; eq. 7 rounds the lengths of all cycles up instead, and so may have fewer.
     """
     if step >= anneal.steps:
         return 1.0
     if anneal.kind == "linear":
         return step / anneal.steps
-    cycle = anneal.steps / anneal.cycles
-    return min((step % math.ceil(cycle)) / cycle / anneal.ratio, 1.0)
+    since_start = step * anneal.cycles % anneal.steps // anneal.cycles  # whole steps
+    return min(since_start * anneal.cycles / anneal.steps / anneal.ratio, 1.0)

@@ -10,7 +10,7 @@ import math
 from typing import TYPE_CHECKING, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.functional import relu, softplus
 
 from latentkit.contracts import LossBatch
@@ -60,7 +60,7 @@ class PatchGan:
         return _mean(-logits if self._is_hinge else softplus(-logits))
 
     def discriminator_loss(self, batch: LossBatch) -> Tensor:
-        """What the discriminator is trained on, (N,) float32; in training mode the LeCam averages move on.
+        """What the discriminator is trained on, (N,) float32; in training mode the LeCam averages move on, so all processes must call it.
 
         Raises:
             TrainingError: as for the loss.
@@ -132,11 +132,24 @@ class LogitAverages(nn.Module):
             self.register_buffer(name, torch.zeros(()))
 
     def update(self, real: Tensor, generated: Tensor, decay: float) -> None:
-        """Count in the mean logits of a pass; the first passes are averaged evenly, so that nothing starts at 0."""
+        """Count in the mean logits of a pass over all processes; the first passes are averaged evenly, so that nothing starts at 0.
+
+        A pass in which one of them isn't finite, in any process, changes nothing: the averages would never be finite again.
+        """
+        means = _over_processes(torch.stack([real.mean(), generated.mean()]))
+        counts = means.isfinite().all()  # stays a tensor, since asking for its value would make the device wait
         share = 1 - (self.num_updates / (self.num_updates + 1)).clamp(max=decay)
-        self.real.lerp_(real.mean(), share)
-        self.generated.lerp_(generated.mean(), share)
-        self.num_updates += 1
+        for average, mean in zip((self.real, self.generated), means, strict=True):
+            average.copy_(torch.where(counts, average.lerp(mean, share), average))
+        self.num_updates += counts
+
+
+def _over_processes(means: Tensor) -> Tensor:
+    """The mean over all processes, which each of them calls with its own."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(means)
+        means /= distributed.get_world_size()
+    return means
 
 
 def _make_norm(norm: str, width: int) -> list[nn.Module]:

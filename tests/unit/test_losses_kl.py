@@ -83,6 +83,35 @@ def test_cycles_are_those_of_fu_et_al() -> None:
     assert [anneal_factor(anneal, step) for step in range(45)] == pytest.approx(cycle * 4 + [1.0] * 5)
 
 
+def test_cycles_of_unequal_length_all_begin_at_0_and_rise_alike() -> None:
+    """10 steps, 4 cycles of 2.5: they begin at 0, 2.5, 5 and 7.5, so with steps 0, 3, 5 and 8; a step is 0.4 of a cycle."""
+    anneal = AnnealConfig(kind="cyclic", steps=10, ratio=1.0)
+    expected = [0.0, 0.4, 0.8, 0.0, 0.4, 0.0, 0.4, 0.8, 0.0, 0.4, 1.0, 1.0]
+    assert [anneal_factor(anneal, step) for step in range(12)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("steps", "cycles", "starts"),
+    [
+        (100, 3, [0, 34, 67]),  # 0, 33.3 and 66.7
+        (8, 4, [0, 2, 4, 6]),
+        (11, 5, [0, 3, 5, 7, 9]),  # 0, 2.2, 4.4, 6.6 and 8.8
+        (30, 1, [0]),
+    ],
+)
+def test_there_are_as_many_cycles_as_asked_for(steps: int, cycles: int, starts: list[int]) -> None:
+    anneal = AnnealConfig(kind="cyclic", steps=steps, cycles=cycles)
+    factors = [anneal_factor(anneal, step) for step in range(steps)]
+    assert [step for step, factor in enumerate(factors) if factor == 0] == starts
+    assert all(factors[start + 1] == pytest.approx(min(2 * cycles / steps, 1)) for start in starts)
+
+
+@pytest.mark.parametrize("steps", [3, 4, 7])
+def test_cycles_too_short_to_rise_are_refused(steps: int) -> None:
+    with pytest.raises(ValidationError, match=f"steps: {steps} is too few for 4 cycles.* give at least 8 steps, or fewer cycles"):
+        AnnealConfig(kind="cyclic", steps=steps)
+
+
 def test_one_cycle_that_rises_all_the_time_is_a_line() -> None:
     cyclic, linear = AnnealConfig(kind="cyclic", steps=7, cycles=1, ratio=1.0), AnnealConfig(steps=7)
     assert [anneal_factor(cyclic, step) for step in range(9)] == pytest.approx([anneal_factor(linear, step) for step in range(9)])

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from latentkit.builtin_losses import PatchGanConfig, latentkit_losses
-from latentkit.contracts import BuildContext, InputSpec, LossBatch, Reconstruction
+from latentkit.checkpoint import list_checkpoints, read_checkpoint
+from latentkit.contracts import BuildContext, InputSpec, LossBatch, Prepared, Reconstruction, Sample
 from latentkit.errors import TrainingError
 from latentkit.losses.patch_gan import LogitAverages, PatchDiscriminator, PatchGan
+from latentkit.losses.reconstruction import mse
+from latentkit.train import TrainSettings, WeightedLoss
 
 (SPEC,) = (spec for spec in latentkit_losses() if spec.name == "patch-gan")
 
@@ -115,6 +125,77 @@ def test_no_gradient_goes_through_the_averages() -> None:
     np.testing.assert_allclose(slope[:, 0, 0].numpy(), expected, rtol=1e-5)
 
 
+# ---------------------------------------------------------------- LeCam, with samples that aren't finite
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("side", ["real", "generated"])
+def test_logits_that_are_not_finite_show_in_the_loss_and_not_in_the_averages(side: str, bad: float) -> None:
+    """One patch of the second sample is bad; the passes before and after count as if there had been no other."""
+    loss = pixel_gan(lecam=0.1)
+    spoiled = {"real": REAL.copy(), "generated": FAKE.copy()}
+    spoiled[side][1, 0] = bad
+    loss.discriminator_loss(make_batch(logits(REAL), logits(FAKE)))
+    value = loss.discriminator_loss(make_batch(logits(spoiled["real"]), logits(spoiled["generated"])))
+    assert value.isfinite().tolist() == [True, False]
+    averages = loss.discriminator.averages
+    assert (averages.real.item(), averages.generated.item(), averages.num_updates.item()) == (REAL.mean(), FAKE.mean(), 1)
+    loss.discriminator_loss(make_batch(logits(REAL + 1), logits(FAKE - 3)))
+    assert (averages.real.item(), averages.generated.item(), averages.num_updates.item()) == (REAL.mean() + 0.5, FAKE.mean() - 1.5, 2)
+
+
+class OneBadPicture:
+    """Pictures of which one isn't finite in the first epoch."""
+
+    def __init__(self, pictures: Any) -> None:
+        self.pictures, self.metrics, self.render = pictures, pictures.metrics, pictures.render
+
+    def prepare(self, sample: Sample) -> Iterator[Prepared]:
+        for found in self.pictures.prepare(sample):
+            if sample.key == "3#0":
+                found.tensor[0, 0, 0] = torch.nan
+            yield found
+
+
+def test_a_run_goes_on_after_a_picture_that_is_not_finite(small: Any, tmp_path: Path) -> None:
+    losses = [WeightedLoss("mse", mse), WeightedLoss("gan", build(lecam=0.1, width=8, num_layers=1), 0.5, "adversarial")]
+    settings = TrainSettings(steps=8, batch_size=1, checkpoint_every=1, keep=8, log_every=1)
+    result = small.train(losses, settings, tmp_path, prepare=OneBadPicture(small.pictures()))
+    assert (result.steps, result.num_skipped_steps) == (8, 1)
+    assert small.log(tmp_path)[-1]["num_skipped_steps"] == 1
+    for path in list_checkpoints(tmp_path / "checkpoints"):
+        found = read_checkpoint(path)
+        tensors = found.tensors["discriminator.gan"]
+        assert all(tensor.isfinite().all() for tensor in tensors.values()), path.name
+        assert tensors["averages.num_updates"] == found.step
+    assert found.step == 8
+
+
+def test_averages_are_those_of_all_processes_and_one_bad_sample_stops_all(tmp_path: Path) -> None:
+    """Two processes, means of 1 and 3 in the first pass, 3 in the third; in the second, one of them has a sample that isn't finite."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, __file__, str(tmp_path)]
+    started = [subprocess.Popen([*command, rank], env=environment, stderr=subprocess.PIPE, text=True) for rank in "01"]
+    for process in started:
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert found == [[[2.0, -2.0, 1.0], [2.0, -2.0, 1.0], [2.5, -2.5, 2.0]]] * 2
+
+
+def main(folder: Path, rank: int) -> None:
+    """One of two processes: the averages after each of three passes."""
+    meeting, patience = f"file://{folder}/meeting", timedelta(minutes=1)  # for the other, which may have failed
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=patience)
+    loss, seen = pixel_gan(lecam=0.1), []
+    for mean in (1.0 + 2 * rank, np.nan if rank else 7.0, 3.0):
+        loss.discriminator_loss(make_batch(torch.full((1, 1, 1, 2), mean), torch.full((1, 1, 1, 2), -mean)))
+        averages = loss.discriminator.averages
+        seen.append([averages.real.item(), averages.generated.item(), averages.num_updates.item()])
+    (folder / f"{rank}.json").write_text(json.dumps(seen))
+    torch.distributed.destroy_process_group()
+
+
 # ---------------------------------------------------------------- the network
 
 
@@ -209,3 +290,7 @@ def test_smallest_picture_gives_one_logit_and_none_below(num_layers: int) -> Non
     assert network(torch.zeros(1, 1, side, side)).shape == (1, 1, 1, 1)
     with pytest.raises(RuntimeError):
         network.layers(torch.zeros(1, 1, side - 1, side - 1))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

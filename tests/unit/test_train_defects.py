@@ -1,12 +1,14 @@
 """Twelve defects that trainers of autoencoders were found to have, each shown to be absent here.
 
-Two of them need several processes and are in test_train_processes.py, whose runs also write checkpoints: gradients that are not
-synchronised when a loss calls the model again (4), and a save that waits for a process that never comes (9).
+Two of them need several processes, which are those of test_train_processes.py, launched as a script.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
@@ -140,7 +143,7 @@ def gradients(module: nn.Module) -> list[Tensor]:
     return [parameter.grad.clone() for parameter in module.parameters() if parameter.grad is not None]
 
 
-# ---------------------------------------------------------------- 1 to 4
+# ---------------------------------------------------------------- 1 to 3
 
 
 def test_1_a_perceptual_loss_has_a_gradient(tmp_path: Path) -> None:
@@ -181,6 +184,45 @@ def test_3_master_weights_stay_float32(tmp_path: Path, precision: Any) -> None:
     for stem in tensors.keys() - {"random"}:
         dtypes = {tensor.dtype for name, tensor in tensors[stem].items() if "num_batches" not in name}
         assert dtypes == {torch.float32}, stem
+
+
+# ---------------------------------------------------------------- 4 and 9, in two processes
+
+PATIENCE = 180  # seconds for what takes a few: processes that wait for each other would do so for half an hour
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.Popen[bytes], Path]:
+    """Two processes, which have ended, and the folder with a run of each case, CASE, and each process's weights, CASE-RANK.safetensors."""
+    folder = tmp_path_factory.mktemp("launched")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+    script = Path(__file__).with_name("test_train_processes.py")
+    with subprocess.Popen([*launcher, str(script), str(folder)], env=environment) as launch:
+        try:
+            launch.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            launch.terminate()  # the launcher then ends both, and its exit status says so
+    return launch, folder
+
+
+def test_4_processes_keep_the_same_weights_also_when_a_loss_runs_the_model_again(launched: tuple[Any, Path]) -> None:
+    """Each process sees samples of its own, so only averaged gradients keep their weights alike."""
+    first, second, without = (load_file(launched[1] / f"{name}.safetensors") for name in ("again-0", "again-1", "plain-0"))
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+        assert not torch.equal(tensor, without[name]), "the loss counts"
+
+
+def test_9_saving_does_not_wait_for_a_process_that_never_comes(launched: tuple[Any, Path]) -> None:
+    launch, folder = launched
+    assert launch.returncode == 0, "the processes failed, or waited for each other"
+    for case in ("plain", "again", "critic"):
+        kept = [read_checkpoint(path) for path in list_checkpoints(folder / case / "checkpoints")]
+        assert [checkpoint.step for checkpoint in kept] == [4, 5]
+        for checkpoint in kept:  # both processes have their part in it
+            assert len(checkpoint.tensors["random"]["cpu"]) == len(checkpoint.state["positions"]) == 2
+        assert (folder / case / "model" / "model.txt").exists()
 
 
 # ---------------------------------------------------------------- 5 to 8
