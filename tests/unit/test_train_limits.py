@@ -202,3 +202,40 @@ def test_a_compiled_model_is_trained_to_the_same_weights(small: Any, tmp_path: P
         weights.append(model.last_layer().detach())
     torch.testing.assert_close(*weights)
     torch.compiler.reset()
+
+
+class Normalised(nn.Module):
+    """An autoencoder with running statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Conv2d(3, 4, 2, 2), nn.BatchNorm2d(4))
+        self.decoder = nn.ConvTranspose2d(4, 3, 2, 2)
+
+    def forward(self, values: Tensor) -> Reconstruction:
+        latents = self.encoder(values)
+        return Reconstruction(self.decoder(latents), latents, None)
+
+
+def test_a_skipped_step_leaves_no_trace_in_running_statistics(small: Any, tmp_path: Path) -> None:
+    """One batch is nan, so its step is skipped: the statistics are those of the other batches, also the discriminator's."""
+    pictures = small.pictures()
+
+    class Once(type(pictures)):  # type: ignore[misc]
+        """Noise; one sample of the first epoch is nan."""
+
+        def prepare(self, sample: Any) -> Any:
+            (view,) = super().prepare(sample)
+            yield replace(view, tensor=view.tensor * float("nan")) if sample.key == "2#0" else view
+
+    critic = Critic()
+    critic.discriminator = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1))
+    model = small.model(Normalised())
+    losses = [MSE, WeightedLoss("gan", critic, 0.1, "adversarial")]
+    result = small.train(losses, SETTINGS, tmp_path, model=model, prepare=Once(16))
+    assert (result.steps, result.num_skipped_steps) == (4, 1)
+    for module in (model.module, critic.discriminator):
+        buffers = dict(module.named_buffers())
+        assert all(bool(buffer.isfinite().all()) for buffer in buffers.values())
+        (count,) = (buffer for name, buffer in buffers.items() if name.endswith("num_batches_tracked"))
+        assert count == (4 if module is model.module else 12)
