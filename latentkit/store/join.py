@@ -1,8 +1,9 @@
-"""Two latent datasets side by side, by key: pictures and the embeddings of their captions, say."""
+"""Latent datasets side by side, by key: pictures and the embeddings of their captions by two text encoders, say."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -15,75 +16,116 @@ from latentkit.store.order import Rows
 from latentkit.store.reader import LatentDataset
 
 PARTNER_DRAW = 1 << 41
-"""Added to the number of the second dataset's draws, so that the two don't share their noise."""
+"""Added to the number of the second dataset's draws, twice to the third's and so on, so that none share their noise."""
 
 
-def join_datasets(first: LatentDataset, second: LatentDataset) -> JoinedDataset:
-    """Both datasets' rows for the keys that both have.
+def join_datasets(*datasets: LatentDataset, names: Sequence[str | None] | None = None) -> JoinedDataset:
+    """The rows of two or more datasets for the keys that all have.
+
+    Args:
+        datasets: rows, views, buckets and order are the first one's; the others have one row per key.
+        names: of each dataset's tensor; None, or None among them, is its `layout.name`. A mask goes by that name and "_mask".
 
     Raises:
-        ValueError: no key is in both, the second has several rows for one key, or a name would stand for two things.
+        ValueError: no key is in all, a later dataset has several rows for one key, or a name would stand for two things.
     """
-    return JoinedDataset(first, second)
+    return JoinedDataset(*datasets, names=names)
 
 
 class JoinedDataset(BatchedRows):
-    """Rows, views, buckets and order of the first dataset; of each, the tensor by its `layout.name`, and its columns.
+    """What `join_datasets` gives: of each dataset its tensor and its columns, and key and view of the first.
 
-    A mask goes by the name of its tensor and "_mask".
+    Rows that stand in one batch are of one bucket of the first dataset, and of later ones of one shape but for their ragged axis, along
+    which they are padded.
+
+    Attributes:
+        datasets: all of them, in the order given.
+        first, second: of them.
+        names: of the tensor of each.
     """
 
-    def __init__(self, first: LatentDataset, second: LatentDataset) -> None:
-        names = Counter(["key", "view", *_tensor_names(first), *_tensor_names(second), *first.columns, *second.columns])
-        twice = [name for name, count in names.items() if count > 1]
-        if twice:
-            here = " and ".join(f"{data.folder} has {[data.layout.name, *data.columns]}" for data in (first, second))
-            raise ValueError(f"{here}, besides key and view: in a row of both, {twice[0]!r} would stand for two things")
-        places = {key: place for place, key in enumerate(second.keys)}
-        if len(places) < len(second):
-            raise ValueError(f"{second.folder} has several rows for a key; open it with one view, or views='random'")
-        super().__init__(first.seed, f"{first.index_hash}+{second.index_hash}")
-        self.first, self.second = first, second
-        keys = first.keys
-        self._items: Rows = np.array([place for place, key in enumerate(keys) if key in places], np.int64)
-        self._partners: Rows = np.array([places[keys[place]] for place in self._items], np.int64)
-        if not len(self._items):
-            raise ValueError(f"{first.folder} and {second.folder} have no key in common")
+    def __init__(self, *datasets: LatentDataset, names: Sequence[str | None] | None = None) -> None:
+        _check_datasets(datasets)
+        self.datasets = datasets
+        self.first, self.second = datasets[:2]
+        super().__init__(self.first.seed, "+".join(data.index_hash for data in datasets))
+        self.names = _checked_names(datasets, names)
+        places = [{key: place for place, key in enumerate(data.keys)} for data in datasets[1:]]
+        for data, place_of in zip(datasets[1:], places, strict=True):
+            if len(place_of) < len(data):
+                raise ValueError(f"{data.folder} has several rows for a key; open it with one view, or views='random'")
+        keys = self.first.keys
+        items = list(range(len(keys)))
+        for place_of in places:
+            items = [item for item in items if keys[item] in place_of]
+        if not items:
+            raise ValueError(f"{_listed(data.folder for data in datasets)} have no key in common")
+        partners = ([place_of[keys[item]] for item in items] for place_of in places)
+        self._places: list[Rows] = [np.array(rows, np.int64) for rows in (items, *partners)]
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self._places[0])
 
     @cached_property
     def keys(self) -> list[str]:
         """Key of every row, in order."""
         keys = self.first.keys
-        return [keys[place] for place in self._items]
+        return [keys[place] for place in self._places[0]]
 
     def groups(self, epoch: int) -> tuple[Rows, npt.NDArray[np.integer]]:
-        """A number for each pair of buckets that stand side by side, and the unit number in the first dataset."""
+        """A number for what may stand in one batch, ascending with the first dataset's buckets, and the unit number there."""
         buckets, units = self.first.groups(epoch)
-        partners = self.second.groups(epoch)[0][self._partners]
-        return buckets[self._items].astype(np.int64) * (int(partners.max()) + 1) + partners, units[self._items]
+        all_groups = [buckets, *(data.stackable_groups(epoch) for data in self.datasets[1:])]
+        groups = tuple(group[places] for group, places in zip(all_groups, self._places, strict=True))
+        return np.ravel_multi_index(groups, [int(group.max()) + 1 for group in groups]), units[self._places[0]]
 
     def load(self, items: Rows, epoch: int, number: int, pool: BufferPool) -> dict[str, Any]:
         """The rows at some positions as one batch.
 
         Raises:
-            ValueError: they are of several buckets, in either dataset.
+            ValueError: they are of several buckets, and of several shapes, in one of the datasets.
             StoreError: a unit is missing or damaged.
         """
-        left = self.first.load(self._items[items], epoch, number, pool)
-        right = self.second.load(self._partners[items], epoch, PARTNER_DRAW + number, pool)
-        batch = {name: right[name] for name in self.second.columns}
-        for dataset, loaded in ((self.second, right), (self.first, left)):
-            for end in _endings(dataset):
-                batch[dataset.layout.name + end] = loaded[dataset.output_name + end]
-        return batch | {name: left[name] for name in ("key", "view", *self.first.columns)}
+        batch: dict[str, Any] = {}
+        for place, (data, name) in enumerate(zip(self.datasets, self.names, strict=True)):
+            loaded = data.load(self._places[place][items], epoch, place * PARTNER_DRAW + number, pool)
+            batch |= {name + end: loaded[data.output_name + end] for end in _endings(data)}
+            batch |= {label: loaded[label] for label in (*data.columns, *(() if place else ("key", "view")))}
+        return batch
 
     def will_need(self, items: Rows, epoch: int) -> None:
         """Tell the kernel that `load` will ask for these rows."""
-        self.first.will_need(self._items[items], epoch)
-        self.second.will_need(self._partners[items], epoch)
+        for data, places in zip(self.datasets, self._places, strict=True):
+            data.will_need(places[items], epoch)
+
+
+def _check_datasets(datasets: Sequence[LatentDataset]) -> None:
+    if len(datasets) < 2:
+        raise ValueError(f"join takes two or more latent datasets, got {len(datasets)}")
+    for data in datasets:
+        if isinstance(data, JoinedDataset):
+            raise ValueError("a joined dataset can't be joined again; give all datasets at once: join(a, b, c), not join(join(a, b), c)")
+        if not isinstance(data, LatentDataset):
+            raise ValueError(f"join takes latent datasets as latentkit.open gives them, got {data!r}")
+
+
+def _checked_names(datasets: Sequence[LatentDataset], names: Sequence[str | None] | None) -> tuple[str, ...]:
+    """A name for the tensor of each dataset, none of which stands for anything else in a row."""
+    asked = (None,) * len(datasets) if names is None else names
+    are_names = not isinstance(asked, str) and all(name is None or (isinstance(name, str) and name) for name in asked)
+    if not are_names or len(asked) != len(datasets):
+        raise ValueError(f"names must have a name or None for each of the {len(datasets)} datasets, got {names!r}")
+    own = tuple(data.layout.name if name is None else name for data, name in zip(datasets, asked, strict=True))
+    pairs = list(zip(datasets, own, strict=True))
+    tensors = Counter(name + end for data, name in pairs for end in _endings(data))
+    uses = tensors + Counter(["key", "view", *(column for data in datasets for column in data.columns)])
+    twice = [name for name, count in uses.items() if count > 1]
+    if twice:
+        here = _listed(f"{data.folder} has {[name, *data.columns]}" for data, name in pairs)
+        rows = "both" if len(datasets) == 2 else "all"
+        advice = "give each tensor a name with names=" if twice[0] in tensors else "open only one of them with that column"
+        raise ValueError(f"{here}, besides key and view: in a row of {rows}, {twice[0]!r} would stand for two things; {advice}")
+    return own
 
 
 def _endings(dataset: LatentDataset) -> tuple[str, ...]:
@@ -91,5 +133,5 @@ def _endings(dataset: LatentDataset) -> tuple[str, ...]:
     return ("", "_mask") if dataset.has_masks else ("",)
 
 
-def _tensor_names(dataset: LatentDataset) -> list[str]:
-    return [dataset.layout.name + end for end in _endings(dataset)]
+def _listed(parts: Iterable[object]) -> str:
+    return " and ".join(map(str, parts))

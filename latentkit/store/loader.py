@@ -51,7 +51,7 @@ class BatchedRows(ABC):
         """The rows at some positions as one batch; (seed, epoch, number) decides the draw.
 
         Raises:
-            ValueError: they are of several buckets.
+            ValueError: they are of several buckets, and of several shapes.
             StoreError: a unit is missing or damaged.
         """
 
@@ -67,7 +67,7 @@ class BatchedRows(ABC):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One row: {"latent": (C, h, w) float32, "key", "view", and the columns asked for}; with posterior="moments", "moments".
 
-        Of joined datasets: the tensors of both by `layout.name`, "key", "view", and the columns of each.
+        Of joined datasets: the tensor of each by its name, "key", "view", and the columns of each.
         """
         if not -len(self) <= index < len(self):
             raise IndexError(f"row {index} of a latent dataset of {len(self)}")
@@ -79,7 +79,7 @@ class BatchedRows(ABC):
         """A whole batch at once, which torch's `DataLoader` asks for; in the order of `indices`.
 
         Raises:
-            ValueError: the rows are of several buckets.
+            ValueError: the rows are of several buckets, and of several shapes.
         """
         items = np.asarray(indices, np.int64)
         return LoadedRows(self.load(items, self.epoch, ITEM_DRAW + int(items[0]), self._pool))

@@ -26,7 +26,7 @@ from latentkit.store.format import StoredTensor, UnitHeader, read_header
 from latentkit.store.order import Rows
 from latentkit.store.quantise import SCALE
 from latentkit.store.ragged import OFFSETS, are_offsets, starts_of
-from latentkit.store.rows import Group, ReadableRows
+from latentkit.store.rows import Codes, Group, ReadableRows
 from latentkit.store.writer import unit_name
 
 NUMPY_DTYPES: dict[str, type[np.generic]] = {
@@ -142,6 +142,7 @@ class StoredRows:
         self._tensor_name = tensor_name
         self._codes = INDEX_CODES if tensor_name == "indices" else (CODES[document["dtype"]],)
         self._channels = None if tensor_name == "indices" else layout.channels * (2 if tensor_name == "moments" else 1)
+        self._has_one_shape = set(layout.axes) <= {"C", layout.ragged_axis}
         self._is_ragged = layout.ragged_axis is not None
         self._num_axes = len(layout.axes) - self._is_ragged
         self._num_masked: int = len(document.get("masked", ""))
@@ -155,10 +156,10 @@ class StoredRows:
         return {**self.__dict__, "_units": {}, "_groups": {}}
 
     def gather(self, rows: Rows, pool: BufferPool, means_only: bool = False) -> tuple[Array, Array | None]:
-        """Rows of one bucket as stored, (N, ...), and for int8 their scales (N, C); `means_only`: the mean half of moments.
+        """Rows as stored, (N, ...), and for int8 their scales (N, C); `means_only`: the mean half of moments.
 
         Raises:
-            ValueError: they are of several buckets.
+            ValueError: they are of several buckets, and of several shapes.
             StoreError: a unit is missing or damaged.
         """
         pieces = self._pieces(rows, means_only)
@@ -191,7 +192,7 @@ class StoredRows:
         return out, np.repeat(scales, lengths, axis=0), lengths
 
     def gather_masks(self, rows: Rows) -> npt.NDArray[np.bool_]:
-        """Which positions of rows of one bucket count, (N, ...)."""
+        """Which positions of rows of one shape count, (N, ...)."""
         pieces = self._pieces(rows, False)
         out = np.ones((len(rows), *pieces[0].mapped.values.shape[2 : 2 + self._num_masked]), np.uint8)
         take([(piece.mapped.mask, piece.rows, piece.places) for piece in pieces if piece.mapped.mask is not None], out)
@@ -199,11 +200,30 @@ class StoredRows:
 
     def will_need(self, rows: Rows, means_only: bool = False) -> None:
         """Tell the kernel to read these rows from disk, without waiting for them."""
-        for piece in self._pieces(np.sort(rows), means_only, one_bucket=False):
+        for piece in self._pieces(np.sort(rows), means_only, one_shape=False):
             with contextlib.suppress(OSError):  # advice may go unheard
                 _advise(piece.mapped, piece.rows)
 
-    def _pieces(self, rows: Rows, means_only: bool, one_bucket: bool = True) -> list[Piece]:
+    def stackable_buckets(self) -> Codes:
+        """A number for each bucket, the same for those whose rows fit into one batch: they differ along the ragged axis, or not at all.
+
+        Of latents with other axes besides channels and the ragged one, a unit of each bucket says its shape.
+
+        Raises:
+            StoreError: such a unit is missing or damaged.
+        """
+        names = self._index.buckets
+        if self._has_one_shape:
+            return np.zeros(len(names), np.int32)
+        if not self._is_ragged:
+            return np.arange(len(names), dtype=np.int32)
+        for number, group in enumerate(self._index.groups):
+            if group.bucket not in self._row_shapes:
+                self._mapped(number, means_only=False)
+        shapes = sorted(set(self._row_shapes.values()))
+        return np.array([shapes.index(self._row_shapes[name]) for name in names], np.int32)
+
+    def _pieces(self, rows: Rows, means_only: bool, one_shape: bool = True) -> list[Piece]:
         groups = self._index.group_of_row[rows]
         numbers = self._index.row_in_unit[rows] * (2 if means_only and not self._is_ragged else 1)
         order = None
@@ -211,13 +231,13 @@ class StoredRows:
             order = np.argsort(groups, kind="stable")
             groups, numbers = groups[order], numbers[order]
         bounds = [0, *(np.flatnonzero(groups[1:] != groups[:-1]) + 1).tolist(), len(rows)]
-        own = groups[bounds[:-1]].tolist()
-        if one_bucket and len({self._index.groups[group].bucket for group in own}) > 1:
-            raise ValueError(f"{self._folder} holds several buckets, whose rows can't be stacked; iterate over batches() instead")
-        return [
+        pieces = [
             Piece(self._mapped(group, means_only), numbers[start:stop], slice(start, stop) if order is None else order[start:stop])
-            for group, (start, stop) in zip(own, itertools.pairwise(bounds), strict=True)
+            for group, (start, stop) in zip(groups[bounds[:-1]].tolist(), itertools.pairwise(bounds), strict=True)
         ]
+        if one_shape and len({piece.mapped.values.shape[1:] for piece in pieces}) > 1:
+            raise ValueError(f"{self._folder} holds several buckets, whose rows can't be stacked; iterate over batches() instead")
+        return pieces
 
     def _mapped(self, number: int, means_only: bool) -> Mapped:
         mapped = self._groups.get((number, means_only))

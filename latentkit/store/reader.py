@@ -127,11 +127,21 @@ class LatentDataset(BatchedRows):
         rows = self._index.choose(slice(None), self.seed, epoch)
         return self._index.bucket_of_row[rows], self._index.unit_of_row[rows]
 
+    def stackable_groups(self, epoch: int) -> Codes:
+        """A number for the row at each position, the same for rows that `load` can put into one batch.
+
+        Ragged rows are padded to the longest, so `groups` keeps rows of like lengths together only to pad less.
+
+        Raises:
+            StoreError: a unit is missing or damaged.
+        """
+        return self._stored.stackable_buckets()[self.groups(epoch)[0]]
+
     def load(self, items: Rows, epoch: int, number: int, pool: BufferPool) -> dict[str, Any]:
         """The rows at some positions as one batch; (seed, epoch, number) decides the draw.
 
         Raises:
-            ValueError: they are of several buckets.
+            ValueError: they are of several buckets, and of several shapes.
             StoreError: a unit is missing or damaged.
         """
         rows = self._index.choose(items, self.seed, epoch)
