@@ -14,6 +14,7 @@ from latentkit.contracts import Encoder, InputSpec, LatentLayout
 from latentkit.errors import EncoderError, PluginError
 from latentkit.layouts import LOGVAR_RANGE
 from latentkit.masks import MASK, mask_of, masked_axes, pool_mask, without_mask
+from latentkit.store.posterior import LatentMaker
 from latentkit.store.ragged import of_positions
 
 
@@ -142,7 +143,8 @@ def check_layout(encoder: Encoder) -> None:
         problem = f"ragged_axis {layout.ragged_axis!r}, which is none of its axes {layout.axes!r} but C"
     elif layout.kind != "quantised":
         try:
-            of_positions(layout, encoder.normalization)
+            single, normalization = of_positions(layout, encoder.normalization)
+            LatentMaker(normalization, single)
         except ValueError as error:
             problem = f"a normalization that doesn't fit it: {error}"
     if problem:

@@ -172,9 +172,11 @@ Precision = Literal["float32", "bfloat16", "float16"]
 class DiffusersConfig(Config):
     """Encoder `diffusers`."""
 
-    model: str | None = neutral(None, description="folder, single .safetensors file, or hub id of the autoencoder")
+    model: str | None = neutral(
+        None, description="folder, single file (.safetensors, or .ckpt, .pt, .pth, .bin), or hub id of the autoencoder"
+    )
     config: str | None = neutral(None, description="config.json: alone, of random weights to train; with model, of that single file")
-    subfolder: str | None = neutral(None, description="folder inside the model's, such as vae; none: found")
+    subfolder: str | None = neutral(None, description="folder inside the model's, such as vae; none: the one that takes the modality")
     revision: str | None = neutral(None, description="git revision on the hub; none: the newest")
     dtype: Precision = Field("float32", description="the network computes in this")
     tiling: bool = Field(False, description="encode large inputs in overlapping tiles (changes their latents)")

@@ -93,7 +93,7 @@ def _add_dataset_commands(commands: Any) -> None:
     compact = _command(commands, "compact", _compact, "drop superseded rows and merge small units, bit for bit")
     compact.add_argument("path", metavar="PATH", help="folder of the latent dataset")
 
-    preview = _command(commands, "preview", _preview, "draw decoded latents beside their sources")
+    preview = _command(commands, "preview", _preview, "draw samples beside what their latents decode to")
     preview.add_argument("path", metavar="PATH", help="folder of the latent dataset")
     preview.add_argument("output", metavar="OUT", type=Path, help="file to write: .png, or what the modality draws or plays")
     preview.add_argument("--rows", type=int, default=8, metavar="N", help="samples to show (default: 8)")
@@ -219,8 +219,8 @@ def _preview(options: argparse.Namespace) -> int:
 
     if options.rows < 1:
         raise LatentkitError(f"--rows {options.rows}: expected at least 1")
-    preview_dataset(options.path, options.output, options.rows)
-    print(f"wrote {options.output}")
+    has_decoded = preview_dataset(options.path, options.output, options.rows)
+    print(f"wrote {options.output}" if has_decoded else f"wrote {options.output}: samples alone, as the encoder can't decode")
     return 0
 
 

@@ -40,7 +40,7 @@ from latentkit.store.claims import Claims
 from latentkit.store.compact import finish_compaction
 from latentkit.store.dataset import DATASET, RECIPE, Description, finalize, newest_number, read_dataset
 from latentkit.store.folder import Folder, host
-from latentkit.store.index import committed, first_rows, reason_by_key
+from latentkit.store.index import committed, first_rows, read_unit, reason_by_key
 from latentkit.store.plan import Plan, counting_parts, read_chain
 
 
@@ -313,8 +313,19 @@ def add_result(job: EncodeJob, summary: EncodeSummary, result: UnitResult, max_b
     num_gone = 0 if job.places is None else int((job.places < 0).sum())
     num_bad, num_samples = summary.num_skipped // len(job.views) - num_gone, job.plan.table.num_rows
     if not job.plan.settings.stream and are_too_many(num_bad, num_samples, max_bad):
-        raise SourceError(f"{num_bad} of {num_samples} samples could not be used so far{_more_than(max_bad, job.folder)}")
+        bad = _bad_so_far(job)
+        raise SourceError(f"{bad.total()} of {num_samples} samples could not be used so far{_more_than(max_bad, job.folder, bad)}")
     return summary
+
+
+def _bad_so_far(job: EncodeJob) -> Counter[str]:
+    """How many samples can't be used for each reason, by the units that are committed, of this run or an earlier one."""
+    done = committed(job.folder)
+    reasons: dict[int, str] = {}
+    for rows in (read_unit(job.folder, unit).rows for unit in job.plan.units() if unit.name in done):
+        skipped = rows.filter(pc.equal(rows["status"], "skipped"))
+        reasons |= dict(zip(skipped["position"].to_pylist(), skipped["reason"].to_pylist(), strict=True))
+    return Counter(reason for position, reason in reasons.items() if job.places is None or job.places[position] >= 0)
 
 
 def _log(folder: Folder, result: UnitResult) -> None:
@@ -324,9 +335,13 @@ def _log(folder: Folder, result: UnitResult) -> None:
     folder.append(f"events/{host()}-{os.getpid()}.jsonl", json.dumps(line))
 
 
-def _more_than(max_bad: float, folder: Folder) -> str:
+def _most_common(reasons: Counter[str]) -> str:
+    return "; ".join(f"{reason} ({count} times)" for reason, count in reasons.most_common(3))
+
+
+def _more_than(max_bad: float, folder: Folder, bad: Counter[str]) -> str:
     advice = f"Mend the source and write to another output, or raise max_bad and run {folder}/recipe.yaml again"
-    return f", more than max_bad ({max_bad:g}) allows. {advice}"
+    return f": {_most_common(bad)}, more than max_bad ({max_bad:g}) allows. {advice}"
 
 
 def _check_bad(folder: Folder, inputs: EncodeInputs, max_bad: float, index: pa.Table) -> None:
@@ -334,11 +349,10 @@ def _check_bad(folder: Folder, inputs: EncodeInputs, max_bad: float, index: pa.T
     if not isinstance(inputs.source, StreamSource):
         index = index.filter(pc.is_in(index["key"], value_set=inputs.entries["key"].combine_chunks()))
     num_samples, bad = first_rows(index).num_rows, Counter(reason_by_key(index).values())
-    common = "; ".join(f"{reason} ({count} times)" for reason, count in bad.most_common(3))
     if num_samples and bad.total() == num_samples:
-        raise SourceError(f"none of the {num_samples} samples could be used: {common}")
+        raise SourceError(f"none of the {num_samples} samples could be used: {_most_common(bad)}")
     if are_too_many(bad.total(), num_samples, max_bad):
-        raise SourceError(f"{bad.total()} of {num_samples} samples could not be used: {common}{_more_than(max_bad, folder)}")
+        raise SourceError(f"{bad.total()} of {num_samples} samples could not be used{_more_than(max_bad, folder, bad)}")
 
 
 # ---------------------------------------------------------------- what is there already

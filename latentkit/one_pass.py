@@ -9,17 +9,28 @@ from __future__ import annotations
 import functools
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, NoReturn
 
-from latentkit.contracts import Executor, Unit
+from latentkit.build import Line
+from latentkit.contracts import BuildContext, Executor, InputSpec, Modality, SizeRule, Unit
 from latentkit.encode import EncodeSummary, add_result, is_finished, keep_recipe, make_job, plans_there
+from latentkit.errors import PluginError
 from latentkit.pipeline import EncodeJob, JobResult, make_shared_worker
-from latentkit.planning import EncodeInputs, EncodeSettings, next_plan
+from latentkit.planning import EncodeInputs, EncodeSettings, next_plan, preview_views
 from latentkit.store.claims import Claims
 from latentkit.store.folder import Folder
 from latentkit.store.index import committed
 from latentkit.store.plan import Plan, plan_numbers
+
+NUM_PROBED = 3
+"""Samples that are prepared to find out whether a modality asks for sizes while it prepares."""
+
+ASKED = (
+    "for some samples only, the modality asks which sizes the encoder takes, and the encoders of this recipe differ in them; "
+    "encode with each of them by a recipe of its own"
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +39,7 @@ class Target:
 
     Args:
         folder: of the dataset.
-        inputs, settings: as for `encode_source`; source and modality are the same for all targets of a pass.
+        inputs, settings: as for `encode_source`; the source is the same for all targets of a pass.
         recipe_text: content of its recipe.yaml.
     """
 
@@ -46,8 +57,33 @@ class Passed:
     is_compared: bool
 
 
-def encode_in_one_pass(targets: Sequence[Target], executor: Executor, device: str, show_progress: bool) -> list[Passed]:
-    """What the pass did for each of the targets: nothing where no other shares units with it.
+@dataclass(frozen=True)
+class Group:
+    """Names of encoders for which samples are prepared to the same tensors, and the modality that prepares them."""
+
+    names: Sequence[str]
+    modality: Modality
+
+
+def group_by_input(lines: Mapping[str, Line], inputs: Mapping[str, EncodeInputs], device: str) -> list[Group]:
+    """The encoders by what is prepared for them: they take the same but for sizes, for which a modality may refuse but not differ.
+
+    Raises:
+        SourceError: the source has no samples, or can't be reached.
+    """
+    specs = {name: inputs[name].open_encoder(device).input for name in lines}
+    groups = []
+    for names in _equal({name: replace(spec, sizes={}) for name, spec in specs.items()}):
+        parts, first = _equal({name: specs[name] for name in names}), names[0]
+        if len(parts) > 1 and (modality := _sizeless(lines[first], inputs[first], [specs[part[0]] for part in parts])):
+            groups.append(Group(names, modality))
+        else:
+            groups += [Group(part, inputs[part[0]].modality) for part in parts]
+    return groups
+
+
+def encode_in_one_pass(targets: Sequence[Target], modality: Modality, executor: Executor, device: str, show_progress: bool) -> list[Passed]:
+    """What the pass did for each of the targets: nothing where no other shares units with it. `modality` prepares for all of them.
 
     Raises:
         FingerprintError, SourceError, StoreError: as `encode_source`.
@@ -55,6 +91,7 @@ def encode_in_one_pass(targets: Sequence[Target], executor: Executor, device: st
     begun = time.monotonic()
     planned = _agree_on_plans(targets, device)
     jobs = _shared_jobs(targets, [plan for plan, _ in planned], show_progress)
+    jobs = {place: replace(job, modality=modality) for place, job in jobs.items()}
     places, summaries = list(jobs), [EncodeSummary() for _ in targets]
     units = _lacked_by_several(list(jobs.values())) if len(jobs) > 1 else []
     worker = functools.partial(make_shared_worker, list(jobs.values()))
@@ -111,3 +148,68 @@ def _lacked_by_several(jobs: Sequence[EncodeJob]) -> list[Unit]:
         free = Claims(job.folder).find_free([unit.name for unit in left])
         num_lacking.update(unit.number for unit in left if unit.name in free)
     return [unit for unit in jobs[0].plan.units() if num_lacking[unit.number] > 1]
+
+
+# ---------------------------------------------------------------- what is prepared alike
+
+
+def _equal(specs: Mapping[str, InputSpec]) -> list[list[str]]:
+    """Names with equal specs together."""
+    groups: list[list[str]] = []
+    for name, spec in specs.items():
+        group = next((group for group in groups if specs[group[0]] == spec), None)
+        if group is None:
+            groups.append([name])
+        else:
+            group.append(name)
+    return groups
+
+
+class _SizesMatterError(PluginError):
+    """A modality has asked for what differs between the encoders that it prepares for."""
+
+
+class _CommonRule:
+    """In the place of several encoders' rules for an axis: answers what all of them answer alike, while `may_ask`, and nothing else."""
+
+    def __init__(self, rules: Sequence[SizeRule]) -> None:
+        self._rules, self.may_ask = rules, True
+
+    def allows(self, size: int) -> bool:
+        answers = {rule.allows(size) for rule in self._rules}
+        if not self.may_ask or len(answers) > 1:
+            raise _SizesMatterError(ASKED)
+        return answers.pop()
+
+    def __eq__(self, other: object) -> NoReturn:
+        raise _SizesMatterError(ASKED)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):
+            raise AttributeError(name)  # what copying and pickling look for
+        raise _SizesMatterError(ASKED)
+
+
+def _sizeless(line: Line, inputs: EncodeInputs, specs: Sequence[InputSpec]) -> Modality | None:
+    """The line's modality, which can't tell the specs apart; they differ in sizes. None where it has to.
+
+    Samples prepared for each and compared would prove little: a modality may round the length of short sounds only, and the last picture
+    may be the first of its bucket. But one that is told nothing of the rules, save answers on single sizes that are the same for all,
+    while it is built, prepares the same whichever of the specs it has. So this one is used for the pass: it can't go wrong unseen. The
+    first samples show whether it asks for more while it prepares; where none is usable, nothing is known.
+    """
+    axes = {axis: [spec.sizes.get(axis, SizeRule()) for spec in specs] for spec in specs for axis in spec.sizes}
+    common = {axis: _CommonRule(rules) for axis, rules in axes.items() if any(rule != rules[0] for rule in rules)}
+    sizes: dict[str, Any] = {axis: common.get(axis, rules[0]) for axis, rules in axes.items()}
+    context = BuildContext(seed=line.recipe.seed, recipe_dir=line.recipe.base_dir, input=replace(specs[0], sizes=sizes))
+    try:
+        modality: Modality = line.modality.provided.spec.build(line.modality.config, context)
+    except Exception:  # noqa: BLE001 (plugin boundary: each encoder alone it could be built for, so it is these rules that it can't take)
+        return None
+    for rule in common.values():
+        rule.may_ask = False
+    try:
+        probed = preview_views(replace(inputs, modality=modality), min(NUM_PROBED, inputs.entries.num_rows))
+    except _SizesMatterError:
+        return None
+    return modality if probed else None

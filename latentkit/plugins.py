@@ -33,6 +33,20 @@ GROUP = "latentkit"
 DISABLE = "LATENTKIT_DISABLE"
 REQUIRES = "requires_contract"
 
+COMPANIONS = {
+    "audio": "latentkit-audio",
+    "audio-clips": "latentkit-audio",
+    "perceptual": "latentkit-perceptual",
+    "ray": "latentkit-ray",
+    "text": "latentkit-text",
+    "text-encoder": "latentkit-text",
+    "video": "latentkit-video",
+    "video-clips": "latentkit-video",
+    "volume": "latentkit-volume",
+    "volume-kl": "latentkit-volume",
+}
+"""Names that the packages beside this one provide, for who hasn't installed them."""
+
 HOOKS: dict[str, type[PluginSpec]] = {
     "latentkit_sources": SourceSpec,
     "latentkit_modalities": ModalitySpec,
@@ -158,6 +172,8 @@ class Registry:
     def _explain_unknown(self, kind: str, name: str) -> str:
         known = sorted({one.spec.name for one in self.provided if one.spec.kind == kind})
         lines = [f"no {kind} is named {name!r}{suggest(name, known) or '.'} Known: {', '.join(known) or 'none'}"]
+        if name in COMPANIONS:
+            lines.append(f"  {name} is in {COMPANIONS[name]}: pip install ./plugins/{COMPANIONS[name]} in a clone of latentkit")
         if self.disabled:
             lines.append(f"  left out by {DISABLE}: {', '.join(' '.join(one) for one in self.disabled)}")
         lines += [f"  a plugin has a problem: {problem}" for problem in self.problems]

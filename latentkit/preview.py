@@ -1,4 +1,4 @@
-"""The preview of a dataset, such as preview.png: samples beside what their stored latents decode to."""
+"""The preview of a dataset, such as preview.png: samples beside what their latents decode to, or alone where the encoder can't decode."""
 
 from __future__ import annotations
 
@@ -26,10 +26,8 @@ def write_preview(
 
     Args:
         source: None, or a sample that is gone from it, leaves the decoded latents alone.
-        encoder: one that can't decode gives no preview.
+        encoder: one that can't decode leaves the samples alone, as they were prepared for it; without any there is no preview.
     """
-    if not isinstance(encoder, Decodes):
-        return False
     dataset = open_dataset(str(folder), posterior="mean")
     chosen = np.unique(np.linspace(0, len(dataset) - 1, num_rows).round().astype(int)).tolist()
     if isinstance(source, StreamSource):  # which can only be read from its start
@@ -38,9 +36,15 @@ def write_preview(
     pictures = _source_pictures(source, modality, [item["key"] for item in items])
     rows = []
     for item in items:
-        decoded = _decode(dataset, encoder, item[dataset.output_name])
         picture = pictures.get((item["key"], item["view"]))
-        rows.append([decoded] if picture is None else [picture, decoded[tuple(slice(size) for size in picture.shape)]])  # its padding goes
+        row = [] if picture is None else [picture]
+        if isinstance(encoder, Decodes):
+            decoded = _decode(dataset, encoder, item[dataset.output_name])
+            row.append(decoded if picture is None else decoded[tuple(slice(size) for size in picture.shape)])  # its padding goes
+        if row:
+            rows.append(row)
+    if not rows:
+        return False
     part = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
         modality.render(rows, part)
@@ -69,13 +73,13 @@ def store_preview(folder: Folder, source: Source | StreamSource, modality: Modal
         return made
 
 
-def preview_dataset(path: str, output: Path, num_rows: int) -> None:
-    """Write the preview of a finished latent dataset, by the recipe inside it.
+def preview_dataset(path: str, output: Path, num_rows: int) -> bool:
+    """Write the preview of a finished latent dataset, by the recipe inside it; whether its encoder can decode, so that latents are in it.
 
     Raises:
         StoreError, RecipeError: the dataset can't be read, its encoder can't be had, or `output` is named like another kind of file than
             the modality makes.
-        EncoderError: the encoder can't decode.
+        EncoderError: the encoder can't decode, and none of the samples can be read any more.
     """
     from latentkit.build import line_of_dataset
     from latentkit.executors.local import default_device
@@ -83,8 +87,6 @@ def preview_dataset(path: str, output: Path, num_rows: int) -> None:
     dataset = open_dataset(path)
     line = line_of_dataset(dataset.folder)
     encoder = line.encoder_opener()(default_device())
-    if not isinstance(encoder, Decodes):
-        raise EncoderError(f"the encoder {line.encoder.provided.spec.name!r} can't decode, so there is no preview")
     modality = line.open_modality(encoder)
     if output.suffix.lower() != (suffix := preview_suffix(modality)):
         name = line.modality.provided.spec.name
@@ -93,7 +95,10 @@ def preview_dataset(path: str, output: Path, num_rows: int) -> None:
         source = line.open_source()
     except LatentkitError:
         source = None
-    write_preview(dataset.folder, source, modality, encoder, output, num_rows)
+    if not write_preview(dataset.folder, source, modality, encoder, output, num_rows):
+        name = line.encoder.provided.spec.name
+        raise EncoderError(f"no preview: the encoder {name!r} can't decode, and none of the samples can be read from the source any more")
+    return isinstance(encoder, Decodes)
 
 
 def _decode(dataset: LatentDataset, encoder: Decodes, latent: Tensor) -> Tensor:
@@ -121,7 +126,8 @@ def _counted(view: Prepared) -> Tensor | None:
     tensor, mask = without_mask(view.tensor), mask_of(view.tensor)
     if tensor is None or mask is None or mask.ndim != 1:
         return tensor
-    return tensor[:, : int(mask.nonzero().max()) + 1] if bool(mask.any()) else tensor
+    count = int(mask.nonzero().max()) + 1 if bool(mask.any()) else len(mask)
+    return tensor[:, :count] if tensor.ndim > 1 else tensor[:count]  # tokens have no channels
 
 
 def _find(source: Source | StreamSource | None, keys: set[str]) -> Iterator[Sample]:

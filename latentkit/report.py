@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from latentkit.train import TrainResult
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-REASONS_SHOWN = 3
+MOST_REASONS = 4
+"""Lines about skipped samples; the last one stands for several reasons where there are more."""
 KNOWN_BY_CONFIG = ("diffusers", "tiny-kl", "tiny-kl-16")
 """Encoders whose model folders `latentkit encode` tells apart by their config.json."""
 
@@ -66,9 +67,12 @@ def _why_skipped(folder: str) -> list[str]:
     from latentkit.inspect import inspect_dataset
 
     reasons: dict[str, int] = inspect_dataset(folder)["skipped"]
-    lines = [f"{count}: {reason}" for reason, count in list(reasons.items())[:REASONS_SHOWN]]
-    num_others = sum(list(reasons.values())[REASONS_SHOWN:])
-    return lines + [f"{num_others}: for other reasons"] * bool(num_others)
+    lines = [f"{count}: {reason}" for reason, count in reasons.items()]
+    if len(lines) <= MOST_REASONS:
+        return lines
+    others = list(reasons.values())[MOST_REASONS - 1 :]
+    folded = f"{sum(others)}: for {len(others)} other reasons; `latentkit inspect {_near(folder)}` lists them"
+    return [*lines[: MOST_REASONS - 1], folded]
 
 
 def _report_evaluation(result: EvaluateResult) -> str:

@@ -17,7 +17,7 @@ from latentkit.run_training import run_training
 from latentkit.shorthand import encode_recipe
 
 if TYPE_CHECKING:
-    from latentkit.contracts import Executor, InputSpec
+    from latentkit.contracts import Executor
     from latentkit.encode import EncodeSummary
     from latentkit.one_pass import Passed
     from latentkit.planning import EncodeInputs, EncodeSettings
@@ -164,26 +164,24 @@ def _run_encode(recipe: EncodeRecipe, options: RunOptions) -> EncodeRun:
 
 
 def _encode_together(lines: Mapping[str, Line], opened: Mapping[str, OpenLine]) -> dict[str, Passed]:
-    """What one pass over the source did, by name of the encoder; those that take another input than the first are left out."""
-    from latentkit.one_pass import Target, encode_in_one_pass
+    """What passes over the source did, one per input that several encoders share, by name; the other encoders are left out."""
+    from latentkit.one_pass import Target, encode_in_one_pass, group_by_input
 
-    def takes(name: str) -> InputSpec:
-        return opened[name].inputs.open_encoder(opened[name].device).input
-
-    first, *others = lines
-    alike = [first, *(name for name in others if takes(name) == takes(first))]
-    apart = [name for name in others if name not in alike]
-    if apart:
-        text = f"{', '.join(apart)}: not the input that {first} takes, so the source is read and prepared once more for each"
-        say(f"encoders: {text}")
-    if len(alike) == 1:
-        return {}
-    targets = [
-        Target(opened[name].folder, opened[name].inputs, opened[name].settings, _recipe_text(lines[name].recipe, lines[name]))
-        for name in alike
-    ]
-    passed = encode_in_one_pass(targets, opened[first].executor, opened[first].device, is_first_process())
-    return dict(zip(alike, passed, strict=True))
+    first = next(iter(opened.values()))
+    groups = group_by_input(lines, {name: parts.inputs for name, parts in opened.items()}, first.device)
+    if len(groups) > 1:
+        named = " | ".join(", ".join(group.names) for group in groups)
+        say(f"encoders take different inputs, so the source is read and prepared once for each of: {named}")
+    passed: dict[str, Passed] = {}
+    for group in groups:
+        targets = [
+            Target(opened[name].folder, opened[name].inputs, opened[name].settings, _recipe_text(lines[name].recipe, lines[name]))
+            for name in group.names
+        ]
+        if len(targets) > 1:
+            done = encode_in_one_pass(targets, group.modality, first.executor, first.device, is_first_process())
+            passed |= zip(group.names, done, strict=True)
+    return passed
 
 
 def _foretell(recipe: EncodeRecipe, options: RunOptions) -> str:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from latentkit.contracts import ModalitySpec
 from latentkit.errors import RecipeError
-from latentkit.plugins import discover
+from latentkit.plugins import DISABLE, discover
 
 DATA_SUFFIXES = (".parquet", ".tar", ".csv", ".arrow")
+CAPTION_TABLES = ("metadata.csv", "metadata.jsonl")
+"""What the source `folder` reads beside media."""
+LATENT_DATASET = {"plans", "units"}
+"""Sub-folders by which an earlier output is known, whose preview is no sample."""
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 MAX_LOOKED_AT = 10_000
 """Files of a folder that are looked at to tell what is in it."""
@@ -59,28 +64,69 @@ def _source(source: str, remarks: list[str]) -> tuple[dict[str, Any], str]:
 
 
 def _source_for(path: Path, remarks: list[str]) -> tuple[dict[str, Any], str]:
-    """`folder` for pictures, `datasets` for tables and tars, `folder` with other suffixes for what another modality reads."""
+    """`folder` for pictures, or what another modality reads where that is more; `datasets` for tables and tars.
+
+    Raises:
+        RecipeError: a single picture, film ...
+    """
     here = {"path": os.path.abspath(path)}
+    endings = {one.spec.name: tuple(one.spec.suffixes) for one in discover().provided if isinstance(one.spec, ModalitySpec)}
     if path.is_file():
+        _refuse_media(path, endings)
         return {"use": "datasets", "with": here}, "image"
-    suffixes = {one.spec.name: tuple(one.spec.suffixes) for one in discover().provided if isinstance(one.spec, ModalitySpec)}
-    names = [name.lower() for name in _names(path)]
-    counts = {modality: sum(name.endswith(endings) for name in names) for modality, endings in suffixes.items()}
-    num_tables = sum(name.endswith(DATA_SUFFIXES) for name in names)
-    most = "image" if counts["image"] else max(counts, key=lambda modality: counts[modality])
-    if most != "image" and counts[most] > num_tables:  # a table beside them has their captions
-        remarks.append(f"{path}: taken for files of the modality {most}, by their endings")
-        return {"use": "folder", "with": {**here, "suffixes": list(suffixes[most])}}, most
-    return {"use": "datasets" if num_tables and not counts["image"] else "folder", "with": here}, "image"
+    names = _names(path)
+    counts = {modality: sum(name.endswith(ends) for name in names) for modality, ends in endings.items()}
+    tables = [name for name in names if name.endswith(DATA_SUFFIXES) and not (name in CAPTION_TABLES and any(counts.values()))]
+    modality = max(counts, key=lambda one: (counts[one], one == "image"))
+    if counts[modality] <= len(tables):
+        modality = "image"  # in the tables, unless pictures lie beside them
+    in_tables = bool(tables) and not counts["image"] and modality == "image"
+    remarks += _left_out(path, names, endings, None if in_tables else modality)
+    if modality == "image":
+        return {"use": "datasets" if in_tables else "folder", "with": here}, modality
+    remarks.append(f"{path}: taken for files of the modality {modality}, by their endings")
+    return {"use": "folder", "with": {**here, "suffixes": list(endings[modality])}}, modality
 
 
-def _names(path: Path) -> Iterable[str]:
-    seen = 0
-    for _, _, names in os.walk(path):
-        yield from names
-        seen += len(names)
-        if seen > MAX_LOOKED_AT:
-            return
+def _refuse_media(file: Path, endings: Mapping[str, tuple[str, ...]]) -> None:
+    """Say what to give instead of a single picture, film ..., which only a folder of them is a source of."""
+    name = file.name.lower()
+    for modality, ends in endings.items():
+        if name.endswith(ends) and not name.endswith(DATA_SUFFIXES):
+            what = f"a single file of the modality {modality}; expected a folder of such files, or a file with a table or a tar"
+            raise RecipeError(f"source {file}: {what}. Give the folder that it lies in, or put it into one of its own")
+
+
+def _left_out(path: Path, names: Sequence[str], endings: Mapping[str, tuple[str, ...]], taken: str | None) -> list[str]:
+    """A remark for each modality whose files aren't taken: how many there are, and the options that would take them.
+
+    Args:
+        taken: the modality whose files are; None where tables are.
+    """
+    among = f" among the first {len(names)}" if len(names) > MAX_LOOKED_AT else ""
+    remarks = []
+    for modality, ends in endings.items():
+        left = [name for name in names if name.endswith(ends) and not (taken and name.endswith(endings[taken]))]
+        if left:
+            there = ",".join(end for end in ends if any(name.endswith(end) for name in left))
+            sets = ["source.use=folder"] * (taken is None) + [f"modality.use={modality}", f"'source.with.suffixes=[{there}]'"]
+            what = "1 file of the modality {} is" if len(left) == 1 else f"{len(left)} files of the modality {{}} are"
+            remarks.append(f"{path}: {what.format(modality)} left out{among}; to take those instead: --set {' --set '.join(sets)}")
+    return remarks
+
+
+def _names(path: Path) -> list[str]:
+    """Names of the files below a folder, in lower case, as far as the source `folder` looks: nothing hidden, no earlier output."""
+    names: list[str] = []
+    for parent, below, files in os.walk(path):
+        if Path(parent) != path and set(below) >= LATENT_DATASET:
+            below.clear()
+            continue
+        below[:] = [name for name in below if not name.startswith(".")]
+        names += [name.lower() for name in files if not name.startswith(".")]
+        if len(names) > MAX_LOOKED_AT:
+            break
+    return names
 
 
 def _encoder(encoder: str, remarks: list[str]) -> dict[str, Any]:
@@ -88,10 +134,36 @@ def _encoder(encoder: str, remarks: list[str]) -> dict[str, Any]:
         return {"use": encoder}
     path = Path(encoder).expanduser()
     if path.exists():
-        return {"use": "tiny-kl" if _is_tiny_kl(path) else "diffusers", "with": {"model": os.path.abspath(path)}}
+        return {"use": _encoder_for(path), "with": {"model": os.path.abspath(path)}}
     if HUB_ID.fullmatch(encoder) and not encoder.startswith("."):
         return {"use": "diffusers", "with": {"model": encoder}}
     raise RecipeError(_nothing("encoder", encoder))
+
+
+def _encoder_for(path: Path) -> str:
+    """The encoder that opens a model's folder or file, as far as a config.json tells.
+
+    Raises:
+        RecipeError: it doesn't tell.
+    """
+    if _is_tiny_kl(path):
+        return "tiny-kl"
+    configs = [path / "config.json", *path.glob("*/config.json")]  # of a pipeline, in a folder for each part
+    if path.is_file() or any(_names_class(config) for config in configs):
+        return "diffusers"
+    what = "no config.json in it, or in a folder in it, has the _class_name of a diffusers model"
+    advice = f"Another model is opened with --encoder NAME --set encoder.with.model={path}, where NAME is an encoder plugin"
+    raise RecipeError(f"encoder {path}: {what}. {advice}: {_known('encoder')}")
+
+
+def _names_class(config: Path) -> bool:
+    try:
+        found = json.loads(config.read_text(encoding="utf-8"))
+    except OSError:
+        return False
+    except ValueError:
+        return True  # the encoder `diffusers` says what is wrong with it
+    return isinstance(found, dict) and isinstance(found.get("_class_name"), str)
 
 
 def _is_tiny_kl(path: Path) -> bool:
@@ -109,8 +181,13 @@ def _names_plugin(kind: str, word: str, remarks: list[str]) -> bool:
 
 
 def _nothing(kind: str, word: str) -> str:
-    known = f"no {kind} plugin of that name ({_known(kind)})"
-    return f"{kind} {word}: there is no such path, {known}, and it is no hub id (owner/name)"
+    """Why a word is neither plugin, path nor hub id, and what may have kept a plugin of that name away."""
+    registry = discover()
+    lines = [f"{kind} {word}: there is no such path, no {kind} plugin of that name ({_known(kind)}), and it is no hub id (owner/name)"]
+    if registry.disabled:
+        lines.append(f"  left out by {DISABLE}: {', '.join(' '.join(one) for one in registry.disabled)}")
+    lines += [f"  a plugin has a problem: {problem}" for problem in registry.problems]
+    return "\n".join(lines)
 
 
 def _known(kind: str) -> str:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 
 from latentkit.contracts import BuildContext, Moments, Normalization, Reconstruction
@@ -34,7 +37,9 @@ def open_diffusers(config: DiffusersConfig, context: BuildContext) -> DiffusersE
         EncoderError: there is no such model, its class isn't driven, or an option doesn't fit it.
     """
     config_file = context.recipe_dir / Path(config.config).expanduser() if config.config else None
-    path = find_model(config.model, config.subfolder, config.revision, context.recipe_dir) if config.model else None
+    path = None
+    if config.model:
+        path = find_model(config.model, config.subfolder, config.revision, context.recipe_dir, context.modality)
     dtype = getattr(torch, config.dtype)
     return DiffusersEncoder(path, config_file, dtype, config.tiling, context.device, context.seed, context.modality, config.indices)
 
@@ -67,20 +72,22 @@ class DiffusersEncoder:
         self._path, self._config_file, self._dtype, self._tiling = path, config_file, dtype, tiling
         self._device, self._seed = device, seed
         self._decoder_hash = ""
-        self._config = read_config(_config_place(path, config_file))
+        self._config_place = _config_place(path, config_file)
+        self._config = read_config(self._config_place)
         measured = measure_model(self._config, modality, indices, tiling)
         self._driver: Driver = measured.driver
         self._traits = measured.driver.traits
         self._complete_config = measured.config
         self.modality, self.input, self.layout = measured.modality, measured.input, measured.layout
+        self._mel_rows = int(self.input.mel.bins // self._downscale("M")) if self.input.mel is not None else 0
+        self._check_statistics()
 
     @property
     def normalization(self) -> Normalization:
         """As the model's own pipelines do it."""
         has_own = self._traits.statistics in ("buffers", "batch-norm")
         model = (self._encoding_half if self._path is not None else self.module.model) if has_own else None
-        whole = int(self.input.mel.bins // self._downscale("M")) if self.input.mel is not None else 0
-        return read_normalization(self._complete_config, self._traits, self.layout, model, whole)
+        return read_normalization(self._complete_config, self._traits, self.layout, model, self._mel_rows)
 
     def encode(self, batch: Tensor) -> dict[str, Tensor]:
         """Posterior moments, latents or indices of a batch.
@@ -100,10 +107,23 @@ class DiffusersEncoder:
             return self._driver.encode(self._encoding_half, batch.to(self._device))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Raw latents or indices, (N, *layout.axes), to a batch like the input, (N, *input.axes), about in its range, float32."""
+        """Raw latents or indices, (N, *layout.axes), to a batch like the input, (N, *input.axes), about in its range, float32.
+
+        Raises:
+            EncoderError: the decoder can't take them, as where the config gives it other channels than the encoder.
+        """
         latents = latents.to(self._device) if self._driver.indices else latents.to(self._device, self._dtype)
-        with torch.inference_mode():
-            return self._driver.decode(self._decoding_half, latents).float()
+        model = self._decoding_half
+        try:
+            with torch.inference_mode():
+                return self._driver.decode(model, latents).float()
+        except RuntimeError as error:
+            if should_reduce_batch_size(error):
+                raise
+            raise EncoderError(
+                f"the decoder of {self._config['_class_name']} can't take latents of shape {tuple(latents.shape)}: {error}; the encoder's "
+                f"have {self.layout.channels} channels: look at what {self._config_place} gives its decoder"
+            ) from error
 
     def compile(self) -> None:
         """Compile the encoding half, a graph per shape: which one a batch runs, and so its bits, must not depend on the batches before."""
@@ -163,6 +183,28 @@ class DiffusersEncoder:
         put_statistics(self.module.model, self._traits, mean, std)
 
     # ------------------------------------------------------------ inside
+
+    def _check_statistics(self) -> None:
+        """Hold the number of shifts and scales, which the config decides without any weights, to the latents.
+
+        Raises:
+            EncoderError: they don't fit.
+        """
+        traits, sizes = self._traits, {}
+        if traits.statistics == "config" and not self._driver.indices:
+            sizes = {name: np.size(self._complete_config[name]) for name in PLACES if self._complete_config.get(name) is not None}
+        elif traits.statistics in ("buffers", "batch-norm"):
+            with torch.device("meta"), torch.random.fork_rng(devices=[]):
+                model = build_model(self._config)
+            sizes = {name: values.numel() for name, values in model.named_buffers() if name.startswith(PLACES) and values.ndim}
+        channels = self.layout.channels * math.prod(factor or self._mel_rows for factor in traits.fold.values())
+        for name, size in sizes.items():
+            per_frame = "T" in traits.axes and traits.statistics == "config" and size > 0 and size % channels == 0
+            if size != channels and not per_frame:
+                raise EncoderError(
+                    f"{self._config_place}: by it {name} has {size} values for latents of {channels} channels, so that they can't be "
+                    "normalised; mend the config"
+                )
 
     def _check(self, batch: Tensor) -> None:
         axes, channels = self.input.axes, self.input.channels
@@ -225,7 +267,7 @@ class TrainedModel(nn.Module):
 
 def _config_place(path: Path | None, config_file: Path | None) -> Path:
     if path is not None and path.is_dir():
-        return path
+        return path / "config.json"
     if config_file is not None:
         return config_file
     if path is not None and path.with_name("config.json").is_file():

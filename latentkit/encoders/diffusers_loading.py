@@ -15,8 +15,9 @@ from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from safetensors import SafetensorError
 
-from latentkit.encoders.diffusers_table import TRAITS
+from latentkit.encoders.diffusers_table import TRAITS, find_traits
 from latentkit.encoders.hub import find_model_path
+from latentkit.encoders.weight_files import read_tensors
 from latentkit.errors import EncoderError
 
 SUBFOLDERS = ("vae", "audio_vae")
@@ -33,22 +34,39 @@ ORIGINAL_NAME = "encoder.down.0.block.0."
 """In every checkpoint of latent-diffusion's own trainers, with or without a prefix, and in none of diffusers."""
 
 
-def find_model(model: str, subfolder: str | None, revision: str | None, recipe_dir: Path) -> Path:
+def find_model(model: str, subfolder: str | None, revision: str | None, recipe_dir: Path, modality: str = "") -> Path:
     """The local folder (with its config.json) or the single file of a model; a hub id is downloaded.
 
+    Args:
+        modality: the recipe's; of several autoencoders in a pipeline, the first that takes it is meant.
+
     Raises:
-        EncoderError: nothing is there, or the hub can't be reached.
+        EncoderError: nothing is there, the hub can't be reached, or another subfolder than the named one takes the modality.
     """
     prefixes = [f"{subfolder}/"] if subfolder else ["", *(f"{name}/" for name in SUBFOLDERS)]
     path = find_model_path(model, revision, [prefix + file for prefix in prefixes for file in FILES], recipe_dir)
     if path.is_file():
         return path
-    for folder in [path / subfolder] if subfolder else [path, *(path / name for name in SUBFOLDERS)]:
-        if (folder / "config.json").is_file():
-            return folder
-    places = subfolder or f"it, {', '.join(SUBFOLDERS)}"
-    wanted = "the folder of a diffusers autoencoder or pipeline, or a .safetensors file"
-    raise EncoderError(f"model {model}: no config.json in {places}; expected {wanted}")
+    places = [path / subfolder] if subfolder else [path, *(path / name for name in SUBFOLDERS)]
+    folders = [folder for folder in places if (folder / "config.json").is_file()]
+    if not folders:
+        where = subfolder or f"it, {', '.join(SUBFOLDERS)}"
+        wanted = "the folder of a diffusers autoencoder or pipeline, or a file of weights (.safetensors, .ckpt, .pt, .pth, .bin)"
+        raise EncoderError(f"model {model}: no config.json in {where}; expected {wanted}")
+    fitting = [folder for folder in folders if _takes(folder, modality)]
+    beside = [place for name in SUBFOLDERS if not fitting and _takes(place := folders[0].parent / name, modality)]
+    if beside:
+        raise EncoderError(f"model {model}: {folders[0].name} doesn't take the modality {modality!r}; {beside[0].name} beside it does")
+    return (fitting or folders)[0]
+
+
+def _takes(folder: Path, modality: str) -> bool:
+    """Whether a folder holds a model of this modality; a folder without one, or with one that can't be driven, doesn't."""
+    try:
+        config = read_config(folder)
+    except EncoderError:
+        return False
+    return any(modality in traits.modalities for traits in find_traits(config["_class_name"], config))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -82,7 +100,7 @@ def load_model(path: Path, config_file: Path | None, dtype: torch.dtype) -> Any:
     """A model in eval mode without gradients, every tensor of which came from its file.
 
     Args:
-        path: folder, or single .safetensors file.
+        path: folder, or single file.
         config_file: config.json of a single file; None looks beside it.
         dtype: of the weights.
 
@@ -126,15 +144,14 @@ def _load_folder(folder: Path, dtype: torch.dtype) -> Any:
 
 def _load_file(file: Path, config_file: Path | None, dtype: torch.dtype) -> Any:
     """A single file: in diffusers' names with a config beside it, else in the original trainers' names, which diffusers converts."""
-    from safetensors.torch import load_file
-
     config_file = config_file or file.with_name("config.json")
     config = read_config(config_file)
     model_class = getattr(diffusers, config["_class_name"])
+    read = read_tensors(file)
     try:
         model = model_class.from_config(config)
         own = model.state_dict()
-        tensors = _in_own_names(load_file(file), config, set(own))
+        tensors = _in_own_names(read, config, set(own))
         model._fix_state_dict_keys_on_load(tensors)
         misshaped = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
         _check_keys(file, sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own)), misshaped)

@@ -64,6 +64,8 @@ def put_statistics(model: Any, traits: Traits, mean: Tensor, std: Tensor) -> Non
 
     Where a config has a field for a shift, pipelines apply per-channel fields *and* `scaling_factor`, so one pair over all channels is what
     every one of them, the oldest included, gets right: the per-channel fields stay empty. A class without any place for them is left alone.
+    Either way a training run writes what it measured of each channel to `latent_statistics.json` in the model's folder
+    (`latentkit.training_result`).
     """
     mean, std = mean.double(), std.double()
     centre = float(mean.mean())

@@ -5,18 +5,16 @@ Nothing is downloaded, and no pickle is read: a missing network is an error, nev
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from latentkit.contracts import BuildContext
+from latentkit.encoders.weight_files import read_tensors
 from latentkit.errors import EncoderError
 from latentkit.losses.features import EncoderFeatures, Features, open_transformers
 from latentkit.metrics.inception import FID_CLASSES, build_inception
@@ -28,6 +26,10 @@ if TYPE_CHECKING:
 PICTURE_RANGE = (0.0, 1.0)
 GRID = (16, 16)
 """Of a network that gives maps, which are then averaged: 224 pixels for patches of 14."""
+INCEPTION_IS = (
+    "Inception v3 as FID has it is https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+    "pt_inception-2015-12-05-6726825d.pth"
+)
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def open_features(config: RfidConfig, context: BuildContext) -> FeatureNetwork:
     if path.is_dir():
         features = open_transformers(str(path), path, PICTURE_RANGE)
         return FeatureNetwork(f"the network {path.name}, averaged over positions", _pooled(features))
-    tensors = read_tensors(path)
+    tensors = read_tensors(path, INCEPTION_IS)
     try:
         network = build_inception(tensors).to(context.device)
     except ValueError as error:
@@ -74,26 +76,6 @@ def open_features(config: RfidConfig, context: BuildContext) -> FeatureNetwork:
     is_fid = "fc.weight" in tensors and tensors["fc.weight"].shape[0] == FID_CLASSES
     kind = "pools as TensorFlow's FID graph of 2015" if is_fid else "torchvision's, whose numbers differ from those of the FID graph"
     return FeatureNetwork(f"Inception v3 ({path.name}; {kind}; bilinear to 299 x 299)", network)
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors in a .safetensors file, or in a .pth that torch reads without running anything in it.
-
-    Raises:
-        EncoderError: it isn't there, is something else, or asks for code to be run.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        values = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError) as error:
-        raise EncoderError(f"{path}: the feature network's weights can't be read: {error}") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise EncoderError(f"{path}: expected a state dict of plain tensors (weights_only=True refuses anything else): {reason}") from error
-    if not isinstance(values, dict) or not all(isinstance(value, Tensor) for value in values.values()):
-        raise EncoderError(f"{path}: expected a state dict, names to tensors, got {type(values).__name__}")
-    return values
 
 
 def _pooled(features: Features) -> Callable[[Tensor], Tensor]:

@@ -101,6 +101,53 @@ def test_encode_inspect_preview(make_photos: MakePhotos, kl_folder: Path, tmp_pa
     assert width(tmp_path / "look.png") < with_sources
 
 
+def spoil(photos: Path, num_reasons: int) -> None:
+    """Add pictures that can't be used, each for a reason of its own, and one more for the first reason."""
+    whole = (photos / "000.png").read_bytes()
+    Image.new("RGB", (4, 4)).save(photos / "x-small.png")
+    Image.new("RGB", (300, 300)).save(photos / "x-large.png")
+    spoilt = {"x-empty": b"", "x-empty-too": b"", "x-text": b"no picture", "x-cut": whole[: len(whole) // 2]}
+    for name, content in spoilt.items():
+        (photos / f"{name}.png").write_bytes(content)
+    for name in ["x-large", "x-small"][: 5 - num_reasons]:
+        (photos / f"{name}.png").unlink()
+
+
+@pytest.mark.parametrize("num_reasons", [4, 5])
+def test_reasons_are_folded_only_where_a_line_stands_for_several(make_photos: MakePhotos, tmp_path: Path, num_reasons: int) -> None:
+    spoil(make_photos(4), num_reasons)
+    done = latentkit("encode", "photos", "out", *FAST, "--set", "modality.with.max_pixels=80000", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = re.findall(r"skipped +(\d+): (.*)", done.stdout)
+    found = json.loads(latentkit("inspect", tmp_path / "out", "--json").stdout)["skipped"]
+    assert len(found) == num_reasons
+    shown = {reason: int(count) for count, reason in lines if reason in found}
+    assert shown == {reason: found[reason] for reason in shown}
+    if num_reasons == 4:
+        assert len(shown) == len(lines) == 4
+    else:
+        assert len(shown) == 3
+        assert lines[3:] == [("2", "for 2 other reasons; `latentkit inspect out` lists them")]
+
+
+def test_too_many_bad_samples_come_with_the_most_frequent_reasons(make_photos: MakePhotos, tmp_path: Path) -> None:
+    photos = make_photos(20)
+    for number in range(2, 15):
+        (photos / f"{number:03d}.png").unlink()
+        Image.new("RGB", (4 if number < 10 else 300, 4 if number < 10 else 300)).save(photos / f"{number:03d}.png")
+    views = ["--set", "modality.with.views=[plain,hflip]", "--set", "modality.with.max_pixels=80000"]
+    done = latentkit("encode", "photos", "out", *FAST, *views, cwd=tmp_path)
+    assert done.returncode == 2
+    (said,) = re.findall(r"(\d+) of 20 samples could not be used so far: (.*), more than max_bad", done.stderr)
+    counts = [int(count) for count in re.findall(r"\((\d+) times\)", said[1])]
+    # Of units of two, that with the eleventh bad one is the last; another may have been committed meanwhile.
+    assert counts[0] == 8
+    assert counts[1] in (3, 4, 5)
+    assert len(counts) == 2
+    assert int(said[0]) == sum(counts)
+    assert "pixels" in said[1]
+
+
 def test_recipe_written_by_encode_is_the_same_run(make_photos: MakePhotos, kl_folder: Path, tmp_path: Path) -> None:
     photos = make_photos(3)
     latentkit("encode", photos, tmp_path / "out", "--encoder", kl_folder, *FAST)

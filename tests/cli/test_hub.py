@@ -9,17 +9,23 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import diffusers
+import pytest
+import torch
+from huggingface_hub import constants
+
 import latentkit as lk
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+OTHER_COMMIT = "89abcdef0123456789abcdef0123456789abcdef"
 
 
-def fill_cache(cache: Path, repository: str, folder: Path, subfolder: str) -> None:
-    """The files of `folder` as the hub library keeps a downloaded repository."""
+def fill_cache(cache: Path, repository: str, folder: Path, subfolder: str, revision: str = "main", commit: str = COMMIT) -> None:
+    """The files of `folder` as the hub library keeps a downloaded revision of a repository."""
     place = cache / f"models--{repository.replace('/', '--')}"
-    (place / "refs").mkdir(parents=True)
-    (place / "refs" / "main").write_text(COMMIT)
-    shutil.copytree(folder, place / "snapshots" / COMMIT / subfolder)
+    (place / "refs").mkdir(parents=True, exist_ok=True)
+    (place / "refs" / revision).write_text(commit)
+    shutil.copytree(folder, place / "snapshots" / commit / subfolder)
 
 
 def test_hub_id_of_a_model_and_of_a_pipeline(make_photos: Callable[..., Path], kl_folder: Path, tmp_path: Path) -> None:
@@ -36,3 +42,27 @@ def test_hub_id_of_a_model_and_of_a_pipeline(make_photos: Callable[..., Path], k
     fingerprints = {lk.open(tmp_path / name).fingerprint for name in ("model", "pipeline")}
     overrides = {"batch_size": 3, "output.unit_size": 3, "threads": 1, "preview": 0}
     assert fingerprints == {lk.encode(photos, tmp_path / "local", encoder=kl_folder, size=32, overrides=overrides).fingerprint}
+
+
+def test_revision_and_subfolder_choose_the_weights(
+    make_photos: Callable[..., Path], kl_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    photos, place = make_photos(3), "stages/first"
+    newer = diffusers.AutoencoderKL.from_pretrained(kl_folder)
+    with torch.no_grad():
+        newer.quant_conv.bias[:4] += 2.0  # of the means
+    newer.save_pretrained(tmp_path / "newer")
+    fill_cache(tmp_path / "hub", "somebody/model", tmp_path / "newer", place)
+    fill_cache(tmp_path / "hub", "somebody/model", kl_folder, place, "v1", OTHER_COMMIT)
+    fixed = {"encoder.with.subfolder": place, "batch_size": 3, "output.dtype": "float32", "threads": 1, "preview": 0}
+    revisions = {"newest": {}, "branch": {"encoder.with.revision": "v1"}, "commit": {"encoder.with.revision": OTHER_COMMIT}}
+    for name, revision in revisions.items():
+        lk.encode(photos, tmp_path / name, encoder="somebody/model", size=32, overrides=fixed | revision)
+    data = {name: lk.open(tmp_path / name) for name in revisions}
+    for number in range(3):
+        newest, branch, commit = (data[name].moments(number)["mean"] for name in revisions)
+        torch.testing.assert_close(newest, branch + 2.0, rtol=1e-5, atol=1e-5)
+        assert torch.equal(commit, branch)
+    assert data["commit"].fingerprint == data["branch"].fingerprint != data["newest"].fingerprint

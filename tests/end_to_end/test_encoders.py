@@ -155,7 +155,7 @@ def test_encoders_of_other_input_are_said_and_run_apart(
     values = recipe(tmp_path / "one")
     values["encoders"]["masked"] = {"use": "waves", "with": {"takes_mask": True}}
     lk.run(values)
-    assert "encoders: masked: not the input that ragged takes" in capsys.readouterr().err
+    assert "prepared once for each of: ragged, whole, codes | masked" in capsys.readouterr().err
     assert without_first(prepared) == {2}
 
 

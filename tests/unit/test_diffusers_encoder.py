@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,27 @@ def test_pipeline_folder_is_found_by_its_vae(kl_folder: Path, tmp_path: Path, ba
     expected = open_model(kl_folder).encode(batch)["mean"]
     assert torch.equal(open_model(tmp_path / "pipeline").encode(batch)["mean"], expected)
     assert torch.equal(open_model(tmp_path / "pipeline", subfolder="vae").encode(batch)["mean"], expected)
+
+
+def test_of_a_pipelines_autoencoders_the_one_of_the_modality_is_opened(kl_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(kl_folder, tmp_path / "pipeline" / "vae")
+    with torch.random.fork_rng(), warnings.catch_warnings(action="ignore"):
+        sound = diffusers.AutoencoderOobleck(8, [2, 4], [1, 2], 4, 4)
+    sound.save_pretrained(tmp_path / "pipeline" / "audio_vae")
+
+    def open_for(modality: str, folder: Path, **options: Any) -> str:
+        return open_diffusers(DiffusersConfig(model=str(folder), **options), BuildContext(modality=modality)).modality
+
+    pipeline = tmp_path / "pipeline"
+    assert [open_for(name, pipeline) for name in ("image", "video", "audio", "")] == ["image", "video", "audio", "image"]
+    for folder, options in ((pipeline, {"subfolder": "vae"}), (pipeline / "vae", {})):
+        with pytest.raises(EncoderError, match="vae doesn't take the modality 'audio'; audio_vae beside it does"):
+            open_for("audio", folder, **options)
+    with pytest.raises(EncoderError, match="audio_vae doesn't take the modality 'image'; vae beside it does"):
+        open_for("image", pipeline, subfolder="audio_vae")
+    assert open_for("text", pipeline) == "image", "neither takes it: what runs the recipe says so"
+    (pipeline / "vae" / "config.json").write_text('{"_class_name": "UNet2DModel"}')
+    assert open_for("audio", pipeline) == "audio"
 
 
 def test_encoding_holds_no_decoder(kl_folder: Path, batch: torch.Tensor) -> None:

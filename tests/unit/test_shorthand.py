@@ -1,7 +1,9 @@
-"""What a folder is taken for by the names of its files; of modalities there are `image` and one of a plugin."""
+"""What a folder is taken for by the names of its files, and a model by its config; of modalities there are `image` and one of a plugin."""
 
 from __future__ import annotations
 
+import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ import pytest
 from latentkit import shorthand
 from latentkit.contracts import Config, ModalitySpec
 from latentkit.errors import RecipeError
-from latentkit.plugins import Provided, Registry, discover
+from latentkit.plugins import Problem, Provided, Registry, discover
+from latentkit.recipe import EncodeRecipe, parse_recipe
 
 
 class NoConfig(Config):
@@ -40,7 +43,15 @@ def recipe_of(folder: Path, names: list[str], encoder: str | None = "tiny-kl") -
     ("names", "source", "modality"),
     [
         (["a.jpg"], "folder", "image"),
-        (["a.jpg", "a.wav", "b.wav"], "folder", "image"),
+        (["a.jpg", "b.jpg", "a.wav", "b.wav"], "folder", "image"),
+        (["a.jpg", "b.jpg", "a.wav"], "folder", "image"),
+        (["cover.jpg", "a.wav", "b.wav"], "folder", "sound"),
+        (["a.jpg", "a.tar", "b.tar"], "folder", "image"),
+        (["a.jpg", "a.wav", "b.wav", "0.tar", "1.tar"], "folder", "image"),
+        (["a.wav", "metadata.csv"], "folder", "sound"),
+        (["metadata.csv"], "datasets", "image"),
+        (["a.wav", "old/preview.png", "old/more.png", "old/plans/000", "old/units/x"], "folder", "sound"),
+        (["a.wav", "._a.jpg", ".thumbs/a.jpg"], "folder", "sound"),
         (["a.parquet"], "datasets", "image"),
         (["deep/a.wav"], "folder", "sound"),
         (["a.WAV", "b.wav", "metadata.csv"], "folder", "sound"),
@@ -53,7 +64,96 @@ def test_a_folder_is_what_its_files_are(tmp_path: Path, names: list[str], source
     values, remarks = recipe_of(tmp_path, names)
     assert (values["source"]["use"], values["modality"]["use"]) == (source, modality)
     assert values["source"]["with"].get("suffixes") == ([".wav", ".nii.gz"] if modality == "sound" else None)
-    assert any("modality sound" in remark for remark in remarks) == (modality == "sound")
+    assert any("taken for files of the modality sound" in remark for remark in remarks) == (modality == "sound")
+
+
+@pytest.mark.parametrize(
+    ("names", "what"),
+    [
+        (["a.jpg", "a.wav"], "1 file of the modality sound is left out"),
+        (["a.jpg", "b.jpg", "c.jpg", "a.wav", "b.wav"], "2 files of the modality sound are left out"),
+        (["a.jpg", "b.png", "a.wav", "b.wav", "c.wav"], "2 files of the modality image are left out"),
+        (["a.wav", "0.tar", "1.tar"], "1 file of the modality sound is left out"),
+    ],
+)
+def test_what_is_left_out_is_counted_and_its_options_take_it(tmp_path: Path, names: list[str], what: str) -> None:
+    values, remarks = recipe_of(tmp_path, names)
+    (remark,) = [remark for remark in remarks if "left out" in remark]
+    assert what in remark
+    words = shlex.split(remark.partition("to take those instead: ")[2])
+    assert words[::2] == ["--set"] * (len(words) // 2)
+    recipe = parse_recipe(values, "encode", tmp_path, words[1::2])
+    assert isinstance(recipe, EncodeRecipe)
+    left = [".jpg", ".png"] if "modality image" in what else [".wav"]
+    assert (recipe.source.use, recipe.source.with_) == ("folder", {"path": str(tmp_path), "suffixes": left})
+    assert recipe.modality.use == ("image" if "modality image" in what else "sound")
+
+
+@pytest.mark.parametrize("names", [["a.jpg", "b.txt"], ["a.wav", "metadata.csv"], ["0.tar"]])
+def test_nothing_is_said_where_nothing_is_left_out(tmp_path: Path, names: list[str]) -> None:
+    assert not any("left out" in remark for remark in recipe_of(tmp_path, names)[1])
+
+
+@pytest.mark.parametrize(("name", "modality"), [("a.WAV", "sound"), ("a.nii.gz", "sound"), ("a.jpg", "image")])
+def test_a_single_file_of_media_asks_for_its_folder(tmp_path: Path, name: str, modality: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(RecipeError, match=f"a single file of the modality {modality}; expected a folder of such files"):
+        shorthand.encode_recipe(str(tmp_path / name), "out", "tiny-kl")
+
+
+def test_a_single_table_is_a_source(tmp_path: Path) -> None:
+    (tmp_path / "metadata.csv").touch()
+    assert shorthand.encode_recipe(str(tmp_path / "metadata.csv"), "out", "tiny-kl")[0]["source"]["use"] == "datasets"
+
+
+MODELS: list[tuple[dict[str, Any], str | None]] = [
+    ({"config.json": {"_class_name": "AutoencoderKL"}}, "diffusers"),
+    ({"config.json": {"_class_name": "TinyKL"}}, "tiny-kl"),
+    ({"vae/config.json": {"_class_name": "AutoencoderKLWan"}, "text_encoder/config.json": {"architectures": ["T5"]}}, "diffusers"),
+    ({"audio_vae/config.json": {"_class_name": "AutoencoderOobleck"}}, "diffusers"),
+    ({"movq/config.json": {"_class_name": "VQModel"}}, "diffusers"),  # with --set encoder.with.subfolder=movq
+    ({"config.json": {"kind": "volume-kl", "channels": 1}}, None),
+    ({"config.json": {"architectures": ["T5EncoderModel"], "model_type": "t5"}}, None),
+    ({"config.json": {"_class_name": None}}, None),
+    ({"config.json": ["_class_name"]}, None),
+    ({"text_encoder/config.json": {"architectures": ["CLIPTextModel"]}}, None),
+    ({}, None),
+]
+
+
+@pytest.mark.parametrize(("configs", "encoder"), MODELS)
+def test_a_model_is_opened_by_what_its_config_names(tmp_path: Path, configs: dict[str, Any], encoder: str | None) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    for name, config in configs.items():
+        (model / name).parent.mkdir(exist_ok=True)
+        (model / name).write_text(json.dumps(config))
+    if encoder is None:
+        with pytest.raises(RecipeError) as refused:
+            recipe_of(tmp_path / "sounds", ["a.wav"], str(model))
+        assert f"--encoder NAME --set encoder.with.model={model}, where NAME is an encoder plugin: diffusers, tiny-kl" in str(refused.value)
+    else:
+        values, _ = recipe_of(tmp_path / "sounds", ["a.wav"], str(model))
+        assert values["encoder"] == {"use": encoder, "with": {"model": str(model)}}
+
+
+def test_a_config_that_is_no_json_is_left_to_diffusers_to_explain(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{")
+    values, _ = recipe_of(tmp_path / "photos", ["a.jpg"], str(tmp_path / "model"))
+    assert values["encoder"]["use"] == "diffusers"
+
+
+@pytest.mark.parametrize(("source", "encoder"), [("sample-photos", "acme"), ("acme", "tiny-kl")])
+def test_an_unknown_name_comes_with_what_plugins_have_gone_missing(monkeypatch: pytest.MonkeyPatch, source: str, encoder: str) -> None:
+    problem = Problem("acme-kl", "2.0", "acme = acme_kl", "ImportError: libacme.so.3")
+    registry = Registry(discover().provided, [problem], [("acme-off", "1.0")])
+    monkeypatch.setattr(shorthand, "discover", lambda: registry)
+    with pytest.raises(RecipeError) as refused:
+        shorthand.encode_recipe(source, "out", encoder)
+    first, *others = str(refused.value).splitlines()
+    assert "acme: there is no such path, no " in first
+    assert others == ["  left out by LATENTKIT_DISABLE: acme-off 1.0", f"  a plugin has a problem: {problem}"]
 
 
 def test_what_the_usual_encoder_cannot_take_needs_one(tmp_path: Path) -> None:

@@ -38,12 +38,12 @@ class FeatureEncoder:
         takes_any_size = "interpolate_pos_encoding" in inspect.signature(network.forward).parameters
         self._options = {"interpolate_pos_encoding": True} if takes_any_size else {}
         sizes = {axis: SizeRule(multiple=self._patch) for axis in "HW"}
-        self.input = InputSpec(channels=3, range=(0.0, 1.0), sizes=sizes)
+        self.input = InputSpec(channels=3, sizes=sizes)
         self.layout = LatentLayout("features", "deterministic", "CHW", network.config.hidden_size, self._patch)
 
     @torch.inference_mode()
     def encode(self, batch: Tensor) -> dict[str, Tensor]:
-        """{"latent": (N, C, H / patch, W / patch)} of a batch (N, 3, H, W) in [0, 1].
+        """{"latent": (N, C, H / patch, W / patch)} of a batch (N, 3, H, W) in [-1, 1].
 
         Raises:
             ValueError: H or W is not a multiple of the patch.
@@ -52,7 +52,7 @@ class FeatureEncoder:
         if batch.shape[2:] != (height * self._patch, width * self._patch):
             raise ValueError(f"height and width must be multiples of {self._patch}, got {tuple(batch.shape[2:])}")
         mean, deviation = self._colours
-        pixels = (batch.to(mean) - mean) / deviation
+        pixels = ((batch.to(mean) + 1) / 2 - mean) / deviation
         state: Tensor = self.network(pixel_values=pixels, **self._options).last_hidden_state
         return {"latent": state[:, -height * width :].mT.reshape(len(batch), -1, height, width)}
 

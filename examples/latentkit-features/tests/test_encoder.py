@@ -58,17 +58,17 @@ class TestViT(EncoderContract):
 def test_features_are_the_models_own_patch_tokens(tmp_path: Path) -> None:
     model = write_dinov2(tmp_path / "model")
     encoder = latentkit_encoders().build(FeaturesConfig(model="model"), BuildContext(recipe_dir=tmp_path))
-    batch = torch.rand(2, 3, 28, 42)
-    pixels = (batch - torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1)) / torch.tensor([0.25, 0.2, 0.5]).view(3, 1, 1)
+    colours = torch.rand(2, 3, 28, 42)
+    pixels = (colours - torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1)) / torch.tensor([0.25, 0.2, 0.5]).view(3, 1, 1)
     with torch.inference_mode():
         tokens = model(pixel_values=pixels).last_hidden_state
-    found = encoder.encode(batch)["latent"]
+    found = encoder.encode(2 * colours - 1)["latent"]
     assert found.shape == (2, 16, 2, 3)
     assert torch.allclose(found[:, :, 1, 0], tokens[:, 1 + 3], atol=1e-6)
     assert (encoder.layout.kind, encoder.layout.channels, encoder.layout.downscale) == ("deterministic", 16, 14)
 
 
-def test_latents_and_features_of_the_same_pictures_stand_side_by_side(tmp_path: Path) -> None:
+def test_latents_and_features_of_the_same_pictures_stand_side_by_side(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     write_vit(tmp_path / "model")
     (tmp_path / "photos").mkdir()
     for number in range(3):
@@ -81,6 +81,7 @@ def test_latents_and_features_of_the_same_pictures_stand_side_by_side(tmp_path: 
         "output": {"path": str(tmp_path / "out")},
         "batch_size": 2,
     })
+    assert "take different inputs" not in capfd.readouterr().err  # one pass
     both = lk.join(lk.open(tmp_path / "out" / "latents"), lk.open(tmp_path / "out" / "features"))
     (batch,) = both.batches(3)
     assert batch["latent"].shape == (3, 4, 4, 4)

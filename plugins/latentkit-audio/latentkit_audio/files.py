@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,16 @@ Ten frames of 576 at 8 kbit/s fill that reservoir, the most there can be."""
 
 MP3_TOLERANCE_SECONDS = 0.1
 """By which an mp3 file may be shorter than said: without a Xing header its length is worked out from its size."""
+
+STATED_SIZE = re.compile(r"^ *(?:data|SSND|Data Size|Riff size|riff) *: (\d+) \(should be (\d+)\)$", re.MULTILINE)
+"""In libsndfile's log: the bytes of sound by the header of a wav, aiff, au, rf64 or w64 file, and the bytes that are there. It opens such a
+file as a shorter one, and says so nowhere else."""
+
+SIZE_TOLERANCE_BYTES = 64
+"""By which a stated size is believed to be the writer's mistake: some count the header too."""
+
+UNKNOWN_SIZE_BYTES = 0x7F00_0000
+"""From which on a size isn't believed: what programs that write to a pipe state, ffmpeg all ones, sox a little under 2 GiB."""
 
 SYSTEM_ERROR = 2
 """libsndfile's SF_ERR_SYSTEM: the file couldn't be read, whatever is in it."""
@@ -57,7 +68,7 @@ class Sound:
             OSError: the file can't be reached.
         """
         is_mp3 = self._file.format == "MP3"
-        begin = max(start - MP3_PREROLL_FRAMES * is_mp3, 0) if self._file.seekable() else 0
+        begin = min(max(start - MP3_PREROLL_FRAMES * is_mp3, 0), self._file.frames) if self._file.seekable() else 0
         try:
             if begin:
                 self._file.seek(begin)
@@ -70,7 +81,7 @@ class Sound:
         if is_mp3 and 0 < num_missing <= MP3_TOLERANCE_SECONDS * self.rate_hz:
             frames = np.pad(frames, ((0, num_missing), (0, 0)))
         elif num_missing:
-            end, expected = (start + len(frames)) / self.rate_hz, self.num_frames / self.rate_hz
+            end, expected = min(start + len(frames), self._file.frames) / self.rate_hz, self.num_frames / self.rate_hz
             raise SampleError(f"the sound breaks off at {end:.3f} s, its header says {expected:.3f} s")
         return frames
 
@@ -102,7 +113,17 @@ def _open_file(media: int | io.BytesIO) -> Iterator[Sound]:
             raise SampleError("a sound of zero length")
         if not RATES_HZ[0] <= file.samplerate <= RATES_HZ[1]:
             raise SampleError(f"a sample rate of {file.samplerate} Hz; expected {RATES_HZ[0]} to {RATES_HZ[1]}")
-        yield Sound(file.frames, file.samplerate, file.channels, file)
+        yield Sound(_stated_frames(file), file.samplerate, file.channels, file)
+
+
+def _stated_frames(file: soundfile.SoundFile) -> int:
+    """The frames by the header, more than there are of a file that is broken off."""
+    found = STATED_SIZE.search(file.extra_info)
+    stated, there = (int(size) for size in found.groups()) if found else (0, 0)
+    num_frames: int = file.frames
+    if not there or stated <= there + SIZE_TOLERANCE_BYTES or stated >= UNKNOWN_SIZE_BYTES:
+        return num_frames
+    return round(num_frames * stated / there)
 
 
 def _explained(error: soundfile.LibsndfileError, what: str) -> Exception:

@@ -47,16 +47,20 @@ class Levels:
     loudness_lufs: float | None
     on_loud: Literal["scale", "clip", "skip"]
 
-    def apply(self, frames: Frames) -> tuple[Frames, float, int]:
+    def apply(self, frames: Frames, own: Frames) -> tuple[Frames, float, int]:
         """Frames from -1 to 1, the gain in decibels, and the number of values that were clipped. Silence stays silence.
+
+        Args:
+            frames: a row.
+            own: the frames of the file that it was made of, to count those that are no good.
 
         Raises:
             SampleError: not finite, or beyond full scale under `on_loud: skip`.
         """
         peak = float(max(frames.max(), -frames.min()))
         if not math.isfinite(peak):
-            num_wrong = frames.size - np.count_nonzero(np.isfinite(frames))
-            raise SampleError(f"{num_wrong} of {frames.size} values are nan or infinite")
+            num_wrong = own.size - np.count_nonzero(np.isfinite(own))
+            raise SampleError(f"{num_wrong} of {own.size} values are nan or infinite" if num_wrong else "values too large for float32")
         gain = self._wanted_gain(frames, peak)
         if peak * gain > 1 and self.on_loud == "skip":
             raise SampleError(f"{20 * math.log10(peak * gain):.2f} dB beyond full scale; with on_loud: scale it would be turned down")

@@ -15,7 +15,7 @@ from latentkit.buffers import BufferPool, prepared_memory
 from latentkit.contracts import BuildContext, InputSpec, Prepared, Sample, SizeRule
 from latentkit.errors import RecipeError, SampleError
 from latentkit_audio.files import Frames, Sound, open_sound
-from latentkit_audio.lengths import LengthRule, draw_fraction, find_cut, resampled_count
+from latentkit_audio.lengths import Cut, LengthRule, draw_fraction, find_cut, resampled_count
 from latentkit_audio.levels import Levels, mix_down
 from latentkit_audio.mel import LogMel
 from latentkit_audio.rendering import write_sounds, write_spectrograms
@@ -113,7 +113,9 @@ class AudioModality:
         return int(draw_fraction(self._seed, key, view) * (free + 1))
 
     def _prepare(self, sound: Sound, start: int, stop: int, count: int, view: str) -> Prepared:
-        frames, gain_db, num_clipped = self._levels.apply(self._read(sound, start, stop, count))
+        cut = find_cut(start, stop, sound.num_frames, count, sound.rate_hz, self._rate_hz)
+        own = sound.read(cut.start, cut.stop, self._buffers)
+        frames, gain_db, num_clipped = self._levels.apply(self._convert(own, sound.rate_hz, cut), own)
         geometry = {
             "start": round(start / sound.rate_hz, 6),
             "end": round(start / sound.rate_hz + count / self._rate_hz, 6),
@@ -128,13 +130,12 @@ class AudioModality:
         bucket, row = self._to_row(self._to_waveform(frames, length), count)
         return Prepared(view, bucket, row, geometry)
 
-    def _read(self, sound: Sound, start: int, stop: int, count: int) -> Frames:
-        """`count` frames at the encoder's rate and of its channels, from frame `start` of the file on."""
-        cut = find_cut(start, stop, sound.num_frames, count, sound.rate_hz, self._rate_hz)
-        frames = mix_down(sound.read(cut.start, cut.stop, self._buffers), self._input.channels, self._config.on_many_channels)
-        if sound.rate_hz != self._rate_hz:
-            frames = soxr.resample(frames, sound.rate_hz, self._rate_hz, quality=QUALITY)
-        frames = frames[cut.skip : cut.skip + count]
+    def _convert(self, frames: Frames, rate_hz: int, cut: Cut) -> Frames:
+        """What was read for a cut, at the encoder's rate, of its channels, and without context."""
+        frames = mix_down(frames, self._input.channels, self._config.on_many_channels)
+        if rate_hz != self._rate_hz:
+            frames = soxr.resample(frames, rate_hz, self._rate_hz, quality=QUALITY)
+        frames = frames[cut.skip : cut.skip + cut.count]
         return frames if frames.shape[1] == self._input.channels else np.repeat(frames, self._input.channels, axis=1)
 
     def _to_waveform(self, frames: Frames, length: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,12 @@ def with_values(*values: float) -> bytes:
 
 NOISE = np.random.default_rng(0).uniform(-0.5, 0.5, 4 * RATE_HZ)
 
+
+def half(kind: str, subtype: str) -> bytes:
+    media = written(NOISE, subtype=subtype, kind=kind)
+    return media[: len(media) // 2]
+
+
 BAD = {
     "no bytes": (b"", "not a sound file, or damaged: Format not recognised"),
     "a text": (b"caption of a sound\n" * 100, "not a sound file, or damaged: Format not recognised"),
@@ -127,6 +134,10 @@ BAD = {
     "half a flac": (written(NOISE, kind="FLAC")[:20_000], "damaged between 0.000 s and 4.000 s: .*lost sync"),
     "half an ogg": (written(NOISE, kind="OGG", subtype="VORBIS")[:20_000], "shorter than 4 s"),
     "half an mp3": (written(NOISE, kind="MP3", subtype="MPEG_LAYER_III")[:10_000], "breaks off at .* s, its header says 4.000 s"),
+    **{
+        f"half a {kind} {subtype}": (half(kind, subtype), r"breaks off at (1\.9|2\.0)\d+ s, its header says (3\.9|4\.0)\d+ s")
+        for kind, subtype in [*itertools.product(["WAV", "WAVEX", "RF64", "W64", "AIFF", "AU"], ["PCM_16"]), ("WAV", "IMA_ADPCM")]
+    },
     "six channels": (written(np.zeros((100, 6))), "6 channels; with on_many_channels: mix"),
 }
 
@@ -142,6 +153,33 @@ def test_bad_media_is_refused_with_the_reason(open_audio: Any, tmp_path: Path, m
             list(modality.prepare(sample))
         reasons.append(str(raised.value))
     assert reasons[0] == reasons[1]
+
+
+@pytest.mark.parametrize("kind", ["WAV", "FLAC"])
+def test_what_lies_before_the_break_of_a_file_is_taken(tmp_path: Path, open_audio: Any, kind: str) -> None:
+    path, modality = tmp_path / "half", open_audio(RATE_HZ, length=1.0)
+    path.write_bytes(half(kind, "PCM_16"))
+    (prepared,) = modality.prepare(Sample("half", path, span=(0.5, 1.5)))
+    assert np.abs(prepared.tensor["audio"][0].numpy() - NOISE[RATE_HZ // 2 : 3 * RATE_HZ // 2]).max() < 4e-5
+    with pytest.raises(SampleError, match=r"breaks off|damaged between"):
+        list(modality.prepare(Sample("half", path, span=(3.0, 4.0))))
+
+
+@pytest.mark.parametrize("size", [0xFFFF_FFFF, 0x7FFF_F000, 8 * RATE_HZ + 44])
+def test_a_size_that_a_stream_could_not_know_or_that_counts_the_header_is_no_break(open_audio: Any, size: int) -> None:
+    """ffmpeg's and sox's to a pipe, and the mistake of counting the header."""
+    media = written(NOISE)
+    (prepared,) = open_audio(RATE_HZ, length=4.0).prepare(Sample("stream", media[:40] + size.to_bytes(4, "little") + media[44:]))
+    assert prepared.tensor["mask"].all()
+    assert np.abs(prepared.tensor["audio"][0].numpy() - NOISE).max() < 4e-5
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_values_that_are_not_finite_are_counted_as_the_file_has_them(open_audio: Any, channels: int) -> None:
+    """Not as many as they are after another rate and a second channel."""
+    frames = np.where(np.arange(RATE_HZ) == 100, np.nan, NOISE[:RATE_HZ])
+    with pytest.raises(SampleError, match=r"^1 of 16000 values are nan or infinite"):
+        list(open_audio(44_100, channels=channels, length=1.0).prepare(Sample("nan", written(frames, subtype="FLOAT"))))
 
 
 @pytest.mark.parametrize("span", [(1.5, 2.5), (3.0, 4.0), (1.0, 1.0), (-1.0, 1.0)])

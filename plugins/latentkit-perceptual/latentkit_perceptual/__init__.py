@@ -1,1 +1,3 @@
 """The loss `perceptual` for latentkit."""
+
+requires_contract = 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from latentkit.contracts import BuildContext, LossBatch
+from latentkit.encoders.weight_files import read_tensors
 from latentkit.errors import EncoderError, TrainingError
 from latentkit_perceptual import networks
-from latentkit_perceptual.weights import find_packaged, read_tensors, split_tensors
+from latentkit_perceptual.weights import find_packaged, split_tensors
 
 if TYPE_CHECKING:
     from latentkit_perceptual.plugin import PerceptualConfig
@@ -25,6 +27,8 @@ NETWORKS = {
 }
 ST_FILE = "weights/vST0.0/{}_shift_tolerant.pth"
 HEADS_FILE = "weights/v0.1/{}.pth"
+TORCHVISION = "https://download.pytorch.org/models/"
+BACKBONE_FILES = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth"}
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 """Of each colour in [-1, 1], before the network: LPIPS 0.1."""
 SMALLEST_SQUARED_LENGTH = 1e-10
@@ -122,7 +126,7 @@ def open_lpips(config: PerceptualConfig, base: Path) -> Lpips:
     """
     backbone = config.net.rpartition("-")[2]
     path = _find_model(config, backbone, base)
-    layers, heads = split_tensors(read_tensors(path))
+    layers, heads = split_tensors(read_tensors(path, _where_from(config.net)))
     network = NETWORKS[config.net]()
     _load(network, layers, path, config.net)
     heads_path = path
@@ -134,16 +138,25 @@ def open_lpips(config: PerceptualConfig, base: Path) -> Lpips:
 
 def _find_model(config: PerceptualConfig, backbone: str, base: Path) -> Path:
     if config.model is not None:
-        return base / Path(config.model).expanduser()
+        return Path(os.path.abspath(base / Path(config.model).expanduser()))
     if not config.net.startswith("st-"):
         wanted = {"vgg": "vgg16", "alex": "alexnet"}[backbone]
-        raise EncoderError(f"loss 'perceptual': net {config.net} needs model: a file with torchvision's weights of {wanted}")
+        needed = f"needs model: a file with torchvision's weights of {wanted}"
+        raise EncoderError(f"loss 'perceptual': net {config.net} {needed}; {_where_from(config.net)}")
     found = find_packaged("stlpips_pytorch", ST_FILE.format(backbone))
     if found is None:
         raise EncoderError(
             f"loss 'perceptual': net {config.net} needs its weights: pip install --no-deps stlpips-pytorch==0.0.2, or model: a file of them"
         )
     return found
+
+
+def _where_from(net: str) -> str:
+    """How to get what a net needs, all at once."""
+    if net.startswith("st-"):
+        return f"net {net} comes with pip install --no-deps stlpips-pytorch==0.0.2, without model"
+    file = BACKBONE_FILES[net.rpartition("-")[2]]
+    return f"net {net} is {TORCHVISION}{file}, and pip install --no-deps lpips for its linear heads"
 
 
 def _find_heads(config: PerceptualConfig, backbone: str, base: Path) -> Path:

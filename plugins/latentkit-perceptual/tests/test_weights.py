@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pickle
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +14,12 @@ import pytest
 import torch
 from latentkit_perceptual.loss import open_lpips
 from latentkit_perceptual.plugin import PerceptualConfig
-from latentkit_perceptual.weights import find_packaged, read_tensors, split_tensors
+from latentkit_perceptual.weights import find_packaged, split_tensors
 from safetensors.torch import save_file
 
+from latentkit.encoders.weight_files import read_tensors
 from latentkit.errors import EncoderError
+from latentkit.recipe import TrainRecipe, load_recipe
 
 WholeFile = Callable[[str], Path]
 
@@ -30,17 +33,17 @@ def save_object(path: Path) -> None:
 
 
 BAD_FILES: dict[str, tuple[str, Callable[[Path], object], str]] = {
-    "missing": ("vgg.pth", lambda path: None, r"vgg\.pth: expected a file of weights: No such file or directory"),
+    "missing": ("vgg.pth", lambda path: None, r"No such file .*models/vgg16-397923af\.pth, and pip install --no-deps lpips"),
     "a folder": ("vgg.pth", lambda path: path.mkdir(), r"vgg\.pth: expected a file of weights: Is a directory"),
     "a web page": ("vgg.pth", lambda path: path.write_text("\n<!DOCTYPE html><html>"), r"vgg\.pth is a web page, not weights"),
     "a page by another name": ("vgg.safetensors", lambda path: path.write_text("<html>"), r"vgg\.safetensors is a web page, not weights"),
-    "objects": ("vgg.pth", save_object, r"vgg\.pth holds Python objects besides tensors, and is not loaded: a pickle can run any program"),
+    "objects": ("vgg.pth", save_object, r"vgg\.pth holds Python objects besides tensors \([\w.]+\), .* a pickle can run any program"),
     "objects, the old way": ("vgg.pth", lambda path: path.write_bytes(pickle.dumps(Thing(), protocol=2)), "holds Python objects"),
     "a text": ("vgg.pth", lambda path: path.write_text("version https://git-lfs"), r"expected weights, .* it is damaged, cut off"),
     "nothing at all": ("vgg.pth", lambda path: path.write_bytes(b""), r"expected weights, .* it is damaged, cut off"),
     "no safetensors": ("vgg.safetensors", lambda path: path.write_bytes(b"x" * 99), r"expected weights, .* it is damaged, cut off"),
     "a lone tensor": ("vgg.pth", lambda path: torch.save(torch.zeros(2), path), r"expected tensors by name, .* got a Tensor"),
-    "nested": ("vgg.pth", lambda path: torch.save({"state_dict": {"a": torch.zeros(1)}}, path), r"also holds dict \(state_dict \.\.\.\)"),
+    "nested": ("vgg.pth", lambda path: torch.save({"model": {"a": torch.zeros(1)}}, path), r"also holds dict \(model \.\.\.\)"),
     "other keys": ("vgg.pth", lambda path: torch.save({"encoder.weight": torch.zeros(2)}, path), "26 of 26 tensors for"),
 }
 
@@ -147,6 +150,27 @@ def test_what_is_not_installed_is_named(two_files: Any, monkeypatch: pytest.Monk
         open_lpips(PerceptualConfig(net="st-lpips-vgg"), Path())
     with pytest.raises(EncoderError, match=r"net lpips-alex needs its linear heads: pip install --no-deps lpips, or heads"):
         open_lpips(PerceptualConfig(net="lpips-alex", model=str(backbone)), Path())
-    with pytest.raises(EncoderError, match="net lpips-vgg needs model: a file with torchvision's weights of vgg16"):
+    with pytest.raises(EncoderError, match=r"net lpips-vgg needs model: a file with torchvision's weights .*/vgg16-397923af\.pth"):
         open_lpips(PerceptualConfig(), Path())
     assert find_packaged("no_such_package", "x") is None
+
+
+# ---------------------------------------------------------------- the recipes of the repository
+
+RECIPES = Path(__file__).parents[3] / "recipes"
+
+
+@pytest.mark.parametrize("name", ["finetune-decoder", "train-kl-f8-gan", "train-kl-f16-eq"])
+def test_a_shipped_recipe_and_its_message_name_what_to_fetch(name: str, two_files: Any, tmp_path: Path) -> None:
+    recipe = load_recipe(RECIPES / f"{name}.yaml")
+    assert isinstance(recipe, TrainRecipe)
+    (options,) = (PerceptualConfig.model_validate(loss.with_) for loss in recipe.losses if loss.use == "perceptual")
+    with pytest.raises(EncoderError) as caught:
+        open_lpips(options, tmp_path / "recipes")
+    header = (RECIPES / f"{name}.yaml").read_text()
+    for needed in ("https://download.pytorch.org/models/vgg16-397923af.pth", "pip install --no-deps lpips"):
+        assert needed in header
+        assert needed in str(caught.value)
+    backbone, heads = two_files("lpips-vgg", torch.save, ".pth")
+    shutil.copy(backbone, tmp_path / "vgg16-397923af.pth")
+    assert open_lpips(options.model_copy(update={"heads": str(heads)}), tmp_path / "recipes").num_maps == 5

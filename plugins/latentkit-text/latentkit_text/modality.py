@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,17 +59,38 @@ class TextModality:
         yield Prepared("plain", str(length), {"tokens": tokens, "mask": mask}, {"tokens": num_tokens, "kept": len(ids)})
 
     def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
-        """Write the texts of token ids at `path`, a line per row."""
-        lines = ["\t".join(self._tokenizer.text(row.long().tolist()).replace("\n", " ") for row in rows) for rows in tensors]
+        """Write a line per row at `path`: of each text the number of its tokens, then what they say.
+
+        Args:
+            tensors: (L,) token ids, without their padding.
+            path: file to write.
+        """
+        lines = ["\t".join(self._describe(tokens.long().tolist()) for tokens in row) for row in tensors]
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    def _describe(self, ids: list[int]) -> str:
+        # Tokens don't say whether a text of just as many was cut, or ended there.
+        limit = " (the limit)" if len(ids) == self._tokenizer.max_length else ""
+        # Line ends, and what would move a terminal's cursor or change its colours, are escaped.
+        text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in self._tokenizer.text(ids))
+        return f"{len(ids)} tokens{limit}: {text}"
 
     def _read(self, sample: Sample) -> str:
         column = self._config.column
         if column is not None and not isinstance(sample.attributes.get(column), str):
-            there = ", ".join(sorted(sample.attributes)) or "none"
             advice = "name another in modality.with.column, or null to take the media"
-            raise SampleError(f"there is no text under the attribute {column!r}; attributes: {there}; {advice}")
+            raise SampleError(f"{_what_is_there(sample.attributes, column)}; {advice}")
         try:
             return sample.read().decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise SampleError(f"not UTF-8 text: {error.reason} at byte {error.start}") from error
+
+
+def _what_is_there(attributes: Mapping[str, object], column: str) -> str:
+    """Why an attribute gives no text."""
+    if column not in attributes:
+        return f"there is no attribute {column!r}; attributes: {', '.join(sorted(attributes)) or 'none'}"
+    value = attributes[column]
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    found = "null" if value is None else "a number" if is_number else f"of type {type(value).__name__}"
+    return f"the attribute {column!r} is {found}, not a text"

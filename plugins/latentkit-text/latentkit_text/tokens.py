@@ -47,9 +47,9 @@ class Tokenizer:
         return self.max_length if self._pad_to_max else min(-(-length // PAD_TO) * PAD_TO, self.max_length)
 
     def text(self, ids: list[int]) -> str:
-        """The text of token ids."""
+        """The text of token ids as the network sees it: special and unknown tokens by their names."""
         with self._lock:
-            return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+            return str(self._tokenizer.decode(ids))
 
     def fingerprint(self) -> str:
         """Hash of everything that decides which ids a text becomes."""

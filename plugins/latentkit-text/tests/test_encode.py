@@ -86,3 +86,10 @@ def test_a_picture_without_a_caption_has_its_row_in_the_ledger(photos: Path, tmp
     (photos / "d.txt").unlink()
     captions = lk.run(recipe(photos, tmp_path / "captions", clip_folder))
     assert sorted(captions.keys) == ["a.png", "b.png", "c.png"]
+
+
+def test_the_preview_is_what_the_encoder_saw(photos: Path, tmp_path: Path, clip_folder: Path) -> None:
+    captions = lk.run(recipe(photos, tmp_path / "captions", clip_folder))
+    lines = (tmp_path / "captions" / "preview.txt").read_text().splitlines()
+    expected_lines = {key: f"{len(text) + 2} tokens: <s>{text}</s>" for key, text in CAPTIONS.items()}
+    assert lines == [expected_lines[key.removesuffix(".png")] for key in captions.keys]

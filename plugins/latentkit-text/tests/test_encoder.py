@@ -150,7 +150,7 @@ def test_a_folder_without_a_network_or_a_tokenizer_is_refused(tmp_path: Path, cl
     shutil.copytree(clip_folder / "text_encoder", tmp_path / "text_encoder")
     with pytest.raises(EncoderError, match="tokenizer"):
         open_encoder(tmp_path)
-    with pytest.raises(EncoderError, match="no such folder"):
+    with pytest.raises(EncoderError, match="no such file or folder"):
         open_encoder(tmp_path / "gone")
 
 

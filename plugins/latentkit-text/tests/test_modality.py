@@ -29,16 +29,23 @@ def prepare(context: BuildContext, sample: Sample, **options: Any) -> Prepared:
 
 def text_of(context: BuildContext, sample: Sample, tmp_path: Path, **options: Any) -> str:
     modality = TextModality(TextConfig(**{"column": None, **options}), context)
-    rows = [[prepared.tensor["tokens"]] for prepared in modality.prepare(sample)]  # type: ignore[index]
-    modality.render(rows, tmp_path / "preview.txt")
-    return (tmp_path / "preview.txt").read_text().rstrip("\n")
+    rows: list[Any] = [prepared.tensor for prepared in modality.prepare(sample)]
+    modality.render([[row["tokens"][row["mask"].bool()]] for row in rows], tmp_path / "preview.txt")
+    return (tmp_path / "preview.txt").read_text(encoding="utf-8").removesuffix("\n")
 
 
 def test_the_text_is_the_media_or_a_file(context: BuildContext, tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_text("in a file", "utf-8-sig")
-    assert text_of(context, Sample("1", "as media"), tmp_path) == "as media"
-    assert text_of(context, Sample("2", file), tmp_path) == "in a file"
+    assert text_of(context, Sample("1", "as media"), tmp_path) == "10 tokens: <s>as media</s>"
+    assert text_of(context, Sample("2", file), tmp_path) == "11 tokens: <s>in a file</s>"
+
+
+def test_the_preview_shows_what_the_encoder_sees_of_a_text(context: BuildContext, tmp_path: Path) -> None:
+    """What the tokenizer doesn't know, where a text was cut, and a line per text, whatever is in it."""
+    assert text_of(context, Sample("1", "ö"), tmp_path) == "3 tokens: <s><pad></s>"
+    assert text_of(context, Sample("2", LETTERS * 2), tmp_path) == f"40 tokens (the limit): <s>{LETTERS}{LETTERS[:12]}</s>"
+    assert text_of(context, Sample("3", "a\nb\x0b"), tmp_path) == "6 tokens: <s>a\\nb\\x0b</s>"
 
 
 def test_tokens_are_padded_to_a_multiple_of_sixteen_and_masked(context: BuildContext) -> None:
@@ -66,9 +73,10 @@ def test_a_long_text_keeps_its_end_token_and_says_what_was_cut(context: BuildCon
         (Sample("key", "x" * 100_000), {}, "100000 characters"),
         (Sample("key", "x" * 60), {"on_long": "skip"}, "62 tokens"),
         (Sample("key", b"\xff\xfe"), {}, "UTF-8"),
-        (Sample("key", "", {"text": 3}), {"column": "text"}, "attribute 'text'"),
-        (Sample("key", "", {"caption": "x", "text": None}), {"column": "text"}, "caption, text"),
-        (Sample("key", "", {"label": "y"}), {"column": "text"}, "label"),
+        (Sample("key", "", {"text": 3}), {"column": "text"}, "the attribute 'text' is a number, not a text; name another"),
+        (Sample("key", "", {"text": True}), {"column": "text"}, "the attribute 'text' is of type bool, not a text"),
+        (Sample("key", "", {"caption": "x", "text": None}), {"column": "text"}, "the attribute 'text' is null, not a text"),
+        (Sample("key", "", {"label": "y", "caption": "x"}), {"column": "text"}, "no attribute 'text'; attributes: caption, label"),
     ],
 )
 def test_a_text_that_is_no_good_has_its_reason(context: BuildContext, sample: Sample, options: dict[str, Any], message: str) -> None:

@@ -31,9 +31,10 @@ can't be an encoder of samples, for the reason given. This page is made by `test
 - **Latents**: gaussian (mean and log-variance are stored), deterministic, or indices.
 - **Normalisation**: where shift and scale come from when latents are read. *config*: per channel, else shift and scale, else scale, by the
   fields that are set; *inside*: `encode` has done it already.
-- **Held to**: every class has a tiny random model in `tests/unit/autoencoders`: stored latents equal a direct call of diffusers (float32,
-  bit for bit), sizes are those worked out by hand, decode gives the shape back, rows don't depend on their batch, and normalised latents
-  equal what this pipeline feeds its transformer ("called": by calling it; else by its formula; below `diffusers/`, lines of 0.42.1).
+- **Held to**: every class has a tiny random model in `tests/unit/autoencoders`: what a run stores equals a direct call of diffusers on the
+  same batch (float32, bit for bit; `Kandinsky6SRVAE`, whose pixels are rescaled before, within rounding), sizes are those worked out by
+  hand, decode gives the shape back, rows don't depend on their batch, and normalised latents equal what this pipeline feeds its
+  transformer ("called": by calling it; else by its formula; below `diffusers/`, lines of 0.42.1).
 
 Tested on the classes' own code with random weights, not on released checkpoints.
 
@@ -54,6 +55,11 @@ More than the table:
   with `indices: false` the quantised latents. Neither is trained here: a codebook needs losses of its own.
 - `AutoencoderRAE` needs the package transformers.
 - `ConsistencyDecoderVAE` draws noise when it decodes.
+- Of a pipeline's folder, `vae` or `audio_vae` is opened, whichever takes the recipe's modality; `subfolder` names another.
+- A single file of weights needs its `config.json` beside it, or named by `config`: .safetensors, or what `torch.save` wrote (.ckpt, .pt,
+  .pth, .bin; tensors by name, or those under `state_dict`), of which no object but tensors is loaded. The names of original trainers are
+  converted where diffusers can. The same weights have the same fingerprint in every kind of file.
+- Where a config gives other numbers of shifts and scales than its latents have channels, the model is refused when it is opened.
 - A class that isn't here is tried as one of pictures, of clips and of sound, and driven when its `encode` gives a `latent_dist`, `latent`,
   `latents` or a tuple, and its `decode` gives the input's sizes back; else what it lacks is said.
 """

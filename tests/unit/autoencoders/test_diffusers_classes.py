@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from latentkit.batching import check_latents
+from latentkit.contracts import Entry, Prepared, Sample
+from latentkit.encode import encode_source
 from latentkit.encoders.diffusers_table import TRAITS
+from latentkit.executors.local import LocalExecutor
+from latentkit.planning import EncodeInputs, EncodeSettings
+from latentkit.store.folder import LocalFolder
 
 MODELS = json.loads(Path(__file__).with_name("models.json").read_text())
 OF_PICTURES = sorted(name for name in MODELS if TRAITS[name.split("-")[0]].axes == "CHW")
@@ -110,6 +117,44 @@ def assert_equal(name: str, got: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(got, expected, rtol=0.0, atol=tolerance)
 
 
+class Rows:
+    """A source and a modality in one: the rows of a batch, by their number."""
+
+    metrics: Sequence[str] = ()
+
+    def __init__(self, batch: Tensor) -> None:
+        self.batch = batch
+
+    def __len__(self) -> int:
+        return len(self.batch)
+
+    def __getitem__(self, index: int) -> Sample:
+        return Sample(str(index), str(index))
+
+    def entries(self) -> Iterator[Entry]:
+        return (Entry(str(index)) for index in range(len(self)))
+
+    def prepare(self, sample: Sample) -> Iterator[Prepared]:
+        yield Prepared("plain", "bucket", self.batch[int(sample.key)])
+
+    def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
+        """Nothing is previewed."""
+
+
+def store_and_read(encoder: Any, batch: Tensor, folder: Path) -> dict[str, Tensor]:
+    """What a run keeps of a batch in one unit in float32, read back."""
+    inputs = EncodeInputs(Rows(batch), Rows(batch), ["plain"], lambda _: encoder, {"encoder.name": "test"})
+    settings = EncodeSettings(dtype="float32", batch_size=len(batch), unit_size=len(batch), threads=torch.get_num_threads(), compile=False)
+    summary = encode_source(LocalFolder(folder), inputs, LocalExecutor("cpu"), "cpu", settings, "", show_progress=False)
+    assert (summary.num_ok, summary.num_skipped) == (len(batch), 0)
+    (unit,) = (folder / "units").glob("*.safetensors")
+    stored = load_file(unit)
+    if encoder.layout.kind == "gaussian":
+        return dict(zip(("mean", "logvar"), stored["bucket/moments"].chunk(2, dim=1), strict=True))
+    name = "indices" if encoder.layout.kind == "quantised" else "latent"
+    return {name: stored[f"bucket/{name}"]}
+
+
 def test_every_exported_autoencoder_is_here_or_refused() -> None:
     exported = {name for name in dir(diffusers) if name.startswith(("Autoencoder", "AsymmetricAutoencoder")) or name == "VQModel"}
     assert len(exported) == 31  # the 32nd is RFD4ProteinaAutoencoder
@@ -121,7 +166,7 @@ def test_every_exported_autoencoder_is_here_or_refused() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
-def test_latents_are_those_of_a_direct_call(name: str, tiny: Any) -> None:
+def test_latents_and_what_is_stored_are_those_of_a_direct_call(name: str, tiny: Any, tmp_path: Path) -> None:
     encoder, batch = tiny.encoder(name), tiny.batch(name)
     with torch.inference_mode():
         model = tiny.model(name)
@@ -130,10 +175,14 @@ def test_latents_are_those_of_a_direct_call(name: str, tiny: Any) -> None:
                 half.to(memory_format=torch.channels_last)
         expected = call_directly(name, model, batch)
     got = encoder.encode(batch)
+    stored = store_and_read(encoder, batch, tmp_path / "out")
+    assert set(stored) == set(got)
     for kind, tensor in expected.items():
         assert_equal(name, got[kind], tensor)
+        assert_equal(name, stored[kind], tensor)
         assert bool(tensor.isfinite().all())
         assert len(tensor.unique()) > 2, "the model is dead: perturb it"
+    assert all(torch.equal(stored[kind], tensor) for kind, tensor in got.items())
     check_latents(got, encoder.layout, batch, encoder.input.axes)
 
 

@@ -1,15 +1,18 @@
-"""Single files of other classes than AutoencoderKL: in diffusers' names, in the original trainers', and in half precision."""
+"""Single files: in diffusers' names, in the original trainers', in half precision, as trainers' own checkpoints, and what is none."""
 
 from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from latentkit.encoders.diffusers import DiffusersEncoder
 from latentkit.errors import EncoderError
@@ -77,3 +80,93 @@ def test_the_original_names_are_converted(tiny: Any, tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "ltx.safetensors")
     with pytest.raises(EncoderError, match=r"1 missing \(encoder\.conv_in\.conv\.bias\)"):
         open_file(tmp_path / "ltx.safetensors").fingerprint()
+
+
+def as_zip(tensors: dict[str, Tensor], file: Path) -> None:
+    torch.save(tensors, file)
+
+
+def as_trainers_do(tensors: dict[str, Tensor], file: Path) -> None:
+    torch.save({"state_dict": tensors, "epoch": 3, "optimizer_states": [{"state": {}, "lr": 1e-4}]}, file)
+
+
+def as_before_torch_1_6(tensors: dict[str, Tensor], file: Path) -> None:
+    torch.save(tensors, file, _use_new_zipfile_serialization=False)
+
+
+@pytest.mark.parametrize(
+    ("file_name", "write"),
+    [
+        ("vae.safetensors", save_file),
+        ("vae.bin", as_zip),
+        ("vae.ckpt", as_trainers_do),
+        ("vae.pt", as_before_torch_1_6),
+        ("vae.pth", as_zip),
+    ],
+)
+def test_the_same_weights_have_the_same_fingerprint_in_every_kind_of_file(
+    file_name: str, write: Callable[[dict[str, Tensor], Path], None], tiny: Any, tmp_path: Path
+) -> None:
+    name = "AutoencoderTiny"
+    folder = tiny.folder(name)
+    shutil.copy(folder / "config.json", tmp_path)
+    write(load_file(folder / WEIGHTS), tmp_path / file_name)
+    encoder = open_file(tmp_path / file_name)
+    assert encoder.fingerprint() == tiny.encoder(name).fingerprint()
+    assert torch.equal(encoder.encode(tiny.batch(name))["latent"], tiny.encoder(name).encode(tiny.batch(name))["latent"])
+
+
+def test_a_checkpoint_with_the_original_names_is_converted(tiny: Any, tmp_path: Path) -> None:
+    name = "AutoencoderKLLTXVideo"
+    shutil.copy(tiny.folder(name) / "config.json", tmp_path)
+    as_trainers_do({original_name(own): tensor for own, tensor in load_file(tiny.folder(name) / WEIGHTS).items()}, tmp_path / "ltx.ckpt")
+    assert open_file(tmp_path / "ltx.ckpt").fingerprint() == tiny.encoder(name).fingerprint()
+
+
+class RunsAProgram:
+    """Its unpickling would leave a file behind."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Callable[..., None], tuple[Path]]:
+        return Path.touch, (self.trace,)
+
+
+@pytest.mark.parametrize("in_zip", [True, False])
+def test_objects_beside_the_tensors_are_named_and_not_loaded(in_zip: bool, tiny: Any, tmp_path: Path) -> None:
+    folder = tiny.folder("AutoencoderTiny")
+    shutil.copy(folder / "config.json", tmp_path)
+    held = {"state_dict": load_file(folder / WEIGHTS), "callbacks": Fraction(1, 2), "more": RunsAProgram(tmp_path / "ran")}
+    torch.save(held, tmp_path / "vae.ckpt", _use_new_zipfile_serialization=in_zip)
+    with pytest.raises(EncoderError, match=r"vae\.ckpt holds Python objects besides tensors \(fractions\.Fraction\).*weights_only=False"):
+        open_file(tmp_path / "vae.ckpt").fingerprint()
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".safetensors"])
+def test_what_holds_no_weights_is_said(suffix: str, tiny: Any, tmp_path: Path) -> None:
+    folder, file = tiny.folder("AutoencoderTiny"), tmp_path / f"vae{suffix}"
+    shutil.copy(folder / "config.json", tmp_path)
+
+    def refused(content: bytes) -> str:
+        file.write_bytes(content)
+        with pytest.raises(EncoderError) as caught:
+            open_file(file).fingerprint()
+        return str(caught.value)
+
+    write = {".safetensors": save_file, ".ckpt": as_zip, ".pt": as_before_torch_1_6}[suffix]
+    write(load_file(folder / WEIGHTS), file)
+    whole = file.read_bytes()
+    assert "a web page, not weights" in refused(b"<!DOCTYPE html><html>login</html>")
+    for part in (0, 1, 2, 100, len(whole) // 2, len(whole) - 30):
+        assert f"{file}: expected weights, " in refused(whole[:part])
+
+
+def test_tensors_that_have_no_names_are_said(tiny: Any, tmp_path: Path) -> None:
+    shutil.copy(tiny.folder("AutoencoderTiny") / "config.json", tmp_path)
+    nested = {"model": {"a": torch.ones(1)}, "step": 3}
+    for held, said in (([torch.ones(1)], "got a list"), (nested, r"got a mapping that also holds dict, int \(model, step \.\.\.\)")):
+        torch.save(held, tmp_path / "vae.pth")
+        with pytest.raises(EncoderError, match=f"expected tensors by name, .* alone or under state_dict; {said}"):
+            open_file(tmp_path / "vae.pth").fingerprint()

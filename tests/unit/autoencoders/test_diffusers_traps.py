@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from torch import Tensor, nn
@@ -233,6 +235,39 @@ def test_config_that_does_not_fit_its_class_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKL", "block_out_channels": [7]}))
     with pytest.raises(EncoderError, match=r"AutoencoderKL can't be built by its config: .*divisible"):
         open_folder(tmp_path)
+
+
+def save_with(folder: Path, name: str, **changes: Any) -> Path:
+    """A model of random weights whose config is changed, as its class saves it."""
+    config = MODELS[name]["config"] | changes
+    with torch.random.fork_rng(), warnings.catch_warnings(action="ignore"):
+        getattr(diffusers, config["_class_name"]).from_config(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("AutoencoderKLLTX2Audio", {"base_channels": 32}, "latents_mean has 32 values for latents of 16 channels"),
+        ("AutoencoderKLFlux2", {"patch_size": [1, 1]}, r"bn\.running_mean has 4 values for latents of 16 channels"),
+        ("AutoencoderKLWan", {"latents_std": [1.0, 2.0, 3.0]}, "latents_std has 3 values for latents of 4 channels"),
+        ("AutoencoderKL", {"latents_mean": [0.0] * 8, "latents_std": [1.0] * 8}, "latents_mean has 8 values for latents of 4 channels"),
+    ],
+)
+def test_statistics_of_another_length_are_refused_when_the_model_is_opened(
+    name: str, changes: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(EncoderError, match=rf"config\.json: by it {said}"):
+        open_folder(save_with(tmp_path / "model", name, **changes))
+
+
+def test_decoder_of_other_latents_is_said_when_it_decodes(tiny: Any, tmp_path: Path) -> None:
+    encoder = open_folder(save_with(tmp_path / "model", "AutoencoderOobleck", decoder_input_channels=6))
+    mean = encoder.encode(tiny.batch("AutoencoderOobleck"))["mean"]
+    with pytest.raises(
+        EncoderError, match=r"decoder of AutoencoderOobleck can't take latents of shape \(2, 4, 8\).* have 4 channels.*config\.json"
+    ):
+        encoder.decode(mean)
 
 
 def test_indices_where_there_is_a_codebook(tiny: Any) -> None:
