@@ -301,6 +301,8 @@ BROKEN: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 ALSO = {
+    "a shift for five channels": {"test_declarations_fit_together"},
+    "other channels": {"test_declarations_fit_together"},
     "a mask of another length": {"test_what_a_mask_leaves_out_changes_nothing"},
     "an axis twice": {"test_latents_have_the_shape_of_the_layout"},
     "a ragged axis that isn't there": {"test_a_mask_fits_the_latents"},
