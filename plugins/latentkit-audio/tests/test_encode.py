@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,7 +130,7 @@ def test_spectrograms_of_a_mel_autoencoder(make_sine: Callable[..., Any], tmp_pa
 
 def test_the_command_knows_sounds_by_their_endings(encoded: Encoded, tmp_path: Path) -> None:
     """Whole files, of which the first 10 s are taken: both good ones are shorter, so they are padded."""
-    command = ["latentkit", "encode", "sounds", str(tmp_path / "out"), "--encoder", "model"]
+    command = [sys.executable, "-m", "latentkit", "encode", "sounds", str(tmp_path / "out"), "--encoder", "model"]
     done = subprocess.run(command, cwd=encoded.folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "taken for files of the modality audio" in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import av
@@ -74,7 +75,8 @@ def test_a_count_that_the_model_cannot_take_ends_the_run_at_once(folder: Path, w
 
 
 def test_the_command_knows_films_by_their_endings(folder: Path, wan: Path) -> None:
-    command = ["latentkit", "encode", "films", "out", "--encoder", str(wan), "--size", "32", "--set", "modality.with.frames=9"]
+    options = ["--encoder", str(wan), "--size", "32", "--set", "modality.with.frames=9"]
+    command = [sys.executable, "-m", "latentkit", "encode", "films", "out", *options]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "taken for files of the modality video" in done.stderr
