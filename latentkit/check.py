@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,25 +75,27 @@ def _check_losses(recipe: TrainRecipe, plugins: Mapping[str, ConfiguredPlugin]) 
             raise RecipeError(f"{where}.optimizer: {loss.use} has no discriminator, so it would have nothing to do; leave it out")
         if role == "reconstruction" and not loss.adaptive and loss.weight:
             spans.append((loss.schedule.start, loss.schedule.until))
-    gap = first_gap(spans, recipe.steps)
-    if gap:
-        wanted = "training needs a reconstruction loss with a weight, such as l1 or mse, that isn't adaptive"
-        raise RecipeError(f"{recipe.origin}: losses: none counts in steps {gap[0] + 1} to {gap[1]}; {wanted}")
+    if gap := describe_gap(spans, recipe.steps):
+        raise RecipeError(f"{recipe.origin}: {gap}")
 
 
-def first_gap(spans: Iterable[tuple[int, int | None]], num_steps: int) -> tuple[int, int] | None:
-    """The first steps, from 0 to before `num_steps`, that none of the spans has: start and end; None where each step is in one.
+def describe_gap(spans: Sequence[tuple[int, int | None]], num_steps: int) -> str:
+    """Which steps of a run are in none of the spans, the first such row of them; "" where each step is in one.
 
     Args:
-        spans: first step, and the one after the last; None: to the end.
+        spans: of each reconstruction loss that has a weight, not an adaptive one: first step, and the one after the last; None: to the end.
+        num_steps: of the run.
     """
     step = 0
     for start, until in sorted(spans, key=lambda span: span[0]):
         if start > step:
             break
         step = max(step, num_steps if until is None else until)
-    later = [start for start, _ in spans if start > step]
-    return None if step >= num_steps else (step, min([*later, num_steps]))
+    if step >= num_steps:
+        return ""
+    end = min([num_steps, *(start for start, _ in spans if start > step)])
+    wanted = "training needs a reconstruction loss with a weight, such as l1 or mse, that isn't adaptive"
+    return f"losses: none counts in steps {step + 1} to {end}; {wanted}"
 
 
 def find_odd_weights(recipe: Recipe) -> list[str]:

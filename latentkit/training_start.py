@@ -20,7 +20,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, broadcast, parse_flag_from_env
 from torch import nn
 
-from latentkit.check import first_gap
+from latentkit.check import describe_gap
 from latentkit.contracts import Adversarial, HasModule, LossBatch, Source, Trainable
 from latentkit.ema import WeightAverage
 from latentkit.errors import TrainingError
@@ -52,9 +52,8 @@ def check(source: object, losses: Sequence[WeightedLoss], settings: TrainSetting
     if len(set(names)) < len(names):
         raise TrainingError(f"losses must have different names, got {', '.join(names)}")
     plain = [loss.schedule for loss in losses if loss.role == "reconstruction" and not loss.adaptive and loss.weight]
-    if gap := first_gap([(schedule.start, schedule.until) for schedule in plain], settings.steps):
-        wanted = "training needs a reconstruction loss with a weight, such as l1 or mse, that isn't adaptive"
-        raise TrainingError(f"losses: none counts in steps {gap[0] + 1} to {gap[1]}; {wanted}")
+    if gap := describe_gap([(schedule.start, schedule.until) for schedule in plain], settings.steps):
+        raise TrainingError(gap)
     for loss in losses:
         if loss.role == "adversarial" and not isinstance(loss.loss, Adversarial):
             raise TrainingError(f"loss {loss.name!r} is adversarial, but it has no discriminator")
