@@ -99,18 +99,18 @@ class S3Server:
         self._recording = recording
         self._process: subprocess.Popen[bytes] | None = None
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            self._port: int = listener.getsockname()[1]
-        self.endpoint = f"http://127.0.0.1:{self._port}"
+            self.port: int = listener.getsockname()[1]
+        self.endpoint = f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
         """Serve; returns when requests are answered."""
-        line = [sys.executable, str(Path(__file__).with_name("s3_server.py")), str(self._port)]
+        line = [sys.executable, str(Path(__file__).with_name("s3_server.py")), str(self.port)]
         line += [] if self._recording is None else [str(self._recording)]
         self._process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while True:
             assert self._process.poll() is None, "the server didn't start"
             try:
-                socket.create_connection(("127.0.0.1", self._port)).close()
+                socket.create_connection(("127.0.0.1", self.port)).close()
                 return
             except ConnectionRefusedError:
                 time.sleep(0.05)

@@ -1,11 +1,13 @@
 """An S3 server for tests, run as a process: `s3_server.py PORT [RECORDING]`.
 
 It is moto's, which keeps all in memory. With a recording it writes every request down, and started again it has the same objects, so
-that it can be killed and brought back. Requests are served one after the other, because moto's conditional PUT isn't atomic and S3's is.
+that it can be killed and brought back. Two things that S3 keeps to and moto doesn't are kept to here: a conditional PUT is atomic, so
+requests are served one after the other; and a request whose sender was killed before its body was whole has no effect.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -24,14 +26,21 @@ from moto.server import ThreadedMotoServer  # noqa: E402
 from werkzeug.serving import run_simple  # noqa: E402
 
 
-class OneAtATime:
-    """A WSGI application whose requests don't overlap."""
+class OneWholeRequestAtATime:
+    """A WSGI application whose requests don't overlap, and have the body that they announce."""
 
     def __init__(self, application: Any) -> None:
         self._application = application
         self._lock = threading.Lock()
 
     def __call__(self, environment: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        announced = int(environment.get("CONTENT_LENGTH") or 0)
+        if announced:
+            body = environment["wsgi.input"].read(announced)
+            if len(body) < announced:
+                start_response("400 Bad Request", [])
+                return []
+            environment["wsgi.input"] = io.BytesIO(body)
         with self._lock:
             return list(self._application(environment, start_response))
 
@@ -50,4 +59,4 @@ def restore(recording: Path) -> None:
 
 if RECORDING is not None and RECORDING.exists():
     restore(RECORDING)
-run_simple("127.0.0.1", PORT, OneAtATime(DomainDispatcherApplication(create_backend_app)), threaded=True)
+run_simple("127.0.0.1", PORT, OneWholeRequestAtATime(DomainDispatcherApplication(create_backend_app)), threaded=True)

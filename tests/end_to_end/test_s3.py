@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -60,6 +61,8 @@ Start = Callable[..., Command]
 
 class S3Server(Protocol):
     """What the fixture of that name gives."""
+
+    port: int
 
     def start(self) -> None: ...
     def kill(self) -> None: ...
@@ -129,6 +132,18 @@ def test_two_processes_on_one_url_make_what_one_makes_locally_and_it_is_read_thr
         assert sum(path.stat().st_size for path in cache.iterdir()) <= limit
     again = LatentDataset(open_folder(URL, cache=(cache, limit)), "moments", "all", (), 0)
     assert np.array_equal(again[0]["moments"], expected[0]["moments"])
+
+
+def test_the_server_knows_nothing_of_an_upload_whose_sender_was_killed(mortal_s3_server: S3Server) -> None:
+    """Or what a kill leaves behind would be the test server's fault: moto stores the part, and a replay of it waits for the rest."""
+    for sent in (b"", b"abc"):
+        with socket.create_connection(("127.0.0.1", mortal_s3_server.port)) as connection:
+            connection.sendall(b"PUT /bucket/half HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n" + sent)
+            connection.shutdown(socket.SHUT_WR)
+            assert connection.recv(100).startswith(b"HTTP/1.1 400")
+    mortal_s3_server.kill()
+    mortal_s3_server.start()
+    assert open_folder("s3://bucket").list("") == []
 
 
 def test_server_and_processes_that_are_killed_on_the_way_end_bit_identical(
