@@ -34,6 +34,8 @@ def stack(rows: Sequence[Tensor | Mapping[str, Tensor]], pool: BufferPool) -> An
         )
     if isinstance(first, Mapping):
         return {name: stack([row[name] for row in rows if isinstance(row, Mapping)], pool) for name in first}
+    if first.dtype == torch.bool and all(row is first for row in rows):
+        return first.expand(len(rows), *first.shape)  # the mask of rows without padding, made and pooled once
     batch = pool.get((len(rows), *first.shape), first.numpy().dtype)
     # numpy's copy, not torch's: that one would wake a team of threads on cores which are busy decoding.
     np.stack([row.numpy() for row in rows if isinstance(row, Tensor)], out=batch)

@@ -105,7 +105,8 @@ class BatchMemory:
         batch = self._batch
         if batch is None or number >= self._num_rows:
             return False
-        return tensor.data_ptr() == batch[number].ctypes.data and tensor.shape == batch.shape[1:] and tensor.is_contiguous()
+        address = batch.__array_interface__["data"][0] + number * batch.strides[0]
+        return tensor.data_ptr() == address and tensor.shape == batch.shape[1:] and tensor.is_contiguous()
 
     def rows(self, count: int) -> Array:
         """The first rows, once each is held."""

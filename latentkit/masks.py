@@ -47,6 +47,8 @@ def pool_mask(mask: Tensor, factors: Sequence[int | float], causal: Sequence[boo
     Raises:
         EncoderError: a factor isn't a whole number, so that only the encoder knows.
     """
+    if len(mask) > 1 and not mask.stride(0):  # one mask for all rows
+        return pool_mask(mask[:1], factors, causal).expand(len(mask), *([-1] * (mask.ndim - 1)))
     for axis, factor in enumerate(factors, start=1):
         if not isinstance(factor, int):
             raise EncoderError(f"rows have a mask, and {factor} positions of the input become one latent: let encode give its own 'mask'")

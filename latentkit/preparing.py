@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -140,10 +140,9 @@ class Preparer:
         return replace(sample, media=sample.read())
 
     def _fetch(self, task: Task) -> Sample:
-        assert isinstance(self.source, Source)
         if task.place < 0:
             raise SampleError(GONE)
-        sample = self.source[task.place]
+        sample = cast(Source, self.source)[task.place]
         if escape(sample.key) != task.key:
             raise SourceError(f"the source changed while it was read: {sample.key!r} is where {task.key!r} was; run again")
         return sample

@@ -60,6 +60,17 @@ def test_a_latent_counts_where_any_of_its_inputs_does() -> None:
     assert torch.equal(pool_mask(grid, [1, 1]), grid)
 
 
+def test_rows_of_one_mask_share_it_and_its_pooled_one() -> None:
+    mask = torch.tensor([1, 1, 1, 1, 1, 0, 0]).bool()
+    batch = stack([{"clip": torch.zeros(3, 7), "mask": mask}] * 4, BufferPool(pinned=False))["mask"]
+    assert torch.equal(batch, mask.expand(4, 7))
+    assert batch.untyped_storage().nbytes() == mask.untyped_storage().nbytes()
+    for causal in ([], [True]):
+        pooled = pool_mask(batch, [3], causal)
+        assert torch.equal(pooled, pool_mask(batch.contiguous(), [3], causal))
+        assert pooled.stride(0) == 0
+
+
 def test_the_first_of_3_k_plus_1_frames_is_a_latent_of_its_own() -> None:
     mask = torch.arange(7) < torch.tensor([0, 1, 2, 4, 5, 7])[:, None]
     counts = pool_mask(mask, [3], [True]).sum(1).tolist()

@@ -1,10 +1,12 @@
 """The whole pipeline beside decoding and resampling alone, and beside the bare encoder.
 
-    python benchmarks/encode.py [--parts free spans bare] [--files 400] [--rounds 5]
+    python benchmarks/encode.py [--parts free spans bare] [--files 1600] [--rounds 5]
 
 free    an encoder that costs nothing: how near does the pipeline come to soundfile and soxr on the same files in as many threads as there
-        are cores? 10 s of stereo, FLAC as it is and mp3 to 48 kHz; read, and the whole of them held only as long as it takes.
-spans   the same for one long FLAC file, cut into spans of 10 s: the limit seeks and reads the spans.
+        are cores? 10 s of stereo, FLAC as it is and mp3 to 48 kHz; read, and the whole of them held only as long as it takes. Beside that
+        the same with what a trainer's own loop would have to do on top: the media's hash, and batches of (rows, channels, samples).
+spans   the same for one long FLAC file, a quarter as long as all the others together, cut into spans of 10 s: the limit seeks and reads
+        the spans.
 bare    an Oobleck-shaped autoencoder with random weights: how much is left of the same batches as ready tensors?
 
 Contenders take turns in every round; ratios are formed inside a round, of the clock and of the processor time of all threads.
@@ -95,15 +97,21 @@ def run_pipeline(source: Source, encoder: Encoder, output: Path, batch_size: int
     encode_source(LocalFolder(output), inputs, LocalExecutor("cpu"), "cpu", settings, "", show_progress=False)
 
 
-def run_decoding(source: Source, rate_hz: int) -> None:
-    """Read and resample all samples in as many threads as there are cores, and no more."""
+def run_decoding(source: Source, rate_hz: int, batch_size: int = 0) -> None:
+    """Read and resample all samples in as many threads as there are cores, and no more; with a batch size, hash and batch them too."""
+    length = round(SECONDS * rate_hz)
+    batches = [np.zeros((batch_size, 2, length), np.float32) for _ in range(2)]
 
     def decode(index: int) -> None:
         sample = source[index]
+        if batch_size:
+            sample.content()
         start, stop = (0, None) if sample.span is None else (round(second * RATE_HZ) for second in sample.span)
         frames, found_hz = soundfile.read(sample.media, start=start, stop=stop, dtype="float32", always_2d=True)
         if found_hz != rate_hz:
-            soxr.resample(frames, found_hz, rate_hz, quality=QUALITY)
+            frames = soxr.resample(frames, found_hz, rate_hz, quality=QUALITY)
+        if batch_size:
+            batches[index // batch_size % 2][index % batch_size, :, : len(frames)] = frames[:length].T
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(decode, range(len(source))))
@@ -116,13 +124,20 @@ def run_encoder(encoder: Encoder, count: int, batch_size: int) -> None:
         encoder.encode(batch)
 
 
-def compare(title: str, limit: Callable[[], object], ours: Callable[[int], object], count: int, rounds: int) -> None:
-    """A line: rows per second of both, and the median ratio of ours to the limit in speed; one round more warms up."""
-    pairs = [(timed(limit), timed(lambda: ours(number))) for number in range(rounds + 1)][1:]  # noqa: B023 (called at once)
-    clock, processors = ([bare[kind] / own[kind] for bare, own in pairs] for kind in (0, 1))
-    speeds = [count / statistics.median(pair[kind][0] for pair in pairs) for kind in (0, 1)]
-    ratios = f"{statistics.median(clock):.3f} ({min(clock):.3f} to {max(clock):.3f}), by processor time {statistics.median(processors):.3f}"
-    print(f"{title}: limit {speeds[0]:.1f}/s, pipeline {speeds[1]:.1f}/s, ratio {ratios}", flush=True)
+def compare(title: str, limits: dict[str, Callable[[], object]], ours: Callable[[int], object], count: int, rounds: int) -> None:
+    """A line per limit: rows per second of both, and the median ratio of ours to the limit in speed; one round more warms up."""
+    taken: dict[str, list[tuple[Times, Times]]] = {name: [] for name in limits}
+    for number in range(rounds + 1):
+        limits_took = {name: timed(limit) for name, limit in limits.items()}
+        own = timed(lambda: ours(number))  # noqa: B023 (called at once)
+        for name, took in limits_took.items():
+            taken[name].append((took, own))
+    for name, (_, *pairs) in taken.items():
+        clock, processors = ([limit[kind] / own[kind] for limit, own in pairs] for kind in (0, 1))
+        speeds = [count / statistics.median(pair[kind][0] for pair in pairs) for kind in (0, 1)]
+        spread = f"{statistics.median(clock):.3f} ({min(clock):.3f} to {max(clock):.3f})"
+        ratios = f"ratio {spread}, by processor time {statistics.median(processors):.3f}"
+        print(f"{title}: {name} {speeds[0]:.1f}/s, pipeline {speeds[1]:.1f}/s, {ratios}", flush=True)
 
 
 def save_oobleck(folder: Path) -> Path:
@@ -136,7 +151,7 @@ def save_oobleck(folder: Path) -> Path:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
-    options.add_argument("--files", type=int, default=400)
+    options.add_argument("--files", type=int, default=1600)
     options.add_argument("--rows", type=int, default=12, help="for the Oobleck-shaped encoder")
     options.add_argument("--rounds", type=int, default=5)
     given = options.parse_args()
@@ -151,7 +166,10 @@ def main() -> None:
             outputs = scratch / f"out-{title.split(',')[0].replace(' ', '-')}"
             compare(
                 f"free encoder, {title}, {len(source)} rows of {SECONDS:g} s",
-                lambda: run_decoding(source, rate_hz),
+                {
+                    "decoding": lambda: run_decoding(source, rate_hz),
+                    "with hash and batches": lambda: run_decoding(source, rate_hz, 16),
+                },
                 lambda number: run_pipeline(source, free, outputs / str(number), 16),
                 len(source),
                 given.rounds,
@@ -161,7 +179,7 @@ def main() -> None:
             measure("FLAC, 44.1 kHz", open_clips(draw_sounds(scratch / "flac", ".flac", given.files)), 44_100)
             measure("mp3, 44.1 to 48 kHz", open_clips(draw_sounds(scratch / "mp3", ".mp3", given.files)), 48_000)
         if "spans" in given.parts:
-            long = draw_sounds(scratch / "long", ".flac", 1, SECONDS * given.files)
+            long = draw_sounds(scratch / "long", ".flac", 1, SECONDS * given.files / 4)
             measure("long FLAC, spans", open_clips(long, SECONDS), 44_100)
         if "bare" in given.parts:
             sounds = open_clips(draw_sounds(scratch / "few", ".flac", given.rows))
@@ -169,7 +187,7 @@ def main() -> None:
             encoder = open_diffusers(config, BuildContext(modality="audio"))
             compare(
                 f"bare encoder, Oobleck-shaped, float32, batch 2, {torch.get_num_threads()} threads",
-                lambda: run_encoder(encoder, given.rows, 2),
+                {"encoder": lambda: run_encoder(encoder, given.rows, 2)},
                 lambda number: run_pipeline(sounds, encoder, scratch / "bare" / str(number), 2),
                 given.rows,
                 given.rounds,

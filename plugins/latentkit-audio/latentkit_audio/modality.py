@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -64,7 +65,6 @@ class AudioModality:
         self._num_samples = _row_length(config, self._lengths, self._rate_hz)
         self._levels = Levels(self._rate_hz, config.peak_dbfs, config.loudness_lufs, config.on_loud)
         self._buffers = BufferPool(pinned=False)
-        self._all_counts = torch.ones(self._num_samples, dtype=torch.bool)
         self.preview_suffix = ".wav" if mel is None else ".png"
 
     def prepare(self, sample: Sample) -> Iterator[Prepared]:
@@ -157,7 +157,7 @@ class AudioModality:
         if self._config.on_short == "skip":
             return name, row
         if count >= row.shape[1]:
-            return name, {"audio": row, "mask": self._all_counts[: row.shape[1]]}
+            return name, {"audio": row, "mask": _all_counts(row.shape[1])}
         mask = np.zeros(row.shape[1], np.bool_)  # not torch's: that would wake a team of threads for each of ours
         mask[:count] = True
         return name, {"audio": row, "mask": torch.from_numpy(mask)}
@@ -205,6 +205,12 @@ def _find_part(sound: Sound, span: tuple[float, float] | None) -> tuple[int, int
 
 
 # ---------------------------------------------------------------- tensors
+
+
+@functools.lru_cache(8)
+def _all_counts(length: int) -> Tensor:
+    """The mask of rows without padding: one tensor for all of them, which a batch then has once."""
+    return torch.ones(length, dtype=torch.bool)
 
 
 def _checked(tensor: Tensor, spec: InputSpec) -> Tensor:

@@ -1,6 +1,6 @@
-"""docs/autoencoders.md, made from the table of classes and from what is tested of each.
+"""docs/autoencoders.md and the README's shorter table, made from the table of classes and from what is tested of each.
 
-python tests/unit/autoencoders/page.py        rewrites it
+python tests/unit/autoencoders/page.py        rewrites both
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Any
 from latentkit.encoders.diffusers_table import TRAITS, Traits
 
 PAGE = Path(__file__).parents[3] / "docs" / "autoencoders.md"
+README = Path(__file__).parents[3] / "README.md"
+START, END = "<!-- autoencoders: start -->", "<!-- autoencoders: end -->"
 MODELS = json.loads(Path(__file__).with_name("models.json").read_text())
 
 HEAD = """# The autoencoders of diffusers
@@ -70,6 +72,20 @@ def page() -> str:
     return HEAD + "".join(f"| {' | '.join(_row(name, traits))} |\n" for name, traits in TRAITS.items()) + TAIL
 
 
+def readme() -> str:
+    """The whole of README.md, with the table between its markers as it should be."""
+    before, _, rest = README.read_text().partition(START)
+    return f"{before}{START}\n\n{_short_table()}\n{END}{rest.partition(END)[2]}"
+
+
+def _short_table() -> str:
+    rows = ["| class | takes | latents | what normalised latents are held to |", "|---|---|---|---|"]
+    for name, traits in TRAITS.items():
+        _, takes, _, _, latents, _, held_to = _row(name, traits)
+        rows.append(f"| `{name}` | {takes} | {latents} | {held_to} |")
+    return "".join(f"{row}\n" for row in rows)
+
+
 def _row(name: str, traits: Traits) -> Iterator[str]:
     yield f"`{name}`"
     if traits.refused:
@@ -100,3 +116,4 @@ def _sizes(traits: Traits) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page())
+    README.write_text(readme())
