@@ -22,7 +22,7 @@ import pytest
 
 from latentkit.store.verify import verify_dataset
 
-KILLS = int(os.environ.get("LATENTKIT_KILLS", "4"))
+KILLS = int(os.environ.get("LATENTKIT_KILLS", "12"))
 SEED = int(os.environ.get("LATENTKIT_KILL_SEED", "0"))
 NUM_PHOTOS = 40
 SIZE = 192

@@ -1,11 +1,11 @@
 """The whole pipeline beside decoding and resampling alone, and beside the bare encoder.
 
-    python benchmarks/encode.py [--parts free spans bare] [--files 1600] [--rounds 5]
+    python benchmarks/encode.py [--parts free spans bare] [--files 4000] [--rounds 5]
 
 free    an encoder that costs nothing: how near does the pipeline come to soundfile and soxr on the same files in as many threads as there
         are cores? 10 s of stereo, FLAC as it is and mp3 to 48 kHz; read, and the whole of them held only as long as it takes. Beside that
         the same with what a trainer's own loop would have to do on top: the media's hash, and batches of (rows, channels, samples).
-spans   the same for one long FLAC file, a quarter as long as all the others together, cut into spans of 10 s: the limit seeks and reads
+spans   the same for one long FLAC file, a tenth as long as all the others together, cut into spans of 10 s: the limit seeks and reads
         the spans.
 bare    an Oobleck-shaped autoencoder with random weights: how much is left of the same batches as ready tensors?
 
@@ -93,7 +93,7 @@ def run_pipeline(source: Source, encoder: Encoder, output: Path, batch_size: int
     """From source to closed dataset."""
     modality = AudioModality(AudioConfig(length=SECONDS), BuildContext(input=encoder.input))
     inputs = EncodeInputs(source, modality, ["plain"], lambda device: encoder, {"encoder.name": "benchmark"})
-    settings = EncodeSettings(batch_size=batch_size, unit_size=256, compile=False)
+    settings = EncodeSettings(batch_size=batch_size, unit_size=512, compile=False)
     encode_source(LocalFolder(output), inputs, LocalExecutor("cpu"), "cpu", settings, "", show_progress=False)
 
 
@@ -151,7 +151,7 @@ def save_oobleck(folder: Path) -> Path:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
-    options.add_argument("--files", type=int, default=1600)
+    options.add_argument("--files", type=int, default=4000)
     options.add_argument("--rows", type=int, default=12, help="for the Oobleck-shaped encoder")
     options.add_argument("--rounds", type=int, default=5)
     given = options.parse_args()
@@ -179,7 +179,7 @@ def main() -> None:
             measure("FLAC, 44.1 kHz", open_clips(draw_sounds(scratch / "flac", ".flac", given.files)), 44_100)
             measure("mp3, 44.1 to 48 kHz", open_clips(draw_sounds(scratch / "mp3", ".mp3", given.files)), 48_000)
         if "spans" in given.parts:
-            long = draw_sounds(scratch / "long", ".flac", 1, SECONDS * given.files / 4)
+            long = draw_sounds(scratch / "long", ".flac", 1, SECONDS * given.files / 10)
             measure("long FLAC, spans", open_clips(long, SECONDS), 44_100)
         if "bare" in given.parts:
             sounds = open_clips(draw_sounds(scratch / "few", ".flac", given.rows))
