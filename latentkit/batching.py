@@ -92,7 +92,8 @@ def encode_batch(encoder: Encoder, batch: Any) -> dict[str, Tensor]:
     latents = dict(encoder.encode(_input_of(encoder.input, batch)))
     mask = latents.pop(MASK, None)
     check_latents(latents, encoder.layout, batch, encoder.input.axes)
-    if mask is None and (given := mask_of(batch)) is not None:
+    given = mask_of(batch)
+    if mask is None and given is not None and masked_axes(encoder.layout, given.ndim - 1):  # one vector of a whole text has no positions
         mask = _pooled(given, encoder)
     values = next(iter(latents.values()))
     if encoder.layout.ragged_axis and mask is None:

@@ -20,6 +20,9 @@ def warmed_decay(decay: float, num_updates: int) -> float:
 class WeightAverage:
     """Running average of every float parameter and buffer of a module; other buffers (counters) are copied.
 
+    What doesn't change stays bit for bit what it was, or a frozen encoder's latents wouldn't be known as its own: frozen parameters are
+    left alone, and buffers that are as they were; moving by nothing would make a zero of -0.
+
     Args:
         module: starts the average as its current weights.
         decay: share of the average that one update keeps, once warmed up.
@@ -34,11 +37,15 @@ class WeightAverage:
     def update(self, module: nn.Module) -> None:
         """Move the average towards the module's weights as they are now."""
         current = module.state_dict()
-        floats = [name for name, tensor in current.items() if tensor.is_floating_point()]
-        keep = warmed_decay(self.decay, self.num_updates)
-        torch._foreach_lerp_([self.tensors[name] for name in floats], [current[name] for name in floats], 1 - keep)
-        for name in current.keys() - set(floats):
-            self.tensors[name].copy_(current[name])
+        parameters = dict(module.named_parameters(remove_duplicate=False))
+        trained = [name for name in current if name in parameters and parameters[name].requires_grad]
+        share = 1 - warmed_decay(self.decay, self.num_updates)
+        torch._foreach_lerp_([self.tensors[name] for name in trained], [current[name] for name in trained], share)
+        for name in current.keys() - parameters.keys():
+            average, value = self.tensors[name], current[name]
+            if value.is_floating_point():
+                value = torch.where(average == value, average, average.lerp(value, share))
+            average.copy_(value)
         self.num_updates += 1
 
     @contextmanager

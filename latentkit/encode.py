@@ -38,7 +38,7 @@ from latentkit.planning import (
 from latentkit.quantisation import measure_psnr
 from latentkit.store.claims import Claims
 from latentkit.store.compact import finish_compaction
-from latentkit.store.dataset import DATASET, RECIPE, Description, finalize, newest_number, read_dataset
+from latentkit.store.dataset import DATASET, RECIPE, Description, finalize, newest_number, read_dataset, refuse_missing_units
 from latentkit.store.folder import Folder, host
 from latentkit.store.index import committed, first_rows, read_unit, reason_by_key
 from latentkit.store.plan import Plan, counting_parts, read_chain
@@ -98,14 +98,18 @@ def encode_source(
     chain = chain or plans_there(folder, inputs, device, settings)
     if found is not None and show_progress:
         say_other_versions(folder, chain[-1].settings)
-    keep_recipe(folder, recipe_text)
+    if is_finished(folder, chain[-1]):
+        refuse_missing_units(folder, read_dataset(folder))
     summary = EncodeSummary()
     while True:
         if not is_finished(folder, chain[-1]):
-            summary += _finish_plan(folder, chain, inputs, executor, device, settings, show_progress)
+            job = make_job(folder, chain[-1], inputs, settings, show_progress)
+            keep_recipe(folder, recipe_text)  # before any work, but not when that is refused
+            summary += _finish_plan(job, chain, inputs, executor, device, settings)
         if is_compared or chain[-1].number != found or next_plan(folder, chain[-1], inputs, settings) is None:
             break
         chain = read_chain(folder)
+    keep_recipe(folder, recipe_text)
     Claims(folder).sweep()
     return summary
 
@@ -189,22 +193,14 @@ def describe(inputs: EncodeInputs, encoder: Encoder, settings: EncodeSettings, t
 
 
 def _finish_plan(
-    folder: Folder,
-    chain: Sequence[Plan],
-    inputs: EncodeInputs,
-    executor: Executor,
-    device: str,
-    settings: EncodeSettings,
-    show_progress: bool,
+    job: EncodeJob, chain: Sequence[Plan], inputs: EncodeInputs, executor: Executor, device: str, settings: EncodeSettings
 ) -> EncodeSummary:
     """Do this process's share of the newest plan, wait for the others', and close the dataset."""
-    plan = chain[-1]
-    if plan.settings.compacts:
-        finish_compaction(folder, plan)
+    if chain[-1].settings.compacts:
+        finish_compaction(job.folder, chain[-1])
         return EncodeSummary()
-    job = make_job(folder, plan, inputs, settings, show_progress)
     summary = _run_units(job, executor, settings)
-    _close(folder, chain, inputs, device, settings)
+    _close(job.folder, chain, inputs, device, settings)
     return summary
 
 

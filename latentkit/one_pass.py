@@ -114,7 +114,8 @@ def _agree_on_plans(targets: Sequence[Target], device: str) -> list[tuple[Plan, 
             settings = replace(settings, unit_size=planned[0][0].settings.unit_size)
         is_new = not plan_numbers(target.folder)
         plan = plans_there(target.folder, target.inputs, device, settings)[-1]
-        keep_recipe(target.folder, target.recipe_text)
+        if is_new:
+            keep_recipe(target.folder, target.recipe_text)
         if is_compared := is_new or is_finished(target.folder, plan):
             plan = (None if is_new else next_plan(target.folder, plan, target.inputs, settings)) or plan
         planned.append((plan, is_compared))
@@ -127,6 +128,7 @@ def _shared_jobs(targets: Sequence[Target], plans: Sequence[Plan], show_progress
     for place, (target, plan) in enumerate(zip(targets, plans, strict=True)):
         if not plan.settings.compacts and not is_finished(target.folder, plan):
             job = make_job(target.folder, plan, target.inputs, target.settings, show_progress)
+            keep_recipe(target.folder, target.recipe_text)
             if not jobs or _are_alike(next(iter(jobs.values())), job):
                 jobs[place] = job
     return jobs

@@ -165,7 +165,8 @@ def refuse_removal(folder: Folder, changes: Changes, prune: bool) -> None:
     """
     if 2 * changes.counts.removed > changes.num_before and not prune:
         gone = f"{changes.counts.removed} of the {changes.num_before} samples of {folder} are gone from the source"
-        raise SourceError(f"{gone}; put them back, or run with --prune to leave them out")
+        advice = "put them back, or leave them out with --prune, an option of latentkit run; for another source give another output"
+        raise SourceError(f"{gone}; {advice}")
 
 
 def describe_changes(folder: Folder, changes: Changes) -> str:

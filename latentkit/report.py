@@ -38,7 +38,10 @@ def report(result: EncodeRun | TrainResult | EvaluateResult) -> str:
         return "\n".join(_report_encode(name, result) for name in result.folders)
     done = "was finished already" if result.finished_before else f"{result.steps} steps done"
     skipped = f"; {result.num_skipped_steps} steps were not finite and skipped" if result.num_skipped_steps else ""
-    return f"{_near(result.model)}: {done}{skipped}\n  encode with it: {_encoding_with(result.model)}"
+    left_out = ""
+    if result.num_bad_samples:
+        left_out = f"; {result.num_bad_samples} samples left out, {_near(result.model.parent / 'result.json')} says why"
+    return f"{_near(result.model)}: {done}{skipped}{left_out}\n  encode with it: {_encoding_with(result.model)}"
 
 
 def _encoding_with(model: Path) -> str:
@@ -103,10 +106,12 @@ def go_on_with(recipe: Recipe) -> str:
         return "an evaluation is kept as a whole only; run the same command again"
     output = recipe.output.path if isinstance(recipe, (EncodeRecipe, TrainRecipe)) else "."
     if _holds_recipe(output):
-        return f"what is committed is kept; go on with: latentkit run {_near(f'{output}/recipe.yaml')}"
-    if os.path.isfile(recipe.origin):
-        return f"what is committed is kept; go on with: latentkit run {_near(recipe.origin)}"
-    return "nothing was committed yet; run the same command again"
+        kept = "what is committed is kept; go on with"
+        if isinstance(recipe, TrainRecipe) and not os.path.isdir(os.path.join(output, "checkpoints")):
+            kept = f"no checkpoint was written yet (output.checkpoint_every: {recipe.output.checkpoint_every}); begin again with"
+        return f"{kept}: latentkit run {_near(f'{output}/recipe.yaml')}"
+    kept = "what is committed is kept" if os.path.isdir(output) else "nothing was committed yet"
+    return f"{kept}; run the same command again"
 
 
 def _holds_recipe(output: str) -> bool:

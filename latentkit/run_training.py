@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -226,7 +227,7 @@ def _open_run(recipe: TrainRecipe, is_first_process: bool) -> Path:
     Raises:
         RecipeError: its path is a URL.
         StoreError: the folder can't be written, or holds something else.
-        TrainingError: it holds another run; names the keys that differ.
+        TrainingError: it holds another run; names the values that differ.
     """
     from latentkit.store.folder import LocalFolder, open_folder
 
@@ -239,6 +240,8 @@ def _open_run(recipe: TrainRecipe, is_first_process: bool) -> Path:
 
 
 def _claim(folder: LocalFolder, recipe: TrainRecipe) -> None:
+    from latentkit.train import finished_steps
+
     text, written, before = dump_recipe(resolve(recipe)), None, {}
     if folder.exists(RECIPE):
         before = resolve(load_recipe(folder.path / RECIPE))
@@ -247,9 +250,24 @@ def _claim(folder: LocalFolder, recipe: TrainRecipe) -> None:
         raise StoreError(f"{folder} holds something else and no {RECIPE}; give the run a folder of its own")
     is_ours = written is None or folder.read(RECIPE).decode() == written  # else somebody wrote it by hand
     is_begun = (folder.path / "checkpoints").exists() or (folder.path / "model").exists()
-    different = [key for key in SAME_RUN if before and before.get(key) != resolve(recipe).get(key)]
-    if different and (is_begun or not is_ours):
-        raise TrainingError(f"{folder} holds another run: {', '.join(different)} differ; give another output.path")
-    if is_ours and written != text:
+    different = list(_differences(before, resolve(recipe))) if before else []
+    if any(re.split(r"\W", line)[0] in SAME_RUN for line in different) and (is_begun or not is_ours):
+        raise TrainingError(f"{folder} holds another run: {'; '.join(different)}; give another output.path")
+    if finished_steps(folder.path) >= recipe.steps:
+        for line in different:
+            print(f"warning: {folder} is finished, so this changes nothing: {line}", file=sys.stderr)
+    elif is_ours and written != text:
         folder.replace(RECIPE, text.encode())
         folder.discard_if_empty()
+
+
+def _differences(before: Any, now: Any, where: str = "") -> Iterator[str]:
+    """A line per value of a recipe that isn't what it was."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in {**before, **now}:
+            yield from _differences(before.get(key), now.get(key), f"{where}.{key}" if where else key)
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for number, pair in enumerate(zip(before, now, strict=True)):
+            yield from _differences(*pair, f"{where}[{number}]")
+    elif before != now:
+        yield f"{where} was {before!r} and is {now!r}"

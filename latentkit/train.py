@@ -74,8 +74,8 @@ def train(
         prepare: a modality, which gives one view of each sample, all of one shape; several, of which each batch draws one; or a `Prepare`.
         losses: their weighted sum is what training makes small.
         settings: every number.
-        folder: gets model/, checkpoints/, log.jsonl and result.json, which says what step model/ is of. The model has the averaged
-            weights where there are any, and measured statistics.
+        folder: gets model/, checkpoints/, log.jsonl and result.json, which says what step model/ is of, and which samples the first
+            process left out since it last began, and why. The model has the averaged weights where there are any, and measured statistics.
         evaluate: measures the model now and then.
 
     Raises:
@@ -86,7 +86,7 @@ def train(
     accelerator = open_accelerator(settings, folder)
     log = TrainingLog(folder / "log.jsonl", settings.steps, accelerator, losses)
     newest = _find_newest(folder, log)
-    if newest is not None and newest.step >= settings.steps and _has_model(folder, newest.step):
+    if newest is not None and newest.step >= settings.steps and finished_steps(folder) == newest.step:
         return TrainResult(folder / "model", newest.step, finished_before=True)
     views = _views(prepare, settings.seed)
     bad, shares = BadSamples(), batches_of(settings, accelerator)
@@ -98,7 +98,8 @@ def train(
     with contextlib.closing(log), _explain_memory(run.state):
         with contextlib.closing(read_batches(source, views, shares, run.state.position, bad)) as batches:
             _train_steps(run, rehearse(run, batches), folder / "checkpoints", order, evaluate)
-        _finish(run, model, source, views, folder)
+        left_out = {source[index].key: reason for index, reason in sorted(bad.reasons.items())}
+        _finish(run, model, source, views, folder, left_out)
     return TrainResult(folder / "model", run.state.step, len(bad.reasons), run.state.num_skipped_steps)
 
 
@@ -114,13 +115,13 @@ def _find_newest(folder: Path, log: TrainingLog) -> Checkpoint | None:
     return newest
 
 
-def _has_model(folder: Path, step: int) -> bool:
-    """Whether the run's model is there with all its files, and of that step: while a run goes on, an older one stays in place."""
+def finished_steps(folder: Path) -> int:
+    """The step that the run's model is of, 0 where it isn't there with all its files: while a run goes on, an older one stays in place."""
     try:
         written = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-        return bool(written["step"] == step and written["files"].items() <= _sizes(folder / "model").items())
+        return int(written["step"]) if written["files"].items() <= _sizes(folder / "model").items() else 0
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
+        return 0
 
 
 def _sizes(model: Path) -> dict[str, int]:
@@ -238,7 +239,7 @@ def _diverged(step: int, skipped: Sequence[str], count: int, checkpoints: Path) 
 # ---------------------------------------------------------------- after the last step
 
 
-def _finish(run: Run, model: Trainable, source: Source, prepare: Prepare, folder: Path) -> None:
+def _finish(run: Run, model: Trainable, source: Source, prepare: Prepare, folder: Path, left_out: Mapping[str, str]) -> None:
     """Write the model, with the averaged weights where there are any, its latents measured on the training data."""
     module = run.state.module
     if run.state.average is not None:
@@ -252,5 +253,6 @@ def _finish(run: Run, model: Trainable, source: Source, prepare: Prepare, folder
             with contextlib.closing(read_batches(source, prepare, shares, Position())) as batches:
                 statistics = measure_latents(module, batches, num_batches, run.settings.seed)
         save_result(model, statistics, folder)
-        LocalFolder(folder).replace(RESULT, json.dumps({"step": run.state.step, "files": _sizes(folder / "model")}).encode())
+        result = {"step": run.state.step, "files": _sizes(folder / "model"), "left_out": left_out}
+        LocalFolder(folder).replace(RESULT, json.dumps(result, indent=1).encode())
     run.accelerator.wait_for_everyone()

@@ -19,6 +19,7 @@ from latentkit.builtin import TinyKLConfig
 from latentkit.contracts import BuildContext, InputSpec, LatentLayout, Normalization, SizeRule
 from latentkit.encoders.hashing import hash_tensors
 from latentkit.encoders.tiny_kl_network import DOWNSCALE, TinyKL
+from latentkit.encoders.weight_files import refuse_pages
 from latentkit.errors import EncoderError
 
 SHIPPED = Path(latentkit.__file__).parent / "weights"
@@ -230,6 +231,7 @@ def check_weights(path: Path, network: nn.Module) -> None:
     Raises:
         EncoderError: it can't be read, or keys are missing, unexpected or of another shape; names them.
     """
+    refuse_pages(path)
     try:
         with safe_open(path, "pt") as file:
             found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  (not a mapping)

@@ -25,13 +25,7 @@ def read_tensors(path: Path, where_from: str = "") -> dict[str, Tensor]:
     Raises:
         EncoderError: there is no such file, or it is something else than weights: a web page, a program, a pickle of objects, cut off.
     """
-    try:
-        with open(path, "rb") as file:
-            start = file.read(64)
-    except OSError as error:
-        raise EncoderError(f"{path}: expected a file of weights: {error.strerror}" + (f"; {where_from}" if where_from else "")) from error
-    if start.lstrip().startswith(b"<"):
-        raise EncoderError(f"{path} is a web page, not weights: what was saved is the page about the file; download the file itself")
+    refuse_pages(path, where_from)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -44,6 +38,26 @@ def read_tensors(path: Path, where_from: str = "") -> dict[str, Tensor]:
         wanted = "tensors by name, as state_dict() gives them, alone or under state_dict"
         raise EncoderError(f"{path}: expected {wanted}; got {_describe(found)}")
     return dict(found)
+
+
+def refuse_pages(path: Path, where_from: str = "") -> None:
+    """Nothing, if the file may be weights, by its first bytes.
+
+    Args:
+        where_from: how to get such a file, for the message when it isn't there.
+
+    Raises:
+        EncoderError: there is no such file, or it is a web page or a pointer of git-lfs.
+    """
+    try:
+        with open(path, "rb") as file:
+            start = file.read(64)
+    except OSError as error:
+        raise EncoderError(f"{path}: expected a file of weights: {error.strerror}" + (f"; {where_from}" if where_from else "")) from error
+    if start.lstrip().startswith(b"<"):
+        raise EncoderError(f"{path} is a web page, not weights: what was saved is the page about the file; download the file itself")
+    if start.startswith(b"version https://git-lfs"):
+        raise EncoderError(f"{path} is a pointer of git-lfs, not weights; `git lfs pull` in its repository gets the file itself")
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:

@@ -21,7 +21,16 @@ from latentkit.errors import DamagedError, StoreError
 from latentkit.masks import MASK, counted_positions
 from latentkit.store import quantise, statistics, writer
 from latentkit.store.claims import Claims
-from latentkit.store.dataset import Description, finalize, newest_number, num_superseded, read_dataset, read_index, read_units
+from latentkit.store.dataset import (
+    Description,
+    finalize,
+    newest_number,
+    num_superseded,
+    read_dataset,
+    read_index,
+    read_units,
+    refuse_missing_units,
+)
 from latentkit.store.folder import Folder
 from latentkit.store.format import TensorToWrite, write_unit
 from latentkit.store.index import has_its_data, index_of_chain
@@ -77,6 +86,7 @@ def _compact(folder: Folder) -> Compacted:
     if not num_dropped and 2 * num_after > num_units:
         remove_dead(folder, chain)
         return Compacted(0, num_units, num_units)
+    refuse_missing_units(folder, document)
     write_plan(folder, plan)
     plan = read_plan(folder, plan.number)
     if not plan.settings.compacts:  # our claim was taken for a dead process's

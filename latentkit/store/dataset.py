@@ -160,6 +160,18 @@ def _statistics(units: Sequence[ReadUnit]) -> statistics.ChannelStatistics | Non
         raise DamagedError(f"a unit's statistics are damaged ({type(error).__name__})") from error
 
 
+def refuse_missing_units(folder: Folder, document: Mapping[str, Any]) -> None:
+    """Nothing, if every unit that dataset.json describes is there.
+
+    Raises:
+        StoreError: one is missing; says how to get it back.
+    """
+    there = set(folder.list("units"))
+    missing = sorted(name for name in map(unit_name, document["units"]) if name.removeprefix("units/") not in there)
+    if missing:
+        raise StoreError(f"{folder}/{missing[0]} is missing; `latentkit verify {folder} --repair` makes it again")
+
+
 def num_superseded(document: Mapping[str, Any], num_index_rows: int) -> int:
     """Rows in the units that the index no longer names."""
     return sum(int(unit["rows"]) for unit in document["units"].values()) - num_index_rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -158,17 +159,19 @@ class Batches:
             with ahead.reading(number):
                 return self.dataset.load(batches[number], epoch, number * self.world_size + self.rank, self._pool)
 
-        with ThreadPoolExecutor(min(self.prefetch, _num_cores()), "latents") as executor:
-            try:
-                for number in range(first, len(batches)):
-                    loaded.append(executor.submit(load, number))
-                    if len(loaded) > self.prefetch:
-                        yield self._hand_out(loaded)
-                while loaded:
+        executor = ThreadPoolExecutor(min(self.prefetch, _num_cores()), "latents")
+        is_finalizing = sys.is_finalizing  # by the interpreter's end, modules are empty
+        try:
+            for number in range(first, len(batches)):
+                loaded.append(executor.submit(load, number))
+                if len(loaded) > self.prefetch:
                     yield self._hand_out(loaded)
-                self.dataset.is_cold = ahead.is_cold(len(batches) - 1)
-            finally:
-                executor.shutdown(wait=False, cancel_futures=True)
+            while loaded:
+                yield self._hand_out(loaded)
+            self.dataset.is_cold = ahead.is_cold(len(batches) - 1)
+        finally:
+            if not is_finalizing():
+                executor.shutdown(wait=True, cancel_futures=True)
         self._epoch, self._handed_out = epoch + 1, 0
 
     def state_dict(self) -> dict[str, Any]:

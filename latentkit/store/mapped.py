@@ -69,7 +69,8 @@ class MappedUnit:
             # Unlike Python's own maps, torch's keep no file open: there may be more units than files that a process may open.
             self._bytes: Array = torch.from_file(str(self.path), shared=False, size=size, dtype=torch.uint8).numpy()
         except (OSError, RuntimeError, UnicodeEncodeError) as error:
-            raise StoreError(f"{self.where} can't be mapped into memory: {error}") from error
+            advice = f"`latentkit verify {folder} --repair` makes what is lost again"
+            raise StoreError(f"{self.where} can't be mapped into memory: {error}; {advice}") from error
         if self.header.sha256 != expected["header_sha256"]:
             raise DamagedError(f"{self.where} is not the unit that dataset.json describes; `latentkit verify {folder}` says more")
 

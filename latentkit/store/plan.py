@@ -189,7 +189,7 @@ def read_plan(folder: Folder, number: int) -> Plan:
         _check_table(plan.table)
         stated = plan.settings.fingerprint
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        advice = "delete the folder, or the plan if no unit is there"
+        advice = f"`latentkit verify {folder} --repair` makes it again where the dataset was finished; delete it only if no unit is there"
         raise DamagedError(f"{folder}/{name}: the plan is damaged ({type(error).__name__}); {advice}") from error
     if fingerprint != stated:
         raise DamagedError(f"{folder}/{name}: the plan's fingerprint doesn't belong to its parts; the file was changed")

@@ -112,11 +112,24 @@ def test_unchanged_source_changes_nothing(photos: Path, output: Path, kl_folder:
     assert {file: file.read_bytes() for file in output.rglob("*") if file.is_file()} == before
 
 
+def test_a_finished_dataset_that_lacks_a_unit_is_no_finished_one(photos: Path, output: Path, kl_folder: Path) -> None:
+    lost = sorted((output / "units").iterdir())[0]
+    lost.unlink()
+    with pytest.raises(StoreError, match=rf"{lost.name} is missing; `latentkit verify .* --repair` makes it again"):
+        encode(photos, output, kl_folder)
+
+
 def test_most_of_a_source_gone_is_refused_without_prune(photos: Path, output: Path, kl_folder: Path) -> None:
     for number in range(5):
         (photos / f"{number:03d}.png").unlink()
+    recipe = (output / "recipe.yaml").read_bytes()
     with pytest.raises(SourceError, match=r"5 of the 8 samples .* are gone .* --prune"):
         encode(photos, output, kl_folder)
+    moved = photos.rename(photos.with_name("moved"))
+    with pytest.raises(SourceError, match=r"5 of the 8 samples .* are gone .* --prune"):
+        encode(moved, output, kl_folder)
+    assert (output / "recipe.yaml").read_bytes() == recipe  # what is refused leaves the dataset as it was
+    moved.rename(photos)
     assert len(lk.open(output)) == NUM_PHOTOS
     data = lk.run(output / "recipe.yaml", prune=True)
     assert data.keys == ["005.png", "006.png", "007.png"]

@@ -27,6 +27,18 @@ def test_weights_and_float_buffers_are_averaged_and_counters_copied() -> None:
     assert average.tensors["num_batches_tracked"].item() == 7
 
 
+def test_what_does_not_change_stays_what_it_was_bit_for_bit() -> None:
+    module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    module[0].requires_grad_(False)
+    for tensor in (module[0].weight, module[1].running_mean):
+        tensor.data.fill_(-0.0)
+    average = WeightAverage(module, decay=0.9)
+    for _ in range(3):
+        average.update(module)
+    for name in ("0.weight", "1.running_mean"):
+        assert average.tensors[name].signbit().all()
+
+
 def test_the_average_is_not_the_weights_themselves() -> None:
     module = nn.Linear(1, 1)
     average = WeightAverage(module, decay=0.9)

@@ -254,6 +254,9 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path, folder: Path) -> No
     (folder / WEIGHTS_NAME).write_bytes(b"not weights")
     with pytest.raises(EncoderError, match="can't be read"):
         reopened(folder)
+    (folder / WEIGHTS_NAME).write_text("<!doctype html>")
+    with pytest.raises(EncoderError, match="is a web page, not weights"):
+        reopened(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(EncoderError, match="not JSON"):
         reopened(folder)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from latentkit.checkpoint import list_checkpoints, read_checkpoint
 from latentkit.encoders.tiny_kl import TinyKLEncoder
 from latentkit.errors import LatentkitError, RecipeError, SourceError, StoreError, TrainingError
 from latentkit.recipe import parse_recipe
+from latentkit.report import report
 
 
 @pytest.fixture
@@ -155,8 +158,29 @@ def test_a_recipe_mended_before_the_first_checkpoint_may_use_the_same_output(rec
     with pytest.raises(TrainingError, match="fewer than one batch"):
         latentkit.run(recipe | {"batch_size": 5, "losses": [{"use": "l1"}]})
     latentkit.run(recipe)
-    with pytest.raises(TrainingError, match=r"run holds another run: losses differ; give another output.path"):
+    with pytest.raises(TrainingError, match=r"run holds another run: losses\[0\]\.use was '.*' and is 'l1'.*; give another output.path"):
         latentkit.run(recipe | {"losses": [{"use": "l1"}]})
+
+
+def test_a_finished_run_says_which_settings_change_nothing_and_keeps_its_recipe(
+    recipe: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    latentkit.run(recipe)
+    written = (tmp_path / "run" / "recipe.yaml").read_bytes()
+    latentkit.run(recipe | {"optimizer": {"lr": 0.125}})
+    warning = r"warning: .*run is finished, so this changes nothing: optimizer\.lr was [\d.e-]+ and is 0\.125"
+    assert re.search(warning, capsys.readouterr().err)
+    assert (tmp_path / "run" / "recipe.yaml").read_bytes() == written
+
+
+def test_samples_that_are_left_out_are_recorded_with_the_reason(recipe: dict[str, Any], tmp_path: Path) -> None:
+    photos = Path(recipe["source"]["with"]["path"])
+    (photos / "page.png").write_text("<html>")
+    result = latentkit.run(recipe)
+    assert result.num_bad_samples == 1
+    (left_out,) = json.loads((tmp_path / "run" / "result.json").read_text())["left_out"].items()
+    assert left_out[0] == "page.png"
+    assert "1 samples left out" in report(result)
 
 
 def test_a_run_killed_while_it_wrote_its_recipe_begins_again(recipe: dict[str, Any], tmp_path: Path) -> None:

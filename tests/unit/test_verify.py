@@ -109,6 +109,21 @@ def test_plan_that_others_build_on_is_missed(tmp_path: Path) -> None:
     assert "plans/999999999.parquet" in verify_folder(folder).names("plan")
 
 
+def test_units_without_any_plan_are_foreign(encoded: Path) -> None:
+    shutil.rmtree(encoded / "plans")
+    (encoded / "dataset.json").unlink()
+    units = sorted(f"units/{path.name}" for path in (encoded / "units").iterdir())
+    assert {*units} <= {finding.file for finding in verify_dataset(encoded).damage}
+
+
+def test_a_compaction_that_lacks_a_unit_leaves_the_dataset_as_it_was(encoded: Path) -> None:
+    (encoded / "units" / "000-000001.safetensors").unlink()
+    before = sorted(path.relative_to(encoded) for path in encoded.rglob("*") if path.is_file())
+    with pytest.raises(StoreError, match=r"units/000-000001\.safetensors is missing; `latentkit verify .* --repair`"):
+        compact(LocalFolder(encoded))
+    assert sorted(path.relative_to(encoded) for path in encoded.rglob("*") if path.is_file()) == before
+
+
 def test_unit_without_a_plan_is_foreign_and_what_a_compaction_replaced_a_remark(encoded: Path) -> None:
     copy = encoded.parent / "old"
     shutil.copytree(encoded, copy)

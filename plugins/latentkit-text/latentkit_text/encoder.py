@@ -31,7 +31,7 @@ class TextEncoder:
         config: padding, layer and output.
 
     Raises:
-        EncoderError: the network has no such layer.
+        EncoderError: the network has no such layer, or fewer positions than `max_length`.
     """
 
     modality = "text"
@@ -43,6 +43,9 @@ class TextEncoder:
         layers = int(getattr(described, "num_hidden_layers", 0) or 0)
         if layers and -config.layer > layers + 1:
             raise EncoderError(f"encoder.with.layer: the network has {layers} layers and its embeddings, got {config.layer}")
+        positions = getattr(described, "max_position_embeddings", None)
+        if config.max_length and positions and config.max_length > positions:
+            raise EncoderError(f"encoder.with.max_length: the network has positions for {positions} tokens, got {config.max_length}")
         embeddings = network.get_input_embeddings()
         self.input: InputSpec = text_input(tokenizer, embeddings.num_embeddings)
         is_pooled = config.output == "pooled"

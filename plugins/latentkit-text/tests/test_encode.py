@@ -65,6 +65,19 @@ def test_pictures_and_captions_come_in_one_batch(photos: Path, tmp_path: Path, c
         assert not values[:, ~mask].any()
 
 
+def test_one_vector_a_text_is_stored_without_a_mask(photos: Path, tmp_path: Path, clip_folder: Path) -> None:
+    data = lk.run(recipe(photos, tmp_path / "pooled", clip_folder), overrides={"encoder.with.output": "pooled"})
+    network = transformers.CLIPTextModel.from_pretrained(clip_folder / "text_encoder").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(clip_folder / "tokenizer")
+    rows = {row["key"]: row for row in (data[index] for index in range(len(data)))}
+    assert set(rows) == {f"{name}.png" for name in CAPTIONS}
+    for name, caption in CAPTIONS.items():
+        with torch.inference_mode():
+            vector = network(**tokenizer([caption], return_tensors="pt", return_token_type_ids=False)).pooler_output[0]
+        torch.testing.assert_close(rows[f"{name}.png"]["latent"], vector, atol=1e-5, rtol=1e-5)
+        assert "latent_mask" not in rows[f"{name}.png"]
+
+
 def test_texts_are_stored_at_their_own_length(photos: Path, tmp_path: Path, clip_folder: Path) -> None:
     captions = lk.run(recipe(photos, tmp_path / "captions", clip_folder))
     lengths = {captions[number]["key"]: captions[number]["latent"].shape for number in range(len(captions))}

@@ -159,6 +159,12 @@ def test_a_layer_that_is_not_there_is_refused(clip_folder: Path) -> None:
         open_encoder(clip_folder, layer=-5)
 
 
+def test_more_tokens_than_positions_are_refused(clip_folder: Path) -> None:
+    positions = transformers.AutoConfig.from_pretrained(clip_folder / "text_encoder").max_position_embeddings
+    with pytest.raises(EncoderError, match=rf"max_length: the network has positions for {positions} tokens, got {positions + 1}"):
+        open_encoder(clip_folder, max_length=positions + 1)
+
+
 def test_a_network_without_a_pooled_vector_is_refused(t5_folder: Path) -> None:
     with pytest.raises(EncoderError, match="output: tokens"):
         open_encoder(t5_folder, max_length=32, output="pooled")
