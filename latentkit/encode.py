@@ -38,7 +38,7 @@ from latentkit.planning import (
 from latentkit.quantisation import measure_psnr
 from latentkit.store.claims import Claims
 from latentkit.store.compact import finish_compaction
-from latentkit.store.dataset import DATASET, RECIPE, Description, finalize, newest_number, read_dataset, refuse_missing_units
+from latentkit.store.dataset import DATASET, RECIPE, Description, finalize, newest_number, read_dataset
 from latentkit.store.folder import Folder, host
 from latentkit.store.index import committed, first_rows, read_unit, reason_by_key
 from latentkit.store.plan import Plan, counting_parts, read_chain
@@ -77,8 +77,7 @@ def encode_source(
 ) -> EncodeSummary:
     """Encode everything that isn't yet, and write index and dataset.json when all units are there.
 
-    Finishes the newest plan first; when that is from an earlier run, compares the source with it and does what has changed since. Returns
-    in every process when the dataset is closed.
+    Finishes the newest plan first; if that is an earlier run's, then does what has changed since. Returns when the dataset is closed.
 
     Args:
         folder: of the latent dataset; missing, empty, or left by an earlier run.
@@ -98,8 +97,6 @@ def encode_source(
     chain = chain or plans_there(folder, inputs, device, settings)
     if found is not None and show_progress:
         say_other_versions(folder, chain[-1].settings)
-    if is_finished(folder, chain[-1]):
-        refuse_missing_units(folder, read_dataset(folder))
     summary = EncodeSummary()
     while True:
         if not is_finished(folder, chain[-1]):

@@ -26,7 +26,7 @@ from latentkit.preparing import give, read_shard
 from latentkit.retry import retried
 from latentkit.store.changes import Changes, compare_samples, compare_shards
 from latentkit.store.claims import Claims
-from latentkit.store.dataset import read_dataset, read_index
+from latentkit.store.dataset import read_dataset, read_index, refuse_missing_units
 from latentkit.store.folder import Folder
 from latentkit.store.plan import Plan, PlanSettings, list_entries, newest_plan, plan_of, write_plan
 
@@ -116,8 +116,14 @@ def next_plan(folder: Folder, newest: Plan, inputs: EncodeInputs, settings: Enco
 
 
 def find_changes(folder: Folder, newest: Plan, inputs: EncodeInputs, retry_skipped: bool) -> Changes:
-    """How the source differs from the finished dataset of the plan `newest`."""
-    index = read_index(folder, read_dataset(folder), ["key", "stamp", "content", "status", "attributes", "unit"])
+    """How the source differs from the finished dataset of the plan `newest`.
+
+    Raises:
+        StoreError: the dataset lacks a unit, or is damaged.
+    """
+    document = read_dataset(folder)
+    refuse_missing_units(folder, document)
+    index = read_index(folder, document, ["key", "stamp", "content", "status", "attributes", "unit"])
     if isinstance(inputs.source, StreamSource):
         skipped = index.filter(pc.equal(index["status"], "skipped"))["unit"].combine_chunks()
         return compare_shards(newest, inputs.entries, skipped if retry_skipped else skipped[:0])
