@@ -165,11 +165,12 @@ def line_of_dataset(folder: Folder) -> Line:
     return lines_of(recipe)[0]
 
 
-def open_executor(recipe: EncodeRecipe, device: str = "auto") -> Executor:
+def open_executor(recipe: EncodeRecipe, device: str = "auto", devices: Sequence[str] = ()) -> Executor:
     """The executor of a recipe; `auto` is accelerate when launched by it, else local.
 
     Args:
         device: goes before the executor's own option, unless "auto".
+        devices: of this machine, a process each; empty for that one, or for all accelerators where none is named.
 
     Raises:
         DeviceError: there is no such device.
@@ -180,10 +181,18 @@ def open_executor(recipe: EncodeRecipe, device: str = "auto") -> Executor:
     registry = discover()
     config = registry.configure("executor", use, options, "executor", recipe.origin)
     build: Callable[[Any, BuildContext], Executor] = registry.find("executor", use).spec.build
-    from latentkit.runtime.device import choose_device
+    from latentkit.runtime.device import choose_device, list_devices
 
+    if devices and (use != "local" or is_launched()):
+        whose = "a launcher's processes have a device each" if is_launched() else f"executor {use!r} chooses devices itself"
+        raise RecipeError(f"{recipe.origin}: --devices {','.join(devices)}: {whose}; leave the option out")
     wanted = device if device != "auto" else getattr(config, "device", "auto")
-    return build(config, BuildContext(choose_device(wanted), recipe.seed, recipe.base_dir))
+    first = choose_device(devices[0] if devices else wanted)
+    if devices:
+        chosen = [first, *map(choose_device, devices[1:])]
+    else:
+        chosen = list_devices() if wanted == "auto" and first != "cpu" and not is_launched() else [first]
+    return build(config, BuildContext(first, recipe.seed, recipe.base_dir, devices=tuple(chosen)))
 
 
 def is_launched(environment: Mapping[str, str] = os.environ) -> bool:

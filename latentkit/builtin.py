@@ -214,7 +214,7 @@ class LocalConfig(Config):
     """Executor `local`."""
 
     device: str = neutral(
-        "auto", description="auto (an accelerator if there is one), a kind such as cuda or mps, or one device, such as cuda:1"
+        "auto", description="auto (all accelerators, a process each, or the CPU), a kind such as cuda, or one device such as cuda:1"
     )
 
 
@@ -270,7 +270,7 @@ def _build_tiny_kl_16(config: TinyKLConfig, context: BuildContext) -> Any:
 def _build_local(config: LocalConfig, context: BuildContext) -> Any:
     from latentkit.executors.local import LocalExecutor
 
-    return LocalExecutor(context.device)
+    return LocalExecutor(*context.devices or [context.device])
 
 
 def _build_accelerate(config: AccelerateConfig, context: BuildContext) -> Any:
@@ -300,5 +300,5 @@ def latentkit_encoders() -> Iterator[EncoderSpec]:
 
 @hookimpl
 def latentkit_executors() -> Iterator[ExecutorSpec]:
-    yield ExecutorSpec("local", "this process, on one device", LocalConfig, _build_local)
+    yield ExecutorSpec("local", "this machine, a process for each device", LocalConfig, _build_local)
     yield ExecutorSpec("accelerate", "every process of an accelerate launch", AccelerateConfig, _build_accelerate)

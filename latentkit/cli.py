@@ -60,11 +60,13 @@ def parser() -> argparse.ArgumentParser:
     encode.add_argument("--size", type=int, metavar="N", help="side of the pictures, in pixels")
     _add_set(encode)
     _add_device(encode)
+    _add_devices(encode)
 
     run = _command(commands, "run", _run, "run a recipe; again goes on where it stopped")
     run.add_argument("recipe", metavar="RECIPE", help="a YAML file")
     _add_set(run)
     _add_device(run)
+    _add_devices(run)
     run.add_argument("--dry-run", action="store_true", help="say what would be encoded, and write nothing")
     run.add_argument("--prune", action="store_true", help="leave out samples that are gone from the source, also when they are most of it")
     run.add_argument("--retry-skipped", action="store_true", help="encode once more the samples that were skipped")
@@ -135,6 +137,15 @@ def _add_device(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", default="auto", metavar="D", help=summary)
 
 
+def _add_devices(command: argparse.ArgumentParser) -> None:
+    summary = "encode on these, a process each, such as 0,1 (default: all accelerators of this machine)"
+    command.add_argument("--devices", default="", metavar="D,D", help=summary)
+
+
+def _devices(options: argparse.Namespace) -> tuple[str, ...]:
+    return tuple(name.strip() for name in options.devices.split(",")) if options.devices else ()
+
+
 # ---------------------------------------------------------------- commands
 
 
@@ -147,14 +158,15 @@ def _encode(options: argparse.Namespace) -> int:
         print(remark, file=sys.stderr)
     from latentkit.run import RunOptions
 
-    return _run_recipe(parse_recipe(values, "encode", Path.cwd(), options.set), RunOptions(device=options.device))
+    recipe = parse_recipe(values, "encode", Path.cwd(), options.set)
+    return _run_recipe(recipe, RunOptions(device=options.device, devices=_devices(options)))
 
 
 def _run(options: argparse.Namespace) -> int:
     from latentkit.recipe import load_recipe
     from latentkit.run import RunOptions
 
-    run_options = RunOptions(options.dry_run, options.prune, options.retry_skipped, options.device)
+    run_options = RunOptions(options.dry_run, options.prune, options.retry_skipped, options.device, _devices(options))
     return _run_recipe(load_recipe(options.recipe, options.set), run_options)
 
 

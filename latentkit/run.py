@@ -98,12 +98,14 @@ class RunOptions:
         prune: leave samples that are gone from the source out of the dataset, also when they are most of it.
         retry_skipped: encode once more the samples that were skipped.
         device: "auto", a kind such as "cuda", or one device such as "cuda:1"; goes before what the recipe says.
+        devices: several, such as ("cuda:0", "cuda:1"), a process each; for encoding. None: that one, or all where it is "auto".
     """
 
     dry_run: bool = False
     prune: bool = False
     retry_skipped: bool = False
     device: str = "auto"
+    devices: tuple[str, ...] = ()
 
 
 DEFAULT_OPTIONS = RunOptions()
@@ -133,7 +135,8 @@ def run_recipe(recipe: Recipe, options: RunOptions = DEFAULT_OPTIONS) -> EncodeR
     if isinstance(recipe, EncodeRecipe):
         return _foretell(recipe, options) if options.dry_run else _run_encode(recipe, options)
     if options != RunOptions(device=options.device):
-        raise RecipeError(f"{recipe.origin}: --dry-run, --prune and --retry-skipped are for encoding; the task is {recipe.task}")
+        several = "--devices (on several devices, train with accelerate launch)"
+        raise RecipeError(f"{recipe.origin}: --dry-run, --prune, --retry-skipped and {several} are for encoding; the task is {recipe.task}")
     if isinstance(recipe, TrainRecipe):
         return run_training(recipe, is_first_process(), options.device)
     if isinstance(recipe, EvaluateRecipe):
@@ -222,7 +225,7 @@ def open_line(line: Line, recipe: EncodeRecipe, options: RunOptions = DEFAULT_OP
 
     folder = open_folder(_output(recipe, line))
     source = line.open_source()
-    executor = open_executor(recipe, options.device)
+    executor = open_executor(recipe, options.device, options.devices)
     device = getattr(executor, "device", None) or choose_device(options.device)
     opener = line.encoder_opener()
     encoder = opener(device)

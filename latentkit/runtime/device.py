@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from latentkit.errors import DeviceError
+from latentkit.runtime.workers import is_worker
 
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 """The memory format in which convolutions are fast, by a tensor's number of axes."""
@@ -113,7 +114,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 @functools.cache
 def say_once(text: str) -> None:
     """Print a line about what is done instead of what was asked for; the same line only once."""
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+    if not is_worker():
+        print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 # ---------------------------------------------------------------- what it can do
