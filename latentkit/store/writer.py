@@ -197,11 +197,7 @@ class UnitWriter:
         for place, label in enumerate(labels):
             self._ledger.add_ok(label, bucket, filling.num_rows + place)
         filling.add(len(labels), stored.lengths)
-        if measured is None:
-            self._measure(stored, rows)
-        else:
-            count = len(labels) * math.prod(next(iter(tensors.values())).shape[2:])
-            self._statistics.append(statistics.ChannelStatistics(count, *measured["statistics"].numpy()))
+        self._measure(stored, rows, measured)
 
     def commit(self, folder: Folder, settings: Mapping[str, Any], fingerprint: str) -> None:
         """Write the unit's file and make it visible, unless another process was first.
@@ -245,8 +241,13 @@ class UnitWriter:
                 each.spill()
             self._held_bytes = 0
 
-    def _measure(self, stored: RowBatch, given: RowBatch) -> None:
+    def _measure(self, stored: RowBatch, given: RowBatch, measured: Mapping[str, Tensor] | None) -> None:
         """Statistics of the values that a reader will see and that count, and how far they are from those given where quantised."""
+        if measured is not None:
+            shape = next(iter(given.tensors.values())).shape
+            count = shape[0] * math.prod(shape[2:])
+            self._statistics.append(statistics.ChannelStatistics(count, *measured["statistics"].numpy()))
+            return
         for name in (name for name in LATENTS if name in stored.tensors):
             values = _as_read(stored, name)
             if self._quantise:

@@ -63,7 +63,8 @@ UPWARD_INSIDE_FUNCTIONS = {("builtin", part) for part in ("sources", "modalities
     ("layouts", "normalize"),
 }
 
-LIGHT = {name for name, layer in LAYER.items() if layer <= LAYER["build"]} - {"buffers", "masks", "normalize", "numerics", "runtime"} | {
+LOADING_TORCH = {"buffers", "masks", "normalize", "numerics", "progress", "runtime"}
+LIGHT = {name for name, layer in LAYER.items() if layer <= LAYER["build"]} - LOADING_TORCH | {
     "run",
     "run_evaluating",
     "run_training",
