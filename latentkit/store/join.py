@@ -11,12 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from latentkit.buffers import BufferPool
+from latentkit.store.draws import Draw
 from latentkit.store.loader import BatchedRows
 from latentkit.store.order import Rows
 from latentkit.store.reader import LatentDataset
-
-PARTNER_DRAW = 1 << 41
-"""Added to the number of the second dataset's draws, twice to the third's and so on, so that none share their noise."""
 
 
 def join_datasets(*datasets: LatentDataset, names: Sequence[str | None] | None = None) -> JoinedDataset:
@@ -79,7 +77,7 @@ class JoinedDataset(BatchedRows):
         groups = tuple(group[places] for group, places in zip(all_groups, self._places, strict=True))
         return np.ravel_multi_index(groups, [int(group.max()) + 1 for group in groups]), units[self._places[0]]
 
-    def load(self, items: Rows, epoch: int, number: int, pool: BufferPool) -> dict[str, Any]:
+    def load(self, items: Rows, draw: Draw, pool: BufferPool) -> dict[str, Any]:
         """The rows at some positions as one batch.
 
         Raises:
@@ -88,7 +86,7 @@ class JoinedDataset(BatchedRows):
         """
         batch: dict[str, Any] = {}
         for place, (data, name) in enumerate(zip(self.datasets, self.names, strict=True)):
-            loaded = data.load(self._places[place][items], epoch, place * PARTNER_DRAW + number, pool)
+            loaded = data.load(self._places[place][items], draw.of_partner(place), pool)
             batch |= {name + end: loaded[data.output_name + end] for end in _endings(data)}
             batch |= {label: loaded[label] for label in (*data.columns, *(() if place else ("key", "view")))}
         return batch

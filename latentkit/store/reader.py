@@ -15,12 +15,13 @@ from latentkit.buffers import BufferPool, as_tensor
 from latentkit.contracts import Decodes, LatentLayout, Normalization
 from latentkit.errors import DamagedError, EncoderError, FingerprintError
 from latentkit.store.dataset import DATASET, read_dataset
+from latentkit.store.draws import Draw
 from latentkit.store.folder import Folder, open_folder
 from latentkit.store.loader import BatchedRows
 from latentkit.store.mapped import Array, StoredRows
 from latentkit.store.order import Rows
 from latentkit.store.plan import counting_parts
-from latentkit.store.posterior import LatentMaker, Noise, Posterior, to_float32
+from latentkit.store.posterior import LatentMaker, Posterior, to_float32
 from latentkit.store.ragged import of_positions, pad
 from latentkit.store.rows import Codes, ReadableRows, Views
 from latentkit.store.unit_cache import Cache
@@ -112,7 +113,8 @@ class LatentDataset(BatchedRows):
         """
         if not self.has_moments:
             raise ValueError(f"{self.folder} stores no moments (kind {self.layout.kind}, store {self._store!r})")
-        rows = self._index.choose(np.array([range(len(self))[index]]), self.seed, self.epoch)
+        item = np.array([range(len(self))[index]])
+        rows = self.choose(item, self.item_draw(item))
         mean, logvar = self._as_stored(rows, BufferPool(False))[0][0].chunk(2)
         return {"mean": mean, "logvar": logvar}
 
@@ -124,7 +126,7 @@ class LatentDataset(BatchedRows):
 
     def groups(self, epoch: int) -> tuple[Codes, Codes]:
         """Bucket number and unit number of the row at each position."""
-        rows = self._index.choose(slice(None), self.seed, epoch)
+        rows = self.choose(slice(None), Draw(epoch))
         return self._index.bucket_of_row[rows], self._index.unit_of_row[rows]
 
     def stackable_groups(self, epoch: int) -> Codes:
@@ -137,22 +139,26 @@ class LatentDataset(BatchedRows):
         """
         return self._stored.stackable_buckets()[self.groups(epoch)[0]]
 
-    def load(self, items: Rows, epoch: int, number: int, pool: BufferPool) -> dict[str, Any]:
-        """The rows at some positions as one batch; (seed, epoch, number) decides the draw.
+    def choose(self, items: Rows | slice, draw: Draw) -> Rows:
+        """Row of the index for each position."""
+        return self._index.choose(items, self.seed, draw)
+
+    def load(self, items: Rows, draw: Draw, pool: BufferPool) -> dict[str, Any]:
+        """The rows at some positions as one batch.
 
         Raises:
             ValueError: they are of several buckets, and of several shapes.
             StoreError: a unit is missing or damaged.
         """
-        rows = self._index.choose(items, self.seed, epoch)
+        rows = self.choose(items, draw)
         name = self.output_name
-        values, mask = self._latents(rows, epoch, number, pool) if name == "latent" else self._as_stored(rows, pool)
+        values, mask = self._latents(rows, items, draw, pool) if name == "latent" else self._as_stored(rows, pool)
         batch = {name: values} if mask is None else {name: values, f"{name}_mask": mask}
         return {**batch, **self._index.labels(rows)}
 
     def will_need(self, items: Rows, epoch: int) -> None:
         """Tell the kernel that `load` will ask for these rows."""
-        self._stored.will_need(self._index.choose(items, self.seed, epoch), self._means_only)
+        self._stored.will_need(self.choose(items, Draw(epoch)), self._means_only)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents as `data[i]` gives them, (N, C, h, w), to a batch in the encoder's range, (N, 3, H, W) in [-1, 1], with the encoder
@@ -172,12 +178,14 @@ class LatentDataset(BatchedRows):
         """Whether logvar stays where it is."""
         return self.has_moments and self.posterior == "mean"
 
-    def _latents(self, rows: Rows, epoch: int, number: int, pool: BufferPool) -> tuple[Tensor, Tensor | None]:
-        noise = Noise(self.seed, epoch, number) if self.has_moments and not self._means_only else None
+    def _latents(self, rows: Rows, items: Rows, draw: Draw, pool: BufferPool) -> tuple[Tensor, Tensor | None]:
+        draws = self.has_moments and not self._means_only
         if self.layout.ragged_axis is None:
             stored, scales = self._stored.gather(rows, self._scratch, self._means_only)
+            noise = draw.noise(self.seed, items) if draws else None
             return self._make_latents(self._typed(stored), scales, noise, pool), self._mask(rows)
         stored, scales, lengths = self._stored.gather_ragged(rows, self._scratch, self._means_only)
+        noise = draw.noise(self.seed, items, lengths) if draws else None
         return self._padded(self._make_latents(self._typed(stored), scales, noise, self._scratch).numpy(), lengths, pool)
 
     def _as_stored(self, rows: Rows, pool: BufferPool) -> tuple[Tensor, Tensor | None]:

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from latentkit.errors import DamagedError, StoreError
 from latentkit.store.dataset import read_index
+from latentkit.store.draws import Draw
 from latentkit.store.folder import Folder
 from latentkit.store.order import Rows
 
@@ -85,14 +86,18 @@ class ReadableRows:
     def __len__(self) -> int:
         return len(self._starts)
 
-    def choose(self, items: Rows | slice, seed: int, epoch: int) -> Rows:
-        """Row of the index for each position; with views="random", of the view that this seed and epoch draw."""
+    def choose(self, items: Rows | slice, seed: int, draw: Draw) -> Rows:
+        """Row of the index for each position; with views="random", of the view that is drawn."""
         if self._counts is None:
             return self._starts[items]
-        if self._drawn is None or self._drawn[0] != (seed, epoch):
-            draws = np.random.default_rng([seed, epoch, 1]).random(len(self))
-            self._drawn = (seed, epoch), self._starts + (draws * self._counts).astype(np.int64)
-        return self._drawn[1][items]
+        if draw.epoch is None:
+            starts, counts = self._starts[items], self._counts[items]
+            return starts + (draw.fractions(seed, len(starts)) * counts).astype(np.int64)
+        drawn = self._drawn
+        if drawn is None or drawn[0] != (seed, draw.epoch):
+            rows = self._starts + (draw.fractions(seed, len(self)) * self._counts).astype(np.int64)
+            drawn = self._drawn = (seed, draw.epoch), rows
+        return drawn[1][items]
 
     def keys(self) -> list[str]:
         """Key of every position."""
