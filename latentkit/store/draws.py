@@ -19,8 +19,7 @@ ITEM_DRAW = 1 << 40
 """Number of draws that belong to no batch of `batches()`, so that they share no noise with those."""
 
 PARTNER_DRAW = 1 << 41
-"""Added to the number for the second of joined datasets, twice for the third, so that none share
-their noise."""
+"""Added to the number for the second of joined datasets, twice for the third."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +31,13 @@ class Draw:
             `Draw`, as a transform of any other torch dataset would.
         number: of the batch in its epoch.
         by_row: each row has noise of its own, whatever else is in the batch.
+        partner: place of the dataset among joined ones, which draw independently of each other.
     """
 
     epoch: int | None
     number: int = ITEM_DRAW
     by_row: bool = False
+    partner: int = 0
 
     @cached_property
     def _chance(self) -> int:
@@ -49,22 +50,21 @@ class Draw:
 
     def of_partner(self, place: int) -> Draw:
         """The draw of the dataset at this place among joined ones."""
-        return replace(self, number=self.number + place * PARTNER_DRAW)
+        return replace(self, partner=place)
 
     def fractions(self, seed: int, count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Uniform numbers in [0, 1) that choose views: in an epoch those of all `count` rows of the
         dataset, by chance those of `count` rows."""
         if self.epoch is not None:
-            return np.random.default_rng([seed, self.epoch, 1]).random(count)
+            return np.random.default_rng([seed, self.epoch, 1, self.partner]).random(count)
         # Ranks may have seeded torch alike, but have other rows, by the first of which `number` differs.
-        return np.random.default_rng([seed, self._chance, 1, self.number]).random(count)
+        return np.random.default_rng([seed, self._chance, 1, self.partner, self.number]).random(count)
 
     def noise(self, seed: int, items: Rows, lengths: Rows | None = None) -> Noise:
         """Noise of the rows at these positions; `lengths` of ragged rows says how long each is."""
         epoch = self._chance if self.epoch is None else self.epoch
-        if self.by_row:
-            return RowNoise((seed, epoch, self.number), items, lengths)
-        return Noise(seed, epoch, self.number)
+        number = self.number + self.partner * PARTNER_DRAW
+        return RowNoise((seed, epoch, number), items, lengths) if self.by_row else Noise(seed, epoch, number)
 
 
 class Epochs:

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -124,24 +125,34 @@ class LatentDataset(BatchedRows):
 
     # ------------------------------------------------------------ batches
 
+    def choose(self, items: Rows | slice, draw: Draw) -> Rows:
+        """Row of the index for each position."""
+        return self._index.choose(items, self.seed, draw)
+
     def groups(self, epoch: int) -> tuple[Codes, Codes]:
         """Bucket number and unit number of the row at each position."""
-        rows = self.choose(slice(None), Draw(epoch))
+        return self.groups_of_rows(self.choose(slice(None), Draw(epoch)))
+
+    def groups_of_rows(self, rows: Rows) -> tuple[Codes, Codes]:
+        """Bucket number and unit number of rows of the index."""
         return self._index.bucket_of_row[rows], self._index.unit_of_row[rows]
 
-    def stackable_groups(self, epoch: int) -> Codes:
-        """A number for the row at each position, the same for rows that `load` can put into one batch.
+    def stackable_groups(self, rows: Rows) -> Codes:
+        """A number for each of some rows of the index, the same for rows that fit into one batch.
 
         Ragged rows are padded to the longest, so `groups` keeps rows of like lengths together only to pad less.
 
         Raises:
             StoreError: a unit is missing or damaged.
         """
-        return self._stored.stackable_buckets()[self.groups(epoch)[0]]
+        return self._stored.stackable_buckets()[self._index.bucket_of_row[rows]]
 
-    def choose(self, items: Rows | slice, draw: Draw) -> Rows:
-        """Row of the index for each position."""
-        return self._index.choose(items, self.seed, draw)
+    def twins(self, partner: LatentDataset) -> tuple[Rows, npt.NDArray[np.bool_]] | None:
+        """The partner's row with the key and view of each row of the index here, and for which
+        positions there is one whichever view is drawn; None where the views have nothing to do with
+        each other."""
+        twins = self._index.twins(partner._index)
+        return None if twins is None else (twins, self._index.lowest(twins) >= 0)
 
     def load(self, items: Rows, draw: Draw, pool: BufferPool) -> dict[str, Any]:
         """The rows at some positions as one batch.
@@ -150,7 +161,10 @@ class LatentDataset(BatchedRows):
             ValueError: they are of several buckets, and of several shapes.
             StoreError: a unit is missing or damaged.
         """
-        rows = self.choose(items, draw)
+        return self.load_rows(self.choose(items, draw), items, draw, pool)
+
+    def load_rows(self, rows: Rows, items: Rows, draw: Draw, pool: BufferPool) -> dict[str, Any]:
+        """As `load`, of rows of the index that were chosen for the positions."""
         name = self.output_name
         values, mask = self._latents(rows, items, draw, pool) if name == "latent" else self._as_stored(rows, pool)
         batch = {name: values} if mask is None else {name: values, f"{name}_mask": mask}
@@ -158,7 +172,11 @@ class LatentDataset(BatchedRows):
 
     def will_need(self, items: Rows, epoch: int) -> None:
         """Tell the kernel that `load` will ask for these rows."""
-        self._stored.will_need(self.choose(items, Draw(epoch)), self._means_only)
+        self.will_need_rows(self.choose(items, Draw(epoch)))
+
+    def will_need_rows(self, rows: Rows) -> None:
+        """Tell the kernel that `load_rows` will ask for these rows of the index."""
+        self._stored.will_need(rows, self._means_only)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents as `data[i]` gives them, (N, C, h, w), to a batch in the encoder's range, (N, 3, H, W) in [-1, 1], with the encoder
