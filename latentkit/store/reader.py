@@ -77,7 +77,7 @@ class LatentDataset(BatchedRows):
         self._index = ReadableRows(folder, document, views, columns)
         self._stored = StoredRows(folder, document, self.layout, self.tensor_name, self._index)
         self._scratch = BufferPool(False)
-        self._opened_decoder: Decodes | None = None
+        self._opened_decoder: tuple[str, Decodes] | None = None
 
     # ------------------------------------------------------------ what is in it
 
@@ -178,16 +178,20 @@ class LatentDataset(BatchedRows):
         """Tell the kernel that `load_rows` will ask for these rows of the index."""
         self._stored.will_need(rows, self._means_only)
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, device: str = "auto") -> Tensor:
         """Latents as `data[i]` gives them, (N, C, h, w), to a batch in the encoder's range, (N, 3, H, W) in [-1, 1], with the encoder
         they came from.
+
+        Args:
+            latents: on any device.
+            device: to decode on; "auto" is a GPU where there is one.
 
         Raises:
             FingerprintError: the encoder's weights are no longer those that made this dataset.
             EncoderError: it can't be loaded, or can't decode.
         """
         is_raw = self.layout.kind == "quantised"
-        return self._decoder().decode(latents if is_raw else self.normalization.invert(latents, self.layout.axes))
+        return self._decoder(device).decode(latents if is_raw else self.normalization.invert(latents, self.layout.axes))
 
     # ------------------------------------------------------------ inside
 
@@ -233,13 +237,13 @@ class LatentDataset(BatchedRows):
         tensor = as_tensor(stored)
         return tensor.view(torch.bfloat16) if stored.dtype == np.uint16 else tensor
 
-    def _decoder(self) -> Decodes:
-        """The encoder of the dataset's recipe.yaml, opened once and compared by its fingerprint."""
-        if self._opened_decoder is None:
+    def _decoder(self, device: str) -> Decodes:
+        """The encoder of the dataset's recipe.yaml, opened for a device and compared by its fingerprint; the last is kept."""
+        if self._opened_decoder is None or self._opened_decoder[0] != device:
             from latentkit.build import line_of_dataset
 
             line = line_of_dataset(self.folder)
-            encoder = line.encoder_opener()("cuda" if torch.cuda.is_available() else "cpu")
+            encoder = line.encoder_opener()(_chosen(device))
             if not isinstance(encoder, Decodes):
                 raise EncoderError(f"the encoder {line.encoder.provided.spec.name!r} of {self.folder} can't decode")
             made_by, now = counting_parts(self._parts), counting_parts(line.fingerprint_parts(encoder))
@@ -247,8 +251,8 @@ class LatentDataset(BatchedRows):
             different = ", ".join(name for name in names if made_by.get(name) != now.get(name))
             if different:
                 raise FingerprintError(f"{self.folder} was made by another encoder than its recipe now opens: {different} differ")
-            self._opened_decoder = encoder
-        return self._opened_decoder
+            self._opened_decoder = device, encoder
+        return self._opened_decoder[1]
 
     def _check_posterior(self, posterior: Posterior | None) -> Posterior:
         if posterior not in (None, "sample", "mean", "moments"):
@@ -257,6 +261,11 @@ class LatentDataset(BatchedRows):
             stored = f"kind {self.layout.kind}, store {self._store!r}"
             raise ValueError(f"posterior={posterior!r} needs stored moments; {self.folder} has {stored}")
         return posterior or ("sample" if self.has_moments else "mean")
+
+
+def _chosen(device: str) -> str:
+    """The device that "auto" stands for, or the one that is named."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
 def _tupled(layout: Mapping[str, Any]) -> dict[str, Any]:
