@@ -121,6 +121,11 @@ class S3Server:
             self._process.kill()
             self._process.wait()
 
+    def slow_down(self, delay_seconds: float) -> int:
+        """Let each request take so long from now on; how many were under way at one time since the last call."""
+        with urllib.request.urlopen(f"{self.endpoint}/requests?delay={delay_seconds}") as answer:
+            return int(answer.read())
+
     def lend(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Let s3:// lead here in this process and those that it starts; there is one empty bucket, named "bucket"."""
         login = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
