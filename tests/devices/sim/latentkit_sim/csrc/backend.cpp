@@ -331,6 +331,26 @@ class Aliases {
   std::vector<Storage> kept_;
 };
 
+// A value with every tensor in it replaced.
+template <typename Replace>
+c10::IValue map_tensors(const c10::IValue& value, Replace replace) {
+  if (value.isTensor()) return replace(value.toTensor());
+  if (value.isTensorList()) {
+    c10::List<Tensor> list;
+    for (const Tensor& tensor : value.toTensorVector()) list.push_back(replace(tensor));
+    return list;
+  }
+  if (value.isOptionalTensorList()) {
+    c10::List<std::optional<Tensor>> list;
+    for (const auto& tensor : value.toOptionalTensorVector()) list.push_back(tensor ? std::optional<Tensor>(replace(*tensor)) : tensor);
+    return list;
+  }
+  if (!value.isList() || value.toList().elementType()->kind() != c10::TypeKind::ListType) return value;
+  c10::impl::GenericList list(value.toList().elementType());
+  for (const c10::IValue& part : value.toListRef()) list.push_back(map_tensors(part, replace));
+  return list;
+}
+
 // One call of an operator with arguments on the device.
 class Call {
  public:
@@ -365,63 +385,42 @@ class Call {
 
   // All tensors are on one device. A number on the host may join them.
   void find_device() {
-    std::optional<Device> common, named;
-    const Tensor* stranger = nullptr;
-    auto look = [&](const Tensor& tensor, bool is_index) {
-      if (!tensor.defined()) return;
-      if (tensor.is_cpu() && (tensor.dim() == 0 || is_index)) return;
-      if (!tensor.is_privateuseone() || (common && *common != tensor.device())) stranger = &tensor;
-      else common = tensor.device();
-    };
-    // CUDA's indexing takes indices from the host, and copies them.
-    bool takes_indices = op_.schema().name().find("index") != std::string::npos;
+    std::optional<Device> common, named, stranger;
     for (size_t number = 0; number < arguments_.size(); ++number) {
       const c10::IValue& value = argument(number);
-      if (value.isTensor()) look(value.toTensor(), false);
-      else if (value.isTensorList()) for (const Tensor& tensor : value.toTensorVector()) look(keep(tensor), false);
-      else if (value.isOptionalTensorList())
-        for (const auto& tensor : value.toOptionalTensorVector()) { if (tensor) look(keep(*tensor), takes_indices); }
-      else if (value.isDevice()) named = value.toDevice();
+      if (value.isDevice()) named = value.toDevice();
+      // CUDA's indexing takes indices from the host, and copies them.
+      bool may_be_host = value.isOptionalTensorList() && op_.schema().name().find("index") != std::string::npos;
+      map_tensors(value, [&](const Tensor& tensor) {
+        if (!tensor.defined() || (tensor.is_cpu() && (tensor.dim() == 0 || may_be_host))) return tensor;
+        if (!tensor.is_privateuseone() || (common && *common != tensor.device())) stranger = tensor.device();
+        else common = tensor.device();
+        return tensor;
+      });
     }
-    if (!common && named && named->is_privateuseone()) common = Device(kPrivateUse1, static_cast<c10::DeviceIndex>(Guard().index(*named)));
+    if (!common && named && named->is_privateuseone())
+      common = Device(kPrivateUse1, static_cast<c10::DeviceIndex>(Guard().index(*named)));
     TORCH_CHECK(!stranger, "Expected all tensors to be on the same device, but found at least two devices, ",
-                common ? c10::str(*common) : std::string("sim"), " and ", stranger->device(), "! (when checking an argument of ", op_.schema().name(), ")");
+                common ? c10::str(*common) : std::string("sim"), " and ", *stranger, "! (when checking an argument of ",
+                op_.schema().name(), ")");
     device_ = common ? common->index() : runtime().current_device();
-  }
-
-  const Tensor& keep(const Tensor& tensor) {
-    kept_.push_back(tensor);
-    return kept_.back();
   }
 
   void replace_arguments() {
     for (size_t number = 0; number < arguments_.size(); ++number) {
       c10::IValue& value = argument(number);
-      bool writes = arguments_[number].alias_info() && arguments_[number].alias_info()->isWrite();
-      if (value.isTensor()) {
-        value = host(value.toTensor(), writes);
-      } else if (value.isTensorList()) {
-        c10::List<Tensor> list;
-        for (const Tensor& tensor : value.toTensorVector()) list.push_back(host(tensor, writes));
-        value = list;
-      } else if (value.isOptionalTensorList()) {
-        c10::List<std::optional<Tensor>> list;
-        for (const auto& tensor : value.toOptionalTensorVector()) {
-          has_mask_ = has_mask_ || (tensor && tensor->defined() && (tensor->scalar_type() == at::kBool || tensor->is_cpu()));
-          list.push_back(tensor ? std::optional<Tensor>(host(*tensor, writes)) : tensor);
-        }
-        value = list;
-      } else if (value.isStorage()) {
-        value = aliases_.host(value.toStorage());
-      } else if (value.isDevice()) {
-        value = Device(kCPU);
-      }
+      // Collectives don't say in their schemas what they write.
+      bool writes = arguments_[number].alias_info() ? arguments_[number].alias_info()->isWrite() : is_collective_;
+      bool has_indices = value.isOptionalTensorList();
+      value = map_tensors(value, [&](const Tensor& tensor) {
+        if (!tensor.defined()) return tensor;
+        has_mask_ = has_mask_ || (has_indices && (tensor.scalar_type() == at::kBool || tensor.is_cpu()));
+        if (tensor.is_privateuseone()) (writes ? writes_ : reads_).push_back(block_of(tensor.storage()));
+        return aliases_.host(tensor);
+      });
+      if (value.isStorage()) value = aliases_.host(value.toStorage());
+      if (value.isDevice()) value = Device(kCPU);
     }
-  }
-
-  Tensor host(const Tensor& tensor, bool writes) {
-    if (tensor.defined() && tensor.is_privateuseone()) (writes ? writes_ : reads_).push_back(block_of(tensor.storage()));
-    return aliases_.host(tensor);
   }
 
   // The numbers come from the device's generator.
@@ -455,15 +454,10 @@ class Call {
   }
 
   c10::IValue back(const c10::IValue& value, int stream) {
-    auto one = [&](const Tensor& tensor) {
+    return map_tensors(value, [&](const Tensor& tensor) {
       if (tensor.defined()) check_dtype(tensor.scalar_type());
       return aliases_.device(tensor, device_, stream);
-    };
-    if (value.isTensor()) return one(value.toTensor());
-    if (!value.isTensorList()) return value;
-    c10::List<Tensor> list;
-    for (const Tensor& tensor : value.toTensorVector()) list.push_back(one(tensor));
-    return list;
+    });
   }
 
   const c10::OperatorHandle& op_;
@@ -471,11 +465,10 @@ class Call {
   Stack* stack_;
   const std::vector<c10::Argument>& arguments_;
   Aliases aliases_;
-  std::deque<Tensor> kept_;
   std::vector<Block*> reads_, writes_;
   Tensor lent_;
   int device_ = 0;
-  bool has_mask_ = false;
+  bool has_mask_ = false, is_collective_ = op_.schema().name().rfind("c10d::", 0) == 0;
 };
 
 void run_on_host(const c10::OperatorHandle& op, Stack* stack) { Call(op, stack).run(); }
@@ -596,6 +589,10 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("convolution_backward_overrideable", convolution_backward);
 }
 
+// The copy is what resolves a lazy conjugate or negative: torch's own way to resolve one would come back here.
+TORCH_LIBRARY_IMPL(aten, Conjugate, m) { m.impl("_copy_from", torch::CppFunction::makeFallthrough()); }
+TORCH_LIBRARY_IMPL(aten, Negative, m) { m.impl("_copy_from", torch::CppFunction::makeFallthrough()); }
+
 TORCH_LIBRARY_IMPL(_, AutocastPrivateUse1, m) { m.fallback(torch::CppFunction::makeFallthrough()); }
 
 #define SIM_LOWER(...) KERNEL_PRIVATEUSEONE(__VA_ARGS__, lower_precision_fp)
@@ -611,11 +608,25 @@ TORCH_LIBRARY_IMPL(aten, AutocastPrivateUse1, m) {
   AT_FORALL_PROMOTE(SIM_PROMOTE)
 }
 
+// torch.distributed with gloo: it takes the host's tensors only, so it gets the aliases.
+void register_collectives() {
+  struct Silent final : c10::WarningHandler {
+    void process(const c10::Warning&) override {}  // torch has kernels for PrivateUse1, which ask for a backend that there isn't
+  } silent;
+  c10::WarningUtils::WarningHandlerGuard guard(&silent);
+  static torch::Library library(torch::Library::IMPL, "c10d", c10::DispatchKey::PrivateUse1, __FILE__, __LINE__);
+  for (const char* name : {"allreduce_", "allreduce_coalesced_", "broadcast_", "allgather_", "_allgather_base_", "gather_", "scatter_",
+                           "reduce_", "reduce_scatter_", "_reduce_scatter_base_", "alltoall_", "alltoall_base_", "send", "recv_",
+                           "barrier"})
+    library.impl(name, torch::CppFunction::makeFromBoxedFunction<&run_on_host>());
+}
+
 void configure(int devices, bool float64, bool bfloat16, bool streams, bool pinning) {
   static DeviceAllocator allocator;
   runtime().configure({devices, float64, bfloat16, streams, pinning});
   c10::SetAllocator(kPrivateUse1, &allocator);
   at::RegisterPrivateUse1HooksInterface(new Hooks);
+  register_collectives();
 }
 
 }  // namespace
