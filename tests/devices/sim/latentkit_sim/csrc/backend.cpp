@@ -411,7 +411,8 @@ class Call {
       c10::IValue& value = argument(number);
       // Collectives don't say in their schemas what they write.
       bool writes = arguments_[number].alias_info() ? arguments_[number].alias_info()->isWrite() : is_collective_;
-      bool has_indices = value.isOptionalTensorList();
+      // For a result of its own, indexing has found the places that a mask means before it comes here.
+      bool has_indices = value.isOptionalTensorList() && op_.schema().name().find("index_put") != std::string::npos;
       value = map_tensors(value, [&](const Tensor& tensor) {
         if (!tensor.defined()) return tensor;
         has_mask_ = has_mask_ || (has_indices && (tensor.scalar_type() == at::kBool || tensor.is_cpu()));
