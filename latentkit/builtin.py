@@ -213,7 +213,9 @@ class TinyKLConfig(Config):
 class LocalConfig(Config):
     """Executor `local`."""
 
-    device: str = neutral("auto", description="torch device; auto: the first GPU, else the CPU")
+    device: str = neutral(
+        "auto", description="auto (an accelerator if there is one), a kind such as cuda or mps, or one device, such as cuda:1"
+    )
 
 
 class AccelerateConfig(Config):
@@ -268,13 +270,13 @@ def _build_tiny_kl_16(config: TinyKLConfig, context: BuildContext) -> Any:
 def _build_local(config: LocalConfig, context: BuildContext) -> Any:
     from latentkit.executors.local import LocalExecutor
 
-    return LocalExecutor(config.device)
+    return LocalExecutor(context.device)
 
 
 def _build_accelerate(config: AccelerateConfig, context: BuildContext) -> Any:
     from latentkit.executors.accelerate import AccelerateExecutor
 
-    return AccelerateExecutor()
+    return AccelerateExecutor(context.device)
 
 
 @hookimpl

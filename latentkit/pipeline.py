@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from latentkit.batching import axis_of, copy_stream, stack, stored_tensors, to_device, to_host
+from latentkit.batching import axis_of, stack, stored_tensors
 from latentkit.buffers import BufferPool, as_tensor
 from latentkit.contracts import Encoder, Modality, Source, StreamSource, Unit, UnitResult, Worker
 from latentkit.encoding import BatchEncoder
@@ -30,6 +30,8 @@ from latentkit.masks import MASK
 from latentkit.numerics import fixed_numerics, frozen_garbage, many_graphs
 from latentkit.preparing import GONE, LookAhead, Outcome, Preparer, Row, list_tasks
 from latentkit.progress import Progress
+from latentkit.runtime.device import can_compile, pins_memory, say_once
+from latentkit.runtime.transfer import Transfer
 from latentkit.store.claims import Claims
 from latentkit.store.folder import Folder
 from latentkit.store.index import committed
@@ -117,7 +119,7 @@ class _OpenUnit:
 
 
 def _work(jobs: Sequence[EncodeJob], device: str, units: Iterator[Unit]) -> Iterator[UnitResult]:
-    first, pool = jobs[0], BufferPool(pinned=device.startswith("cuda"))
+    first, pool = jobs[0], BufferPool(pinned=pins_memory(device))
     compiled, batch_size = any(job.settings.compile for job in jobs), max(job.settings.batch_size for job in jobs)
     with ExitStack() as opened:
         for context in (fixed_numerics(first.settings.threads, device), many_graphs(compiled), frozen_garbage()):
@@ -187,8 +189,11 @@ class _Loop:
         self.job, self.device, self.claims = job, device, claims
         float32 = functools.partial(job.open_float32, device) if job.on_overflow == "retry-fp32" and job.open_float32 else None
         open_encoder = functools.partial(job.open_encoder, device)
-        self._encoder = BatchEncoder(open_encoder, job.settings.batch_size, job.settings.compile, float32)
-        self._place, self._pool, self._copies = place, pool, copy_stream(device)
+        self._compiles = job.settings.compile and can_compile(device)
+        if job.settings.compile and not self._compiles:
+            say_once(f"{device}: torch can't compile for it; encoding without compile: true")
+        self._encoder = BatchEncoder(open_encoder, job.settings.batch_size, self._compiles, float32)
+        self._place, self._pool, self._transfer = place, pool, Transfer(device)
         self._writing, self._committing = ThreadPoolExecutor(1, "write"), ThreadPoolExecutor(1, "commit")
         self._begun: dict[Unit, _OpenUnit] = {}
         self._writes: deque[Future[None]] = deque()
@@ -277,16 +282,16 @@ class _Loop:
         at_work.filling_bytes -= sum(row.num_bytes for row in rows)
         labels = [row.label for row in rows]
         batch = _gather(rows, self._pool)
-        latents = self._encoder.encode(to_device(batch, self.device, self._copies), bucket)
+        latents = self._encoder.encode(self._transfer.to_device(batch), bucket)
         draws = [draw_seed(self.job, label) for label in labels] if self.job.store == "sample" else None
         dtype = torch.float32 if self.job.dtype == "int8" else getattr(torch, self.job.dtype)
         layout = self._encoder.layout
         ragged_axis = axis_of(layout, layout.ragged_axis) if layout.ragged_axis else None
-        tensors, wait = to_host(stored_tensors(latents, self.job.store, dtype, draws, ragged_axis))
+        tensors, wait = self._transfer.to_host(stored_tensors(latents, self.job.store, dtype, draws, ragged_axis))
         at_work.num_slots += self.job.settings.batch_size
         # A batch that is copied to a GPU goes along: its memory must not be filled again before the copy is done.
         add = functools.partial(at_work.writer.add, bucket, labels, tensors, ragged_axis)
-        self._write(at_work, self._add, at_work.writer, add, wait, batch if self._copies else None)
+        self._write(at_work, self._add, at_work.writer, add, wait, batch if self._transfer.runs_beside else None)
 
     def _write(self, at_work: _OpenUnit, function: Callable[..., None], *args: Any) -> None:
         write = self._writing.submit(function, *args)
@@ -309,7 +314,7 @@ class _Loop:
         for write in at_work.writes:
             write.result()
         settings = self.job.settings
-        recorded = {"batch_size": settings.batch_size, "threads": settings.threads, "compile": settings.compile}
+        recorded = {"batch_size": settings.batch_size, "threads": settings.threads, "compile": self._compiles}
         writer = at_work.writer
         writer.commit(self.job.folder, recorded, self.job.plan.settings.fingerprint)
         self.claims.drop(at_work.unit.name)

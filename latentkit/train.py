@@ -19,6 +19,7 @@ from accelerate.utils import broadcast
 from latentkit.checkpoint import Checkpoint, list_checkpoints, read_newest, step_of, write_checkpoint
 from latentkit.contracts import Modality, Source, Trainable
 from latentkit.errors import LatentkitError, TrainingError
+from latentkit.runtime.device import forked_random, is_out_of_memory
 from latentkit.store.folder import LocalFolder
 from latentkit.training_batches import BadSamples, Batch, BatchSettings, FreshViews, Order, Position, Prepare, read_batches
 from latentkit.training_log import TrainingLog
@@ -65,6 +66,7 @@ def train(
     settings: TrainSettings,
     folder: Path,
     evaluate: TrainEvaluation | None = None,
+    device: str = "auto",
 ) -> TrainResult:
     """Train `model` on `source`; again with the same folder goes on from the newest whole checkpoint, or does nothing when all is done.
 
@@ -72,18 +74,18 @@ def train(
         model: its weights are changed in place; at the end they are the result's.
         source: read by position, in an order drawn anew each epoch.
         prepare: a modality, which gives one view of each sample, all of one shape; several, of which each batch draws one; or a `Prepare`.
-        losses: their weighted sum is what training makes small.
-        settings: every number.
+        losses, settings: their weighted sum is what training makes small; every number.
         folder: gets model/, checkpoints/, log.jsonl and result.json, which says what step model/ is of, and which samples the first
             process left out since it last began, and why. The model has the averaged weights where there are any, and measured statistics.
         evaluate: measures the model now and then.
+        device: as `choose_device` takes it.
 
     Raises:
         TrainingError: it can't start or go on; says from where it can be resumed.
         SourceError: media out of reach, or too few usable samples.
     """
     check(source, losses, settings, evaluate)
-    accelerator = open_accelerator(settings, folder)
+    accelerator, settings = open_accelerator(settings, folder, device)
     log = TrainingLog(folder / "log.jsonl", settings.steps, accelerator, losses)
     newest = _find_newest(folder, log)
     if newest is not None and newest.step >= settings.steps and finished_steps(folder) == newest.step:
@@ -179,7 +181,7 @@ def _evaluate(run: Run, evaluate: TrainEvaluation) -> bool:
     state.module.eval()
     with contextlib.ExitStack() as stack:
         stack.callback(state.module.train)
-        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        stack.enter_context(forked_random(device))
         stack.enter_context(torch.no_grad())
         if state.average is not None:
             stack.enter_context(state.average.swapped_in(state.module))
@@ -194,8 +196,9 @@ def _evaluate(run: Run, evaluate: TrainEvaluation) -> bool:
     if evaluate.best not in metrics and run.accelerator.is_main_process:
         failure = TrainingError(f"evaluate.best: {evaluate.best!r} isn't measured, which are {', '.join(metrics) or 'none'}")
     _raise_together(failure, device)
-    value = torch.tensor(metrics.get(evaluate.best, math.nan), dtype=torch.float64, device=device)
-    found = float(broadcast(value))  # of the first process, so that all agree
+    # Of the first process, so that all agree; as the bits of a float64, which not every device has.
+    value = torch.tensor(metrics.get(evaluate.best, math.nan), dtype=torch.float64).view(torch.int64)
+    found = float(broadcast(value.to(device)).cpu().view(torch.float64))
     sign = 1 if evaluate.higher_is_better else -1
     is_best = math.isfinite(found) and (state.best is None or sign * found > sign * state.best.value)
     if is_best:
@@ -215,7 +218,7 @@ def _explain_memory(state: TrainState) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) and "can't allocate memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         raise TrainingError(
             f"out of memory after step {state.step}: {str(error).splitlines()[0] if str(error) else type(error).__name__}. "

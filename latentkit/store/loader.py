@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from abc import ABC, abstractmethod
 from collections import deque
@@ -16,6 +15,8 @@ import torch
 from torch import Tensor
 
 from latentkit.buffers import BufferPool
+from latentkit.runtime.cores import share_of_cores
+from latentkit.runtime.device import choose_device, pins_memory
 from latentkit.store.order import Rows, Shuffle, Tail, epoch_batches
 from latentkit.store.readahead import ReadAhead
 
@@ -136,7 +137,7 @@ class Batches:
         self.tail: Tail = tail
         self.rank, self.world_size = _place(rank, world_size)
         self.prefetch = prefetch
-        self._pool = BufferPool(pinned=torch.cuda.is_available())
+        self._pool = BufferPool(pinned=pins_memory(choose_device()))
         self._epoch = dataset.epoch
         self._epochs_set = dataset.epochs_set
         self._handed_out = 0
@@ -159,7 +160,7 @@ class Batches:
             with ahead.reading(number):
                 return self.dataset.load(batches[number], epoch, number * self.world_size + self.rank, self._pool)
 
-        executor = ThreadPoolExecutor(min(self.prefetch, _num_cores()), "latents")
+        executor = ThreadPoolExecutor(min(self.prefetch, share_of_cores()), "latents")
         is_finalizing = sys.is_finalizing  # by the interpreter's end, modules are empty
         try:
             for number in range(first, len(batches)):
@@ -282,11 +283,6 @@ def _pad(rows: Sequence[Tensor]) -> Tensor:
     for target, row in zip(out, rows, strict=True):
         target[tuple(slice(size) for size in row.shape)] = row
     return out
-
-
-def _num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:

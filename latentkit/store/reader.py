@@ -14,6 +14,7 @@ from torch import Tensor
 from latentkit.buffers import BufferPool, as_tensor
 from latentkit.contracts import Decodes, LatentLayout, Normalization
 from latentkit.errors import DamagedError, EncoderError, FingerprintError
+from latentkit.runtime.device import choose_device
 from latentkit.store.dataset import DATASET, read_dataset
 from latentkit.store.folder import Folder, open_folder
 from latentkit.store.loader import BatchedRows
@@ -213,7 +214,7 @@ class LatentDataset(BatchedRows):
             from latentkit.build import line_of_dataset
 
             line = line_of_dataset(self.folder)
-            encoder = line.encoder_opener()("cuda" if torch.cuda.is_available() else "cpu")
+            encoder = line.encoder_opener()(choose_device())
             if not isinstance(encoder, Decodes):
                 raise EncoderError(f"the encoder {line.encoder.provided.spec.name!r} of {self.folder} can't decode")
             made_by, now = counting_parts(self._parts), counting_parts(line.fingerprint_parts(encoder))

@@ -20,6 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("layouts", "samples"),
     ("specs",),
     ("contracts",),
+    ("runtime",),
     ("hooks", "bad_samples", "normalize", "validation", "yaml_loader", "progress", "retry", "numerics", "buffers", "masks"),
     ("overrides", "builtin_metrics"),
     ("recipe_parts",),
@@ -62,7 +63,7 @@ UPWARD_INSIDE_FUNCTIONS = {("builtin", part) for part in ("sources", "modalities
     ("layouts", "normalize"),
 }
 
-LIGHT = {name for name, layer in LAYER.items() if layer <= LAYER["build"]} - {"buffers", "masks", "normalize", "numerics"} | {
+LIGHT = {name for name, layer in LAYER.items() if layer <= LAYER["build"]} - {"buffers", "masks", "normalize", "numerics", "runtime"} | {
     "run",
     "run_evaluating",
     "run_training",
