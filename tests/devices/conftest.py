@@ -1,4 +1,4 @@
-"""Code on the simulated device, in processes of its own: this one, and what it tests otherwise, goes without the device."""
+"""Code on the simulated device, in processes of its own: other tests go without the device."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ class Worker:
     def __init__(self, options: str) -> None:
         ours, theirs = Pipe()
         line = [sys.executable, "-W", "error", str(HERE), str(theirs.fileno())]
-        self._process = subprocess.Popen(line, env=sim_environment(options), pass_fds=[theirs.fileno()])
+        self._process = subprocess.Popen(
+            line, env=sim_environment(options), pass_fds=[theirs.fileno()]
+        )
         self._connection = ours
         theirs.close()
 

@@ -1,4 +1,4 @@
-"""What the simulated device does as a GPU does, and the mistakes that it finds. See tests/devices/README.md."""
+"""What the simulated device does as a GPU does, and the mistakes that it finds: see README.md."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+sim: Any = getattr(torch, "sim", None)  # in the worker
 
-def on_sim(options: str = "1") -> Callable[[Callable[[], None]], Callable[..., None]]:
+
+def on_sim(options: str = "devices=2") -> Callable[[Callable[[], None]], Callable[..., None]]:
     """Let a test run in the process that has the simulated device with these options."""
 
     def wrap(function: Callable[[], None]) -> Callable[..., None]:
@@ -18,7 +20,7 @@ def on_sim(options: str = "1") -> Callable[[Callable[[], None]], Callable[..., N
             assert problem is None, problem
 
         test.__doc__ = function.__doc__
-        test.on_sim = function  # type: ignore[attr-defined]
+        test.on_sim = function
         return test
 
     return wrap
@@ -28,7 +30,10 @@ def on_sim(options: str = "1") -> Callable[[Callable[[], None]], Callable[..., N
 def test_a_small_network_trains_and_the_loss_falls() -> None:
     torch.manual_seed(0)
     network = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.GroupNorm(2, 8), torch.nn.SiLU(), torch.nn.Conv2d(8, 3, 3, padding=1)
+        torch.nn.Conv2d(3, 8, 3, padding=1),
+        torch.nn.GroupNorm(2, 8),
+        torch.nn.SiLU(),
+        torch.nn.Conv2d(8, 3, 3, padding=1),
     ).to("sim")
     images = torch.rand(4, 3, 16, 16).to("sim")
     optimizer = torch.optim.AdamW(network.parameters(), 1e-2)
@@ -46,7 +51,7 @@ def test_a_small_network_trains_and_the_loss_falls() -> None:
 def test_the_device_is_the_accelerator() -> None:
     assert torch.accelerator.is_available()
     assert torch.accelerator.current_accelerator() == torch.device("sim")
-    assert torch.get_device_module("sim") is torch.sim  # type: ignore[attr-defined]
+    assert torch.get_device_module("sim") is torch.sim
     torch.accelerator.synchronize()
     before = torch.accelerator.memory_allocated()
     kept = torch.empty(1000, device="sim")
@@ -63,7 +68,9 @@ def test_views_share_memory_and_in_place_operators_change_it() -> None:
     whole.transpose(0, 1)[1:, :, ::2].mul_(-1)
     whole[:, 0].as_strided((2, 2), (12, 1)).zero_()
     whole[whole < -10] = torch.tensor(7.0)
-    whole.index_put_((torch.tensor([0]), torch.tensor([0])), torch.ones(4, device="sim"), accumulate=True)
+    whole.index_put_(
+        (torch.tensor([0]), torch.tensor([0])), torch.ones(4, device="sim"), accumulate=True
+    )
     expected = torch.arange(24.0).reshape(2, 3, 4)
     expected.transpose(0, 1)[1:, :, ::2].mul_(-1)
     expected[:, 0, :2] = 0
@@ -78,7 +85,7 @@ def test_views_share_memory_and_in_place_operators_change_it() -> None:
 @on_sim()
 def test_memory_formats_survive_the_copy_and_the_convolution() -> None:
     images = torch.rand(2, 3, 8, 8).to(memory_format=torch.channels_last).to("sim")
-    convolution = torch.nn.Conv2d(3, 4, 3).to("sim", memory_format=torch.channels_last)  # type: ignore[call-overload]
+    convolution = torch.nn.Conv2d(3, 4, 3).to("sim", memory_format=torch.channels_last)
     videos = torch.rand(2, 3, 4, 8, 8).to(memory_format=torch.channels_last_3d).to("sim")
     assert images.is_contiguous(memory_format=torch.channels_last)
     assert convolution(images).is_contiguous(memory_format=torch.channels_last)
@@ -89,8 +96,17 @@ def test_memory_formats_survive_the_copy_and_the_convolution() -> None:
 def make_steps(device: str, amp: torch.dtype | None, **options: bool) -> torch.Tensor:
     """The weights of a network with convolutions, norms and attention after two steps."""
     torch.manual_seed(0)
-    layers = [torch.nn.Conv2d(3, 8, 3), torch.nn.GroupNorm(2, 8), torch.nn.ConvTranspose2d(8, 8, 3), torch.nn.Conv2d(8, 8, 3, groups=2)]
-    encoder, expand, project = torch.nn.Sequential(*layers), torch.nn.Conv3d(8, 8, (1, 3, 3)), torch.nn.Linear(8, 24)
+    layers = [
+        torch.nn.Conv2d(3, 8, 3),
+        torch.nn.GroupNorm(2, 8),
+        torch.nn.ConvTranspose2d(8, 8, 3),
+        torch.nn.Conv2d(8, 8, 3, groups=2),
+    ]
+    encoder, expand, project = (
+        torch.nn.Sequential(*layers),
+        torch.nn.Conv3d(8, 8, (1, 3, 3)),
+        torch.nn.Linear(8, 24),
+    )
     network = torch.nn.ModuleList([encoder, expand, project]).to(device)
     images = torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8).to(device)
     optimizer = torch.optim.AdamW(network.parameters(), 1e-2, **options)
@@ -110,7 +126,12 @@ def make_steps(device: str, amp: torch.dtype | None, **options: bool) -> torch.T
 @on_sim()
 def test_training_gives_the_numbers_of_the_cpu() -> None:
     for options in ({"foreach": True}, {"foreach": False}, {"fused": True}):
-        torch.testing.assert_close(make_steps("sim", None, **options), make_steps("cpu", None, **options), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(
+            make_steps("sim", None, **options),
+            make_steps("cpu", None, **options),
+            rtol=1e-3,
+            atol=1e-4,
+        )
 
 
 @on_sim()
@@ -118,13 +139,21 @@ def test_autocast_casts_what_gpus_cast() -> None:
     make_steps("sim", torch.bfloat16)
     make_steps("sim", torch.float16)
     with torch.autocast("sim", dtype=torch.bfloat16):
-        assert torch.nn.functional.linear(torch.ones(2, 2, device="sim"), torch.ones(2, 2, device="sim")).dtype == torch.bfloat16
+        assert (
+            torch.nn.functional.linear(
+                torch.ones(2, 2, device="sim"), torch.ones(2, 2, device="sim")
+            ).dtype
+            == torch.bfloat16
+        )
         assert torch.ones(2, device="sim", dtype=torch.bfloat16).exp().dtype == torch.float32
 
 
 @on_sim()
 def test_gradient_scaler_skips_a_step_with_infinite_gradients() -> None:
-    scaler, weights = torch.amp.GradScaler("sim", init_scale=4.0), torch.ones(2, device="sim", requires_grad=True)
+    scaler, weights = (
+        torch.amp.GradScaler("sim", init_scale=4.0),
+        torch.ones(2, device="sim", requires_grad=True),
+    )
     optimizer = torch.optim.SGD([weights], 0.5)
     for factor, expected in ((1.0, 0.5), (float("inf"), 0.5)):
         optimizer.zero_grad()
@@ -156,7 +185,7 @@ def test_tensors_are_saved_and_come_back() -> None:
 # ---- devices
 
 
-@on_sim("devices=2")
+@on_sim()
 def test_tensors_of_different_devices_are_refused() -> None:
     here, there, host = (torch.ones(3, 3, device=device) for device in ("sim:0", "sim:1", "cpu"))
     functional = torch.nn.functional
@@ -176,14 +205,19 @@ def test_tensors_of_different_devices_are_refused() -> None:
             broken()
     with pytest.raises(TypeError, match="can't convert sim:0 device type tensor to numpy"):
         here.numpy()
-    assert torch.equal((here * torch.tensor(2.0)).cpu(), host * 2), "a number on the host is allowed"
+    assert torch.equal((here * torch.tensor(2.0)).cpu(), host * 2), (
+        "a number on the host is allowed"
+    )
     assert torch.equal(here.to("sim:1").cpu(), host)
 
 
-@on_sim("devices=2")
+@on_sim()
 def test_a_device_is_named_by_an_index_that_exists() -> None:
-    sim = torch.sim  # type: ignore[attr-defined]
-    for broken in (lambda: torch.ones(1, device="sim:2"), lambda: sim.set_device(2), lambda: torch.ones(1).to("sim:7")):
+    for broken in (
+        lambda: torch.ones(1, device="sim:2"),
+        lambda: sim.set_device(2),
+        lambda: torch.ones(1).to("sim:7"),
+    ):
         with pytest.raises(RuntimeError, match="invalid device ordinal"):
             broken()
     with pytest.raises(ValueError, match="with a specified index"):
@@ -200,7 +234,7 @@ def test_a_device_is_named_by_an_index_that_exists() -> None:
 # ---- random numbers
 
 
-@on_sim("devices=2")
+@on_sim()
 def test_random_numbers_come_from_the_device_s_own_generator() -> None:
     torch.manual_seed(3)
     host_state = torch.get_rng_state()
@@ -215,16 +249,17 @@ def test_random_numbers_come_from_the_device_s_own_generator() -> None:
         lambda: torch.multinomial(torch.ones(50, device="sim"), 8),
     ]
     first = [draw().cpu() for draw in draws]
-    assert torch.equal(torch.get_rng_state(), host_state), "a draw on the device changed the CPU's generator"
+    assert torch.equal(torch.get_rng_state(), host_state), (
+        "a draw on the device changed the CPU's generator"
+    )
     torch.manual_seed(3)
     assert all(torch.equal(draw().cpu(), drawn) for draw, drawn in zip(draws, first, strict=True))
     torch.manual_seed(3)
     assert not torch.equal(torch.randn(8), first[0])
 
 
-@on_sim("devices=2")
+@on_sim()
 def test_generator_states_are_kept_exactly() -> None:
-    sim = torch.sim  # type: ignore[attr-defined]
     torch.randn(3, device="sim:1")
     states = [sim.get_rng_state(device) for device in range(2)]
     drawn = [torch.randn(5, device=f"sim:{device}").cpu() for device in range(2)]
@@ -236,7 +271,10 @@ def test_generator_states_are_kept_exactly() -> None:
         torch.randn(5, device="sim:0")
     assert torch.equal(torch.randn(5, device="sim:0").cpu(), drawn[0])
     one, other = (torch.Generator("sim").manual_seed(5) for _ in range(2))
-    assert torch.equal(torch.randn(4, device="sim", generator=one).cpu(), torch.randn(4, device="sim", generator=other).cpu())
+    assert torch.equal(
+        torch.randn(4, device="sim", generator=one).cpu(),
+        torch.randn(4, device="sim", generator=other).cpu(),
+    )
     assert (one.initial_seed(), one.device.type) == (5, "sim")
 
 
@@ -247,7 +285,9 @@ def test_a_resume_with_the_cpu_s_state_alone_draws_other_numbers() -> None:
     drawn = torch.randn(5, device="sim").cpu()
     torch.set_rng_state(state)
     assert not torch.equal(torch.randn(5, device="sim").cpu(), drawn)
-    with pytest.raises(RuntimeError, match="Expected a 'sim' device type for generator but found 'cpu'"):
+    with pytest.raises(
+        RuntimeError, match="Expected a 'sim' device type for generator but found 'cpu'"
+    ):
         torch.randn(5, device="sim", generator=torch.Generator())
 
 
@@ -260,7 +300,6 @@ def pin(*values: float) -> torch.Tensor:
 
 @on_sim()
 def test_a_copy_with_its_waits_gives_its_values() -> None:
-    sim = torch.sim  # type: ignore[attr-defined]
     stream, source = sim.Stream(), pin(1, 2, 3)
     with sim.stream(stream):
         assert sim.current_stream() == stream
@@ -304,7 +343,6 @@ def test_a_host_that_reads_before_the_event_reads_nan() -> None:
 
 @on_sim()
 def test_compute_that_misses_wait_stream_reads_nan_and_is_reported() -> None:
-    sim = torch.sim  # type: ignore[attr-defined]
     target = torch.zeros(3, device="sim")
     stream = sim.Stream()
     stream.wait_stream(sim.current_stream())
@@ -322,7 +360,6 @@ def test_compute_that_misses_wait_stream_reads_nan_and_is_reported() -> None:
 
 @on_sim()
 def test_streams_that_compute_out_of_order_are_reported_where_the_numbers_are_right() -> None:
-    sim = torch.sim  # type: ignore[attr-defined]
     stream, shared = sim.Stream(), torch.ones(3, device="sim")
     with sim.stream(stream):
         shared.sum()
@@ -333,7 +370,6 @@ def test_streams_that_compute_out_of_order_are_reported_where_the_numbers_are_ri
 
 @on_sim()
 def test_a_mistake_is_raised_when_the_host_next_synchronizes() -> None:
-    sim = torch.sim  # type: ignore[attr-defined]
     with sim.stream(sim.Stream()):
         wrong = torch.ones(3, device="sim")
     late = wrong + 1
@@ -347,14 +383,18 @@ def test_a_mistake_is_raised_when_the_host_next_synchronizes() -> None:
 
 @on_sim()
 def test_pinned_memory_that_is_written_before_its_copy_is_done_is_reported() -> None:
-    sim = torch.sim  # type: ignore[attr-defined]
     buffer = pin(1, 2, 3)
-    for go_on in (False, True):  # in the second round the device has copied, and the host doesn't know
+    for go_on in (
+        False,
+        True,
+    ):  # in the second round the device has copied, and the host doesn't know
         copy = buffer.to("sim", non_blocking=True)
         if go_on:
             copy + 1
         buffer.numpy()[0] += 1
-        with pytest.raises(RuntimeError, match=r"pinned memory of 12 bytes was changed while a copy .* was pending"):
+        with pytest.raises(
+            RuntimeError, match=r"pinned memory of 12 bytes was changed while a copy .* was pending"
+        ):
             torch.accelerator.synchronize()
         sim.violations()
     copy = buffer.to("sim", non_blocking=True)
@@ -375,7 +415,6 @@ def test_freed_pinned_memory_outlives_its_pending_copy() -> None:
 
 @on_sim()
 def test_memory_freed_while_another_stream_uses_it_is_reported() -> None:
-    sim = torch.sim  # type: ignore[attr-defined]
     stream = sim.Stream()
     for remedy in ("nothing", "record_stream", "wait"):
         block = torch.ones(5, device="sim")
@@ -395,7 +434,7 @@ def test_memory_freed_while_another_stream_uses_it_is_reported() -> None:
 
 @on_sim()
 def test_unpinned_memory_is_copied_while_the_host_waits() -> None:
-    source, stream = torch.tensor([1.0, 2.0]), torch.sim.Stream()  # type: ignore[attr-defined]
+    source, stream = torch.tensor([1.0, 2.0]), sim.Stream()
     with stream:
         copy = source.to("sim", non_blocking=True)
         source.fill_(0)
@@ -415,7 +454,6 @@ def test_pinned_memory_is_known() -> None:
 
 @on_sim()
 def test_autograd_over_streams_is_in_order() -> None:
-    sim = torch.sim  # type: ignore[attr-defined]
     weights, stream = torch.ones(3, device="sim", requires_grad=True), sim.Stream()
     stream.wait_stream(sim.current_stream())
     with sim.stream(stream):
@@ -429,7 +467,6 @@ def test_autograd_over_streams_is_in_order() -> None:
 
 @on_sim()
 def test_synchronizations_are_counted() -> None:
-    sim = torch.sim  # type: ignore[attr-defined]
     tensor, pinned = torch.ones(4, device="sim"), torch.ones(4).pin_memory()
     actions = (
         (1, tensor[0].item),
@@ -452,7 +489,7 @@ def test_synchronizations_are_counted() -> None:
     counts = []
     for _, action in actions:
         sim.reset_num_synchronizations()
-        action()  # type: ignore[operator]
+        action()
         counts.append(sim.num_synchronizations())
     assert counts == [count for count, _ in actions], counts
 
@@ -462,16 +499,25 @@ def test_synchronizations_are_counted() -> None:
 
 @on_sim("no-float64,no-bf16,no-streams,no-pinning")
 def test_what_a_device_lacks_is_refused() -> None:
-    sim = torch.sim  # type: ignore[attr-defined]
     host = torch.ones(2, dtype=torch.float64)
-    words = "Cannot convert a sim Tensor to float64 dtype as the sim framework doesn't support float64. Please use float32 instead."
-    for broken in (lambda: host.to("sim"), lambda: torch.ones(2, device="sim").double(), lambda: torch.zeros(2, device="sim").sum(dtype=torch.float64)):
+    words = (
+        "Cannot convert a sim Tensor to float64 dtype as the sim framework doesn't support float64. "
+        "Please use float32 instead."
+    )
+    for broken in (
+        lambda: host.to("sim"),
+        lambda: torch.ones(2, device="sim").double(),
+        lambda: torch.zeros(2, device="sim").sum(dtype=torch.float64),
+    ):
         with pytest.raises(TypeError) as caught:
             broken()
         assert str(caught.value) == words
     with pytest.raises(TypeError, match="BFloat16 is not supported on sim"):
         torch.ones(2, device="sim").bfloat16()
-    with pytest.raises(UserWarning, match="the target dtype is not supported"), torch.autocast("sim", dtype=torch.bfloat16):
+    with (
+        pytest.raises(UserWarning, match="the target dtype is not supported"),
+        torch.autocast("sim", dtype=torch.bfloat16),
+    ):
         pass
     assert sim.get_amp_supported_dtype() == [torch.float16]
     assert not sim.is_bf16_supported()
@@ -482,12 +528,14 @@ def test_what_a_device_lacks_is_refused() -> None:
         with pytest.raises(RuntimeError, match=r"no (streams|events)"):
             stream()
     assert not hasattr(sim, "Stream")
-    assert (torch.ones(2, device="sim") * host[0]).tolist() == [1, 1], "a number on the host may have any type"
+    assert (torch.ones(2, device="sim") * host[0]).tolist() == [1, 1], (
+        "a number on the host may have any type"
+    )
 
 
 @on_sim("devices=0")
 def test_a_driver_without_a_device_is_not_available() -> None:
-    assert not torch.sim.is_available()  # type: ignore[attr-defined]
+    assert not sim.is_available()
     assert not torch.accelerator.is_available()
 
 
@@ -500,7 +548,10 @@ def test_torch_loads_the_device_by_itself(run_on_sim: Any) -> None:
 
 
 def test_without_the_switch_there_is_no_device(run_on_sim: Any) -> None:
-    done = run_on_sim("import torch, sys; print(hasattr(torch, 'sim'), 'latentkit_sim.backend' in sys.modules)", "")
+    done = run_on_sim(
+        "import torch, sys; print(hasattr(torch, 'sim'), 'latentkit_sim.backend' in sys.modules)",
+        "",
+    )
     assert (done.stdout, done.stderr) == ("False False\n", "")
 
 
@@ -508,14 +559,23 @@ def test_an_unknown_option_is_named(run_on_sim: Any) -> None:
     assert "unknown option 'no-streets'" in run_on_sim("import torch", "no-streets").stderr
 
 
-def test_a_missing_compiler_is_said(run_on_sim: Any) -> None:
-    code = "from latentkit_sim import compiling as c; import pathlib, tempfile; c.BUILD = pathlib.Path(tempfile.mkdtemp()); c.load_extension()"
-    done = run_on_sim("import os; os.environ.update(PATH='', CXX=''); " + code, "0")
+def test_a_missing_compiler_is_said(run_on_sim: Any, tmp_path: Any) -> None:
+    code = f"""
+import os, pathlib
+from latentkit_sim import compiling
+os.environ.update(PATH="", CXX="")
+compiling.BUILD = pathlib.Path({str(tmp_path)!r})
+compiling.load_extension()
+"""
+    done = run_on_sim(code, "0")
     assert "needs a C++ compiler: install g++" in done.stderr
 
 
 def test_a_process_ends_loudly_if_nobody_asked_for_its_mistakes(run_on_sim: Any) -> None:
-    done = run_on_sim("import torch; b = torch.ones(3).pin_memory(); b.to('sim', non_blocking=True); b.add_(1); print('end')")
+    done = run_on_sim(
+        "import torch; source = torch.ones(3).pin_memory(); "
+        "source.to('sim', non_blocking=True); source.add_(1); print('end')"
+    )
     assert (done.returncode, done.stdout) == (86, "end\n")
     assert "pinned memory of 12 bytes was changed" in done.stderr
 
@@ -539,7 +599,8 @@ def test_distributed_data_parallel_averages_over_gloo(run_on_sim: Any, tmp_path:
 import torch, torch.distributed as dist, torch.multiprocessing as mp
 def run(rank):
     dist.init_process_group("gloo", init_method="file://{tmp_path}/meet", rank=rank, world_size=2)
-    network = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(3, 1).to(f"sim:{{rank}}"), device_ids=[rank])
+    network = torch.nn.Linear(3, 1).to(f"sim:{{rank}}")
+    network = torch.nn.parallel.DistributedDataParallel(network, device_ids=[rank])
     network(torch.full((2, 3), float(rank), device=f"sim:{{rank}}")).sum().backward()
     assert network.module.weight.grad.tolist() == [[1.0] * 3]
     gathered = [torch.empty(1, device=f"sim:{{rank}}") for _ in range(2)]
@@ -552,5 +613,7 @@ if __name__ == "__main__":
 """
     script = tmp_path / "two.py"
     script.write_text(code)
-    done = run_on_sim(f"import runpy; runpy.run_path({str(script)!r}, run_name='__main__')", "devices=2")
+    done = run_on_sim(
+        f"import runpy; runpy.run_path({str(script)!r}, run_name='__main__')", "devices=2"
+    )
     assert done.stdout == "both\n", done.stderr

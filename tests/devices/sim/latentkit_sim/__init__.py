@@ -7,7 +7,7 @@ import os
 
 
 def autoload() -> None:
-    """Register the device if LATENTKIT_SIM is set: "1", or options such as "devices=2,no-float64"."""
+    """Register the device if LATENTKIT_SIM is set: to "1", or options as "devices=2,no-bf16"."""
     if os.environ.get("LATENTKIT_SIM", "0") not in {"", "0"}:
         from latentkit_sim.backend import register
 

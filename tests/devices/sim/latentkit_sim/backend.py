@@ -35,10 +35,14 @@ def register(options: str) -> None:
     extension = load_extension()
     extension.configure(devices, *(limit not in limits for limit in LIMITS))
     torch._register_device_module("sim", _make_module(extension, devices, limits))
-    torch.utils.generate_methods_for_privateuse1_backend(for_tensor=True, for_module=True, for_packed_sequence=True, for_storage=True)
+    torch.utils.generate_methods_for_privateuse1_backend(
+        for_tensor=True, for_module=True, for_packed_sequence=True, for_storage=True
+    )
     if "no-bf16" in limits:
         # torch turns autocast off with a warning. CUDA's raises.
-        warnings.filterwarnings("error", message="In sim autocast, but the target dtype is not supported")
+        warnings.filterwarnings(
+            "error", message="In sim autocast, but the target dtype is not supported"
+        )
     atexit.register(_end_loudly, extension)
 
 
@@ -50,7 +54,10 @@ def _parse(options: str) -> tuple[int, set[str]]:
         elif option in LIMITS:
             limits.add(option)
         elif option != "1":
-            raise ValueError(f"LATENTKIT_SIM: unknown option {option!r}. There are 1, devices=N, {', '.join(LIMITS)}.")
+            raise ValueError(
+                f"LATENTKIT_SIM: unknown option {option!r}. "
+                f"There are 1, devices=N, {', '.join(LIMITS)}."
+            )
     return devices, limits
 
 
@@ -60,15 +67,28 @@ def _end_loudly(extension: ModuleType) -> None:
         return
     violations = extension.take_violations()
     if violations:
-        print("sim found mistakes that a GPU would answer with wrong numbers:", *violations, sep="\n  ", file=sys.stderr)
+        print(
+            "sim found mistakes that a GPU would answer with wrong numbers:",
+            *violations,
+            sep="\n  ",
+            file=sys.stderr,
+        )
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(86)
 
 
 def _make_module(extension: ModuleType, devices: int, limits: set[str]) -> ModuleType:
-    module = ModuleType("torch.sim", "The simulated device: what torch.cuda is for CUDA, as far as generic code asks.")
-    parts = [_devices(devices, limits), _random(extension, devices), _memory(extension), _mistakes(extension)]
+    module = ModuleType(
+        "torch.sim",
+        "The simulated device: what torch.cuda is for CUDA, as far as generic code asks.",
+    )
+    parts = [
+        _devices(devices, limits),
+        _random(extension, devices),
+        _memory(extension),
+        _mistakes(extension),
+    ]
     parts += [] if "no-streams" in limits else [_streams()]
     for part in parts:
         vars(module).update(part)
@@ -90,7 +110,9 @@ def _index(device: Any = None) -> int:
 def _devices(devices: int, limits: set[str]) -> dict[str, Any]:
     def set_device(device: Any) -> None:
         if not isinstance(device, int) and torch.device(device).index is None:
-            raise ValueError(f"Expected a torch.device with a specified index or an integer, but got:{device}")
+            raise ValueError(
+                f"Expected a torch.device with a specified index or an integer, but got:{device}"
+            )
         if _index(device) >= 0:
             torch.accelerator.set_device_index(_index(device))
 
@@ -126,12 +148,18 @@ def _streams() -> dict[str, Any]:
         """A new stream of a sim device."""
 
         def __new__(cls, device: Any = None, priority: int = 0, **ids: int) -> Stream:
-            return super().__new__(cls, **ids) if ids else super().__new__(cls, device=f"sim:{_index(device)}", priority=priority)
+            return (
+                super().__new__(cls, **ids)
+                if ids
+                else super().__new__(cls, device=f"sim:{_index(device)}", priority=priority)
+            )
 
     class Event(torch.Event):
         """An event of a sim device."""
 
-        def __new__(cls, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False) -> Event:
+        def __new__(
+            cls, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False
+        ) -> Event:
             return super().__new__(cls, device="sim", enable_timing=enable_timing)
 
     return {

@@ -26,7 +26,12 @@ def load_extension() -> ModuleType:
         RuntimeError: there is no C++ compiler, or it failed; with its message.
     """
     sources = sorted(SOURCES.iterdir())
-    state = [torch.__version__, sysconfig.get_config_var("SOABI"), *FLAGS, *(file.read_text() for file in sources)]
+    state = [
+        torch.__version__,
+        sysconfig.get_config_var("SOABI"),
+        *FLAGS,
+        *(file.read_text() for file in sources),
+    ]
     folder = BUILD / hashlib.sha256("\n".join(state).encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     library = folder / "_C.so"
@@ -45,13 +50,33 @@ def load_extension() -> ModuleType:
 def _compile(library: Path) -> None:
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
-        raise RuntimeError("The simulated device needs a C++ compiler: install g++ (Debian: apt install g++), or set CXX.")
+        raise RuntimeError("The simulated device needs a C++ compiler: install g++, or set CXX.")
     root = Path(torch.__file__).parent
-    includes = [root / "include", root / "include/torch/csrc/api/include", sysconfig.get_paths()["include"]]
+    includes = [
+        root / "include",
+        root / "include/torch/csrc/api/include",
+        sysconfig.get_paths()["include"],
+    ]
     partial = library.with_suffix(".partial")
-    line = [compiler, *FLAGS, *(f"-I{folder}" for folder in includes), str(SOURCES / "backend.cpp"), "-o", str(partial)]
-    line += [f"-L{root / 'lib'}", f"-Wl,-rpath,{root / 'lib'}", "-lc10", "-ltorch_cpu", "-ltorch", "-ltorch_python"]
+    line = [
+        compiler,
+        *FLAGS,
+        *(f"-I{folder}" for folder in includes),
+        str(SOURCES / "backend.cpp"),
+        "-o",
+        str(partial),
+    ]
+    line += [
+        f"-L{root / 'lib'}",
+        f"-Wl,-rpath,{root / 'lib'}",
+        "-lc10",
+        "-ltorch_cpu",
+        "-ltorch",
+        "-ltorch_python",
+    ]
     done = subprocess.run(line, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"The simulated device didn't compile with {compiler}:\n{done.stderr[-4000:]}")
+        raise RuntimeError(
+            f"The simulated device didn't compile with {compiler}:\n{done.stderr[-4000:]}"
+        )
     partial.replace(library)

@@ -1,4 +1,5 @@
-// The simulated machine: devices, streams whose work runs late, pinned memory, and the record of mistakes.
+// The simulated machine: devices, streams whose work runs late, pinned memory, and the record of
+// mistakes.
 //
 // Nothing here needs Python: every function may run while another thread holds the GIL.
 #pragma once
@@ -28,8 +29,9 @@ struct Options {
   bool float64 = true, bfloat16 = true, streams = true, pinning = true;
 };
 
-// One entry per stream: how many of its operations are known to be done. Two uses of a block of memory are in order when
-// the later one's stream knows of the earlier one. This is what finds a missing wait even where the numbers happen to be right.
+// One entry per stream: how many of its operations are known to be done. Two uses of a block of
+// memory are in order when the later one's stream knows of the earlier one. This is what finds a
+// missing wait even where the numbers happen to be right.
 using Clock = std::vector<uint64_t>;
 
 inline void merge(Clock& known, const Clock& other) {
@@ -45,10 +47,10 @@ struct Block {
   char* data = nullptr;
   size_t size = 0;
   int device = -1;
-  int home = 0;         // the stream that was current at the allocation
-  int pending = 0;      // queued copies, and copies that the host hasn't seen the end of
-  bool freed = false;   // by its owner; it goes when nothing is pending
-  at::DataPtr adopted;  // holds memory that the CPU kernel of an operator allocated
+  int home = 0;            // the stream that was current at the allocation
+  int pending = 0;         // queued copies, and copies that the host hasn't seen the end of
+  bool freed = false;      // by its owner; it goes when nothing is pending
+  at::DataPtr adopted;     // holds memory that the CPU kernel of an operator allocated
   std::set<int> recorded;  // by record_stream
   Clock reads;
   int writer = -1;
@@ -73,7 +75,8 @@ struct Stream {
   uint64_t last = 0;
   Clock clock{};
   std::deque<Operation> queue{};  // not yet run
-  // Run, but the host hasn't synchronized with it: a download isn't visible yet, an upload's source isn't free yet.
+  // Run, but the host hasn't synchronized with it: a download isn't visible yet, an upload's source
+  // isn't free yet.
   std::deque<Operation> unseen{};
 };
 
@@ -95,7 +98,8 @@ inline uint64_t hash_bytes(const char* data, size_t bytes) {
     hash = (hash ^ word) * 1099511628211ULL;
     hash ^= hash >> 32;
   }
-  for (; bytes > 0; ++data, --bytes) hash = (hash ^ static_cast<unsigned char>(*data)) * 1099511628211ULL;
+  for (; bytes > 0; ++data, --bytes)
+    hash = (hash ^ static_cast<unsigned char>(*data)) * 1099511628211ULL;
   return hash;
 }
 
@@ -112,11 +116,12 @@ class Runtime {
     peak_.resize(options.devices);
   }
 
-  // ---- devices and streams. A stream is its place in streams_; those up to the number of devices are the default ones.
+  // ---- devices and streams. A stream is its place in streams_; those up to the number of devices
+  // are the default ones.
 
   void check_device(int device) const {
-    TORCH_CHECK(device >= 0 && device < options.devices, "sim: invalid device ordinal ", device, ": there are ",
-                options.devices, " devices");
+    TORCH_CHECK(device >= 0 && device < options.devices, "sim: invalid device ordinal ", device,
+                ": there are ", options.devices, " devices");
   }
 
   int& current_device() {
@@ -143,9 +148,12 @@ class Runtime {
 
   // The driver doesn't survive a fork, as CUDA's doesn't.
   void use() {
-    TORCH_CHECK(!in_bad_fork, "Cannot re-initialize sim in forked subprocess. To use sim with multiprocessing, you must use the "
-                              "'spawn' start method");
-    if (!initialized.exchange(true)) pthread_atfork(nullptr, nullptr, [] { get().in_bad_fork = true; });
+    TORCH_CHECK(!in_bad_fork,
+                "Cannot re-initialize sim in forked subprocess. To use sim with multiprocessing, "
+                "you must use the "
+                "'spawn' start method");
+    if (!initialized.exchange(true))
+      pthread_atfork(nullptr, nullptr, [] { get().in_bad_fork = true; });
   }
 
   // ---- memory
@@ -219,7 +227,8 @@ class Runtime {
   // ---- work
 
   // Compute runs as it is launched, after all that its stream holds. Returns the stream.
-  int launch(int device, const std::vector<Block*>& reads, const std::vector<Block*>& writes, const std::string& what) {
+  int launch(int device, const std::vector<Block*>& reads, const std::vector<Block*>& writes,
+             const std::string& what) {
     Lock lock(mutex_);
     int stream = current_stream(device);
     begin(stream);
@@ -236,16 +245,19 @@ class Runtime {
     block->written = streams_[stream].last;
   }
 
-  // The copy runs when its stream is driven on: by compute in it, by a stream that waits for it, or by the host.
+  // The copy runs when its stream is driven on: by compute in it, by a stream that waits for it, or
+  // by the host.
   void enqueue(Operation copy) {
     Lock lock(mutex_);
     bool up = copy.kind == Operation::upload;
     int stream = current_stream(copy.device->device);
-    // Neither the old content nor zeros may pass for the copy's result. Other pending copies may still need what is there.
+    // Neither the old content nor zeros may pass for the copy's result. Other pending copies may
+    // still need what is there.
     Block* target = up ? copy.device : copy.host;
     if (target->pending == 0) std::memset(copy.to, poison, copy.bytes);
     begin(stream);
-    touch(*(up ? copy.host : copy.device), stream, false, up ? "a copy to the device" : "a copy to the host");
+    touch(*(up ? copy.host : copy.device), stream, false,
+          up ? "a copy to the device" : "a copy to the host");
     touch(*target, stream, true, up ? "a copy to the device" : "a copy to the host");
     copy.number = streams_[stream].last;
     if (up) copy.hash = hash_bytes(copy.from, copy.bytes);
@@ -254,7 +266,8 @@ class Runtime {
     streams_[stream].queue.push_back(std::move(copy));
   }
 
-  // A copy between devices: it runs in the source's stream, and each of the two streams waits for the other.
+  // A copy between devices: it runs in the source's stream, and each of the two streams waits for
+  // the other.
   void launch_between(Block* from, Block* to) {
     Lock lock(mutex_);
     int source = current_stream(from->device), target = current_stream(to->device);
@@ -312,12 +325,14 @@ class Runtime {
     {
       Lock lock(mutex_);
       for (int stream = 0; stream < static_cast<int>(streams_.size()); ++stream)
-        if (streams_[stream].device == device) catch_up(stream, streams_[stream].last, streams_[stream].clock);
+        if (streams_[stream].device == device)
+          catch_up(stream, streams_[stream].last, streams_[stream].clock);
     }
     raise_violations();
   }
 
-  // Work takes time: the first question after a record finds it unfinished, the second finds it done.
+  // Work takes time: the first question after a record finds it unfinished, the second finds it
+  // done.
   bool query(Event& event) {
     if (event.stream < 0) return true;
     Lock lock(mutex_);
@@ -367,22 +382,27 @@ class Runtime {
 
   std::string name(int stream) {
     std::ostringstream text;
-    if (stream < options.devices) text << "the default stream";
-    else text << "stream " << stream;
+    if (stream < options.devices)
+      text << "the default stream";
+    else
+      text << "stream " << stream;
     text << " of sim:" << streams_[stream].device;
     return text.str();
   }
 
   std::string name(const Block& block) {
     std::ostringstream text;
-    if (block.device < 0) text << "pinned memory of " << block.size << " bytes";
-    else text << "memory of " << block.size << " bytes on sim:" << block.device;
+    if (block.device < 0)
+      text << "pinned memory of " << block.size << " bytes";
+    else
+      text << "memory of " << block.size << " bytes on sim:" << block.device;
     return text.str();
   }
 
   void violation(const std::string& text) {
     // One mistake in a loop is one text.
-    if (std::find(violations_.begin(), violations_.end(), text) == violations_.end()) violations_.push_back(text);
+    if (std::find(violations_.begin(), violations_.end(), text) == violations_.end())
+      violations_.push_back(text);
     unraised_ = true;
   }
 
@@ -398,8 +418,9 @@ class Runtime {
     const Clock& known = streams_[stream].clock;
     auto check = [&](int other, uint64_t number, const char* did) {
       if (other != stream && done(known, other) < number)
-        violation(what + " in " + name(stream) + (write ? " writes " : " reads ") + name(block) + " that " + name(other) + " " +
-                  did + ", with no wait between them: use wait_stream or wait_event");
+        violation(what + " in " + name(stream) + (write ? " writes " : " reads ") + name(block) +
+                  " that " + name(other) + " " + did +
+                  ", with no wait between them: use wait_stream or wait_event");
     };
     if (block.writer >= 0) check(block.writer, block.written, "writes");
     if (!write) {
@@ -414,12 +435,15 @@ class Runtime {
     block.written = streams_[stream].last;
   }
 
-  // The allocator gives freed memory to the next work of the stream it was allocated in, as CUDA's does.
+  // The allocator gives freed memory to the next work of the stream it was allocated in, as CUDA's
+  // does.
   void check_free(const Block& block) {
     auto check = [&](int stream, uint64_t number) {
       if (stream == block.home || block.recorded.count(stream)) return;
-      if (done(streams_[block.home].clock, stream) >= number || done(host_, stream) >= number) return;
-      violation(name(block) + ", allocated in " + name(block.home) + ", was freed while " + name(stream) +
+      if (done(streams_[block.home].clock, stream) >= number || done(host_, stream) >= number)
+        return;
+      violation(name(block) + ", allocated in " + name(block.home) + ", was freed while " +
+                name(stream) +
                 " may still use it: call record_stream, or let the first wait for the second");
     };
     if (block.writer >= 0) check(block.writer, block.written);
@@ -428,9 +452,12 @@ class Runtime {
   }
 
   void check_source(const Operation& operation) {
-    if (operation.kind == Operation::upload && hash_bytes(operation.from, operation.bytes) != operation.hash)
-      violation(name(*operation.host) + " was changed while a copy of " + std::to_string(operation.bytes) + " bytes from it to sim:" +
-                std::to_string(operation.device->device) + " was pending: wait for the copy's event first");
+    if (operation.kind == Operation::upload &&
+        hash_bytes(operation.from, operation.bytes) != operation.hash)
+      violation(name(*operation.host) + " was changed while a copy of " +
+                std::to_string(operation.bytes) +
+                " bytes from it to sim:" + std::to_string(operation.device->device) +
+                " was pending: wait for the copy's event first");
   }
 
   void destroy(Block* block) {
@@ -457,15 +484,19 @@ class Runtime {
       Operation operation = std::move(queue.front());
       queue.pop_front();
       if (operation.kind == Operation::wait) advance(operation.stream, operation.upto);
-      if (operation.kind == Operation::download) operation.staged.assign(operation.from, operation.from + operation.bytes);
+      if (operation.kind == Operation::download)
+        operation.staged.assign(operation.from, operation.from + operation.bytes);
       if (operation.kind == Operation::upload) {
         check_source(operation);
         std::memcpy(operation.to, operation.from, operation.bytes);
-        // Compare once more at the end: the host may not touch the source before it knows that the copy is done.
+        // Compare once more at the end: the host may not touch the source before it knows that the
+        // copy is done.
         operation.hash = hash_bytes(operation.from, operation.bytes);
       }
-      if (operation.host && operation.host->freed) release(operation);
-      else streams_[stream].unseen.push_back(std::move(operation));
+      if (operation.host && operation.host->freed)
+        release(operation);
+      else
+        streams_[stream].unseen.push_back(std::move(operation));
     }
   }
 
@@ -476,7 +507,8 @@ class Runtime {
       Operation operation = std::move(unseen.front());
       unseen.pop_front();
       if (operation.kind == Operation::wait) land(operation.stream, operation.upto);
-      if (operation.kind == Operation::download) std::memcpy(operation.to, operation.staged.data(), operation.bytes);
+      if (operation.kind == Operation::download)
+        std::memcpy(operation.to, operation.staged.data(), operation.bytes);
       check_source(operation);
       release(operation);
     }
