@@ -21,10 +21,11 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from latentkit.buffers import BatchMemory, BufferPool, preparing_into
+from latentkit.batching import stack
+from latentkit.buffers import BatchMemory, BufferPool, as_tensor, preparing_into
 from latentkit.contracts import Modality, Prepared, Sample, Shard, Source, StreamSource, Unit
 from latentkit.errors import PluginError, SampleError, SourceError
-from latentkit.masks import without_mask
+from latentkit.masks import MASK, without_mask
 from latentkit.preparing_processes import as_tensors, explained, open_processes, prepare_in_child
 from latentkit.retry import retried
 from latentkit.runtime.cores import share_of_cores
@@ -215,6 +216,26 @@ def read_shard(source: StreamSource, shard: Shard) -> Iterator[Sample]:
 def give(sample: Sample) -> Sample:
     """The sample itself: the fetcher of one that is already read."""
     return sample
+
+
+def gather(rows: Sequence[Row], pool: BufferPool) -> Any:
+    """Return rows as a batch on the CPU: where they lie already if they were prepared side by side, else in memory of the pool."""
+    memory = rows[0].memory
+    if memory is not None and all(row.memory is memory and row.place == place for place, row in enumerate(rows)):
+        return _with_masks(as_tensor(memory.rows(len(rows))), rows, pool)
+    return stack([row.view.tensor for row in rows], pool)
+
+
+def _with_masks(values: Tensor, rows: Sequence[Row], pool: BufferPool) -> Any:
+    """The batch, beside it the masks of its rows where they have them."""
+    tensors = [row.view.tensor for row in rows]
+    names = {tuple(tensor) if isinstance(tensor, Mapping) else () for tensor in tensors}
+    if names == {()}:
+        return values
+    if len(names) > 1:
+        return stack(tensors, pool)  # which says what is wrong
+    named = [tensor for tensor in tensors if isinstance(tensor, Mapping)]
+    return {name: stack([tensor[MASK] for tensor in named], pool) if name == MASK else values for name in names.pop()}
 
 
 # ---------------------------------------------------------------- ahead of the encoder

@@ -61,10 +61,8 @@ def choose_device(wanted: str = "auto") -> str:
     accelerator = _accelerator()
     if wanted == "auto":
         wanted = accelerator if accelerator and not is_cpu_asked_for() else "cpu"
-    if wanted.isdecimal():
-        wanted = f"{accelerator or 'cpu'}:{wanted}"
     try:
-        device = torch.device(wanted)
+        device = torch.device(f"{accelerator}:{wanted}" if wanted.isdecimal() else wanted)
     except RuntimeError as error:
         raise _missing(wanted) from error
     if device.type == "cpu":

@@ -53,27 +53,21 @@ class Transfer:
 
 
 class WaitClock:
-    """Seconds for which the device had nothing to compute: by its own events, since calls return before it has computed.
+    """How long a device had nothing to compute: by its own events, since calls return before it has computed.
 
-    A device without events is asked nothing: there calls return when all is computed, and the caller's own clock is right.
+    Without events nothing is measured: there calls return when all is computed, and the caller's clock is right.
     """
 
     def __init__(self, device: str) -> None:
-        self.seconds = 0.0
         self.has_events = has_streams(device)
         self._module, self._device = module_of(device), torch.device(device)
         self._idle_since: Any = None
 
     @contextmanager
-    def computing(self) -> Iterator[Callable[[], None]]:
-        """Give what, called once the computation within is known to be done, adds the seconds before it to `seconds`."""
+    def computing(self) -> Iterator[Callable[[], float]]:
+        """Yield what returns the seconds that the device was idle before the computation inside; call it once that is done."""
         before, begin = self._idle_since, self._record()
-
-        def settle() -> None:
-            if before is not None:
-                self.seconds += before.elapsed_time(begin) / 1000
-
-        yield settle
+        yield lambda: 0.0 if before is None else before.elapsed_time(begin) / 1000
         self._idle_since = self._record()
 
     def _record(self) -> Any:
@@ -82,4 +76,3 @@ class WaitClock:
         event = self._module.Event(enable_timing=True)
         event.record(self._module.current_stream(self._device))
         return event
-
