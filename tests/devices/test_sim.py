@@ -330,6 +330,15 @@ def test_plain_torch_streams_and_events_do_it_too() -> None:
 
 
 @on_sim()
+def test_events_tell_the_time_between_them() -> None:
+    begin, end = (sim.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    end.record(sim.current_stream())
+    end.synchronize()
+    assert begin.elapsed_time(end) >= 0
+
+
+@on_sim()
 def test_a_host_that_reads_before_the_event_reads_nan() -> None:
     result = torch.ones(4, device="sim")
     back = torch.zeros(4, pin_memory=True)

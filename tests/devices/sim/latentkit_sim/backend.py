@@ -154,13 +154,11 @@ def _streams() -> dict[str, Any]:
                 else super().__new__(cls, device=f"sim:{_index(device)}", priority=priority)
             )
 
-    class Event(torch.Event):
-        """An event of a sim device."""
-
-        def __new__(
-            cls, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False
-        ) -> Event:
-            return super().__new__(cls, device="sim", enable_timing=enable_timing)
+    # Not a subclass: torch.Event.elapsed_time takes no instance of one.
+    def Event(  # noqa: N802
+        enable_timing: bool = False, blocking: bool = False, interprocess: bool = False
+    ) -> torch.Event:
+        return torch.Event(device="sim", enable_timing=enable_timing)
 
     return {
         "Stream": Stream,
