@@ -165,6 +165,15 @@ def test_gradient_scaler_skips_a_step_with_infinite_gradients() -> None:
 
 
 @on_sim()
+def test_parameters_stay_themselves_when_their_module_moves() -> None:
+    network = torch.nn.Linear(2, 2)
+    weight = network.weight
+    network.to("sim")
+    assert network.weight is weight
+    assert weight.device.type == "sim"
+
+
+@on_sim()
 def test_tensors_are_saved_and_come_back() -> None:
     import copy
     import io

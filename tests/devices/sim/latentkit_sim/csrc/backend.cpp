@@ -707,6 +707,8 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("record_stream", record_stream);
   m.impl("convolution_overrideable", torch::CppFunction::makeFromBoxedFunction<&convolution>());
   m.impl("convolution_backward_overrideable", convolution_backward);
+  // Module.to keeps its parameters, as it does for CUDA: an optimizer may hold them already.
+  m.impl("_has_compatible_shallow_copy_type", [](const Tensor&, const Tensor&) { return true; });
   // Without these, torch composes the norms of operators that can't read every layout, and that
   // keep other statistics.
   m.impl("native_group_norm", torch::CppFunction::makeFromBoxedFunction<&run_on_host>());
