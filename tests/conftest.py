@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 import socket
 import subprocess
 import sys
@@ -17,6 +19,22 @@ import torch
 from PIL import Image
 
 SIDE = 48
+
+# See tests/devices/README.md: the tests run on the simulated device, here and in the processes that they start.
+ON_SIM = os.environ.get("LATENTKIT_TEST_DEVICE") == "sim"
+if ON_SIM:
+    sys.path.insert(0, str(Path(__file__).with_name("devices") / "sim"))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [sys.path[0], os.environ.get("PYTHONPATH")]))
+    os.environ.setdefault("LATENTKIT_SIM", "1")
+    importlib.import_module("latentkit_sim").autoload()
+
+
+@pytest.fixture(autouse=ON_SIM)
+def no_device_mistakes() -> Iterator[None]:
+    """Fail a test that leaves a mistake on the simulated device behind."""
+    yield
+    assert not (ON_SIM and torch.sim.violations())  # type: ignore[attr-defined]
+
 
 
 def draw_picture(number: int, height: int = SIDE, width: int = SIDE) -> Image.Image:
