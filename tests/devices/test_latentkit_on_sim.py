@@ -22,6 +22,12 @@ from latentkit.runtime import device as devices
 
 sim: Any = getattr(torch, "sim", None)  # in the worker
 EVERYTHING_LACKING = "no-float64,no-bf16,no-streams,no-pinning"
+ON_ANY_DEVICE = [
+    "test_latents_are_those_of_the_cpu_and_stay_right_under_verify",
+    "test_half_precision_trains",
+    "test_every_metric_is_measured_without_float64_on_the_device",
+]
+"""Which of these hold on a real accelerator too: tests/benchmarks/gpu.py runs them there."""
 
 
 def on_sim(options: str = "1") -> Callable[[Callable[[Path], None]], Callable[..., None]]:
