@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,8 +26,8 @@ class Draw:
     """What views and noise of some rows are drawn from, together with their dataset's seed.
 
     Attributes:
-        epoch: the same epoch gives the same draw; None draws from torch's generator, anew for each
-            `Draw`, as a transform of any other torch dataset would.
+        epoch: the same epoch gives the same draw; None draws from torch's generator, anew each time,
+            as a transform of any other torch dataset would.
         number: of the batch in its epoch.
         by_row: each row has noise of its own, whatever else is in the batch.
         partner: place of the dataset among joined ones, which draw independently of each other.
@@ -38,15 +37,6 @@ class Draw:
     number: int = ITEM_DRAW
     by_row: bool = False
     partner: int = 0
-
-    @cached_property
-    def _chance(self) -> int:
-        """Taken only where something is drawn, so that nothing else moves torch's generator on.
-
-        A worker's generator is seeded by its DataLoader from that of the main process: anew for each
-        epoch, and differently for each worker.
-        """
-        return int(torch.empty((), dtype=torch.int64, device="cpu").random_().item())
 
     def of_partner(self, place: int) -> Draw:
         """The draw of the dataset at this place among joined ones."""
@@ -58,13 +48,22 @@ class Draw:
         if self.epoch is not None:
             return np.random.default_rng([seed, self.epoch, 1, self.partner]).random(count)
         # Ranks may have seeded torch alike, but have other rows, by the first of which `number` differs.
-        return np.random.default_rng([seed, self._chance, 1, self.partner, self.number]).random(count)
+        return np.random.default_rng([seed, _chance(), 1, self.partner, self.number]).random(count)
 
     def noise(self, seed: int, items: Rows, lengths: Rows | None = None) -> Noise:
         """Noise of the rows at these positions; `lengths` of ragged rows says how long each is."""
-        epoch = self._chance if self.epoch is None else self.epoch
+        epoch = _chance() if self.epoch is None else self.epoch
         number = self.number + self.partner * PARTNER_DRAW
         return RowNoise((seed, epoch, number), items, lengths) if self.by_row else Noise(seed, epoch, number)
+
+
+def _chance() -> int:
+    """A number from torch's generator, asked for only where something is drawn: nothing else moves it on.
+
+    A worker's generator is seeded by its DataLoader from that of the main process: anew for each
+    epoch, and differently for each worker.
+    """
+    return int(torch.empty((), dtype=torch.int64, device="cpu").random_().item())
 
 
 class Epochs:
