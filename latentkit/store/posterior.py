@@ -102,18 +102,19 @@ class RowNoise(Noise):
         self._place = self._left = 0
 
     def _raw(self, num_rows: int, size: int) -> Array:
-        raw = np.empty((num_rows, size), np.uint64)
+        raw = np.empty(num_rows * size, np.uint64)
         start = 0
-        while start < num_rows:
+        while start < len(raw):
             while not self._left:
                 row, self._left = next(self._following)
                 self._bits.advance(row * ROW_JUMP - self._place)
                 self._place = row * ROW_JUMP
-            part = raw[start : start + self._left]
-            part[:] = self._bits.random_raw(part.size).reshape(part.shape)
-            self._place += part.size
-            self._left -= len(part)
-            start += len(part)
+            count = min(self._left, (len(raw) - start) // size)
+            stop = start + count * size
+            raw[start:stop] = self._bits.random_raw(stop - start)
+            self._place += stop - start
+            self._left -= count
+            start = stop
         return raw
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -280,3 +281,17 @@ def test_a_worker_never_pins(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     else:
         with pytest.raises(RuntimeError):  # as the worker would, if it pinned
             next(iter(data.batches(5)))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="Linux lists the open files")
+def test_open_datasets_keep_no_file_open(folder: Path) -> None:
+    def num_open() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    before = num_open()
+    kept = [lk.open(folder) for _ in range(9)]
+    assert num_open() == before
+    copies = [pickle.loads(pickle.dumps(data)) for data in kept]
+    kept[0].set_epoch(3)
+    assert [copies[0].epoch, kept[0].epoch] == [None, 3], "a copy has an epoch of its own"
+    assert pickle.loads(pickle.dumps(kept[0])).epoch == 3
