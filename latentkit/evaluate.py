@@ -57,6 +57,7 @@ class EvaluateSettings:
         device: torch device of inputs and metrics.
         bad: what happens at samples that can't be used.
         num_pictures: samples to keep pictures of, spread over the source; and as many of the worst.
+        keep_tensors: whether those spread over the source are also kept as tensors, for a modality to render.
         show_progress: print a live line.
     """
 
@@ -66,6 +67,7 @@ class EvaluateSettings:
     device: str = "cpu"
     bad: BadSamples = field(default_factory=BadSamples)
     num_pictures: int = 0
+    keep_tensors: bool = False
     show_progress: bool = False
 
 
@@ -177,7 +179,7 @@ def evaluate_model(
     setting = Setting(model.input.range, model.layout, decoded_from, num_samples)
     for named in metrics:
         named.metric.start(setting)
-    gallery = Gallery(settings.num_pictures, model.input.range, num_samples)
+    gallery = Gallery(settings.num_pictures, model.input.range, num_samples, settings.keep_tensors)
     decodes = any("decoder" in named.needs for named in metrics)
     rows: list[Row] = []
     good: list[Row] = []

@@ -20,7 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("layouts", "samples"),
     ("specs",),
     ("contracts",),
-    ("hooks", "bad_samples", "normalize", "validation", "yaml_loader", "progress", "retry", "numerics", "buffers", "masks"),
+    ("hooks", "bad_samples", "normalize", "validation", "yaml_loader", "progress", "retry", "numerics", "buffers", "masks", "runtime"),
     ("overrides", "builtin_metrics"),
     ("recipe_parts",),
     ("recipe",),

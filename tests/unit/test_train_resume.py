@@ -155,7 +155,7 @@ def test_a_longer_run_that_ends_before_its_model_is_written_is_not_finished(tmp_
         run(folder, replace(SETTINGS, steps=4))
     run(tmp_path / "straight")
     with monkeypatch.context() as patch, pytest.raises(StoppedError):
-        patch.setattr("latentkit.train.measure_latents", stopping)
+        patch.setattr("latentkit.training_result.measure_latents", stopping)
         run(tmp_path / "stopped")
     assert list_checkpoints(tmp_path / "stopped" / "checkpoints")[-1].name == "step-0000009"
     assert not run(tmp_path / "stopped").finished_before
