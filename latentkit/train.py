@@ -2,6 +2,15 @@
 
 Read `train` first, then `training_step.take_step`. Weights stay float32; the forward pass runs under autocast, losses outside it in
 float32. A run that was killed goes on from its newest checkpoint and ends, on a CPU, with the same weights bit for bit.
+
+    model/, model-last/   the best step's weights where evaluations say which is the best, and beside it the last step's; else
+                          model/ alone, of the last step; averaged weights where there are any, with measured statistics
+    checkpoints/          see `checkpoint`
+    log.jsonl             averages of steps, and metrics, of which step 0 has those before training
+    result.json           steps, metrics and files of each model; samples that the first process left out since it last began, and why
+
+An error and a signal (SIGTERM, Ctrl-C) end a run with a checkpoint of its newest whole step. Of several processes, an error in one of
+them loses the steps since the newest checkpoint: their random numbers and places in the data are their own.
 """
 
 from __future__ import annotations
@@ -68,13 +77,8 @@ def train(
         prepare: a modality, which gives one view of each sample, all of one shape; several, of which each batch draws one; or a `Prepare`.
         losses: their weighted sum is what training makes small.
         settings: every number.
-        folder: gets model/, checkpoints/, log.jsonl and result.json, which says what step each model is of, and which samples the
-            first process left out since it last began, and why. Models have the averaged weights where there are any, and measured
-            statistics. Where evaluations say which step is the best, model/ is of that one, and model-last/ of the last.
+        folder: gets what this module's docstring lists.
         evaluate: measures the model before the first step and now and then.
-
-    A signal (SIGTERM, Ctrl-C) and an error end the run after the step that is whole, with a checkpoint. Of several processes, an error in
-    one loses the steps since the newest checkpoint.
 
     Raises:
         TrainingError: it can't start or go on; says from where it can be resumed.
@@ -90,8 +94,7 @@ def train(
     bad, shares = BadSamples(), batches_of(settings, accelerator)
     order = Order(len(source), shares)  # too few samples are refused before the model is touched
     run = start(model, losses, settings, accelerator, log)
-    _begin(run, newest, len(source), evaluate)
-    saver = Saver(run, folder / "checkpoints", len(source), newest.step if newest else None)
+    saver = _begin(run, newest, folder / "checkpoints", len(source), evaluate)
     with contextlib.closing(log), run.stop.watching(), _explain_memory(run.state):
         with contextlib.closing(read_batches(source, views, shares, run.state.position, bad)) as batches:
             _train_steps(run, rehearse(run, batches), saver, order, evaluate)
@@ -117,7 +120,7 @@ def _best_of(checkpoint: Checkpoint) -> Best | None:
     return Best(**best) if best else None
 
 
-def _begin(run: Run, newest: Checkpoint | None, num_samples: int, evaluate: TrainEvaluation | None) -> None:
+def _begin(run: Run, newest: Checkpoint | None, folder: Path, num_samples: int, evaluate: TrainEvaluation | None) -> Saver:
     """Take up the state of the newest checkpoint, if there is one, and begin the log where that ends."""
     state, log = run.state, run.log
     for text in restore(state, newest, run.settings, num_samples, run.accelerator) if newest else []:
@@ -127,6 +130,7 @@ def _begin(run: Run, newest: Checkpoint | None, num_samples: int, evaluate: Trai
         log.note(f"evaluate.best was {state.best.metric!r} and is {wanted!r}: the best is looked for from here on")
         state.best = None
     log.begin(state.step, vars(run.settings), state.evaluated, newest.state.get("unlogged") if newest else None)
+    return Saver(run, folder, num_samples, newest.step if newest else None)
 
 
 def _views(prepare: Modality | Sequence[Modality] | Prepare, seed: int) -> Prepare:
