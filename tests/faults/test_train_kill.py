@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -30,13 +31,13 @@ steps: 12
 batch_size: 2
 accumulate: 2
 ema: {{decay: 0.9}}
-output: {{path: {output}, checkpoint_every: 1}}
+output: {{path: {output}, checkpoint_every: {checkpoint_every}}}
 """
 NUM_KILLS = 4
 
 
-def start(recipe: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "latentkit", "run", str(recipe)]
+def start(recipe: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "latentkit", "run", str(recipe), *arguments]
     return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
@@ -59,19 +60,19 @@ def contents(output: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def write_recipe(make_photos: Callable[..., Path], tmp_path: Path) -> Callable[[str], Path]:
+def write_recipe(make_photos: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
     """A recipe whose output is a folder of that name."""
     photos = make_photos(7)
 
-    def write(name: str) -> Path:
+    def write(name: str, checkpoint_every: int = 1) -> Path:
         path = tmp_path / f"{name}.yaml"
-        path.write_text(RECIPE.format(photos=photos, output=tmp_path / name))
+        path.write_text(RECIPE.format(photos=photos, output=tmp_path / name, checkpoint_every=checkpoint_every))
         return path
 
     return write
 
 
-def test_training_killed_at_random_moments_ends_bit_identical(write_recipe: Callable[[str], Path], tmp_path: Path) -> None:
+def test_training_killed_at_random_moments_ends_bit_identical(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
     finish(start(write_recipe("straight")))
     recipe, output = write_recipe("killed"), tmp_path / "killed"
     draw = random.Random(1)
@@ -89,12 +90,44 @@ def test_training_killed_at_random_moments_ends_bit_identical(write_recipe: Call
     assert len(list_checkpoints(output / "checkpoints")) == 2
 
 
-def test_a_terminated_training_says_how_to_go_on(write_recipe: Callable[[str], Path], tmp_path: Path) -> None:
-    recipe = write_recipe("stopped")
-    process = start(recipe)
-    wait_for_checkpoint(process, tmp_path / "stopped", 2)
-    process.send_signal(signal.SIGTERM)
-    printed = process.communicate()[0].decode()
-    assert process.returncode == 143, printed
-    assert f"go on with: latentkit run {tmp_path}/stopped/recipe.yaml" in printed
-    assert "going on from step" in finish(start(tmp_path / "stopped" / "recipe.yaml"))
+def test_a_training_stopped_by_signals_loses_no_step_and_ends_bit_identical(
+    write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    finish(start(write_recipe("straight", checkpoint_every=1000)))
+    recipe, output = write_recipe("stopped", checkpoint_every=1000), tmp_path / "stopped"
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        process = start(recipe)
+        printed = read_until(process, "kl: ")  # which is said after the first step
+        process.send_signal(number)
+        printed += process.communicate()[0].decode()
+        assert process.returncode == code, printed
+        assert f"what is committed is kept; go on with: latentkit run {output}/recipe.yaml" in printed
+        assert ("going on from step" in printed) == (number == signal.SIGINT)
+    assert "going on from step" in finish(start(output / "recipe.yaml"))
+    assert contents(output) == contents(tmp_path / "straight")
+
+
+def read_until(process: subprocess.Popen[bytes], text: str) -> str:
+    """What a process printed up to a line with a text."""
+    printed = ""
+    assert process.stdout is not None
+    for line in process.stdout:
+        printed += line.decode()
+        if text in printed:
+            break
+    return printed
+
+
+def test_a_second_run_on_one_output_is_refused_until_the_first_is_dead(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    recipe = write_recipe("shared")
+    first = start(recipe, "--set", "steps=1000000")
+    wait_for_checkpoint(first, tmp_path / "shared", 1)
+    second = start(recipe)
+    printed = second.communicate()[0].decode()
+    assert second.returncode == 2, printed
+    assert re.search(rf"shared: another run writes here \(process {first.pid} on \S+, begun at \d{{4}}-.*\); wait for it, stop it", printed)
+    assert first.poll() is None
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    assert "going on from step" in finish(start(recipe, "--set", "steps=5"))
+    assert not (tmp_path / "shared" / "claims").exists()

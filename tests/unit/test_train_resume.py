@@ -199,30 +199,16 @@ def test_the_number_of_threads_is_the_one_the_run_began_with(tmp_path: Path) -> 
         torch.set_num_threads(before)
 
 
-def test_two_processes_train_one_model_and_resume(tmp_path: Path, straight: dict[str, bytes]) -> None:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
-    for folder, steps in (("whole", ["6"]), ("parts", ["4", "6"])):
-        done = subprocess.run([*launch, __file__, str(tmp_path / folder), "0", *steps], env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-    whole, parts = results(tmp_path / "whole"), results(tmp_path / "parts")
-    assert whole == parts
-    assert whole["model.safetensors"] != straight["model.safetensors"]
-    random = load_file(list_checkpoints(tmp_path / "whole" / "checkpoints")[-1] / "random.safetensors")["cpu"]
-    assert len(random) == 2
-    assert not torch.equal(random[0], random[1]), "each process draws its own noise"
-
-
 # ---------------------------------------------------------------- signals
 
 UNSAVED = replace(SETTINGS, checkpoint_every=100)
 PATIENCE = 180  # seconds for what takes a few: processes that wait for each other would do so for hours
 
 
-def start(folder: Path, *arguments: str, launcher: Sequence[str] = ()) -> subprocess.Popen[str]:
+def start(folder: Path, *arguments: str, seconds: float = 0.1, launcher: Sequence[str] = ()) -> subprocess.Popen[str]:
     threads = {"OMP_NUM_THREADS": "1" if launcher else str(torch.get_num_threads())}
     environment = os.environ | threads | {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, *launcher, __file__, str(folder), "0.1", "unsaved", *arguments]
+    command = [sys.executable, *launcher, __file__, str(folder), str(seconds), "unsaved", *arguments]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
@@ -278,26 +264,29 @@ def wait_for(process: subprocess.Popen[str], text: str) -> None:
     raise AssertionError(f"it ended without saying {text!r}")
 
 
-def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(tmp_path: Path) -> None:
+def test_two_processes_train_one_model_and_a_signal_to_one_stops_both_after_the_same_step(
+    tmp_path: Path, straight: dict[str, bytes]
+) -> None:
     """The other one gets none, and neither waits for ever."""
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    finish(start(tmp_path / "straight", launcher=launcher))
-    launch = start(tmp_path / "stopped", launcher=launcher)
-    wait_for_lines(launch, tmp_path / "stopped", 2)
+    finish(start(tmp_path / "whole", seconds=0, launcher=launcher))
+    launch = start(tmp_path / "parts", launcher=launcher)
+    wait_for_lines(launch, tmp_path / "parts", 2)
     (second,) = (child for child in psutil.Process(launch.pid).children() if child.environ().get("RANK") == "1")
     second.send_signal(signal.SIGTERM)
     printed = launch.communicate(timeout=PATIENCE)[1]
     assert launch.returncode != 0
-    saved = newest(tmp_path / "stopped")
-    assert 2 <= saved < UNSAVED.steps, printed
-    finish(start(tmp_path / "stopped", launcher=launcher))
-    assert results(tmp_path / "stopped") == results(tmp_path / "straight")
+    assert 2 <= newest(tmp_path / "parts") < UNSAVED.steps, printed
+    finish(start(tmp_path / "parts", seconds=0, launcher=launcher))
+    whole, parts = results(tmp_path / "whole"), results(tmp_path / "parts")
+    assert whole == parts
+    assert whole["model.safetensors"] != straight["model.safetensors"]
+    random = load_file(list_checkpoints(tmp_path / "whole" / "checkpoints")[-1] / "random.safetensors")["cpu"]
+    assert len(random) == 2
+    assert not torch.equal(random[0], random[1]), "each process draws its own noise"
 
 
 if __name__ == "__main__":
     place, seconds, *wanted = sys.argv[1:]
-    if "unsaved" in wanted:
-        run(Path(place), UNSAVED, seconds=float(seconds), sleep_at=3 if "sleeping" in wanted else None)
-    else:
-        for steps in wanted or [str(SETTINGS.steps)]:
-            run(Path(place), replace(SETTINGS, steps=int(steps)), seconds=float(seconds))
+    chosen = UNSAVED if "unsaved" in wanted else SETTINGS
+    run(Path(place), chosen, seconds=float(seconds), sleep_at=3 if "sleeping" in wanted else None)
