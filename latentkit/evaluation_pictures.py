@@ -57,6 +57,10 @@ class Gallery:
         self._tensors: dict[int, list[Tensor]] = {}
         self._worst: list[tuple[float, int, Shown]] = []
 
+    def wants(self, rows: Sequence[Row]) -> bool:
+        """Whether any of the rows is one of those spread over the source."""
+        return any(row.position in self._wanted for row in rows)
+
     def add(self, rows: Sequence[Row], inputs: Tensor, output: Tensor) -> None:
         """Look at a batch, (N, C, H, W) each, or (N, C, T, H, W), whose middle frame or slice is kept; anything else is passed over."""
         if self._keep_tensors:

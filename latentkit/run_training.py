@@ -266,7 +266,8 @@ class _Parts:
         def measure(module: nn.Module, step: int) -> Mapping[str, float]:
             if not is_first_process:
                 return {}
-            found = evaluate_model(ModuleCodec(module, model.input, model.layout), source, modality, metrics, settings)
+            shown = replace(settings, show_always=hasattr(module, "decode"))
+            found = evaluate_model(ModuleCodec(module, model.input, model.layout), source, modality, metrics, shown)
             path = folder / "evaluations" / f"{step:08d}"
             if are_pictures:
                 save_grid(found.gallery, path.with_suffix(".png"))
