@@ -106,7 +106,7 @@ def read_checkpoint(path: Path, only: str | None = None) -> Checkpoint:
     """What `write_checkpoint` wrote, on the CPU.
 
     Args:
-        only: file stem; the other files are neither read nor checked.
+        only: stem of the one file that is read and checked, or "" for state.json alone.
 
     Raises:
         TrainingError: it is damaged.
@@ -142,8 +142,12 @@ def read_weights(path: Path, raw: bool = False) -> dict[str, Tensor]:
 
 
 def has_average(path: Path) -> bool:
-    """Whether a checkpoint has a moving average of the weights."""
-    return (path / "average.safetensors").exists()
+    """Whether a checkpoint has a moving average of the weights.
+
+    Raises:
+        TrainingError: it is damaged.
+    """
+    return "num_average_updates" in read_checkpoint(path, "").state
 
 
 def read_newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:

@@ -76,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
     checkpoint = _command(commands, "checkpoint", _checkpoint, "write the model of a training run's checkpoint as a folder to load")
     checkpoint.add_argument("run", metavar="RUN", help="folder of the training run")
     checkpoint.add_argument("output", metavar="OUT", help="folder to write, missing or empty")
-    checkpoint.add_argument("--step", type=int, metavar="N", help="optimiser steps done (default: the newest checkpoint)")
+    checkpoint.add_argument("--step", type=int, metavar="N", help="steps done (default: the newest checkpoint)")
     weights = "averaged or raw weights (default: averaged, where the recipe has ema)"
     checkpoint.add_argument("--weights", choices=("average", "raw"), help=weights)
 

@@ -323,7 +323,7 @@ def _open_run(recipe: TrainRecipe, is_first_process: bool) -> Path:
         TrainingError: it holds another run; names the values that differ.
     """
     folder = _open_output(recipe)
-    if is_first_process:  # the others would see it at work
+    if is_first_process:  # the others would see it being written
         _claim(folder, recipe)
     return folder.path
 

@@ -46,10 +46,10 @@ class TrainResult:
     Args:
         model: folder of the model.
         steps: optimiser steps done in all.
-        best: the evaluation that the model is of; None: the model is that of the last step.
         num_bad_samples: samples that this process could not use.
         num_skipped_steps: steps not taken because loss or gradient were not finite.
         finished_before: the run was done already, and nothing was computed.
+        best: the evaluation that the model is of; None: the model is that of the last step.
     """
 
     model: Path

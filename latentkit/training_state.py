@@ -59,7 +59,7 @@ class TrainState:
     """A run as it stands; `step` counts optimiser steps done, `position` is this process's in the data.
 
     `loss_modules` and `discriminators` go by the name of their loss; `evaluated` is the step of the newest evaluation. `is_whole` is
-    False while optimisers are at work: weights are then neither those of this step nor of the next.
+    False while optimizers change weights, which are then neither those of this step nor of the next.
     """
 
     module: nn.Module

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from latentkit.checkpoint import list_checkpoints
+from latentkit.checkpoint import list_checkpoints, step_of
 
 RECIPE = """
 task: train
@@ -31,6 +32,7 @@ steps: 12
 batch_size: 2
 accumulate: 2
 ema: {{decay: 0.9}}
+evaluate: {{every: 3, source: {{use: folder, with: {{path: {photos}}}}}, metrics: [{{use: psnr}}], best: psnr}}
 output: {{path: {output}, checkpoint_every: {checkpoint_every}}}
 """
 NUM_KILLS = 4
@@ -55,8 +57,14 @@ def wait_for_checkpoint(process: subprocess.Popen[bytes], output: Path, step: in
 
 def contents(output: Path) -> dict[str, bytes]:
     """Every byte of the result and of the last checkpoint, by file."""
-    last = list_checkpoints(output / "checkpoints")[-1]
-    return {f"{part.name}/{file.name}": file.read_bytes() for part in (output / "model", last) for file in sorted(part.iterdir())}
+    parts = (output / "model", output / "model-last", list_checkpoints(output / "checkpoints")[-1], output / "evaluations")
+    return {f"{part.name}/{file.name}": file.read_bytes() for part in parts for file in sorted(part.iterdir())}
+
+
+def measured(output: Path) -> list[tuple[int, float]]:
+    """Step and metric of each evaluation in the log."""
+    lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    return [(line["step"], line["metrics"]["psnr"]) for line in lines if "metrics" in line]
 
 
 @pytest.fixture
@@ -86,8 +94,11 @@ def test_training_killed_at_random_moments_ends_bit_identical(write_recipe: Call
     printed = finish(start(recipe))
     assert "going on from step" in printed
     assert contents(output) == contents(tmp_path / "straight")
-    assert {file.suffix for file in output.rglob("*") if file.is_file()} <= {".safetensors", ".json", ".jsonl", ".yaml"}
-    assert len(list_checkpoints(output / "checkpoints")) == 2
+    assert measured(output) == measured(tmp_path / "straight")
+    assert [step for step, _ in measured(output)] == [0, 3, 6, 9, 12]
+    assert {file.suffix for file in output.rglob("*") if file.is_file()} <= {".safetensors", ".json", ".jsonl", ".yaml", ".png"}
+    best = max(measured(output), key=lambda found: found[1])[0]
+    assert [step_of(path) for path in list_checkpoints(output / "checkpoints")] == sorted({best, 11, 12})
 
 
 def test_a_training_stopped_by_signals_loses_no_step_and_ends_bit_identical(

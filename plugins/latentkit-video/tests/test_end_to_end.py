@@ -76,8 +76,8 @@ def test_evaluations_of_a_training_run_are_clips_beside_their_reconstructions(fo
         }
     )  # fmt: skip
     for step in (0, 1):
-        with av.open(folder / "run" / "evaluations" / f"{step:08d}.mp4") as film:
-            frames = [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
+        with av.open(folder / "run" / "evaluations" / f"{step:08d}.mp4") as video:
+            frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
         assert len(frames) == 9
         assert frames[0].shape == (4 + 4 * (32 + 4), 4 + 2 * (32 + 4), 3)
         clip, reconstruction = frames[0][4:36, 4:36].astype(int), frames[0][4:36, 40:72].astype(int)
