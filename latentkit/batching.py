@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,25 +47,6 @@ def _kind(row: Tensor | Mapping[str, Tensor]) -> str:
     if isinstance(row, Mapping):
         return ", ".join(f"{name} {_kind(row[name])}" for name in sorted(row))
     return f"{str(row.dtype).removeprefix('torch.')} {tuple(row.shape)}"
-
-
-def copy_stream(device: str) -> Any:
-    """A stream for copies to a GPU; None for another device."""
-    return torch.cuda.Stream(device) if device.startswith("cuda") else None  # type: ignore[no-untyped-call]
-
-
-def to_device(batch: Any, device: str, stream: Any) -> Any:
-    """The batch on the device; to a GPU it is copied on `stream`, while the batch before is encoded, and must be kept until it was used."""
-    if isinstance(batch, Mapping):
-        return {name: to_device(part, device, stream) for name, part in batch.items()}
-    if stream is None:
-        return batch.to(device)
-    with torch.cuda.stream(stream):
-        copy = batch.to(device, non_blocking=True)
-    current = torch.cuda.current_stream()
-    current.wait_stream(stream)
-    copy.record_stream(current)
-    return copy
 
 
 def select_rows(batch: Any, chosen: Tensor) -> Any:
@@ -249,15 +230,3 @@ def _noise(like: Tensor, draws: Sequence[int], ragged_axis: int | None, mask: Te
     for row, keep, generator in zip(noise, mask.cpu(), generators, strict=True):
         row[keep] = torch.randn((int(keep.sum()), *row.shape[1:]), generator=generator)
     return noise.movedim(1, ragged_axis)
-
-
-def to_host(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Callable[[], None]]:
-    """The tensors on the CPU, and what to call before they are read: copies from a CUDA device are still under way."""
-    if all(tensor.device.type != "cuda" for tensor in tensors.values()):
-        return {name: tensor.cpu() for name, tensor in tensors.items()}, lambda: None
-    host = {name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for name, tensor in tensors.items()}
-    for name, tensor in tensors.items():
-        host[name].copy_(tensor, non_blocking=True)
-    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    event.record()
-    return host, event.synchronize

@@ -30,19 +30,19 @@ class BufferPool:
     """Arrays that are handed out again once nothing refers to them any more; never more than were in use at one time."""
 
     def __init__(self, pinned: bool) -> None:
-        self._pinned = pinned
+        self.is_pinned = pinned
         self._buffers: list[Array] = []
         """Bytes, from the smallest buffer to the largest."""
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type[BufferPool], tuple[bool]]:
         """Pickled without its buffers."""
-        return BufferPool, (self._pinned,)
+        return BufferPool, (self.is_pinned,)
 
     def get(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
         """A C-contiguous array whose content is undefined; it may be a part of a larger buffer."""
         size = math.prod(shape) * np.dtype(dtype).itemsize
-        if self._pinned:
+        if self.is_pinned:
             # torch caches pinned memory itself, and knows of copies to a GPU that are still under way: see `as_tensor`.
             buffer: Array = torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy()
         else:

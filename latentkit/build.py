@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from latentkit.check import ConfiguredPlugin, check_recipe
 from latentkit.contracts import BuildContext, Encoder, Executor, Modality, Source, StreamSource
-from latentkit.errors import RecipeError
+from latentkit.errors import DeviceError, RecipeError
 from latentkit.overrides import is_url
 from latentkit.plugins import discover, fingerprint_fields
 from latentkit.recipe import EncodeRecipe, Recipe, parse_recipe
@@ -37,9 +37,23 @@ class EncoderOpener:
 
     def __call__(self, device: str) -> Encoder:
         if device not in self._opened:
+            self._check_dtype(device)
             context = BuildContext(device=device, seed=self.seed, recipe_dir=self.recipe_dir, modality=self.modality)
             self._opened[device] = self.plugin.provided.spec.build(self.plugin.config, context)
         return self._opened[device]
+
+    def _check_dtype(self, device: str) -> None:
+        """Refuse a dtype that the device has not: latents of another one would pass for these.
+
+        Raises:
+            DeviceError: says so.
+        """
+        if getattr(self.plugin.config, "dtype", None) != "bfloat16":
+            return
+        from latentkit.runtime.device import has_bfloat16
+
+        if not has_bfloat16(device):
+            raise DeviceError(f"{device} can't compute in bfloat16; set the encoder's dtype to float32, or to float16")
 
     def in_float32(self) -> EncoderOpener | None:
         """The opener of the same encoder computing in float32; None where its options have no dtype."""
@@ -151,15 +165,34 @@ def line_of_dataset(folder: Folder) -> Line:
     return lines_of(recipe)[0]
 
 
-def open_executor(recipe: EncodeRecipe) -> Executor:
-    """The executor of a recipe; `auto` is accelerate when launched by it, else local."""
+def open_executor(recipe: EncodeRecipe, device: str = "auto", devices: Sequence[str] = ()) -> Executor:
+    """The executor of a recipe; `auto` is accelerate when launched by it, else local.
+
+    Args:
+        device: goes before the executor's own option, unless "auto".
+        devices: of this machine, a process each; empty for that one, or for all accelerators where none is named.
+
+    Raises:
+        DeviceError: there is no such device.
+    """
     use, options = recipe.executor.use, recipe.executor.with_
     if use == "auto":
         use = "accelerate" if is_launched() else "local"
     registry = discover()
     config = registry.configure("executor", use, options, "executor", recipe.origin)
     build: Callable[[Any, BuildContext], Executor] = registry.find("executor", use).spec.build
-    return build(config, BuildContext(seed=recipe.seed, recipe_dir=recipe.base_dir))
+    from latentkit.runtime.device import choose_device, list_devices
+
+    if devices and (use != "local" or is_launched()):
+        whose = "a launcher's processes have a device each" if is_launched() else f"executor {use!r} chooses devices itself"
+        raise RecipeError(f"{recipe.origin}: --devices {','.join(devices)}: {whose}; leave the option out")
+    wanted = device if device != "auto" else getattr(config, "device", "auto")
+    first = choose_device(devices[0] if devices else wanted)
+    if devices:
+        chosen = [first, *map(choose_device, devices[1:])]
+    else:
+        chosen = list_devices() if wanted == "auto" and first != "cpu" and not is_launched() else [first]
+    return build(config, BuildContext(first, recipe.seed, recipe.base_dir, devices=tuple(chosen)))
 
 
 def is_launched(environment: Mapping[str, str] = os.environ) -> bool:

@@ -213,7 +213,9 @@ class TinyKLConfig(Config):
 class LocalConfig(Config):
     """Executor `local`."""
 
-    device: str = neutral("auto", description="torch device; auto: the first GPU, else the CPU")
+    device: str = neutral(
+        "auto", description="auto (all accelerators, a process each, or the CPU), a kind such as cuda, or one device such as cuda:1"
+    )
 
 
 class AccelerateConfig(Config):
@@ -268,13 +270,13 @@ def _build_tiny_kl_16(config: TinyKLConfig, context: BuildContext) -> Any:
 def _build_local(config: LocalConfig, context: BuildContext) -> Any:
     from latentkit.executors.local import LocalExecutor
 
-    return LocalExecutor(config.device)
+    return LocalExecutor(*context.devices or [context.device])
 
 
 def _build_accelerate(config: AccelerateConfig, context: BuildContext) -> Any:
     from latentkit.executors.accelerate import AccelerateExecutor
 
-    return AccelerateExecutor()
+    return AccelerateExecutor(context.device)
 
 
 @hookimpl
@@ -298,5 +300,5 @@ def latentkit_encoders() -> Iterator[EncoderSpec]:
 
 @hookimpl
 def latentkit_executors() -> Iterator[ExecutorSpec]:
-    yield ExecutorSpec("local", "this process, on one device", LocalConfig, _build_local)
+    yield ExecutorSpec("local", "this machine, a process for each device", LocalConfig, _build_local)
     yield ExecutorSpec("accelerate", "every process of an accelerate launch", AccelerateConfig, _build_accelerate)

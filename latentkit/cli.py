@@ -59,10 +59,14 @@ def parser() -> argparse.ArgumentParser:
     encode.add_argument("--encoder", metavar="E", help="a folder or file, a hub id, or the name of an encoder plugin (default: tiny-kl)")
     encode.add_argument("--size", type=int, metavar="N", help="side of the pictures, in pixels")
     _add_set(encode)
+    _add_device(encode)
+    _add_devices(encode)
 
     run = _command(commands, "run", _run, "run a recipe; again goes on where it stopped")
     run.add_argument("recipe", metavar="RECIPE", help="a YAML file")
     _add_set(run)
+    _add_device(run)
+    _add_devices(run)
     run.add_argument("--dry-run", action="store_true", help="say what would be encoded, and write nothing")
     run.add_argument("--prune", action="store_true", help="leave out samples that are gone from the source, also when they are most of it")
     run.add_argument("--retry-skipped", action="store_true", help="encode once more the samples that were skipped")
@@ -96,6 +100,7 @@ def _add_dataset_commands(commands: Any) -> None:
     verify.add_argument("path", metavar="PATH", help="folder of the latent dataset")
     verify.add_argument("--deep", action="store_true", help="encode about 1 %% of the units again and compare values")
     verify.add_argument("--repair", action="store_true", help="encode damaged units again, and write index and dataset.json again")
+    _add_device(verify)
 
     compact = _command(commands, "compact", _compact, "drop superseded rows and merge small units, bit for bit")
     compact.add_argument("path", metavar="PATH", help="folder of the latent dataset")
@@ -104,6 +109,7 @@ def _add_dataset_commands(commands: Any) -> None:
     preview.add_argument("path", metavar="PATH", help="folder of the latent dataset")
     preview.add_argument("output", metavar="OUT", type=Path, help="file to write: .png, or what the modality draws or plays")
     preview.add_argument("--rows", type=int, default=8, metavar="N", help="samples to show (default: 8)")
+    _add_device(preview)
 
     export = _command(commands, "export", _export, "write a latent dataset in the format of a trainer")
     export.add_argument("path", metavar="PATH", help="folder of the latent dataset")
@@ -133,6 +139,20 @@ def _add_set(command: argparse.ArgumentParser) -> None:
     command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=summary)
 
 
+def _add_device(command: argparse.ArgumentParser) -> None:
+    summary = "auto (an accelerator if there is one), a kind such as cuda or mps, or one device, such as cuda:1"
+    command.add_argument("--device", default="auto", metavar="D", help=summary)
+
+
+def _add_devices(command: argparse.ArgumentParser) -> None:
+    summary = "encode on these, a process each, such as 0,1 (default: all accelerators of this machine)"
+    command.add_argument("--devices", default="", metavar="D,D", help=summary)
+
+
+def _devices(options: argparse.Namespace) -> tuple[str, ...]:
+    return tuple(name.strip() for name in options.devices.split(",")) if options.devices else ()
+
+
 # ---------------------------------------------------------------- commands
 
 
@@ -143,16 +163,17 @@ def _encode(options: argparse.Namespace) -> int:
     values, remarks = encode_recipe(options.source, options.output, options.encoder, options.size)
     for remark in remarks:
         print(remark, file=sys.stderr)
-    from latentkit.run import DEFAULT_OPTIONS
+    from latentkit.run import RunOptions
 
-    return _run_recipe(parse_recipe(values, "encode", Path.cwd(), options.set), DEFAULT_OPTIONS)
+    recipe = parse_recipe(values, "encode", Path.cwd(), options.set)
+    return _run_recipe(recipe, RunOptions(device=options.device, devices=_devices(options)))
 
 
 def _run(options: argparse.Namespace) -> int:
     from latentkit.recipe import load_recipe
     from latentkit.run import RunOptions
 
-    run_options = RunOptions(options.dry_run, options.prune, options.retry_skipped)
+    run_options = RunOptions(options.dry_run, options.prune, options.retry_skipped, options.device, _devices(options))
     return _run_recipe(load_recipe(options.recipe, options.set), run_options)
 
 
@@ -199,14 +220,14 @@ def _verify(options: argparse.Namespace) -> int:
     if options.deep:
         from latentkit.revalue import compare_values
 
-        compared = compare_values(found)
+        compared = compare_values(found, device=options.device)
         found.findings += compared
     report = found.report()
     print(printable(str(report)))
     if options.repair and report.damage:
         from latentkit.repair import repair_dataset
 
-        repair = repair_dataset(options.path, compared)
+        repair = repair_dataset(options.path, compared, options.device)
         print(printable(str(repair)))
         report = repair.report
     return int(bool(report.damage))
@@ -226,7 +247,7 @@ def _preview(options: argparse.Namespace) -> int:
 
     if options.rows < 1:
         raise LatentkitError(f"--rows {options.rows}: expected at least 1")
-    has_decoded = preview_dataset(options.path, options.output, options.rows)
+    has_decoded = preview_dataset(options.path, options.output, options.rows, options.device)
     print(f"wrote {options.output}" if has_decoded else f"wrote {options.output}: samples alone, as the encoder can't decode")
     return 0
 

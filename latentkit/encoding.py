@@ -7,13 +7,13 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 
 from latentkit.batching import check_layout, encode_batch, num_rows_of, select_rows
 from latentkit.contracts import Encoder, LatentLayout
 from latentkit.errors import EncoderError
 from latentkit.masks import MASK
+from latentkit.runtime.device import is_out_of_memory
 
 
 class BatchEncoder:
@@ -73,7 +73,7 @@ class BatchEncoder:
             with nullcontext() if not self._compiled or num_rows == self._batch_size else _eager():
                 return encode_batch(encoder, batch)
         except (RuntimeError, MemoryError) as error:
-            if not isinstance(error, MemoryError) and not should_reduce_batch_size(error):
+            if not is_out_of_memory(error):
                 raise
             raise EncoderError(
                 f"out of memory while {num_rows} rows of {bucket} were encoded: {str(error).splitlines()[0]}. Set batch_size below "

@@ -40,6 +40,10 @@ class FingerprintError(StoreError):
     """The output holds latents made with other weights or settings; names every field that differs."""
 
 
+class DeviceError(LatentkitError):
+    """A device that is not there, or can't do what is asked of it."""
+
+
 class TrainingError(LatentkitError):
     """A training run that can't start or go on."""
 

@@ -23,6 +23,7 @@ from latentkit.layouts import LOGVAR_RANGE
 from latentkit.metrics.metric import POSTERIOR_STREAM, Figure, Floats, Measured, Metric, MetricBatch, Setting, draw
 from latentkit.numerics import fixed_numerics
 from latentkit.progress import Progress
+from latentkit.runtime.device import forked_random
 from latentkit.store.reader import LatentDataset
 
 Posterior = Literal["mean", "sample"]
@@ -310,8 +311,7 @@ def _undisturbed(model: Codec, settings: EvaluateSettings) -> Iterator[None]:
     module = getattr(model, "module", None) if isinstance(model, ModuleCodec) else None
     modes = [(part, part.training) for part in module.modules()] if module is not None else []
     numerics = fixed_numerics(torch.get_num_threads(), settings.device)
-    devices = [torch.device(settings.device)] if settings.device.startswith("cuda") else []
-    with torch.no_grad(), numerics, torch.random.fork_rng(devices):
+    with torch.no_grad(), numerics, forked_random(settings.device):
         torch.manual_seed(settings.seed)
         if module is not None:
             module.eval()

@@ -13,9 +13,9 @@ from torch import Tensor
 from latentkit.bad_samples import are_too_many
 from latentkit.contracts import Modality, Sample, Source, StreamSource
 from latentkit.errors import RecipeError, SampleError, SourceError
-from latentkit.numerics import num_cores
 from latentkit.preparing import read_shard
 from latentkit.retry import retried
+from latentkit.runtime.cores import share_of_cores
 
 AHEAD_PER_CORE = 4
 
@@ -56,13 +56,13 @@ def read_rows(source: Source | StreamSource, modality: Modality, bad: BadSamples
         SourceError: media out of reach, no usable sample, or more bad ones than allowed.
         RecipeError: the modality gives several tensors for a sample.
     """
-    pool = ThreadPoolExecutor(num_cores(), "prepare")
+    pool = ThreadPoolExecutor(share_of_cores(), "prepare")
     ahead: deque[Future[list[Row]]] = deque()
     num_good, num_bad, position = 0, 0, itertools.count()
     try:
         samples = _positions(source)
         while True:
-            for sample in itertools.islice(samples, AHEAD_PER_CORE * num_cores() - len(ahead)):
+            for sample in itertools.islice(samples, AHEAD_PER_CORE * share_of_cores() - len(ahead)):
                 ahead.append(pool.submit(_prepare, source, modality, sample))
             if not ahead:
                 break

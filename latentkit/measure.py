@@ -7,11 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 
-from latentkit.batching import copy_stream, encode_batch, stack, stored_tensors, to_device
+from latentkit.batching import encode_batch, stack, stored_tensors
 from latentkit.buffers import BufferPool
 from latentkit.contracts import Encoder, Prepared
+from latentkit.runtime.device import is_out_of_memory, pins_memory, synchronize
+from latentkit.runtime.transfer import Transfer
 
 CANDIDATES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 BUDGET_SECONDS = 20.0
@@ -43,14 +44,14 @@ def measure_batches(encoder: Encoder, prepared: Prepared, device: str, store: st
     """
     best: Measured | None = None
     begun = time.monotonic()
-    pool, stream = BufferPool(pinned=device.startswith("cuda")), copy_stream(device)
+    pool, transfer = BufferPool(pinned=pins_memory(device)), Transfer(device)
     for size in CANDIDATES if batch_size is None else (batch_size,):
         try:
-            batch = to_device(stack([prepared.tensor] * size, pool), device, stream)
+            batch = transfer.to_device(stack([prepared.tensor] * size, pool))
             num_bytes = _stored_bytes(encoder, batch, store, dtype)
             seconds = min(_time(lambda batch=batch: encode_batch(encoder, batch), device) for _ in range(2)) / size  # type: ignore[misc]
         except RuntimeError as error:
-            if best is None or not should_reduce_batch_size(error):
+            if best is None or not is_out_of_memory(error):
                 raise
             break
         if best is None or seconds < best.seconds_per_row:
@@ -81,10 +82,8 @@ def _stored_bytes(encoder: Encoder, batch: object, store: str, dtype: torch.dtyp
 
 
 def _time(run: Callable[[], object], device: str) -> float:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
+    synchronize(device)
     begun = time.perf_counter()
     run()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
+    synchronize(device)
     return max(time.perf_counter() - begun, 1e-9)

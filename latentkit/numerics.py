@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
+from latentkit.runtime.device import make_current
+
 MAX_GRAPHS = 4096
-CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-"""The memory format in which convolutions are quick, by a tensor's number of axes."""
-
-
-def num_cores() -> int:
-    """Cores this process may use. Launchers set OMP_NUM_THREADS differently for one process and for two, so it doesn't count."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
 
 @contextmanager
 def frozen_garbage() -> Iterator[None]:
@@ -33,8 +26,7 @@ def frozen_garbage() -> Iterator[None]:
 @contextmanager
 def fixed_numerics(threads: int, device: str) -> Iterator[None]:
     """Encode so that the same batch gives the same bits: these threads, deterministic kernels, float32 that is float32 (no TF32)."""
-    if device.startswith("cuda"):
-        torch.cuda.set_device(device)
+    make_current(device)
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = torch.get_num_threads(), cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32
     torch.set_num_threads(threads)

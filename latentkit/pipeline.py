@@ -21,23 +21,27 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from latentkit.batching import axis_of, copy_stream, stack, stored_tensors, to_device, to_host
-from latentkit.buffers import BufferPool, as_tensor
+from latentkit.batching import axis_of, stored_tensors
+from latentkit.buffers import BufferPool
 from latentkit.contracts import Encoder, Modality, Source, StreamSource, Unit, UnitResult, Worker
 from latentkit.encoding import BatchEncoder
 from latentkit.errors import SourceError
 from latentkit.masks import MASK
 from latentkit.numerics import fixed_numerics, frozen_garbage, many_graphs
-from latentkit.preparing import GONE, LookAhead, Outcome, Preparer, Row, list_tasks
+from latentkit.preparing import GONE, LookAhead, Outcome, Preparer, Row, gather, list_tasks
 from latentkit.progress import Progress
+from latentkit.runtime.device import can_compile, has_float64, pins_memory, say_once
+from latentkit.runtime.transfer import Transfer, WaitClock
 from latentkit.store.claims import Claims
 from latentkit.store.folder import Folder
 from latentkit.store.index import committed
 from latentkit.store.plan import Plan, PlanSettings
-from latentkit.store.writer import NOT_FINITE, RowLabel, UnitWriter, unit_name
+from latentkit.store.statistics import measure_on_device
+from latentkit.store.writer import LATENTS, NOT_FINITE, RowLabel, UnitWriter, unit_name
 
 MAX_WRITES_WAITING = 8
-MAX_COMMITS_WAITING = 2
+NUM_COMMITS = 4
+"""Units that are hashed and written side by side: one thread hashes 1 to 2 GB a second."""
 FILLING_BYTES = 1 << 30
 """Of a unit's rows that wait for others of their bucket; a full batch, and as much of other buckets, always may."""
 OTHERS_SECONDS = 10.0
@@ -117,7 +121,7 @@ class _OpenUnit:
 
 
 def _work(jobs: Sequence[EncodeJob], device: str, units: Iterator[Unit]) -> Iterator[UnitResult]:
-    first, pool = jobs[0], BufferPool(pinned=device.startswith("cuda"))
+    first, pool = jobs[0], BufferPool(pinned=pins_memory(device))
     compiled, batch_size = any(job.settings.compile for job in jobs), max(job.settings.batch_size for job in jobs)
     with ExitStack() as opened:
         for context in (fixed_numerics(first.settings.threads, device), many_graphs(compiled), frozen_garbage()):
@@ -169,13 +173,14 @@ def _encode_all(
             waited = time.monotonic() - begun
             for loop in takers[unit]:
                 loop.take(unit, outcomes, waited)
+            waited = lead.newly_waited(waited)
             if is_stream:
                 progress.update(unit.stop - unit.start if outcomes is None else 0, waited)
             else:
                 progress.update(len(outcomes or ()), waited)
             lead.look(progress)
             for loop in loops:
-                yield from loop.results(MAX_COMMITS_WAITING)
+                yield from loop.results(NUM_COMMITS)
         for loop in loops:
             yield from loop.results(0)
 
@@ -187,9 +192,13 @@ class _Loop:
         self.job, self.device, self.claims = job, device, claims
         float32 = functools.partial(job.open_float32, device) if job.on_overflow == "retry-fp32" and job.open_float32 else None
         open_encoder = functools.partial(job.open_encoder, device)
-        self._encoder = BatchEncoder(open_encoder, job.settings.batch_size, job.settings.compile, float32)
-        self._place, self._pool, self._copies = place, pool, copy_stream(device)
-        self._writing, self._committing = ThreadPoolExecutor(1, "write"), ThreadPoolExecutor(1, "commit")
+        self._compiles = job.settings.compile and can_compile(device)
+        if job.settings.compile and not self._compiles:
+            say_once(f"{device}: torch can't compile for it; encoding without compile: true")
+        self._encoder = BatchEncoder(open_encoder, job.settings.batch_size, self._compiles, float32)
+        self._place, self._pool, self._transfer = place, pool, Transfer(device)
+        self._writing, self._committing = ThreadPoolExecutor(1, "write"), ThreadPoolExecutor(NUM_COMMITS, "commit")
+        self._clock, self._idle_seconds, self._idle_seconds_told = WaitClock(device), 0.0, 0.0
         self._begun: dict[Unit, _OpenUnit] = {}
         self._writes: deque[Future[None]] = deque()
         self._commits: deque[Future[JobResult]] = deque()
@@ -219,7 +228,7 @@ class _Loop:
         """Samples of the unit; None at its end. `waited` are seconds."""
         own = self._own(unit)
         at_work = self._begun.get(own) or self._begin(own)
-        at_work.waited_seconds += waited
+        at_work.waited_seconds += 0.0 if self._clock.has_events else waited
         for outcome in outcomes or ():
             self._take(at_work, outcome)
         if outcomes is None:
@@ -232,6 +241,13 @@ class _Loop:
             del self._begun[result.unit]
             self.others.own.add(result.unit.name)
             yield result
+
+    def newly_waited(self, waited: float) -> float:
+        """Return the seconds that the encoder waited since this was last asked: by the device's clock where it has one."""
+        if not self._clock.has_events:
+            return waited
+        before, self._idle_seconds_told = self._idle_seconds_told, self._idle_seconds
+        return self._idle_seconds_told - before
 
     def look(self, progress: Progress) -> None:
         """Have what others committed counted for the live line, now and then, on another thread."""
@@ -276,17 +292,29 @@ class _Loop:
         rows = at_work.filling.pop(bucket)
         at_work.filling_bytes -= sum(row.num_bytes for row in rows)
         labels = [row.label for row in rows]
-        batch = _gather(rows, self._pool)
-        latents = self._encoder.encode(to_device(batch, self.device, self._copies), bucket)
+        batch = gather(rows, self._pool)
+        copied = self._transfer.to_device(batch)
+        with self._clock.computing() as idle_seconds:
+            latents = self._encoder.encode(copied, bucket)
         draws = [draw_seed(self.job, label) for label in labels] if self.job.store == "sample" else None
         dtype = torch.float32 if self.job.dtype == "int8" else getattr(torch, self.job.dtype)
         layout = self._encoder.layout
         ragged_axis = axis_of(layout, layout.ragged_axis) if layout.ragged_axis else None
-        tensors, wait = to_host(stored_tensors(latents, self.job.store, dtype, draws, ragged_axis))
+        stored = stored_tensors(latents, self.job.store, dtype, draws, ragged_axis)
+        measured = self._measure(stored)
+        tensors, wait = self._transfer.to_host({**stored, **measured})
+        found = {name: tensors.pop(name) for name in measured}
         at_work.num_slots += self.job.settings.batch_size
         # A batch that is copied to a GPU goes along: its memory must not be filled again before the copy is done.
-        add = functools.partial(at_work.writer.add, bucket, labels, tensors, ragged_axis)
-        self._write(at_work, self._add, at_work.writer, add, wait, batch if self._copies else None)
+        add = functools.partial(at_work.writer.add, bucket, labels, tensors, ragged_axis, found or None)
+        self._write(at_work, self._add, at_work, add, wait, idle_seconds, batch if self._transfer.runs_beside else None)
+
+    def _measure(self, stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return statistics of plain rows, taken on the device where there is one with float64; else none, and the writer takes them."""
+        names = [name for name in LATENTS if name in stored and stored[name].device.type != "cpu"]
+        if not names or MASK in stored or self.job.dtype == "int8" or not has_float64(self.device):
+            return {}
+        return measure_on_device(stored, names[0])
 
     def _write(self, at_work: _OpenUnit, function: Callable[..., None], *args: Any) -> None:
         write = self._writing.submit(function, *args)
@@ -297,9 +325,14 @@ class _Loop:
 
     # ------------------------------------------------------------ on the other threads
 
-    def _add(self, writer: UnitWriter, add: Callable[[], None], wait: Callable[[], None], _: Any) -> None:
+    def _add(
+        self, at_work: _OpenUnit, add: Callable[[], None], wait: Callable[[], None], idle_seconds: Callable[[], float], _: Any
+    ) -> None:
         wait()
-        num_skipped = writer.num_skipped
+        waited = idle_seconds()
+        at_work.waited_seconds += waited
+        self._idle_seconds += waited
+        writer, num_skipped = at_work.writer, at_work.writer.num_skipped
         add()
         if self.job.on_bad_sample == "fail" and writer.num_skipped > num_skipped:
             raise SourceError(f"{NOT_FINITE}; with on_bad_sample: skip those samples would be recorded and left out")
@@ -309,7 +342,7 @@ class _Loop:
         for write in at_work.writes:
             write.result()
         settings = self.job.settings
-        recorded = {"batch_size": settings.batch_size, "threads": settings.threads, "compile": settings.compile}
+        recorded = {"batch_size": settings.batch_size, "threads": settings.threads, "compile": self._compiles}
         writer = at_work.writer
         writer.commit(self.job.folder, recorded, self.job.plan.settings.fingerprint)
         self.claims.drop(at_work.unit.name)
@@ -338,26 +371,6 @@ class _Others:
 
     def _count(self, progress: Progress) -> None:
         progress.others = sum(self._sizes.get(name, 0) for name in committed(self._folder) - self.own)
-
-
-def _gather(rows: Sequence[Row], pool: BufferPool) -> Any:
-    """Rows to a batch on the CPU: where they lie already if they were prepared side by side, else in memory of the pool."""
-    memory = rows[0].memory
-    if memory is not None and all(row.memory is memory and row.place == place for place, row in enumerate(rows)):
-        return _with_masks(as_tensor(memory.rows(len(rows))), rows, pool)
-    return stack([row.view.tensor for row in rows], pool)
-
-
-def _with_masks(values: Tensor, rows: Sequence[Row], pool: BufferPool) -> Any:
-    """The batch, beside it the masks of its rows where they have them."""
-    tensors = [row.view.tensor for row in rows]
-    names = {tuple(tensor) if isinstance(tensor, Mapping) else () for tensor in tensors}
-    if names == {()}:
-        return values
-    if len(names) > 1:
-        return stack(tensors, pool)  # which says what is wrong
-    named = [tensor for tensor in tensors if isinstance(tensor, Mapping)]
-    return {name: stack([tensor[MASK] for tensor in named], pool) if name == MASK else values for name in names.pop()}
 
 
 def draw_seed(job: EncodeJob, label: RowLabel) -> int:

@@ -21,9 +21,11 @@ import torch
 from latentkit.contracts import Encoder, Entry, Modality, Prepared, Sample, Source, StreamSource
 from latentkit.errors import SampleError, SourceError
 from latentkit.measure import Measured, choose_unit_size, measure_batches
-from latentkit.numerics import fixed_numerics, num_cores
+from latentkit.numerics import fixed_numerics
 from latentkit.preparing import give, read_shard
 from latentkit.retry import retried
+from latentkit.runtime.cores import num_cores
+from latentkit.runtime.device import can_compile, kind_of
 from latentkit.store.changes import Changes, compare_samples, compare_shards
 from latentkit.store.claims import Claims
 from latentkit.store.dataset import read_dataset, read_index, refuse_missing_units
@@ -224,7 +226,8 @@ def _make_first(inputs: EncodeInputs, device: str, settings: EncodeSettings, par
         unit_size = 1 if stream else choose_unit_size(num_entries, num_views, measured)
     compiled = settings.compile
     if compiled == "auto":
-        compiled = device.startswith("cuda") and num_entries * num_views * measured.seconds_per_row > COMPILE_FROM_SECONDS
+        is_long = num_entries * num_views * measured.seconds_per_row > COMPILE_FROM_SECONDS
+        compiled = is_long and kind_of(device) != "cpu" and can_compile(device)
     planned = PlanSettings(parts, measured.batch_size, unit_size, threads, compiled, _versions(), stream)
     return plan_of(0, inputs.entries, planned, pa.nulls(num_entries, pa.string()))
 

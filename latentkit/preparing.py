@@ -21,13 +21,14 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from latentkit.buffers import BatchMemory, BufferPool, preparing_into
+from latentkit.batching import stack
+from latentkit.buffers import BatchMemory, BufferPool, as_tensor, preparing_into
 from latentkit.contracts import Modality, Prepared, Sample, Shard, Source, StreamSource, Unit
 from latentkit.errors import PluginError, SampleError, SourceError
-from latentkit.masks import without_mask
-from latentkit.numerics import num_cores
+from latentkit.masks import MASK, without_mask
 from latentkit.preparing_processes import as_tensors, explained, open_processes, prepare_in_child
 from latentkit.retry import retried
+from latentkit.runtime.cores import share_of_cores
 from latentkit.samples import file_state
 from latentkit.store.columns import escape
 from latentkit.store.plan import Plan
@@ -217,6 +218,26 @@ def give(sample: Sample) -> Sample:
     return sample
 
 
+def gather(rows: Sequence[Row], pool: BufferPool) -> Any:
+    """Return rows as a batch on the CPU: where they lie already if they were prepared side by side, else in memory of the pool."""
+    memory = rows[0].memory
+    if memory is not None and all(row.memory is memory and row.place == place for place, row in enumerate(rows)):
+        return _with_masks(as_tensor(memory.rows(len(rows))), rows, pool)
+    return stack([row.view.tensor for row in rows], pool)
+
+
+def _with_masks(values: Tensor, rows: Sequence[Row], pool: BufferPool) -> Any:
+    """The batch, beside it the masks of its rows where they have them."""
+    tensors = [row.view.tensor for row in rows]
+    names = {tuple(tensor) if isinstance(tensor, Mapping) else () for tensor in tensors}
+    if names == {()}:
+        return values
+    if len(names) > 1:
+        return stack(tensors, pool)  # which says what is wrong
+    named = [tensor for tensor in tensors if isinstance(tensor, Mapping)]
+    return {name: stack([tensor[MASK] for tensor in named], pool) if name == MASK else values for name in names.pop()}
+
+
 # ---------------------------------------------------------------- ahead of the encoder
 
 
@@ -236,7 +257,7 @@ class LookAhead:
         self._in_processes = getattr(preparer.modality, "prepare_in", "threads") == "processes"
         num_views = len(preparer.views)
         self._samples_per_batch = -(-batch_size // num_views)
-        self._most_samples = max(2 * self._samples_per_batch, 4 * num_cores())
+        self._most_samples = max(2 * self._samples_per_batch, 4 * share_of_cores())
         self._group = _group_size(self._most_samples, num_views, batch_size)
         self._ahead: deque[tuple[Unit, Future[list[Outcome]] | None]] = deque()
         self._num_ahead = 0
@@ -248,7 +269,7 @@ class LookAhead:
         self._changed = threading.Condition()
 
     def __enter__(self) -> LookAhead:
-        self._workers: Executor = open_processes(self._preparer) if self._in_processes else ThreadPoolExecutor(num_cores(), "prepare")
+        self._workers: Executor = open_processes(self._preparer) if self._in_processes else ThreadPoolExecutor(share_of_cores(), "prepare")
         self._feeder = ThreadPoolExecutor(1, "feed")
         self._feeding = self._feeder.submit(self._feed)
         self._feeding.add_done_callback(lambda _: self._notify())
@@ -337,7 +358,7 @@ class LookAhead:
 
 def _group_size(most_samples: int, num_views: int, batch_size: int) -> int:
     """Samples per group: enough groups to keep every core busy, and a whole number of them to a batch."""
-    size = max(1, min(GROUP_SAMPLES, most_samples // (4 * num_cores())))
+    size = max(1, min(GROUP_SAMPLES, most_samples // (4 * share_of_cores())))
     while size > 1 and batch_size % (size * num_views):
         size -= 1
     return size

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from latentkit.errors import LatentkitError, PluginError
-from latentkit.numerics import num_cores
+from latentkit.runtime.cores import share_of_cores
 
 if TYPE_CHECKING:
     from latentkit.preparing import Outcome, Preparer, Task
@@ -37,7 +37,7 @@ def open_processes(preparer: Preparer) -> ProcessPoolExecutor:
         raise PluginError(text) from error
     # Not forked: this process has threads, and whatever locks they hold would stay held in a child.
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(num_cores(), context, _begin, (pickled,))
+    return ProcessPoolExecutor(share_of_cores(), context, _begin, (pickled,))
 
 
 @contextmanager

@@ -73,7 +73,7 @@ def store_preview(folder: Folder, source: Source | StreamSource, modality: Modal
         return made
 
 
-def preview_dataset(path: str, output: Path, num_rows: int) -> bool:
+def preview_dataset(path: str, output: Path, num_rows: int, device: str = "auto") -> bool:
     """Write the preview of a finished latent dataset, by the recipe inside it; whether its encoder can decode, so that latents are in it.
 
     Raises:
@@ -82,11 +82,11 @@ def preview_dataset(path: str, output: Path, num_rows: int) -> bool:
         EncoderError: the encoder can't decode, and none of the samples can be read any more.
     """
     from latentkit.build import line_of_dataset
-    from latentkit.executors.local import default_device
+    from latentkit.runtime.device import choose_device
 
     dataset = open_dataset(path)
     line = line_of_dataset(dataset.folder)
-    encoder = line.encoder_opener()(default_device())
+    encoder = line.encoder_opener()(choose_device(device))
     modality = line.open_modality(encoder)
     if output.suffix.lower() != (suffix := preview_suffix(modality)):
         name = line.modality.provided.spec.name

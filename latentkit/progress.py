@@ -12,6 +12,8 @@ from typing import Self
 
 from tqdm import tqdm
 
+from latentkit.runtime.workers import is_worker
+
 LINE_SECONDS = 5.0
 
 
@@ -26,13 +28,13 @@ class Progress:
     """
 
     def __init__(self, total: int, unit: str, shown: bool, before: int = 0) -> None:
-        self.total, self.unit, self.shown, self.before = total, unit, shown, before
+        self.total, self.unit, self.shown, self.before = total, unit, shown and not is_worker(), before
         self.done = 0
         self.others = 0
         """Done by other processes since the start, as far as is known; set from any thread."""
         self.waited_seconds = 0.0
         self._started = self._last_line = time.monotonic()
-        live = shown and sys.stderr.isatty()
+        live = self.shown and sys.stderr.isatty()
         form = "{percentage:3.0f}% {bar:12} {desc}"
         self._bar = tqdm(total=total, initial=before, bar_format=form, dynamic_ncols=True, leave=False, file=sys.stderr) if live else None
 

@@ -19,7 +19,7 @@ from latentkit.errors import SampleError, SourceError, StoreError
 from latentkit.pipeline import make_worker
 from latentkit.planning import settings_in_force
 from latentkit.recipe import EncodeRecipe
-from latentkit.run import OpenLine, open_line
+from latentkit.run import OpenLine, RunOptions, open_line
 from latentkit.store.folder import LocalFolder
 from latentkit.store.index import ReadUnit
 from latentkit.store.plan import Plan, PlanSettings
@@ -28,8 +28,8 @@ from latentkit.store.verify import Verification
 NO_LONGER_NEEDED = "superseded by a later run, and left out when its unit was encoded again"
 
 
-def open_dataset_line(found: Verification) -> OpenLine:
-    """Source, encoder and settings that made the dataset.
+def open_dataset_line(found: Verification, device: str = "auto") -> OpenLine:
+    """Source, encoder and settings that made the dataset, the encoder on a device as `choose_device` takes it.
 
     Raises:
         FingerprintError: they would make other latents now.
@@ -39,7 +39,7 @@ def open_dataset_line(found: Verification) -> OpenLine:
         raise StoreError(f"{found.folder} has no plan that can be read")
     line = line_of_dataset(found.folder)
     assert isinstance(line.recipe, EncodeRecipe)
-    opened = replace(open_line(line, line.recipe), folder=found.folder)
+    opened = replace(open_line(line, line.recipe, RunOptions(device=device)), folder=found.folder)
     check_parts(found.folder, found.plans[found.newest].settings.parts, all_parts(opened.inputs, opened.settings))
     return opened
 

@@ -54,7 +54,7 @@ class Repair:
         return "\n".join([*lines, str(self.report)])
 
 
-def repair_dataset(path: str, also: Sequence[Finding] = ()) -> Repair:
+def repair_dataset(path: str, also: Sequence[Finding] = (), device: str = "auto") -> Repair:
     """Mend the latent dataset at `path`: encode damaged units again, and write index and dataset.json again where they are wrong.
 
     No unit is removed before what takes its place has been made. Files that belong to no plan stay where they are.
@@ -82,7 +82,7 @@ def repair_dataset(path: str, also: Sequence[Finding] = ()) -> Repair:
             found = verify_folder(folder)
             found.findings += also
         names = sorted({PurePosixPath(file).stem for file in found.names("unit")})
-        opened = open_dataset_line(found) if names or found.names("dataset.json") else None
+        opened = open_dataset_line(found, device) if names or found.names("dataset.json") else None
         differing = _replace_units(found, opened, names) if names and opened else []
         written = _close(found, opened, bool(differing))
     return Repair(tuple(names), tuple(differing), (*plans, *written), verify_folder(folder).report())

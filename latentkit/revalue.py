@@ -37,13 +37,14 @@ dtype that the encoder computes in; another model or picture is above 1."""
 COMPARED_ROWS = 256
 
 
-def compare_values(found: Verification, seed: int | None = None) -> list[Finding]:
+def compare_values(found: Verification, seed: int | None = None, device: str = "auto") -> list[Finding]:
     """A finding per unit that was compared: a remark where its values are the encoder's, damage where not.
 
     About 1 % of the sound units, at least one, are encoded again with the settings they were made with.
 
     Args:
         seed: of the choice of units; None is another choice every time.
+        device: as `choose_device` takes it.
 
     Raises:
         FingerprintError: the encoder is no longer the one that made the dataset.
@@ -53,7 +54,7 @@ def compare_values(found: Verification, seed: int | None = None) -> list[Finding
     if not names:
         return []
     chosen = sorted(random.Random(seed).sample(names, max(1, math.ceil(SHARE * len(names)))))
-    opened = open_dataset_line(found)
+    opened = open_dataset_line(found, device)
     findings = list(_compare_description(found, opened.inputs.open_encoder(opened.device)))
     dtype = found.plans[found.newest].settings.parts.get("encoder.with.dtype", "float32")
     with tempfile.TemporaryDirectory(prefix="latentkit-") as workspace:

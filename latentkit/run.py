@@ -33,6 +33,7 @@ def encode(
     encoder: str | os.PathLike[str] | None = None,
     size: int | tuple[int, int] | None = None,
     overrides: Overrides = (),
+    device: str = "auto",
 ) -> LatentDataset:
     """The latent dataset of `source`, encoded into the folder `output` as far as it isn't yet.
 
@@ -42,6 +43,7 @@ def encode(
         encoder: name of an encoder plugin, a path, or a hub id; None is `tiny-kl`, which is for trying out.
         size: side of the pictures in pixels, or (height, width); None is the modality's default.
         overrides: any key of the recipe, such as {"batch_size": 64, "output.dtype": "float32"}.
+        device: see `RunOptions`.
 
     Raises:
         LatentkitError: whatever the user can mend; the message says how.
@@ -52,7 +54,7 @@ def encode(
     recipe = parse_recipe(values, "encode", Path.cwd(), overrides)
     if not isinstance(recipe, EncodeRecipe) or recipe.encoder is None:
         raise ValueError("overrides of encode can't change the task or name several encoders; use latentkit.run")
-    return _run_encode(recipe, DEFAULT_OPTIONS).datasets()[""]
+    return _run_encode(recipe, RunOptions(device=device)).datasets()[""]
 
 
 def run(
@@ -62,13 +64,14 @@ def run(
     dry_run: bool = False,
     prune: bool = False,
     retry_skipped: bool = False,
+    device: str = "auto",
 ) -> Any:
     """Run any recipe; again goes on where it stopped, or does what has changed in the source since.
 
     Args:
         recipe: path of a YAML file, or its values; relative paths in values start from the working directory.
         overrides: as for `encode`.
-        dry_run, prune, retry_skipped: see `RunOptions`.
+        dry_run, prune, retry_skipped, device: see `RunOptions`.
 
     Returns:
         An encode task's `LatentDataset` (with `encoders:`, one by name), a train task's `TrainResult`, an evaluate task's
@@ -79,7 +82,7 @@ def run(
         LatentkitError: whatever the user can mend; the message says how.
     """
     parsed = parse_recipe(recipe, "recipe", Path.cwd(), overrides) if isinstance(recipe, Mapping) else load_recipe(recipe, overrides)
-    result = run_recipe(parsed, RunOptions(dry_run, prune, retry_skipped))
+    result = run_recipe(parsed, RunOptions(dry_run, prune, retry_skipped, device))
     if isinstance(result, EncodeRun):
         datasets = result.datasets()
         return datasets[""] if set(datasets) == {""} else datasets
@@ -94,11 +97,15 @@ class RunOptions:
         dry_run: say what would be done, and do nothing.
         prune: leave samples that are gone from the source out of the dataset, also when they are most of it.
         retry_skipped: encode once more the samples that were skipped.
+        device: "auto", a kind such as "cuda", or one device such as "cuda:1"; goes before what the recipe says.
+        devices: several, such as ("cuda:0", "cuda:1"), a process each; for encoding. None: that one, or all where it is "auto".
     """
 
     dry_run: bool = False
     prune: bool = False
     retry_skipped: bool = False
+    device: str = "auto"
+    devices: tuple[str, ...] = ()
 
 
 DEFAULT_OPTIONS = RunOptions()
@@ -127,12 +134,13 @@ def run_recipe(recipe: Recipe, options: RunOptions = DEFAULT_OPTIONS) -> EncodeR
     """
     if isinstance(recipe, EncodeRecipe):
         return _foretell(recipe, options) if options.dry_run else _run_encode(recipe, options)
-    if options != DEFAULT_OPTIONS:
-        raise RecipeError(f"{recipe.origin}: --dry-run, --prune and --retry-skipped are for encoding; the task is {recipe.task}")
+    if options != RunOptions(device=options.device):
+        several = "--devices (on several devices, train with accelerate launch)"
+        raise RecipeError(f"{recipe.origin}: --dry-run, --prune, --retry-skipped and {several} are for encoding; the task is {recipe.task}")
     if isinstance(recipe, TrainRecipe):
-        return run_training(recipe, is_first_process())
+        return run_training(recipe, is_first_process(), options.device)
     if isinstance(recipe, EvaluateRecipe):
-        return run_evaluating(recipe, is_first_process())
+        return run_evaluating(recipe, is_first_process(), options.device)
     raise RecipeError(f"{recipe.origin}: task {recipe.task} can't be run")
 
 
@@ -211,14 +219,14 @@ class OpenLine:
 
 def open_line(line: Line, recipe: EncodeRecipe, options: RunOptions = DEFAULT_OPTIONS) -> OpenLine:
     """Everything that encoding one line of a recipe needs."""
-    from latentkit.executors.local import default_device
     from latentkit.planning import EncodeInputs, EncodeSettings
+    from latentkit.runtime.device import choose_device
     from latentkit.store.folder import open_folder
 
     folder = open_folder(_output(recipe, line))
     source = line.open_source()
-    executor = open_executor(recipe)
-    device = getattr(executor, "device", None) or default_device()
+    executor = open_executor(recipe, options.device, options.devices)
+    device = getattr(executor, "device", None) or choose_device(options.device)
     opener = line.encoder_opener()
     encoder = opener(device)
     described = {"use": line.source.provided.spec.name, "with": recipe.source.with_}

@@ -35,7 +35,7 @@ class EvaluateResult:
     evaluation: Evaluation | None
 
 
-def run_evaluating(recipe: EvaluateRecipe, is_first_process: bool) -> EvaluateResult:
+def run_evaluating(recipe: EvaluateRecipe, is_first_process: bool, device: str = "auto") -> EvaluateResult:
     """Evaluate as the recipe says; its results replace those of an earlier evaluation in the same folder.
 
     Args:
@@ -45,16 +45,18 @@ def run_evaluating(recipe: EvaluateRecipe, is_first_process: bool) -> EvaluateRe
         LatentkitError: whatever the user can mend.
     """
     from latentkit.evaluation_output import claim_folder, write_evaluation
+    from latentkit.runtime.device import choose_device
     from latentkit.store.folder import open_folder
 
     if not is_first_process:
         return EvaluateResult(recipe.output.path, None)
-    work = _prepare_model(recipe) if recipe.latents is None else _prepare_latents(recipe)
+    device = choose_device(device)
+    work = _prepare_model(recipe, device) if recipe.latents is None else _prepare_latents(recipe, device)
     curves = _read_log(recipe)
     folder = open_folder(recipe.output.path)
     claim_folder(folder, dump_recipe(resolve(recipe)))
     found = work()
-    write_evaluation(folder, found, _describe(recipe), curves)
+    write_evaluation(folder, found, _describe(recipe, device), curves)
     return EvaluateResult(str(folder), found)
 
 
@@ -75,14 +77,12 @@ def open_metrics(uses: Sequence[MetricUse], context: BuildContext) -> list[Named
     return [NamedMetric(name, metric, spec.needs, spec.name, spec.better) for name, metric, spec in zip(names, built, specs, strict=True)]
 
 
-def _prepare_model(recipe: EvaluateRecipe) -> Any:
+def _prepare_model(recipe: EvaluateRecipe, device: str) -> Any:
     """What evaluates a model, with all that can be checked before the work checked."""
     from latentkit.contracts import Decodes
     from latentkit.evaluate import check_metrics, evaluate_model
-    from latentkit.executors.local import default_device
 
     plugins = {plugin.where: plugin for plugin in check_recipe(recipe, discover())}
-    device = default_device()
 
     def build(where: str, spec: InputSpec | None = None) -> Any:
         context = BuildContext(device, recipe.seed, recipe.base_dir, spec, plugins["modality"].provided.spec.name)
@@ -102,15 +102,13 @@ def _prepare_model(recipe: EvaluateRecipe) -> Any:
     return lambda: evaluate_model(model, source, modality, metrics, _settings(recipe, device))
 
 
-def _prepare_latents(recipe: EvaluateRecipe) -> Any:
+def _prepare_latents(recipe: EvaluateRecipe, device: str) -> Any:
     """What evaluates a latent dataset."""
     from latentkit.evaluate import check_metrics, evaluate_latents
-    from latentkit.executors.local import default_device
 
     check_recipe(recipe, discover())
     assert recipe.latents is not None
     dataset = _open_latents(recipe.latents)
-    device = default_device()
     metrics = open_metrics(recipe.metrics, BuildContext(device=device, seed=recipe.seed, recipe_dir=recipe.base_dir))
     try:
         check_metrics(metrics, dataset.layout, recipe.posterior, False, None, dataset.has_moments)
@@ -152,11 +150,9 @@ def _read_log(recipe: EvaluateRecipe) -> str:
     return text
 
 
-def _describe(recipe: EvaluateRecipe) -> dict[str, Any]:
+def _describe(recipe: EvaluateRecipe, device: str) -> dict[str, Any]:
     """What was evaluated, and with what."""
     import torch
-
-    from latentkit.executors.local import default_device
 
     if recipe.model is not None:
         model = recipe.model.with_.get("model") or recipe.model.with_.get("config")
@@ -164,5 +160,5 @@ def _describe(recipe: EvaluateRecipe) -> dict[str, Any]:
     else:
         subject = str(recipe.latents)
     source = {} if recipe.source is None else {"source": recipe.source.model_dump(by_alias=True)}
-    settings = {"posterior": recipe.posterior, "batch_size": recipe.batch_size, "seed": recipe.seed, "device": default_device()}
+    settings = {"posterior": recipe.posterior, "batch_size": recipe.batch_size, "seed": recipe.seed, "device": device}
     return {"evaluated": subject, **source, **settings, "latentkit": latentkit.__version__, "torch": torch.__version__}

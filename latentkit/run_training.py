@@ -38,7 +38,7 @@ SAME_RUN = ("task", "source", "modality", "latents", "sizes", "model", "losses",
 """Keys of a recipe that can't change between the starts of one training run."""
 
 
-def run_training(recipe: TrainRecipe, is_first_process: bool) -> TrainResult:
+def run_training(recipe: TrainRecipe, is_first_process: bool, device: str = "auto") -> TrainResult:
     """Train as the recipe says, or go on where its run stopped.
 
     Raises:
@@ -49,7 +49,7 @@ def run_training(recipe: TrainRecipe, is_first_process: bool) -> TrainResult:
 
     registry = discover()
     plugins = {plugin.where: plugin for plugin in check_recipe(recipe, registry)}
-    parts = _Parts(recipe, registry, plugins, str(join_processes()))
+    parts = _Parts(recipe, registry, plugins, str(join_processes(device)))
     with _sole_writer(recipe) if is_first_process else contextlib.nullcontext():
         source, model = parts.build("source"), parts.build("model")
         prepare = parts.modalities(model) if recipe.latents is None else parts.stored_moments(recipe.latents, model)
@@ -57,7 +57,7 @@ def run_training(recipe: TrainRecipe, is_first_process: bool) -> TrainResult:
         for warning in [*find_odd_weights(recipe), *_try_samples(recipe, source, prepare, folder)] if is_first_process else []:
             print(f"warning: {warning}", file=sys.stderr)
         evaluation = parts.evaluation(recipe.evaluate, model, folder, is_first_process) if recipe.evaluate else None
-        return train(model, source, prepare, losses, _settings(recipe), folder, evaluation)
+        return train(model, source, prepare, losses, _settings(recipe), folder, evaluation, device)
 
 
 def export_checkpoint(run: str, output: str, step: int | None = None, weights: str | None = None) -> str:

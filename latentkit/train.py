@@ -27,6 +27,7 @@ from accelerate.utils import broadcast
 from latentkit.checkpoint import Checkpoint, amend_checkpoint, list_checkpoints, read_newest, step_of, write_checkpoint
 from latentkit.contracts import Modality, Source, Trainable
 from latentkit.errors import TrainingError
+from latentkit.runtime.device import forked_random, is_out_of_memory
 from latentkit.training_batches import BadSamples, Batch, FreshViews, Order, Prepare, read_batches
 from latentkit.training_log import TrainingLog
 from latentkit.training_result import finish, finished_steps
@@ -68,6 +69,7 @@ def train(
     settings: TrainSettings,
     folder: Path,
     evaluate: TrainEvaluation | None = None,
+    device: str = "auto",
 ) -> TrainResult:
     """Train `model` on `source`; again with the same folder goes on from the newest whole checkpoint, or does nothing when all is done.
 
@@ -75,17 +77,17 @@ def train(
         model: its weights are changed in place; at the end they are the result's.
         source: read by position, in an order drawn anew each epoch.
         prepare: a modality, which gives one view of each sample, all of one shape; several, of which each batch draws one; or a `Prepare`.
-        losses: their weighted sum is what training makes small.
-        settings: every number.
+        losses, settings: their weighted sum is what training makes small; every number.
         folder: gets what this module's docstring lists.
         evaluate: measures the model before the first step and now and then.
+        device: as `choose_device` takes it.
 
     Raises:
         TrainingError: it can't start or go on; says from where it can be resumed.
         SourceError: media out of reach, or too few usable samples.
     """
     check(source, losses, settings, evaluate)
-    accelerator = open_accelerator(settings, folder)
+    accelerator, settings = open_accelerator(settings, folder, device)
     log = TrainingLog(folder / "log.jsonl", settings.steps, accelerator, losses)
     newest = _find_newest(folder, log)
     if newest is not None and newest.step >= settings.steps and finished_steps(folder) == newest.step:
@@ -305,7 +307,7 @@ def _measure(run: Run, evaluate: TrainEvaluation) -> Mapping[str, float]:
     state.module.eval()
     with contextlib.ExitStack() as stack:
         stack.callback(state.module.train)
-        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        stack.enter_context(forked_random(device))
         stack.enter_context(torch.no_grad())
         if state.average is not None:
             stack.enter_context(state.average.swapped_in(state.module))
@@ -324,8 +326,9 @@ def _agree(run: Run, best: str, metrics: Mapping[str, float]) -> float:
     if best not in metrics and run.accelerator.is_main_process:
         failure = TrainingError(f"evaluate.best: {best!r} isn't measured, which are {', '.join(metrics) or 'none'}")
     _raise_together(failure, device)
-    value = torch.tensor(metrics.get(best, math.nan), dtype=torch.float64, device=device)
-    return float(broadcast(value))
+    # As the bits of a float64, which not every device has.
+    value = torch.tensor(metrics.get(best, math.nan), dtype=torch.float64).view(torch.int64)
+    return float(broadcast(value.to(device)).cpu().view(torch.float64))
 
 
 def _raise_together(failure: Exception | None, device: torch.device) -> None:
@@ -340,7 +343,7 @@ def _explain_memory(state: TrainState) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) and "can't allocate memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         raise TrainingError(
             f"out of memory after step {state.step}: {str(error).splitlines()[0] if str(error) else type(error).__name__}. "

@@ -10,8 +10,8 @@ from torch import Tensor
 from latentkit.bad_samples import are_too_many
 from latentkit.contracts import Prepared, Sample, Source
 from latentkit.errors import SampleError, SourceError
-from latentkit.numerics import num_cores
 from latentkit.retry import retried
+from latentkit.runtime.cores import share_of_cores
 
 NUM_TRIED = 64
 
@@ -37,7 +37,7 @@ def try_samples(source: Source, prepare: Callable[[Sample], Iterable[object]], o
         except SampleError as error:
             return f"{sample.key!r}: {error}", False
 
-    with ThreadPoolExecutor(num_cores()) as pool:
+    with ThreadPoolExecutor(share_of_cores()) as pool:
         found = list(pool.map(tried, range(count)))
     bad = [reason for reason, _ in found if reason]
     if bad and (on_bad_sample == "fail" or len(bad) == count or are_too_many(len(bad), count, max_bad)):

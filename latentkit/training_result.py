@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from latentkit.checkpoint import list_checkpoints, read_weights, replace_folder, step_of
 from latentkit.contracts import Source, Trainable
 from latentkit.errors import TrainingError
+from latentkit.runtime.device import forked_random
 from latentkit.store.folder import LocalFolder
 from latentkit.store.statistics import ChannelStatistics, measure, merge
 from latentkit.training_batches import Batch, BatchSettings, Position, Prepare, read_batches
@@ -89,7 +90,7 @@ def measure_latents(module: nn.Module, batches: Iterable[Batch], num_batches: in
     samples: list[ChannelStatistics] = []
     modes: list[ChannelStatistics] = []
     num_latents = num_vectors = 0
-    with torch.random.fork_rng(), torch.inference_mode():
+    with forked_random(device), torch.inference_mode():
         torch.manual_seed(seed)
         for number, batch in enumerate(islice(batches, MAX_PASSES * num_batches)):
             if number >= num_batches and num_vectors >= MIN_LATENT_VECTORS:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import atexit
 import gc
-import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from itertools import chain
 from pathlib import Path
@@ -17,14 +17,14 @@ import torch
 import torch.distributed.nn.functional
 from accelerate import Accelerator, PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, broadcast, parse_flag_from_env
+from accelerate.utils import DistributedDataParallelKwargs, broadcast
 from torch import nn
 
 from latentkit.check import describe_gap
 from latentkit.contracts import Adversarial, HasModule, LossBatch, Source, Trainable
 from latentkit.ema import WeightAverage
 from latentkit.errors import TrainingError
-from latentkit.numerics import CHANNELS_LAST
+from latentkit.runtime.device import can_compile, choose_device, forked_random, has_bfloat16, memory_format, say_once
 from latentkit.training_batches import Batch
 from latentkit.training_log import TrainingLog
 from latentkit.training_run import Passes, Run
@@ -35,6 +35,9 @@ from latentkit.validation import suggest
 
 LONGEST_WAIT = timedelta(hours=2)
 """For the other processes: the first one measures alone, which takes longer than torch's ten minutes on a large hold-out set."""
+
+GROUPED_KINDS = {"cuda", "xpu", "npu", "mlu", "musa", "sdaa", "hpu", "neuron"}
+"""Kinds of devices over which accelerate makes a process group; processes with others talk to each other over the CPU."""
 
 HALVES = {"encoder": {"encoder", "quant_conv"}, "decoder": {"decoder", "post_quant_conv"}}
 """Names, in a parameter's path, that belong to one half of an autoencoder, here and in diffusers."""
@@ -66,18 +69,23 @@ def check(source: object, losses: Sequence[WeightedLoss], settings: TrainSetting
     _check_trackers(settings.trackers)
 
 
-def join_processes() -> torch.device:
-    """The device of this process, which is now one of those that a launcher has started."""
-    is_launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    # Unless told so, accelerate takes processes on a machine without GPUs for strangers, each with a run of its own.
-    is_on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or (is_launched and not torch.cuda.is_available())
-    device: torch.device = PartialState(cpu=is_on_cpu, timeout=LONGEST_WAIT).device
+def join_processes(wanted: str = "auto") -> torch.device:
+    """Join the processes that a launcher has started, and return the device of this one, as `choose_device` names it."""
+    device = torch.device(choose_device(wanted))
+    # Unless told to use the CPU, accelerate takes processes without a GPU that it knows for strangers, each with a run of its own.
+    state = PartialState(cpu=device.type not in GROUPED_KINDS, timeout=LONGEST_WAIT)
+    state.device = device  # which accelerate leaves without its number, or takes for the CPU where it doesn't know the kind
     return device
 
 
-def open_accelerator(settings: TrainSettings, folder: Path) -> Accelerator:
-    """Accelerate's object for this process, with the names of the run's trackers; their files lie in `folder`/trackers."""
-    join_processes()
+def open_accelerator(settings: TrainSettings, folder: Path, device: str = "auto") -> tuple[Accelerator, TrainSettings]:
+    """Return accelerate's object for this process, and the settings with what its device can't do replaced.
+
+    Args:
+        settings: with the names of the run's trackers, whose files lie in `folder`/trackers.
+        device: as `choose_device` takes it.
+    """
+    settings = _suit(settings, join_processes(device))
     accelerator = Accelerator(
         mixed_precision="no",  # its precision is the whole process's: a second run could not have another
         log_with=list(settings.trackers) or None,
@@ -87,7 +95,18 @@ def open_accelerator(settings: TrainSettings, folder: Path) -> Accelerator:
     )
     atexit.unregister(_end_process_group)  # once is enough, however many runs there are
     atexit.register(_end_process_group)
-    return accelerator
+    return accelerator, settings
+
+
+def _suit(settings: TrainSettings, device: torch.device) -> TrainSettings:
+    """Return the settings with what the device can't do replaced, which is said."""
+    if settings.precision == "bf16" and not has_bfloat16(device):
+        say_once(f"{device} can't compute in bfloat16; training in float32 instead of precision: bf16 (fp16 is the other choice)")
+        settings = replace(settings, precision="float32")
+    if settings.compile and not can_compile(device):
+        say_once(f"{device}: torch can't compile for it; training without compile: true")
+        settings = replace(settings, compile=False)
+    return settings
 
 
 def _end_process_group() -> None:
@@ -110,7 +129,7 @@ def start(model: Trainable, losses: Sequence[WeightedLoss], settings: TrainSetti
     last_layers = _find_last_layers(model, losses)
     if settings.gradient_checkpointing:
         _save_memory(module)
-    _channels_last(module)
+    _lay_out(module, accelerator.device)
     torch.manual_seed(settings.seed + accelerator.process_index)
     passes = Passes(module)
     if settings.compile:
@@ -156,9 +175,8 @@ def rehearse(run: Run, batches: Iterator[Batch]) -> Iterator[Batch]:
 def _compute_once(run: Run, losses: Sequence[WeightedLoss], first: Batch) -> None:
     if not losses:
         return
-    devices = [run.accelerator.device] if run.accelerator.device.type == "cuda" else []
     run.state.module.eval()
-    with torch.random.fork_rng(devices), torch.no_grad():
+    with forked_random(run.accelerator.device), torch.no_grad():
         inputs = to_device(first.inputs, run.accelerator)
         batch = LossBatch(inputs, run.forward(inputs), None, 0, run.encode, run.decode)
         for loss in losses:
@@ -235,16 +253,17 @@ def _save_memory(module: nn.Module) -> None:
         raise TrainingError("gradient_checkpointing: the model can't do that (it has no enable_gradient_checkpointing); leave it out")
 
 
-def _channels_last(module: nn.Module) -> None:
+def _lay_out(module: nn.Module, device: torch.device) -> None:
+    """Give weights the memory format in which the device's convolutions are fast."""
     for parameter in module.parameters():
-        if parameter.ndim in CHANNELS_LAST:  # `to`, as `contiguous` leaves the strides of 1 x 1 kernels, which then cost a few percent
-            parameter.data = parameter.data.to(memory_format=CHANNELS_LAST[parameter.ndim])
+        # `to`, as `contiguous` leaves the strides of 1 x 1 kernels, which then cost a few percent
+        parameter.data = parameter.data.to(memory_format=memory_format(device, parameter.ndim))
 
 
 def _adopt(module: nn.Module, accelerator: Accelerator) -> nn.Module:
     """A loss's own module on this process's device, in training mode, with the weights of the first process."""
     module.to(accelerator.device).train()
-    _channels_last(module)
+    _lay_out(module, accelerator.device)
     for tensor in module.state_dict().values():
         tensor.copy_(broadcast(tensor.clone(memory_format=torch.contiguous_format)))
     return module

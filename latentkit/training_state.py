@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from latentkit.checkpoint import Checkpoint, pack_optimizer, unpack_optimizer
 from latentkit.ema import WeightAverage
 from latentkit.errors import TrainingError
+from latentkit.runtime.device import kind_of, random_state, set_random_state
 from latentkit.training_batches import BatchSettings, Order, Position
 from latentkit.training_settings import OptimizerSettings, TrainSettings
 
@@ -189,17 +190,15 @@ def _data_order(settings: TrainSettings, num_samples: int, accelerator: Accelera
 
 
 def _random_states(accelerator: Accelerator) -> dict[str, Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if accelerator.device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(accelerator.device)
-    return states
+    """States of the CPU's generator and of the device's own, by kind of device."""
+    return {kind_of(device): random_state(device) for device in ("cpu", accelerator.device)}
 
 
 def _restore_random(states: Mapping[str, Tensor], accelerator: Accelerator) -> None:
     # cloned, since torch reads a state from the start of its storage, which is another process's row
-    torch.set_rng_state(states["cpu"][accelerator.process_index].clone())
-    if accelerator.device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"][accelerator.process_index].clone(), accelerator.device)
+    for device in ("cpu", accelerator.device):
+        if kind_of(device) in states:
+            set_random_state(device, states[kind_of(device)][accelerator.process_index].cpu().clone())
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:

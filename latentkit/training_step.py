@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from latentkit.contracts import Adversarial, LossBatch, Moments, Reconstruction
 from latentkit.errors import EncoderError, PluginError, TrainingError
 from latentkit.losses.kl import kl_nats
-from latentkit.numerics import CHANNELS_LAST
+from latentkit.runtime.device import memory_format
 from latentkit.training_batches import Batch
 from latentkit.training_run import Run
 from latentkit.training_settings import WeightedLoss, learning_rate
@@ -137,9 +137,9 @@ def compute(loss: WeightedLoss, batch: LossBatch) -> Tensor:
 
 
 def to_device(inputs: Tensor, accelerator: Accelerator) -> Tensor:
-    """A batch on this process's device; pictures, films and volumes channels last, the format in which convolutions are quick."""
+    """Return a batch on this process's device, in the memory format in which its convolutions are fast."""
     inputs = inputs.to(accelerator.device, non_blocking=True)
-    return inputs.contiguous(memory_format=CHANNELS_LAST[inputs.ndim]) if inputs.ndim in CHANNELS_LAST else inputs
+    return inputs.contiguous(memory_format=memory_format(accelerator.device, inputs.ndim))
 
 
 def _weigh(run: Run, batch: LossBatch, losses: Sequence[WeightedLoss]) -> tuple[Tensor, Values]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 import socket
 import subprocess
 import sys
@@ -17,6 +19,22 @@ import torch
 from PIL import Image
 
 SIDE = 48
+
+# See tests/devices/README.md: the tests run on the simulated device, here and in the processes that they start.
+ON_SIM = os.environ.get("LATENTKIT_TEST_DEVICE") == "sim"
+if ON_SIM:
+    sys.path.insert(0, str(Path(__file__).with_name("devices") / "sim"))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [sys.path[0], os.environ.get("PYTHONPATH")]))
+    os.environ.setdefault("LATENTKIT_SIM", "1")
+    importlib.import_module("latentkit_sim").autoload()
+
+
+@pytest.fixture(autouse=ON_SIM)
+def no_device_mistakes() -> Iterator[None]:
+    """Fail a test that leaves a mistake on the simulated device behind."""
+    yield
+    assert not (ON_SIM and torch.sim.violations())  # type: ignore[attr-defined]
+
 
 
 def draw_picture(number: int, height: int = SIDE, width: int = SIDE) -> Image.Image:
@@ -120,6 +138,11 @@ class S3Server:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+
+    def slow_down(self, delay_seconds: float) -> int:
+        """Let each request take so long from now on; how many were under way at one time since the last call."""
+        with urllib.request.urlopen(f"{self.endpoint}/requests?delay={delay_seconds}") as answer:
+            return int(answer.read())
 
     def lend(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Let s3:// lead here in this process and those that it starts; there is one empty bucket, named "bucket"."""

@@ -3,6 +3,9 @@
 It is moto's, which keeps all in memory. With a recording it writes every request down, and started again it has the same objects, so
 that it can be killed and brought back. Two things that S3 keeps to and moto doesn't are kept to here: a conditional PUT is atomic, so
 requests are served one after the other; and a request whose sender was killed before its body was whole has no effect.
+
+`/requests?delay=SECONDS` lets each request take so long from now on, as those to a store far away do, and answers how many were under way
+at one time since it was asked last.
 """
 
 from __future__ import annotations
@@ -12,7 +15,9 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +37,9 @@ class OneWholeRequestAtATime:
     def __init__(self, application: Any) -> None:
         self._application = application
         self._lock = threading.Lock()
+        self._count = threading.Lock()
+        self._delay_seconds = 0.0
+        self._under_way = self._most = 0
 
     def __call__(self, environment: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         announced = int(environment.get("CONTENT_LENGTH") or 0)
@@ -41,8 +49,26 @@ class OneWholeRequestAtATime:
                 start_response("400 Bad Request", [])
                 return []
             environment["wsgi.input"] = io.BytesIO(body)
-        with self._lock:
-            return list(self._application(environment, start_response))
+        if environment["PATH_INFO"] == "/requests":
+            most, self._most = self._most, 0
+            self._delay_seconds = float(environment["QUERY_STRING"].removeprefix("delay="))
+            start_response("200 OK", [])
+            return [str(most).encode()]
+        with self._under_way_together():
+            time.sleep(self._delay_seconds)
+            with self._lock:
+                return list(self._application(environment, start_response))
+
+    @contextmanager
+    def _under_way_together(self) -> Iterator[None]:
+        with self._count:
+            self._under_way += 1
+            self._most = max(self._most, self._under_way)
+        try:
+            yield
+        finally:
+            with self._count:
+                self._under_way -= 1
 
 
 def restore(recording: Path) -> None:

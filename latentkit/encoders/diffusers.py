@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 
 from latentkit.contracts import BuildContext, Moments, Normalization, Reconstruction
@@ -22,6 +21,7 @@ from latentkit.encoders.diffusers_statistics import PLACES, put_statistics, read
 from latentkit.encoders.diffusers_table import computing_config
 from latentkit.encoders.hashing import hash_tensors
 from latentkit.errors import EncoderError
+from latentkit.runtime.device import is_out_of_memory, memory_format
 
 if TYPE_CHECKING:
     from latentkit.builtin import DiffusersConfig
@@ -118,7 +118,7 @@ class DiffusersEncoder:
             with torch.inference_mode():
                 return self._driver.decode(model, latents).float()
         except RuntimeError as error:
-            if should_reduce_batch_size(error):
+            if is_out_of_memory(error):
                 raise
             raise EncoderError(
                 f"the decoder of {self._config['_class_name']} can't take latents of shape {tuple(latents.shape)}: {error}; the encoder's "
@@ -233,7 +233,7 @@ class DiffusersEncoder:
         self._decoder_hash = hash_tensors({name: tensors[name] for name in tensors if name.split(".")[0] in self._traits.decoder})
         _forget(model, tuple(name for name in self._traits.decoder if not (self._driver.indices and name == self._traits.codebook)))
         takes_form = self._traits.axes == "CHW" and all(weight.ndim <= 4 for weight in model.parameters())
-        form = torch.channels_last if takes_form else torch.preserve_format
+        form = memory_format(self._device, 4) if takes_form else torch.preserve_format
         return model.to(self._device, memory_format=form)
 
     @functools.cached_property

@@ -12,6 +12,7 @@ from torch import Tensor
 from latentkit.encoders.diffusers_table import Traits
 from latentkit.errors import EncoderError
 from latentkit.layouts import LOGVAR_RANGE
+from latentkit.runtime.device import memory_format
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Driver:
             inputs = torch.cat([inputs[:, :, :1]] * (model.temporal_compression_ratio - 1) + [inputs], dim=2)
         encoder = getattr(model, "encoder", None)
         weight = next((model if encoder is None else encoder).parameters())
-        form = torch.channels_last if self.traits.axes == "CHW" else torch.contiguous_format
+        form = memory_format(weight.device, 4) if self.traits.axes == "CHW" else torch.contiguous_format
         inputs = inputs.to(weight.device, weight.dtype, memory_format=form)
         try:
             output = model.encode(inputs, **self.traits.encode_options)

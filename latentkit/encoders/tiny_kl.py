@@ -21,6 +21,7 @@ from latentkit.encoders.hashing import hash_tensors
 from latentkit.encoders.tiny_kl_network import DOWNSCALE, TinyKL
 from latentkit.encoders.weight_files import refuse_pages
 from latentkit.errors import EncoderError
+from latentkit.runtime.device import memory_format
 
 SHIPPED = Path(latentkit.__file__).parent / "weights"
 NETWORKS: Mapping[str, Mapping[str, Any]] = {"tiny-kl": {}, "tiny-kl-16": {"channels": 16, "decoder_widths": (64, 124)}}
@@ -177,12 +178,12 @@ class TinyKLEncoder:
 
     def _arranged(self, batch: Tensor, module: nn.Module) -> Tensor:
         device = next(module.parameters()).device  # training may have moved the network
-        return batch.to(device=device, dtype=self._dtype, memory_format=torch.channels_last)
+        return batch.to(device=device, dtype=self._dtype, memory_format=memory_format(device, 4))
 
 
 def move(module: nn.Module, device: torch.device | str, dtype: torch.dtype) -> None:
-    """Put a module on a device, in a dtype, channels last: the memory format in which convolutions are quick."""
-    module.to(device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    """Put a module on a device, in a dtype, in the memory format in which its convolutions are fast."""
+    module.to(device, dtype).to(memory_format=memory_format(device, 4))  # type: ignore[call-overload]
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 
-import torch
-
 from latentkit.contracts import Unit, UnitResult, Worker
 
 
@@ -15,13 +13,15 @@ class AccelerateExecutor:
 
     Rank and world size come from the launcher's environment and no process group is made: no process waits for another at a
     rendezvous, and one that dies costs only its units in flight.
+
+    Args:
+        device: of this process, such as "cuda:1".
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: str) -> None:
         self.rank = int(os.environ.get("RANK", 0))
         self.world_size = int(os.environ.get("WORLD_SIZE", 1))
-        local_rank = int(os.environ.get("LOCAL_RANK", 0))
-        self.device = f"cuda:{local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+        self.device = device
 
     def run(self, units: Sequence[Unit], make_worker: Callable[[str], Worker]) -> Iterable[UnitResult]:
         """Results of the units that this process did."""

@@ -1,29 +1,38 @@
-"""Executor `local`: this process, one device."""
+"""Executor `local`: this machine, a process for each of its devices."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-import torch
-
 from latentkit.contracts import Unit, UnitResult, Worker
+from latentkit.executors.processes import WorkerProcesses
+from latentkit.runtime.cores import shared_cores
 
 
 class LocalExecutor:
-    """Runs every unit here.
+    """Runs units on devices of this machine: on the first one in this process, on each other in a process of its own.
 
     Args:
-        device: torch device, or "auto" for the first GPU, else the CPU.
+        device: such as "cuda:0" or "cpu".
+        others: more of them.
     """
 
-    def __init__(self, device: str = "auto") -> None:
-        self.device = default_device() if device == "auto" else device
+    def __init__(self, device: str, *others: str) -> None:
+        self.device = device
+        self.others = others
 
     def run(self, units: Sequence[Unit], make_worker: Callable[[str], Worker]) -> Iterable[UnitResult]:
-        """Results as they come."""
-        yield from make_worker(self.device)(iter(units))
+        """Give results as they come; processes take unit after unit until none is left, so a slow device does fewer.
 
-
-def default_device() -> str:
-    """The first GPU, else the CPU."""
-    return "cuda:0" if torch.cuda.is_available() else "cpu"
+        Raises:
+            PluginError: `make_worker` can't be sent to other processes.
+        """
+        others = self.others[: max(len(units) - 1, 0)]
+        if not others:
+            yield from make_worker(self.device)(iter(units))
+            return
+        with shared_cores(1 + len(others)), WorkerProcesses(others, make_worker, units) as processes:
+            for result in make_worker(self.device)(processes.units()):
+                yield result
+                yield from processes.results()
+            yield from processes.last_results()

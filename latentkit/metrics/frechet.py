@@ -68,7 +68,7 @@ class Gaussian:
 
     def add(self, vectors: Tensor) -> None:
         """Vectors (N, F)."""
-        vectors = vectors.double().cpu()
+        vectors = vectors.cpu().double()
         centre, number = vectors.mean(dim=0), len(vectors)
         squares = (vectors - centre).T @ (vectors - centre)
         if not self.count:

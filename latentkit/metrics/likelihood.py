@@ -28,6 +28,7 @@ from latentkit.metrics.metric import (
     mean,
     show_range,
 )
+from latentkit.runtime.device import to_float64
 
 FAMILIES: dict[str, Family] = {"gaussian": GAUSSIAN, "laplace": LAPLACE}
 SMALLEST_PROBABILITY = 1e-7
@@ -78,11 +79,11 @@ class Elbo:
         """See `Metric`."""
         inputs, output = batch.pair()
         noise = batch.draws(ELBO_STREAM)
-        total = torch.zeros(len(inputs), dtype=torch.float64, device=inputs.device)
+        total = torch.zeros(len(inputs), dtype=torch.float64)
         for number in range(self._num_draws):
             if number or not batch.is_draw:
                 output = _decode(batch, draw(batch.posterior(), noise.take(1)[0]))
-            total += _distance(self._likelihood, inputs, output, self._setting)
+            total += _distance(self._likelihood, inputs, output, self._setting).cpu()
         self._distances.append(total / self._num_draws)
         self._nats.append(kl_nats(batch.posterior()))
         self._sizes.append(_sizes(inputs))
@@ -155,16 +156,16 @@ class Iwae:
 
 def _log_ratio(latents: Tensor, drawn: Tensor, moments: Moments) -> Tensor:
     """log p(z) - log q(z | x) of latents (K, N, ...) and the noise they were drawn with, (K, N) float64."""
-    z, noise = latents.double(), drawn.double()
-    return 0.5 * (noise.square() - z.square() + moments.logvar.double()).flatten(2).sum(dim=2)
+    z, noise = to_float64(latents), to_float64(drawn)
+    return 0.5 * (noise.square() - z.square() + to_float64(moments.logvar)).flatten(2).sum(dim=2)
 
 
 def _distance(likelihood: str, inputs: Tensor, output: Tensor, setting: Setting) -> Tensor:
     """What the density of each sample depends on, (N,) float64: the sum of |error|^power, or of a Bernoulli's nats."""
     if likelihood in FAMILIES:
-        return (inputs.double() - output.double()).abs().pow(FAMILIES[likelihood].power).flatten(1).sum(dim=1)
+        return (to_float64(inputs) - to_float64(output)).abs().pow(FAMILIES[likelihood].power).flatten(1).sum(dim=1)
     low, high = setting.input_range
-    bits, chances = ((values.double() - low) / (high - low) for values in (inputs, output))
+    bits, chances = ((to_float64(values) - low) / (high - low) for values in (inputs, output))
     chances = chances.clamp(SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY)
     return -(bits * chances.log() + (1 - bits) * (1 - chances).log()).flatten(1).sum(dim=1)
 

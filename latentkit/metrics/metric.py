@@ -166,7 +166,7 @@ class PerSample:
 
     def add(self, batch: MetricBatch) -> None:
         """See `Metric`."""
-        self._values.append(self._function(batch, self._setting).double().cpu())
+        self._values.append(self._function(batch, self._setting).cpu().double())
 
     def finish(self) -> Measured:
         """See `Metric`."""
@@ -182,7 +182,7 @@ def show_range(limits: tuple[float, float]) -> str:
 
 def concatenate(pieces: Sequence[Tensor]) -> Floats:
     """Numbers of all batches one after the other, (N,) float64."""
-    return np.asarray(torch.cat(list(pieces)).double().cpu().numpy(), np.float64)
+    return np.asarray(torch.cat(list(pieces)).cpu().double().numpy(), np.float64)
 
 
 def mean(values: Floats) -> float:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from latentkit.metrics.metric import MetricBatch, PerSample, Setting
+from latentkit.runtime.device import to_float64
 
 PEAK = 255.0
 ROUNDED = {True: "reconstruction clamped and rounded to 8 bits", False: "reconstruction clamped, not rounded"}
@@ -16,7 +17,7 @@ ROUNDED = {True: "reconstruction clamped and rounded to 8 bits", False: "reconst
 def levels(values: Tensor, limits: tuple[float, float], rounded: bool) -> Tensor:
     """Values in the model's range on the scale of 8-bit pictures, [0, 255], float64: clamped, and rounded where asked for."""
     scaled = ((values.float() - limits[0]) * (PEAK / (limits[1] - limits[0]))).clamp(0, PEAK)
-    return (scaled.round() if rounded else scaled).double()
+    return to_float64(scaled.round() if rounded else scaled)
 
 
 def mse() -> PerSample:
@@ -44,7 +45,7 @@ def psnr(rounded: bool) -> PerSample:
 def _distance(function: Callable[[Tensor], Tensor], unit: str, name: str) -> PerSample:
     def measure(batch: MetricBatch, setting: Setting) -> Tensor:
         inputs, output = batch.pair()
-        return function(inputs.double() - output.double().clamp(*setting.input_range)).flatten(1).mean(dim=1)
+        return function(to_float64(inputs) - to_float64(output).clamp(*setting.input_range)).flatten(1).mean(dim=1)
 
     how = f"mean over samples of the mean {name} error of their values; {ROUNDED[False]}"
     protocol = how + "; values in {range}; decoded from {decoded_from}"

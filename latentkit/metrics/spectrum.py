@@ -10,6 +10,7 @@ import torch
 
 from latentkit.errors import RecipeError
 from latentkit.metrics.metric import Figure, Floats, Measured, MetricBatch, Setting
+from latentkit.runtime.device import to_float64
 
 HIGHEST = 0.5
 """Cycles per latent; frequencies beyond, in the corners, belong to no whole ring."""
@@ -34,7 +35,7 @@ class LatentSpectrum:
 
     def add(self, batch: MetricBatch) -> None:
         """See `Metric`."""
-        latents = batch.latents.double()
+        latents = to_float64(batch.latents)
         power = torch.fft.fft2(latents, norm="ortho").abs().square().cpu().numpy()
         height, width = latents.shape[2:]
         if self._power is None:

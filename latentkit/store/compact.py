@@ -5,6 +5,7 @@ A stream's units are copied as they are: merged ones would be encoded again as a
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -144,11 +145,13 @@ def _plan_compaction(newest: Plan, index: pa.Table, document: Mapping[str, Any])
 def _copy_all(folder: Folder, plan: Plan, document: Mapping[str, Any]) -> None:
     chain = read_chain(folder, before=plan.number)
     units = read_units(folder, chain)
-    for name, old in units.items():
-        if not has_its_data(folder, old):
+    are_whole = folder.ask_each(functools.partial(has_its_data, folder), units.values())
+    for name, is_whole in zip(units, are_whole, strict=True):
+        if not is_whole:
             raise DamagedError(f"{folder}/{unit_name(name)} is damaged; `latentkit verify {folder} --repair` mends it")
     index = index_of_chain(chain, units)
-    mapped = {name: MappedUnit(folder, name, document["units"][name]) for name in units}
+    opened = folder.ask_each(lambda name: MappedUnit(folder, name, document["units"][name]), units)
+    mapped = dict(zip(units, opened, strict=True))
     used = set(index["unit"].unique().to_pylist())
     # What was given is gone, so a unit's error stays whole though some of its rows may go.
     errors = quantise.merge_errors(unit.header.metadata for name, unit in units.items() if name in used)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -71,7 +72,8 @@ def read_units(folder: Folder, plans: Sequence[Plan]) -> dict[str, ReadUnit]:
     Raises:
         StoreError: a unit is missing, damaged, or belongs to another dataset.
     """
-    units = {unit.name: read_unit(folder, unit) for plan in plans for unit in plan.units()}
+    read = folder.ask_each(functools.partial(read_unit, folder), (unit for plan in plans for unit in plan.units()))
+    units = {unit.unit.name: unit for unit in read}
     for name, unit in units.items():
         if unit.header.metadata.get("fingerprint") != plans[-1].settings.fingerprint:
             raise StoreError(f"{folder}/{unit_name(name)}: the unit belongs to another dataset, by its fingerprint")
@@ -123,7 +125,7 @@ def dataset_json(
         "index": {"name": name, "sha256": hashlib.sha256(content).hexdigest()},
         "plans": {plan_name(plan.number): hashlib.sha256(folder.read(plan_name(plan.number))).hexdigest() for plan in plans},
         "units": {
-            key: {"bytes": folder.size(unit_name(key)), "rows": unit.rows.num_rows, "header_sha256": unit.header.sha256}
+            key: {"bytes": unit.header.file_bytes, "rows": unit.rows.num_rows, "header_sha256": unit.header.sha256}
             for key, unit in units.items()
         },
     }

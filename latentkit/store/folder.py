@@ -14,10 +14,10 @@ import secrets
 import socket
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, TypeVar
 
 from latentkit.errors import StoreError
 from latentkit.store.unit_cache import Cache, open_cache
@@ -26,6 +26,9 @@ ASIDE = "claims"
 """Files in the making lie here, so that a killed process leaves nothing among the units."""
 
 MAX_OPEN_TRIES = 10
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Folder(ABC):
@@ -109,6 +112,13 @@ class Folder(ABC):
     @abstractmethod
     def stop_waiting(self) -> None:
         """Wait no longer when the folder can't be reached: the work is ending."""
+
+    def ask_each(self, ask: Callable[[T], R], items: Iterable[T]) -> Sequence[R]:
+        """What `ask` gives for each item, in their order; where requests take time, many at once.
+
+        Raises what `ask` raises for the first item for which it does.
+        """
+        return [ask(item) for item in items]
 
     # ------------------------------------------------------------ claims: small files that say who is at work
 

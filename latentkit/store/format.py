@@ -45,6 +45,11 @@ class UnitHeader:
     sha256: str
     data_start: int
 
+    @property
+    def file_bytes(self) -> int:
+        """Size of the unit's file; `read_header` holds the file to it."""
+        return self.data_start + sum(tensor.num_bytes for tensor in self.tensors.values())
+
 
 @dataclass(frozen=True)
 class TensorToWrite:

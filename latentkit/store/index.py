@@ -50,7 +50,9 @@ def read_unit(folder: Folder, unit: Unit) -> ReadUnit:
     file_name = unit_name(unit.name)
     where = f"{folder}/{file_name}"
     with folder.open_file(file_name) as file:
-        header = read_header(file, folder.size(file_name), where)
+        size = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        header = read_header(file, size, where)
         stored = header.tensors.get("rows")
         if stored is None:
             raise DamagedError(f"{where}: the unit has no rows")

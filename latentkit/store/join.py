@@ -11,12 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from latentkit.buffers import BufferPool
+from latentkit.store.draws import Draw
 from latentkit.store.loader import BatchedRows
 from latentkit.store.order import Rows
 from latentkit.store.reader import LatentDataset
-
-PARTNER_DRAW = 1 << 41
-"""Added to the number of the second dataset's draws, twice to the third's and so on, so that none share their noise."""
 
 
 def join_datasets(*datasets: LatentDataset, names: Sequence[str | None] | None = None) -> JoinedDataset:
@@ -24,6 +22,8 @@ def join_datasets(*datasets: LatentDataset, names: Sequence[str | None] | None =
 
     Args:
         datasets: rows, views, buckets and order are the first one's; the others have one row per key.
+            One with views="random" that has all of the first's views gives the view that the first
+            gives; a key of which it lacks one of them is left out.
         names: of each dataset's tensor; None, or None among them, is its `layout.name`. A mask goes by that name and "_mask".
 
     Raises:
@@ -55,13 +55,16 @@ class JoinedDataset(BatchedRows):
             if len(place_of) < len(data):
                 raise ValueError(f"{data.folder} has several rows for a key; open it with one view, or views='random'")
         keys = self.first.keys
-        items = list(range(len(keys)))
+        twins = [self.first.twins(data) for data in datasets[1:]]
+        has_twins = np.logical_and.reduce([np.ones(len(keys), bool), *(there for _, there in filter(None, twins))])
+        items = np.flatnonzero(has_twins).tolist()
         for place_of in places:
             items = [item for item in items if keys[item] in place_of]
         if not items:
             raise ValueError(f"{_listed(data.folder for data in datasets)} have no key in common")
         partners = ([place_of[keys[item]] for item in items] for place_of in places)
         self._places: list[Rows] = [np.array(rows, np.int64) for rows in (items, *partners)]
+        self._twins = [None if found is None else found[0] for found in (None, *twins)]
 
     def __len__(self) -> int:
         return len(self._places[0])
@@ -74,12 +77,13 @@ class JoinedDataset(BatchedRows):
 
     def groups(self, epoch: int) -> tuple[Rows, npt.NDArray[np.integer]]:
         """A number for what may stand in one batch, ascending with the first dataset's buckets, and the unit number there."""
-        buckets, units = self.first.groups(epoch)
-        all_groups = [buckets, *(data.stackable_groups(epoch) for data in self.datasets[1:])]
-        groups = tuple(group[places] for group, places in zip(all_groups, self._places, strict=True))
-        return np.ravel_multi_index(groups, [int(group.max()) + 1 for group in groups]), units[self._places[0]]
+        chosen = self._choose(slice(None), Draw(epoch))
+        buckets, units = self.first.groups_of_rows(chosen[0])
+        others = zip(self.datasets[1:], chosen[1:], strict=True)
+        groups = (buckets, *(data.stackable_groups(rows) for data, rows in others))
+        return np.ravel_multi_index(groups, [int(group.max()) + 1 for group in groups]), units
 
-    def load(self, items: Rows, epoch: int, number: int, pool: BufferPool) -> dict[str, Any]:
+    def load(self, items: Rows, draw: Draw, pool: BufferPool) -> dict[str, Any]:
         """The rows at some positions as one batch.
 
         Raises:
@@ -87,16 +91,27 @@ class JoinedDataset(BatchedRows):
             StoreError: a unit is missing or damaged.
         """
         batch: dict[str, Any] = {}
-        for place, (data, name) in enumerate(zip(self.datasets, self.names, strict=True)):
-            loaded = data.load(self._places[place][items], epoch, place * PARTNER_DRAW + number, pool)
+        chosen = self._choose(items, draw)
+        for place, (data, name, rows) in enumerate(zip(self.datasets, self.names, chosen, strict=True)):
+            loaded = data.load_rows(rows, self._places[place][items], draw.of_partner(place), pool)
             batch |= {name + end: loaded[data.output_name + end] for end in _endings(data)}
             batch |= {label: loaded[label] for label in (*data.columns, *(() if place else ("key", "view")))}
         return batch
 
     def will_need(self, items: Rows, epoch: int) -> None:
         """Tell the kernel that `load` will ask for these rows."""
-        for data, places in zip(self.datasets, self._places, strict=True):
-            data.will_need(places[items], epoch)
+        for data, rows in zip(self.datasets, self._choose(items, Draw(epoch)), strict=True):
+            data.will_need_rows(rows)
+
+    def _choose(self, items: Rows | slice, draw: Draw) -> list[Rows]:
+        """Row of each dataset's index for some positions."""
+        chosen: list[Rows] = []
+        for place, (data, twins) in enumerate(zip(self.datasets, self._twins, strict=True)):
+            if twins is None:
+                chosen.append(data.choose(self._places[place][items], draw.of_partner(place)))
+            else:
+                chosen.append(twins[chosen[0]])
+        return chosen
 
 
 def _check_datasets(datasets: Sequence[LatentDataset]) -> None:

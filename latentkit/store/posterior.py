@@ -6,6 +6,7 @@ Everything runs in the calling thread: the reader has threads of its own, and to
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +23,9 @@ Array = npt.NDArray[Any]
 
 BLOCK = 1 << 17
 """Values that are worked on at once, few enough for a core's cache."""
+
+ROW_JUMP = 0x9E3779B97F4A7C15F39CC0605CEDC835
+"""Numbers between the streams of two rows: 2^128 over the golden ratio, as in numpy's `jumped`."""
 
 SERIAL = 1 << 15
 """The most values that torch handles in the calling thread alone."""
@@ -62,7 +66,7 @@ class Noise:
         size = rows.shape[1]
         half = -(-size // 2)
         # A pair of 32-bit integers gives a pair of numbers: the first its distance from the origin, the second its angle.
-        bits = self._bits.random_raw(len(rows) * half).view(np.int32).reshape(len(rows), 2 * half)
+        bits = self._raw(len(rows), half).view(np.int32).reshape(len(rows), 2 * half)
         radius, angle = (np.empty((len(rows), half), np.float32) for _ in range(2))
         np.bitwise_or(bits, 1, out=bits)  # never 0, whose logarithm is infinite
         np.copyto(radius, bits[:, :half], casting="unsafe")
@@ -76,6 +80,41 @@ class Noise:
         np.multiply(np.cos(angle, out=rows[:, :half]), radius, out=rows[:, :half])
         np.multiply(np.sin(angle, out=angle), radius, out=angle)
         rows[:, half:] = angle[:, : size - half]
+
+    def _raw(self, num_rows: int, size: int) -> Array:
+        """The next `num_rows` times `size` integers of 64 bits."""
+        return self._bits.random_raw(num_rows * size)
+
+
+class RowNoise(Noise):
+    """As `Noise`, but a row's numbers depend on nothing but the seed and which row it is.
+
+    Args:
+        seed: of all rows.
+        rows: which they are, in the order in which they are filled.
+        lengths: of ragged rows, how many rows of `fill` are positions of each; None: one.
+    """
+
+    def __init__(self, seed: Sequence[int], rows: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64] | None) -> None:
+        super().__init__(*seed)
+        counts = np.ones(len(rows), np.int64) if lengths is None else lengths
+        self._following = zip(rows.tolist(), counts.tolist(), strict=True)
+        self._place = self._left = 0
+
+    def _raw(self, num_rows: int, size: int) -> Array:
+        raw = np.empty((num_rows, size), np.uint64)
+        start = 0
+        while start < num_rows:
+            while not self._left:
+                row, self._left = next(self._following)
+                self._bits.advance(row * ROW_JUMP - self._place)
+                self._place = row * ROW_JUMP
+            part = raw[start : start + self._left]
+            part[:] = self._bits.random_raw(part.size).reshape(part.shape)
+            self._place += part.size
+            self._left -= len(part)
+            start += len(part)
+        return raw
 
 
 class Normalizer:

@@ -8,19 +8,22 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from latentkit.buffers import BufferPool, as_tensor
 from latentkit.contracts import Decodes, LatentLayout, Normalization
 from latentkit.errors import DamagedError, EncoderError, FingerprintError
+from latentkit.runtime.device import choose_device
 from latentkit.store.dataset import DATASET, read_dataset
+from latentkit.store.draws import Draw
 from latentkit.store.folder import Folder, open_folder
 from latentkit.store.loader import BatchedRows
 from latentkit.store.mapped import Array, StoredRows
 from latentkit.store.order import Rows
 from latentkit.store.plan import counting_parts
-from latentkit.store.posterior import LatentMaker, Noise, Posterior, to_float32
+from latentkit.store.posterior import LatentMaker, Posterior, to_float32
 from latentkit.store.ragged import of_positions, pad
 from latentkit.store.rows import Codes, ReadableRows, Views
 from latentkit.store.unit_cache import Cache
@@ -75,7 +78,7 @@ class LatentDataset(BatchedRows):
         self._index = ReadableRows(folder, document, views, columns)
         self._stored = StoredRows(folder, document, self.layout, self.tensor_name, self._index)
         self._scratch = BufferPool(False)
-        self._opened_decoder: Decodes | None = None
+        self._opened_decoder: tuple[str, Decodes] | None = None
 
     # ------------------------------------------------------------ what is in it
 
@@ -112,7 +115,8 @@ class LatentDataset(BatchedRows):
         """
         if not self.has_moments:
             raise ValueError(f"{self.folder} stores no moments (kind {self.layout.kind}, store {self._store!r})")
-        rows = self._index.choose(np.array([range(len(self))[index]]), self.seed, self.epoch)
+        item = np.array([range(len(self))[index]])
+        rows = self.choose(item, self.item_draw(item))
         mean, logvar = self._as_stored(rows, BufferPool(False))[0][0].chunk(2)
         return {"mean": mean, "logvar": logvar}
 
@@ -122,48 +126,73 @@ class LatentDataset(BatchedRows):
 
     # ------------------------------------------------------------ batches
 
+    def choose(self, items: Rows | slice, draw: Draw) -> Rows:
+        """Row of the index for each position."""
+        return self._index.choose(items, self.seed, draw)
+
     def groups(self, epoch: int) -> tuple[Codes, Codes]:
         """Bucket number and unit number of the row at each position."""
-        rows = self._index.choose(slice(None), self.seed, epoch)
+        return self.groups_of_rows(self.choose(slice(None), Draw(epoch)))
+
+    def groups_of_rows(self, rows: Rows) -> tuple[Codes, Codes]:
+        """Bucket number and unit number of rows of the index."""
         return self._index.bucket_of_row[rows], self._index.unit_of_row[rows]
 
-    def stackable_groups(self, epoch: int) -> Codes:
-        """A number for the row at each position, the same for rows that `load` can put into one batch.
+    def stackable_groups(self, rows: Rows) -> Codes:
+        """A number for each of some rows of the index, the same for rows that fit into one batch.
 
         Ragged rows are padded to the longest, so `groups` keeps rows of like lengths together only to pad less.
 
         Raises:
             StoreError: a unit is missing or damaged.
         """
-        return self._stored.stackable_buckets()[self.groups(epoch)[0]]
+        return self._stored.stackable_buckets()[self._index.bucket_of_row[rows]]
 
-    def load(self, items: Rows, epoch: int, number: int, pool: BufferPool) -> dict[str, Any]:
-        """The rows at some positions as one batch; (seed, epoch, number) decides the draw.
+    def twins(self, partner: LatentDataset) -> tuple[Rows, npt.NDArray[np.bool_]] | None:
+        """The partner's row with the key and view of each row of the index here, and for which
+        positions there is one whichever view is drawn; None where the views have nothing to do with
+        each other."""
+        twins = self._index.twins(partner._index)
+        return None if twins is None else (twins, self._index.lowest(twins) >= 0)
+
+    def load(self, items: Rows, draw: Draw, pool: BufferPool) -> dict[str, Any]:
+        """The rows at some positions as one batch.
 
         Raises:
             ValueError: they are of several buckets, and of several shapes.
             StoreError: a unit is missing or damaged.
         """
-        rows = self._index.choose(items, self.seed, epoch)
+        return self.load_rows(self.choose(items, draw), items, draw, pool)
+
+    def load_rows(self, rows: Rows, items: Rows, draw: Draw, pool: BufferPool) -> dict[str, Any]:
+        """As `load`, of rows of the index that were chosen for the positions."""
         name = self.output_name
-        values, mask = self._latents(rows, epoch, number, pool) if name == "latent" else self._as_stored(rows, pool)
+        values, mask = self._latents(rows, items, draw, pool) if name == "latent" else self._as_stored(rows, pool)
         batch = {name: values} if mask is None else {name: values, f"{name}_mask": mask}
         return {**batch, **self._index.labels(rows)}
 
     def will_need(self, items: Rows, epoch: int) -> None:
         """Tell the kernel that `load` will ask for these rows."""
-        self._stored.will_need(self._index.choose(items, self.seed, epoch), self._means_only)
+        self.will_need_rows(self.choose(items, Draw(epoch)))
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def will_need_rows(self, rows: Rows) -> None:
+        """Tell the kernel that `load_rows` will ask for these rows of the index."""
+        self._stored.will_need(rows, self._means_only)
+
+    def decode(self, latents: Tensor, device: str = "auto") -> Tensor:
         """Latents as `data[i]` gives them, (N, C, h, w), to a batch in the encoder's range, (N, 3, H, W) in [-1, 1], with the encoder
         they came from.
+
+        Args:
+            latents: on any device.
+            device: to decode on; "auto" is a GPU where there is one.
 
         Raises:
             FingerprintError: the encoder's weights are no longer those that made this dataset.
             EncoderError: it can't be loaded, or can't decode.
         """
         is_raw = self.layout.kind == "quantised"
-        return self._decoder().decode(latents if is_raw else self.normalization.invert(latents, self.layout.axes))
+        return self._decoder(device).decode(latents if is_raw else self.normalization.invert(latents, self.layout.axes))
 
     # ------------------------------------------------------------ inside
 
@@ -172,12 +201,14 @@ class LatentDataset(BatchedRows):
         """Whether logvar stays where it is."""
         return self.has_moments and self.posterior == "mean"
 
-    def _latents(self, rows: Rows, epoch: int, number: int, pool: BufferPool) -> tuple[Tensor, Tensor | None]:
-        noise = Noise(self.seed, epoch, number) if self.has_moments and not self._means_only else None
+    def _latents(self, rows: Rows, items: Rows, draw: Draw, pool: BufferPool) -> tuple[Tensor, Tensor | None]:
+        draws = self.has_moments and not self._means_only
         if self.layout.ragged_axis is None:
             stored, scales = self._stored.gather(rows, self._scratch, self._means_only)
+            noise = draw.noise(self.seed, items) if draws else None
             return self._make_latents(self._typed(stored), scales, noise, pool), self._mask(rows)
         stored, scales, lengths = self._stored.gather_ragged(rows, self._scratch, self._means_only)
+        noise = draw.noise(self.seed, items, lengths) if draws else None
         return self._padded(self._make_latents(self._typed(stored), scales, noise, self._scratch).numpy(), lengths, pool)
 
     def _as_stored(self, rows: Rows, pool: BufferPool) -> tuple[Tensor, Tensor | None]:
@@ -207,13 +238,13 @@ class LatentDataset(BatchedRows):
         tensor = as_tensor(stored)
         return tensor.view(torch.bfloat16) if stored.dtype == np.uint16 else tensor
 
-    def _decoder(self) -> Decodes:
-        """The encoder of the dataset's recipe.yaml, opened once and compared by its fingerprint."""
-        if self._opened_decoder is None:
+    def _decoder(self, device: str) -> Decodes:
+        """The encoder of the dataset's recipe.yaml, opened for a device and compared by its fingerprint; the last is kept."""
+        if self._opened_decoder is None or self._opened_decoder[0] != device:
             from latentkit.build import line_of_dataset
 
             line = line_of_dataset(self.folder)
-            encoder = line.encoder_opener()("cuda" if torch.cuda.is_available() else "cpu")
+            encoder = line.encoder_opener()(choose_device(device))
             if not isinstance(encoder, Decodes):
                 raise EncoderError(f"the encoder {line.encoder.provided.spec.name!r} of {self.folder} can't decode")
             made_by, now = counting_parts(self._parts), counting_parts(line.fingerprint_parts(encoder))
@@ -221,8 +252,8 @@ class LatentDataset(BatchedRows):
             different = ", ".join(name for name in names if made_by.get(name) != now.get(name))
             if different:
                 raise FingerprintError(f"{self.folder} was made by another encoder than its recipe now opens: {different} differ")
-            self._opened_decoder = encoder
-        return self._opened_decoder
+            self._opened_decoder = device, encoder
+        return self._opened_decoder[1]
 
     def _check_posterior(self, posterior: Posterior | None) -> Posterior:
         if posterior not in (None, "sample", "mean", "moments"):

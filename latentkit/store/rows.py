@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from latentkit.errors import DamagedError, StoreError
 from latentkit.store.dataset import read_index
+from latentkit.store.draws import Draw
 from latentkit.store.folder import Folder
 from latentkit.store.order import Rows
 
@@ -78,21 +79,43 @@ class ReadableRows:
         self._labels = {name: table[place].combine_chunks() for name, place in places.items()}
         self._starts: Rows = np.arange(table.num_rows)
         self._counts: Rows | None = None
-        self._drawn: tuple[tuple[int, int], Rows] | None = None
+        self._drawn: tuple[tuple[int, int, int], Rows] | None = None
         if views == "random":
             self._starts, self._counts = _runs(self._labels["key"])
 
     def __len__(self) -> int:
         return len(self._starts)
 
-    def choose(self, items: Rows | slice, seed: int, epoch: int) -> Rows:
-        """Row of the index for each position; with views="random", of the view that this seed and epoch draw."""
+    def choose(self, items: Rows | slice, seed: int, draw: Draw) -> Rows:
+        """Row of the index for each position; with views="random", of the view that is drawn."""
         if self._counts is None:
             return self._starts[items]
-        if self._drawn is None or self._drawn[0] != (seed, epoch):
-            draws = np.random.default_rng([seed, epoch, 1]).random(len(self))
-            self._drawn = (seed, epoch), self._starts + (draws * self._counts).astype(np.int64)
-        return self._drawn[1][items]
+        if draw.epoch is None:
+            starts, counts = self._starts[items], self._counts[items]
+            return starts + (draw.fractions(seed, len(starts)) * counts).astype(np.int64)
+        drawn, asked = self._drawn, (seed, draw.epoch, draw.partner)
+        if drawn is None or drawn[0] != asked:
+            rows = self._starts + (draw.fractions(seed, len(self)) * self._counts).astype(np.int64)
+            drawn = self._drawn = asked, rows
+        return drawn[1][items]
+
+    def twins(self, other: ReadableRows) -> Rows | None:
+        """The row of `other` with the key and view of each row here, or -1.
+
+        None where `other` draws no views, or doesn't have all of those here.
+        """
+        if other._counts is None or not {*self._views} <= {*other._views}:
+            return None
+        return _numbers(pc.fill_null(pc.index_in(self._names(), value_set=other._names()), -1))
+
+    def lowest(self, values: Rows) -> Rows:
+        """The lowest of the values of the rows that each position may choose."""
+        return np.minimum.reduceat(values, self._starts)
+
+    def _names(self) -> pa.Array:
+        """Key and view of each row as one text."""
+        views = pa.array(self._views, TEXT).take(_arrow(self._view_of_row.astype(np.int64)))
+        return pc.binary_join_element_wise(self._labels["key"], views, pa.scalar("\0", TEXT))
 
     def keys(self) -> list[str]:
         """Key of every position."""

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 Floats = npt.NDArray[np.float64]
 
@@ -67,6 +69,28 @@ def measure(mean: npt.NDArray[Any], logvar: npt.NDArray[Any] | None) -> ChannelS
         return ChannelStatistics(values.shape[1], centre, squares, np.zeros_like(centre))
     values = _per_channel(logvar)
     return ChannelStatistics(values.shape[1], centre, squares, np.exp(values, out=values).sum(axis=1))
+
+
+def measure_on_device(stored: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Return what a writer would else find out on the CPU, where one thread can't keep up with a GPU.
+
+    Args:
+        stored: rows of one shape (N, ...) by name, all of their positions counting, on a device with float64.
+        name: "moments" or "latent", which are measured.
+
+    Returns:
+        "finite": (N,) bool, whether every value of the row is; "statistics": (3, C) float64, mean, squares and variance sum
+        of `ChannelStatistics`.
+    """
+    floating = [tensor for tensor in stored.values() if tensor.is_floating_point()]
+    finite = torch.stack([tensor.isfinite().flatten(1).all(1) for tensor in floating]).all(0)
+    values = stored[name].transpose(0, 1).flatten(1).double()
+    logvar = values[len(values) // 2 :] if name == "moments" else None
+    mean = values if logvar is None else values[: len(values) // 2]
+    center = mean.mean(1)
+    squares = (mean - center[:, None]).square().sum(1)
+    variances = torch.zeros_like(center) if logvar is None else logvar.exp().sum(1)
+    return {"finite": finite, "statistics": torch.stack([center, squares, variances])}
 
 
 def merge(pieces: Iterable[ChannelStatistics]) -> ChannelStatistics | None:

@@ -16,7 +16,8 @@ import io
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -33,11 +34,15 @@ from latentkit.store.unit_cache import UnitCache
 
 P = ParamSpec("P")
 T = TypeVar("T")
+R = TypeVar("R")
 Send = Callable[..., object]
 """Takes a driver, the driver's path and its `mode`, and writes a file."""
 
 BLOCK_BYTES = 4 << 20
 """What one request reads of an open file at least."""
+
+MOST_ASKED = 32
+"""Files looked at at once, each of which takes a few requests one after the other."""
 
 LOG_PART_BYTES = 64 << 10
 """An object can't be added to, so a log's last part is written anew with every line; a longer one is left and the next begun."""
@@ -117,6 +122,17 @@ class UrlFolder(Folder):
         """
         with self._missing(name):
             return bytes(self._ask(name, self.fs.cat_file, self._path(name), start=start, end=stop))
+
+    def ask_each(self, ask: Callable[[T], R], items: Iterable[T]) -> Sequence[R]:
+        with ThreadPoolExecutor(MOST_ASKED, "requests") as pool:
+            answers = [pool.submit(ask, item) for item in items]
+            try:
+                return [answer.result() for answer in answers]
+            except BaseException as error:
+                pool.shutdown(wait=False, cancel_futures=True)
+                if not isinstance(error, Exception):  # such as Ctrl-C
+                    self.stop_waiting()
+                raise
 
     def local_copy(self, name: str) -> Path:
         before = self._present(name)

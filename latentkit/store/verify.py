@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from latentkit.contracts import LatentLayout, Normalization
 from latentkit.errors import DamagedError, SourceError, StoreError
-from latentkit.numerics import num_cores
+from latentkit.runtime.cores import share_of_cores
 from latentkit.store.claims import PART, Claims
 from latentkit.store.columns import read_parquet
 from latentkit.store.dataset import DATASET, RECIPE, Description, check_complete, dataset_json, newest_number, read_dataset
@@ -235,7 +235,7 @@ def _read_units(found: Verification) -> None:
         found.add("unit", unit_name(name), "missing")
     headers = {stated["header_sha256"]: name for name, stated in (found.document["units"] if found.document else {}).items()}
     present = [wanted[name] for name in sorted(wanted) if name in there]
-    with ThreadPoolExecutor(num_cores()) as pool:
+    with ThreadPoolExecutor(share_of_cores()) as pool:
         for one, result in zip(present, pool.map(lambda one: _read_or_error(found.folder, one, headers), present), strict=True):
             if isinstance(result, ReadUnit):
                 found.units[one.name] = result

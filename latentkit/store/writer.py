@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +27,8 @@ from latentkit.store.order import Rows
 from latentkit.store.quantise import RoundingError
 from latentkit.store.ragged import OFFSETS, RowBatch, offsets_of, pack
 
-SPILL_BYTES = 64 << 20
-"""A tensor that grows beyond this waits on disk, so that memory stays flat however long the unit."""
+SPILL_BYTES = 256 << 20
+"""What a unit holds beyond this waits on disk, so that memory stays flat however long the unit."""
 
 COPY_BYTES = 1 << 20
 
@@ -82,12 +83,30 @@ class RowLabel:
 
 @dataclass
 class _Spool:
-    """One tensor in the making; `length` is the size of its first axis."""
+    """One tensor in the making: what was spilled to disk, then pieces in memory, as they came; `length` is its first axis'."""
 
-    file: tempfile.SpooledTemporaryFile[bytes]
     dtype: str
     row_shape: tuple[int, ...]
     length: int = 0
+    file: IO[bytes] | None = None
+    pieces: list[Tensor] = field(default_factory=list)
+
+    def spill(self) -> None:
+        """Put the pieces on disk."""
+        with _explained():
+            self.file = self.file or tempfile.TemporaryFile()  # noqa: SIM115  # closed by the writer's close()
+            for piece in self.pieces:
+                self.file.write(_bytes_of(piece))
+        self.pieces = []
+
+    def chunks(self) -> Iterator[bytes | memoryview]:
+        """All bytes, in order."""
+        if self.file is not None:
+            with _explained():  # what the file still buffered is written now
+                self.file.seek(0)
+            while chunk := self.file.read(COPY_BYTES):
+                yield chunk
+        yield from map(_bytes_of, self.pieces)
 
 
 @dataclass
@@ -121,6 +140,7 @@ class UnitWriter:
         self._mask_axes: int | None = None
         self._ledger = _Ledger(is_stream)
         self._statistics: list[statistics.ChannelStatistics] = []
+        self._held_bytes = 0
         self._errors: dict[str, RoundingError] = {}
 
     @property
@@ -135,7 +155,14 @@ class UnitWriter:
         """Record a view that can't be had."""
         self._ledger.add_skipped(label, escape(reason))
 
-    def add(self, bucket: str, labels: Sequence[RowLabel], tensors: Mapping[str, Tensor], ragged_axis: int | None = None) -> None:
+    def add(
+        self,
+        bucket: str,
+        labels: Sequence[RowLabel],
+        tensors: Mapping[str, Tensor],
+        ragged_axis: int | None = None,
+        measured: Mapping[str, Tensor] | None = None,
+    ) -> None:
         """Store a batch of one bucket: `tensors` by name ("moments", "latent", "indices"), on the CPU, in their stored dtype.
 
         To be quantised, moments and latents are float32. Rows that are not finite, or of which nothing counts, are skipped with a reason
@@ -144,20 +171,19 @@ class UnitWriter:
         Args:
             tensors: (N, ...) each; "mask", uint8, covers the first axes after the channels.
             ragged_axis: the axis, N counted, along which rows are stored only as far as their mask counts them; None for none.
+            measured: what `measure_on_device` returned of these tensors, now on the CPU; None to measure here.
 
         Raises:
             PluginError: rows of the bucket had another shape before, or a mask where now there is none, or one over other axes.
             StoreError: there is no room for them to wait on disk.
         """
         rows = pack(tensors, ragged_axis)
-        for reason, find in ((NOTHING_COUNTS, RowBatch.are_filled), (NOT_FINITE, RowBatch.are_finite)):
-            good = find(rows)
-            if not good.all():
-                for place in np.flatnonzero(~good).tolist():
-                    self.skip(labels[place], reason)
-                rows, labels = rows.select(good), [labels[place] for place in np.flatnonzero(good).tolist()]
-            if not labels:
-                return
+        if measured is not None and not measured["finite"].all():
+            measured = None  # statistics are of the rows that stay
+        if measured is None:
+            rows, labels = self._skip_bad(rows, labels)
+        if not labels:
+            return
         stored = _quantised(rows) if self._quantise else rows
         filling = self._buckets.setdefault(bucket, _Bucket(sorted(stored.tensors)))
         if filling.names != sorted(stored.tensors):
@@ -171,7 +197,7 @@ class UnitWriter:
         for place, label in enumerate(labels):
             self._ledger.add_ok(label, bucket, filling.num_rows + place)
         filling.add(len(labels), stored.lengths)
-        self._measure(stored, rows)
+        self._measure(stored, rows, measured)
 
     def commit(self, folder: Folder, settings: Mapping[str, Any], fingerprint: str) -> None:
         """Write the unit's file and make it visible, unless another process was first.
@@ -187,22 +213,41 @@ class UnitWriter:
     def close(self) -> None:
         """Let go of spilled tensors."""
         for spool in self._spools.values():
-            spool.file.close()
+            if spool.file is not None:
+                spool.file.close()
+            spool.pieces = []
+
+    def _skip_bad(self, rows: RowBatch, labels: Sequence[RowLabel]) -> tuple[RowBatch, Sequence[RowLabel]]:
+        """Return the rows that can be stored, with their labels; the others are recorded."""
+        for reason, find in ((NOTHING_COUNTS, RowBatch.are_filled), (NOT_FINITE, RowBatch.are_finite)):
+            if labels and not (good := find(rows)).all():
+                for place in np.flatnonzero(~good).tolist():
+                    self.skip(labels[place], reason)
+                rows, labels = rows.select(good), [labels[place] for place in np.flatnonzero(good).tolist()]
+        return rows, labels
 
     def _append(self, name: str, tensor: Tensor) -> None:
         tensor = tensor.contiguous()
         spool = self._spools.get(name)
         if spool is None:
-            file = tempfile.SpooledTemporaryFile(max_size=SPILL_BYTES)  # noqa: SIM115  # closed by close()
-            spool = self._spools[name] = _Spool(file, DTYPE_CODES[tensor.dtype], tuple(tensor.shape[1:]))
+            spool = self._spools[name] = _Spool(DTYPE_CODES[tensor.dtype], tuple(tensor.shape[1:]))
         if spool.row_shape != (shape := tuple(tensor.shape[1:])):
             raise PluginError(f"{name}: rows of one bucket have the shapes {spool.row_shape} and {shape}; a bucket is a shape")
-        with _explained():
-            spool.file.write(tensor.view(torch.uint8).numpy().data.cast("B"))
+        spool.pieces.append(tensor)
         spool.length += len(tensor)
+        self._held_bytes += tensor.untyped_storage().nbytes()  # a view keeps all of it
+        if self._held_bytes > SPILL_BYTES:
+            for each in self._spools.values():
+                each.spill()
+            self._held_bytes = 0
 
-    def _measure(self, stored: RowBatch, given: RowBatch) -> None:
+    def _measure(self, stored: RowBatch, given: RowBatch, measured: Mapping[str, Tensor] | None) -> None:
         """Statistics of the values that a reader will see and that count, and how far they are from those given where quantised."""
+        if measured is not None:
+            shape = next(iter(given.tensors.values())).shape
+            count = shape[0] * math.prod(shape[2:])
+            self._statistics.append(statistics.ChannelStatistics(count, *measured["statistics"].numpy()))
+            return
         for name in (name for name in LATENTS if name in stored.tensors):
             values = _as_read(stored, name)
             if self._quantise:
@@ -214,7 +259,7 @@ class UnitWriter:
 
     def _tensors(self) -> list[TensorToWrite]:
         tensors = [
-            TensorToWrite(name, spool.dtype, (spool.length, *spool.row_shape), _chunks(spool.file)) for name, spool in self._spools.items()
+            TensorToWrite(name, spool.dtype, (spool.length, *spool.row_shape), spool.chunks()) for name, spool in self._spools.items()
         ]
         for bucket, filling in self._buckets.items():
             if filling.lengths:
@@ -328,11 +373,8 @@ def _counted(rows: RowBatch, values: npt.NDArray[np.float32]) -> npt.NDArray[np.
     return counted_positions(values, rows.tensors[MASK].numpy().astype(np.bool_)) if MASK in rows.tensors else values
 
 
-def _chunks(file: tempfile.SpooledTemporaryFile[bytes]) -> Iterator[bytes]:
-    with _explained():  # what the file still buffered is written now
-        file.seek(0)
-    while chunk := file.read(COPY_BYTES):
-        yield chunk
+def _bytes_of(tensor: Tensor) -> memoryview:
+    return tensor.view(torch.uint8).numpy().data.cast("B")
 
 
 @contextmanager

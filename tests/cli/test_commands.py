@@ -44,12 +44,12 @@ def loaded_after(*arguments: str) -> set[str]:
 
 def test_commands_and_options_are_these(capsys: pytest.CaptureFixture[str]) -> None:
     frozen = {
-        "encode": ["SOURCE", "OUT", "--encoder", "--size", "--set"],
-        "run": ["RECIPE", "--set", "--dry-run", "--prune", "--retry-skipped"],
+        "encode": ["SOURCE", "OUT", "--encoder", "--size", "--set", "--device", "--devices"],
+        "run": ["RECIPE", "--set", "--device", "--devices", "--dry-run", "--prune", "--retry-skipped"],
         "check": ["RECIPE", "--set"],
         "inspect": ["PATH", "--json"],
-        "preview": ["PATH", "OUT", "--rows"],
-        "verify": ["PATH", "--deep", "--repair"],
+        "preview": ["PATH", "OUT", "--rows", "--device"],
+        "verify": ["PATH", "--deep", "--repair", "--device"],
         "compact": ["PATH"],
         "export": ["PATH", "OUT", "--to", "--set"],
         "checkpoint": ["RUN", "OUT", "--step", "--weights"],

@@ -92,7 +92,8 @@ def test_latents_are_normalised_by_the_models_own_config_and_decode(photos: Path
     vae = diffusers.AutoencoderKL.from_pretrained(kl_folder).eval()
     with torch.inference_mode():
         expected = vae.decode(data[2]["latent"][None] / 0.5 + 0.25).sample
-    torch.testing.assert_close(data.decode(data[2]["latent"][None]), expected, rtol=0, atol=1e-5)
+    for device in ({}, {"device": "cpu"}):
+        torch.testing.assert_close(data.decode(data[2]["latent"][None], **device), expected, rtol=0, atol=1e-5)
 
 
 def test_keys_captions_and_views_are_all_there(photos: Path, kl_folder: Path, tmp_path: Path) -> None:

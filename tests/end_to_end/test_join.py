@@ -224,8 +224,8 @@ def test_no_two_of_three_datasets_share_their_noise(tmp_path: Path, random_datas
     for rows in (next(iter(joined.batches(8))), joined[3]):
         for one, other in (("a", "b"), ("b", "c"), ("a", "c")):
             assert not torch.isclose(rows[one], rows[other]).flatten(-2).all(-1).any()
-    alone = next(iter(parts[0].batches(8)))
-    assert torch.equal(next(iter(joined.batches(8)))["a"], alone["latent"]), "the first is drawn as it is alone"
+    alone = next(iter(parts[0].batches(8, epoch=0)))
+    assert torch.equal(next(iter(joined.batches(8, epoch=0)))["a"], alone["latent"]), "the first is drawn as it is alone"
 
 
 def test_what_cannot_be_joined_is_said(images: Any, texts: Any) -> None:
@@ -253,3 +253,58 @@ def test_what_cannot_be_joined_is_said(images: Any, texts: Any) -> None:
     for attempt, message in wrong:
         with pytest.raises(ValueError, match=message):
             attempt()
+
+
+VIEWS = ("plain", "hflip")
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, write_dataset: Write) -> Callable[..., Any]:
+    """A dataset of two views of each key, whose means say which view it is: 0 or 1; `lacking` has not the second view."""
+
+    def make(folder: str, keys: Sequence[str], lacking: str = "", **options: Any) -> Any:
+        there = [(key, view) for key in keys for view in VIEWS if (key, view) != (lacking, "hflip")]
+        moments = np.zeros((len(there), 4, 2, 3), np.float16)
+        moments[:, :2] = np.array([VIEWS.index(view) for _, view in there])[:, None, None, None]
+        moments[:, 2:] = -30
+        rows = [(key, view, "000-000000", "only", row) for row, (key, view) in enumerate(there)]
+        plain = {"shift": 0.0, "scale": 1.0, "fold": {}}
+        units = {"000-000000": {"only/moments": moments}}
+        return lk.open(write_dataset(tmp_path / folder, units, rows, normalization=plain), **options)
+
+    return make
+
+
+@pytest.mark.parametrize("views", ["random", "all", ["hflip"]])
+def test_views_drawn_of_joined_datasets_are_the_same(pictures: Callable[..., Any], views: Any) -> None:
+    keys = [f"{number:02d}" for number in range(20)]
+    image = pictures("image", keys, views=views)
+    depth = pictures("depth", keys[:0:-1], lacking="07", views="random", seed=1)
+    joined = lk.join(image, depth, names=["image", "depth"])
+    left = 18 if views != "all" else 37  # 07 is there without its second view
+    assert len(joined) == left
+    found = set()
+    ways = [lambda: joined.batches(5, shuffle=True), lambda: DataLoader(joined, 5, collate_fn=lk.collate)]  # type: ignore[arg-type]
+    for read in 4 * ways:
+        batches = list(read())
+        assert sum(len(batch["key"]) for batch in batches) == left
+        for batch in batches:
+            found.update(batch["view"])
+            expected = [VIEWS.index(view) for view in batch["view"]]
+            for part in ("image", "depth"):
+                assert batch[part].flatten(1).mean(1).round().tolist() == expected
+    assert found == ({*VIEWS} if isinstance(views, str) else {*views})
+
+
+def test_views_of_other_names_are_drawn_by_themselves(pictures: Callable[..., Any], tmp_path: Path, write_dataset: Write) -> None:
+    rows = [(key, view, "000-000000", "only", 2 * row + place) for row, key in enumerate(KEYS) for place, view in enumerate("ab")]
+    moments = np.tile(np.array([[[[0.0]], [[-30.0]]], [[[1.0]], [[-30.0]]]], np.float16).repeat(2, 1), (6, 1, 1, 1))
+    path = write_dataset(tmp_path / "captions", {"000-000000": {"only/moments": moments}}, rows)
+    joined = lk.join(pictures("image", KEYS, views="random"), lk.open(path, views="random"), names=["image", "caption"])
+    drawn = {
+        (view, caption.mean().item() > 0)
+        for _ in range(8)
+        for batch in joined.batches(6)
+        for view, caption in zip(batch["view"], batch["caption"], strict=True)
+    }
+    assert len(drawn) == 4, "each of two views with each of two captions"

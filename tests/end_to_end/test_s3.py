@@ -15,7 +15,9 @@ from typing import IO, Protocol
 import numpy as np
 import pytest
 
+from latentkit.store.dataset import read_units
 from latentkit.store.folder import Folder, open_folder
+from latentkit.store.plan import read_chain
 from latentkit.store.reader import LatentDataset
 
 URL = "s3://bucket/latents"
@@ -66,6 +68,7 @@ class S3Server(Protocol):
 
     def start(self) -> None: ...
     def kill(self) -> None: ...
+    def slow_down(self, delay_seconds: float) -> int: ...
 
 
 @pytest.fixture
@@ -111,7 +114,7 @@ def num_units() -> int:
 
 
 def test_two_processes_on_one_url_make_what_one_makes_locally_and_it_is_read_through_a_small_cache(
-    photos: Path, local: Path, s3_server: object, start: Start, tmp_path: Path
+    photos: Path, local: Path, s3_server: S3Server, start: Start, tmp_path: Path
 ) -> None:
     both = [start(*encode(photos, URL)) for _ in range(2)]
     for command in both:
@@ -121,6 +124,12 @@ def test_two_processes_on_one_url_make_what_one_makes_locally_and_it_is_read_thr
     folder = open_folder(URL)
     assert contents(folder) == contents(open_folder(str(local)))
     assert folder.list("claims") == []
+
+    s3_server.slow_down(0.02)
+    read = read_units(folder, read_chain(folder))
+    assert s3_server.slow_down(0) > 4, "units are read many at a time"
+    assert [*read] == [*read_units(open_folder(str(local)), read_chain(folder))]
+    assert [unit.header.file_bytes for unit in read.values()] == [folder.size(f"units/{name}.safetensors") for name in read]
 
     units = [folder.size(f"units/{name}") for name in folder.list("units")]
     cache, limit = tmp_path / "cache", 3 * max(units)

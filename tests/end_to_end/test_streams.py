@@ -18,8 +18,8 @@ from latentkit.encoders.diffusers import DiffusersEncoder
 from latentkit.errors import SourceError
 from latentkit.executors.local import LocalExecutor
 from latentkit.modalities.image import ImageModality
-from latentkit.numerics import num_cores
 from latentkit.planning import EncodeInputs, EncodeSettings
+from latentkit.runtime.cores import num_cores
 from latentkit.store.folder import LocalFolder
 from latentkit.store.reader import open_dataset
 

@@ -20,7 +20,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("layouts", "samples"),
     ("specs",),
     ("contracts",),
-    ("hooks", "bad_samples", "normalize", "validation", "yaml_loader", "progress", "retry", "numerics", "buffers", "masks", "runtime"),
+    ("runtime",),
+    ("hooks", "bad_samples", "normalize", "validation", "yaml_loader", "progress", "retry", "numerics", "buffers", "masks"),
     ("overrides", "builtin_metrics"),
     ("recipe_parts",),
     ("recipe",),
@@ -62,7 +63,8 @@ UPWARD_INSIDE_FUNCTIONS = {("builtin", part) for part in ("sources", "modalities
     ("layouts", "normalize"),
 }
 
-LIGHT = {name for name, layer in LAYER.items() if layer <= LAYER["build"]} - {"buffers", "masks", "normalize", "numerics"} | {
+LOADING_TORCH = {"buffers", "masks", "normalize", "numerics", "progress", "runtime"}
+LIGHT = {name for name, layer in LAYER.items() if layer <= LAYER["build"]} - LOADING_TORCH | {
     "run",
     "run_evaluating",
     "run_training",

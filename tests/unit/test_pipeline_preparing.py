@@ -23,8 +23,8 @@ from latentkit.builtin import FolderConfig, ImageConfig
 from latentkit.contracts import BuildContext, Entry, InputSpec, Prepared, Sample, Unit
 from latentkit.errors import LatentkitError, SampleError
 from latentkit.modalities.image import ImageModality
-from latentkit.numerics import num_cores
 from latentkit.preparing import LookAhead, Preparer, Task
+from latentkit.runtime.cores import num_cores
 from latentkit.sources.folder import FolderSource
 
 ROW_BYTES = 4 * 100
@@ -93,7 +93,7 @@ def test_a_sample_without_a_place_is_skipped_as_gone() -> None:
 @pytest.mark.parametrize(("rows_of_memory", "batch_size"), [(10, 4), (2, 16)])
 def test_look_ahead_is_bounded_in_bytes_but_holds_a_batch(rows_of_memory: int, batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preparing, "AHEAD_BYTES", rows_of_memory * ROW_BYTES)
-    monkeypatch.setattr(preparing, "num_cores", lambda: 16)  # alone they would allow 64 samples ahead
+    monkeypatch.setattr(preparing, "share_of_cores", lambda: 16)  # alone they would allow 64 samples ahead
     modality, most = Rows(), 0
     with ahead(modality, 300, batch_size) as look:
         for _ in look:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from latentkit import progress
-from latentkit.batching import to_host
 from latentkit.buffers import BatchMemory, BufferPool, as_tensor, prepared_memory, preparing_into
 from latentkit.progress import Progress
+from latentkit.runtime.transfer import Transfer
 
 
 def test_the_line_counts_what_other_processes_did(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +98,7 @@ class OnAnotherDevice(Tensor):
 
 def test_latents_on_a_device_without_cuda_are_copied_plainly() -> None:
     latent = torch.arange(3.0)
-    host, wait = to_host({"latent": latent.as_subclass(OnAnotherDevice)})
+    host, wait = Transfer("cpu").to_host({"latent": latent.as_subclass(OnAnotherDevice)})
     wait()
     assert type(host["latent"]) is Tensor
     assert torch.equal(host["latent"], latent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -283,3 +284,34 @@ def test_url_that_leads_nowhere_is_explained(s3_server: object) -> None:
         write(folder, "units/a", b"x")
     with pytest.raises(StoreError, match="there is no bucket"):
         folder.list("units")
+
+
+ASK = """
+import sys
+from latentkit.store.folder import open_folder
+
+folder = open_folder(sys.argv[1])
+folder.ask_each(folder.read, [f"units/{number}" for number in range(500)])
+"""
+
+
+def test_many_are_asked_in_order_and_the_first_that_fails_is_told(url: str) -> None:
+    folder = open_folder(url)
+    names = [f"units/{number}" for number in range(40)]
+    for name in names[:-2]:
+        write(folder, name, name.encode())
+    assert folder.ask_each(folder.read, names[:-2]) == [name.encode() for name in names[:-2]]
+    with pytest.raises(StoreError, match="/units/38: there is no such file"):
+        folder.ask_each(folder.read, names)
+    assert folder.ask_each(folder.read, names[:2]) == [b"units/0", b"units/1"]
+
+
+def test_ctrl_c_ends_many_requests_to_a_store_that_is_not_there(mortal_s3_server: Any) -> None:
+    mortal_s3_server.kill()
+    with subprocess.Popen([sys.executable, "-c", ASK, S3], stderr=subprocess.PIPE, text=True) as asking:
+        assert asking.stderr is not None
+        assert asking.stderr.readline() == f"{S3} can't be reached; waiting\n"
+        asking.send_signal(signal.SIGINT)
+        said = asking.stderr.read()  # to its end, which else would come after two minutes, with another error
+    assert said.rstrip().endswith("KeyboardInterrupt")
+    assert "run again when it can" not in said

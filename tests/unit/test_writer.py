@@ -22,6 +22,7 @@ from torch import Tensor
 from latentkit.contracts import Unit
 from latentkit.store import writer as writer_module
 from latentkit.store.folder import LocalFolder
+from latentkit.store.statistics import measure_on_device
 from latentkit.store.writer import NOT_FINITE, RowLabel, UnitWriter
 
 UNIT = Unit(0, 0, 0, 10)
@@ -217,3 +218,27 @@ def test_no_room_for_latents_that_wait_names_the_folder_and_its_setting() -> Non
     full = ["bash", "-c", 'ulimit -f 64; exec "$@"', "bash", sys.executable, "-c", WAITING]  # no file beyond 64 KiB
     folder, message = subprocess.run(full, capture_output=True, text=True, check=True).stdout.splitlines()
     assert f"can't be written to {folder}: File too large; make room there, or set TMPDIR" in message
+
+
+@pytest.mark.parametrize("name", ["moments", "latent"])
+@pytest.mark.parametrize("broken", [None, 2])
+def test_what_a_device_measured_along_with_a_batch_is_what_the_writer_would_measure(
+    tmp_path: Path, name: str, broken: int | None
+) -> None:
+    batches = [batch.half() for batch in draw_moments(12).chunk(3)]
+    if broken is not None:
+        batches[1][broken, 0, 0, 0] = torch.inf  # so that this batch is measured here, without that row
+    here = write(tmp_path / "here", batches, name)
+    writer, start = UnitWriter(UNIT), 0
+    for batch in batches:
+        measured = measure_on_device({name: batch}, name)
+        writer.add(BUCKET, labels(range(start, start + len(batch))), {name: batch}, None, measured)
+        start += len(batch)
+    writer.commit(LocalFolder(tmp_path / "there"), {}, "f")
+    there = read(tmp_path / "there")
+    assert all(torch.equal(value, there[0][key]) for key, value in here[0].items())
+    first, second = (json.loads(metadata["statistics"]) for _, metadata in (here, there))
+    assert first["count"] == second["count"]
+    for figure in ("mean", "squares", "variance_sum"):
+        assert second[figure] == pytest.approx(first[figure], rel=1e-12)
+    assert (writer.num_ok, writer.num_skipped) == ((12, 0) if broken is None else (11, 1))

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-import torch
-
 from latentkit.contracts import Unit, UnitResult, Worker
-from latentkit.executors.local import default_device
 from latentkit.progress import Progress
+from latentkit.runtime.device import choose_device, free_memory
 from latentkit_ray.cluster import check_room, connected, living_nodes, share_of
 from latentkit_ray.crew import Crew
 from latentkit_ray.plugin import RayConfig
@@ -22,7 +20,7 @@ class RayExecutor:
 
     def __init__(self, config: RayConfig) -> None:
         self.config = config
-        self.device = "cpu" if config.gpus_per_worker == 0 else default_device()
+        self.device = "cpu" if config.gpus_per_worker == 0 else choose_device()
 
     def run(self, units: Sequence[Unit], make_worker: Callable[[str], Worker]) -> Iterable[UnitResult]:
         """Results of all units that a worker did, as they come.
@@ -33,9 +31,7 @@ class RayExecutor:
         """
         if not units:
             return
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            # The batches that were measured here would take memory from a worker on the same GPU.
-            torch.cuda.empty_cache()
+        free_memory(self.device)  # of batches that were measured here: a worker on the same GPU needs it
         with connected(self.config.address):
             share = share_of(self.config, living_nodes())
             check_room(share, living_nodes())

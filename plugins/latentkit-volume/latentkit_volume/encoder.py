@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from latentkit.contracts import BuildContext, InputSpec, LatentLayout, Normalization, SizeRule
 from latentkit.encoders.hashing import hash_tensors
 from latentkit.errors import EncoderError
+from latentkit.runtime.device import memory_format
 from latentkit_volume.network import Architecture, VolumeKL
 from latentkit_volume.plugin import VolumeKLConfig
 
@@ -60,8 +61,7 @@ class VolumeKLEncoder:
         self._network = network.to(device, dtype)
         self.module: nn.Module = network
         for parameter in network.parameters():
-            if parameter.ndim == 5:
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
+            parameter.data = parameter.data.contiguous(memory_format=memory_format(device, parameter.ndim))
         sizes = {axis: SizeRule(multiple=config.downscale, minimum=config.downscale) for axis in "DHW"}
         self.input = InputSpec(channels=config.channels, sizes=sizes, axes="CDHW")
         self.layout = LatentLayout("latent", "gaussian", "CDHW", config.latent_channels, config.downscale)

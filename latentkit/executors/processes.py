@@ -1,0 +1,203 @@
+"""Worker processes on this machine: each asks for a unit when it has room, and sends results back, all through its own pipes.
+
+    worker: "wants"            ->   a unit, or None when there is no more
+    worker: "result", result   ->
+    worker: "error", exception ->
+
+A worker that is killed costs only its units in flight: nobody waits for it, and the next look at the folder finds them free. One whose
+parent is killed finds its pipe closed, commits what it is encoding, and ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from queue import Empty, SimpleQueue
+from types import FrameType, TracebackType
+from typing import IO, Any, Self
+
+from latentkit.contracts import Unit, UnitResult, Worker
+from latentkit.errors import InterruptedRunError, PluginError
+from latentkit.runtime import workers
+
+PATIENCE_SECONDS = 60.0
+"""For a worker that was told to stop: it first commits or drops what it is encoding."""
+
+ENDED = None
+
+
+class WorkerProcesses:
+    """A worker process for each of some devices; to be used as a context, whose end stops those that still work.
+
+    Args:
+        devices: one a process.
+        make_worker: device to worker, picklable.
+        all_units: handed out one by one, to these processes and to whoever iterates over `units`.
+
+    Raises:
+        PluginError: `make_worker` can't be pickled.
+    """
+
+    def __init__(self, devices: Sequence[str], make_worker: Callable[[str], Worker], all_units: Sequence[Unit]) -> None:
+        try:
+            pickled = pickle.dumps(make_worker)
+        except (pickle.PicklingError, TypeError, AttributeError) as error:
+            text = f"the source, modality or encoder can't be sent to the processes of other devices: {error}"
+            raise PluginError(f"{text}; encode on one device (--device {devices[0]}), or make it picklable") from error
+        self._left, self._lock = iter(all_units), threading.Lock()
+        self._events: SimpleQueue[UnitResult | BaseException | None] = SimpleQueue()
+        self._num_working = len(devices)
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._threads: list[threading.Thread] = []
+        environment = {**os.environ, "LOCAL_WORLD_SIZE": str(len(devices) + 1), workers.VARIABLE: "1"}
+        for device in devices:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "latentkit.executors.processes"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+            )
+            self._processes.append(process)
+            hello = pickle.dumps(sys.path) + pickle.dumps(device) + pickled
+            self._threads.append(threading.Thread(target=self._serve, args=(process, device, hello), daemon=True))
+            self._threads[-1].start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with self._lock:
+            self._left = iter(())
+        for process in self._processes:
+            if self._num_working and process.poll() is None:
+                process.terminate()
+        for process in self._processes:
+            try:
+                process.wait(PATIENCE_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        for thread in self._threads:  # which close the pipes
+            thread.join()
+
+    def units(self) -> Iterator[Unit]:
+        """Iterate over units that no process has been given."""
+        return iter(self._next_unit, None)
+
+    def results(self) -> Iterator[UnitResult]:
+        """Give the results that the processes have sent so far.
+
+        Raises:
+            BaseException: what a worker raised.
+        """
+        with contextlib.suppress(Empty):
+            while True:
+                yield from self._taken(self._events.get_nowait())
+
+    def last_results(self) -> Iterator[UnitResult]:
+        """Give all results that are still to come; returns when every process has ended.
+
+        Raises:
+            BaseException: what a worker raised.
+        """
+        while self._num_working:
+            yield from self._taken(self._events.get())
+
+    def _taken(self, event: UnitResult | BaseException | None) -> Iterator[UnitResult]:
+        if isinstance(event, BaseException):
+            raise event
+        if event is ENDED:
+            self._num_working -= 1
+        else:
+            yield event
+
+    def _next_unit(self) -> Unit | None:
+        with self._lock:
+            return next(self._left, None)
+
+    # ------------------------------------------------------------ a thread for each process
+
+    def _serve(self, process: subprocess.Popen[bytes], device: str, hello: bytes) -> None:
+        """Answer a process until it ends."""
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(hello)
+            process.stdin.flush()
+            while True:
+                kind, value = pickle.load(process.stdout)
+                if kind == "wants":
+                    pickle.dump(self._next_unit(), process.stdin)
+                    process.stdin.flush()
+                else:  # "result", "error"
+                    self._events.put(value)
+        except (EOFError, OSError, pickle.UnpicklingError):
+            if code := process.wait():
+                text = f"the process for {device} ended with exit code {code}; the other processes encode what it had begun"
+                print(f"warning: {text}", file=sys.stderr, flush=True)
+        finally:
+            self._events.put(ENDED)
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+            process.stdout.close()
+
+
+# ---------------------------------------------------------------- the worker process
+
+
+def main() -> None:
+    """Work for the process that started this one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent stops us
+    signal.signal(signal.SIGTERM, _stop)
+    answers, events = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what plugins print must not come between events
+    with contextlib.suppress(InterruptedRunError, BrokenPipeError):
+        _work(answers, events)
+
+
+def _work(answers: IO[bytes], events: IO[bytes]) -> None:
+    lock = threading.Lock()
+
+    def send(kind: str, value: Any = None) -> None:
+        message = pickle.dumps((kind, value))
+        with lock:
+            events.write(message)
+            events.flush()
+
+    def next_unit() -> Unit | None:
+        try:
+            send("wants")
+            unit: Unit | None = pickle.load(answers)
+        except (EOFError, BrokenPipeError):
+            return None  # the parent is gone
+        return unit
+
+    try:
+        sys.path[:] = pickle.load(answers)
+        device, make_worker = pickle.load(answers), pickle.load(answers)
+        for result in make_worker(device)(iter(next_unit, None)):
+            send("result", result)
+    except Exception as error:  # noqa: BLE001 (it crosses to the parent, which raises it)
+        error.add_note(f"in the process for {device}:\n{traceback.format_exc()}")
+        send("error", _sendable(error))
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error, or its text where it can't be pickled and read again."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # noqa: BLE001 (an exception's own way of pickling may raise anything)
+        return RuntimeError("\n".join([str(error), *getattr(error, "__notes__", [])]))
+    return error
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise InterruptedRunError("terminated", 128 + number)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""How many cores this process may use, for threads that decode and prepare."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+QUOTA_FILES = ("/sys/fs/cgroup/cpu.max", "/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
+"""Of a container: its own control group is mounted as the root (version 2, version 1)."""
+
+
+def num_cores() -> int:
+    """Return the cores that this process may use: those it is bound to, and no more than its container's quota.
+
+    Launchers set OMP_NUM_THREADS differently for one process and for two, so it doesn't count.
+    """
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(bound, _quota() or bound))
+
+
+def share_of_cores() -> int:
+    """Return this process's share of them: a launcher's processes on one machine divide them among themselves."""
+    return max(1, num_cores() // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+@contextmanager
+def shared_cores(num_processes: int) -> Iterator[None]:
+    """Let this process take part of the cores only: it has started others that take theirs."""
+    before = os.environ.get("LOCAL_WORLD_SIZE")
+    os.environ["LOCAL_WORLD_SIZE"] = str(num_processes)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["LOCAL_WORLD_SIZE"]
+        else:
+            os.environ["LOCAL_WORLD_SIZE"] = before
+
+
+def _quota() -> int | None:
+    """Cores that the container's quota of processor time comes to, rounded up; None without a quota."""
+    for name in QUOTA_FILES:
+        try:
+            words = Path(name).read_text(encoding="ascii").split()
+            period = words[1] if len(words) > 1 else Path(name).with_name("cpu.cfs_period_us").read_text(encoding="ascii")
+            quota = int(words[0])
+        except (OSError, ValueError, IndexError):
+            continue
+        return -(-quota // int(period)) if quota > 0 else None
+    return None

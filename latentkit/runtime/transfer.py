@@ -1,0 +1,78 @@
+"""Copies between the CPU and a device, beside its computation where it has streams; and how long it had nothing to compute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latentkit.runtime.device import has_streams, module_of, pins_memory
+
+
+class Transfer:
+    """Copies to and from one device.
+
+    Args:
+        device: such as "cuda:0".
+    """
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.runs_beside = has_streams(device)
+        """Whether copies run beside computation, so that memory must be kept until they are done."""
+        self._module = module_of(device)
+        self._stream = self._module.Stream(device=device) if self.runs_beside else None
+
+    def to_device(self, batch: Any) -> Any:
+        """Return the batch, a tensor or a mapping of them, on the device; it must be kept until it was used."""
+        if isinstance(batch, Mapping):
+            return {name: self.to_device(part) for name, part in batch.items()}
+        if self._stream is None:
+            return batch.to(self.device)
+        with self._module.stream(self._stream):
+            copy = batch.to(self.device, non_blocking=True)
+        current = self._module.current_stream(torch.device(self.device))
+        current.wait_stream(self._stream)
+        copy.record_stream(current)
+        return copy
+
+    def to_host(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Callable[[], None]]:
+        """Return the tensors on the CPU, and what to call before they are read: copies may still be under way."""
+        if not self.runs_beside or all(tensor.device.type == "cpu" for tensor in tensors.values()):
+            return {name: tensor.cpu() for name, tensor in tensors.items()}, lambda: None
+        pinned = pins_memory(self.device)
+        host = {name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned) for name, tensor in tensors.items()}
+        for name, tensor in tensors.items():
+            host[name].copy_(tensor, non_blocking=True)
+        event = self._module.Event()
+        event.record(self._module.current_stream(torch.device(self.device)))
+        return host, event.synchronize
+
+
+class WaitClock:
+    """How long a device had nothing to compute: by its own events, since calls return before it has computed.
+
+    Without events nothing is measured: there calls return when all is computed, and the caller's clock is right.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.has_events = has_streams(device)
+        self._module, self._device = module_of(device), torch.device(device)
+        self._idle_since: Any = None
+
+    @contextmanager
+    def computing(self) -> Iterator[Callable[[], float]]:
+        """Yield what returns the seconds that the device was idle before the computation inside; call it once that is done."""
+        before, begin = self._idle_since, self._record()
+        yield lambda: 0.0 if before is None else before.elapsed_time(begin) / 1000
+        self._idle_since = self._record()
+
+    def _record(self) -> Any:
+        if not self.has_events:
+            return None
+        event = self._module.Event(enable_timing=True)
+        event.record(self._module.current_stream(self._device))
+        return event
