@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from latentkit.contracts import Moments, Reconstruction
 from latentkit.errors import TrainingError
+from latentkit.runtime.stopping import Stop
 from latentkit.training_log import TrainingLog
 from latentkit.training_settings import TrainSettings, WeightedLoss
 from latentkit.training_state import TrainState
@@ -44,7 +45,7 @@ class Run:
         passes: `Passes`, wrapped for several processes.
         losses: all of them.
         last_layers: by role of a loss, the weight at which adaptive weights are measured.
-        settings, accelerator, log: see there.
+        settings, accelerator, log, stop: see there.
     """
 
     state: TrainState
@@ -54,6 +55,7 @@ class Run:
     settings: TrainSettings
     accelerator: Accelerator
     log: TrainingLog
+    stop: Stop = field(default_factory=Stop)
 
     def forward(self, values: Tensor) -> Reconstruction:
         """The model's forward, computed in the precision asked for and given in float32."""

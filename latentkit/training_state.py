@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -48,17 +48,19 @@ class Discriminator:
 
 @dataclass(frozen=True)
 class Best:
-    """The best evaluation so far: after which step, and its value of the metric."""
+    """The best evaluation so far: after which step, its value of the metric, and the metric's name."""
 
     step: int
     value: float
+    metric: str = ""
 
 
 @dataclass
 class TrainState:
     """A run as it stands; `step` counts optimiser steps done, `position` is this process's in the data.
 
-    `loss_modules` and `discriminators` go by the name of their loss.
+    `loss_modules` and `discriminators` go by the name of their loss; `evaluated` is the step of the newest evaluation. `is_whole` is
+    False while optimizers change weights, which are then neither those of this step nor of the next.
     """
 
     module: nn.Module
@@ -71,6 +73,19 @@ class TrainState:
     position: Position = field(default_factory=Position)
     num_skipped_steps: int = 0
     best: Best | None = None
+    evaluated: int | None = None
+    is_whole: bool = True
+
+
+def remember(state: TrainState, accelerator: Accelerator) -> Callable[[], None]:
+    """What takes position and random numbers of this process back to how they are now."""
+    position, random = state.position, _random_states(accelerator)
+
+    def go_back() -> None:
+        state.position = position
+        _restore_random({name: value.expand(accelerator.num_processes, -1) for name, value in random.items()}, accelerator)
+
+    return go_back
 
 
 def pack(state: TrainState, settings: TrainSettings, num_samples: int, accelerator: Accelerator) -> Checkpoint:
@@ -87,7 +102,7 @@ def pack(state: TrainState, settings: TrainSettings, num_samples: int, accelerat
         "num_skipped_steps": state.num_skipped_steps,
         "num_threads": torch.get_num_threads(),
         "scaler": state.scaler.state_dict(),
-        "best": asdict(state.best) if state.best else None,
+        **pack_evaluation(state),
         "discriminators": {
             name: {"step": found.step, "num_skipped_steps": found.num_skipped_steps} for name, found in state.discriminators.items()
         },
@@ -101,6 +116,11 @@ def pack(state: TrainState, settings: TrainSettings, num_samples: int, accelerat
     for name, found in state.discriminators.items():
         tensors |= {f"discriminator.{name}": found.module.state_dict(), f"discriminator-optimizer.{name}": pack_optimizer(found.optimizer)}
     return Checkpoint(state.step, tensors, values)
+
+
+def pack_evaluation(state: TrainState) -> dict[str, Any]:
+    """What an evaluation changes in a checkpoint."""
+    return {"best": asdict(state.best) if state.best else None, "evaluated": state.evaluated}
 
 
 def restore(state: TrainState, checkpoint: Checkpoint, settings: TrainSettings, num_samples: int, accelerator: Accelerator) -> list[str]:
@@ -121,6 +141,7 @@ def restore(state: TrainState, checkpoint: Checkpoint, settings: TrainSettings, 
         state.scaler.load_state_dict(values["scaler"])
     state.step, state.num_skipped_steps = checkpoint.step, values["num_skipped_steps"]
     state.best = Best(**values["best"]) if values["best"] else None
+    state.evaluated = values.get("evaluated", checkpoint.step)  # older versions evaluated before they wrote
     if accelerator.device.type == "cpu":
         torch.set_num_threads(values["num_threads"])  # another number adds up in another order
     notes = [f"going on from step {state.step}", *_changes(values["settings"], asdict(settings))]

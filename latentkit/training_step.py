@@ -41,8 +41,8 @@ def take_step(run: Run, batches: Iterator[Batch]) -> tuple[dict[str, float] | No
     losses = run.active_losses()
     rivals = {loss.name: state.discriminators[loss.name] for loss in losses if loss.name in state.discriminators}
     seen: Values = {}
-    buffers = _copy_buffers([state.module, *state.loss_modules.values()])
-    their_buffers = {name: _copy_buffers([rival.module]) for name, rival in rivals.items()}
+    buffers = copy_buffers([state.module, *state.loss_modules.values()])
+    their_buffers = {name: copy_buffers([rival.module]) for name, rival in rivals.items()}
     for number in range(settings.accumulate):
         batch = next(batches)
         state.position = batch.after
@@ -58,28 +58,33 @@ def take_step(run: Run, batches: Iterator[Batch]) -> tuple[dict[str, float] | No
     for name, rival in rivals.items():
         average_gradients(rival.parameters, accelerator)
         seen[f"discriminators.{name}.grad_norm"] = nn.utils.clip_grad_norm_(rival.parameters, rival.settings.clip or math.inf)
+    seen["stop"] = seen["grad_norm"].new_tensor(float(run.stop.number))
     means = accelerator.reduce(torch.stack([value.float() for value in seen.values()]), "mean").tolist()
     averages = dict(zip(seen, means, strict=True))
+    run.stop.is_agreed = averages.pop("stop") > 0
+    state.is_whole = False
     averages["num_samples"] *= settings.accumulate * accelerator.num_processes
     finite = math.isfinite(averages["loss"]) and math.isfinite(averages["grad_norm"])
     skipped = []
     if not finite:
         skipped.append("the model")
-        _put_back(buffers)
+        put_back(buffers)
     for name, rival in rivals.items():
         if not _step_discriminator(rival, name, averages, finite):
             skipped.append(f"the discriminator of {name!r}")
-            _put_back(their_buffers[name])
+            put_back(their_buffers[name])
     averages["lr"] = _step_model(run, finite)
+    state.is_whole = True
     return averages if finite else None, skipped
 
 
-def _copy_buffers(modules: Iterable[nn.Module]) -> list[tuple[Tensor, Tensor]]:
+def copy_buffers(modules: Iterable[nn.Module]) -> list[tuple[Tensor, Tensor]]:
     """Each buffer, such as a running statistic, with a copy: passes change them, also those of a step that is then skipped."""
     return [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
 
 
-def _put_back(buffers: Iterable[tuple[Tensor, Tensor]]) -> None:
+def put_back(buffers: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Let buffers be what they were when they were copied."""
     for buffer, before in buffers:
         buffer.copy_(before)
 
