@@ -20,7 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("layouts", "samples"),
     ("specs",),
     ("contracts",),
-    ("hooks", "bad_samples", "normalize", "validation", "yaml_loader", "progress", "retry", "numerics", "buffers", "masks"),
+    ("hooks", "bad_samples", "normalize", "validation", "yaml_loader", "progress", "retry", "numerics", "buffers", "masks", "runtime"),
     ("overrides", "builtin_metrics"),
     ("recipe_parts",),
     ("recipe",),
@@ -62,7 +62,7 @@ UPWARD_INSIDE_FUNCTIONS = {("builtin", part) for part in ("sources", "modalities
     ("layouts", "normalize"),
 }
 
-LIGHT = {name for name, layer in LAYER.items() if layer <= LAYER["build"]} - {"buffers", "masks", "normalize", "numerics"} | {
+LIGHT = {name for name, layer in LAYER.items() if layer <= LAYER["build"]} - {"buffers", "masks", "normalize", "numerics", "runtime"} | {
     "run",
     "run_evaluating",
     "run_training",
