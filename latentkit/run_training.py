@@ -40,6 +40,7 @@ def run_training(recipe: TrainRecipe, is_first_process: bool) -> TrainResult:
     Raises:
         LatentkitError: whatever the user can mend.
     """
+    from latentkit.runtime.processes import run_on_first
     from latentkit.train import train
     from latentkit.training_start import join_processes
 
@@ -48,8 +49,9 @@ def run_training(recipe: TrainRecipe, is_first_process: bool) -> TrainResult:
     parts = _Parts(recipe, registry, plugins, str(join_processes()))
     source, model = parts.build("source"), parts.build("model")
     prepare = parts.modalities(model) if recipe.latents is None else parts.stored_moments(recipe.latents, model)
-    losses, folder = parts.losses(model), _open_run(recipe, is_first_process)
-    for warning in [*find_odd_weights(recipe), *_try_samples(recipe, source, prepare, folder)] if is_first_process else []:
+    losses, folder = parts.losses(model), _open_run(recipe)
+    tried = run_on_first(lambda: _try_samples(recipe, source, prepare, folder))
+    for warning in [*find_odd_weights(recipe), *tried] if is_first_process else []:
         print(f"warning: {warning}", file=sys.stderr)
     evaluation = parts.evaluation(recipe.evaluate, model, folder, is_first_process) if recipe.evaluate else None
     return train(model, source, prepare, losses, _settings(recipe), folder, evaluation)
@@ -221,21 +223,21 @@ def _named_losses(recipe: TrainRecipe) -> Sequence[tuple[str, Any]]:
     ]
 
 
-def _open_run(recipe: TrainRecipe, is_first_process: bool) -> Path:
-    """The run's folder, with its recipe.yaml.
+def _open_run(recipe: TrainRecipe) -> Path:
+    """The run's folder, with its recipe.yaml; that of the first process alone counts.
 
     Raises:
         RecipeError: its path is a URL.
         StoreError: the folder can't be written, or holds something else.
         TrainingError: it holds another run; names the values that differ.
     """
+    from latentkit.runtime.processes import run_on_first
     from latentkit.store.folder import LocalFolder, open_folder
 
     folder = open_folder(recipe.output.path)
     if not isinstance(folder, LocalFolder):
         raise RecipeError(f"{recipe.origin}: output.path: {folder}: training writes to a local folder")
-    if is_first_process:  # the others would see it at work
-        _claim(folder, recipe)
+    run_on_first(lambda: _claim(folder, recipe))
     return folder.path
 
 

@@ -19,6 +19,7 @@ from accelerate.utils import broadcast
 from latentkit.checkpoint import Checkpoint, list_checkpoints, read_newest, step_of, write_checkpoint
 from latentkit.contracts import Modality, Source, Trainable
 from latentkit.errors import LatentkitError, TrainingError
+from latentkit.runtime.processes import run_on_first
 from latentkit.store.folder import LocalFolder
 from latentkit.training_batches import BadSamples, Batch, BatchSettings, FreshViews, Order, Position, Prepare, read_batches
 from latentkit.training_log import TrainingLog
@@ -26,7 +27,7 @@ from latentkit.training_result import measure_latents, save_result
 from latentkit.training_run import Run
 from latentkit.training_settings import OptimizerSettings, TrainEvaluation, TrainSettings, WeightedLoss, WeightSchedule
 from latentkit.training_start import check, open_accelerator, rehearse, start
-from latentkit.training_state import Best, TrainState, batches_of, pack, restore
+from latentkit.training_state import Best, TrainState, batches_of, pack, read_together, restore
 from latentkit.training_step import take_step
 
 __all__ = ["OptimizerSettings", "TrainEvaluation", "TrainResult", "TrainSettings", "WeightSchedule", "WeightedLoss", "train"]
@@ -85,8 +86,9 @@ def train(
     check(source, losses, settings, evaluate)
     accelerator = open_accelerator(settings, folder)
     log = TrainingLog(folder / "log.jsonl", settings.steps, accelerator, losses)
-    newest = _find_newest(folder, log)
-    if newest is not None and newest.step >= settings.steps and finished_steps(folder) == newest.step:
+    newest = read_together(lambda: _find_newest(folder, log))
+    finished = run_on_first(lambda: finished_steps(folder))
+    if newest is not None and newest.step >= settings.steps and finished == newest.step:
         return TrainResult(folder / "model", newest.step, finished_before=True)
     views = _views(prepare, settings.seed)
     bad, shares = BadSamples(), batches_of(settings, accelerator)
