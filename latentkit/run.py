@@ -52,6 +52,7 @@ def encode(
     recipe = parse_recipe(values, "encode", Path.cwd(), overrides)
     if not isinstance(recipe, EncodeRecipe) or recipe.encoder is None:
         raise ValueError("overrides of encode can't change the task or name several encoders; use latentkit.run")
+    _heed_launcher(recipe)
     return _run_encode(recipe, DEFAULT_OPTIONS).datasets()[""]
 
 
@@ -124,7 +125,9 @@ def run_recipe(recipe: Recipe, options: RunOptions = DEFAULT_OPTIONS) -> EncodeR
 
     Raises:
         RecipeError: an option that the task has no use for.
+        LatentkitError: the launcher asks for what isn't done here, such as FSDP.
     """
+    _heed_launcher(recipe)
     if isinstance(recipe, EncodeRecipe):
         return _foretell(recipe, options) if options.dry_run else _run_encode(recipe, options)
     if options != DEFAULT_OPTIONS:
@@ -134,6 +137,15 @@ def run_recipe(recipe: Recipe, options: RunOptions = DEFAULT_OPTIONS) -> EncodeR
     if isinstance(recipe, EvaluateRecipe):
         return run_evaluating(recipe, is_first_process())
     raise RecipeError(f"{recipe.origin}: task {recipe.task} can't be run")
+
+
+def _heed_launcher(recipe: Recipe) -> None:
+    """Refuse what the launcher asks for and can't have; say what has no effect on this task."""
+    from latentkit.runtime.launcher import check_launcher, launched_precision
+
+    check_launcher()
+    if not isinstance(recipe, TrainRecipe) and (precision := launched_precision()):
+        say(f"the launcher's mixed precision {precision} is for training; here a model computes in its own dtype (option dtype)")
 
 
 def say(text: str) -> None:

@@ -44,6 +44,7 @@ def run_training(recipe: TrainRecipe, is_first_process: bool) -> TrainResult:
     from latentkit.train import train
     from latentkit.training_start import join_processes
 
+    recipe, remarks = _follow_launcher(recipe)
     registry = discover()
     plugins = {plugin.where: plugin for plugin in check_recipe(recipe, registry)}
     parts = _Parts(recipe, registry, plugins, str(join_processes()))
@@ -51,10 +52,29 @@ def run_training(recipe: TrainRecipe, is_first_process: bool) -> TrainResult:
     prepare = parts.modalities(model) if recipe.latents is None else parts.stored_moments(recipe.latents, model)
     losses, folder = parts.losses(model), _open_run(recipe)
     tried = run_on_first(lambda: _try_samples(recipe, source, prepare, folder))
-    for warning in [*find_odd_weights(recipe), *tried] if is_first_process else []:
+    for warning in [*remarks, *find_odd_weights(recipe), *tried] if is_first_process else []:
         print(f"warning: {warning}", file=sys.stderr)
     evaluation = parts.evaluation(recipe.evaluate, model, folder, is_first_process) if recipe.evaluate else None
     return train(model, source, prepare, losses, _settings(recipe), folder, evaluation)
+
+
+def _follow_launcher(recipe: TrainRecipe) -> tuple[TrainRecipe, list[str]]:
+    """The recipe, in the launcher's precision where it names none of its own, and what is to be said about that.
+
+    Raises:
+        LatentkitError: the launcher asks for a precision that no recipe has.
+    """
+    from latentkit.runtime.launcher import ignored_accumulation, launched_precision
+
+    asked, passes, remarks = launched_precision(), ignored_accumulation(), []
+    if asked and "precision" not in recipe.model_fields_set:
+        recipe = recipe.model_copy(update={"precision": asked})
+        remarks.append(f"the recipe names no precision, so it is the launcher's: {asked}")
+    elif asked and asked != recipe.precision:
+        remarks.append(f"the launcher asks for mixed precision {asked}, the recipe for {recipe.precision}, which is what counts")
+    if passes not in (1, recipe.accumulate):
+        remarks.append(f"the launcher asks for {passes} passes per step, the recipe for {recipe.accumulate}, which is what counts")
+    return recipe, remarks
 
 
 def _try_samples(recipe: TrainRecipe, source: Any, prepare: Any, folder: Path) -> list[str]:

@@ -24,6 +24,7 @@ from latentkit.contracts import Adversarial, HasModule, LossBatch, Source, Train
 from latentkit.ema import WeightAverage
 from latentkit.errors import TrainingError
 from latentkit.numerics import CHANNELS_LAST
+from latentkit.runtime.launcher import check_launcher
 from latentkit.runtime.processes import share_weights
 from latentkit.training_batches import Batch
 from latentkit.training_log import TrainingLog
@@ -67,7 +68,12 @@ def check(source: object, losses: Sequence[WeightedLoss], settings: TrainSetting
 
 
 def join_processes() -> torch.device:
-    """The device of this process, which is now one of those that a launcher has started."""
+    """The device of this process, which is now one of those that a launcher has started.
+
+    Raises:
+        LatentkitError: the launcher asks for what isn't done here, such as FSDP.
+    """
+    check_launcher()
     is_launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
     # Unless told so, accelerate takes processes on a machine without GPUs for strangers, each with a run of its own.
     is_on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or (is_launched and not torch.cuda.is_available())
