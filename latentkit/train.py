@@ -19,6 +19,7 @@ from accelerate.utils import broadcast
 from latentkit.checkpoint import Checkpoint, list_checkpoints, read_newest, step_of, write_checkpoint
 from latentkit.contracts import Modality, Source, Trainable
 from latentkit.errors import LatentkitError, TrainingError
+from latentkit.numerics import many_graphs
 from latentkit.runtime.processes import run_on_first
 from latentkit.store.folder import LocalFolder
 from latentkit.training_batches import BadSamples, Batch, BatchSettings, FreshViews, Order, Position, Prepare, read_batches
@@ -97,7 +98,7 @@ def train(
     for text in restore(run.state, newest, settings, len(source), accelerator) if newest else []:
         log.note(text)
     log.begin(run.state.step, vars(settings))
-    with contextlib.closing(log), _explain_memory(run.state):
+    with contextlib.closing(log), _explain_memory(run.state), many_graphs(settings.compile):
         with contextlib.closing(read_batches(source, views, shares, run.state.position, bad)) as batches:
             _train_steps(run, rehearse(run, batches), folder / "checkpoints", order, evaluate)
         left_out = {source[index].key: reason for index, reason in sorted(bad.reasons.items())}
