@@ -145,7 +145,8 @@ def _heed_launcher(recipe: Recipe) -> None:
 
     check_launcher()
     if not isinstance(recipe, TrainRecipe) and (precision := launched_precision()):
-        say(f"the launcher's mixed precision {precision} is for training; here a model computes in its own dtype (option dtype)")
+        effect = "is for training; here a model computes in its own dtype (option dtype)"
+        say(f"the launcher's mixed precision {precision} {effect}")
 
 
 def say(text: str) -> None:

@@ -59,7 +59,7 @@ def run_training(recipe: TrainRecipe, is_first_process: bool) -> TrainResult:
 
 
 def _follow_launcher(recipe: TrainRecipe) -> tuple[TrainRecipe, list[str]]:
-    """The recipe, in the launcher's precision where it names none of its own, and what is to be said about that.
+    """The recipe, in the launcher's precision where it names none, and remarks about what counts.
 
     Raises:
         LatentkitError: the launcher asks for a precision that no recipe has.
@@ -71,9 +71,11 @@ def _follow_launcher(recipe: TrainRecipe) -> tuple[TrainRecipe, list[str]]:
         recipe = recipe.model_copy(update={"precision": asked})
         remarks.append(f"the recipe names no precision, so it is the launcher's: {asked}")
     elif asked and asked != recipe.precision:
-        remarks.append(f"the launcher asks for mixed precision {asked}, the recipe for {recipe.precision}, which is what counts")
+        own = f"the recipe for {recipe.precision}, which is what counts"
+        remarks.append(f"the launcher asks for mixed precision {asked}, {own}")
     if passes not in (1, recipe.accumulate):
-        remarks.append(f"the launcher asks for {passes} passes per step, the recipe for {recipe.accumulate}, which is what counts")
+        own = f"the recipe for {recipe.accumulate}, which is what counts"
+        remarks.append(f"the launcher asks for {passes} passes per step, {own}")
     return recipe, remarks
 
 

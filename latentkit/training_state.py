@@ -104,9 +104,9 @@ def pack(state: TrainState, settings: TrainSettings, num_samples: int, accelerat
 
 
 def read_together(read: Callable[[], Checkpoint | None]) -> Checkpoint | None:
-    """Return, in every process, the checkpoint that `read` gives in the first one, whose folder alone counts.
+    """Return, in every process, the checkpoint that `read` gives in the first one.
 
-    Tensors are sent one by one, never pickled.
+    No other process looks at its disk. Tensors are sent one by one, never pickled.
 
     Raises:
         TrainingError: of `read`.

@@ -168,9 +168,10 @@ def _gradient_ratio(run: Run, reference: Tensor, value: Tensor, loss: WeightedLo
     in some processes or in all.
     """
     layer, scale = run.last_layers[loss.role], run.state.scaler.get_scale()
-    gradients = [_gradient_at(layer, scalar * scale, loss.name).flatten() for scalar in (reference, value)]
+    gradients = [_gradient_at(layer, part * scale, loss.name).flatten() for part in (reference, value)]
     flat = torch.cat([*gradients, value.new_tensor([float(value.requires_grad)])])
-    wanted, own, counts = run.accelerator.reduce(flat, "mean").split([layer.numel(), layer.numel(), 1])
+    means = run.accelerator.reduce(flat, "mean")
+    wanted, own, counts = means.split([layer.numel(), layer.numel(), 1])
     ratio = wanted.norm() / scale / (own.norm() / scale + ADAPTIVE_EPSILON)
     return torch.where(counts[0] > 0, ratio.clamp(0, MAX_ADAPTIVE_WEIGHT), 0.0).detach()
 
@@ -265,14 +266,16 @@ def _step_model(run: Run, finite: bool) -> float:
 
 def _note_unreached(run: Run) -> None:
     """Say which of the model's weights the first step gave no gradient."""
-    trained = [(name, weight) for name, weight in run.state.module.named_parameters() if weight.requires_grad]
-    unreached = [(name, weight.numel()) for name, weight in trained if weight.grad is None]
+    weights = dict(run.state.module.named_parameters())
+    trained = [name for name, weight in weights.items() if weight.requires_grad]
+    unreached = [name for name in trained if weights[name].grad is None]
     if unreached:
-        names = ", ".join(name for name, _ in unreached[:NUM_NAMED])
+        size = sum(weights[name].numel() for name in unreached)
+        names = ", ".join(unreached[:NUM_NAMED])
         more = f" and {len(unreached) - NUM_NAMED} more" if len(unreached) > NUM_NAMED else ""
         run.log.note(
-            f"{len(unreached)} of {len(trained)} weights ({sum(size for _, size in unreached):,} numbers) "
-            f"got no gradient in the first step; a weight stays as it is until it gets one: {names}{more}"
+            f"{len(unreached)} of {len(trained)} weights ({size:,} numbers) got no gradient in the "
+            f"first step; a weight stays as it is until it gets one: {names}{more}"
         )
 
 

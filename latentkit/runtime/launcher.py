@@ -46,7 +46,7 @@ def check_launcher(environment: Mapping[str, str] = os.environ) -> None:
 
 
 def launched_precision(environment: Mapping[str, str] = os.environ) -> Precision | None:
-    """Return the precision that `accelerate launch --mixed_precision` asks for; None: it asks for none.
+    """Return what `accelerate launch --mixed_precision` asks for; None: nothing.
 
     Raises:
         LatentkitError: it is none of a recipe's.
@@ -61,7 +61,7 @@ def launched_precision(environment: Mapping[str, str] = os.environ) -> Precision
 
 
 def ignored_accumulation(environment: Mapping[str, str] = os.environ) -> int:
-    """Return the launcher's number of forward passes per optimizer step, which isn't followed; 1: none is asked for."""
+    """Return the launcher's number of passes per optimizer step, which isn't followed; 1: none."""
     asked = environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "")
     return int(asked) if asked.isdecimal() else 1
 

@@ -101,7 +101,7 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
 
 @torch.no_grad()
 def average_buffers(modules: Iterable[nn.Module]) -> None:
-    """Average float buffers, such as running statistics, over all processes, so that they stay one model."""
+    """Average float buffers, such as running statistics, over all processes."""
     num_processes = PartialState().num_processes
     buffers = [
         buffer

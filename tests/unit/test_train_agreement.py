@@ -41,8 +41,14 @@ def launched(tmp_path_factory: pytest.TempPathFactory, write_photos: Callable[..
     folder = tmp_path_factory.mktemp("launched")
     write_photos(folder / "photos", 4)
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([*launch, __file__, str(folder)], env=environment, capture_output=True, text=True)
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    done = subprocess.run(
+        [*launch, __file__, str(folder)], env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -60,7 +66,9 @@ def read_both(folder: Path, case: str) -> list[str]:
         ("broken", "no room on the device"),
     ],
 )
-def test_an_error_of_the_first_process_ends_all_with_its_message(launched: Path, case: str, message: str) -> None:
+def test_an_error_of_the_first_process_ends_all_with_its_message(
+    launched: Path, case: str, message: str
+) -> None:
     first, second = read_both(launched, case)
     assert message in first
     assert second == f"TrainingError: {TOLD}{first.split(': ', 1)[1]}"
@@ -76,7 +84,9 @@ def test_a_gradient_of_one_process_is_averaged_over_all_and_none_stays_none(laun
 
 def test_a_run_goes_on_from_the_first_processes_folder_alone(launched: Path) -> None:
     assert read_both(launched, "resumed") == ["3", "3"]
-    assert [path.name for path in list_checkpoints(launched / "resumed-0" / "checkpoints")][-1] == "step-0000003"
+    assert [path.name for path in list_checkpoints(launched / "resumed-0" / "checkpoints")][
+        -1
+    ] == "step-0000003"
     assert not (launched / "resumed-1").exists()
 
 
@@ -123,7 +133,9 @@ def find_message(act: Callable[[], object]) -> str:
 def find_gradients(rank: int) -> str:
     """After averaging: of a weight with a gradient everywhere, two with one in one process, and one with none."""
     weights = [nn.Parameter(torch.zeros(2)) for _ in range(4)]
-    for weight, own in zip(weights, [(2.0, 4.0), (2.0, None), (None, 1.0), (None, None)], strict=True):
+    for weight, own in zip(
+        weights, [(2.0, 4.0), (2.0, None), (None, 1.0), (None, None)], strict=True
+    ):
         value = own[rank]
         weight.grad = None if value is None else torch.full((2,), value)
     average_gradients(weights)
@@ -142,7 +154,9 @@ def main(folder: Path) -> None:
     for case in ("foreign", "orphan", "damaged"):
         found[case] = train_spoilt(case, photos, folder / f"{case}-{rank}", rank)
     for steps in (1, 3):
-        found["resumed"] = str(latentkit.run(recipe(photos, folder / f"resumed-{rank}", steps)).steps)  # type: ignore[union-attr]
+        found["resumed"] = str(
+            latentkit.run(recipe(photos, folder / f"resumed-{rank}", steps)).steps
+        )  # type: ignore[union-attr]
     for case, text in found.items():
         (folder / f"{case}-{rank}.txt").write_text(text)
 

@@ -56,7 +56,7 @@ def find_bright(values: Tensor) -> Tensor:
 
 
 class Halves(nn.Module):
-    """An autoencoder without random draws; some of its weights are reached by some batches, others by none."""
+    """An autoencoder without random draws, with a weight that some batches reach, and one that none does."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -124,7 +124,8 @@ class BrightScale(LearnedScale):
 
     def __call__(self, batch: LossBatch) -> Tensor:
         is_bright = find_bright(batch.inputs)
-        return super().__call__(batch) * is_bright if is_bright.any() else torch.zeros(len(batch.inputs))
+        found = super().__call__(batch)
+        return found * is_bright if is_bright.any() else torch.zeros_like(found)
 
 
 class Burst:
@@ -136,7 +137,8 @@ class Burst:
     def __call__(self, batch: LossBatch) -> Tensor:
         self.num_calls += 1
         found = mse(batch)
-        return torch.where(find_bright(batch.inputs), math.inf, found) if self.num_calls == 2 else found
+        is_bad = find_bright(batch.inputs) & (self.num_calls == 2)
+        return torch.where(is_bad, math.inf, found)
 
 
 def smaller_alike(batch: LossBatch) -> Tensor:

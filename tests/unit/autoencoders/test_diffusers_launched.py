@@ -61,7 +61,11 @@ class Noise:
 
     def prepare(self, sample: Sample) -> Iterator[Prepared]:
         draw = torch.Generator().manual_seed(int(sample.read()))
-        yield Prepared("plain", "", self.low + (self.high - self.low) * torch.rand(tuple(self.shape), generator=draw))
+        yield Prepared(
+            "plain",
+            "",
+            self.low + (self.high - self.low) * torch.rand(tuple(self.shape), generator=draw),
+        )
 
     def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
         path.touch()
@@ -72,16 +76,29 @@ def train_steps(job: dict[str, Any], steps: int, output: Path) -> dict[str, Tens
     folder, modality = Path(job["folder"]), job["modality"]
     model = DiffusersEncoder(folder, None, torch.float32, False, "cpu", modality=modality)
     noise = Noise(job["shape"], *model.input.range)
-    losses = [WeightedLoss("mse", mse)] + ([WeightedLoss("kl", kl, 1e-6, "latent")] if model.layout.kind == "gaussian" else [])
+    losses = [WeightedLoss("mse", mse)] + (
+        [WeightedLoss("kl", kl, 1e-6, "latent")] if model.layout.kind == "gaussian" else []
+    )
     optimizer = OptimizerSettings(lr=1e-3, weight_decay=0.1)
-    train(model, noise, noise, losses, TrainSettings(steps, 1, optimizer=optimizer, **job["options"]), output)
-    return {name: parameter.detach().contiguous() for name, parameter in model.module.named_parameters()}
+    train(
+        model,
+        noise,
+        noise,
+        losses,
+        TrainSettings(steps, 1, optimizer=optimizer, **job["options"]),
+        output,
+    )
+    return {
+        name: parameter.detach().contiguous() for name, parameter in model.module.named_parameters()
+    }
 
 
 @pytest.fixture(scope="module")
 def jobs(tiny: Any) -> dict[str, dict[str, Any]]:
     """By class, its folder, modality, the shape of a sample, and options of the run."""
-    plain: dict[str, Any] = {name: (name, "", {}) for name in MODELS if "-" not in name and name not in REFUSED}
+    plain: dict[str, Any] = {
+        name: (name, "", {}) for name in MODELS if "-" not in name and name not in REFUSED
+    }
     special = {
         ON_PICTURES: ("AutoencoderKLWan", "image", {}),
         "AutoencoderKL-saving-memory": (
@@ -108,29 +125,46 @@ def test_every_class_trains_in_two_processes_to_equal_weights_also_after_a_resum
     assert {name for name, traits in TRAITS.items() if not traits.refused} <= {*jobs, *REFUSED}
     (tmp_path / "jobs.json").write_text(json.dumps(jobs))
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([*launch, __file__, str(tmp_path)], env=environment, capture_output=True, text=True)
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    done = subprocess.run(
+        [*launch, __file__, str(tmp_path)], env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     for job in jobs:
         before, after = (
-            [load_file(tmp_path / f"{job}-{steps}-{rank}.safetensors") for rank in range(2)] for steps in STEPS
+            [load_file(tmp_path / f"{job}-{steps}-{rank}.safetensors") for rank in range(2)]
+            for steps in STEPS
         )
         for first, second in (before, after):
-            assert [name for name, tensor in first.items() if not torch.equal(tensor, second[name])] == [], job
-        assert any(not torch.equal(tensor, before[0][name]) for name, tensor in after[0].items()), job
-    assert "8 of 146 weights (312 numbers) got no gradient in the first step" in done.stderr, "of the class on pictures"
+            assert [
+                name for name, tensor in first.items() if not torch.equal(tensor, second[name])
+            ] == [], job
+        assert any(not torch.equal(tensor, before[0][name]) for name, tensor in after[0].items()), (
+            job
+        )
+    assert "8 of 146 weights (312 numbers) got no gradient in the first step" in done.stderr, (
+        "of the class on pictures"
+    )
     assert list((tmp_path / "rank-1").rglob("*")) == [], "only the first process looks at its disk"
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
 def test_a_codebook_is_refused(name: str, tiny: Any) -> None:
-    with pytest.raises(EncoderError, match="can't be trained here: its codebook needs losses of its own"):
+    with pytest.raises(
+        EncoderError, match="can't be trained here: its codebook needs losses of its own"
+    ):
         _ = DiffusersEncoder(tiny.folder(name), None, torch.float32, False, "cpu").module
 
 
 def main(folder: Path) -> None:
     """One of two processes, on every class; each has an output folder of its own, as on machines without a shared disk."""
-    training.MAX_MEASURED_SAMPLES = training_result.MAX_PASSES = 1  # the statistics of latents don't matter here
+    training.MAX_MEASURED_SAMPLES = training_result.MAX_PASSES = (
+        1  # the statistics of latents don't matter here
+    )
     rank = os.environ["RANK"]
     own = folder / f"rank-{rank}"
     own.mkdir()
