@@ -1,4 +1,4 @@
-"""What rows are drawn from: an epoch or chance; and which epoch it is, also in a DataLoader's worker processes."""
+"""What rows are drawn from: an epoch or chance; and which epoch it is, also in worker processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from latentkit.store.order import Rows
 from latentkit.store.posterior import Noise, RowNoise
 
 ITEM_DRAW = 1 << 40
-"""Number of draws that belong to no batch of `batches()`, so that they share no noise with those."""
+"""Number of draws that belong to no batch of `batches()`, with which they share no noise."""
 
 PARTNER_DRAW = 1 << 41
 """Added to the number for the second of joined datasets, twice for the third."""
@@ -28,8 +28,8 @@ class Draw:
     """What views and noise of some rows are drawn from, together with their dataset's seed.
 
     Attributes:
-        epoch: the same epoch gives the same draw; None draws from torch's generator, anew each time,
-            as a transform of any other torch dataset would.
+        epoch: the same epoch gives the same draw; None draws from torch's generator, anew each
+            time, as a transform of any other torch dataset would.
         number: of the batch in its epoch.
         by_row: each row has noise of its own, whatever else is in the batch.
         partner: place of the dataset among joined ones, which draw independently of each other.
@@ -49,18 +49,22 @@ class Draw:
         dataset, by chance those of `count` rows."""
         if self.epoch is not None:
             return np.random.default_rng([seed, self.epoch, 1, self.partner]).random(count)
-        # Ranks may have seeded torch alike, but have other rows, by the first of which `number` differs.
+        # Ranks may have seeded torch alike, but `number` differs: by the first of their rows.
         return np.random.default_rng([seed, _chance(), 1, self.partner, self.number]).random(count)
 
     def noise(self, seed: int, items: Rows, lengths: Rows | None = None) -> Noise:
         """Noise of the rows at these positions; `lengths` of ragged rows says how long each is."""
         epoch = _chance() if self.epoch is None else self.epoch
         number = self.number + self.partner * PARTNER_DRAW
-        return RowNoise((seed, epoch, number), items, lengths) if self.by_row else Noise(seed, epoch, number)
+        return (
+            RowNoise((seed, epoch, number), items, lengths)
+            if self.by_row
+            else Noise(seed, epoch, number)
+        )
 
 
 def _chance() -> int:
-    """A number from torch's generator, asked for only where something is drawn: nothing else moves it on.
+    """A number from torch's generator, which is asked only where something is drawn.
 
     A worker's generator is seeded by its DataLoader from that of the main process: anew for each
     epoch, and differently for each worker.
@@ -83,7 +87,7 @@ class Epochs:
         self._following: dict[Hashable, int] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """With a tensor that a process started by "spawn" shares; it keeps a file open, so no earlier than needed."""
+        """With a tensor that a spawned process shares; it keeps a file open, so it is made late."""
         if self._sent is None:
             self._sent = torch.tensor(self._numbers.tolist(), dtype=torch.int64, device="cpu")
             with contextlib.suppress(RuntimeError, OSError):  # a machine without shared memory

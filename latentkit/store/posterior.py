@@ -95,7 +95,7 @@ class RowNoise(Noise):
         lengths: of ragged rows, how many rows of `fill` are positions of each; None: one.
     """
 
-    def __init__(self, seed: Sequence[int], rows: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64] | None) -> None:
+    def __init__(self, seed: Sequence[int], rows: Array, lengths: Array | None) -> None:
         super().__init__(*seed)
         counts = np.ones(len(rows), np.int64) if lengths is None else lengths
         self._following = zip(rows.tolist(), counts.tolist(), strict=True)
