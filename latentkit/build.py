@@ -169,30 +169,30 @@ def open_executor(recipe: EncodeRecipe, device: str = "auto", devices: Sequence[
     """The executor of a recipe; `auto` is accelerate when launched by it, else local.
 
     Args:
-        device: goes before the executor's own option, unless "auto".
-        devices: of this machine, a process each; empty for that one, or for all accelerators where none is named.
+        device: goes before the executor's own option of that name, unless "auto".
+        devices: likewise, unless empty.
 
     Raises:
         DeviceError: there is no such device.
+        RecipeError: the executor chooses devices itself.
     """
-    use, options = recipe.executor.use, recipe.executor.with_
+    use, options = recipe.executor.use, dict(recipe.executor.with_)
     if use == "auto":
         use = "accelerate" if is_launched() else "local"
     registry = discover()
-    config = registry.configure("executor", use, options, "executor", recipe.origin)
-    build: Callable[[Any, BuildContext], Executor] = registry.find("executor", use).spec.build
-    from latentkit.runtime.device import choose_device, list_devices
-
-    if devices and (use != "local" or is_launched()):
+    spec = registry.find("executor", use).spec
+    if devices and "devices" not in spec.config.model_fields:
         whose = "a launcher's processes have a device each" if is_launched() else f"executor {use!r} chooses devices itself"
         raise RecipeError(f"{recipe.origin}: --devices {','.join(devices)}: {whose}; leave the option out")
+    if devices or device != "auto":
+        options = {name: value for name, value in options.items() if name not in ("device", "devices")}
+        options |= {"devices": list(devices)} if devices else {"device": device} if "device" in spec.config.model_fields else {}
+    config = registry.configure("executor", use, options, "executor", recipe.origin)
+    from latentkit.runtime.device import choose_device
+
+    build: Callable[[Any, BuildContext], Executor] = spec.build
     wanted = device if device != "auto" else getattr(config, "device", "auto")
-    first = choose_device(devices[0] if devices else wanted)
-    if devices:
-        chosen = [first, *map(choose_device, devices[1:])]
-    else:
-        chosen = list_devices() if wanted == "auto" and first != "cpu" and not is_launched() else [first]
-    return build(config, BuildContext(first, recipe.seed, recipe.base_dir, devices=tuple(chosen)))
+    return build(config, BuildContext(choose_device(wanted), recipe.seed, recipe.base_dir))
 
 
 def is_launched(environment: Mapping[str, str] = os.environ) -> bool:

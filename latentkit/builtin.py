@@ -5,6 +5,7 @@ A `build` function imports the module that does the work, and nothing here does 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any, Literal, Self
 
@@ -216,6 +217,13 @@ class LocalConfig(Config):
     device: str = neutral(
         "auto", description="auto (all accelerators, a process each, or the CPU), a kind such as cuda, or one device such as cuda:1"
     )
+    devices: list[str] | None = neutral(None, description="several, a process each, such as [cuda:0, cuda:1]; none: as device says")
+
+    @model_validator(mode="after")
+    def _one_choice(self) -> Self:
+        if self.devices is not None and (not self.devices or self.device != "auto"):
+            raise ValueError("give device or devices, and at least one")
+        return self
 
 
 class AccelerateConfig(Config):
@@ -269,8 +277,13 @@ def _build_tiny_kl_16(config: TinyKLConfig, context: BuildContext) -> Any:
 
 def _build_local(config: LocalConfig, context: BuildContext) -> Any:
     from latentkit.executors.local import LocalExecutor
+    from latentkit.runtime.device import choose_device, list_devices
 
-    return LocalExecutor(*context.devices or [context.device])
+    if config.devices is not None:
+        return LocalExecutor(*map(choose_device, config.devices))
+    # Of a launcher's processes each has a device of its own; `--cpu` leaves "auto" the CPU.
+    is_sole = config.device == "auto" and context.device in list_devices() and "LOCAL_RANK" not in os.environ
+    return LocalExecutor(*list_devices() if is_sole else [context.device])
 
 
 def _build_accelerate(config: AccelerateConfig, context: BuildContext) -> Any:

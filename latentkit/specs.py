@@ -38,7 +38,6 @@ class BuildContext:
         recipe_dir: folder that relative paths in the config start from.
         input: the encoder's `InputSpec`, for a modality or a loss; None elsewhere.
         modality: name of the recipe's modality, for an encoder that takes several; empty where there is none.
-        devices: for an executor, all devices of this machine that the run may use, `device` first; empty where there is only that.
     """
 
     device: str = "cpu"
@@ -46,7 +45,6 @@ class BuildContext:
     recipe_dir: Path = field(default_factory=Path)
     input: InputSpec | None = None
     modality: str = ""
-    devices: tuple[str, ...] = ()
 
 
 NAME_PATTERN = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")

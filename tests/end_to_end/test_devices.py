@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from latentkit.builtin import LocalConfig
+from latentkit.builtin import _build_local as build_local
 from latentkit.contracts import BuildContext, Executor, ExecutorSpec, PluginSpec
 from latentkit.executors.local import LocalExecutor
 from latentkit.store.folder import LocalFolder
@@ -102,6 +103,8 @@ def test_devices_under_a_launcher_or_for_training_are_refused(photos: Path, tmp_
     assert "--devices 0,1: a launcher's processes have a device each; leave the option out" in done.stderr
 
 
-def test_an_executor_is_told_all_devices() -> None:
-    executor = LocalExecutor(*BuildContext("cpu", devices=("cpu", "cpu:0")).devices)
-    assert (executor.device, executor.others) == ("cpu", ("cpu:0",))
+def test_a_recipe_names_devices_too() -> None:
+    executor = build_local(LocalConfig(devices=["cpu", "cpu:0"]), BuildContext())
+    assert (executor.device, executor.others) == ("cpu", ("cpu",))
+    with pytest.raises(ValueError, match="give device or devices, and at least one"):
+        LocalConfig(device="cpu", devices=["cpu"])
