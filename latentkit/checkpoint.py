@@ -29,7 +29,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from latentkit.errors import TrainingError
-from latentkit.store.folder import canonical_json, sync
+from latentkit.store.commit import sync
+from latentkit.store.folder import canonical_json
 
 NAME = re.compile(r"step-(\d{7,})")
 STATE = "state.json"
