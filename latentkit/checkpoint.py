@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from latentkit.errors import TrainingError
@@ -91,9 +91,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
             raise ValueError(f"{STATE} is not what was written")
         tensors = {}
         for name, expected in state.pop("files").items():
-            if _hash(path / name) != expected:
+            content = (path / name).read_bytes()  # not mapped: Windows could not remove it later
+            if hashlib.sha256(content).hexdigest() != expected:
                 raise ValueError(f"{name} is not what was written")
-            tensors[name.removesuffix(".safetensors")] = load_file(path / name)
+            tensors[name.removesuffix(".safetensors")] = load(content)
         return Checkpoint(int(state.pop("step")), tensors, state)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise TrainingError(f"{path}: the checkpoint is damaged ({error})") from error

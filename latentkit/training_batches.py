@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,6 +24,7 @@ from torch import Tensor
 from latentkit.bad_samples import are_too_many
 from latentkit.contracts import Modality, Prepared, Sample, Source
 from latentkit.errors import SampleError, SourceError, TrainingError
+from latentkit.numerics import num_cores
 from latentkit.retry import retried
 
 AHEAD = 3
@@ -210,7 +210,7 @@ def read_batches(
 def _prepare_ahead(source: Source, prepare: Prepare, order: Order, start: Position) -> Generator[tuple[int, int, Example | str]]:
     """Number, place in the source, and example of one sample after the other, without end; of a bad sample the reason."""
     seed, num_ahead = order.settings.seed, AHEAD * order.settings.batch_size
-    pool = ThreadPoolExecutor(max(len(os.sched_getaffinity(0)), 2), thread_name_prefix="prepare")
+    pool = ThreadPoolExecutor(max(num_cores(), 2), thread_name_prefix="prepare")
     ahead: deque[tuple[int, int, Future[Example | str]]] = deque()
     try:
         for number in itertools.chain(start.waiting, itertools.count(start.number)):

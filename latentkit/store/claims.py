@@ -153,10 +153,15 @@ def _file(name: str) -> str:
 
 
 def _identity(pid: object) -> dict[str, Any]:
-    """Host, process and its starting time, which tells a process from a later one with its number; empty when there is none."""
+    """Host, process and its starting time, which tells a process from a later one with its number; empty when there is none.
+
+    Some systems don't say when another user's process started; it then counts as the one meant.
+    """
     if not isinstance(pid, int) or not 0 < pid < 1 << 31:
         return {}
     try:
         return {"host": host(), "pid": pid, "started": psutil.Process(pid).create_time()}
     except psutil.NoSuchProcess:
         return {}
+    except psutil.AccessDenied:
+        return {"host": host(), "pid": pid}

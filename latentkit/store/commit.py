@@ -1,9 +1,10 @@
-"""How a finished file gets its name, which the first to come has for good, and how a file system is told to keep it.
+"""How a finished file gets its name, which the first commit keeps, and how it is flushed to disk.
 
-No file system has all the ways there are. ext4, NTFS, APFS and NFS have hard links. exFAT, FAT and SMB have none, but their drivers
-rename without replacing. Mounts through FUSE (rclone, gcsfuse, sshfs ...) may have neither: there a file lock makes the others wait
-between the look and the rename. The kernel drops the lock of a process that dies, so nothing is left behind by a kill. A lock like
-that may not reach other machines; claims keep those apart.
+File systems differ in what they offer. ext4, NTFS, APFS and NFS have hard links. exFAT, FAT and SMB
+have none, but their drivers rename without replacing. Mounts through FUSE (rclone, gcsfuse ...) may
+have neither: there a file lock makes others wait between the check and the rename. The kernel drops
+the lock of a process that dies, so a kill leaves nothing behind. Such a lock may not reach other
+machines; claims keep those apart.
 """
 
 from __future__ import annotations
@@ -28,25 +29,34 @@ RENAME_EXCL = 4
 """macOS: the same."""
 
 IN_USE = (5, 32, 33)
-"""What Windows answers (access denied, sharing violation, lock violation) while another process has the file open."""
+"""Windows answers access denied, sharing violation or lock violation while a file is open."""
 
 MOST_TRIES = 40
 PAUSE_SECONDS = 0.05
 
-NO_FOLDER_SYNC = {errno.EACCES, errno.EPERM, errno.EINVAL, errno.EBADF, errno.EISDIR, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
-"""Answers of a file system, or of Windows, that can't flush a folder; it then keeps names in its own time."""
+NO_FOLDER_SYNC = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EINVAL,
+    errno.EBADF,
+    errno.EISDIR,
+    errno.ENOSYS,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+}
+"""Answers of Windows, and of file systems, that can't flush a folder."""
 
 
 def publish(part: Path, target: Path) -> None:
-    """Give the closed file `part` the name `target` in one step; `part` may be left, for the caller to remove.
+    """Give the closed file `part` the name `target` in one step; the caller removes a `part` left.
 
     Raises:
         FileExistsError: something has that name already, and keeps it.
         OSError: the file system refuses, or has none of the ways there are.
     """
     for way in WAYS[:-1]:
-        # Which answer means "not here" can't be told: for a hard link exFAT says EPERM, SMB ENOTSUP, rclone EIO. A real failure fails
-        # in the last way as well.
+        # No answer tells "not on this disk" from a failure: for a hard link exFAT says EPERM, SMB
+        # ENOTSUP, rclone EIO. A real failure happens again in the last way.
         try:
             return way(part, target)
         except FileExistsError:
@@ -54,15 +64,6 @@ def publish(part: Path, target: Path) -> None:
         except OSError:
             continue
     WAYS[-1](part, target)
-
-
-def link(part: Path, target: Path) -> None:
-    """Give a file a second name.
-
-    Raises:
-        FileExistsError, OSError: as for `publish`.
-    """
-    os.link(part, target)
 
 
 def rename_new(part: Path, target: Path) -> None:
@@ -89,7 +90,7 @@ def rename_new(part: Path, target: Path) -> None:
 
 
 def rename_locked(part: Path, target: Path) -> None:
-    """Rename a file, unless the new name is taken, while the folder is locked against everybody else who does this.
+    """Rename a file, unless the new name is taken, while others who do this wait for the lock.
 
     Raises:
         FileExistsError, OSError: as for `publish`.
@@ -103,8 +104,10 @@ def rename_locked(part: Path, target: Path) -> None:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
         except OSError as error:
-            what = f"{error.strerror}: this file system has no hard links, no rename that keeps an existing file, and no file locks"
-            raise OSError(error.errno, f"{what}; write to another disk, or to a URL, and copy the result", str(target)) from error
+            lacks = "no hard links, no rename that keeps an existing file, and no file locks"
+            advice = "write to another disk, or to a URL, and copy the result"
+            text = f"{error.strerror}: this file system has {lacks}; {advice}"
+            raise OSError(error.errno, text, str(target)) from error
         if target.exists():
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
         os.replace(part, target)
@@ -112,12 +115,12 @@ def rename_locked(part: Path, target: Path) -> None:
         os.close(handle)
 
 
-WAYS = (rename_new,) if sys.platform == "win32" else (link, rename_new, rename_locked)
+WAYS = (rename_new,) if sys.platform == "win32" else (os.link, rename_new, rename_locked)
 """From the best to the last."""
 
 
 def patiently(operation: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """What `operation` gives, tried again while Windows refuses because another process has the file open.
+    """What `operation` gives, retried while Windows refuses because the file is open elsewhere.
 
     Raises:
         OSError: it refuses for longer than two seconds, or for another reason.
@@ -139,7 +142,9 @@ def sync(path: Path) -> None:
         OSError: it isn't there, or the disk fails.
     """
     try:
-        handle = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)  # Windows flushes only what may be written
+        handle = os.open(
+            path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY
+        )  # Windows flushes only what may be written
         try:
             os.fsync(handle)
         finally:

@@ -1,7 +1,8 @@
 """The few file operations that the promises of a latent dataset rest on: `Folder`, and `LocalFolder` for a path.
 
-One file is committed by writing it aside, fsync, and a step that fails when the name exists (`commit`): the first commit wins. Only
-dataset.json is ever replaced. `UrlFolder` keeps the same promises on object stores.
+One file is committed by writing it aside, fsync, and a step that fails when the name exists
+(`commit.publish`): the first commit wins. Only dataset.json is ever replaced. `UrlFolder` keeps the
+same promises on object stores.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import re
 import secrets
 import socket
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from latentkit.errors import StoreError
+from latentkit.overrides import is_url
 from latentkit.store.commit import patiently, publish, sync
 from latentkit.store.unit_cache import Cache, open_cache
 
@@ -29,7 +32,7 @@ ASIDE = "claims"
 
 MAX_OPEN_TRIES = 10
 
-NO_SEEKING = " (files there are written from front to back only; mount it with a cache for writing, in rclone --vfs-cache-mode writes)"
+NO_SEEKING = " (mount it so that files can be written anywhere: rclone --vfs-cache-mode writes)"
 
 
 class Folder(ABC):
@@ -262,7 +265,8 @@ class LocalFolder(Folder):
             yield
         except OSError as error:
             reason = f"{error.strerror}{NO_SEEKING if error.errno == errno.ESPIPE else ''}"
-            raise StoreError(f"{self.path / name} can't be written: {reason}; nothing that was there before is lost") from error
+            problem = f"{self.path / name} can't be written: {reason}"
+            raise StoreError(f"{problem}; nothing that was there before is lost") from error
 
 
 def _open_in_new_folder(path: Path, mode: Literal["xb", "w+b"]) -> BinaryIO:
@@ -290,7 +294,8 @@ def host() -> str:
         namespace = re.sub(r"\D", "", os.readlink("/proc/self/ns/pid"))
     except OSError:
         namespace = ""
-    return "-".join(filter(None, [socket.gethostname(), namespace]))
+    name = re.sub(r"[^A-Za-z0-9.-]", "_", socket.gethostname())  # for file names
+    return "-".join(filter(None, [name, namespace]))
 
 
 def _close_on_disk(file: BinaryIO) -> None:
@@ -311,14 +316,16 @@ def open_folder(output: str, cache: Cache = None) -> Folder:
         StoreError: something that isn't a folder, or a URL whose driver is missing or can't be set up.
         TypeError, ValueError: a cache that is none.
     """
-    protocol, separator, rest = output.partition("://")
-    if separator and not rest.strip("/"):
+    protocol, _, rest = output.partition("://") if is_url(output) else ("", "", output)
+    if protocol and not rest.strip("/"):
         raise StoreError(f"{output} names no place; expected something like {protocol}://bucket/latents")
-    if separator and protocol not in ("file", "local"):
+    if protocol and protocol not in ("file", "local"):
         from latentkit.store.url_folder import UrlFolder
 
         return UrlFolder(output, open_cache(cache))
-    path = Path(rest if separator else output).expanduser().absolute()
+    if re.match("/[A-Za-z]:", rest) and sys.platform == "win32":
+        rest = rest[1:]  # file:///C:/latents
+    path = Path(rest).expanduser().absolute()
     if path.exists() and not path.is_dir():
         raise StoreError(f"{path} is a file; the output needs a folder of its own")
     return LocalFolder(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from abc import ABC, abstractmethod
 from collections import deque
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from latentkit.buffers import BufferPool
+from latentkit.numerics import num_cores
 from latentkit.store.order import Rows, Shuffle, Tail, epoch_batches
 from latentkit.store.readahead import ReadAhead
 
@@ -159,7 +159,7 @@ class Batches:
             with ahead.reading(number):
                 return self.dataset.load(batches[number], epoch, number * self.world_size + self.rank, self._pool)
 
-        executor = ThreadPoolExecutor(min(self.prefetch, _num_cores()), "latents")
+        executor = ThreadPoolExecutor(min(self.prefetch, num_cores()), "latents")
         is_finalizing = sys.is_finalizing  # by the interpreter's end, modules are empty
         try:
             for number in range(first, len(batches)):
@@ -282,11 +282,6 @@ def _pad(rows: Sequence[Tensor]) -> Tensor:
     for target, row in zip(out, rows, strict=True):
         target[tuple(slice(size) for size in row.shape)] = row
     return out
-
-
-def _num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:

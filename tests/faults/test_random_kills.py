@@ -30,7 +30,8 @@ SIZE = 192
 MOST_PER_STAGE = 8
 """Kills of one command before it is let through."""
 
-WITHOUT_LINKS = [sys.executable, str(Path(__file__).parents[1] / "systems" / "refuse_links.py"), "links,renames"]
+REFUSE_LINKS = Path(__file__).parents[1] / "systems" / "refuse_links.py"
+WITHOUT_LINKS = [sys.executable, str(REFUSE_LINKS), "links,renames"]
 """The last third of the kills is on a disk that has no hard links; what comes out is the same."""
 
 Contents = dict[str, bytes]
@@ -121,7 +122,8 @@ class Harness:
                 self.put_source(stage)
                 self.kill_stage(stage, min(round(share * left) - (self.killed.total() - count + left), MOST_PER_STAGE))
                 if self.contents(self.output) != stage.expected or list_names(self.output / "claims"):
-                    self.start(stage.again, self.draw.randint(1, min(2, stage.most_processes)), self.prefix).finish()
+                    processes = self.draw.randint(1, min(2, stage.most_processes))
+                    self.start(stage.again, processes, self.prefix).finish()
                 if stage.again != stage.arguments:
                     self.start(stage.arguments, prefix=self.prefix).finish()
                 self.check(stage)
