@@ -141,10 +141,9 @@ def sync(path: Path) -> None:
     Raises:
         OSError: it isn't there, or the disk fails.
     """
+    mode = os.O_RDWR if sys.platform == "win32" else os.O_RDONLY  # which Windows doesn't flush
     try:
-        handle = os.open(
-            path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY
-        )  # Windows flushes only what may be written
+        handle = os.open(path, mode)
         try:
             os.fsync(handle)
         finally:

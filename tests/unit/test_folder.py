@@ -18,6 +18,7 @@ import pytest
 from latentkit.errors import StoreError
 from latentkit.overrides import is_url
 from latentkit.store.claims import Claims
+from latentkit.store.commit import patiently
 from latentkit.store.folder import LocalFolder, host, open_folder
 
 
@@ -150,6 +151,21 @@ def test_claim_of_a_process_that_may_not_be_looked_at_is_alive(
 
     monkeypatch.setattr(psutil.Process, "create_time", refuse)
     assert not Claims(LocalFolder(tmp_path)).take("unit")
+
+
+def test_what_windows_refuses_while_a_file_is_open_is_tried_again() -> None:
+    in_use, denied = PermissionError(13, "used by another process"), PermissionError(13, "denied")
+    in_use.winerror = 32  # type: ignore[attr-defined]
+    answers: list[Exception | None] = [in_use, in_use, None, denied]
+
+    def replace() -> None:
+        if (answer := answers.pop(0)) is not None:
+            raise answer
+
+    patiently(replace)
+    assert answers == [denied]
+    with pytest.raises(PermissionError, match="denied"):
+        patiently(replace)
 
 
 def test_name_of_the_host_fits_into_names_of_files(monkeypatch: pytest.MonkeyPatch) -> None:
