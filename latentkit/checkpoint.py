@@ -26,11 +26,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from latentkit.errors import TrainingError
-from latentkit.store.folder import canonical_json, sync
+from latentkit.store.commit import sync
+from latentkit.store.folder import canonical_json
 
 NAME = re.compile(r"step-(\d{7,})")
 STATE = "state.json"
@@ -120,9 +121,10 @@ def read_checkpoint(path: Path, only: str | None = None) -> Checkpoint:
             stem = name.removesuffix(".safetensors")
             if only not in (None, stem):
                 continue
-            if _hash(path / name) != expected:
+            content = (path / name).read_bytes()  # not mapped: Windows could not remove it later
+            if hashlib.sha256(content).hexdigest() != expected:
                 raise ValueError(f"{name} is not what was written")
-            tensors[stem] = load_file(path / name)
+            tensors[stem] = load(content)
         return Checkpoint(int(state.pop("step")), tensors, state)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise TrainingError(f"{path}: the checkpoint is damaged ({error})") from error

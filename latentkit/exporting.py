@@ -46,7 +46,9 @@ def export_dataset(path: str, output: str, to: str, options: Mapping[str, Any]) 
         exporter.export(dataset, part)
         if not any(part.iterdir()):
             raise PluginError(f"exporter {to!r} wrote nothing into its folder")
-        part.rename(folder)  # takes the place of an empty folder, and of nothing else
+        if folder.exists():
+            folder.rmdir()  # an empty one, or it is refused
+        part.rename(folder)  # which fails where something else is by now
     except OSError as error:
         raise StoreError(f"{output} can't be written: {error.strerror or error}") from error
     finally:

@@ -23,28 +23,32 @@ Overrides = Sequence[str] | Mapping[str, Any]
 
 PATH_KEYS = ("path", "model", "config", "heads", "features")
 
+_SCHEME = re.compile(r"[^/\\]{2,}://")
+"""Two characters at least: `C:` is a disk of Windows."""
+
 _KEY = re.compile(r"NAME(INDEX)*(\.NAME(INDEX)*)*".replace("NAME", r"[^.\[\]=\s]+").replace("INDEX", r"\[\d+\]"))
 
 
 def is_url(path: str) -> bool:
     """Whether the text is a URL, such as s3://bucket/photos, which is never made absolute."""
-    return "://" in path
+    return bool(_SCHEME.match(path))
 
 
 def find_local_path(text: str, base: Path) -> Path | None:
     """The absolute path that `text` names, or None where it is something else, such as a hub id.
 
-    It is a path when it exists below `base` (or is absolute), or starts with `.`, `/` or `~`.
+    It is a path when it exists below `base`, is absolute, or starts with `.` or `~`.
     """
     if not text or is_url(text):
         return None
     path = os.path.abspath(base / os.path.expanduser(text))
-    return Path(path) if text.startswith((".", "/", "~")) or os.path.exists(path) else None
+    is_path = text.startswith((".", "/", "~")) or os.path.isabs(text)
+    return Path(path) if is_path or os.path.exists(path) else None
 
 
 def resolve_beside(url: str, path: str) -> str:
     """What an `output.path` means in the recipe at `url`: a relative one starts from the recipe's own folder there."""
-    if is_url(path) or path.startswith(("/", "~")):
+    if is_url(path) or path.startswith(("/", "~")) or os.path.isabs(path):
         return path
     scheme, _, place = url.partition("://")
     return f"{scheme}://{posixpath.normpath(posixpath.join(posixpath.dirname(place), path))}"

@@ -46,8 +46,11 @@ def explained() -> Iterator[None]:
     try:
         yield
     except BrokenProcessPool as error:
-        text = "a process that prepares samples was killed, perhaps for want of memory; run again, what is committed is kept"
-        raise LatentkitError(text) from error
+        raise LatentkitError(
+            "a process that prepares samples was killed (perhaps for want of memory) or couldn't start "
+            "(a script needs its calls below `if __name__ == '__main__':`); run again, what is "
+            "committed is kept"
+        ) from error
 
 
 def prepare_in_child(tasks: Sequence[Task]) -> list[Outcome]:

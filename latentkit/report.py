@@ -131,8 +131,8 @@ def _near(path: str | Path) -> str:
     """A path as the user would type it: relative when it lies below the working directory; a URL as it is."""
     if is_url(str(path)):
         return str(path)
-    relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative
+    absolute, here = Path(os.path.abspath(path)), Path.cwd()
+    return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(path)
 
 
 def plugins_as_text(registry: Registry) -> str:

@@ -113,7 +113,8 @@ class _Scan:
         """Note everything in one folder ("" or ending in "/"), then in the folders below it; `above` are the folders it lies in."""
         status = os.stat(os.path.join(self._root, folder))
         identity = (status.st_dev, status.st_ino)
-        if identity in above:  # a link to a folder that holds it
+        # A link to a folder that holds it. Some network disks give every folder the number 0.
+        if status.st_ino and identity in above:
             return
         with os.scandir(os.path.join(self._root, folder)) as found:
             entries = list(found)

@@ -164,7 +164,8 @@ def _file(name: str) -> str:
 def _identity(pid: object) -> dict[str, Any]:
     """Host, process and its starting time, which tells a process from a later one with its number; empty when there is none.
 
-    A process that has ended and that nobody waited for (a zombie) is none; of one that may not be looked at, the time isn't known.
+    A process that has ended and that nobody waited for (a zombie) is none. Some systems don't say when another user's process started; it
+    then counts as the one meant.
     """
     if not isinstance(pid, int) or not 0 < pid < 1 << 31:
         return {}

@@ -1,17 +1,20 @@
 """The few file operations that the promises of a latent dataset rest on: `Folder`, and `LocalFolder` for a path.
 
-One file is committed by writing it aside, fsync, and a hard link, which fails when the name exists: the first commit wins. Only
-dataset.json is ever replaced. `UrlFolder` keeps the same promises on object stores.
+One file is committed by writing it aside, fsync, and a step that fails when the name exists
+(`commit.publish`): the first commit wins. Only dataset.json is ever replaced. `UrlFolder` keeps the
+same promises on object stores.
 """
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
 import re
 import secrets
 import socket
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,12 +23,16 @@ from pathlib import Path
 from typing import BinaryIO, Literal, TypeVar
 
 from latentkit.errors import StoreError
+from latentkit.overrides import is_url
+from latentkit.store.commit import patiently, publish, sync
 from latentkit.store.unit_cache import Cache, open_cache
 
 ASIDE = "claims"
 """Files in the making lie here, so that a killed process leaves nothing among the units."""
 
 MAX_OPEN_TRIES = 10
+
+NO_SEEKING = " (mount it so that files can be written anywhere: rclone --vfs-cache-mode writes)"
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -171,11 +178,11 @@ class LocalFolder(Folder):
 
     def read(self, name: str) -> bytes:
         with self._reading(name):
-            return (self.path / name).read_bytes()
+            return patiently((self.path / name).read_bytes)
 
     def open_file(self, name: str) -> BinaryIO:
         with self._reading(name):
-            return open(self.path / name, "rb")
+            return patiently(open, self.path / name, "rb")
 
     def local_copy(self, name: str) -> Path:
         return self.path / name
@@ -199,9 +206,9 @@ class LocalFolder(Folder):
     def create(self, name: str) -> Iterator[BinaryIO]:
         with self._part(name) as file:
             yield file
-            _flush(file)
+            _close_on_disk(file)
             try:
-                os.link(file.name, self.path / name)
+                publish(Path(file.name), self.path / name)
             except FileExistsError:
                 return
             sync((self.path / name).parent)
@@ -209,13 +216,13 @@ class LocalFolder(Folder):
     def replace(self, name: str, content: bytes) -> None:
         with self._part(name) as file:
             file.write(content)
-            _flush(file)
-            os.replace(file.name, self.path / name)
+            _close_on_disk(file)
+            patiently(os.replace, file.name, self.path / name)
             sync((self.path / name).parent)
 
     def remove(self, name: str) -> None:
         with self._explained(name):
-            (self.path / name).unlink(missing_ok=True)
+            patiently((self.path / name).unlink, missing_ok=True)
 
     def append(self, name: str, line: str) -> None:
         with self._explained(name):
@@ -236,8 +243,8 @@ class LocalFolder(Folder):
         # Of several finders one renames; one that comes late may rename the new owner's, and then both work.
         stale = (self.path / name).with_suffix(f".{os.getpid()}.stale")
         with self._explained(name), suppress(FileNotFoundError):
-            os.rename(self.path / name, stale)
-            stale.unlink()
+            patiently(os.replace, self.path / name, stale)
+            patiently(stale.unlink)
 
     def touch(self, name: str) -> None:
         with suppress(OSError):
@@ -267,7 +274,9 @@ class LocalFolder(Folder):
         try:
             yield
         except OSError as error:
-            raise StoreError(f"{self.path / name} can't be written: {error.strerror}; nothing that was there before is lost") from error
+            reason = f"{error.strerror}{NO_SEEKING if error.errno == errno.ESPIPE else ''}"
+            problem = f"{self.path / name} can't be written: {reason}"
+            raise StoreError(f"{problem}; nothing that was there before is lost") from error
 
 
 def _open_in_new_folder(path: Path, mode: Literal["xb", "w+b"]) -> BinaryIO:
@@ -276,7 +285,7 @@ def _open_in_new_folder(path: Path, mode: Literal["xb", "w+b"]) -> BinaryIO:
         with suppress(FileNotFoundError, FileExistsError):
             path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            return open(path, mode)
+            return patiently(open, path, mode)
         except FileNotFoundError:
             if not tries_left:
                 raise
@@ -295,21 +304,15 @@ def host() -> str:
         namespace = re.sub(r"\D", "", os.readlink("/proc/self/ns/pid"))
     except OSError:
         namespace = ""
-    return "-".join(filter(None, [socket.gethostname(), namespace]))
+    name = re.sub(r"[^A-Za-z0-9.-]", "_", socket.gethostname())  # for file names
+    return "-".join(filter(None, [name, namespace]))
 
 
-def _flush(file: BinaryIO) -> None:
+def _close_on_disk(file: BinaryIO) -> None:
+    """Close a file whose content is then on disk; Windows renames none that is open."""
     file.flush()
     os.fsync(file.fileno())
-
-
-def sync(path: Path) -> None:
-    """Wait until a file or folder is on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    file.close()
 
 
 def open_folder(output: str, cache: Cache = None) -> Folder:
@@ -323,14 +326,16 @@ def open_folder(output: str, cache: Cache = None) -> Folder:
         StoreError: something that isn't a folder, or a URL whose driver is missing or can't be set up.
         TypeError, ValueError: a cache that is none.
     """
-    protocol, separator, rest = output.partition("://")
-    if separator and not rest.strip("/"):
+    protocol, _, rest = output.partition("://") if is_url(output) else ("", "", output)
+    if protocol and not rest.strip("/"):
         raise StoreError(f"{output} names no place; expected something like {protocol}://bucket/latents")
-    if separator and protocol not in ("file", "local"):
+    if protocol and protocol not in ("file", "local"):
         from latentkit.store.url_folder import UrlFolder
 
         return UrlFolder(output, open_cache(cache))
-    path = Path(rest if separator else output).expanduser().absolute()
+    if re.match("/[A-Za-z]:", rest) and sys.platform == "win32":
+        rest = rest[1:]  # file:///C:/latents
+    path = Path(rest).expanduser().absolute()
     if path.exists() and not path.is_dir():
         raise StoreError(f"{path} is a file; the output needs a folder of its own")
     return LocalFolder(path)

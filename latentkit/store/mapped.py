@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -342,7 +343,8 @@ def _advise(mapped: Mapped, rows: Rows) -> None:
     file = os.open(mapped.path, os.O_RDONLY)
     try:
         for start, stop in file_ranges(starts + mapped.start, lengths):
-            os.posix_fadvise(file, start, stop - start, os.POSIX_FADV_WILLNEED)
+            if sys.platform == "linux":  # where alone a `ReadAhead` asks for it
+                os.posix_fadvise(file, start, stop - start, os.POSIX_FADV_WILLNEED)
     finally:
         os.close(file)
 

@@ -29,7 +29,10 @@ ANSWERS = (FileNotFoundError, FileExistsError, NotImplementedError, StoreError)
 """What a store that was reached may say to a request; for the one who asked."""
 
 PASSING_NAME = re.compile("Timeout|Connect|HTTPClientError|Incomplete|Payload|ResponseParser")
-PASSING_ERRNO = {errno.EIO, errno.EBUSY, errno.EAGAIN, errno.EPIPE, errno.EREMOTEIO, errno.ENETUNREACH, errno.EHOSTUNREACH}
+PASSING_ERRNO = {errno.EIO, errno.EBUSY, errno.EAGAIN, errno.EPIPE}
+PASSING_ERRNO |= {errno.ENETUNREACH, errno.EHOSTUNREACH}
+if sys.platform == "linux":
+    PASSING_ERRNO.add(errno.EREMOTEIO)
 
 
 class Outage:

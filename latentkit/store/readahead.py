@@ -8,8 +8,7 @@ disk traffic, which the kernel counts per thread.
 from __future__ import annotations
 
 import bisect
-import os
-import resource
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -17,13 +16,17 @@ import numpy as np
 
 from latentkit.store.order import Rows
 
+if sys.platform == "linux":
+    import resource
+
 SPAN_BATCHES = 4
 """Batches, at least, that are told of at once, while the ones before them are read."""
 
 PATIENCE_SPANS = 2
 """Spans without disk traffic after which the telling ends."""
 
-SUPPORTED = hasattr(os, "posix_fadvise") and hasattr(resource, "RUSAGE_THREAD")
+SUPPORTED = sys.platform == "linux"
+"""macOS and Windows count no disk reads of a thread."""
 
 
 class ReadAhead:
@@ -89,7 +92,7 @@ def _span_starts(num_batches: int, units: Rows | None) -> list[int]:
 
 def _disk_reads() -> int:
     """Blocks that this thread had read from disk so far, and page faults that waited for one (not every file system counts blocks)."""
-    if not SUPPORTED:
-        return 0
-    usage = resource.getrusage(resource.RUSAGE_THREAD)
-    return usage.ru_inblock + usage.ru_majflt
+    if sys.platform == "linux":
+        usage = resource.getrusage(resource.RUSAGE_THREAD)
+        return usage.ru_inblock + usage.ru_majflt
+    return 0

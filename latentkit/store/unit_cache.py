@@ -77,9 +77,10 @@ class UnitCache:
                 return
             if path.suffix == ".part" and time.time() - stat.st_mtime < PART_DEAD_AFTER_SECONDS:
                 continue
-            path.unlink(missing_ok=True)
-            Path(f"{path}.lock").unlink(missing_ok=True)
-            excess -= stat.st_size
+            with suppress(PermissionError):  # Windows keeps a file that somebody has mapped
+                path.unlink(missing_ok=True)
+                Path(f"{path}.lock").unlink(missing_ok=True)
+                excess -= stat.st_size
 
     def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
         for entry in os.scandir(self.folder):

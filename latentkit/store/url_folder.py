@@ -14,6 +14,7 @@ import hashlib
 import inspect
 import io
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -156,11 +157,10 @@ class UrlFolder(Folder):
     @contextmanager
     def create(self, name: str) -> Iterator[BinaryIO]:
         try:
-            with tempfile.TemporaryFile(prefix="latentkit-") as file:
+            with _waiting_file() as (file, path):
                 yield file
                 file.flush()
-                # The file has no name that a killed process could leave behind; drivers want one to read from.
-                self._put_new(name, functools.partial(_put_file, file))
+                self._put_new(name, functools.partial(_put_file, path))
         except OSError as error:
             reason = f"{error.strerror or error} in {tempfile.gettempdir()}, where files wait for their upload (TMPDIR chooses another)"
             raise StoreError(f"{self.url}/{name} can't be written: {reason}; nothing that was there before is lost") from error
@@ -357,9 +357,22 @@ def open_driver(url: str) -> tuple[Any, str]:
     return driver, path.rstrip("/")
 
 
-def _put_file(file: BinaryIO, driver: Any, path: str, **mode: str) -> None:
-    file.seek(0)
-    driver.put_file(f"/dev/fd/{file.fileno()}", path, **mode)
+@contextmanager
+def _waiting_file() -> Iterator[tuple[BinaryIO, str]]:
+    """A file to write before it is uploaded, and a path by which a driver reads it."""
+    if sys.platform == "linux":  # without a name that a killed process could leave behind
+        with tempfile.TemporaryFile(prefix="latentkit-") as file:
+            yield file, f"/proc/self/fd/{file.fileno()}"
+    else:
+        with (
+            tempfile.TemporaryDirectory(prefix="latentkit-") as folder,
+            open(Path(folder) / "upload", "w+b") as file,
+        ):
+            yield file, file.name
+
+
+def _put_file(source: str, driver: Any, path: str, **mode: str) -> None:
+    driver.put_file(source, path, **mode)
 
 
 def _put_bytes(content: bytes, driver: Any, path: str, **mode: str) -> None:

@@ -232,3 +232,12 @@ def test_our_own_fault_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr("latentkit.inspect.inspect_dataset", broken)
     with pytest.raises(ZeroDivisionError):
         cli.main(["inspect", str(tmp_path)])
+
+
+def test_name_that_a_pipe_has_no_characters_for_is_printed_escaped(tmp_path: Path) -> None:
+    recipe = tmp_path / "写真.yaml"
+    recipe.write_text(RECIPE, encoding="utf-8")
+    line = [sys.executable, "-m", "latentkit", "check", str(recipe)]
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run(line, env=environment, capture_output=True, check=True)
+    assert b"\\u5199\\u771f.yaml: a valid encode recipe" in done.stdout

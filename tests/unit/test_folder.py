@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import socket
 import subprocess
 import sys
 import threading
@@ -15,7 +17,9 @@ import psutil
 import pytest
 
 from latentkit.errors import StoreError
+from latentkit.overrides import is_url
 from latentkit.store.claims import Claims
+from latentkit.store.commit import patiently
 from latentkit.store.folder import LocalFolder, host, open_folder
 
 
@@ -148,6 +152,54 @@ def test_claim_that_this_process_could_not_drop_is_taken_over_and_swept(tmp_path
     assert not Claims(LocalFolder(tmp_path)).take("unit")
     claims.sweep()
     assert [path.name for path in (tmp_path / "claims").iterdir()] == ["unit.json"]
+
+
+def test_claim_of_a_process_that_may_not_be_looked_at_is_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Claims(LocalFolder(tmp_path)).take("unit")
+
+    def refuse(process: psutil.Process) -> float:
+        raise psutil.AccessDenied(process.pid)
+
+    monkeypatch.setattr(psutil.Process, "create_time", refuse)
+    assert not Claims(LocalFolder(tmp_path)).take("unit")
+
+
+def test_what_windows_refuses_while_a_file_is_open_is_tried_again() -> None:
+    in_use, denied = PermissionError(13, "used by another process"), PermissionError(13, "denied")
+    in_use.winerror = 32  # type: ignore[attr-defined]
+    answers: list[Exception | None] = [in_use, in_use, None, denied]
+
+    def replace() -> None:
+        if (answer := answers.pop(0)) is not None:
+            raise answer
+
+    patiently(replace)
+    assert answers == [denied]
+    with pytest.raises(PermissionError, match="denied"):
+        patiently(replace)
+
+
+def test_name_of_the_host_fits_into_names_of_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "写真's PC:1~a")
+    assert re.fullmatch(r"___s_PC_1_a(-\d+)?", host.__wrapped__())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("s3://bucket/a", True),
+        ("simplecache::s3://bucket/a", True),
+        ("file:///a", True),
+        ("a/b", False),
+        ("C:\\a", False),
+        ("C://a", False),
+        ("./a://b", False),
+    ],
+)
+def test_disk_of_windows_is_no_url(text: str, expected: bool) -> None:
+    assert is_url(text) == expected
 
 
 @pytest.mark.parametrize("content", [5, [["host", "pid"]], *({"host": host(), "pid": pid} for pid in ("x", None, -1, 2**70, 1.5))])

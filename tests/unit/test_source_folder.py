@@ -83,6 +83,18 @@ def test_links_are_followed_but_never_in_a_circle(tmp_path: Path) -> None:
     assert list(read_attributes(open_folder(photos))) == ["a/1.png", "linked/2.png"]
 
 
+def test_folders_of_a_disk_that_numbers_nothing_are_all_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_files(tmp_path, {"a/1.png": "x"})
+    stat = os.stat
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", lambda path, **_: os.stat_result([*stat(path)[:1], 0, 0, *range(7)]))
+        source = open_folder(tmp_path)
+        keys = [entry.key for entry in source.entries()]
+    assert keys == ["a/1.png"]
+
+
 def test_link_to_nothing_is_named(tmp_path: Path) -> None:
     write_files(tmp_path, {"a.png": "x"})
     (tmp_path / "b.png").symlink_to(tmp_path / "gone.png")
