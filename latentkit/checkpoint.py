@@ -8,8 +8,9 @@
       loss.NAME..., discriminator.NAME..., discriminator-optimizer.NAME...    of losses with weights of their own
       state.json              steps done, position in the data, settings, sha256 of every file and of itself
 
-A checkpoint is written aside, flushed to disk and renamed, so a killed process leaves none that is half written. It is written before the
-model is evaluated; what the evaluation found is then put into state.json, which is replaced in one step.
+A checkpoint is written aside, flushed to disk and renamed, so a killed process leaves none that is half written.
+It is written before the model is evaluated; what the evaluation found is then put into state.json,
+which is replaced in one step.
 """
 
 from __future__ import annotations
@@ -75,11 +76,13 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2, best: 
     return target
 
 
-def amend_checkpoint(folder: Path, step: int, changes: Mapping[str, Any], keep: int = 2, best: int | None = None) -> None:
-    """Replace JSON values of the checkpoint of `step`, in one step; then remove others as `write_checkpoint` does.
+def amend_checkpoint(
+    folder: Path, step: int, changes: Mapping[str, Any], keep: int = 2, best: int | None = None
+) -> None:
+    """Replace JSON values of a checkpoint, all at once; then remove others as when writing.
 
     Raises:
-        TrainingError: the disk is full, or the folder can't be written; the checkpoint is then as it was.
+        TrainingError: the folder can't be written, or is full; the checkpoint is then as it was.
     """
     path = folder / f"step-{step:07d}"
     aside = folder / f".{path.name}.{STATE}.part"
@@ -91,7 +94,9 @@ def amend_checkpoint(folder: Path, step: int, changes: Mapping[str, Any], keep: 
         os.replace(aside, path / STATE)
         sync(path)
     except OSError as error:
-        raise TrainingError(f"{path / STATE} can't be written: {error}; the checkpoint is as it was") from error
+        raise TrainingError(
+            f"{path / STATE} can't be written: {error}; the checkpoint is as it was"
+        ) from error
     _remove_old(folder, step, keep, best)
 
 
@@ -129,7 +134,7 @@ def read_checkpoint(path: Path, only: str | None = None) -> Checkpoint:
 
 
 def read_weights(path: Path, raw: bool = False) -> dict[str, Tensor]:
-    """The model's tensors in a checkpoint, on the CPU: the moving average where there is one, unless `raw`.
+    """Return the model's tensors in a checkpoint, on the CPU: their average if any, unless `raw`.
 
     Raises:
         TrainingError: it is damaged.
