@@ -155,6 +155,37 @@ def has_average(path: Path) -> bool:
     return "num_average_updates" in read_checkpoint(path, "").state
 
 
+def pick_checkpoint(run: Path, step: int | None, weights: str | None) -> tuple[Path, int, bool]:
+    """Return folder and step of a run's checkpoint, and whether its averaged weights are meant.
+
+    Args:
+        run: folder of the run.
+        step: None for the newest.
+        weights: "average", "raw", or None for the average where there is one.
+
+    Raises:
+        TrainingError: there is no such checkpoint, it has no average, or it is damaged.
+    """
+    paths = {step_of(path): path for path in list_checkpoints(run / "checkpoints")}
+    if not paths:
+        raise TrainingError(
+            f"{run}: expected the folder of a training run with a checkpoint, found none"
+        )
+    chosen = max(paths) if step is None else step
+    if chosen not in paths:
+        raise TrainingError(
+            f"{run} has no checkpoint of step {chosen}; "
+            f"there are {', '.join(map(str, sorted(paths)))}"
+        )
+    is_average = weights != "raw" and has_average(paths[chosen])
+    if weights == "average" and not is_average:
+        raise TrainingError(
+            f"{paths[chosen]} has no average of the weights, as the recipe has no ema; "
+            "leave out --weights"
+        )
+    return paths[chosen], chosen, is_average
+
+
 def read_newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
     """The newest checkpoint that is whole, or None where there are none at all; `warn` is told of each newer one that is damaged.
 

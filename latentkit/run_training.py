@@ -45,25 +45,21 @@ def run_training(recipe: TrainRecipe, is_first_process: bool, device: str = "aut
     Raises:
         LatentkitError: whatever the user can mend.
     """
+    from latentkit.runtime.processes import run_on_first
     from latentkit.train import train
     from latentkit.training_start import join_processes
 
+    recipe, remarks = _follow_launcher(recipe)
     registry = discover()
     plugins = {plugin.where: plugin for plugin in check_recipe(recipe, registry)}
     parts = _Parts(recipe, registry, plugins, str(join_processes(device)))
-    with _keep_others_out(recipe) if is_first_process else contextlib.nullcontext():
+    with contextlib.ExitStack() as held:
+        run_on_first(lambda: held.enter_context(_keep_others_out(recipe)))
         source, model = parts.build("source"), parts.build("model")
-        prepare = (
-            parts.modalities(model)
-            if recipe.latents is None
-            else parts.stored_moments(recipe.latents, model)
-        )
-        losses, folder = parts.losses(model), _open_run(recipe, is_first_process)
-        for warning in (
-            [*find_odd_weights(recipe), *_try_samples(recipe, source, prepare, folder)]
-            if is_first_process
-            else []
-        ):
+        prepare = parts.modalities(model) if recipe.latents is None else parts.stored_moments(recipe.latents, model)
+        losses, folder = parts.losses(model), _open_run(recipe)
+        tried = run_on_first(lambda: _try_samples(recipe, source, prepare, folder))
+        for warning in [*remarks, *find_odd_weights(recipe), *tried] if is_first_process else []:
             print(f"warning: {warning}", file=sys.stderr)
         evaluation = (
             parts.evaluation(recipe.evaluate, model, folder, is_first_process)
@@ -87,10 +83,10 @@ def export_checkpoint(
     Raises:
         LatentkitError: there is no such checkpoint, it is damaged, or the output can't be written.
     """
-    from latentkit.checkpoint import read_weights
+    from latentkit.checkpoint import pick_checkpoint, read_weights
     from latentkit.training_result import save_result
 
-    path, chosen, is_average = _pick_checkpoint(run, step, weights)
+    path, chosen, is_average = pick_checkpoint(Path(run), step, weights)
     recipe = load_recipe(Path(run) / RECIPE)
     if not isinstance(recipe, TrainRecipe):
         raise TrainingError(
@@ -118,30 +114,6 @@ def export_checkpoint(
     return f"{told}; its config has the statistics of latents from before training"
 
 
-def _pick_checkpoint(run: str, step: int | None, weights: str | None) -> tuple[Path, int, bool]:
-    """Folder and step of a checkpoint, and whether its averaged weights are meant."""
-    from latentkit.checkpoint import has_average, list_checkpoints, step_of
-
-    paths = {step_of(path): path for path in list_checkpoints(Path(run) / "checkpoints")}
-    if not paths:
-        raise TrainingError(
-            f"{run}: expected the folder of a training run with a checkpoint, found none"
-        )
-    chosen = max(paths) if step is None else step
-    if chosen not in paths:
-        raise TrainingError(
-            f"{run} has no checkpoint of step {chosen}; "
-            f"there are {', '.join(map(str, sorted(paths)))}"
-        )
-    is_average = weights != "raw" and has_average(paths[chosen])
-    if weights == "average" and not is_average:
-        raise TrainingError(
-            f"{paths[chosen]} has no average of the weights, as the recipe has no ema; "
-            "leave out --weights"
-        )
-    return paths[chosen], chosen, is_average
-
-
 def _keep_others_out(recipe: TrainRecipe) -> contextlib.AbstractContextManager[None]:
     """Hold the output folder, unless the run is finished: then nothing is written there.
 
@@ -154,6 +126,27 @@ def _keep_others_out(recipe: TrainRecipe) -> contextlib.AbstractContextManager[N
     folder = _open_output(recipe)
     is_finished = finished_steps(folder.path) >= recipe.steps
     return contextlib.nullcontext() if is_finished else sole_writer(folder, CLAIM)
+
+
+def _follow_launcher(recipe: TrainRecipe) -> tuple[TrainRecipe, list[str]]:
+    """The recipe, in the launcher's precision where it names none, and remarks about what counts.
+
+    Raises:
+        LatentkitError: the launcher asks for a precision that no recipe has.
+    """
+    from latentkit.runtime.launcher import ignored_accumulation, launched_precision
+
+    asked, passes, remarks = launched_precision(), ignored_accumulation(), []
+    if asked and "precision" not in recipe.model_fields_set:
+        recipe = recipe.model_copy(update={"precision": asked})
+        remarks.append(f"the recipe names no precision, so it is the launcher's: {asked}")
+    elif asked and asked != recipe.precision:
+        own = f"the recipe for {recipe.precision}, which is what counts"
+        remarks.append(f"the launcher asks for mixed precision {asked}, {own}")
+    if passes not in (1, recipe.accumulate):
+        own = f"the recipe for {recipe.accumulate}, which is what counts"
+        remarks.append(f"the launcher asks for {passes} passes per step, {own}")
+    return recipe, remarks
 
 
 def _try_samples(recipe: TrainRecipe, source: Any, prepare: Any, folder: Path) -> list[str]:
@@ -340,17 +333,18 @@ def _named_losses(recipe: TrainRecipe) -> Sequence[tuple[str, Any]]:
     ]
 
 
-def _open_run(recipe: TrainRecipe, is_first_process: bool) -> Path:
-    """The run's folder, with its recipe.yaml.
+def _open_run(recipe: TrainRecipe) -> Path:
+    """The run's folder, with its recipe.yaml; that of the first process alone counts.
 
     Raises:
         RecipeError: its path is a URL.
         StoreError: the folder can't be written, or holds something else.
         TrainingError: it holds another run; names the values that differ.
     """
+    from latentkit.runtime.processes import run_on_first
+
     folder = _open_output(recipe)
-    if is_first_process:  # the others would see it being written
-        _claim(folder, recipe)
+    run_on_first(lambda: _claim(folder, recipe))
     return folder.path
 
 

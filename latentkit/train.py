@@ -30,14 +30,16 @@ from accelerate.utils import broadcast
 from latentkit.checkpoint import Checkpoint, list_checkpoints, read_newest, step_of
 from latentkit.contracts import Modality, Source, Trainable
 from latentkit.errors import TrainingError
+from latentkit.numerics import many_graphs
 from latentkit.runtime.device import forked_random, is_out_of_memory
+from latentkit.runtime.processes import run_on_first
 from latentkit.training_batches import BadSamples, Batch, FreshViews, Order, Prepare, read_batches
 from latentkit.training_log import TrainingLog
 from latentkit.training_result import finish, finished_steps
 from latentkit.training_run import Run, Saver
 from latentkit.training_settings import OptimizerSettings, TrainEvaluation, TrainSettings, WeightedLoss, WeightSchedule
 from latentkit.training_start import check, open_accelerator, rehearse, start
-from latentkit.training_state import Best, TrainState, batches_of, remember, restore
+from latentkit.training_state import Best, TrainState, batches_of, read_together, remember, restore
 from latentkit.training_step import copy_buffers, put_back, take_step
 
 __all__ = ["OptimizerSettings", "TrainEvaluation", "TrainResult", "TrainSettings", "WeightSchedule", "WeightedLoss", "train"]
@@ -92,15 +94,16 @@ def train(
     check(source, losses, settings, evaluate)
     accelerator, settings = open_accelerator(settings, folder, device)
     log = TrainingLog(folder / "log.jsonl", settings.steps, accelerator, losses)
-    newest = _find_newest(folder, log)
-    if newest is not None and newest.step >= settings.steps and finished_steps(folder) == newest.step:
+    newest = read_together(lambda: _find_newest(folder, log))
+    finished = run_on_first(lambda: finished_steps(folder))
+    if newest is not None and newest.step >= settings.steps and finished == newest.step:
         return _finished(newest, folder / "model")
     views = _views(prepare, settings.seed)
     bad, shares = BadSamples(), batches_of(settings, accelerator)
     order = Order(len(source), shares)  # too few samples are refused before the model is touched
     run = start(model, losses, settings, accelerator, log)
     saver = _begin(run, newest, folder / "checkpoints", len(source), evaluate)
-    with contextlib.closing(log), run.stop.watching(), _explain_memory(run.state):
+    with contextlib.closing(log), run.stop.watching(), _explain_memory(run.state), many_graphs(settings.compile):
         with contextlib.closing(read_batches(source, views, shares, run.state.position, bad)) as batches:
             _train_steps(run, rehearse(run, batches), saver, order, evaluate)
         left_out = {source[index].key: reason for index, reason in sorted(bad.reasons.items())}

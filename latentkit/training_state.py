@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
@@ -16,6 +16,7 @@ from latentkit.checkpoint import Checkpoint, pack_optimizer, unpack_optimizer
 from latentkit.ema import WeightAverage
 from latentkit.errors import TrainingError
 from latentkit.runtime.device import kind_of, random_state, set_random_state
+from latentkit.runtime.processes import run_on_first, share
 from latentkit.training_batches import BatchSettings, Order, Position
 from latentkit.training_settings import OptimizerSettings, TrainSettings
 
@@ -125,6 +126,41 @@ def pack(state: TrainState, settings: TrainSettings, num_samples: int, accelerat
 def pack_evaluation(state: TrainState) -> dict[str, Any]:
     """What an evaluation changes in a checkpoint."""
     return {"best": asdict(state.best) if state.best else None, "evaluated": state.evaluated}
+
+
+def read_together(read: Callable[[], Checkpoint | None]) -> Checkpoint | None:
+    """Return, in every process, the checkpoint that `read` gives in the first one.
+
+    No other process looks at its disk. Tensors are sent one by one, never pickled.
+
+    Raises:
+        TrainingError: of `read`.
+    """
+    own: list[Checkpoint] = []
+
+    def outline() -> tuple[int, dict[str, Any], Mapping[str, Any]] | None:
+        found = read()
+        if found is None:
+            return None
+        own.append(found)
+        forms = {
+            stem: {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+            for stem, tensors in found.tensors.items()
+        }
+        return found.step, forms, found.state
+
+    sent = run_on_first(outline)
+    if sent is None or PartialState().num_processes == 1:
+        return own[0] if own else None
+    step, forms, values = sent
+    tensors = {
+        stem: {
+            name: share(own[0].tensors[stem][name] if own else None, shape, dtype)
+            for name, (shape, dtype) in parts.items()
+        }
+        for stem, parts in forms.items()
+    }
+    return Checkpoint(step, tensors, values)
 
 
 def restore(state: TrainState, checkpoint: Checkpoint, settings: TrainSettings, num_samples: int, accelerator: Accelerator) -> list[str]:
