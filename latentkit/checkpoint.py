@@ -8,8 +8,9 @@
       loss.NAME..., discriminator.NAME..., discriminator-optimizer.NAME...    of losses with weights of their own
       state.json              steps done, position in the data, settings, sha256 of every file and of itself
 
-A checkpoint is written aside, flushed to disk and renamed, so a killed process leaves none that is half written. It is written before the
-model is evaluated; what the evaluation found is then put into state.json, which is replaced in one step.
+A checkpoint is written aside, flushed to disk and renamed, so a killed process leaves none that is half written.
+It is written before the model is evaluated; what the evaluation found is then put into state.json,
+which is replaced in one step.
 """
 
 from __future__ import annotations
@@ -76,11 +77,13 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2, best: 
     return target
 
 
-def amend_checkpoint(folder: Path, step: int, changes: Mapping[str, Any], keep: int = 2, best: int | None = None) -> None:
-    """Replace JSON values of the checkpoint of `step`, in one step; then remove others as `write_checkpoint` does.
+def amend_checkpoint(
+    folder: Path, step: int, changes: Mapping[str, Any], keep: int = 2, best: int | None = None
+) -> None:
+    """Replace JSON values of a checkpoint, all at once; then remove others as when writing.
 
     Raises:
-        TrainingError: the disk is full, or the folder can't be written; the checkpoint is then as it was.
+        TrainingError: the folder can't be written, or is full; the checkpoint is then as it was.
     """
     path = folder / f"step-{step:07d}"
     aside = folder / f".{path.name}.{STATE}.part"
@@ -92,7 +95,9 @@ def amend_checkpoint(folder: Path, step: int, changes: Mapping[str, Any], keep: 
         os.replace(aside, path / STATE)
         sync(path)
     except OSError as error:
-        raise TrainingError(f"{path / STATE} can't be written: {error}; the checkpoint is as it was") from error
+        raise TrainingError(
+            f"{path / STATE} can't be written: {error}; the checkpoint is as it was"
+        ) from error
     _remove_old(folder, step, keep, best)
 
 
@@ -131,7 +136,7 @@ def read_checkpoint(path: Path, only: str | None = None) -> Checkpoint:
 
 
 def read_weights(path: Path, raw: bool = False) -> dict[str, Tensor]:
-    """The model's tensors in a checkpoint, on the CPU: the moving average where there is one, unless `raw`.
+    """Return the model's tensors in a checkpoint, on the CPU: their average if any, unless `raw`.
 
     Raises:
         TrainingError: it is damaged.
@@ -150,6 +155,37 @@ def has_average(path: Path) -> bool:
         TrainingError: it is damaged.
     """
     return "num_average_updates" in read_checkpoint(path, "").state
+
+
+def pick_checkpoint(run: Path, step: int | None, weights: str | None) -> tuple[Path, int, bool]:
+    """Return folder and step of a run's checkpoint, and whether its averaged weights are meant.
+
+    Args:
+        run: folder of the run.
+        step: None for the newest.
+        weights: "average", "raw", or None for the average where there is one.
+
+    Raises:
+        TrainingError: there is no such checkpoint, it has no average, or it is damaged.
+    """
+    paths = {step_of(path): path for path in list_checkpoints(run / "checkpoints")}
+    if not paths:
+        raise TrainingError(
+            f"{run}: expected the folder of a training run with a checkpoint, found none"
+        )
+    chosen = max(paths) if step is None else step
+    if chosen not in paths:
+        raise TrainingError(
+            f"{run} has no checkpoint of step {chosen}; "
+            f"there are {', '.join(map(str, sorted(paths)))}"
+        )
+    is_average = weights != "raw" and has_average(paths[chosen])
+    if weights == "average" and not is_average:
+        raise TrainingError(
+            f"{paths[chosen]} has no average of the weights, as the recipe has no ema; "
+            "leave out --weights"
+        )
+    return paths[chosen], chosen, is_average
 
 
 def read_newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:

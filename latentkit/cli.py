@@ -80,17 +80,29 @@ def parser() -> argparse.ArgumentParser:
 
     _add_dataset_commands(commands)
 
-    checkpoint = _command(commands, "checkpoint", _checkpoint, "write the model of a training run's checkpoint as a folder to load")
-    checkpoint.add_argument("run", metavar="RUN", help="folder of the training run")
-    checkpoint.add_argument("output", metavar="OUT", help="folder to write, missing or empty")
-    checkpoint.add_argument("--step", type=int, metavar="N", help="steps done (default: the newest checkpoint)")
-    weights = "averaged or raw weights (default: averaged, where the recipe has ema)"
-    checkpoint.add_argument("--weights", choices=("average", "raw"), help=weights)
+    _add_checkpoint_command(commands)
 
     _add_plugin_commands(commands)
 
     _command(commands, "recipes", _recipes, "list the recipes beside the package")
     return top
+
+
+def _add_checkpoint_command(commands: Any) -> None:
+    """What is done with a training run that is there."""
+    checkpoint = _command(
+        commands,
+        "checkpoint",
+        _checkpoint,
+        "write the model of a training run's checkpoint as a folder to load",
+    )
+    checkpoint.add_argument("run", metavar="RUN", help="folder of the training run")
+    checkpoint.add_argument("output", metavar="OUT", help="folder to write, missing or empty")
+    checkpoint.add_argument(
+        "--step", type=int, metavar="N", help="steps done (default: the newest checkpoint)"
+    )
+    weights = "averaged or raw weights (default: averaged, where the recipe has ema)"
+    checkpoint.add_argument("--weights", choices=("average", "raw"), help=weights)
 
 
 def _add_dataset_commands(commands: Any) -> None:

@@ -49,7 +49,13 @@ class Gallery:
         keep_tensors: whether `pairs` is wanted.
     """
 
-    def __init__(self, count: int, limits: tuple[float, float], num_samples: int | None = None, keep_tensors: bool = False) -> None:
+    def __init__(
+        self,
+        count: int,
+        limits: tuple[float, float],
+        num_samples: int | None = None,
+        keep_tensors: bool = False,
+    ) -> None:
         self._count, self._limits, self._keep_tensors = count, limits, keep_tensors
         last = max((num_samples or count) - 1, 0)
         self._wanted = {round(last * number / max(count - 1, 1)) for number in range(count)}
@@ -64,8 +70,15 @@ class Gallery:
     def add(self, rows: Sequence[Row], inputs: Tensor, output: Tensor) -> None:
         """Look at a batch, (N, C, H, W) each, or (N, C, T, H, W), whose middle frame or slice is kept; anything else is passed over."""
         if self._keep_tensors:
-            kept = [(number, row.position) for number, row in enumerate(rows) if row.position in self._wanted]
-            self._tensors |= {position: [values[number].half().cpu() for values in (inputs, output)] for number, position in kept}
+            kept = [
+                (number, row.position)
+                for number, row in enumerate(rows)
+                if row.position in self._wanted
+            ]
+            self._tensors |= {
+                position: [values[number].half().cpu() for values in (inputs, output)]
+                for number, position in kept
+            }
         if inputs.ndim == 5:
             inputs, output = (values[:, :, values.shape[2] // 2] for values in (inputs, output))
         if not self._count or inputs.ndim != 4 or inputs.shape[1] not in CHANNELS:
@@ -92,7 +105,7 @@ class Gallery:
 
     @property
     def pairs(self) -> list[list[Tensor]]:
-        """Samples spread over the source, in its order, each with its reconstruction: (C, ...) float16 on the CPU."""
+        """Samples spread over the source, with their reconstructions: (C, ...) float16, CPU."""
         return [self._tensors[position] for position in sorted(self._tensors)]
 
     @property

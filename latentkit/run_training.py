@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from latentkit.contracts import Modality
+    from latentkit.evaluation_pictures import Gallery
     from latentkit.store.folder import LocalFolder
     from latentkit.train import OptimizerSettings, TrainResult, TrainSettings, WeightedLoss
     from latentkit.training_latents import StoredMoments
@@ -53,19 +54,25 @@ def run_training(recipe: TrainRecipe, is_first_process: bool, device: str = "aut
     plugins = {plugin.where: plugin for plugin in check_recipe(recipe, registry)}
     parts = _Parts(recipe, registry, plugins, str(join_processes(device)))
     with contextlib.ExitStack() as held:
-        run_on_first(lambda: held.enter_context(_sole_writer(recipe)))
+        run_on_first(lambda: held.enter_context(_keep_others_out(recipe)))
         source, model = parts.build("source"), parts.build("model")
         prepare = parts.modalities(model) if recipe.latents is None else parts.stored_moments(recipe.latents, model)
         losses, folder = parts.losses(model), _open_run(recipe)
         tried = run_on_first(lambda: _try_samples(recipe, source, prepare, folder))
         for warning in [*remarks, *find_odd_weights(recipe), *tried] if is_first_process else []:
             print(f"warning: {warning}", file=sys.stderr)
-        evaluation = parts.evaluation(recipe.evaluate, model, folder, is_first_process) if recipe.evaluate else None
+        evaluation = (
+            parts.evaluation(recipe.evaluate, model, folder, is_first_process)
+            if recipe.evaluate
+            else None
+        )
         return train(model, source, prepare, losses, _settings(recipe), folder, evaluation, device)
 
 
-def export_checkpoint(run: str, output: str, step: int | None = None, weights: str | None = None) -> str:
-    """Write the model of one checkpoint of a run as a folder of its own; return a line that says which it is.
+def export_checkpoint(
+    run: str, output: str, step: int | None = None, weights: str | None = None
+) -> str:
+    """Write the model of a run's checkpoint as a folder of its own; return a line about it.
 
     Args:
         run: folder of the run.
@@ -74,18 +81,22 @@ def export_checkpoint(run: str, output: str, step: int | None = None, weights: s
         weights: "average" or "raw"; None: the average where there is one.
 
     Raises:
-        LatentkitError: there is no such checkpoint, it is damaged, or the output is taken or can't be written.
+        LatentkitError: there is no such checkpoint, it is damaged, or the output can't be written.
     """
-    from latentkit.checkpoint import read_weights
+    from latentkit.checkpoint import pick_checkpoint, read_weights
     from latentkit.training_result import save_result
 
-    path, chosen, is_average = _pick_checkpoint(run, step, weights)
+    path, chosen, is_average = pick_checkpoint(Path(run), step, weights)
     recipe = load_recipe(Path(run) / RECIPE)
     if not isinstance(recipe, TrainRecipe):
-        raise TrainingError(f"{run}: expected the folder of a training run, its {RECIPE} has the task {recipe.task}")
+        raise TrainingError(
+            f"{run}: expected the folder of a training run, its {RECIPE} has the task {recipe.task}"
+        )
     target = Path(os.path.abspath(os.path.expanduser(output)))
     if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
-        raise TrainingError(f"{output} is there already; expected a folder that is missing or empty")
+        raise TrainingError(
+            f"{output} is there already; expected a folder that is missing or empty"
+        )
     registry, use = discover(), recipe.model
     config = registry.configure("encoder", use.use, use.with_, "model", recipe.origin)
     plugin = ConfiguredPlugin("model", "encoder", registry.find("encoder", use.use), config)
@@ -93,54 +104,28 @@ def export_checkpoint(run: str, output: str, step: int | None = None, weights: s
     try:
         model.module.load_state_dict(read_weights(path, raw=not is_average))
     except RuntimeError as error:
-        raise TrainingError(f"{path} is not of the model that {recipe.origin} names; restore that model. {error}") from error
+        raise TrainingError(
+            f"{path} is not of the model that {recipe.origin} names; restore that model. {error}"
+        ) from error
     save_result(model, None, target)
     told = f"{output}: step {chosen} with {'averaged' if is_average else 'raw'} weights"
     if recipe.model.train == "decoder" or chosen == 0:  # then the encoder is as it was
         return told
-    return f"{told}; statistics of its latents weren't measured, its config has those from before training"
+    return f"{told}; its config has the statistics of latents from before training"
 
 
-def _pick_checkpoint(run: str, step: int | None, weights: str | None) -> tuple[Path, int, bool]:
-    """Folder and step of a checkpoint, and whether its averaged weights are meant."""
-    from latentkit.checkpoint import has_average, list_checkpoints, step_of
-
-    paths = {step_of(path): path for path in list_checkpoints(Path(run) / "checkpoints")}
-    if not paths:
-        raise TrainingError(f"{run}: expected the folder of a training run with a checkpoint, found none")
-    chosen = max(paths) if step is None else step
-    if chosen not in paths:
-        raise TrainingError(f"{run} has no checkpoint of step {chosen}; there are {', '.join(map(str, sorted(paths)))}")
-    is_average = weights != "raw" and has_average(paths[chosen])
-    if weights == "average" and not is_average:
-        raise TrainingError(f"{paths[chosen]} has no average of the weights, as the recipe has no ema; leave out --weights")
-    return paths[chosen], chosen, is_average
-
-
-@contextlib.contextmanager
-def _sole_writer(recipe: TrainRecipe) -> Iterator[None]:
-    """Keep other runs out of the output folder; a dead process's claim on it is taken over.
+def _keep_others_out(recipe: TrainRecipe) -> contextlib.AbstractContextManager[None]:
+    """Hold the output folder, unless the run is finished: then nothing is written there.
 
     Raises:
-        TrainingError: another process trains there; says which.
-        StoreError: the folder can't be written.
+        StoreError: another run writes there, says which; or the folder can't be written.
     """
-    from latentkit.store.claims import Claims
+    from latentkit.store.claims import sole_writer
     from latentkit.training_result import finished_steps
 
     folder = _open_output(recipe)
-    if finished_steps(folder.path) >= recipe.steps:  # nothing will be written, perhaps nothing can be
-        yield
-        return
-    claims = Claims(folder)
-    if not claims.take(CLAIM):
-        owner = claims.owner(CLAIM)
-        raise TrainingError(f"{folder}: another run writes here ({owner}); wait for it, stop it, or give another output.path")
-    try:
-        with claims.beating():
-            yield
-    finally:
-        folder.discard_if_empty()
+    is_finished = finished_steps(folder.path) >= recipe.steps
+    return contextlib.nullcontext() if is_finished else sole_writer(folder, CLAIM)
 
 
 def _follow_launcher(recipe: TrainRecipe) -> tuple[TrainRecipe, list[str]]:
@@ -261,14 +246,14 @@ class _Parts:
         return losses
 
     def evaluation(self, wanted: Evaluate, model: Any, folder: Path, is_first_process: bool) -> TrainEvaluation:
-        """What measures the model while it trains, in the first process; reconstructions to look at or hear go to evaluations/.
+        """Return what measures the model while it trains, in the first process.
+
+        Reconstructions to look at or hear go to evaluations/.
 
         Raises:
             RecipeError: a metric that the model or the modality can't have, or that no checkpoint can be the best by.
         """
         from latentkit.evaluate import EvaluateSettings, ModuleCodec, check_metrics, evaluate_model
-        from latentkit.evaluation_pictures import save_grid
-        from latentkit.preview import preview_suffix
         from latentkit.run_evaluating import open_metrics
         from latentkit.training_settings import TrainEvaluation
 
@@ -283,21 +268,19 @@ class _Parts:
             expected = f"expected a metric with a better side, here {known}; got {wanted.best!r}"
             raise RecipeError(f"{self.recipe.origin}: evaluate.best: {expected}")
         batch_size = wanted.batch_size or self.recipe.batch_size
-        are_pictures = model.input.axes == "CHW"
         settings = EvaluateSettings(
-            "mean", batch_size, self.recipe.seed, self.device, num_pictures=NUM_PICTURES, keep_tensors=not are_pictures
+            "mean", batch_size, self.recipe.seed, self.device, num_pictures=NUM_PICTURES
         )
+        settings = replace(settings, keep_tensors=model.input.axes != "CHW")  # no pictures
 
         def measure(module: nn.Module, step: int) -> Mapping[str, float]:
             if not is_first_process:
                 return {}
             shown = replace(settings, show_always=hasattr(module, "decode"))
-            found = evaluate_model(ModuleCodec(module, model.input, model.layout), source, modality, metrics, shown)
-            path = folder / "evaluations" / f"{step:08d}"
-            if are_pictures:
-                save_grid(found.gallery, path.with_suffix(".png"))
-            elif found.gallery.pairs:
-                modality.render(found.gallery.pairs, path.with_suffix(preview_suffix(modality)))
+            found = evaluate_model(
+                ModuleCodec(module, model.input, model.layout), source, modality, metrics, shown
+            )
+            _show(found.gallery, modality, folder / "evaluations" / f"{step:08d}")
             return found.values()
 
         return TrainEvaluation(wanted.every, measure, wanted.best, better.get(wanted.best or "") != "lower")
@@ -306,6 +289,17 @@ class _Parts:
         modality = "" if self.recipe.latents is not None else self.recipe.modality.use
         taken = None if model is None else model.input
         return BuildContext(self.device, self.recipe.seed, self.recipe.base_dir, taken, modality)
+
+
+def _show(gallery: Gallery, modality: Modality, path: Path) -> None:
+    """Write a file to look at or hear: a grid of pictures, or what the modality renders."""
+    from latentkit.evaluation_pictures import save_grid
+    from latentkit.preview import preview_suffix
+
+    if gallery.pairs:
+        modality.render(gallery.pairs, path.with_suffix(preview_suffix(modality)))
+    else:
+        save_grid(gallery, path.with_suffix(".png"))
 
 
 def _settings(recipe: TrainRecipe) -> TrainSettings:

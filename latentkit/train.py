@@ -3,28 +3,31 @@
 Read `train` first, then `training_step.take_step`. Weights stay float32; the forward pass runs under autocast, losses outside it in
 float32. A run that was killed goes on from its newest checkpoint and ends, on a CPU, with the same weights bit for bit.
 
-    model/, model-last/   the best step's weights where evaluations say which is the best, and beside it the last step's; else
-                          model/ alone, of the last step; averaged weights where there are any, with measured statistics
+    model/, model-last/   the best step's weights where evaluations say which is the best, and the
+                          last step's; else model/ alone, of the last step; averaged weights where
+                          there are any, with measured statistics
     checkpoints/          see `checkpoint`
     log.jsonl             averages of steps, and metrics, of which step 0 has those before training
-    result.json           steps, metrics and files of each model; samples that the first process left out since it last began, and why
+    result.json           steps, metrics and files of each model; samples that the first process left
+                          out since it last began, and why
 
-An error and a signal (SIGTERM, Ctrl-C) end a run with a checkpoint of its newest whole step. Of several processes, an error in one of
-them loses the steps since the newest checkpoint: their random numbers and places in the data are their own.
+An error and a signal (SIGTERM, Ctrl-C) end a run with a checkpoint of its newest whole step. An
+error in one of several processes loses the steps since the newest checkpoint: each has random numbers
+and a place in the data of its own.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate.utils import broadcast
 
-from latentkit.checkpoint import Checkpoint, amend_checkpoint, list_checkpoints, read_newest, step_of, write_checkpoint
+from latentkit.checkpoint import Checkpoint, list_checkpoints, read_newest, step_of
 from latentkit.contracts import Modality, Source, Trainable
 from latentkit.errors import TrainingError
 from latentkit.numerics import many_graphs
@@ -33,10 +36,10 @@ from latentkit.runtime.processes import run_on_first
 from latentkit.training_batches import BadSamples, Batch, FreshViews, Order, Prepare, read_batches
 from latentkit.training_log import TrainingLog
 from latentkit.training_result import finish, finished_steps
-from latentkit.training_run import Run
+from latentkit.training_run import Run, Saver
 from latentkit.training_settings import OptimizerSettings, TrainEvaluation, TrainSettings, WeightedLoss, WeightSchedule
 from latentkit.training_start import check, open_accelerator, rehearse, start
-from latentkit.training_state import Best, TrainState, batches_of, pack, pack_evaluation, read_together, remember, restore
+from latentkit.training_state import Best, TrainState, batches_of, read_together, remember, restore
 from latentkit.training_step import copy_buffers, put_back, take_step
 
 __all__ = ["OptimizerSettings", "TrainEvaluation", "TrainResult", "TrainSettings", "WeightSchedule", "WeightedLoss", "train"]
@@ -94,7 +97,7 @@ def train(
     newest = read_together(lambda: _find_newest(folder, log))
     finished = run_on_first(lambda: finished_steps(folder))
     if newest is not None and newest.step >= settings.steps and finished == newest.step:
-        return TrainResult(folder / "model", newest.step, finished_before=True, best=_best_of(newest))
+        return _finished(newest, folder / "model")
     views = _views(prepare, settings.seed)
     bad, shares = BadSamples(), batches_of(settings, accelerator)
     order = Order(len(source), shares)  # too few samples are refused before the model is touched
@@ -105,7 +108,8 @@ def train(
             _train_steps(run, rehearse(run, batches), saver, order, evaluate)
         left_out = {source[index].key: reason for index, reason in sorted(bad.reasons.items())}
         finish(run, model, source, views, folder, left_out)
-    return TrainResult(folder / "model", run.state.step, len(bad.reasons), run.state.num_skipped_steps, best=run.state.best)
+    path, state = folder / "model", run.state
+    return TrainResult(path, state.step, len(bad.reasons), state.num_skipped_steps, best=state.best)
 
 
 def _find_newest(folder: Path, log: TrainingLog) -> Checkpoint | None:
@@ -120,21 +124,38 @@ def _find_newest(folder: Path, log: TrainingLog) -> Checkpoint | None:
     return newest
 
 
-def _best_of(checkpoint: Checkpoint) -> Best | None:
-    best = checkpoint.state["best"]
-    return Best(**best) if best else None
+def _finished(last: Checkpoint, model: Path) -> TrainResult:
+    best = last.state["best"]
+    found = Best(**best) if best else None
+    return TrainResult(model, last.step, finished_before=True, best=found)
 
 
-def _begin(run: Run, newest: Checkpoint | None, folder: Path, num_samples: int, evaluate: TrainEvaluation | None) -> Saver:
-    """Take up the state of the newest checkpoint, if there is one, and begin the log where that ends."""
+def _begin(
+    run: Run,
+    newest: Checkpoint | None,
+    folder: Path,
+    num_samples: int,
+    evaluate: TrainEvaluation | None,
+) -> Saver:
+    """Take up the newest checkpoint's state, if there is one, and begin the log where that ends."""
     state, log = run.state, run.log
-    for text in restore(state, newest, run.settings, num_samples, run.accelerator) if newest else []:
+    for text in (
+        restore(state, newest, run.settings, num_samples, run.accelerator) if newest else []
+    ):
         log.note(text)
     wanted = evaluate.best if evaluate else None
     if state.best is not None and wanted is not None and state.best.metric not in ("", wanted):
-        log.note(f"evaluate.best was {state.best.metric!r} and is {wanted!r}: the best is looked for from here on")
+        log.note(
+            f"evaluate.best was {state.best.metric!r} and is {wanted!r}: "
+            "the best is looked for from here on"
+        )
         state.best = None
-    log.begin(state.step, vars(run.settings), state.evaluated, newest.state.get("unlogged") if newest else None)
+    log.begin(
+        state.step,
+        vars(run.settings),
+        state.evaluated,
+        newest.state.get("unlogged") if newest else None,
+    )
     return Saver(run, folder, num_samples, newest.step if newest else None)
 
 
@@ -143,94 +164,13 @@ def _views(prepare: Modality | Sequence[Modality] | Prepare, seed: int) -> Prepa
     return FreshViews(modalities, seed) if isinstance(modalities, Sequence) else modalities
 
 
-# ---------------------------------------------------------------- checkpoints
-
-
-@dataclass
-class Saver:
-    """Writes the checkpoints of a run. Every process must call it, at the same steps.
-
-    Args:
-        folder: of all checkpoints.
-        num_samples: of the source.
-        saved: step of the newest checkpoint; None where there is none yet.
-    """
-
-    run: Run
-    folder: Path
-    num_samples: int
-    saved: int | None
-
-    def save(self) -> None:
-        """Write a checkpoint.
-
-        Raises:
-            TrainingError: the disk is full, or the folder can't be written.
-        """
-        run, state = self.run, self.run.state
-        packed = pack(state, run.settings, self.num_samples, run.accelerator)
-        packed = replace(packed, state={**packed.state, "unlogged": run.log.sums})
-        best = state.best.step if state.best else None
-        self._write(lambda: write_checkpoint(self.folder, packed, run.settings.keep, best))
-        self.saved = state.step
-
-    def save_evaluation(self) -> None:
-        """Put what an evaluation found into the checkpoint of its step.
-
-        Raises:
-            TrainingError: the disk is full, or the folder can't be written.
-        """
-        state = self.run.state
-        best = state.best.step if state.best else None
-        changes = pack_evaluation(state)
-        if self.saved == state.step:
-            self._write(lambda: amend_checkpoint(self.folder, state.step, changes, self.run.settings.keep, best))
-        elif best is not None:  # before the first step: it may stay the best
-            self.save()
-
-    def _write(self, write: Callable[[], object]) -> None:
-        """Have the first process write; then all know whether it could, and whether any of them is to stop."""
-        run, failure = self.run, None
-        if run.accelerator.is_main_process:
-            try:
-                write()
-            except TrainingError as error:
-                failure = error
-        flags = torch.tensor([float(failure is not None), float(run.stop.number)], device=run.accelerator.device)
-        failed, stopped = run.accelerator.reduce(flags, "sum").tolist()
-        run.stop.is_agreed = stopped > 0
-        if failed:
-            raise failure or TrainingError("the first process could not write a checkpoint; it says why")
-
-    @contextlib.contextmanager
-    def saving_on_failure(self) -> Iterator[None]:
-        """Save the newest whole step when an error ends the run, and let the error go on."""
-        try:
-            yield
-        except BaseException:
-            if not self.run.stop.is_urgent and self.run.state.step > (self.saved or 0):
-                self._try_to_save()
-            raise
-
-    def _try_to_save(self) -> None:
-        last = f"step {self.saved}" if self.saved else "the start"
-        if self.run.accelerator.num_processes > 1 or not self.run.state.is_whole:
-            why = "some weights are of the next step" if not self.run.state.is_whole else "a checkpoint needs all processes"
-            self.run.log.note(f"the steps since {last} are lost: {why}")
-            return
-        try:
-            self.save()
-        except Exception as error:  # noqa: BLE001  the first error is the one to tell of
-            self.run.log.note(f"the steps since {last} are lost: {error}")
-        else:
-            self.run.log.note(f"step {self.run.state.step} is saved; the run can go on from there")
-
-
 # ---------------------------------------------------------------- steps
 
 
-def _train_steps(run: Run, batches: Iterator[Batch], saver: Saver, order: Order, evaluate: TrainEvaluation | None) -> None:
-    """All steps that are left, with evaluations and checkpoints; a step's checkpoint comes before its evaluation."""
+def _train_steps(
+    run: Run, batches: Iterator[Batch], saver: Saver, order: Order, evaluate: TrainEvaluation | None
+) -> None:
+    """Take all steps that are left; a step's checkpoint comes before its evaluation."""
     state, settings = run.state, run.settings
     if evaluate is not None and (state.evaluated is None or _is_due(run, evaluate)):
         _evaluate(run, evaluate, saver)
@@ -240,7 +180,9 @@ def _train_steps(run: Run, batches: Iterator[Batch], saver: Saver, order: Order,
             skipped = _advance(run, batches, saver, order)
             skipped_in_row = skipped_in_row + 1 if skipped else 0
             if skipped_in_row == settings.max_bad_steps:
-                raise TrainingError(_diverged(state.step, skipped, settings.max_bad_steps, saver.folder))
+                raise TrainingError(
+                    _diverged(state.step, skipped, settings.max_bad_steps, saver.folder)
+                )
             is_due = evaluate is not None and "the model" not in skipped and _is_due(run, evaluate)
             is_saved = state.step == settings.steps or state.step % settings.checkpoint_every == 0
             if run.stop.is_agreed or is_due or (is_saved and "the model" not in skipped):
@@ -259,15 +201,27 @@ def _advance(run: Run, batches: Iterator[Batch], saver: Saver, order: Order) -> 
         if values is not None:
             run.log.add(values)
             if state.step == settings.steps or state.step % settings.log_every == 0:
-                run.log.write(state.step, order.place(max(state.position.number - 1, 0)).epoch, state.num_skipped_steps)
+                run.log.write(
+                    state.step,
+                    order.place(max(state.position.number - 1, 0)).epoch,
+                    state.num_skipped_steps,
+                )
     return skipped
 
 
-def _take_whole_step(run: Run, batches: Iterator[Batch]) -> tuple[dict[str, float] | None, list[str]]:
-    """`take_step`, without a trace where it fails before any weight has changed, as a checkpoint must have no half of a step."""
+def _take_whole_step(
+    run: Run, batches: Iterator[Batch]
+) -> tuple[dict[str, float] | None, list[str]]:
+    """Take a step; one that fails before any weight has changed leaves no trace, to be saved."""
     state = run.state
     go_back = remember(state, run.accelerator)
-    buffers = copy_buffers([state.module, *state.loss_modules.values(), *(found.module for found in state.discriminators.values())])
+    buffers = copy_buffers(
+        [
+            state.module,
+            *state.loss_modules.values(),
+            *(found.module for found in state.discriminators.values()),
+        ]
+    )
     try:
         return take_step(run, batches)
     except BaseException:
@@ -282,11 +236,13 @@ def _take_whole_step(run: Run, batches: Iterator[Batch]) -> tuple[dict[str, floa
 
 def _is_due(run: Run, evaluate: TrainEvaluation) -> bool:
     step = run.state.step
-    return step != run.state.evaluated and (step == run.settings.steps or step % evaluate.every == 0)
+    return step != run.state.evaluated and (
+        step == run.settings.steps or step % evaluate.every == 0
+    )
 
 
 def _evaluate(run: Run, evaluate: TrainEvaluation, saver: Saver) -> None:
-    """Measure the model, with its averaged weights where there are any, and remember it if it is the best by the metric that counts.
+    """Measure the model, with averaged weights where there are any; remember the best.
 
     Raises:
         Exception: it can't be measured, in any process; or that metric isn't among those measured.
@@ -327,7 +283,9 @@ def _agree(run: Run, best: str, metrics: Mapping[str, float]) -> float:
     device = run.accelerator.device
     failure = None
     if best not in metrics and run.accelerator.is_main_process:
-        failure = TrainingError(f"evaluate.best: {best!r} isn't measured, which are {', '.join(metrics) or 'none'}")
+        failure = TrainingError(
+            f"evaluate.best: {best!r} isn't measured, which are {', '.join(metrics) or 'none'}"
+        )
     _raise_together(failure, device)
     # As the bits of a float64, which not every device has.
     value = torch.tensor(metrics.get(best, math.nan), dtype=torch.float64).view(torch.int64)

@@ -36,9 +36,13 @@ class TrainingLog:
         self._clear()
 
     def begin(
-        self, step: int, settings: Mapping[str, Any], evaluated: int | None = None, sums: Mapping[str, tuple[float, int]] | None = None
+        self,
+        step: int,
+        settings: Mapping[str, Any],
+        evaluated: int | None = None,
+        sums: Mapping[str, tuple[float, int]] | None = None,
     ) -> None:
-        """Start trackers and clock after `step` done steps; lines of later ones, which will be done again, are dropped.
+        """Start trackers and clock after `step` done steps; drop lines of later ones.
 
         Args:
             settings: for trackers.
@@ -179,7 +183,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, fl
 
 
 def _drop_later(path: Path, step: int, evaluated: int) -> None:
-    """Keep the lines of steps up to `step`, of evaluations up to `evaluated`; a last line cut off by a kill goes too."""
+    """Keep lines of steps up to `step`, of evaluations up to `evaluated`; none cut off by a kill."""
     if not path.exists():
         return
     kept = []

@@ -1,4 +1,4 @@
-"""The result of a training run: its models' folders, with statistics of their latents measured, and result.json.
+"""The result of a training run: its models, with statistics of their latents, and result.json.
 
 What a model's own config has room for is put there (`TakesStatistics`); all that was measured is in `latent_statistics.json` beside it,
 whatever the model. Nothing reads that file back, and no fingerprint depends on it.
@@ -37,7 +37,7 @@ RESULT = "result.json"
 """Says which step's weights are in each model's folder, and which files; written after them."""
 
 MODEL, LAST = "model", "model-last"
-"""Folders: of the best step, and of the last one beside it; of the last one alone where nothing says which is the best."""
+"""Folders: of the best step, and beside it of the last; of the last alone without a best."""
 
 MAX_MEASURED_SAMPLES = 10_000
 """Of the training data, that the statistics of latents come from."""
@@ -115,7 +115,9 @@ def _measure(latents: Tensor) -> ChannelStatistics:
 
 
 def save_result(model: Trainable, statistics: LatentStatistics | None, target: Path) -> None:
-    """Write the folder `target`, by the model's own `save`, whole or absent; without statistics, the model keeps those it has.
+    """Write the folder `target`, by the model's own `save`, whole or absent.
+
+    Without statistics, the model keeps those it has.
 
     Raises:
         TrainingError: the disk is full, or the folder can't be written.
@@ -138,8 +140,17 @@ def save_result(model: Trainable, statistics: LatentStatistics | None, target: P
 # ---------------------------------------------------------------- the end of a run
 
 
-def finish(run: Run, model: Trainable, source: Source, prepare: Prepare, folder: Path, left_out: Mapping[str, str]) -> None:
-    """Write the models, with averaged weights where there are any; the module is then the one in model/. Every process must call it.
+def finish(
+    run: Run,
+    model: Trainable,
+    source: Source,
+    prepare: Prepare,
+    folder: Path,
+    left_out: Mapping[str, str],
+) -> None:
+    """Write the models, with averaged weights where there are any; the module is then model/'s.
+
+    Every process must call it.
 
     Raises:
         TrainingError: a folder can't be written, or no latent is finite.
@@ -151,7 +162,11 @@ def finish(run: Run, model: Trainable, source: Source, prepare: Prepare, folder:
     steps = {MODEL: state.step}
     if state.best is not None:
         steps = {MODEL: state.best.step, LAST: state.step}
-    kept = {name: tensor.to("cpu", copy=True) for name, tensor in module.state_dict().items()} if state.best else {}
+    kept = (
+        {name: tensor.to("cpu", copy=True) for name, tensor in module.state_dict().items()}
+        if state.best
+        else {}
+    )
     best = _load_best(run, folder / "checkpoints") if state.best else kept
     if run.accelerator.is_main_process:
         for name, step in steps.items():
@@ -187,7 +202,7 @@ def _load_best(run: Run, checkpoints: Path) -> dict[str, Tensor]:
 
 
 def _measure_step(run: Run, source: Source, prepare: Prepare, step: int) -> LatentStatistics | None:
-    """Statistics of the module's latents on the training data; None where the encoder is as it was, and so are its statistics."""
+    """Return statistics of the latents of the training data; None where the encoder is as it was."""
     if run.settings.train == "decoder" or step == 0:
         return None
     shares = BatchSettings(run.settings.batch_size, run.settings.seed, max_bad=run.settings.max_bad)
@@ -196,23 +211,44 @@ def _measure_step(run: Run, source: Source, prepare: Prepare, step: int) -> Late
         return measure_latents(run.state.module, batches, num_batches, run.settings.seed)
 
 
-def _write_result(run: Run, folder: Path, steps: Mapping[str, int], left_out: Mapping[str, str]) -> None:
-    """Write result.json: steps, metrics and files of each model, and metrics before training; say where training only cost."""
+def _write_result(
+    run: Run, folder: Path, steps: Mapping[str, int], left_out: Mapping[str, str]
+) -> None:
+    """Write result.json: of each model step, metrics and files; say where training only cost."""
     measured = run.log.read_metrics()
-    models = {name: {"step": step, "metrics": measured.get(step), "files": _sizes(folder / name)} for name, step in steps.items()}
-    result = {"step": run.state.step, "models": models, "before": measured.get(0), "left_out": left_out}
+    models = {
+        name: {"step": step, "metrics": measured.get(step), "files": _sizes(folder / name)}
+        for name, step in steps.items()
+    }
+    result = {
+        "step": run.state.step,
+        "models": models,
+        "before": measured.get(0),
+        "left_out": left_out,
+    }
     LocalFolder(folder).replace(RESULT, json.dumps(result, indent=1).encode())
     best = run.state.best
     if best is not None and best.step == 0:
-        run.log.note(f"by {best.metric}, no step was better than the model before training, which {MODEL}/ is as it was")
+        run.log.note(
+            f"by {best.metric}, no step was better than the model before training, "
+            f"which {MODEL}/ is as it was"
+        )
 
 
 def finished_steps(folder: Path) -> int:
-    """The steps of the run that its models are the result of, 0 where not all files are there: while a run goes on, older ones stay."""
+    """Return the steps that the run's models are the result of, 0 where not all files are there.
+
+    While a run goes on, older ones stay.
+    """
     try:
         written = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-        models = written.get("models", {MODEL: written})  # older versions wrote one model, without its name
-        are_whole = all(found["files"].items() <= _sizes(folder / name).items() for name, found in models.items())
+        models = written.get(
+            "models", {MODEL: written}
+        )  # older versions wrote one model, without its name
+        are_whole = all(
+            found["files"].items() <= _sizes(folder / name).items()
+            for name, found in models.items()
+        )
         return int(written["step"]) if are_whole else 0
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return 0
@@ -220,4 +256,8 @@ def finished_steps(folder: Path) -> int:
 
 def _sizes(model: Path) -> dict[str, int]:
     """Bytes of every file, by its path within the folder."""
-    return {path.relative_to(model).as_posix(): path.stat().st_size for path in sorted(model.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(model).as_posix(): path.stat().st_size
+        for path in sorted(model.rglob("*"))
+        if path.is_file()
+    }

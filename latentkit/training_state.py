@@ -49,7 +49,7 @@ class Discriminator:
 
 @dataclass(frozen=True)
 class Best:
-    """The best evaluation so far: after which step, its value of the metric, and the metric's name."""
+    """The best evaluation so far: after which step, the metric's value, and its name."""
 
     step: int
     value: float
@@ -60,8 +60,9 @@ class Best:
 class TrainState:
     """A run as it stands; `step` counts optimiser steps done, `position` is this process's in the data.
 
-    `loss_modules` and `discriminators` go by the name of their loss; `evaluated` is the step of the newest evaluation. `is_whole` is
-    False while optimizers change weights, which are then neither those of this step nor of the next.
+    `loss_modules` and `discriminators` go by the name of their loss; `evaluated` is the step of the
+    newest evaluation. `is_whole` is False while optimizers change weights, which are then neither
+    those of this step nor of the next.
     """
 
     module: nn.Module
@@ -84,7 +85,10 @@ def remember(state: TrainState, accelerator: Accelerator) -> Callable[[], None]:
 
     def go_back() -> None:
         state.position = position
-        _restore_random({name: value.expand(accelerator.num_processes, -1) for name, value in random.items()}, accelerator)
+        _restore_random(
+            {name: value.expand(accelerator.num_processes, -1) for name, value in random.items()},
+            accelerator,
+        )
 
     return go_back
 
@@ -177,7 +181,9 @@ def restore(state: TrainState, checkpoint: Checkpoint, settings: TrainSettings, 
         state.scaler.load_state_dict(values["scaler"])
     state.step, state.num_skipped_steps = checkpoint.step, values["num_skipped_steps"]
     state.best = Best(**values["best"]) if values["best"] else None
-    state.evaluated = values.get("evaluated", checkpoint.step)  # older versions evaluated before they wrote
+    state.evaluated = values.get(
+        "evaluated", checkpoint.step
+    )  # older versions evaluated before they wrote
     if accelerator.device.type == "cpu":
         torch.set_num_threads(values["num_threads"])  # another number adds up in another order
     notes = [f"going on from step {state.step}", *_changes(values["settings"], asdict(settings))]

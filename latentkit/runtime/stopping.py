@@ -19,8 +19,9 @@ PROMISE = b"stopping after this step, whose state is saved first; Ctrl-C again s
 class Stop:
     """Whether a run was asked to stop, and what ends it then.
 
-    `number` is of the first signal that came while signals were held back, else 0. `is_agreed` is set by the
-    loop: all processes stop after the same step. `is_urgent`: a second Ctrl-C came, and nothing is to be saved.
+    `number` is of the first signal that came while signals were held back, else 0. `is_agreed` is
+    set by the loop: all processes stop after the same step. `is_urgent`: a second Ctrl-C came, and
+    nothing is to be saved.
     """
 
     def __init__(self) -> None:
@@ -32,7 +33,10 @@ class Stop:
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Take signals; outside `holding` they do at once what they did before. Other threads than the main one get none."""
+        """Take signals; outside `holding` they do at once what they did before.
+
+        Other threads than the main one get none.
+        """
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.getsignal(number) for number in SIGNALS}
             for number, handler in self._previous.items():
@@ -45,7 +49,10 @@ class Stop:
 
     @contextlib.contextmanager
     def holding(self) -> Iterator[None]:
-        """Remember a signal rather than act on it; a second Ctrl-C acts at once, unless it may be a launcher's."""
+        """Remember a signal rather than act on it.
+
+        A second Ctrl-C acts at once, unless it may be a launcher's.
+        """
         self._is_holding = True
         try:
             yield
@@ -56,7 +63,8 @@ class Stop:
         """Do what the signal does when nobody holds it back.
 
         Raises:
-            InterruptedRunError, KeyboardInterrupt: that ends the run; by default, SIGTERM ends the process.
+            InterruptedRunError, KeyboardInterrupt: that ends the run; by default, SIGTERM ends the
+                process.
         """
         number = self.number or signal.SIGTERM  # which another process got
         previous = self._previous.get(number)
@@ -65,7 +73,9 @@ class Stop:
             previous(number, None)
         elif previous == signal.SIG_DFL:
             signal.raise_signal(number)
-        raise InterruptedRunError("stopped" if number == signal.SIGINT else "terminated", 128 + number)
+        raise InterruptedRunError(
+            "stopped" if number == signal.SIGINT else "terminated", 128 + number
+        )
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         is_first, self.number = not self.number, self.number or number

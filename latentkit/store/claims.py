@@ -157,15 +157,37 @@ class Claims:
         return content if isinstance(content, dict) else {}
 
 
+@contextmanager
+def sole_writer(folder: Folder, name: str) -> Iterator[None]:
+    """Hold a claim that only one process may have; a dead one's is taken over.
+
+    Raises:
+        StoreError: another process has it, says which; or the folder can't be written.
+    """
+    claims = Claims(folder)
+    if not claims.take(name):
+        who = claims.owner(name)
+        raise StoreError(
+            f"{folder}: another run writes here ({who}); "
+            "wait for it, stop it, or give another output.path"
+        )
+    try:
+        with claims.beating():
+            yield
+    finally:
+        folder.discard_if_empty()
+
+
 def _file(name: str) -> str:
     return f"{ASIDE}/{name}.json"
 
 
 def _identity(pid: object) -> dict[str, Any]:
-    """Host, process and its starting time, which tells a process from a later one with its number; empty when there is none.
+    """Host, process and its starting time; empty when there is none.
 
-    A process that has ended and that nobody waited for (a zombie) is none. Some systems don't say when another user's process started; it
-    then counts as the one meant.
+    The time tells a process from a later one with its number. A process that has ended and that
+    nobody waited for (a zombie) is none. Some systems don't say when another user's process started;
+    it then counts as the one meant.
     """
     if not isinstance(pid, int) or not 0 < pid < 1 << 31:
         return {}

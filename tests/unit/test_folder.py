@@ -113,7 +113,9 @@ def test_claim_and_part_of_a_dead_process_are_taken_over_and_swept(tmp_path: Pat
     assert [path.name for path in (tmp_path / "claims").iterdir()] == ["unit.json"]
 
 
-def test_claim_of_a_process_that_ended_and_that_nobody_waited_for_is_taken_over(tmp_path: Path) -> None:
+def test_claim_of_a_process_that_ended_and_that_nobody_waited_for_is_taken_over(
+    tmp_path: Path,
+) -> None:
     code = (
         "import os, sys\nfrom pathlib import Path\n"
         "from latentkit.store.claims import Claims\nfrom latentkit.store.folder import LocalFolder\n"

@@ -96,7 +96,11 @@ def test_an_evaluation_sees_averaged_weights_and_changes_nothing(small: Any, tmp
         model.module = small.model().module
         evaluation = TrainEvaluation(2, measure) if name == "with" else None
         small.train([MSE], replace(SETTINGS, ema_decay=0.5), tmp_path / name, evaluation, model=model)
-    assert [(step, training, grad) for step, training, grad, _ in seen] == [(0, False, False), (2, False, False), (4, False, False)]
+    assert [(step, training, grad) for step, training, grad, _ in seen] == [
+        (0, False, False),
+        (2, False, False),
+        (4, False, False),
+    ]
     assert torch.equal(seen[-1][3], models["with"].last_layer())  # the result has the averaged weights
     last = [list_checkpoints(tmp_path / name / "checkpoints")[-1] for name in models]
     for file in ("model", "average", "optimizer", "random"):

@@ -1,4 +1,7 @@
-"""Training that was stopped, killed, asked to stop, or shared between processes. Run as a script, this file trains its own small model."""
+"""Training that was stopped, killed, asked to stop, or shared between processes.
+
+Run as a script, this file trains its own small model.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +78,11 @@ class StoppedError(Exception):
 
 
 def run(
-    folder: Path, settings: TrainSettings = SETTINGS, stop_after: int | None = None, seconds: float = 0.0, sleep_at: int | None = None
+    folder: Path,
+    settings: TrainSettings = SETTINGS,
+    stop_after: int | None = None,
+    seconds: float = 0.0,
+    sleep_at: int | None = None,
 ) -> TrainResult:
     def reconstruction(batch: LossBatch) -> Tensor:
         if batch.step == stop_after:
@@ -202,13 +209,25 @@ def test_the_number_of_threads_is_the_one_the_run_began_with(tmp_path: Path) -> 
 # ---------------------------------------------------------------- signals
 
 UNSAVED = replace(SETTINGS, checkpoint_every=100)
-PATIENCE = 180  # seconds for what takes a few: processes that wait for each other would do so for hours
+PATIENCE = (
+    180  # seconds for what takes a few: processes that wait for each other would do so for hours
+)
 
 
-def start(folder: Path, *arguments: str, seconds: float = 0.1, launcher: Sequence[str] = ()) -> subprocess.Popen[str]:
+def start(
+    folder: Path, *arguments: str, seconds: float = 0.1, launcher: Sequence[str] = ()
+) -> subprocess.Popen[str]:
     threads = {"OMP_NUM_THREADS": "1" if launcher else str(torch.get_num_threads())}
     environment = os.environ | threads | {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, *launcher, __file__, str(folder), str(seconds), "unsaved", *arguments]
+    command = [
+        sys.executable,
+        *launcher,
+        __file__,
+        str(folder),
+        str(seconds),
+        "unsaved",
+        *arguments,
+    ]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
@@ -221,7 +240,9 @@ def wait_for_lines(process: subprocess.Popen[str], folder: Path, count: int) -> 
     """Until so many steps are logged."""
     log = folder / "log.jsonl"
     while not log.exists() or len(log.read_text().splitlines()) < count:
-        assert process.poll() is None, f"it ended before it could be stopped: {process.communicate()}"
+        assert process.poll() is None, (
+            f"it ended before it could be stopped: {process.communicate()}"
+        )
         time.sleep(0.01)
 
 
@@ -231,13 +252,17 @@ def newest(folder: Path) -> int:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_the_step_and_the_run_goes_on_bit_for_bit(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_saves_the_step_and_the_run_goes_on_bit_for_bit(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     run(tmp_path / "straight", UNSAVED)
     process = start(tmp_path / "stopped")
     wait_for_lines(process, tmp_path / "stopped", 2)
     process.send_signal(number)
     printed = process.communicate(timeout=PATIENCE)[1]
-    assert process.returncode == -number, printed  # as without us: the exit codes 143 and 130 are the command's
+    assert process.returncode == -number, (
+        printed
+    )  # as without us: the exit codes 143 and 130 are the command's
     assert "stopping after this step, whose state is saved first" in printed
     assert 2 <= newest(tmp_path / "stopped") < UNSAVED.steps
     run(tmp_path / "stopped", UNSAVED)
@@ -272,7 +297,11 @@ def test_two_processes_train_one_model_and_a_signal_to_one_stops_both_after_the_
     finish(start(tmp_path / "whole", seconds=0, launcher=launcher))
     launch = start(tmp_path / "parts", launcher=launcher)
     wait_for_lines(launch, tmp_path / "parts", 2)
-    (second,) = (child for child in psutil.Process(launch.pid).children() if child.environ().get("RANK") == "1")
+    (second,) = (
+        child
+        for child in psutil.Process(launch.pid).children()
+        if child.environ().get("RANK") == "1"
+    )
     second.send_signal(signal.SIGTERM)
     printed = launch.communicate(timeout=PATIENCE)[1]
     assert launch.returncode != 0

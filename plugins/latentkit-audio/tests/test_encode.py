@@ -76,8 +76,9 @@ def test_evaluations_of_a_training_run_can_be_heard(encoded: Encoded, tmp_path: 
     source = {"use": "audio-clips", "with": {"path": str(encoded.folder / "sounds"), "length": 0.2}}
     lk.run(
         {
-            "task": "train", "source": source, "modality": {"use": "audio", "with": {"length": 0.2, "on_short": "skip"}},
-            "model": {"use": "diffusers", "with": {"model": str(encoded.folder / "model")}}, "losses": [{"use": "mse"}],
+            "task": "train", "source": source, "losses": [{"use": "mse"}],
+            "modality": {"use": "audio", "with": {"length": 0.2, "on_short": "skip"}},
+            "model": {"use": "diffusers", "with": {"model": str(encoded.folder / "model")}},
             "steps": 1, "batch_size": 2, "max_bad": 1.0, "output": {"path": str(tmp_path / "run")},
             "evaluate": {"source": source, "metrics": [{"use": "kl"}], "batch_size": 1},
         }
@@ -87,7 +88,7 @@ def test_evaluations_of_a_training_run_can_be_heard(encoded: Encoded, tmp_path: 
         sound, rate = soundfile.read(tmp_path / "run" / "evaluations" / f"{step:08d}.wav")
         assert rate == 44_100
         sounds.append(sound)
-    # The first sound is the first span of a file that needs no conversion; what comes behind it is its reconstruction.
+    # The first sound is a span of a file that needs no conversion; behind it is its reconstruction.
     np.testing.assert_allclose(sounds[0][:ROW], NOISE[:ROW] / 2**15, atol=1e-3)
     assert not np.array_equal(*sounds), "a step changes reconstructions"
 

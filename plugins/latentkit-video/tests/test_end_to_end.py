@@ -66,13 +66,18 @@ def test_films_become_a_latent_dataset_with_a_preview(folder: Path, wan: Path) -
     assert (folder / "latents" / "index" / "000.parquet").read_bytes() == again
 
 
-def test_evaluations_of_a_training_run_are_clips_beside_their_reconstructions(folder: Path, wan: Path) -> None:
+def test_evaluations_of_a_training_run_are_clips_beside_their_reconstructions(
+    folder: Path, wan: Path
+) -> None:
     source = {"use": "video-clips", "with": {"path": str(folder / "films"), "frames": 9, "fps": 10}}
     lk.run(
         {
-            "task": "train", "source": source, "modality": {"use": "video", "with": {"frames": 9, "fps": 10, "size": 32}},
-            "model": {"use": "diffusers", "with": {"model": str(wan)}}, "losses": [{"use": "mse"}], "steps": 1, "batch_size": 2,
-            "evaluate": {"source": source, "metrics": [{"use": "psnr"}]}, "output": {"path": str(folder / "run")},
+            "task": "train", "source": source, "losses": [{"use": "mse"}],
+            "steps": 1, "batch_size": 2,
+            "modality": {"use": "video", "with": {"frames": 9, "fps": 10, "size": 32}},
+            "model": {"use": "diffusers", "with": {"model": str(wan)}},
+            "evaluate": {"source": source, "metrics": [{"use": "psnr"}]},
+            "output": {"path": str(folder / "run")},
         }
     )  # fmt: skip
     for step in (0, 1):
