@@ -8,7 +8,8 @@
       loss.NAME..., discriminator.NAME..., discriminator-optimizer.NAME...    of losses with weights of their own
       state.json              steps done, position in the data, settings, sha256 of every file and of itself
 
-A checkpoint is written aside, flushed to disk and renamed, so a killed process leaves none that is half written.
+A checkpoint is written aside, flushed to disk and renamed, so a killed process leaves none that is half written. It is written before the
+model is evaluated; what the evaluation found is then put into state.json, which is replaced in one step.
 """
 
 from __future__ import annotations
@@ -66,20 +67,46 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2, best: 
         for stem, tensors in checkpoint.tensors.items():
             save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, aside / f"{stem}.safetensors")
         content = {"step": checkpoint.step, **checkpoint.state, "files": {path.name: _hash(path) for path in sorted(aside.iterdir())}}
-        text = json.dumps(content | {"sha256": _hash_json(content)}, indent=1, allow_nan=False) + "\n"
-        (aside / STATE).write_text(text, encoding="utf-8")
+        (aside / STATE).write_text(_state_text(content), encoding="utf-8")
         replace_folder(aside, target)
     except (OSError, SafetensorError) as error:
         raise TrainingError(f"{target} can't be written: {error}; earlier checkpoints are untouched") from error
-    earlier = [path for path in list_checkpoints(folder) if step_of(path) <= checkpoint.step]
-    kept = {*earlier[-keep:], *(path for path in earlier if step_of(path) == best)}
-    for old in set(list_checkpoints(folder)) - kept:
-        shutil.rmtree(old)
+    _remove_old(folder, checkpoint.step, keep, best)
     return target
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def amend_checkpoint(folder: Path, step: int, changes: Mapping[str, Any], keep: int = 2, best: int | None = None) -> None:
+    """Replace JSON values of the checkpoint of `step`, in one step; then remove others as `write_checkpoint` does.
+
+    Raises:
+        TrainingError: the disk is full, or the folder can't be written; the checkpoint is then as it was.
+    """
+    path = folder / f"step-{step:07d}"
+    aside = folder / f".{path.name}.{STATE}.part"
+    try:
+        content = json.loads((path / STATE).read_text(encoding="utf-8"))
+        del content["sha256"]
+        aside.write_text(_state_text({**content, **changes}), encoding="utf-8")
+        sync(aside)
+        os.replace(aside, path / STATE)
+        sync(path)
+    except OSError as error:
+        raise TrainingError(f"{path / STATE} can't be written: {error}; the checkpoint is as it was") from error
+    _remove_old(folder, step, keep, best)
+
+
+def _remove_old(folder: Path, step: int, keep: int, best: int | None) -> None:
+    earlier = [path for path in list_checkpoints(folder) if step_of(path) <= step]
+    kept = {*earlier[-keep:], *(path for path in earlier if step_of(path) == best)}
+    for old in set(list_checkpoints(folder)) - kept:
+        shutil.rmtree(old)
+
+
+def read_checkpoint(path: Path, only: str | None = None) -> Checkpoint:
     """What `write_checkpoint` wrote, on the CPU.
+
+    Args:
+        only: stem of the one file that is read and checked, or "" for state.json alone.
 
     Raises:
         TrainingError: it is damaged.
@@ -90,12 +117,37 @@ def read_checkpoint(path: Path) -> Checkpoint:
             raise ValueError(f"{STATE} is not what was written")
         tensors = {}
         for name, expected in state.pop("files").items():
+            stem = name.removesuffix(".safetensors")
+            if only not in (None, stem):
+                continue
             if _hash(path / name) != expected:
                 raise ValueError(f"{name} is not what was written")
-            tensors[name.removesuffix(".safetensors")] = load_file(path / name)
+            tensors[stem] = load_file(path / name)
         return Checkpoint(int(state.pop("step")), tensors, state)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise TrainingError(f"{path}: the checkpoint is damaged ({error})") from error
+
+
+def read_weights(path: Path, raw: bool = False) -> dict[str, Tensor]:
+    """The model's tensors in a checkpoint, on the CPU: the moving average where there is one, unless `raw`.
+
+    Raises:
+        TrainingError: it is damaged.
+    """
+    stem = "model" if raw or not has_average(path) else "average"
+    tensors = read_checkpoint(path, stem).tensors
+    if stem not in tensors:
+        raise TrainingError(f"{path}: the checkpoint is damaged (it has no {stem}.safetensors)")
+    return dict(tensors[stem])
+
+
+def has_average(path: Path) -> bool:
+    """Whether a checkpoint has a moving average of the weights.
+
+    Raises:
+        TrainingError: it is damaged.
+    """
+    return "num_average_updates" in read_checkpoint(path, "").state
 
 
 def read_newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
@@ -131,6 +183,10 @@ def step_of(path: Path) -> int:
 def _hash(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _state_text(content: Mapping[str, Any]) -> str:
+    return json.dumps({**content, "sha256": _hash_json(content)}, indent=1, allow_nan=False) + "\n"
 
 
 def _hash_json(values: Mapping[str, Any]) -> str:

@@ -77,6 +77,13 @@ def parser() -> argparse.ArgumentParser:
 
     _add_dataset_commands(commands)
 
+    checkpoint = _command(commands, "checkpoint", _checkpoint, "write the model of a training run's checkpoint as a folder to load")
+    checkpoint.add_argument("run", metavar="RUN", help="folder of the training run")
+    checkpoint.add_argument("output", metavar="OUT", help="folder to write, missing or empty")
+    checkpoint.add_argument("--step", type=int, metavar="N", help="steps done (default: the newest checkpoint)")
+    weights = "averaged or raw weights (default: averaged, where the recipe has ema)"
+    checkpoint.add_argument("--weights", choices=("average", "raw"), help=weights)
+
     _add_plugin_commands(commands)
 
     _command(commands, "recipes", _recipes, "list the recipes beside the package")
@@ -254,6 +261,13 @@ def _export(options: argparse.Namespace) -> int:
         apply_override(values, key, value)
     num_rows = export_dataset(options.path, options.output, options.to, values)
     print(f"{options.output}: {num_rows} rows as {options.to}")
+    return 0
+
+
+def _checkpoint(options: argparse.Namespace) -> int:
+    from latentkit.run_training import export_checkpoint
+
+    print(printable(export_checkpoint(options.run, options.output, options.step, options.weights)))
     return 0
 
 

@@ -58,6 +58,8 @@ class EvaluateSettings:
         device: torch device of inputs and metrics.
         bad: what happens at samples that can't be used.
         num_pictures: samples to keep pictures of, spread over the source; and as many of the worst.
+        show_always: decode those spread over the source also where no metric needs that.
+        keep_tensors: keep those spread over the source also as tensors, for a modality to render.
         show_progress: print a live line.
     """
 
@@ -67,6 +69,8 @@ class EvaluateSettings:
     device: str = "cpu"
     bad: BadSamples = field(default_factory=BadSamples)
     num_pictures: int = 0
+    show_always: bool = False
+    keep_tensors: bool = False
     show_progress: bool = False
 
 
@@ -178,7 +182,7 @@ def evaluate_model(
     setting = Setting(model.input.range, model.layout, decoded_from, num_samples)
     for named in metrics:
         named.metric.start(setting)
-    gallery = Gallery(settings.num_pictures, model.input.range, num_samples)
+    gallery = Gallery(settings.num_pictures, model.input.range, num_samples, settings.keep_tensors)
     decodes = any("decoder" in named.needs for named in metrics)
     rows: list[Row] = []
     good: list[Row] = []
@@ -186,10 +190,11 @@ def evaluate_model(
     progress = Progress(num_samples or 0, "samples", settings.show_progress and num_samples is not None)
     with contextlib.closing(read_rows(source, modality, settings.bad)) as found, _undisturbed(model, settings), progress:
         for batch in batch_rows(_recorded(found, rows), settings.batch_size):
-            seen = _pass(model, batch, settings, decodes)
+            is_shown = settings.show_always and gallery.wants(batch)
+            seen = _pass(model, batch, settings, decodes or is_shown)
             for named in metrics:
                 named.metric.add(seen)
-            if decodes:
+            if decodes or is_shown:
                 gallery.add(batch, *seen.pair())
             good += [_without_tensor(row) for row in batch]
             progress.update(len({row.key for row in batch} - begun))

@@ -46,17 +46,26 @@ class Gallery:
         count: samples to show, spread over the source, and as many of the worst; 0 keeps nothing.
         limits: lowest and highest value of the inputs.
         num_samples: of the source; None for a stream, whose first samples are shown.
+        keep_tensors: whether `pairs` is wanted.
     """
 
-    def __init__(self, count: int, limits: tuple[float, float], num_samples: int | None = None) -> None:
-        self._count, self._limits = count, limits
+    def __init__(self, count: int, limits: tuple[float, float], num_samples: int | None = None, keep_tensors: bool = False) -> None:
+        self._count, self._limits, self._keep_tensors = count, limits, keep_tensors
         last = max((num_samples or count) - 1, 0)
         self._wanted = {round(last * number / max(count - 1, 1)) for number in range(count)}
         self._spread: list[Shown] = []
+        self._tensors: dict[int, list[Tensor]] = {}
         self._worst: list[tuple[float, int, Shown]] = []
+
+    def wants(self, rows: Sequence[Row]) -> bool:
+        """Whether any of the rows is one of those spread over the source."""
+        return any(row.position in self._wanted for row in rows)
 
     def add(self, rows: Sequence[Row], inputs: Tensor, output: Tensor) -> None:
         """Look at a batch, (N, C, H, W) each, or (N, C, T, H, W), whose middle frame or slice is kept; anything else is passed over."""
+        if self._keep_tensors:
+            kept = [(number, row.position) for number, row in enumerate(rows) if row.position in self._wanted]
+            self._tensors |= {position: [values[number].half().cpu() for values in (inputs, output)] for number, position in kept}
         if inputs.ndim == 5:
             inputs, output = (values[:, :, values.shape[2] // 2] for values in (inputs, output))
         if not self._count or inputs.ndim != 4 or inputs.shape[1] not in CHANNELS:
@@ -80,6 +89,11 @@ class Gallery:
     def spread(self) -> list[Shown]:
         """Samples spread over the source, in its order."""
         return sorted(self._spread, key=lambda shown: shown.position)
+
+    @property
+    def pairs(self) -> list[list[Tensor]]:
+        """Samples spread over the source, in its order, each with its reconstruction: (C, ...) float16 on the CPU."""
+        return [self._tensors[position] for position in sorted(self._tensors)]
 
     @property
     def worst(self) -> list[Shown]:

@@ -69,7 +69,7 @@ def _unfinished(folder: Folder) -> dict[str, Any] | None:
         "samples_done": sum(unit.stop - unit.start for unit in units if unit.name in done),
         "units": len(units),
         "units_done": sum(unit.name in done for unit in units),
-        "bytes": sum(folder.ask_each(folder.size, (unit_name(unit.name) for unit in units if unit.name in done))),
+        "bytes": sum(folder.ask_each(folder.size, [unit_name(u.name) for u in units if u.name in done])),
         "fingerprint": plan.settings.fingerprint,
         "parts": dict(plan.settings.parts),
     }

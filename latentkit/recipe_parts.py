@@ -128,11 +128,15 @@ class EvaluateOutput(Part):
 class Evaluate(Part):
     """What is measured while a model trains."""
 
-    every: AtLeastOne = Field(1000, description="optimiser steps from one evaluation to the next; the last step has one too")
+    every: AtLeastOne = Field(
+        1000, description="optimizer steps from one evaluation to the next; there is one before the first step and one after the last too"
+    )
     source: Use = Field(description="where samples come from")
     modality: Use | None = Field(None, description="how media becomes a tensor; null: as in training, without its draws anew each epoch")
     metrics: list[MetricUse] = Field(min_length=1, description="what is measured")
-    best: str | None = Field(None, description="metric whose best checkpoint is kept besides the newest; null: none")
+    best: str | None = Field(
+        None, description="metric by which one evaluated step is the best: its checkpoint is kept, and model/ is of it; null: of the last"
+    )
     batch_size: AtLeastOne | None = Field(None, description="samples that pass the model at once; null: as in training")
 
 

@@ -37,6 +37,8 @@ def report(result: EncodeRun | TrainResult | EvaluateResult) -> str:
     if isinstance(result, EncodeRun):
         return "\n".join(_report_encode(name, result) for name in result.folders)
     done = "was finished already" if result.finished_before else f"{result.steps} steps done"
+    if result.best is not None:
+        done += f"; it is of step {result.best.step}, the best by {result.best.metric or 'evaluate.best'}, the last is in model-last/"
     skipped = f"; {result.num_skipped_steps} steps were not finite and skipped" if result.num_skipped_steps else ""
     left_out = ""
     if result.num_bad_samples:

@@ -54,6 +54,7 @@ def encode(
     recipe = parse_recipe(values, "encode", Path.cwd(), overrides)
     if not isinstance(recipe, EncodeRecipe) or recipe.encoder is None:
         raise ValueError("overrides of encode can't change the task or name several encoders; use latentkit.run")
+    _heed_launcher(recipe)
     return _run_encode(recipe, RunOptions(device=device)).datasets()[""]
 
 
@@ -131,7 +132,9 @@ def run_recipe(recipe: Recipe, options: RunOptions = DEFAULT_OPTIONS) -> EncodeR
 
     Raises:
         RecipeError: an option that the task has no use for.
+        LatentkitError: the launcher asks for what isn't done here, such as FSDP.
     """
+    _heed_launcher(recipe)
     if isinstance(recipe, EncodeRecipe):
         return _foretell(recipe, options) if options.dry_run else _run_encode(recipe, options)
     if options != RunOptions(device=options.device):
@@ -142,6 +145,16 @@ def run_recipe(recipe: Recipe, options: RunOptions = DEFAULT_OPTIONS) -> EncodeR
     if isinstance(recipe, EvaluateRecipe):
         return run_evaluating(recipe, is_first_process(), options.device)
     raise RecipeError(f"{recipe.origin}: task {recipe.task} can't be run")
+
+
+def _heed_launcher(recipe: Recipe) -> None:
+    """Refuse what the launcher asks for and can't have; say what has no effect on this task."""
+    from latentkit.runtime.launcher import check_launcher, launched_precision
+
+    check_launcher()
+    if not isinstance(recipe, TrainRecipe) and (precision := launched_precision()):
+        effect = "is for training; here a model computes in its own dtype (option dtype)"
+        say(f"the launcher's mixed precision {precision} {effect}")
 
 
 def say(text: str) -> None:

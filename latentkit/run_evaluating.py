@@ -140,10 +140,14 @@ def _settings(recipe: EvaluateRecipe, device: str) -> EvaluateSettings:
 def _read_log(recipe: EvaluateRecipe) -> str:
     if recipe.training_log is None:
         return ""
+    where = f"{recipe.origin}: training_log: {recipe.training_log}"
     try:
-        return Path(recipe.training_log).read_text(encoding="utf-8", errors="replace")
+        text = Path(recipe.training_log).read_text(encoding="utf-8", errors="replace")
     except OSError as error:
-        raise StoreError(f"{recipe.origin}: training_log: {recipe.training_log} can't be read: {error.strerror}") from error
+        raise StoreError(f"{where} can't be read: {error.strerror}") from error
+    if text and not text.startswith('{"step": '):
+        raise StoreError(f"{where} isn't a training run's log; expected its log.jsonl")
+    return text
 
 
 def _describe(recipe: EvaluateRecipe, device: str) -> dict[str, Any]:

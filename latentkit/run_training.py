@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +32,8 @@ NUM_PICTURES = 6
 """Reconstructions in the grid of one evaluation."""
 
 RECIPE = "recipe.yaml"
+CLAIM = "training"
+"""Held by the process that writes to a run's folder."""
 SAME_RUN = ("task", "source", "modality", "latents", "sizes", "model", "losses", "seed")
 """Keys of a recipe that can't change between the starts of one training run."""
 
@@ -40,19 +44,124 @@ def run_training(recipe: TrainRecipe, is_first_process: bool, device: str = "aut
     Raises:
         LatentkitError: whatever the user can mend.
     """
+    from latentkit.runtime.processes import run_on_first
     from latentkit.train import train
     from latentkit.training_start import join_processes
 
+    recipe, remarks = _follow_launcher(recipe)
     registry = discover()
     plugins = {plugin.where: plugin for plugin in check_recipe(recipe, registry)}
     parts = _Parts(recipe, registry, plugins, str(join_processes(device)))
-    source, model = parts.build("source"), parts.build("model")
-    prepare = parts.modalities(model) if recipe.latents is None else parts.stored_moments(recipe.latents, model)
-    losses, folder = parts.losses(model), _open_run(recipe, is_first_process)
-    for warning in [*find_odd_weights(recipe), *_try_samples(recipe, source, prepare, folder)] if is_first_process else []:
-        print(f"warning: {warning}", file=sys.stderr)
-    evaluation = parts.evaluation(recipe.evaluate, model, folder, is_first_process) if recipe.evaluate else None
-    return train(model, source, prepare, losses, _settings(recipe), folder, evaluation, device)
+    with contextlib.ExitStack() as held:
+        run_on_first(lambda: held.enter_context(_sole_writer(recipe)))
+        source, model = parts.build("source"), parts.build("model")
+        prepare = parts.modalities(model) if recipe.latents is None else parts.stored_moments(recipe.latents, model)
+        losses, folder = parts.losses(model), _open_run(recipe)
+        tried = run_on_first(lambda: _try_samples(recipe, source, prepare, folder))
+        for warning in [*remarks, *find_odd_weights(recipe), *tried] if is_first_process else []:
+            print(f"warning: {warning}", file=sys.stderr)
+        evaluation = parts.evaluation(recipe.evaluate, model, folder, is_first_process) if recipe.evaluate else None
+        return train(model, source, prepare, losses, _settings(recipe), folder, evaluation, device)
+
+
+def export_checkpoint(run: str, output: str, step: int | None = None, weights: str | None = None) -> str:
+    """Write the model of one checkpoint of a run as a folder of its own; return a line that says which it is.
+
+    Args:
+        run: folder of the run.
+        output: folder that is missing or empty.
+        step: of the checkpoint; None: the newest.
+        weights: "average" or "raw"; None: the average where there is one.
+
+    Raises:
+        LatentkitError: there is no such checkpoint, it is damaged, or the output is taken or can't be written.
+    """
+    from latentkit.checkpoint import read_weights
+    from latentkit.training_result import save_result
+
+    path, chosen, is_average = _pick_checkpoint(run, step, weights)
+    recipe = load_recipe(Path(run) / RECIPE)
+    if not isinstance(recipe, TrainRecipe):
+        raise TrainingError(f"{run}: expected the folder of a training run, its {RECIPE} has the task {recipe.task}")
+    target = Path(os.path.abspath(os.path.expanduser(output)))
+    if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
+        raise TrainingError(f"{output} is there already; expected a folder that is missing or empty")
+    registry, use = discover(), recipe.model
+    config = registry.configure("encoder", use.use, use.with_, "model", recipe.origin)
+    plugin = ConfiguredPlugin("model", "encoder", registry.find("encoder", use.use), config)
+    model = _Parts(recipe, registry, {"model": plugin}, "cpu").build("model")
+    try:
+        model.module.load_state_dict(read_weights(path, raw=not is_average))
+    except RuntimeError as error:
+        raise TrainingError(f"{path} is not of the model that {recipe.origin} names; restore that model. {error}") from error
+    save_result(model, None, target)
+    told = f"{output}: step {chosen} with {'averaged' if is_average else 'raw'} weights"
+    if recipe.model.train == "decoder" or chosen == 0:  # then the encoder is as it was
+        return told
+    return f"{told}; statistics of its latents weren't measured, its config has those from before training"
+
+
+def _pick_checkpoint(run: str, step: int | None, weights: str | None) -> tuple[Path, int, bool]:
+    """Folder and step of a checkpoint, and whether its averaged weights are meant."""
+    from latentkit.checkpoint import has_average, list_checkpoints, step_of
+
+    paths = {step_of(path): path for path in list_checkpoints(Path(run) / "checkpoints")}
+    if not paths:
+        raise TrainingError(f"{run}: expected the folder of a training run with a checkpoint, found none")
+    chosen = max(paths) if step is None else step
+    if chosen not in paths:
+        raise TrainingError(f"{run} has no checkpoint of step {chosen}; there are {', '.join(map(str, sorted(paths)))}")
+    is_average = weights != "raw" and has_average(paths[chosen])
+    if weights == "average" and not is_average:
+        raise TrainingError(f"{paths[chosen]} has no average of the weights, as the recipe has no ema; leave out --weights")
+    return paths[chosen], chosen, is_average
+
+
+@contextlib.contextmanager
+def _sole_writer(recipe: TrainRecipe) -> Iterator[None]:
+    """Keep other runs out of the output folder; a dead process's claim on it is taken over.
+
+    Raises:
+        TrainingError: another process trains there; says which.
+        StoreError: the folder can't be written.
+    """
+    from latentkit.store.claims import Claims
+    from latentkit.training_result import finished_steps
+
+    folder = _open_output(recipe)
+    if finished_steps(folder.path) >= recipe.steps:  # nothing will be written, perhaps nothing can be
+        yield
+        return
+    claims = Claims(folder)
+    if not claims.take(CLAIM):
+        owner = claims.owner(CLAIM)
+        raise TrainingError(f"{folder}: another run writes here ({owner}); wait for it, stop it, or give another output.path")
+    try:
+        with claims.beating():
+            yield
+    finally:
+        folder.discard_if_empty()
+
+
+def _follow_launcher(recipe: TrainRecipe) -> tuple[TrainRecipe, list[str]]:
+    """The recipe, in the launcher's precision where it names none, and remarks about what counts.
+
+    Raises:
+        LatentkitError: the launcher asks for a precision that no recipe has.
+    """
+    from latentkit.runtime.launcher import ignored_accumulation, launched_precision
+
+    asked, passes, remarks = launched_precision(), ignored_accumulation(), []
+    if asked and "precision" not in recipe.model_fields_set:
+        recipe = recipe.model_copy(update={"precision": asked})
+        remarks.append(f"the recipe names no precision, so it is the launcher's: {asked}")
+    elif asked and asked != recipe.precision:
+        own = f"the recipe for {recipe.precision}, which is what counts"
+        remarks.append(f"the launcher asks for mixed precision {asked}, {own}")
+    if passes not in (1, recipe.accumulate):
+        own = f"the recipe for {recipe.accumulate}, which is what counts"
+        remarks.append(f"the launcher asks for {passes} passes per step, {own}")
+    return recipe, remarks
 
 
 def _try_samples(recipe: TrainRecipe, source: Any, prepare: Any, folder: Path) -> list[str]:
@@ -152,13 +261,14 @@ class _Parts:
         return losses
 
     def evaluation(self, wanted: Evaluate, model: Any, folder: Path, is_first_process: bool) -> TrainEvaluation:
-        """What measures the model while it trains, in the first process; a grid of reconstructions goes to evaluations/.
+        """What measures the model while it trains, in the first process; reconstructions to look at or hear go to evaluations/.
 
         Raises:
             RecipeError: a metric that the model or the modality can't have, or that no checkpoint can be the best by.
         """
         from latentkit.evaluate import EvaluateSettings, ModuleCodec, check_metrics, evaluate_model
         from latentkit.evaluation_pictures import save_grid
+        from latentkit.preview import preview_suffix
         from latentkit.run_evaluating import open_metrics
         from latentkit.training_settings import TrainEvaluation
 
@@ -173,13 +283,21 @@ class _Parts:
             expected = f"expected a metric with a better side, here {known}; got {wanted.best!r}"
             raise RecipeError(f"{self.recipe.origin}: evaluate.best: {expected}")
         batch_size = wanted.batch_size or self.recipe.batch_size
-        settings = EvaluateSettings("mean", batch_size, self.recipe.seed, self.device, num_pictures=NUM_PICTURES)
+        are_pictures = model.input.axes == "CHW"
+        settings = EvaluateSettings(
+            "mean", batch_size, self.recipe.seed, self.device, num_pictures=NUM_PICTURES, keep_tensors=not are_pictures
+        )
 
         def measure(module: nn.Module, step: int) -> Mapping[str, float]:
             if not is_first_process:
                 return {}
-            found = evaluate_model(ModuleCodec(module, model.input, model.layout), source, modality, metrics, settings)
-            save_grid(found.gallery, folder / "evaluations" / f"{step:08d}.png")
+            shown = replace(settings, show_always=hasattr(module, "decode"))
+            found = evaluate_model(ModuleCodec(module, model.input, model.layout), source, modality, metrics, shown)
+            path = folder / "evaluations" / f"{step:08d}"
+            if are_pictures:
+                save_grid(found.gallery, path.with_suffix(".png"))
+            elif found.gallery.pairs:
+                modality.render(found.gallery.pairs, path.with_suffix(preview_suffix(modality)))
             return found.values()
 
         return TrainEvaluation(wanted.every, measure, wanted.best, better.get(wanted.best or "") != "lower")
@@ -221,32 +339,39 @@ def _named_losses(recipe: TrainRecipe) -> Sequence[tuple[str, Any]]:
     ]
 
 
-def _open_run(recipe: TrainRecipe, is_first_process: bool) -> Path:
-    """The run's folder, with its recipe.yaml.
+def _open_run(recipe: TrainRecipe) -> Path:
+    """The run's folder, with its recipe.yaml; that of the first process alone counts.
 
     Raises:
         RecipeError: its path is a URL.
         StoreError: the folder can't be written, or holds something else.
         TrainingError: it holds another run; names the values that differ.
     """
+    from latentkit.runtime.processes import run_on_first
+
+    folder = _open_output(recipe)
+    run_on_first(lambda: _claim(folder, recipe))
+    return folder.path
+
+
+def _open_output(recipe: TrainRecipe) -> LocalFolder:
     from latentkit.store.folder import LocalFolder, open_folder
 
     folder = open_folder(recipe.output.path)
     if not isinstance(folder, LocalFolder):
         raise RecipeError(f"{recipe.origin}: output.path: {folder}: training writes to a local folder")
-    if is_first_process:  # the others would see it at work
-        _claim(folder, recipe)
-    return folder.path
+    return folder
 
 
 def _claim(folder: LocalFolder, recipe: TrainRecipe) -> None:
-    from latentkit.train import finished_steps
+    from latentkit.store.folder import ASIDE
+    from latentkit.training_result import finished_steps
 
     text, written, before = dump_recipe(resolve(recipe)), None, {}
     if folder.exists(RECIPE):
         before = resolve(load_recipe(folder.path / RECIPE))
         written = dump_recipe(before)
-    elif any(not name.startswith(".") for name in folder.top_names()):
+    elif any(not name.startswith(".") and name != ASIDE for name in folder.top_names()):
         raise StoreError(f"{folder} holds something else and no {RECIPE}; give the run a folder of its own")
     is_ours = written is None or folder.read(RECIPE).decode() == written  # else somebody wrote it by hand
     is_begun = (folder.path / "checkpoints").exists() or (folder.path / "model").exists()

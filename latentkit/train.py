@@ -2,41 +2,44 @@
 
 Read `train` first, then `training_step.take_step`. Weights stay float32; the forward pass runs under autocast, losses outside it in
 float32. A run that was killed goes on from its newest checkpoint and ends, on a CPU, with the same weights bit for bit.
+
+    model/, model-last/   the best step's weights where evaluations say which is the best, and beside it the last step's; else
+                          model/ alone, of the last step; averaged weights where there are any, with measured statistics
+    checkpoints/          see `checkpoint`
+    log.jsonl             averages of steps, and metrics, of which step 0 has those before training
+    result.json           steps, metrics and files of each model; samples that the first process left out since it last began, and why
+
+An error and a signal (SIGTERM, Ctrl-C) end a run with a checkpoint of its newest whole step. Of several processes, an error in one of
+them loses the steps since the newest checkpoint: their random numbers and places in the data are their own.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from accelerate.utils import broadcast
 
-from latentkit.checkpoint import Checkpoint, list_checkpoints, read_newest, step_of, write_checkpoint
+from latentkit.checkpoint import Checkpoint, amend_checkpoint, list_checkpoints, read_newest, step_of, write_checkpoint
 from latentkit.contracts import Modality, Source, Trainable
-from latentkit.errors import LatentkitError, TrainingError
+from latentkit.errors import TrainingError
+from latentkit.numerics import many_graphs
 from latentkit.runtime.device import forked_random, is_out_of_memory
-from latentkit.store.folder import LocalFolder
-from latentkit.training_batches import BadSamples, Batch, BatchSettings, FreshViews, Order, Position, Prepare, read_batches
+from latentkit.runtime.processes import run_on_first
+from latentkit.training_batches import BadSamples, Batch, FreshViews, Order, Prepare, read_batches
 from latentkit.training_log import TrainingLog
-from latentkit.training_result import measure_latents, save_result
+from latentkit.training_result import finish, finished_steps
 from latentkit.training_run import Run
 from latentkit.training_settings import OptimizerSettings, TrainEvaluation, TrainSettings, WeightedLoss, WeightSchedule
 from latentkit.training_start import check, open_accelerator, rehearse, start
-from latentkit.training_state import Best, TrainState, batches_of, pack, restore
-from latentkit.training_step import take_step
+from latentkit.training_state import Best, TrainState, batches_of, pack, pack_evaluation, read_together, remember, restore
+from latentkit.training_step import copy_buffers, put_back, take_step
 
 __all__ = ["OptimizerSettings", "TrainEvaluation", "TrainResult", "TrainSettings", "WeightSchedule", "WeightedLoss", "train"]
-
-RESULT = "result.json"
-"""Says which step's weights are in model/, and which files; written after them."""
-
-MAX_MEASURED_SAMPLES = 10_000
-"""Of the training data, that the statistics of latents come from."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class TrainResult:
         num_bad_samples: samples that this process could not use.
         num_skipped_steps: steps not taken because loss or gradient were not finite.
         finished_before: the run was done already, and nothing was computed.
+        best: the evaluation that the model is of; None: the model is that of the last step.
     """
 
     model: Path
@@ -56,6 +60,7 @@ class TrainResult:
     num_bad_samples: int = 0
     num_skipped_steps: int = 0
     finished_before: bool = False
+    best: Best | None = None
 
 
 def train(
@@ -75,9 +80,8 @@ def train(
         source: read by position, in an order drawn anew each epoch.
         prepare: a modality, which gives one view of each sample, all of one shape; several, of which each batch draws one; or a `Prepare`.
         losses, settings: their weighted sum is what training makes small; every number.
-        folder: gets model/, checkpoints/, log.jsonl and result.json, which says what step model/ is of, and which samples the first
-            process left out since it last began, and why. The model has the averaged weights where there are any, and measured statistics.
-        evaluate: measures the model now and then.
+        folder: gets what this module's docstring lists.
+        evaluate: measures the model before the first step and now and then.
         device: as `choose_device` takes it.
 
     Raises:
@@ -87,22 +91,21 @@ def train(
     check(source, losses, settings, evaluate)
     accelerator, settings = open_accelerator(settings, folder, device)
     log = TrainingLog(folder / "log.jsonl", settings.steps, accelerator, losses)
-    newest = _find_newest(folder, log)
-    if newest is not None and newest.step >= settings.steps and finished_steps(folder) == newest.step:
-        return TrainResult(folder / "model", newest.step, finished_before=True)
+    newest = read_together(lambda: _find_newest(folder, log))
+    finished = run_on_first(lambda: finished_steps(folder))
+    if newest is not None and newest.step >= settings.steps and finished == newest.step:
+        return TrainResult(folder / "model", newest.step, finished_before=True, best=_best_of(newest))
     views = _views(prepare, settings.seed)
     bad, shares = BadSamples(), batches_of(settings, accelerator)
     order = Order(len(source), shares)  # too few samples are refused before the model is touched
     run = start(model, losses, settings, accelerator, log)
-    for text in restore(run.state, newest, settings, len(source), accelerator) if newest else []:
-        log.note(text)
-    log.begin(run.state.step, vars(settings))
-    with contextlib.closing(log), _explain_memory(run.state):
+    saver = _begin(run, newest, folder / "checkpoints", len(source), evaluate)
+    with contextlib.closing(log), run.stop.watching(), _explain_memory(run.state), many_graphs(settings.compile):
         with contextlib.closing(read_batches(source, views, shares, run.state.position, bad)) as batches:
-            _train_steps(run, rehearse(run, batches), folder / "checkpoints", order, evaluate)
+            _train_steps(run, rehearse(run, batches), saver, order, evaluate)
         left_out = {source[index].key: reason for index, reason in sorted(bad.reasons.items())}
-        _finish(run, model, source, views, folder, left_out)
-    return TrainResult(folder / "model", run.state.step, len(bad.reasons), run.state.num_skipped_steps)
+        finish(run, model, source, views, folder, left_out)
+    return TrainResult(folder / "model", run.state.step, len(bad.reasons), run.state.num_skipped_steps, best=run.state.best)
 
 
 def _find_newest(folder: Path, log: TrainingLog) -> Checkpoint | None:
@@ -117,18 +120,22 @@ def _find_newest(folder: Path, log: TrainingLog) -> Checkpoint | None:
     return newest
 
 
-def finished_steps(folder: Path) -> int:
-    """The step that the run's model is of, 0 where it isn't there with all its files: while a run goes on, an older one stays in place."""
-    try:
-        written = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-        return int(written["step"]) if written["files"].items() <= _sizes(folder / "model").items() else 0
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return 0
+def _best_of(checkpoint: Checkpoint) -> Best | None:
+    best = checkpoint.state["best"]
+    return Best(**best) if best else None
 
 
-def _sizes(model: Path) -> dict[str, int]:
-    """Bytes of every file, by its path within the folder."""
-    return {path.relative_to(model).as_posix(): path.stat().st_size for path in sorted(model.rglob("*")) if path.is_file()}
+def _begin(run: Run, newest: Checkpoint | None, folder: Path, num_samples: int, evaluate: TrainEvaluation | None) -> Saver:
+    """Take up the state of the newest checkpoint, if there is one, and begin the log where that ends."""
+    state, log = run.state, run.log
+    for text in restore(state, newest, run.settings, num_samples, run.accelerator) if newest else []:
+        log.note(text)
+    wanted = evaluate.best if evaluate else None
+    if state.best is not None and wanted is not None and state.best.metric not in ("", wanted):
+        log.note(f"evaluate.best was {state.best.metric!r} and is {wanted!r}: the best is looked for from here on")
+        state.best = None
+    log.begin(state.step, vars(run.settings), state.evaluated, newest.state.get("unlogged") if newest else None)
+    return Saver(run, folder, num_samples, newest.step if newest else None)
 
 
 def _views(prepare: Modality | Sequence[Modality] | Prepare, seed: int) -> Prepare:
@@ -136,48 +143,170 @@ def _views(prepare: Modality | Sequence[Modality] | Prepare, seed: int) -> Prepa
     return FreshViews(modalities, seed) if isinstance(modalities, Sequence) else modalities
 
 
+# ---------------------------------------------------------------- checkpoints
+
+
+@dataclass
+class Saver:
+    """Writes the checkpoints of a run. Every process must call it, at the same steps.
+
+    Args:
+        folder: of all checkpoints.
+        num_samples: of the source.
+        saved: step of the newest checkpoint; None where there is none yet.
+    """
+
+    run: Run
+    folder: Path
+    num_samples: int
+    saved: int | None
+
+    def save(self) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            TrainingError: the disk is full, or the folder can't be written.
+        """
+        run, state = self.run, self.run.state
+        packed = pack(state, run.settings, self.num_samples, run.accelerator)
+        packed = replace(packed, state={**packed.state, "unlogged": run.log.sums})
+        best = state.best.step if state.best else None
+        self._write(lambda: write_checkpoint(self.folder, packed, run.settings.keep, best))
+        self.saved = state.step
+
+    def save_evaluation(self) -> None:
+        """Put what an evaluation found into the checkpoint of its step.
+
+        Raises:
+            TrainingError: the disk is full, or the folder can't be written.
+        """
+        state = self.run.state
+        best = state.best.step if state.best else None
+        changes = pack_evaluation(state)
+        if self.saved == state.step:
+            self._write(lambda: amend_checkpoint(self.folder, state.step, changes, self.run.settings.keep, best))
+        elif best is not None:  # before the first step: it may stay the best
+            self.save()
+
+    def _write(self, write: Callable[[], object]) -> None:
+        """Have the first process write; then all know whether it could, and whether any of them is to stop."""
+        run, failure = self.run, None
+        if run.accelerator.is_main_process:
+            try:
+                write()
+            except TrainingError as error:
+                failure = error
+        flags = torch.tensor([float(failure is not None), float(run.stop.number)], device=run.accelerator.device)
+        failed, stopped = run.accelerator.reduce(flags, "sum").tolist()
+        run.stop.is_agreed = stopped > 0
+        if failed:
+            raise failure or TrainingError("the first process could not write a checkpoint; it says why")
+
+    @contextlib.contextmanager
+    def saving_on_failure(self) -> Iterator[None]:
+        """Save the newest whole step when an error ends the run, and let the error go on."""
+        try:
+            yield
+        except BaseException:
+            if not self.run.stop.is_urgent and self.run.state.step > (self.saved or 0):
+                self._try_to_save()
+            raise
+
+    def _try_to_save(self) -> None:
+        last = f"step {self.saved}" if self.saved else "the start"
+        if self.run.accelerator.num_processes > 1 or not self.run.state.is_whole:
+            why = "some weights are of the next step" if not self.run.state.is_whole else "a checkpoint needs all processes"
+            self.run.log.note(f"the steps since {last} are lost: {why}")
+            return
+        try:
+            self.save()
+        except Exception as error:  # noqa: BLE001  the first error is the one to tell of
+            self.run.log.note(f"the steps since {last} are lost: {error}")
+        else:
+            self.run.log.note(f"step {self.run.state.step} is saved; the run can go on from there")
+
+
 # ---------------------------------------------------------------- steps
 
 
-def _train_steps(run: Run, batches: Iterator[Batch], checkpoints: Path, order: Order, evaluate: TrainEvaluation | None) -> None:
-    """All steps that are left, with evaluations and checkpoints."""
+def _train_steps(run: Run, batches: Iterator[Batch], saver: Saver, order: Order, evaluate: TrainEvaluation | None) -> None:
+    """All steps that are left, with evaluations and checkpoints; a step's checkpoint comes before its evaluation."""
     state, settings = run.state, run.settings
+    if evaluate is not None and (state.evaluated is None or _is_due(run, evaluate)):
+        _evaluate(run, evaluate, saver)
     skipped_in_row = 0
     while state.step < settings.steps:
-        values, skipped = take_step(run, batches)
-        skipped_in_row = skipped_in_row + 1 if skipped else 0
-        if skipped_in_row == settings.max_bad_steps:
-            raise TrainingError(_diverged(state.step, skipped, settings.max_bad_steps, checkpoints))
-        if values is None:
-            continue
-        at_end = state.step == settings.steps
-        run.log.add(values)
-        if at_end or state.step % settings.log_every == 0:
-            run.log.write(state.step, order.place(max(state.position.number - 1, 0)).epoch, state.num_skipped_steps)
-        is_best, failure = False, None
-        if evaluate is not None and (at_end or state.step % evaluate.every == 0):
-            try:
-                is_best = _evaluate(run, evaluate)
-            except LatentkitError as error:
-                failure = error
-        if at_end or is_best or failure or state.step % settings.checkpoint_every == 0:
-            packed = pack(state, settings, order.num_samples, run.accelerator)
-            if run.accelerator.is_main_process:
-                write_checkpoint(checkpoints, packed, settings.keep, state.best.step if state.best else None)
-            run.accelerator.wait_for_everyone()
-        if failure:
-            raise failure
+        with run.stop.holding():
+            skipped = _advance(run, batches, saver, order)
+            skipped_in_row = skipped_in_row + 1 if skipped else 0
+            if skipped_in_row == settings.max_bad_steps:
+                raise TrainingError(_diverged(state.step, skipped, settings.max_bad_steps, saver.folder))
+            is_due = evaluate is not None and "the model" not in skipped and _is_due(run, evaluate)
+            is_saved = state.step == settings.steps or state.step % settings.checkpoint_every == 0
+            if run.stop.is_agreed or is_due or (is_saved and "the model" not in skipped):
+                saver.save()
+        if run.stop.is_agreed:
+            run.stop.end()
+        if evaluate is not None and is_due:
+            _evaluate(run, evaluate, saver)
 
 
-def _evaluate(run: Run, evaluate: TrainEvaluation) -> bool:
-    """Whether the model, with its averaged weights where there are any, is better than ever by the metric that counts.
+def _advance(run: Run, batches: Iterator[Batch], saver: Saver, order: Order) -> list[str]:
+    """What was skipped in a step that has been taken, and logged unless it is the model's."""
+    state, settings = run.state, run.settings
+    with saver.saving_on_failure():
+        values, skipped = _take_whole_step(run, batches)
+        if values is not None:
+            run.log.add(values)
+            if state.step == settings.steps or state.step % settings.log_every == 0:
+                run.log.write(state.step, order.place(max(state.position.number - 1, 0)).epoch, state.num_skipped_steps)
+    return skipped
+
+
+def _take_whole_step(run: Run, batches: Iterator[Batch]) -> tuple[dict[str, float] | None, list[str]]:
+    """`take_step`, without a trace where it fails before any weight has changed, as a checkpoint must have no half of a step."""
+    state = run.state
+    go_back = remember(state, run.accelerator)
+    buffers = copy_buffers([state.module, *state.loss_modules.values(), *(found.module for found in state.discriminators.values())])
+    try:
+        return take_step(run, batches)
+    except BaseException:
+        if state.is_whole:
+            go_back()
+            put_back(buffers)
+        raise
+
+
+# ---------------------------------------------------------------- evaluations
+
+
+def _is_due(run: Run, evaluate: TrainEvaluation) -> bool:
+    step = run.state.step
+    return step != run.state.evaluated and (step == run.settings.steps or step % evaluate.every == 0)
+
+
+def _evaluate(run: Run, evaluate: TrainEvaluation, saver: Saver) -> None:
+    """Measure the model, with its averaged weights where there are any, and remember it if it is the best by the metric that counts.
 
     Raises:
-        LatentkitError: it can't be measured, in any process; or that metric isn't among those measured.
+        Exception: it can't be measured, in any process; or that metric isn't among those measured.
     """
+    state = run.state
+    metrics = _measure(run, evaluate)
+    state.evaluated = state.step
+    if evaluate.best is not None:
+        value = _agree(run, evaluate.best, metrics)
+        sign = 1 if evaluate.higher_is_better else -1
+        if math.isfinite(value) and (state.best is None or sign * value > sign * state.best.value):
+            state.best = Best(state.step, value, evaluate.best)
+    run.log.write_metrics(state.step, metrics)
+    saver.save_evaluation()
+
+
+def _measure(run: Run, evaluate: TrainEvaluation) -> Mapping[str, float]:
     state, device = run.state, run.accelerator.device
     metrics: Mapping[str, float] = {}
-    failure: LatentkitError | None = None
+    failure: Exception | None = None
     state.module.eval()
     with contextlib.ExitStack() as stack:
         stack.callback(state.module.train)
@@ -187,26 +316,25 @@ def _evaluate(run: Run, evaluate: TrainEvaluation) -> bool:
             stack.enter_context(state.average.swapped_in(state.module))
         try:
             metrics = evaluate.measure(state.module, state.step)
-        except LatentkitError as error:
+        except Exception as error:  # noqa: BLE001  raised in all processes, below
             failure = error
     _raise_together(failure, device)
-    run.log.write_metrics(state.step, metrics)
-    if evaluate.best is None:
-        return False
-    if evaluate.best not in metrics and run.accelerator.is_main_process:
-        failure = TrainingError(f"evaluate.best: {evaluate.best!r} isn't measured, which are {', '.join(metrics) or 'none'}")
+    return metrics
+
+
+def _agree(run: Run, best: str, metrics: Mapping[str, float]) -> float:
+    """The first process's value of the metric that counts."""
+    device = run.accelerator.device
+    failure = None
+    if best not in metrics and run.accelerator.is_main_process:
+        failure = TrainingError(f"evaluate.best: {best!r} isn't measured, which are {', '.join(metrics) or 'none'}")
     _raise_together(failure, device)
-    # Of the first process, so that all agree; as the bits of a float64, which not every device has.
-    value = torch.tensor(metrics.get(evaluate.best, math.nan), dtype=torch.float64).view(torch.int64)
-    found = float(broadcast(value.to(device)).cpu().view(torch.float64))
-    sign = 1 if evaluate.higher_is_better else -1
-    is_best = math.isfinite(found) and (state.best is None or sign * found > sign * state.best.value)
-    if is_best:
-        state.best = Best(state.step, found)
-    return is_best
+    # As the bits of a float64, which not every device has.
+    value = torch.tensor(metrics.get(best, math.nan), dtype=torch.float64).view(torch.int64)
+    return float(broadcast(value.to(device)).cpu().view(torch.float64))
 
 
-def _raise_together(failure: LatentkitError | None, device: torch.device) -> None:
+def _raise_together(failure: Exception | None, device: torch.device) -> None:
     """Raise the first process's failure, in all: the others would wait for it at the next checkpoint."""
     if float(broadcast(torch.tensor(float(failure is not None), device=device))):
         raise failure or TrainingError("the first process could not measure the model; it says why")
@@ -237,25 +365,3 @@ def _diverged(step: int, skipped: Sequence[str], count: int, checkpoints: Path) 
         f"loss or gradient of {' and '.join(skipped)} were not finite {count} times running after step {step}; {good}. "
         "Lower optimizer.lr, set optimizer.clip or precision: float32, then run again"
     )
-
-
-# ---------------------------------------------------------------- after the last step
-
-
-def _finish(run: Run, model: Trainable, source: Source, prepare: Prepare, folder: Path, left_out: Mapping[str, str]) -> None:
-    """Write the model, with the averaged weights where there are any, its latents measured on the training data."""
-    module = run.state.module
-    if run.state.average is not None:
-        module.load_state_dict(run.state.average.tensors)
-    module.eval()
-    if run.accelerator.is_main_process:
-        statistics = None
-        if run.settings.train != "decoder":  # else the encoder is as it was, and so are its latents' statistics
-            shares = BatchSettings(run.settings.batch_size, run.settings.seed, max_bad=run.settings.max_bad)
-            num_batches = math.ceil(min(len(source), MAX_MEASURED_SAMPLES) / shares.batch_size)
-            with contextlib.closing(read_batches(source, prepare, shares, Position())) as batches:
-                statistics = measure_latents(module, batches, num_batches, run.settings.seed)
-        save_result(model, statistics, folder)
-        result = {"step": run.state.step, "files": _sizes(folder / "model"), "left_out": left_out}
-        LocalFolder(folder).replace(RESULT, json.dumps(result, indent=1).encode())
-    run.accelerator.wait_for_everyone()

@@ -33,18 +33,33 @@ class TrainingLog:
         self._path, self._num_steps, self._accelerator, self._losses = path, num_steps, accelerator, losses
         self._progress: Progress | None = None
         self._described = False
+        self._clear()
 
-    def begin(self, step: int, settings: Mapping[str, Any]) -> None:
-        """Start trackers and clock after `step` done steps; lines of later ones, which will be done again, are dropped."""
+    def begin(
+        self, step: int, settings: Mapping[str, Any], evaluated: int | None = None, sums: Mapping[str, tuple[float, int]] | None = None
+    ) -> None:
+        """Start trackers and clock after `step` done steps; lines of later ones, which will be done again, are dropped.
+
+        Args:
+            settings: for trackers.
+            evaluated: step of the newest evaluation; lines of later ones are dropped too.
+            sums: as the property had them when the run stopped.
+        """
         if self._accelerator.log_with:
             texts = {name: str(value) for name, value in settings.items()}
             self._accelerator.init_trackers(self._path.parent.name, texts, {"tensorboard": {"purge_step": step + 1}})
         self._progress = Progress(self._num_steps, "steps", self._accelerator.is_main_process, before=step)
         self._num_samples = 0.0
         self._clear()
+        self._sums |= {name: (total, count) for name, (total, count) in (sums or {}).items()}
         if self._accelerator.is_main_process:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            _drop_later(self._path, step)
+            _drop_later(self._path, step, -1 if evaluated is None else evaluated)
+
+    @property
+    def sums(self) -> dict[str, tuple[float, int]]:
+        """Sum and count of every value since the last line, but for what the rate is of."""
+        return {name: found for name, found in self._sums.items() if name != "num_samples"}
 
     def note(self, text: str) -> None:
         """Print a line."""
@@ -61,8 +76,9 @@ class TrainingLog:
                 one and "num_latent_values" of its posterior, and what else the log should have; "num_samples" counts those of the step.
         """
         for name, value in values.items():
-            total, count = self._sums.get(name, (0.0, 0))
-            self._sums[name] = total + value, count + 1
+            if math.isfinite(value):  # a loss of weight 0 may be anything
+                total, count = self._sums.get(name, (0.0, 0))
+                self._sums[name] = total + value, count + 1
         if not self._described:
             self._described = True
             fixed = [(loss.name, loss.loss, loss.weight) for loss in self._losses if not loss.adaptive]
@@ -77,8 +93,8 @@ class TrainingLog:
             TrainingError: the file can't be written.
         """
         record = {"step": step, "epoch": epoch, "num_skipped_steps": num_skipped_steps, **self._averages()}
-        self._clear()
         self._append(record)
+        self._clear()
         if step == self._num_steps:
             self.note(f"step {step}/{self._num_steps}  loss {record['loss']:.5f}")
 
@@ -89,7 +105,15 @@ class TrainingLog:
             TrainingError: the file can't be written.
         """
         self._append({"step": step, "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()}})
-        self.note(f"step {step}/{self._num_steps}  " + "  ".join(f"{name} {value:.5g}" for name, value in metrics.items()))
+        when = f"step {step}/{self._num_steps}" if step else "before the first step"
+        self.note(f"{when}  " + "  ".join(f"{name} {value:.5g}" for name, value in metrics.items()))
+
+    def read_metrics(self) -> dict[int, dict[str, float | None]]:
+        """The metrics of every evaluation, by its step."""
+        if not self._path.exists():  # a finished run whose log was removed
+            return {}
+        lines = [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
+        return {line["step"]: line["metrics"] for line in lines if "metrics" in line}
 
     def close(self) -> None:
         """End trackers and live line."""
@@ -117,8 +141,9 @@ class TrainingLog:
     def _averages(self) -> dict[str, Any]:
         """Means over the steps in which there was such a value: a loss doesn't count in every step."""
         seconds = max(time.monotonic() - self._cleared, 1e-9)
-        num_samples = self._sums.pop("num_samples")[0]
         means = {name: total / count for name, (total, count) in self._sums.items()}
+        num_samples = self._sums["num_samples"][0]
+        means.pop("num_samples")
         num_values = means.pop("num_values")
         means.pop("num_latent_values", None)
         plain = {name: value for name, value in means.items() if "." not in name}
@@ -153,14 +178,15 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, fl
             yield f"{prefix}{name}", value
 
 
-def _drop_later(path: Path, step: int) -> None:
-    """Keep the lines of steps up to `step`; a last line cut off by a kill goes too."""
+def _drop_later(path: Path, step: int, evaluated: int) -> None:
+    """Keep the lines of steps up to `step`, of evaluations up to `evaluated`; a last line cut off by a kill goes too."""
     if not path.exists():
         return
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            if json.loads(line)["step"] <= step:
+            record = json.loads(line)
+            if record["step"] <= (evaluated if "metrics" in record else step):
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             break

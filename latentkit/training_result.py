@@ -1,4 +1,4 @@
-"""The result of a training run: the model's folder, with statistics of its latents measured.
+"""The result of a training run: its models' folders, with statistics of their latents measured, and result.json.
 
 What a model's own config has room for is put there (`TakesStatistics`); all that was measured is in `latent_statistics.json` beside it,
 whatever the model. Nothing reads that file back, and no fingerprint depends on it.
@@ -6,27 +6,41 @@ whatever the model. Nothing reads that file back, and no fingerprint depends on 
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 
-from latentkit.checkpoint import replace_folder
-from latentkit.contracts import Trainable
+from latentkit.checkpoint import list_checkpoints, read_weights, replace_folder, step_of
+from latentkit.contracts import Source, Trainable
 from latentkit.errors import TrainingError
 from latentkit.runtime.device import forked_random
+from latentkit.store.folder import LocalFolder
 from latentkit.store.statistics import ChannelStatistics, measure, merge
-from latentkit.training_batches import Batch
+from latentkit.training_batches import Batch, BatchSettings, Position, Prepare, read_batches
+from latentkit.training_run import Run
 
 MIN_LATENT_VECTORS = 10_000
 MAX_PASSES = 10
 STATISTICS_FILE = "latent_statistics.json"
+
+RESULT = "result.json"
+"""Says which step's weights are in each model's folder, and which files; written after them."""
+
+MODEL, LAST = "model", "model-last"
+"""Folders: of the best step, and of the last one beside it; of the last one alone where nothing says which is the best."""
+
+MAX_MEASURED_SAMPLES = 10_000
+"""Of the training data, that the statistics of latents come from."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +114,8 @@ def _measure(latents: Tensor) -> ChannelStatistics:
     return measure(latents.float().cpu().numpy(), None)
 
 
-def save_result(model: Trainable, statistics: LatentStatistics | None, folder: Path) -> Path:
-    """The folder `folder`/model, in which the model's own `save` wrote, whole or absent; without statistics, it keeps those it has.
+def save_result(model: Trainable, statistics: LatentStatistics | None, target: Path) -> None:
+    """Write the folder `target`, by the model's own `save`, whole or absent; without statistics, the model keeps those it has.
 
     Raises:
         TrainingError: the disk is full, or the folder can't be written.
@@ -109,7 +123,7 @@ def save_result(model: Trainable, statistics: LatentStatistics | None, folder: P
     if statistics is not None and isinstance(model, TakesStatistics):
         summary = statistics.sample.summary()
         model.set_statistics(torch.tensor(summary["mean"], dtype=torch.float64), torch.tensor(summary["std"], dtype=torch.float64))
-    target, aside = folder / "model", folder / ".model.part"
+    aside = target.with_name(f".{target.name}.part")
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
@@ -119,4 +133,91 @@ def save_result(model: Trainable, statistics: LatentStatistics | None, folder: P
         replace_folder(aside, target)
     except OSError as error:
         raise TrainingError(f"{target} can't be written: {error}; run again to write it from the last checkpoint") from error
-    return target
+
+
+# ---------------------------------------------------------------- the end of a run
+
+
+def finish(run: Run, model: Trainable, source: Source, prepare: Prepare, folder: Path, left_out: Mapping[str, str]) -> None:
+    """Write the models, with averaged weights where there are any; the module is then the one in model/. Every process must call it.
+
+    Raises:
+        TrainingError: a folder can't be written, or no latent is finite.
+    """
+    state, module = run.state, run.state.module
+    if state.average is not None:
+        module.load_state_dict(state.average.tensors)
+    module.eval()
+    steps = {MODEL: state.step}
+    if state.best is not None:
+        steps = {MODEL: state.best.step, LAST: state.step}
+    kept = {name: tensor.to("cpu", copy=True) for name, tensor in module.state_dict().items()} if state.best else {}
+    best = _load_best(run, folder / "checkpoints") if state.best else kept
+    if run.accelerator.is_main_process:
+        for name, step in steps.items():
+            if name == LAST:
+                module.load_state_dict(kept)
+            save_result(model, _measure_step(run, source, prepare, step), folder / name)
+        if LAST not in steps:
+            shutil.rmtree(folder / LAST, ignore_errors=True)  # of an earlier, shorter run
+        _write_result(run, folder, steps, left_out)
+    if best:
+        module.load_state_dict(best)
+    run.accelerator.wait_for_everyone()
+
+
+def _load_best(run: Run, checkpoints: Path) -> dict[str, Tensor]:
+    """Give the module of every process the best step's weights; they come back on the CPU.
+
+    Raises:
+        TrainingError: that checkpoint is gone or damaged.
+    """
+    best, module = run.state.best, run.state.module
+    assert best is not None
+    if best.step != run.state.step:
+        if run.accelerator.is_main_process:
+            paths = [path for path in list_checkpoints(checkpoints) if step_of(path) == best.step]
+            if not paths:
+                gone = f"the checkpoint of the best step, {best.step}, is gone from {checkpoints}"
+                raise TrainingError(f"{gone}; put it back, or set evaluate.best to another metric")
+            module.load_state_dict(read_weights(paths[0]))
+        for tensor in module.state_dict().values():
+            tensor.copy_(broadcast(tensor.clone(memory_format=torch.contiguous_format)))
+    return {name: tensor.to("cpu", copy=True) for name, tensor in module.state_dict().items()}
+
+
+def _measure_step(run: Run, source: Source, prepare: Prepare, step: int) -> LatentStatistics | None:
+    """Statistics of the module's latents on the training data; None where the encoder is as it was, and so are its statistics."""
+    if run.settings.train == "decoder" or step == 0:
+        return None
+    shares = BatchSettings(run.settings.batch_size, run.settings.seed, max_bad=run.settings.max_bad)
+    num_batches = math.ceil(min(len(source), MAX_MEASURED_SAMPLES) / shares.batch_size)
+    with contextlib.closing(read_batches(source, prepare, shares, Position())) as batches:
+        return measure_latents(run.state.module, batches, num_batches, run.settings.seed)
+
+
+def _write_result(run: Run, folder: Path, steps: Mapping[str, int], left_out: Mapping[str, str]) -> None:
+    """Write result.json: steps, metrics and files of each model, and metrics before training; say where training only cost."""
+    measured = run.log.read_metrics()
+    models = {name: {"step": step, "metrics": measured.get(step), "files": _sizes(folder / name)} for name, step in steps.items()}
+    result = {"step": run.state.step, "models": models, "before": measured.get(0), "left_out": left_out}
+    LocalFolder(folder).replace(RESULT, json.dumps(result, indent=1).encode())
+    best = run.state.best
+    if best is not None and best.step == 0:
+        run.log.note(f"by {best.metric}, no step was better than the model before training, which {MODEL}/ is as it was")
+
+
+def finished_steps(folder: Path) -> int:
+    """The steps of the run that its models are the result of, 0 where not all files are there: while a run goes on, older ones stay."""
+    try:
+        written = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        models = written.get("models", {MODEL: written})  # older versions wrote one model, without its name
+        are_whole = all(found["files"].items() <= _sizes(folder / name).items() for name, found in models.items())
+        return int(written["step"]) if are_whole else 0
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return 0
+
+
+def _sizes(model: Path) -> dict[str, int]:
+    """Bytes of every file, by its path within the folder."""
+    return {path.relative_to(model).as_posix(): path.stat().st_size for path in sorted(model.rglob("*")) if path.is_file()}

@@ -1,10 +1,9 @@
-"""What every part of a training run shares: the model's passes, all of them through one wrapped forward, and the run's state."""
+"""What every part of a training run shares: the model's passes, and the run's state."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from accelerate import Accelerator
@@ -12,27 +11,12 @@ from torch import Tensor, nn
 
 from latentkit.contracts import Moments, Reconstruction
 from latentkit.errors import TrainingError
+from latentkit.runtime.stopping import Stop
 from latentkit.training_log import TrainingLog
 from latentkit.training_settings import TrainSettings, WeightedLoss
 from latentkit.training_state import TrainState
 
 AUTOCAST = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class Passes(nn.Module):
-    """Every pass through one forward, so that a wrapper such as DistributedDataParallel sees all of them."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, values: Tensor, only_decode: bool = False) -> Any:
-        if not only_decode:
-            return self.module(values)
-        decode = getattr(self.module, "decode", None)
-        if decode is None:
-            raise TrainingError("this run decodes latents, but the model's module has no method decode")
-        return decode(values)
 
 
 @dataclass
@@ -41,24 +25,23 @@ class Run:
 
     Args:
         state: see there.
-        passes: `Passes`, wrapped for several processes.
         losses: all of them.
         last_layers: by role of a loss, the weight at which adaptive weights are measured.
-        settings, accelerator, log: see there.
+        settings, accelerator, log, stop: see there.
     """
 
     state: TrainState
-    passes: nn.Module
     losses: Sequence[WeightedLoss]
     last_layers: dict[str, nn.Parameter]
     settings: TrainSettings
     accelerator: Accelerator
     log: TrainingLog
+    stop: Stop = field(default_factory=Stop)
 
     def forward(self, values: Tensor) -> Reconstruction:
         """The model's forward, computed in the precision asked for and given in float32."""
         with self._autocast():
-            found: Reconstruction = self.passes(values)
+            found: Reconstruction = self.state.module(values)
         moments = found.moments
         return Reconstruction(
             output=found.output.float(),
@@ -78,9 +61,16 @@ class Run:
         return found.latents if found.moments is None else found.moments
 
     def decode(self, latents: Tensor) -> Tensor:
-        """The batch of raw latents; float32."""
+        """The batch of raw latents; float32.
+
+        Raises:
+            TrainingError: the model can't decode alone.
+        """
+        decode = getattr(self.state.module, "decode", None)
+        if decode is None:
+            raise TrainingError("this run decodes latents, but the model's module has no method decode")
         with self._autocast():
-            decoded: Tensor = self.passes(latents, only_decode=True)
+            decoded: Tensor = decode(latents)
         return decoded.float()
 
     def active_losses(self) -> list[WeightedLoss]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -17,7 +16,6 @@ import torch
 import torch.distributed.nn.functional
 from accelerate import Accelerator, PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, broadcast
 from torch import nn
 
 from latentkit.check import describe_gap
@@ -25,9 +23,11 @@ from latentkit.contracts import Adversarial, HasModule, LossBatch, Source, Train
 from latentkit.ema import WeightAverage
 from latentkit.errors import TrainingError
 from latentkit.runtime.device import can_compile, choose_device, forked_random, has_bfloat16, memory_format, say_once
+from latentkit.runtime.launcher import check_launcher
+from latentkit.runtime.processes import share_weights
 from latentkit.training_batches import Batch
 from latentkit.training_log import TrainingLog
-from latentkit.training_run import Passes, Run
+from latentkit.training_run import Run
 from latentkit.training_settings import OptimizerSettings, TrainEvaluation, TrainSettings, WeightedLoss
 from latentkit.training_state import Discriminator, TrainState
 from latentkit.training_step import compute, to_device
@@ -70,7 +70,13 @@ def check(source: object, losses: Sequence[WeightedLoss], settings: TrainSetting
 
 
 def join_processes(wanted: str = "auto") -> torch.device:
-    """Join the processes that a launcher has started, and return the device of this one, as `choose_device` names it."""
+    """Join the processes that a launcher has started, and return the device of this one, as `choose_device` names it.
+
+    Raises:
+        DeviceError: there is no such device.
+        LatentkitError: the launcher asks for what isn't done here, such as FSDP.
+    """
+    check_launcher()
     device = torch.device(choose_device(wanted))
     # Unless told to use the CPU, accelerate takes processes without a GPU that it knows for strangers, each with a run of its own.
     state = PartialState(cpu=device.type not in GROUPED_KINDS, timeout=LONGEST_WAIT)
@@ -90,8 +96,6 @@ def open_accelerator(settings: TrainSettings, folder: Path, device: str = "auto"
         mixed_precision="no",  # its precision is the whole process's: a second run could not have another
         log_with=list(settings.trackers) or None,
         project_dir=folder / "trackers" if settings.trackers else None,
-        # losses may run the model several times in one step, and buffers that change in between would break the backward pass
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     atexit.unregister(_end_process_group)  # once is enough, however many runs there are
     atexit.register(_end_process_group)
@@ -110,8 +114,7 @@ def _suit(settings: TrainSettings, device: torch.device) -> TrainSettings:
 
 
 def _end_process_group() -> None:
-    """The group's threads must not outlive the interpreter, so nothing may hold it: wrapped models of runs that are over lie in cycles."""
-    gc.collect()
+    """The group's threads must not outlive the interpreter."""
     PartialState().destroy_process_group()
 
 
@@ -121,7 +124,7 @@ def start(model: Trainable, losses: Sequence[WeightedLoss], settings: TrainSetti
     Raises:
         TrainingError: the weights aren't float32, the half that is to be trained isn't there, or a loss can't be adaptive.
     """
-    module = model.module.train()
+    module = model.module
     dtypes = {str(parameter.dtype).removeprefix("torch.") for parameter in module.parameters()}
     if dtypes != {"float32"}:
         raise TrainingError(f"training needs float32 weights, the model has {', '.join(sorted(dtypes))}; precision is what it computes in")
@@ -129,9 +132,8 @@ def start(model: Trainable, losses: Sequence[WeightedLoss], settings: TrainSetti
     last_layers = _find_last_layers(model, losses)
     if settings.gradient_checkpointing:
         _save_memory(module)
-    _lay_out(module, accelerator.device)
+    _adopt(module, accelerator)
     torch.manual_seed(settings.seed + accelerator.process_index)
-    passes = Passes(module)
     if settings.compile:
         module.compile(dynamic=False)
     modules = {loss.name: _adopt(loss.loss.module, accelerator) for loss in losses if isinstance(loss.loss, HasModule)}
@@ -141,13 +143,11 @@ def start(model: Trainable, losses: Sequence[WeightedLoss], settings: TrainSetti
         module=module,
         optimizer=_adamw(settings.optimizer, groups),
         scaler=torch.amp.GradScaler(accelerator.device.type, init_scale=1024.0, enabled=settings.precision == "fp16"),
-        average=None,
+        average=None if settings.ema_decay is None else WeightAverage(module, settings.ema_decay),
         loss_modules=modules,
         discriminators=rivals,
     )
-    wrapped = accelerator.prepare(passes)  # moves the weights, and makes them those of the first process
-    state.average = None if settings.ema_decay is None else WeightAverage(module, settings.ema_decay)
-    return Run(state, wrapped, losses, last_layers, settings, accelerator, log)
+    return Run(state, losses, last_layers, settings, accelerator, log)
 
 
 def rehearse(run: Run, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -261,11 +261,10 @@ def _lay_out(module: nn.Module, device: torch.device) -> None:
 
 
 def _adopt(module: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """A loss's own module on this process's device, in training mode, with the weights of the first process."""
+    """The module on this process's device, in training mode, with the weights of the first process."""
     module.to(accelerator.device).train()
     _lay_out(module, accelerator.device)
-    for tensor in module.state_dict().values():
-        tensor.copy_(broadcast(tensor.clone(memory_format=torch.contiguous_format)))
+    share_weights(module)
     return module
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
@@ -16,6 +16,7 @@ from latentkit.checkpoint import Checkpoint, pack_optimizer, unpack_optimizer
 from latentkit.ema import WeightAverage
 from latentkit.errors import TrainingError
 from latentkit.runtime.device import kind_of, random_state, set_random_state
+from latentkit.runtime.processes import run_on_first, share
 from latentkit.training_batches import BatchSettings, Order, Position
 from latentkit.training_settings import OptimizerSettings, TrainSettings
 
@@ -48,17 +49,19 @@ class Discriminator:
 
 @dataclass(frozen=True)
 class Best:
-    """The best evaluation so far: after which step, and its value of the metric."""
+    """The best evaluation so far: after which step, its value of the metric, and the metric's name."""
 
     step: int
     value: float
+    metric: str = ""
 
 
 @dataclass
 class TrainState:
     """A run as it stands; `step` counts optimiser steps done, `position` is this process's in the data.
 
-    `loss_modules` and `discriminators` go by the name of their loss.
+    `loss_modules` and `discriminators` go by the name of their loss; `evaluated` is the step of the newest evaluation. `is_whole` is
+    False while optimizers change weights, which are then neither those of this step nor of the next.
     """
 
     module: nn.Module
@@ -71,6 +74,19 @@ class TrainState:
     position: Position = field(default_factory=Position)
     num_skipped_steps: int = 0
     best: Best | None = None
+    evaluated: int | None = None
+    is_whole: bool = True
+
+
+def remember(state: TrainState, accelerator: Accelerator) -> Callable[[], None]:
+    """What takes position and random numbers of this process back to how they are now."""
+    position, random = state.position, _random_states(accelerator)
+
+    def go_back() -> None:
+        state.position = position
+        _restore_random({name: value.expand(accelerator.num_processes, -1) for name, value in random.items()}, accelerator)
+
+    return go_back
 
 
 def pack(state: TrainState, settings: TrainSettings, num_samples: int, accelerator: Accelerator) -> Checkpoint:
@@ -87,7 +103,7 @@ def pack(state: TrainState, settings: TrainSettings, num_samples: int, accelerat
         "num_skipped_steps": state.num_skipped_steps,
         "num_threads": torch.get_num_threads(),
         "scaler": state.scaler.state_dict(),
-        "best": asdict(state.best) if state.best else None,
+        **pack_evaluation(state),
         "discriminators": {
             name: {"step": found.step, "num_skipped_steps": found.num_skipped_steps} for name, found in state.discriminators.items()
         },
@@ -101,6 +117,46 @@ def pack(state: TrainState, settings: TrainSettings, num_samples: int, accelerat
     for name, found in state.discriminators.items():
         tensors |= {f"discriminator.{name}": found.module.state_dict(), f"discriminator-optimizer.{name}": pack_optimizer(found.optimizer)}
     return Checkpoint(state.step, tensors, values)
+
+
+def pack_evaluation(state: TrainState) -> dict[str, Any]:
+    """What an evaluation changes in a checkpoint."""
+    return {"best": asdict(state.best) if state.best else None, "evaluated": state.evaluated}
+
+
+def read_together(read: Callable[[], Checkpoint | None]) -> Checkpoint | None:
+    """Return, in every process, the checkpoint that `read` gives in the first one.
+
+    No other process looks at its disk. Tensors are sent one by one, never pickled.
+
+    Raises:
+        TrainingError: of `read`.
+    """
+    own: list[Checkpoint] = []
+
+    def outline() -> tuple[int, dict[str, Any], Mapping[str, Any]] | None:
+        found = read()
+        if found is None:
+            return None
+        own.append(found)
+        forms = {
+            stem: {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+            for stem, tensors in found.tensors.items()
+        }
+        return found.step, forms, found.state
+
+    sent = run_on_first(outline)
+    if sent is None or PartialState().num_processes == 1:
+        return own[0] if own else None
+    step, forms, values = sent
+    tensors = {
+        stem: {
+            name: share(own[0].tensors[stem][name] if own else None, shape, dtype)
+            for name, (shape, dtype) in parts.items()
+        }
+        for stem, parts in forms.items()
+    }
+    return Checkpoint(step, tensors, values)
 
 
 def restore(state: TrainState, checkpoint: Checkpoint, settings: TrainSettings, num_samples: int, accelerator: Accelerator) -> list[str]:
@@ -121,6 +177,7 @@ def restore(state: TrainState, checkpoint: Checkpoint, settings: TrainSettings, 
         state.scaler.load_state_dict(values["scaler"])
     state.step, state.num_skipped_steps = checkpoint.step, values["num_skipped_steps"]
     state.best = Best(**values["best"]) if values["best"] else None
+    state.evaluated = values.get("evaluated", checkpoint.step)  # older versions evaluated before they wrote
     if accelerator.device.type == "cpu":
         torch.set_num_threads(values["num_threads"])  # another number adds up in another order
     notes = [f"going on from step {state.step}", *_changes(values["settings"], asdict(settings))]

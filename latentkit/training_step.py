@@ -7,7 +7,6 @@ float32, also under fp16: only the model's loss is scaled, and a discriminator n
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -19,6 +18,7 @@ from latentkit.contracts import Adversarial, LossBatch, Moments, Reconstruction
 from latentkit.errors import EncoderError, PluginError, TrainingError
 from latentkit.losses.kl import kl_nats
 from latentkit.runtime.device import memory_format
+from latentkit.runtime.processes import average_buffers, average_gradients
 from latentkit.training_batches import Batch
 from latentkit.training_run import Run
 from latentkit.training_settings import WeightedLoss, learning_rate
@@ -27,6 +27,9 @@ from latentkit.training_state import Discriminator
 MAX_ADAPTIVE_WEIGHT = 1e4
 ADAPTIVE_EPSILON = 1e-4
 """Both of Esser et al. 2021, "Taming Transformers for High-Resolution Image Synthesis", eq. 7, and its code."""
+
+NUM_NAMED = 4
+"""Weights that a message names."""
 
 Values = dict[str, Tensor]
 """Scalars by the name that the log has for them."""
@@ -41,45 +44,48 @@ def take_step(run: Run, batches: Iterator[Batch]) -> tuple[dict[str, float] | No
     losses = run.active_losses()
     rivals = {loss.name: state.discriminators[loss.name] for loss in losses if loss.name in state.discriminators}
     seen: Values = {}
-    buffers = _copy_buffers([state.module, *state.loss_modules.values()])
-    their_buffers = {name: _copy_buffers([rival.module]) for name, rival in rivals.items()}
-    for number in range(settings.accumulate):
+    buffers = copy_buffers([state.module, *state.loss_modules.values()])
+    their_buffers = {name: copy_buffers([rival.module]) for name, rival in rivals.items()}
+    for _ in range(settings.accumulate):
         batch = next(batches)
         state.position = batch.after
-        last = number == settings.accumulate - 1
-        with contextlib.nullcontext() if last else accelerator.no_sync(run.passes):
-            detached, values = model_pass(run, batch, losses)
+        detached, values = model_pass(run, batch, losses)
         for loss in losses:
             if loss.name in rivals:
                 values |= discriminator_pass(run, loss, rivals[loss.name], detached)
         for name, value in values.items():
             seen[name] = seen.get(name, 0) + value.detach() / settings.accumulate
-    seen["grad_norm"] = _gather_model_gradients(run, losses)
+    seen["grad_norm"] = _gather_model_gradients(run)
     for name, rival in rivals.items():
-        average_gradients(rival.parameters, accelerator)
+        average_gradients(rival.parameters)
         seen[f"discriminators.{name}.grad_norm"] = nn.utils.clip_grad_norm_(rival.parameters, rival.settings.clip or math.inf)
+    seen["stop"] = seen["grad_norm"].new_tensor(float(run.stop.number))
     means = accelerator.reduce(torch.stack([value.float() for value in seen.values()]), "mean").tolist()
     averages = dict(zip(seen, means, strict=True))
+    run.stop.is_agreed = averages.pop("stop") > 0
+    state.is_whole = False
     averages["num_samples"] *= settings.accumulate * accelerator.num_processes
     finite = math.isfinite(averages["loss"]) and math.isfinite(averages["grad_norm"])
     skipped = []
     if not finite:
         skipped.append("the model")
-        _put_back(buffers)
+        put_back(buffers)
     for name, rival in rivals.items():
         if not _step_discriminator(rival, name, averages, finite):
             skipped.append(f"the discriminator of {name!r}")
-            _put_back(their_buffers[name])
+            put_back(their_buffers[name])
     averages["lr"] = _step_model(run, finite)
+    state.is_whole = True
     return averages if finite else None, skipped
 
 
-def _copy_buffers(modules: Iterable[nn.Module]) -> list[tuple[Tensor, Tensor]]:
+def copy_buffers(modules: Iterable[nn.Module]) -> list[tuple[Tensor, Tensor]]:
     """Each buffer, such as a running statistic, with a copy: passes change them, also those of a step that is then skipped."""
     return [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
 
 
-def _put_back(buffers: Iterable[tuple[Tensor, Tensor]]) -> None:
+def put_back(buffers: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Let buffers be what they were when they were copied."""
     for buffer, before in buffers:
         buffer.copy_(before)
 
@@ -105,7 +111,7 @@ def model_pass(run: Run, prepared: Batch, losses: Sequence[WeightedLoss]) -> tup
         raise EncoderError(f"the model gave {tuple(found.output.shape)} for an input of {tuple(inputs.shape)}")
     batch = LossBatch(inputs, found, None, run.state.step, run.encode, run.decode)
     total, values = _weigh(run, batch, losses)
-    run.accelerator.backward(run.state.scaler.scale(total / run.settings.accumulate))
+    torch.autograd.backward(run.state.scaler.scale(total / run.settings.accumulate))
     values |= {
         "num_samples": inputs.new_tensor(float(len(inputs))),
         "num_values": inputs.new_tensor(float(inputs[0].numel())),
@@ -163,18 +169,26 @@ def _weigh(run: Run, batch: LossBatch, losses: Sequence[WeightedLoss]) -> tuple[
 def _gradient_ratio(run: Run, reference: Tensor, value: Tensor, loss: WeightedLoss) -> Tensor:
     """Norm of the gradient of the reconstruction losses over that of `value`, at the last layer that both reach; clamped, no gradient.
 
-    Gradients are averaged over processes first, as those of the step are.
+    Gradients are averaged over processes first, as those of the step are. A loss may leave out a step,
+    in some processes or in all.
     """
-    layer, scaler = run.last_layers[loss.role], run.state.scaler
-    if not value.requires_grad:  # a loss may leave out a step
-        return torch.zeros_like(value)
-    norms: list[Tensor] = []
-    for scalar in (reference, value):
-        (gradient,) = torch.autograd.grad(scaler.scale(scalar), layer, retain_graph=True, allow_unused=True)
-        if gradient is None:
-            raise TrainingError(f"loss {loss.name!r} is adaptive, but it or the reconstruction loss doesn't reach the last layer")
-        norms.append(run.accelerator.reduce(gradient, "mean").norm() / scaler.get_scale())
-    return (norms[0] / (norms[1] + ADAPTIVE_EPSILON)).clamp(0, MAX_ADAPTIVE_WEIGHT).detach()
+    layer, scale = run.last_layers[loss.role], run.state.scaler.get_scale()
+    gradients = [_gradient_at(layer, part * scale, loss.name).flatten() for part in (reference, value)]
+    flat = torch.cat([*gradients, value.new_tensor([float(value.requires_grad)])])
+    means = run.accelerator.reduce(flat, "mean")
+    wanted, own, counts = means.split([layer.numel(), layer.numel(), 1])
+    ratio = wanted.norm() / scale / (own.norm() / scale + ADAPTIVE_EPSILON)
+    return torch.where(counts[0] > 0, ratio.clamp(0, MAX_ADAPTIVE_WEIGHT), 0.0).detach()
+
+
+def _gradient_at(layer: nn.Parameter, scalar: Tensor, name: str) -> Tensor:
+    if not scalar.requires_grad:
+        return torch.zeros_like(layer)
+    (gradient,) = torch.autograd.grad(scalar, layer, retain_graph=True, allow_unused=True)
+    if gradient is None:
+        raise TrainingError(f"loss {name!r} is adaptive, but it or the reconstruction loss doesn't reach the last layer")
+    found: Tensor = gradient
+    return found
 
 
 def _check_shape(name: str, value: Tensor, batch: LossBatch) -> None:
@@ -200,7 +214,7 @@ def discriminator_pass(run: Run, loss: WeightedLoss, rival: Discriminator, batch
     try:
         value = loss.loss.discriminator_loss(batch)
         _check_shape(loss.name, value, batch)
-        run.accelerator.backward(value.mean() / run.settings.accumulate)
+        torch.autograd.backward(value.mean() / run.settings.accumulate)
     finally:
         _require_gradients(rival.parameters, False)
     return {f"discriminators.{loss.name}.loss": value.mean()}
@@ -221,36 +235,15 @@ def _require_gradients(parameters: Iterable[nn.Parameter], wanted: bool) -> None
 # ---------------------------------------------------------------- the optimisers
 
 
-def average_gradients(parameters: Sequence[nn.Parameter], accelerator: Accelerator) -> None:
-    """Average the gradients over all processes, as DistributedDataParallel does for the model.
+def _gather_model_gradients(run: Run) -> Tensor:
+    """The norm of all gradients, the model's and those of losses' own weights, before it is clipped.
 
-    A loss calls its own module, which no wrapper sees; after the backward pass it doesn't matter which passes there were.
+    They are averaged here, after all passes and without a wrapper around the model: whatever passes
+    there were, and whichever weights each of them reached.
     """
-    if accelerator.num_processes == 1 or not parameters:
-        return
-    given = [torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in parameters]
-    flat = accelerator.reduce(torch.cat([gradient.flatten() for gradient in given]), "mean")
-    for gradient, piece in zip(given, flat.split([gradient.numel() for gradient in given]), strict=True):
-        gradient.copy_(piece.view(gradient.shape))
-
-
-@torch.no_grad()
-def average_buffers(modules: Iterable[nn.Module], accelerator: Accelerator) -> None:
-    """Average float buffers, such as running statistics, over all processes, so that they stay one model."""
-    buffers = [buffer for module in modules for buffer in module.buffers() if buffer.is_floating_point() and buffer.numel()]
-    if accelerator.num_processes == 1 or not buffers:
-        return
-    flat = accelerator.reduce(torch.cat([buffer.flatten().float() for buffer in buffers]), "mean")
-    for buffer, piece in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
-        buffer.copy_(piece.view(buffer.shape))
-
-
-def _gather_model_gradients(run: Run, losses: Sequence[WeightedLoss]) -> Tensor:
-    """The gradients' norm before it is clipped: the model's and those of the losses' own weights together."""
-    modules = [run.state.loss_modules[loss.name] for loss in losses if loss.name in run.state.loss_modules]
-    average_gradients([parameter for module in modules for parameter in module.parameters() if parameter.requires_grad], run.accelerator)
-    run.state.scaler.unscale_(run.state.optimizer)
     trained = [parameter for group in run.state.optimizer.param_groups for parameter in group["params"]]
+    average_gradients(trained)
+    run.state.scaler.unscale_(run.state.optimizer)
     return nn.utils.clip_grad_norm_(trained, run.settings.optimizer.clip or math.inf)
 
 
@@ -259,6 +252,8 @@ def _step_model(run: Run, finite: bool) -> float:
     state, settings = run.state, run.settings
     rate = learning_rate(settings.optimizer, state.step, settings.steps)
     if finite:
+        if state.step == 0:
+            _note_unreached(run)
         _set_rate(state.optimizer, rate)
         state.scaler.step(state.optimizer)
         state.step += 1
@@ -268,10 +263,25 @@ def _step_model(run: Run, finite: bool) -> float:
     state.optimizer.zero_grad(set_to_none=True)
     if finite:
         rivals = [rival.module for rival in state.discriminators.values()]
-        average_buffers([state.module, *state.loss_modules.values(), *rivals], run.accelerator)
+        average_buffers([state.module, *state.loss_modules.values(), *rivals])
         if state.average is not None:
             state.average.update(state.module)
     return rate
+
+
+def _note_unreached(run: Run) -> None:
+    """Say which of the model's weights the first step gave no gradient."""
+    weights = dict(run.state.module.named_parameters())
+    trained = [name for name, weight in weights.items() if weight.requires_grad]
+    unreached = [name for name in trained if weights[name].grad is None]
+    if unreached:
+        size = sum(weights[name].numel() for name in unreached)
+        names = ", ".join(unreached[:NUM_NAMED])
+        more = f" and {len(unreached) - NUM_NAMED} more" if len(unreached) > NUM_NAMED else ""
+        run.log.note(
+            f"{len(unreached)} of {len(trained)} weights ({size:,} numbers) got no gradient in the "
+            f"first step; a weight stays as it is until it gets one: {names}{more}"
+        )
 
 
 def _step_discriminator(rival: Discriminator, name: str, averages: dict[str, float], wanted: bool) -> bool:

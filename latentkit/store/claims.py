@@ -12,6 +12,7 @@ import secrets
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from typing import Any
 
 import psutil
@@ -101,6 +102,14 @@ class Claims:
                 holders.add(f"process {owner.get('pid')} on {owner.get('host')}")
         return sorted(holders)
 
+    def owner(self, name: str) -> str:
+        """Process, host and start of who holds a claim, for messages."""
+        found = self._read(_file(name))
+        if not isinstance(started := found.get("started"), float):
+            return "another process"
+        since = datetime.fromtimestamp(started).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
+        return f"process {found.get('pid')} on {found.get('host')}, begun at {since}"
+
     def is_free(self, name: str) -> bool:
         """Whether nobody else is at work on it."""
         file = _file(name)
@@ -153,10 +162,18 @@ def _file(name: str) -> str:
 
 
 def _identity(pid: object) -> dict[str, Any]:
-    """Host, process and its starting time, which tells a process from a later one with its number; empty when there is none."""
+    """Host, process and its starting time, which tells a process from a later one with its number; empty when there is none.
+
+    A process that has ended and that nobody waited for (a zombie) is none; of one that may not be looked at, the time isn't known.
+    """
     if not isinstance(pid, int) or not 0 < pid < 1 << 31:
         return {}
     try:
-        return {"host": host(), "pid": pid, "started": psutil.Process(pid).create_time()}
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return {}
+        return {"host": host(), "pid": pid, "started": process.create_time()}
     except psutil.NoSuchProcess:
         return {}
+    except psutil.AccessDenied:
+        return {"host": host(), "pid": pid}

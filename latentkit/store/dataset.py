@@ -72,8 +72,8 @@ def read_units(folder: Folder, plans: Sequence[Plan]) -> dict[str, ReadUnit]:
     Raises:
         StoreError: a unit is missing, damaged, or belongs to another dataset.
     """
-    read = folder.ask_each(functools.partial(read_unit, folder), (unit for plan in plans for unit in plan.units()))
-    units = {unit.unit.name: unit for unit in read}
+    wanted = [unit for plan in plans for unit in plan.units()]
+    units = {unit.unit.name: unit for unit in folder.ask_each(functools.partial(read_unit, folder), wanted)}
     for name, unit in units.items():
         if unit.header.metadata.get("fingerprint") != plans[-1].settings.fingerprint:
             raise StoreError(f"{folder}/{unit_name(name)}: the unit belongs to another dataset, by its fingerprint")

@@ -1,14 +1,15 @@
-"""What rows are drawn from: an epoch or chance; and which epoch it is, also in a DataLoader's worker processes."""
+"""What rows are drawn from: an epoch or chance; and which epoch it is, also in worker processes."""
 
 from __future__ import annotations
 
 import contextlib
+import mmap
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.data import get_worker_info
 
@@ -16,7 +17,7 @@ from latentkit.store.order import Rows
 from latentkit.store.posterior import Noise, RowNoise
 
 ITEM_DRAW = 1 << 40
-"""Number of draws that belong to no batch of `batches()`, so that they share no noise with those."""
+"""Number of draws that belong to no batch of `batches()`, with which they share no noise."""
 
 PARTNER_DRAW = 1 << 41
 """Added to the number for the second of joined datasets, twice for the third."""
@@ -27,8 +28,8 @@ class Draw:
     """What views and noise of some rows are drawn from, together with their dataset's seed.
 
     Attributes:
-        epoch: the same epoch gives the same draw; None draws from torch's generator, anew for each
-            `Draw`, as a transform of any other torch dataset would.
+        epoch: the same epoch gives the same draw; None draws from torch's generator, anew each
+            time, as a transform of any other torch dataset would.
         number: of the batch in its epoch.
         by_row: each row has noise of its own, whatever else is in the batch.
         partner: place of the dataset among joined ones, which draw independently of each other.
@@ -39,32 +40,36 @@ class Draw:
     by_row: bool = False
     partner: int = 0
 
-    @cached_property
-    def _chance(self) -> int:
-        """Taken only where something is drawn, so that nothing else moves torch's generator on.
-
-        A worker's generator is seeded by its DataLoader from that of the main process: anew for each
-        epoch, and differently for each worker.
-        """
-        return int(torch.empty((), dtype=torch.int64, device="cpu").random_().item())
-
     def of_partner(self, place: int) -> Draw:
         """The draw of the dataset at this place among joined ones."""
         return replace(self, partner=place)
 
-    def fractions(self, seed: int, count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def fractions(self, seed: int, count: int) -> npt.NDArray[np.float64]:
         """Uniform numbers in [0, 1) that choose views: in an epoch those of all `count` rows of the
         dataset, by chance those of `count` rows."""
         if self.epoch is not None:
             return np.random.default_rng([seed, self.epoch, 1, self.partner]).random(count)
-        # Ranks may have seeded torch alike, but have other rows, by the first of which `number` differs.
-        return np.random.default_rng([seed, self._chance, 1, self.partner, self.number]).random(count)
+        # Ranks may have seeded torch alike, but `number` differs: by the first of their rows.
+        return np.random.default_rng([seed, _chance(), 1, self.partner, self.number]).random(count)
 
     def noise(self, seed: int, items: Rows, lengths: Rows | None = None) -> Noise:
         """Noise of the rows at these positions; `lengths` of ragged rows says how long each is."""
-        epoch = self._chance if self.epoch is None else self.epoch
+        epoch = _chance() if self.epoch is None else self.epoch
         number = self.number + self.partner * PARTNER_DRAW
-        return RowNoise((seed, epoch, number), items, lengths) if self.by_row else Noise(seed, epoch, number)
+        return (
+            RowNoise((seed, epoch, number), items, lengths)
+            if self.by_row
+            else Noise(seed, epoch, number)
+        )
+
+
+def _chance() -> int:
+    """A number from torch's generator, which is asked only where something is drawn.
+
+    A worker's generator is seeded by its DataLoader from that of the main process: anew for each
+    epoch, and differently for each worker.
+    """
+    return int(torch.empty((), dtype=torch.int64, device="cpu").random_().item())
 
 
 class Epochs:
@@ -75,22 +80,28 @@ class Epochs:
     """
 
     def __init__(self) -> None:
-        self._share(torch.tensor([-1, 0], dtype=torch.int64, device="cpu"))
+        self._numbers = _memory_of_forks()
+        self._numbers[:] = -1, 0
+        self._sent: torch.Tensor | None = None
         self._times_seen = 0
         self._following: dict[Hashable, int] = {}
 
-    def _share(self, shared: torch.Tensor) -> None:
-        with contextlib.suppress(RuntimeError, OSError):  # a machine without shared memory
-            shared.share_memory_()  # type: ignore[no-untyped-call]
-        self._shared = shared
-        self._numbers = shared.numpy()
-
     def __getstate__(self) -> dict[str, Any]:
+        """With a tensor that a spawned process shares; it keeps a file open, so it is made late."""
+        if self._sent is None:
+            self._sent = torch.tensor(self._numbers.tolist(), dtype=torch.int64, device="cpu")
+            with contextlib.suppress(RuntimeError, OSError):  # a machine without shared memory
+                self._sent.share_memory_()  # type: ignore[no-untyped-call]
         return {name: value for name, value in self.__dict__.items() if name != "_numbers"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._share(self._shared)
+        assert self._sent is not None
+        self._numbers = self._sent.numpy()
+        if not self._sent.is_shared():  # type: ignore[no-untyped-call]  # pickled, not sent to a worker
+            numbers, self._sent = self._numbers, None
+            self._numbers = _memory_of_forks()
+            self._numbers[:] = numbers
 
     @property
     def fixed(self) -> int | None:
@@ -108,6 +119,8 @@ class Epochs:
         if epoch < 0:
             raise ValueError(f"an epoch is a number from 0 on, got {epoch}")
         self._numbers[:] = epoch, self.times_set + 1
+        if self._sent is not None:
+            self._sent.numpy()[:] = self._numbers
 
     def next(self, reader: Hashable) -> int:
         """The epoch that is this reader's next: the one after its last, or the one set since then.
@@ -128,6 +141,11 @@ class Epochs:
         if self._times_seen != self.times_set:
             self._times_seen = self.times_set
             self._following.clear()
+
+
+def _memory_of_forks() -> npt.NDArray[np.int64]:
+    """Two numbers that forked processes share."""
+    return np.frombuffer(mmap.mmap(-1, 16), np.int64)
 
 
 def _first_epoch() -> int:

@@ -56,7 +56,9 @@ class JoinedDataset(BatchedRows):
                 raise ValueError(f"{data.folder} has several rows for a key; open it with one view, or views='random'")
         keys = self.first.keys
         twins = [self.first.twins(data) for data in datasets[1:]]
-        has_twins = np.logical_and.reduce([np.ones(len(keys), bool), *(there for _, there in filter(None, twins))])
+        has_twins = np.ones(len(keys), bool)
+        for _, there in filter(None, twins):
+            has_twins &= there
         items = np.flatnonzero(has_twins).tolist()
         for place_of in places:
             items = [item for item in items if keys[item] in place_of]
@@ -91,8 +93,8 @@ class JoinedDataset(BatchedRows):
             StoreError: a unit is missing or damaged.
         """
         batch: dict[str, Any] = {}
-        chosen = self._choose(items, draw)
-        for place, (data, name, rows) in enumerate(zip(self.datasets, self.names, chosen, strict=True)):
+        parts = zip(self.datasets, self.names, self._choose(items, draw), strict=True)
+        for place, (data, name, rows) in enumerate(parts):
             loaded = data.load_rows(rows, self._places[place][items], draw.of_partner(place), pool)
             batch |= {name + end: loaded[data.output_name + end] for end in _endings(data)}
             batch |= {label: loaded[label] for label in (*data.columns, *(() if place else ("key", "view")))}

@@ -93,7 +93,7 @@ class BatchedRows(ABC):
         return {name: value[0] for name, value in batch.items()}
 
     def __getitems__(self, indices: Sequence[int]) -> LoadedRows:
-        """A whole batch at once, which torch's `DataLoader` asks for; in the order of `indices`, drawn as single items are.
+        """A whole batch at once, as torch's `DataLoader` asks for it; drawn as single items are.
 
         Raises:
             ValueError: the rows are of several buckets, and of several shapes.
@@ -140,9 +140,6 @@ class BatchedRows(ABC):
                 said since the last.
             pin_memory: whether batches lie in memory from which a GPU copies faster, where there is a GPU
                 and the process isn't a worker of a DataLoader; None: yes.
-
-        Raises:
-            ValueError: an argument that can't be.
         """
         return Batches(self, batch_size, shuffle, tail, rank, world_size, prefetch, epoch, pin_memory)
 
@@ -204,7 +201,8 @@ class Batches:
 
         def load(number: int) -> dict[str, Any]:
             with ahead.reading(number):
-                return self.dataset.load(batches[number], Draw(epoch, number * world_size + rank), pool)
+                draw = Draw(epoch, number * world_size + rank)
+                return self.dataset.load(batches[number], draw, pool)
 
         def hand_out() -> dict[str, Any]:
             batch = loaded.popleft().result()
@@ -253,7 +251,8 @@ class Batches:
         if different:
             pairs = ", ".join(f"{name} {state.get(name)!r} (here {own[name]!r})" for name in different)
             raise ValueError(f"the state doesn't belong to these batches: {pairs}")
-        self._stand = _Stand(int(state["epoch"]), int(state["batches"]), self.dataset.epochs.times_set)
+        times_set = self.dataset.epochs.times_set
+        self._stand = _Stand(int(state["epoch"]), int(state["batches"]), times_set)
 
     def _now(self) -> _Stand:
         """Where the iteration stands that was begun last, or where the next begins."""
@@ -270,7 +269,8 @@ class Batches:
         stand.is_begun = True
         if self.epoch is None:
             worker = get_worker_info()
-            if worker is not None and self.dataset.epoch is None and self.place[1] > worker.num_workers:
+            has_ranks = worker is not None and self.place[1] > worker.num_workers
+            if has_ranks and self.dataset.epoch is None:
                 raise ValueError(
                     "in a worker process, ranks can't agree on the epoch by themselves; "
                     "call set_epoch on the dataset, or give batches() the epoch"
@@ -304,8 +304,8 @@ class Batches:
                 tail=self.tail,
             )
             # Rows of a shuffled batch are read in the order in which they lie on disk.
-            own = batches[rank::world_size]
-            self._order = (epoch, rank, world_size), [np.sort(batch) if self.shuffle else batch for batch in own]
+            own = [np.sort(batch) if self.shuffle else batch for batch in batches[rank::world_size]]
+            self._order = (epoch, rank, world_size), own
         return self._order[1]
 
     def _read_ahead(self, batches: list[Rows], first: int, epoch: int) -> ReadAhead:

@@ -95,25 +95,26 @@ class RowNoise(Noise):
         lengths: of ragged rows, how many rows of `fill` are positions of each; None: one.
     """
 
-    def __init__(self, seed: Sequence[int], rows: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64] | None) -> None:
+    def __init__(self, seed: Sequence[int], rows: Array, lengths: Array | None) -> None:
         super().__init__(*seed)
         counts = np.ones(len(rows), np.int64) if lengths is None else lengths
         self._following = zip(rows.tolist(), counts.tolist(), strict=True)
         self._place = self._left = 0
 
     def _raw(self, num_rows: int, size: int) -> Array:
-        raw = np.empty((num_rows, size), np.uint64)
+        raw = np.empty(num_rows * size, np.uint64)
         start = 0
-        while start < num_rows:
+        while start < len(raw):
             while not self._left:
                 row, self._left = next(self._following)
                 self._bits.advance(row * ROW_JUMP - self._place)
                 self._place = row * ROW_JUMP
-            part = raw[start : start + self._left]
-            part[:] = self._bits.random_raw(part.size).reshape(part.shape)
-            self._place += part.size
-            self._left -= len(part)
-            start += len(part)
+            count = min(self._left, (len(raw) - start) // size)
+            stop = start + count * size
+            raw[start:stop] = self._bits.random_raw(stop - start)
+            self._place += stop - start
+            self._left -= count
+            start = stop
         return raw
 
 

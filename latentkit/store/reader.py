@@ -239,7 +239,10 @@ class LatentDataset(BatchedRows):
         return tensor.view(torch.bfloat16) if stored.dtype == np.uint16 else tensor
 
     def _decoder(self, device: str) -> Decodes:
-        """The encoder of the dataset's recipe.yaml, opened for a device and compared by its fingerprint; the last is kept."""
+        """The encoder of the dataset's recipe.yaml, opened for a device; the last one is kept.
+
+        It is compared by its fingerprint.
+        """
         if self._opened_decoder is None or self._opened_decoder[0] != device:
             from latentkit.build import line_of_dataset
 

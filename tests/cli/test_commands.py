@@ -52,6 +52,7 @@ def test_commands_and_options_are_these(capsys: pytest.CaptureFixture[str]) -> N
         "verify": ["PATH", "--deep", "--repair", "--device"],
         "compact": ["PATH"],
         "export": ["PATH", "OUT", "--to", "--set"],
+        "checkpoint": ["RUN", "OUT", "--step", "--weights"],
         "plugins": ["--json"],
         "plugins new": ["NAME", "--kind", "--path"],
         "recipes": [],

@@ -244,6 +244,7 @@ def change(values: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
         ({"model": None}, "expected source, modality and model, or latents"),
         ({"latents": "somewhere"}, "expected source, modality and model, or latents"),
         ({"training_log": "/nowhere/log.jsonl"}, "training_log: /nowhere/log.jsonl can't be read"),
+        ({"training_log": __file__}, "isn't a training run's log; expected its log.jsonl"),
     ],
 )
 def test_a_mistake_is_one_clear_message(make_photos: MakePhotos, tmp_path: Path, changes: Mapping[str, Any], message: str) -> None:

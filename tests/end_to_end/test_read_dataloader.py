@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,7 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import BatchSampler, ConcatDataset, DataLoader, IterableDataset, RandomSampler, Subset, random_split
+from torch.utils.data import (
+    BatchSampler,
+    ConcatDataset,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    Subset,
+    random_split,
+)
 
 import latentkit as lk
 
@@ -45,9 +54,13 @@ dist.destroy_process_group()
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, write_dataset: Callable[..., Path]) -> Path:
     """24 samples with two views each; means are 0 and deviations 1, so a latent is the noise itself."""
-    units: dict[str, Any] = {f"000-{number:06d}": {"only/moments": np.zeros((16, 4, 2, 3), np.float16)} for number in range(3)}
+    units: dict[str, Any] = {
+        f"000-{number:06d}": {"only/moments": np.zeros((16, 4, 2, 3), np.float16)}
+        for number in range(3)
+    }
     rows = [
-        (f"{row // 2:05d}", ("plain", "hflip")[row % 2], f"000-{row // 16:06d}", "only", row % 16) for row in range(2 * NUM_KEYS)
+        (f"{row // 2:05d}", ("plain", "hflip")[row % 2], f"000-{row // 16:06d}", "only", row % 16)
+        for row in range(2 * NUM_KEYS)
     ]
     plain = {"shift": 0.0, "scale": 1.0, "fold": {}}
     return write_dataset(tmp_path_factory.mktemp("drawn") / "out", units, rows, normalization=plain)
@@ -89,16 +102,22 @@ LOADERS: dict[str, Callable[[Any], Any]] = {
     "batch sampler": lambda data: DataLoader(
         data, batch_sampler=BatchSampler(RandomSampler(data), 5, False), collate_fn=lk.collate
     ),
-    "batches as items": lambda data: DataLoader(data, None, sampler=RandomSampler(data), collate_fn=lambda row: lk.collate([row])),
+    "batches as items": lambda data: DataLoader(
+        data, None, sampler=RandomSampler(data), collate_fn=lambda row: lk.collate([row])
+    ),
     "subset": lambda data: plain(Subset(data, range(NUM_KEYS))),
-    "concatenated": lambda data: plain(ConcatDataset([Subset(data, range(9)), Subset(data, range(9, NUM_KEYS))])),
+    "concatenated": lambda data: plain(
+        ConcatDataset([Subset(data, range(9)), Subset(data, range(9, NUM_KEYS))])
+    ),
     "workers": lambda data: plain(data, shuffle=True, num_workers=2),
     "persistent workers": lambda data: plain(data, num_workers=2, persistent_workers=True),
     "no loader": lambda data: ({name: [value] for name, value in row.items()} for row in data),
 }
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.filterwarnings(
+    "ignore:This process .* is multi-threaded, use of fork:DeprecationWarning"
+)
 @pytest.mark.parametrize("name", LOADERS)
 def test_each_pass_draws_anew_and_repeats_with_torchs_seed(folder: Path, name: str) -> None:
     def program(seed: int) -> list[Rows]:
@@ -155,7 +174,12 @@ def test_epoch_that_was_set_decides_each_row_whatever_its_batch(folder: Path) ->
     found = []
     for epoch in (4, 5, 4):
         data.set_epoch(epoch)
-        ways = [plain(data), plain(data, shuffle=True), DataLoader(data, 7), LOADERS["no loader"](data)]  # type: ignore[arg-type]
+        ways = [
+            plain(data),
+            plain(data, shuffle=True),
+            DataLoader(data, 7),
+            LOADERS["no loader"](data),
+        ]  # type: ignore[arg-type]
         first, *others = map(read, ways)
         assert all(other == first for other in others)
         again = lk.open(folder, views="random")
@@ -166,7 +190,9 @@ def test_epoch_that_was_set_decides_each_row_whatever_its_batch(folder: Path) ->
     check_passes(found[:2], data.keys)
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.filterwarnings(
+    "ignore:This process .* is multi-threaded, use of fork:DeprecationWarning"
+)
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_epoch_that_is_set_reaches_workers_that_live_on(folder: Path, method: str) -> None:
     data = lk.open(folder, views="random")
@@ -179,15 +205,21 @@ def test_epoch_that_is_set_reaches_workers_that_live_on(folder: Path, method: st
 
 def test_ranks_that_seed_torch_alike_share_no_noise(folder: Path, tmp_path: Path) -> None:
     line = [sys.executable, "-W", "ignore", "-c", RANK, str(folder), str(tmp_path / "rendezvous")]
-    ranks = [subprocess.Popen([*line, str(rank)], stdout=subprocess.PIPE, text=True) for rank in range(2)]
+    ranks = [
+        subprocess.Popen([*line, str(rank)], stdout=subprocess.PIPE, text=True) for rank in range(2)
+    ]
     printed = [process.communicate()[0].splitlines() for process in ranks]
     passes = [[row for lines in printed for row in json.loads(lines[epoch])] for epoch in range(3)]
-    assert [sorted(key for key, _ in rows) for rows in passes] == [lk.open(folder, views="random").keys] * 3
+    assert [sorted(key for key, _ in rows) for rows in passes] == [
+        lk.open(folder, views="random").keys
+    ] * 3
     numbers = [number for rows in passes for _, row in rows for number in row]
     assert len({*numbers}) > 0.99 * len(numbers)
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.filterwarnings(
+    "ignore:This process .* is multi-threaded, use of fork:DeprecationWarning"
+)
 @pytest.mark.parametrize("options", [{}, {"num_workers": 2, "persistent_workers": True}])
 def test_accelerate_draws_anew(folder: Path, options: dict[str, Any]) -> None:
     from accelerate import Accelerator
@@ -195,7 +227,9 @@ def test_accelerate_draws_anew(folder: Path, options: dict[str, Any]) -> None:
     accelerator = Accelerator(cpu=True)
     for part in (False, True):  # of which accelerate sets the epoch, and of which it doesn't
         data = lk.open(folder, views="random")
-        loader = accelerator.prepare(plain(Subset(data, range(NUM_KEYS)) if part else data, shuffle=True, **options))  # type: ignore[arg-type]
+        loader = accelerator.prepare(
+            plain(Subset(data, range(NUM_KEYS)) if part else data, shuffle=True, **options)
+        )  # type: ignore[arg-type]
         check_passes([read(loader) for _ in range(3)], data.keys)
         assert (data.epoch is None) == part
 
@@ -213,13 +247,25 @@ class Model(torch.nn.Module):
         return {"loss": (latent * self.weight).mean()}
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
-@pytest.mark.parametrize("options", [{}, {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}])
-def test_trainer_of_transformers_draws_anew(folder: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+@pytest.mark.filterwarnings(
+    "ignore:This process .* is multi-threaded, use of fork:DeprecationWarning"
+)
+@pytest.mark.parametrize(
+    "options", [{}, {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}]
+)
+def test_trainer_of_transformers_draws_anew(
+    folder: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
     from transformers import Trainer, TrainingArguments
 
     arguments = TrainingArguments(
-        str(tmp_path), num_train_epochs=3, per_device_train_batch_size=5, report_to=[], use_cpu=True, save_strategy="no", **options
+        str(tmp_path),
+        num_train_epochs=3,
+        per_device_train_batch_size=5,
+        report_to=[],
+        use_cpu=True,
+        save_strategy="no",
+        **options,
     )
     model = Model()
     Trainer(model, arguments, lk.collate, lk.open(folder, views="random")).train()  # type: ignore[arg-type]
@@ -239,14 +285,20 @@ class Stream(IterableDataset[Any]):
         return iter(self.batches or self.data.batches(5, shuffle=True, **self.options))
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.filterwarnings(
+    "ignore:This process .* is multi-threaded, use of fork:DeprecationWarning"
+)
 @pytest.mark.parametrize("anew", [True, False])
 @pytest.mark.parametrize("persistent", [True, False])
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_workers_share_out_the_batches_of_each_epoch(folder: Path, anew: bool, persistent: bool, num_workers: int) -> None:
+def test_workers_share_out_the_batches_of_each_epoch(
+    folder: Path, anew: bool, persistent: bool, num_workers: int
+) -> None:
     data = lk.open(folder, views="random")
     list(data.batches(5, shuffle=True))
-    loader = DataLoader(Stream(data, anew), None, num_workers=num_workers, persistent_workers=persistent)
+    loader = DataLoader(
+        Stream(data, anew), None, num_workers=num_workers, persistent_workers=persistent
+    )
     passes = [read(loader) for _ in range(3)]
     check_passes(passes, data.keys)
     assert len({tuple(rows) for rows in passes}) == 3, "in another order each time"
@@ -256,18 +308,32 @@ def test_workers_share_out_the_batches_of_each_epoch(folder: Path, anew: bool, p
     assert read(loader) == fixed
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.filterwarnings(
+    "ignore:This process .* is multi-threaded, use of fork:DeprecationWarning"
+)
 def test_workers_of_several_ranks_want_to_know_the_epoch(folder: Path) -> None:
     data = lk.open(folder)
-    loaders = [DataLoader(Stream(data, True, rank=rank, world_size=2), None, num_workers=2) for rank in range(2)]
+    loaders = [
+        DataLoader(Stream(data, True, rank=rank, world_size=2), None, num_workers=2)
+        for rank in range(2)
+    ]
     with pytest.raises(ValueError, match="ranks can't agree on the epoch"):
         next(iter(loaders[0]))
     data.set_epoch(3)
-    rows = [(key, view) for loader in loaders for batch in loader for key, view in zip(batch["key"], batch["view"], strict=True)]
-    assert sorted(rows) == sorted((key, view) for key in {*data.keys} for view in ("plain", "hflip"))
+    rows = [
+        (key, view)
+        for loader in loaders
+        for batch in loader
+        for key, view in zip(batch["key"], batch["view"], strict=True)
+    ]
+    assert sorted(rows) == sorted(
+        (key, view) for key in {*data.keys} for view in ("plain", "hflip")
+    )
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.filterwarnings(
+    "ignore:This process .* is multi-threaded, use of fork:DeprecationWarning"
+)
 def test_a_worker_never_pins(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     has_gpu = torch.cuda.is_available()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -280,3 +346,17 @@ def test_a_worker_never_pins(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     else:
         with pytest.raises(RuntimeError):  # as the worker would, if it pinned
             next(iter(data.batches(5)))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="Linux lists the open files")
+def test_open_datasets_keep_no_file_open(folder: Path) -> None:
+    def num_open() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    before = num_open()
+    kept = [lk.open(folder) for _ in range(9)]
+    assert num_open() == before
+    copies = [pickle.loads(pickle.dumps(data)) for data in kept]
+    kept[0].set_epoch(3)
+    assert [copies[0].epoch, kept[0].epoch] == [None, 3], "a copy has an epoch of its own"
+    assert pickle.loads(pickle.dumps(kept[0])).epoch == 3

@@ -39,7 +39,9 @@ def epochs(dataset: Path) -> list[Pass]:
     return passes
 
 
-def test_new_batches_for_each_epoch_read_what_one_batches_reads(dataset: Path, epochs: list[Pass]) -> None:
+def test_new_batches_for_each_epoch_read_what_one_batches_reads(
+    dataset: Path, epochs: list[Pass]
+) -> None:
     data, other = lk.open(dataset), lk.open(dataset)
     assert [read(data.batches(8, shuffle=True)) for _ in range(5)] == epochs
     loader = other.batches(8, shuffle=True)
@@ -77,7 +79,11 @@ def test_batches_with_other_arguments_do_not_count(dataset: Path, epochs: list[P
 def test_ranks_in_one_process_read_the_same_epoch(dataset: Path) -> None:
     data = lk.open(dataset)
     for _ in range(2):
-        one_by_one = [row for rank in range(2) for row in read(data.batches(8, shuffle=True, rank=rank, world_size=2))]
+        one_by_one = [
+            row
+            for rank in range(2)
+            for row in read(data.batches(8, shuffle=True, rank=rank, world_size=2))
+        ]
         assert len({key for key, _ in one_by_one}) == 40
         loaders = [data.batches(8, shuffle=True, rank=rank, world_size=2) for rank in range(2)]
         in_turns = [row for both in zip(*loaders, strict=True) for row in read(both)]
@@ -85,7 +91,9 @@ def test_ranks_in_one_process_read_the_same_epoch(dataset: Path) -> None:
         assert not {*one_by_one} & {*in_turns}
 
 
-def test_an_epoch_that_is_given_is_read_each_time_and_does_not_count(dataset: Path, epochs: list[Pass]) -> None:
+def test_an_epoch_that_is_given_is_read_each_time_and_does_not_count(
+    dataset: Path, epochs: list[Pass]
+) -> None:
     data = lk.open(dataset)
     fixed = data.batches(8, shuffle=True, epoch=3)
     assert [read(fixed), read(fixed, most=2), read(fixed)] == [epochs[3], epochs[3][:16], epochs[3]]
@@ -114,7 +122,9 @@ def test_epoch_that_is_set_is_read_next_by_all(dataset: Path, epochs: list[Pass]
     assert read(loader) == epochs[0]
 
 
-def test_resumed_epoch_is_followed_by_the_next_in_either_loop(dataset: Path, epochs: list[Pass]) -> None:
+def test_resumed_epoch_is_followed_by_the_next_in_either_loop(
+    dataset: Path, epochs: list[Pass]
+) -> None:
     data = lk.open(dataset)
     read(data.batches(8, shuffle=True))
     left = data.batches(8, shuffle=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from latentkit.checkpoint import list_checkpoints
+from latentkit.checkpoint import list_checkpoints, step_of
 
 RECIPE = """
 task: train
@@ -30,13 +32,14 @@ steps: 12
 batch_size: 2
 accumulate: 2
 ema: {{decay: 0.9}}
-output: {{path: {output}, checkpoint_every: 1}}
+evaluate: {{every: 3, source: {{use: folder, with: {{path: {photos}}}}}, metrics: [{{use: psnr}}], best: psnr}}
+output: {{path: {output}, checkpoint_every: {checkpoint_every}}}
 """
 NUM_KILLS = 4
 
 
-def start(recipe: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "latentkit", "run", str(recipe)]
+def start(recipe: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "latentkit", "run", str(recipe), *arguments]
     return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
@@ -54,24 +57,30 @@ def wait_for_checkpoint(process: subprocess.Popen[bytes], output: Path, step: in
 
 def contents(output: Path) -> dict[str, bytes]:
     """Every byte of the result and of the last checkpoint, by file."""
-    last = list_checkpoints(output / "checkpoints")[-1]
-    return {f"{part.name}/{file.name}": file.read_bytes() for part in (output / "model", last) for file in sorted(part.iterdir())}
+    parts = (output / "model", output / "model-last", list_checkpoints(output / "checkpoints")[-1], output / "evaluations")
+    return {f"{part.name}/{file.name}": file.read_bytes() for part in parts for file in sorted(part.iterdir())}
+
+
+def measured(output: Path) -> list[tuple[int, float]]:
+    """Step and metric of each evaluation in the log."""
+    lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    return [(line["step"], line["metrics"]["psnr"]) for line in lines if "metrics" in line]
 
 
 @pytest.fixture
-def write_recipe(make_photos: Callable[..., Path], tmp_path: Path) -> Callable[[str], Path]:
+def write_recipe(make_photos: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
     """A recipe whose output is a folder of that name."""
     photos = make_photos(7)
 
-    def write(name: str) -> Path:
+    def write(name: str, checkpoint_every: int = 1) -> Path:
         path = tmp_path / f"{name}.yaml"
-        path.write_text(RECIPE.format(photos=photos, output=tmp_path / name))
+        path.write_text(RECIPE.format(photos=photos, output=tmp_path / name, checkpoint_every=checkpoint_every))
         return path
 
     return write
 
 
-def test_training_killed_at_random_moments_ends_bit_identical(write_recipe: Callable[[str], Path], tmp_path: Path) -> None:
+def test_training_killed_at_random_moments_ends_bit_identical(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
     finish(start(write_recipe("straight")))
     recipe, output = write_recipe("killed"), tmp_path / "killed"
     draw = random.Random(1)
@@ -85,16 +94,51 @@ def test_training_killed_at_random_moments_ends_bit_identical(write_recipe: Call
     printed = finish(start(recipe))
     assert "going on from step" in printed
     assert contents(output) == contents(tmp_path / "straight")
-    assert {file.suffix for file in output.rglob("*") if file.is_file()} <= {".safetensors", ".json", ".jsonl", ".yaml"}
-    assert len(list_checkpoints(output / "checkpoints")) == 2
+    assert measured(output) == measured(tmp_path / "straight")
+    assert [step for step, _ in measured(output)] == [0, 3, 6, 9, 12]
+    assert {file.suffix for file in output.rglob("*") if file.is_file()} <= {".safetensors", ".json", ".jsonl", ".yaml", ".png"}
+    best = max(measured(output), key=lambda found: found[1])[0]
+    assert [step_of(path) for path in list_checkpoints(output / "checkpoints")] == sorted({best, 11, 12})
 
 
-def test_a_terminated_training_says_how_to_go_on(write_recipe: Callable[[str], Path], tmp_path: Path) -> None:
-    recipe = write_recipe("stopped")
-    process = start(recipe)
-    wait_for_checkpoint(process, tmp_path / "stopped", 2)
-    process.send_signal(signal.SIGTERM)
-    printed = process.communicate()[0].decode()
-    assert process.returncode == 143, printed
-    assert f"go on with: latentkit run {tmp_path}/stopped/recipe.yaml" in printed
-    assert "going on from step" in finish(start(tmp_path / "stopped" / "recipe.yaml"))
+def test_a_training_stopped_by_signals_loses_no_step_and_ends_bit_identical(
+    write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    finish(start(write_recipe("straight", checkpoint_every=1000)))
+    recipe, output = write_recipe("stopped", checkpoint_every=1000), tmp_path / "stopped"
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        process = start(recipe)
+        printed = read_until(process, "kl: ")  # which is said after the first step
+        process.send_signal(number)
+        printed += process.communicate()[0].decode()
+        assert process.returncode == code, printed
+        assert f"what is committed is kept; go on with: latentkit run {output}/recipe.yaml" in printed
+        assert ("going on from step" in printed) == (number == signal.SIGINT)
+    assert "going on from step" in finish(start(output / "recipe.yaml"))
+    assert contents(output) == contents(tmp_path / "straight")
+
+
+def read_until(process: subprocess.Popen[bytes], text: str) -> str:
+    """What a process printed up to a line with a text."""
+    printed = ""
+    assert process.stdout is not None
+    for line in process.stdout:
+        printed += line.decode()
+        if text in printed:
+            break
+    return printed
+
+
+def test_a_second_run_on_one_output_is_refused_until_the_first_is_dead(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    recipe = write_recipe("shared")
+    first = start(recipe, "--set", "steps=1000000")
+    wait_for_checkpoint(first, tmp_path / "shared", 1)
+    second = start(recipe)
+    printed = second.communicate()[0].decode()
+    assert second.returncode == 2, printed
+    assert re.search(rf"shared: another run writes here \(process {first.pid} on \S+, begun at \d{{4}}-.*\); wait for it, stop it", printed)
+    assert first.poll() is None
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    assert "going on from step" in finish(start(recipe, "--set", "steps=5"))
+    assert not (tmp_path / "shared" / "claims").exists()

@@ -7,9 +7,11 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from latentkit.errors import StoreError
@@ -105,6 +107,18 @@ def test_claim_and_part_of_a_dead_process_are_taken_over_and_swept(tmp_path: Pat
     assert claims.take("unit")
     claims.sweep()
     assert [path.name for path in (tmp_path / "claims").iterdir()] == ["unit.json"]
+
+
+def test_claim_of_a_process_that_ended_and_that_nobody_waited_for_is_taken_over(tmp_path: Path) -> None:
+    code = (
+        "import os, sys\nfrom pathlib import Path\n"
+        "from latentkit.store.claims import Claims\nfrom latentkit.store.folder import LocalFolder\n"
+        "assert Claims(LocalFolder(Path(sys.argv[1]))).take('unit')\nos._exit(0)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) as process:
+        while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        assert Claims(LocalFolder(tmp_path)).take("unit")
 
 
 def test_claims_are_dropped_when_work_ends(tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ ROOT = Path(latentkit.__file__).parent
 # group in the same layer is out of its sight. A name stands for a module or a package of latentkit.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
+    ("runtime",),
     ("layouts", "samples"),
     ("specs",),
     ("contracts",),
-    ("runtime",),
     ("hooks", "bad_samples", "normalize", "validation", "yaml_loader", "progress", "retry", "numerics", "buffers", "masks"),
     ("overrides", "builtin_metrics"),
     ("recipe_parts",),

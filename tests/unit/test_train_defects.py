@@ -211,7 +211,7 @@ def test_4_processes_keep_the_same_weights_also_when_a_loss_runs_the_model_again
     first, second, without = (load_file(launched[1] / f"{name}.safetensors") for name in ("again-0", "again-1", "plain-0"))
     for name, tensor in first.items():
         assert torch.equal(tensor, second[name]), name
-        assert not torch.equal(tensor, without[name]), "the loss counts"
+        assert name == "unused" or not torch.equal(tensor, without[name]), "the loss counts"
 
 
 def test_9_saving_does_not_wait_for_a_process_that_never_comes(launched: tuple[Any, Path]) -> None:

@@ -204,6 +204,15 @@ def test_a_compiled_model_is_trained_to_the_same_weights(small: Any, tmp_path: P
     torch.compiler.reset()
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script")
+def test_a_model_is_compiled_for_every_size_there_is(small: Any, tmp_path: Path) -> None:
+    sizes = [small.pictures(side) for side in (4, 8, 12)]
+    limits = torch._dynamo.config.patch(recompile_limit=2, fail_on_recompile_limit_hit=True)
+    with limits:  # beyond its limit torch goes on uncompiled, and says nothing unless told to
+        small.train([MSE], replace(SETTINGS, steps=6, compile=True), tmp_path, prepare=sizes)
+    torch.compiler.reset()
+
+
 class Normalised(nn.Module):
     """An autoencoder with running statistics."""
 

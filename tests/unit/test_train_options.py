@@ -96,13 +96,14 @@ def test_an_evaluation_sees_averaged_weights_and_changes_nothing(small: Any, tmp
         model.module = small.model().module
         evaluation = TrainEvaluation(2, measure) if name == "with" else None
         small.train([MSE], replace(SETTINGS, ema_decay=0.5), tmp_path / name, evaluation, model=model)
-    assert [(step, training, grad) for step, training, grad, _ in seen] == [(2, False, False), (4, False, False)]
+    assert [(step, training, grad) for step, training, grad, _ in seen] == [(0, False, False), (2, False, False), (4, False, False)]
     assert torch.equal(seen[-1][3], models["with"].last_layer())  # the result has the averaged weights
     last = [list_checkpoints(tmp_path / name / "checkpoints")[-1] for name in models]
     for file in ("model", "average", "optimizer", "random"):
         first, second = ((path / f"{file}.safetensors").read_bytes() for path in last)
         assert first == second, file
     assert [line for line in small.log(tmp_path / "with") if "metrics" in line] == [
+        {"step": 0, "metrics": {"psnr": 0.0, "rfid": None}},
         {"step": 2, "metrics": {"psnr": 2.0, "rfid": None}},
         {"step": 4, "metrics": {"psnr": 4.0, "rfid": None}},
     ]
@@ -112,7 +113,7 @@ def test_an_evaluation_sees_averaged_weights_and_changes_nothing(small: Any, tmp
 def test_the_best_checkpoint_is_kept_beside_the_newest_also_after_a_resume(
     small: Any, tmp_path: Path, higher_is_better: bool, best: int
 ) -> None:
-    values = {1: 5.0, 2: 1.0, 3: 9.0, 4: 4.0, 5: 6.0, 6: 2.0, 7: float("nan"), 8: 7.0}
+    values = {0: 6.5, 1: 5.0, 2: 1.0, 3: 9.0, 4: 4.0, 5: 6.0, 6: 2.0, 7: float("nan"), 8: 7.0}
     evaluation = TrainEvaluation(1, lambda module, step: {"score": values[step]}, "score", higher_is_better)
     for steps in (5, 8):
         small.train([MSE], replace(SETTINGS, steps=steps, checkpoint_every=1, keep=1), tmp_path, evaluation)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -49,16 +50,26 @@ class Pictures:
         path.touch()
 
 
+def find_bright(values: Tensor) -> Tensor:
+    """Which pictures of a batch are light on average, (N,): one of the four."""
+    return values.flatten(1).mean(1) > 0
+
+
 class Halves(nn.Module):
-    """An autoencoder without random draws."""
+    """An autoencoder without random draws, with a weight that some batches reach, and one that none does."""
 
     def __init__(self) -> None:
         super().__init__()
         self.encoder = nn.Conv2d(3, 4, 2, stride=2)
         self.decoder = nn.ConvTranspose2d(4, 3, 2, stride=2)
+        self.rare = nn.Parameter(torch.zeros(4, 1, 1))
+        self.unused = nn.Parameter(torch.ones(3))
 
     def forward(self, values: Tensor) -> Reconstruction:
-        mean = torch.tanh(self.encoder(values))
+        features, is_bright = self.encoder(values), find_bright(values)
+        if is_bright.any():
+            features = features + self.rare * is_bright[:, None, None, None]
+        mean = torch.tanh(features)
         return Reconstruction(self.decode(mean), mean, Moments(mean, torch.zeros_like(mean)))
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -108,6 +119,28 @@ class LearnedScale:
         return mse(batch) * torch.exp(-scale) + scale
 
 
+class BrightScale(LearnedScale):
+    """The same, but it leaves out batches without a light picture."""
+
+    def __call__(self, batch: LossBatch) -> Tensor:
+        is_bright = find_bright(batch.inputs)
+        found = super().__call__(batch)
+        return found * is_bright if is_bright.any() else torch.zeros_like(found)
+
+
+class Burst:
+    """A loss that isn't finite the second time, for the light picture alone."""
+
+    def __init__(self) -> None:
+        self.num_calls = 0
+
+    def __call__(self, batch: LossBatch) -> Tensor:
+        self.num_calls += 1
+        found = mse(batch)
+        is_bad = find_bright(batch.inputs) & (self.num_calls == 2)
+        return torch.where(is_bad, math.inf, found)
+
+
 def smaller_alike(batch: LossBatch) -> Tensor:
     """Decodes and encodes again: the decoded half-size latents are the half-size picture, and are encoded to themselves."""
     latents = avg_pool2d(batch.reconstruction.latents, 2)
@@ -120,6 +153,7 @@ def smaller_alike(batch: LossBatch) -> Tensor:
 class Case:
     losses: list[WeightedLoss] = field(default_factory=list)
     accumulate: int = 1
+    half: Literal["all", "decoder"] = "all"
 
 
 def case(name: str) -> Case:
@@ -130,20 +164,27 @@ def case(name: str) -> Case:
         return Case([WeightedLoss("again", smaller_alike, 0.5)])
     if name == "own":
         return Case([WeightedLoss("own", LearnedScale(), 0.1, schedule=WeightSchedule(start=2))])
+    if name == "half":
+        return Case(half="decoder")
+    if name == "skipped":
+        return Case([WeightedLoss("burst", Burst(), 0.5)])
+    if name == "partly":
+        return Case([WeightedLoss("partly", BrightScale(), 0.1, adaptive=True)])
     if name == "critic":
         return Case([WeightedLoss("critic", Critic(), 0.5, "adversarial", adaptive=True, schedule=WeightSchedule(start=1, warmup=2))])
     return Case()
 
 
-CASES = ("plain", "accumulated", "again", "own", "critic")
+CASES = ("plain", "accumulated", "again", "own", "partly", "critic", "half", "skipped")
 
 
 def run(name: str, world_size: int, folder: Path) -> dict[str, Tensor]:
     """Every weight at the end, by name."""
     chosen, model = case(name), Model()
     passes = chosen.accumulate if world_size > 1 else 1
-    optimizer = OptimizerSettings(lr=3e-3, clip=0.05)
-    settings = TrainSettings(STEPS, NUM_SAMPLES // world_size // passes, passes, optimizer=optimizer, checkpoint_every=2)
+    optimizer = OptimizerSettings(lr=3e-3, weight_decay=0.1, clip=0.05)
+    batch_size = NUM_SAMPLES // world_size // passes
+    settings = TrainSettings(STEPS, batch_size, passes, optimizer=optimizer, train=chosen.half, checkpoint_every=2)
     losses = [WeightedLoss("mse", mse), *chosen.losses]
     train(model, Four(), Pictures(), losses, settings, folder / name)
     found = dict(model.module.state_dict())
@@ -175,7 +216,9 @@ def test_two_processes_have_the_same_weights_and_those_of_one_with_the_doubled_b
     for key, value in first.items():
         assert torch.equal(value, second[key]), key
         torch.testing.assert_close(value, alone[key].cpu(), rtol=1e-3, atol=1e-5)
-    assert all(not torch.equal(first[key], value) for key, value in start.items())
+    same = {key for key, value in start.items() if torch.equal(first[key], value)}
+    frozen = {"encoder.weight", "encoder.bias", "rare"} if name == "half" else set()
+    assert same == {"unused"} | frozen, "a weight without a gradient doesn't decay"
 
 
 def test_no_thread_of_the_process_group_outlives_a_process(launched: Path) -> None:

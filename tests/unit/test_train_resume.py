@@ -1,4 +1,4 @@
-"""Training that was stopped, killed, or shared between processes. Run as a script, this file trains its own small model."""
+"""Training that was stopped, killed, asked to stop, or shared between processes. Run as a script, this file trains its own small model."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from latentkit.checkpoint import list_checkpoints
+from latentkit.checkpoint import list_checkpoints, read_checkpoint
 from latentkit.contracts import Entry, LossBatch, Prepared, Sample
 from latentkit.encoders.tiny_kl import TinyKLEncoder
 from latentkit.encoders.tiny_kl_network import TinyKL
@@ -73,10 +74,15 @@ class StoppedError(Exception):
     """Stands for anything that ends a process."""
 
 
-def run(folder: Path, settings: TrainSettings = SETTINGS, stop_after: int | None = None, seconds: float = 0.0) -> TrainResult:
+def run(
+    folder: Path, settings: TrainSettings = SETTINGS, stop_after: int | None = None, seconds: float = 0.0, sleep_at: int | None = None
+) -> TrainResult:
     def reconstruction(batch: LossBatch) -> Tensor:
         if batch.step == stop_after:
             raise StoppedError
+        if batch.step == sleep_at:
+            print("asleep", file=sys.stderr, flush=True)
+            time.sleep(1000)
         return mse(batch)
 
     torch.manual_seed(0)
@@ -104,6 +110,8 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path, straight: dict[str, b
     with pytest.raises(StoppedError):
         run(tmp_path, stop_after=stop_after)
     assert not (tmp_path / "model").exists()
+    saved = [f"step-{stop_after:07d}"] if stop_after else []  # also where checkpoint_every had none
+    assert [path.name for path in list_checkpoints(tmp_path / "checkpoints")][-1:] == saved
     run(tmp_path)
     assert results(tmp_path) == straight
     assert [line.split(",")[0] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [f'{{"step": {n}' for n in range(1, 10)]
@@ -155,7 +163,7 @@ def test_a_longer_run_that_ends_before_its_model_is_written_is_not_finished(tmp_
         run(folder, replace(SETTINGS, steps=4))
     run(tmp_path / "straight")
     with monkeypatch.context() as patch, pytest.raises(StoppedError):
-        patch.setattr("latentkit.train.measure_latents", stopping)
+        patch.setattr("latentkit.training_result.measure_latents", stopping)
         run(tmp_path / "stopped")
     assert list_checkpoints(tmp_path / "stopped" / "checkpoints")[-1].name == "step-0000009"
     assert not run(tmp_path / "stopped").finished_before
@@ -191,12 +199,85 @@ def test_the_number_of_threads_is_the_one_the_run_began_with(tmp_path: Path) -> 
         torch.set_num_threads(before)
 
 
-def test_two_processes_train_one_model_and_resume(tmp_path: Path, straight: dict[str, bytes]) -> None:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
-    for folder, steps in (("whole", ["6"]), ("parts", ["4", "6"])):
-        done = subprocess.run([*launch, __file__, str(tmp_path / folder), "0", *steps], env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+# ---------------------------------------------------------------- signals
+
+UNSAVED = replace(SETTINGS, checkpoint_every=100)
+PATIENCE = 180  # seconds for what takes a few: processes that wait for each other would do so for hours
+
+
+def start(folder: Path, *arguments: str, seconds: float = 0.1, launcher: Sequence[str] = ()) -> subprocess.Popen[str]:
+    threads = {"OMP_NUM_THREADS": "1" if launcher else str(torch.get_num_threads())}
+    environment = os.environ | threads | {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, *launcher, __file__, str(folder), str(seconds), "unsaved", *arguments]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    printed = process.communicate(timeout=PATIENCE)[1]
+    assert process.returncode == 0, printed
+
+
+def wait_for_lines(process: subprocess.Popen[str], folder: Path, count: int) -> None:
+    """Until so many steps are logged."""
+    log = folder / "log.jsonl"
+    while not log.exists() or len(log.read_text().splitlines()) < count:
+        assert process.poll() is None, f"it ended before it could be stopped: {process.communicate()}"
+        time.sleep(0.01)
+
+
+def newest(folder: Path) -> int:
+    (path,) = list_checkpoints(folder / "checkpoints")
+    return read_checkpoint(path).step
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_the_step_and_the_run_goes_on_bit_for_bit(tmp_path: Path, number: signal.Signals) -> None:
+    run(tmp_path / "straight", UNSAVED)
+    process = start(tmp_path / "stopped")
+    wait_for_lines(process, tmp_path / "stopped", 2)
+    process.send_signal(number)
+    printed = process.communicate(timeout=PATIENCE)[1]
+    assert process.returncode == -number, printed  # as without us: the exit codes 143 and 130 are the command's
+    assert "stopping after this step, whose state is saved first" in printed
+    assert 2 <= newest(tmp_path / "stopped") < UNSAVED.steps
+    run(tmp_path / "stopped", UNSAVED)
+    assert results(tmp_path / "stopped") == results(tmp_path / "straight")
+
+
+def test_a_second_interrupt_ends_a_long_step_at_once(tmp_path: Path) -> None:
+    process = start(tmp_path, "sleeping")
+    assert process.stderr is not None
+    wait_for(process, "asleep")
+    process.send_signal(signal.SIGINT)
+    wait_for(process, "Ctrl-C again stops at once")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=PATIENCE)  # the step would take longer
+    assert process.returncode == -signal.SIGINT
+    assert list_checkpoints(tmp_path / "checkpoints") == []
+
+
+def wait_for(process: subprocess.Popen[str], text: str) -> None:
+    assert process.stderr is not None
+    for line in process.stderr:
+        if text in line:
+            return
+    raise AssertionError(f"it ended without saying {text!r}")
+
+
+def test_two_processes_train_one_model_and_a_signal_to_one_stops_both_after_the_same_step(
+    tmp_path: Path, straight: dict[str, bytes]
+) -> None:
+    """The other one gets none, and neither waits for ever."""
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    finish(start(tmp_path / "whole", seconds=0, launcher=launcher))
+    launch = start(tmp_path / "parts", launcher=launcher)
+    wait_for_lines(launch, tmp_path / "parts", 2)
+    (second,) = (child for child in psutil.Process(launch.pid).children() if child.environ().get("RANK") == "1")
+    second.send_signal(signal.SIGTERM)
+    printed = launch.communicate(timeout=PATIENCE)[1]
+    assert launch.returncode != 0
+    assert 2 <= newest(tmp_path / "parts") < UNSAVED.steps, printed
+    finish(start(tmp_path / "parts", seconds=0, launcher=launcher))
     whole, parts = results(tmp_path / "whole"), results(tmp_path / "parts")
     assert whole == parts
     assert whole["model.safetensors"] != straight["model.safetensors"]
@@ -206,5 +287,6 @@ def test_two_processes_train_one_model_and_resume(tmp_path: Path, straight: dict
 
 
 if __name__ == "__main__":
-    for steps in sys.argv[3:] or [str(SETTINGS.steps)]:
-        run(Path(sys.argv[1]), replace(SETTINGS, steps=int(steps)), seconds=float(sys.argv[2]))
+    place, seconds, *wanted = sys.argv[1:]
+    chosen = UNSAVED if "unsaved" in wanted else SETTINGS
+    run(Path(place), chosen, seconds=float(seconds), sleep_at=3 if "sleeping" in wanted else None)

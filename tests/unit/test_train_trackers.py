@@ -43,7 +43,7 @@ def test_tensorboard_gets_what_the_log_gets(small: Any, tmp_path: Path) -> None:
     log = small.log(tmp_path)
     expected = [(line["step"], pytest.approx(line["losses"]["mse"]["value"])) for line in lines(log, "loss")]
     assert read_events(tmp_path, "losses.mse.value") == expected
-    assert read_events(tmp_path, "metrics.psnr") == [(2, 12.0), (4, 14.0)]
+    assert read_events(tmp_path, "metrics.psnr") == [(0, 10.0), (2, 12.0), (4, 14.0)]
 
 
 def test_a_resumed_run_shows_each_step_once(small: Any, tmp_path: Path) -> None:

@@ -72,6 +72,26 @@ def encoded(tmp_path_factory: pytest.TempPathFactory, make_sine: Callable[..., A
     return Encoded(folder, model.eval(), run(folder, 0.2))
 
 
+def test_evaluations_of_a_training_run_can_be_heard(encoded: Encoded, tmp_path: Path) -> None:
+    source = {"use": "audio-clips", "with": {"path": str(encoded.folder / "sounds"), "length": 0.2}}
+    lk.run(
+        {
+            "task": "train", "source": source, "modality": {"use": "audio", "with": {"length": 0.2, "on_short": "skip"}},
+            "model": {"use": "diffusers", "with": {"model": str(encoded.folder / "model")}}, "losses": [{"use": "mse"}],
+            "steps": 1, "batch_size": 2, "max_bad": 1.0, "output": {"path": str(tmp_path / "run")},
+            "evaluate": {"source": source, "metrics": [{"use": "kl"}], "batch_size": 1},
+        }
+    )  # fmt: skip
+    sounds = []
+    for step in (0, 1):
+        sound, rate = soundfile.read(tmp_path / "run" / "evaluations" / f"{step:08d}.wav")
+        assert rate == 44_100
+        sounds.append(sound)
+    # The first sound is the first span of a file that needs no conversion; what comes behind it is its reconstruction.
+    np.testing.assert_allclose(sounds[0][:ROW], NOISE[:ROW] / 2**15, atol=1e-3)
+    assert not np.array_equal(*sounds), "a step changes reconstructions"
+
+
 def test_latents_are_those_of_the_sound_itself(encoded: Encoded) -> None:
     """Two full spans and a tail of a file that needs no conversion: equal to calling diffusers on its samples; the mask marks the tail."""
     latents = encoded.latents

@@ -9,6 +9,7 @@ from enum import Enum
 from queue import SimpleQueue
 
 from latentkit.contracts import Unit, UnitResult, Worker
+from latentkit.runtime.device import choose_device
 
 
 class Signal(Enum):
@@ -28,11 +29,11 @@ class UnitActor:
 
     Args:
         make_worker: as an executor gets it.
-        device: torch device of this process.
+        device: as `choose_device` takes it, in this process.
     """
 
     def __init__(self, make_worker: Callable[[str], Worker], device: str) -> None:
-        self._make_worker, self._device = make_worker, device
+        self._make_worker, self._device = make_worker, choose_device(device)
         self._given: SimpleQueue[Unit | None] = SimpleQueue()
         self._events: SimpleQueue[Event | BaseException] = SimpleQueue()
         self._thread: threading.Thread | None = None

@@ -38,8 +38,8 @@ class Share:
 
     @property
     def device(self) -> str:
-        """torch device in a worker's process, where Ray shows only the GPU that it has."""
-        return "cuda:0" if self.gpus else "cpu"
+        """The device in a worker's process, where Ray shows only the GPU that it has, of whatever kind."""
+        return "auto" if self.gpus else "cpu"
 
     def num_fitting(self, nodes: Sequence[Resources]) -> int:
         """Workers that the nodes have room for, were they otherwise idle."""

@@ -118,7 +118,7 @@ def test_nothing_to_do_needs_no_cluster() -> None:
 def test_shares_follow_from_the_nodes(nodes: list[dict[str, float]], options: dict[str, Any], share: Share, num_workers: int) -> None:
     assert share_of(RayConfig(**options), nodes) == share
     assert share.num_fitting(nodes) == num_workers
-    assert share.device == ("cuda:0" if share.gpus else "cpu")
+    assert share.device == ("auto" if share.gpus else "cpu")
 
 
 @pytest.mark.parametrize("is_shown", [True, False])

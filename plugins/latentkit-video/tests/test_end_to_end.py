@@ -66,6 +66,24 @@ def test_films_become_a_latent_dataset_with_a_preview(folder: Path, wan: Path) -
     assert (folder / "latents" / "index" / "000.parquet").read_bytes() == again
 
 
+def test_evaluations_of_a_training_run_are_clips_beside_their_reconstructions(folder: Path, wan: Path) -> None:
+    source = {"use": "video-clips", "with": {"path": str(folder / "films"), "frames": 9, "fps": 10}}
+    lk.run(
+        {
+            "task": "train", "source": source, "modality": {"use": "video", "with": {"frames": 9, "fps": 10, "size": 32}},
+            "model": {"use": "diffusers", "with": {"model": str(wan)}}, "losses": [{"use": "mse"}], "steps": 1, "batch_size": 2,
+            "evaluate": {"source": source, "metrics": [{"use": "psnr"}]}, "output": {"path": str(folder / "run")},
+        }
+    )  # fmt: skip
+    for step in (0, 1):
+        with av.open(folder / "run" / "evaluations" / f"{step:08d}.mp4") as video:
+            frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+        assert len(frames) == 9
+        assert frames[0].shape == (4 + 4 * (32 + 4), 4 + 2 * (32 + 4), 3)
+        clip, reconstruction = frames[0][4:36, 4:36].astype(int), frames[0][4:36, 40:72].astype(int)
+        assert abs(clip - reconstruction).mean() > 5
+
+
 def test_a_count_that_the_model_cannot_take_ends_the_run_at_once(folder: Path, wan: Path) -> None:
     from latentkit.errors import RecipeError
 

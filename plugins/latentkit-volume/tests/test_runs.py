@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import latentkit as lk
+from latentkit.cli import main
 from latentkit.store.dataset import read_index
 
 MakeFile = Callable[..., bytes]
@@ -61,10 +62,27 @@ def trained(work: Path) -> Path:
 
 def test_training_measures_the_model_and_its_latents(trained: Path) -> None:
     lines = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
-    assert [line["metrics"]["psnr"] > 10 for line in lines if "metrics" in line] == [True, True]
+    assert [(line["step"], line["metrics"]["psnr"] > 10) for line in lines if "metrics" in line][1:] == [(2, True), (4, True)]
     described = json.loads((trained / "model" / "config.json").read_text())
     assert [len(described[name]) for name in ("latents_mean", "latents_std")] == [4, 4]
     assert min(described["latents_std"]) > 0
+
+
+def test_each_evaluation_shows_three_slices_of_volumes_beside_their_reconstructions(trained: Path) -> None:
+    for step in (0, 2, 4):
+        with Image.open(trained / "evaluations" / f"{step:08d}.png") as sheet:
+            cells = np.asarray(sheet.convert("L"), dtype=float)
+        assert cells.shape[1] > 2 * cells.shape[0] / 3, "three rows, each of twice three slices"
+        left, right = np.array_split(cells, 2, axis=1)
+        assert left.std() > 10
+        assert not np.array_equal(left[:, : right.shape[1]], right)
+
+
+def test_a_checkpoint_becomes_a_model_with_its_weights(work: Path, trained: Path) -> None:
+    assert main(["checkpoint", str(trained), str(work / "second"), "--step", "2", "--weights", "raw"]) == 0
+    expected, found = (load_file(folder / "model.safetensors") for folder in (trained / "checkpoints" / "step-0000002", work / "second"))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(expected[name], tensor) for name, tensor in found.items())
 
 
 def test_a_run_stopped_and_resumed_ends_with_the_same_weights(work: Path, trained: Path) -> None:

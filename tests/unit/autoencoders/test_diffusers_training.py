@@ -13,7 +13,6 @@ import torch
 from latentkit.encoders.diffusers import DiffusersEncoder
 from latentkit.encoders.diffusers_statistics import put_statistics
 from latentkit.encoders.diffusers_table import TRAITS
-from latentkit.errors import EncoderError
 
 MODELS = json.loads(Path(__file__).with_name("models.json").read_text())
 TRAINED = sorted(name for name in MODELS if "-" not in name and not TRAITS[name].codebook and name != "ConsistencyDecoderVAE")
@@ -78,12 +77,6 @@ def test_a_model_without_a_place_for_statistics_is_left_alone(tiny: Any) -> None
         put_statistics(model, TRAITS[name], torch.ones(channels), torch.ones(channels))
         assert dict(model.config) == config
         assert all(torch.equal(value, tensors[tensor]) for tensor, value in model.state_dict().items())
-
-
-@pytest.mark.parametrize("name", ["VQModel", "AutoencoderVidTok-fsq"])
-def test_a_codebook_is_refused(name: str, tiny: Any) -> None:
-    with pytest.raises(EncoderError, match="its codebook needs losses of its own"):
-        _ = open_folder(tiny.folder(name)).module
 
 
 def test_a_video_class_trains_on_pictures(tiny: Any) -> None:

@@ -1,0 +1,119 @@
+"""What the processes of one training run do together.
+
+Every process calls each of these functions, and each function makes the same collective calls in all
+processes, whatever a process has to give. So none waits for a call that another never makes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from typing import TypeVar, cast
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast, broadcast_object_list
+from torch import Tensor, nn
+
+from latentkit.errors import TrainingError
+
+T = TypeVar("T")
+
+
+def run_on_first(act: Callable[[], T]) -> T:
+    """Return, in every process, what `act` gives in the first one; no other process calls it.
+
+    Args:
+        act: gives something that can be pickled.
+
+    Raises:
+        Exception: of `act`, in the first process.
+        TrainingError: `act` failed; in the others, with the same message.
+    """
+    state = PartialState()
+    if state.num_processes == 1:
+        return act()
+    try:
+        outcome = [act() if state.is_main_process else None, None]
+    except Exception as error:
+        broadcast_object_list([None, str(error) or type(error).__name__])
+        raise
+    broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise TrainingError(f"the first process can't go on: {outcome[1]}")
+    return cast(T, outcome[0])
+
+
+def share(tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return the first process's tensor, on the CPU in the others.
+
+    Args:
+        tensor: the first process's own; None in the others.
+        shape, dtype: of it, in every process.
+    """
+    device = PartialState().device
+    buffer = torch.empty(shape, dtype=dtype, device=device) if tensor is None else tensor.to(device)
+    if buffer.numel():
+        buffer = broadcast(buffer)
+    return buffer.cpu() if tensor is None else tensor
+
+
+@torch.no_grad()
+def share_weights(module: nn.Module) -> None:
+    """Give the module the first process's weights and buffers."""
+    if PartialState().num_processes == 1:
+        return
+    for tensor in chain(module.parameters(), module.buffers()):
+        if tensor.numel():
+            tensor.copy_(broadcast(tensor.clone(memory_format=torch.contiguous_format)))
+
+
+@torch.no_grad()
+def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Average the gradients over all processes.
+
+    A process without a gradient of a parameter counts as one with zeros. Where no process has one,
+    it stays None, so that an optimizer leaves the parameter alone.
+    """
+    num_processes = PartialState().num_processes
+    if num_processes == 1 or not parameters:
+        return
+    given = [parameter.grad is not None for parameter in parameters]
+    sizes, device = [parameter.numel() for parameter in parameters], parameters[0].device
+    flat = torch.zeros(sum(sizes) + len(sizes), dtype=torch.float32, device=device)
+    *pieces, counts = torch.split(flat, [*sizes, len(sizes)])
+    means = [
+        piece.view(parameter.shape) for parameter, piece in zip(parameters, pieces, strict=True)
+    ]
+    for parameter, mean in zip(parameters, means, strict=True):
+        if parameter.grad is not None:
+            mean.copy_(parameter.grad)
+    counts.copy_(torch.tensor(given))
+    torch.distributed.all_reduce(flat)
+    flat /= num_processes
+    is_given_anywhere = given if all(given) else counts.tolist()  # reading them waits for a GPU
+    for parameter, mean, wanted in zip(parameters, means, is_given_anywhere, strict=True):
+        if parameter.grad is not None:
+            parameter.grad.copy_(mean)
+        elif wanted:
+            parameter.grad = torch.empty_like(parameter).copy_(mean)
+
+
+@torch.no_grad()
+def average_buffers(modules: Iterable[nn.Module]) -> None:
+    """Average float buffers, such as running statistics, over all processes."""
+    num_processes = PartialState().num_processes
+    buffers = [
+        buffer
+        for module in modules
+        for buffer in module.buffers()
+        if buffer.is_floating_point() and buffer.numel()
+    ]
+    if num_processes == 1 or not buffers:
+        return
+    flat = torch.cat([buffer.flatten().float() for buffer in buffers])
+    torch.distributed.all_reduce(flat)
+    flat /= num_processes
+    pieces = torch.split(flat, [buffer.numel() for buffer in buffers])
+    for buffer, piece in zip(buffers, pieces, strict=True):
+        buffer.copy_(piece.view(buffer.shape))
