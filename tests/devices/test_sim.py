@@ -209,6 +209,8 @@ def test_tensors_of_different_devices_are_refused() -> None:
         lambda: torch.where(here > 0, host, here),
         lambda: here + there,
         lambda: torch._foreach_add([here], [there]),
+        lambda: torch.sum(here, (0, 1), out=torch.tensor(0.0)),
+        lambda: torch.tensor(0.0).add_(here[0, 0]),
     ):
         with pytest.raises(RuntimeError, match="Expected all tensors to be on the same device"):
             broken()
@@ -530,6 +532,7 @@ def test_what_a_device_lacks_is_refused() -> None:
         with pytest.raises(TypeError) as caught:
             broken()
         assert str(caught.value) == words
+    assert torch.ones(2, device="sim").to("cpu", torch.float64).tolist() == [1, 1]
     with pytest.raises(TypeError, match="BFloat16 is not supported on sim"):
         torch.ones(2, device="sim").bfloat16()
     with (

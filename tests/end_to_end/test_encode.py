@@ -15,6 +15,7 @@ from PIL import Image
 
 import latentkit as lk
 from latentkit.errors import FingerprintError, SourceError, StoreError
+from latentkit.runtime.device import choose_device
 from latentkit.store.dataset import read_dataset, read_index
 from latentkit.store.folder import LocalFolder
 
@@ -72,17 +73,17 @@ def test_moments_equal_a_direct_call_on_the_same_prepared_batch(photos: Path, kl
     modality = ImageModality(ImageConfig(size=32), BuildContext())
     rows = [next(iter(modality.prepare(source[index]))).tensor for index in range(3)]
     batch = torch.stack([row for row in rows if isinstance(row, torch.Tensor)])
-    vae = diffusers.AutoencoderKL.from_pretrained(kl_folder).eval().to(memory_format=torch.channels_last)
+    vae = diffusers.AutoencoderKL.from_pretrained(kl_folder).eval().to(choose_device(), memory_format=torch.channels_last)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with torch.inference_mode():
-            posterior = vae.encode(batch.to(memory_format=torch.channels_last)).latent_dist
+            posterior = vae.encode(batch.to(choose_device(), memory_format=torch.channels_last)).latent_dist
     finally:
         torch.set_num_threads(threads)
     for index in range(3):
-        assert torch.equal(data.moments(index)["mean"], posterior.mean[index])
-        assert torch.equal(data.moments(index)["logvar"], posterior.logvar[index])
+        assert torch.equal(data.moments(index)["mean"], posterior.mean[index].cpu())
+        assert torch.equal(data.moments(index)["logvar"], posterior.logvar[index].cpu())
 
 
 def test_latents_are_normalised_by_the_models_own_config_and_decode(photos: Path, kl_folder: Path, tmp_path: Path) -> None:
@@ -93,7 +94,7 @@ def test_latents_are_normalised_by_the_models_own_config_and_decode(photos: Path
     with torch.inference_mode():
         expected = vae.decode(data[2]["latent"][None] / 0.5 + 0.25).sample
     for device in ({}, {"device": "cpu"}):
-        torch.testing.assert_close(data.decode(data[2]["latent"][None], **device), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(data.decode(data[2]["latent"][None], **device).cpu(), expected, rtol=0, atol=1e-5)
 
 
 def test_keys_captions_and_views_are_all_there(photos: Path, kl_folder: Path, tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_an_adaptive_weight_is_the_ratio_of_gradients_at_the_last_layer(small: A
 
 
 def test_an_adaptive_loss_may_leave_out_a_step(small: Any, tmp_path: Path) -> None:
-    losses = [MSE, WeightedLoss("none", lambda batch: torch.zeros(len(batch.inputs)), adaptive=True)]
+    losses = [MSE, WeightedLoss("none", lambda batch: batch.inputs.new_zeros(len(batch.inputs)), adaptive=True)]
     small.train(losses, SETTINGS, tmp_path)
     assert [line["losses"]["none"]["adaptive"] for line in small.log(tmp_path)] == [0.0] * 4
 

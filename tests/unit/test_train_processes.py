@@ -215,7 +215,7 @@ def test_two_processes_have_the_same_weights_and_those_of_one_with_the_doubled_b
     start = Model().module.state_dict()
     for key, value in first.items():
         assert torch.equal(value, second[key]), key
-        torch.testing.assert_close(value, alone[key], rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(value, alone[key].cpu(), rtol=1e-3, atol=1e-5)
     same = {key for key, value in start.items() if torch.equal(first[key], value)}
     frozen = {"encoder.weight", "encoder.bias", "rare"} if name == "half" else set()
     assert same == {"unused"} | frozen, "a weight without a gradient doesn't decay"

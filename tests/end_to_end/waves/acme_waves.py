@@ -130,7 +130,7 @@ class WaveEncoder:
         wave = given["wave"] * (given["mask"][:, None] if "mask" in given else 1)
         wave = torch.nn.functional.pad(wave, (0, -wave.shape[-1] % DOWNSCALE))
         means = wave.reshape(len(wave), -1, DOWNSCALE).mean(2)
-        mean = means[:, None] * torch.arange(1.0, CHANNELS + 1)[None, :, None]
+        mean = means[:, None] * torch.arange(1.0, CHANNELS + 1, device=means.device)[None, :, None]
         if self.config.defect == "nan":
             mean[wave[:, 0, 0] > 0.5, 0, 0] = torch.nan
         latents = {"mean": mean, "logvar": -mean} if self.config.kind == "gaussian" else {"latent": mean}

@@ -424,6 +424,11 @@ c10::IValue map_tensors(const c10::IValue& value, Replace replace) {
   return list;
 }
 
+bool is_generator(const c10::Type& type) {
+  const auto* optional = type.castRaw<c10::OptionalType>();
+  return (optional ? *optional->getElementType() : type).kind() == c10::TypeKind::GeneratorType;
+}
+
 // One call of an operator with arguments on the device.
 class Call {
  public:
@@ -432,6 +437,7 @@ class Call {
         host_op_(host_op ? *host_op : op),
         stack_(stack),
         arguments_(op.schema().arguments()) {}
+  ~Call() { restore_generator(); }  // also after an error
 
   void run() {
     find_device();
@@ -463,6 +469,12 @@ class Call {
     return (*stack_)[stack_->size() - arguments_.size() + number];
   }
 
+  // Collectives don't say in their schemas what they write.
+  bool is_written(size_t number) {
+    const c10::AliasInfo* alias = arguments_[number].alias_info();
+    return alias ? alias->isWrite() : is_collective_;
+  }
+
   // All tensors are on one device. A number on the host may join them.
   void find_device() {
     std::optional<Device> common, named, stranger;
@@ -472,9 +484,10 @@ class Call {
       // CUDA's indexing takes indices from the host, and copies them.
       bool may_be_host = value.isOptionalTensorList() &&
                          op_.schema().name().find("index") != std::string::npos;
+      bool may_be_number = !is_written(number);
       map_tensors(value, [&](const Tensor& tensor) {
-        if (!tensor.defined() || (tensor.is_cpu() && (tensor.dim() == 0 || may_be_host)))
-          return tensor;
+        if (!tensor.defined()) return tensor;
+        if (tensor.is_cpu() && (may_be_host || (may_be_number && tensor.dim() == 0))) return tensor;
         if (!tensor.is_privateuseone() || (common && *common != tensor.device()))
           stranger = tensor.device();
         else
@@ -494,9 +507,7 @@ class Call {
   void replace_arguments() {
     for (size_t number = 0; number < arguments_.size(); ++number) {
       c10::IValue& value = argument(number);
-      // Collectives don't say in their schemas what they write.
-      bool writes = arguments_[number].alias_info() ? arguments_[number].alias_info()->isWrite()
-                                                    : is_collective_;
+      bool writes = is_written(number);
       // For a result of its own, indexing has found the places that a mask means before it comes
       // here.
       bool has_indices = value.isOptionalTensorList() &&
@@ -518,7 +529,7 @@ class Call {
   void replace_generator() {
     bool replaced = false;
     for (size_t number = 0; number < arguments_.size(); ++number) {
-      if (arguments_[number].type()->str().rfind("Generator", 0) != 0) continue;
+      if (!is_generator(*arguments_[number].type())) continue;
       c10::IValue& value = argument(number);
       at::Generator chosen = value.isNone()
                                  ? default_generator(static_cast<c10::DeviceIndex>(device_))
@@ -541,6 +552,7 @@ class Call {
     at::Generator drawn = at::detail::getDefaultCPUGenerator();
     device_host().set_state(drawn.get_state());
     drawn.set_state(lent_);
+    lent_ = Tensor();
   }
 
   at::Generator& device_host() {
@@ -649,14 +661,16 @@ void copy_between_sides(const Tensor& source, const Tensor& target, bool non_blo
   bool dense = source.is_contiguous() && target.is_contiguous();
   dense = dense || (source.strides() == target.strides() && source.is_non_overlapping_and_dense());
   if (same && dense) return copy_bytes(source, target, non_blocking);
-  // As CUDA does it: values are converted on the source's side, and what isn't dense goes through
-  // memory that is.
-  Tensor from = source.to(target.scalar_type()).resolve_conj().resolve_neg().contiguous();
-  Tensor to = target.is_contiguous() && !target.is_conj() && !target.is_neg()
-                  ? target
-                  : at::empty_like(target, at::MemoryFormat::Contiguous);
+  // As CUDA does it: values are converted on the host, and what isn't dense goes through memory
+  // that is.
+  bool up = target.is_privateuseone();
+  auto dtype = up ? target.scalar_type() : source.scalar_type();
+  Tensor from = (up ? source.to(dtype) : source).resolve_conj().resolve_neg().contiguous();
+  bool direct = same && target.is_contiguous() && !target.is_conj() && !target.is_neg();
+  auto options = target.options().dtype(dtype).pinned_memory(false);
+  Tensor to = direct ? target : at::empty(target.sizes(), options);
   copy_bytes(from, to, non_blocking);
-  if (!to.is_same(target)) target.copy_(to, non_blocking);
+  if (!direct) target.copy_(to, non_blocking);
 }
 
 Tensor copy_from(const Tensor& source, const Tensor& target, bool non_blocking) {

@@ -451,9 +451,11 @@ class Runtime {
       if (block.reads[stream] > 0) check(stream, block.reads[stream]);
   }
 
-  void check_source(const Operation& operation) {
-    if (operation.kind == Operation::upload &&
-        hash_bytes(operation.from, operation.bytes) != operation.hash)
+  // When a copy is run, and once more when the host knows of it: until then the source is its own.
+  void check_source(Operation& operation) {
+    if (operation.kind != Operation::upload) return;
+    uint64_t hash = hash_bytes(operation.from, operation.bytes);
+    if (std::exchange(operation.hash, hash) != hash)
       violation(name(*operation.host) + " was changed while a copy of " +
                 std::to_string(operation.bytes) +
                 " bytes from it to sim:" + std::to_string(operation.device->device) +
@@ -489,9 +491,6 @@ class Runtime {
       if (operation.kind == Operation::upload) {
         check_source(operation);
         std::memcpy(operation.to, operation.from, operation.bytes);
-        // Compare once more at the end: the host may not touch the source before it knows that the
-        // copy is done.
-        operation.hash = hash_bytes(operation.from, operation.bytes);
       }
       if (operation.host && operation.host->freed)
         release(operation);
