@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ def encode(
     size: int | tuple[int, int] | None = None,
     overrides: Overrides = (),
     device: str = "auto",
+    devices: Sequence[str] = (),
 ) -> LatentDataset:
     """The latent dataset of `source`, encoded into the folder `output` as far as it isn't yet.
 
@@ -43,7 +44,7 @@ def encode(
         encoder: name of an encoder plugin, a path, or a hub id; None is `tiny-kl`, which is for trying out.
         size: side of the pictures in pixels, or (height, width); None is the modality's default.
         overrides: any key of the recipe, such as {"batch_size": 64, "output.dtype": "float32"}.
-        device: see `RunOptions`.
+        device, devices: see `RunOptions`.
 
     Raises:
         LatentkitError: whatever the user can mend; the message says how.
@@ -55,7 +56,7 @@ def encode(
     if not isinstance(recipe, EncodeRecipe) or recipe.encoder is None:
         raise ValueError("overrides of encode can't change the task or name several encoders; use latentkit.run")
     _heed_launcher(recipe)
-    return _run_encode(recipe, RunOptions(device=device)).datasets()[""]
+    return _run_encode(recipe, RunOptions(device=device, devices=tuple(devices))).datasets()[""]
 
 
 def run(
@@ -66,13 +67,14 @@ def run(
     prune: bool = False,
     retry_skipped: bool = False,
     device: str = "auto",
+    devices: Sequence[str] = (),
 ) -> Any:
     """Run any recipe; again goes on where it stopped, or does what has changed in the source since.
 
     Args:
         recipe: path of a YAML file, or its values; relative paths in values start from the working directory.
         overrides: as for `encode`.
-        dry_run, prune, retry_skipped, device: see `RunOptions`.
+        dry_run, prune, retry_skipped, device, devices: see `RunOptions`.
 
     Returns:
         An encode task's `LatentDataset` (with `encoders:`, one by name), a train task's `TrainResult`, an evaluate task's
@@ -83,7 +85,7 @@ def run(
         LatentkitError: whatever the user can mend; the message says how.
     """
     parsed = parse_recipe(recipe, "recipe", Path.cwd(), overrides) if isinstance(recipe, Mapping) else load_recipe(recipe, overrides)
-    result = run_recipe(parsed, RunOptions(dry_run, prune, retry_skipped, device))
+    result = run_recipe(parsed, RunOptions(dry_run, prune, retry_skipped, device, tuple(devices)))
     if isinstance(result, EncodeRun):
         datasets = result.datasets()
         return datasets[""] if set(datasets) == {""} else datasets

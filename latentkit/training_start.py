@@ -22,7 +22,7 @@ from latentkit.check import describe_gap
 from latentkit.contracts import Adversarial, HasModule, LossBatch, Source, Trainable
 from latentkit.ema import WeightAverage
 from latentkit.errors import TrainingError
-from latentkit.runtime.device import can_compile, choose_device, forked_random, has_bfloat16, memory_format, say_once
+from latentkit.runtime.device import can_compile, choose_device, forked_random, has_bfloat16, has_float64, memory_format, say_once
 from latentkit.runtime.launcher import check_launcher
 from latentkit.runtime.processes import share_weights
 from latentkit.training_batches import Batch
@@ -106,6 +106,9 @@ def _suit(settings: TrainSettings, device: torch.device) -> TrainSettings:
     """Return the settings with what the device can't do replaced, which is said."""
     if settings.precision == "bf16" and not has_bfloat16(device):
         say_once(f"{device} can't compute in bfloat16; training in float32 instead of precision: bf16 (fp16 is the other choice)")
+        settings = replace(settings, precision="float32")
+    if settings.precision == "fp16" and device.type != "mps" and not has_float64(device):
+        say_once(f"{device} has no float64, which torch's loss scaling needs; training in float32 instead of precision: fp16")
         settings = replace(settings, precision="float32")
     if settings.compile and not can_compile(device):
         say_once(f"{device}: torch can't compile for it; training without compile: true")

@@ -195,6 +195,8 @@ def _check_shape(name: str, value: Tensor, batch: LossBatch) -> None:
     count = len(batch.inputs)
     if value.shape != (count,):
         raise PluginError(f"loss {name!r}: expected one value a sample, shape ({count},), got {tuple(value.shape)}")
+    if value.device != batch.inputs.device:
+        raise PluginError(f"loss {name!r}: expected values on {batch.inputs.device}, where the batch is, got them on {value.device}")
 
 
 # ---------------------------------------------------------------- a discriminator's pass

@@ -17,8 +17,11 @@ from safetensors.torch import load_file
 
 import latentkit as lk
 from latentkit import cli
-from latentkit.errors import DeviceError
+from latentkit.contracts import LossBatch, Reconstruction
+from latentkit.errors import DeviceError, PluginError
 from latentkit.runtime import device as devices
+from latentkit.training_settings import WeightedLoss
+from latentkit.training_step import compute
 
 sim: Any = getattr(torch, "sim", None)  # in the worker
 EVERYTHING_LACKING = "no-float64,no-bf16,no-streams,no-pinning"
@@ -185,6 +188,9 @@ def test_training_falls_back_where_the_device_lacks_everything(folder: Path) -> 
     assert said.getvalue().count("sim:0 can't compute in bfloat16; training in float32") == 1
     assert said.getvalue().count("sim:0: torch can't compile for it; training without compile: true") == 1
     assert all(tensor.isfinite().all() for tensor in weights(folder / "out").values())
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        train(folder, 2, "half", precision="fp16")
+    assert said.getvalue().count("sim:0 has no float64, which torch's loss scaling needs; training in float32") == 1
 
 
 @on_sim()
@@ -244,3 +250,11 @@ def values_of(found: Any, where: str = "") -> Iterator[tuple[str, float]]:
 def run(*arguments: Any) -> int:
     """The exit code of a command in this process."""
     return cli.main([str(argument) for argument in arguments])
+
+
+@on_sim()
+def test_a_loss_that_answers_on_another_device_is_named(folder: Path) -> None:
+    inputs = torch.zeros(2, 3, 8, 8, device="sim")
+    batch = LossBatch(inputs, Reconstruction(inputs, inputs, None), None, 0, torch.zeros_like, torch.zeros_like)
+    with pytest.raises(PluginError, match="loss 'mine': expected values on sim:0, where the batch is, got them on cpu"):
+        compute(WeightedLoss("mine", lambda batch: torch.zeros(2)), batch)
