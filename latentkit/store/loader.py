@@ -81,7 +81,7 @@ class BatchedRows(ABC):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One row: {"latent": (C, h, w) float32, "key", "view", and the columns asked for}; with posterior="moments", "moments".
 
-        What is drawn is drawn anew for each call, from torch's generator and the dataset's seed: it
+        Each call draws again, from torch's generator and the dataset's seed: it
         repeats with `torch.manual_seed`. After `set_epoch` it is that epoch's.
 
         Of joined datasets: the tensor of each by its name, "key", "view", and the columns of each.
