@@ -282,7 +282,8 @@ def _run_units(job: EncodeJob, executor: Executor, settings: EncodeSettings) -> 
         done = committed(job.folder)
         left = [unit for unit in job.plan.units() if unit.name not in done]
         if not left or is_finished(job.folder, job.plan):  # which a compaction may have followed, that removes units
-            return replace(summary, seconds=time.monotonic() - begun)
+            waited = summary.waited_seconds / getattr(executor, "num_processes", 1)
+            return replace(summary, seconds=time.monotonic() - begun, waited_seconds=waited)
         unclaimed = claims.find_free([unit.name for unit in left])
         free = [unit for unit in left if unit.name in unclaimed]
         for result in executor.run(free, functools.partial(make_worker, job)):

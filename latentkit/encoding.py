@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -70,7 +70,8 @@ class BatchEncoder:
     def _run(self, encoder: Encoder, batch: Any, bucket: str) -> dict[str, Tensor]:
         num_rows = num_rows_of(batch)
         try:
-            with nullcontext() if not self._compiled or num_rows == self._batch_size else _eager():
+            is_compiled = self._compiled and num_rows == self._batch_size
+            with nullcontext() if is_compiled or not self._compiled else torch.compiler.set_stance("force_eager"):
                 return encode_batch(encoder, batch)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -79,9 +80,3 @@ class BatchEncoder:
                 f"out of memory while {num_rows} rows of {bucket} were encoded: {str(error).splitlines()[0]}. Set batch_size below "
                 f"{self._batch_size} and run again: what is committed is kept"
             ) from error
-
-
-def _eager() -> AbstractContextManager[Any]:
-    """Compiled modules run as they were written; torch before 2.6 can't be told so and compiles once more."""
-    set_stance = getattr(torch.compiler, "set_stance", None)
-    return nullcontext() if set_stance is None else set_stance("force_eager")

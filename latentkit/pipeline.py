@@ -30,7 +30,7 @@ from latentkit.masks import MASK
 from latentkit.numerics import fixed_numerics, frozen_garbage, many_graphs
 from latentkit.preparing import GONE, LookAhead, Outcome, Preparer, Row, gather, list_tasks
 from latentkit.progress import Progress
-from latentkit.runtime.device import can_compile, has_float64, pins_memory, say_once
+from latentkit.runtime.device import can_compile, has_float64, make_current, pins_memory, say_once
 from latentkit.runtime.transfer import Transfer, WaitClock
 from latentkit.store.claims import Claims
 from latentkit.store.folder import Folder
@@ -121,7 +121,8 @@ class _OpenUnit:
 
 
 def _work(jobs: Sequence[EncodeJob], device: str, units: Iterator[Unit]) -> Iterator[UnitResult]:
-    first, pool = jobs[0], BufferPool(pinned=pins_memory(device))
+    make_current(device)  # before anything is pinned, which else opens the first device too
+    first, pool, clock = jobs[0], BufferPool(pinned=pins_memory(device)), WaitClock(device)
     compiled, batch_size = any(job.settings.compile for job in jobs), max(job.settings.batch_size for job in jobs)
     with ExitStack() as opened:
         for context in (fixed_numerics(first.settings.threads, device), many_graphs(compiled), frozen_garbage()):
@@ -129,12 +130,12 @@ def _work(jobs: Sequence[EncodeJob], device: str, units: Iterator[Unit]) -> Iter
         claims = [opened.enter_context(_beating(job.folder)) for job in jobs]
         preparer = Preparer(first.source, first.modality, first.views)
         takers: dict[Unit, list[_Loop]] = {}
-        loops = [opened.enter_context(_Loop(job, place, device, claims[place], pool)) for place, job in enumerate(jobs)]
+        loops = [opened.enter_context(_Loop(job, place, device, claims[place], pool, clock)) for place, job in enumerate(jobs)]
         claimed = ((unit, list_tasks(first.source, first.plan, first.places, unit)) for unit in _claimed(loops, units, takers))
         ahead = opened.enter_context(LookAhead(preparer, claimed, batch_size, pool))
         # A run that ends by an error doesn't wait for a folder that can't be reached.
         opened.push(functools.partial(_stop_waiting, jobs))
-        yield from _encode_all(loops, ahead, takers)
+        yield from _encode_all(loops, ahead, takers, clock)
 
 
 def _stop_waiting(jobs: Sequence[EncodeJob], kind: type[BaseException] | None, *_: object) -> None:
@@ -159,7 +160,7 @@ def _claimed(loops: Sequence[_Loop], units: Iterator[Unit], takers: dict[Unit, l
 
 
 def _encode_all(
-    loops: Sequence[_Loop], ahead: Iterable[tuple[Unit, list[Outcome] | None]], takers: dict[Unit, list[_Loop]]
+    loops: Sequence[_Loop], ahead: Iterable[tuple[Unit, list[Outcome] | None]], takers: dict[Unit, list[_Loop]], clock: WaitClock
 ) -> Iterator[UnitResult]:
     """Results of all units, as they are committed."""
     lead, groups = max(loops, key=lambda loop: loop.others.num_left), iter(ahead)
@@ -173,7 +174,7 @@ def _encode_all(
             waited = time.monotonic() - begun
             for loop in takers[unit]:
                 loop.take(unit, outcomes, waited)
-            waited = lead.newly_waited(waited)
+            waited = clock.newly_waited(waited)
             if is_stream:
                 progress.update(unit.stop - unit.start if outcomes is None else 0, waited)
             else:
@@ -188,7 +189,7 @@ def _encode_all(
 class _Loop:
     """What a worker does for one job: batches to the encoder, latents to the writing thread, units to the committing thread."""
 
-    def __init__(self, job: EncodeJob, place: int, device: str, claims: Claims, pool: BufferPool) -> None:
+    def __init__(self, job: EncodeJob, place: int, device: str, claims: Claims, pool: BufferPool, clock: WaitClock) -> None:
         self.job, self.device, self.claims = job, device, claims
         float32 = functools.partial(job.open_float32, device) if job.on_overflow == "retry-fp32" and job.open_float32 else None
         open_encoder = functools.partial(job.open_encoder, device)
@@ -198,7 +199,7 @@ class _Loop:
         self._encoder = BatchEncoder(open_encoder, job.settings.batch_size, self._compiles, float32)
         self._place, self._pool, self._transfer = place, pool, Transfer(device)
         self._writing, self._committing = ThreadPoolExecutor(1, "write"), ThreadPoolExecutor(NUM_COMMITS, "commit")
-        self._clock, self._idle_seconds, self._idle_seconds_told = WaitClock(device), 0.0, 0.0
+        self._clock = clock
         self._begun: dict[Unit, _OpenUnit] = {}
         self._writes: deque[Future[None]] = deque()
         self._commits: deque[Future[JobResult]] = deque()
@@ -241,13 +242,6 @@ class _Loop:
             del self._begun[result.unit]
             self.others.own.add(result.unit.name)
             yield result
-
-    def newly_waited(self, waited: float) -> float:
-        """Return the seconds that the encoder waited since this was last asked: by the device's clock where it has one."""
-        if not self._clock.has_events:
-            return waited
-        before, self._idle_seconds_told = self._idle_seconds_told, self._idle_seconds
-        return self._idle_seconds_told - before
 
     def look(self, progress: Progress) -> None:
         """Have what others committed counted for the live line, now and then, on another thread."""
@@ -294,15 +288,15 @@ class _Loop:
         labels = [row.label for row in rows]
         batch = gather(rows, self._pool)
         copied = self._transfer.to_device(batch)
-        with self._clock.computing() as idle_seconds:
-            latents = self._encoder.encode(copied, bucket)
         draws = [draw_seed(self.job, label) for label in labels] if self.job.store == "sample" else None
         dtype = torch.float32 if self.job.dtype == "int8" else getattr(torch, self.job.dtype)
-        layout = self._encoder.layout
-        ragged_axis = axis_of(layout, layout.ragged_axis) if layout.ragged_axis else None
-        stored = stored_tensors(latents, self.job.store, dtype, draws, ragged_axis)
-        measured = self._measure(stored)
-        tensors, wait = self._transfer.to_host({**stored, **measured})
+        with self._clock.computing() as idle_seconds:
+            latents = self._encoder.encode(copied, bucket)
+            layout = self._encoder.layout
+            ragged_axis = axis_of(layout, layout.ragged_axis) if layout.ragged_axis else None
+            stored = stored_tensors(latents, self.job.store, dtype, draws, ragged_axis)
+            measured = self._measure(stored)
+            tensors, wait = self._transfer.to_host({**stored, **measured})
         found = {name: tensors.pop(name) for name in measured}
         at_work.num_slots += self.job.settings.batch_size
         # A batch that is copied to a GPU goes along: its memory must not be filled again before the copy is done.
@@ -329,9 +323,7 @@ class _Loop:
         self, at_work: _OpenUnit, add: Callable[[], None], wait: Callable[[], None], idle_seconds: Callable[[], float], _: Any
     ) -> None:
         wait()
-        waited = idle_seconds()
-        at_work.waited_seconds += waited
-        self._idle_seconds += waited
+        at_work.waited_seconds += idle_seconds()
         writer, num_skipped = at_work.writer, at_work.writer.num_skipped
         add()
         if self.job.on_bad_sample == "fail" and writer.num_skipped > num_skipped:

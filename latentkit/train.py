@@ -144,11 +144,13 @@ def _begin(
     ):
         log.note(text)
     wanted = evaluate.best if evaluate else None
-    if state.best is not None and wanted is not None and state.best.metric not in ("", wanted):
-        log.note(
-            f"evaluate.best was {state.best.metric!r} and is {wanted!r}: "
-            "the best is looked for from here on"
-        )
+    if state.best is not None and (wanted is None or state.best.metric not in ("", wanted)):
+        then = "the best is looked for from here on" if wanted else "the model is of the last step"
+        log.note(f"evaluate.best was {state.best.metric!r} and is {wanted!r}: {then}")
+        state.best = None
+    kept = run_on_first(lambda: [step_of(path) for path in list_checkpoints(folder)])
+    if state.best is not None and state.best.step not in kept:
+        log.note(f"the checkpoint of the best step, {state.best.step}, is gone: the best is looked for from here on")
         state.best = None
     log.begin(
         state.step,

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from latentkit.checkpoint import list_checkpoints, read_weights, replace_folder, step_of
 from latentkit.contracts import Source, Trainable
 from latentkit.errors import TrainingError
 from latentkit.runtime.device import forked_random
+from latentkit.runtime.processes import run_on_first, share_weights
 from latentkit.store.folder import LocalFolder
 from latentkit.store.statistics import ChannelStatistics, measure, merge
 from latentkit.training_batches import Batch, BatchSettings, Position, Prepare, read_batches
@@ -168,7 +168,8 @@ def finish(
         else {}
     )
     best = _load_best(run, folder / "checkpoints") if state.best else kept
-    if run.accelerator.is_main_process:
+
+    def write() -> None:
         for name, step in steps.items():
             if name == LAST:
                 module.load_state_dict(kept)
@@ -176,9 +177,10 @@ def finish(
         if LAST not in steps:
             shutil.rmtree(folder / LAST, ignore_errors=True)  # of an earlier, shorter run
         _write_result(run, folder, steps, left_out)
+
+    run_on_first(write)  # the others wait
     if best:
         module.load_state_dict(best)
-    run.accelerator.wait_for_everyone()
 
 
 def _load_best(run: Run, checkpoints: Path) -> dict[str, Tensor]:
@@ -189,15 +191,17 @@ def _load_best(run: Run, checkpoints: Path) -> dict[str, Tensor]:
     """
     best, module = run.state.best, run.state.module
     assert best is not None
+
+    def load() -> None:
+        paths = [path for path in list_checkpoints(checkpoints) if step_of(path) == best.step]
+        if not paths:
+            gone = f"the checkpoint of the best step, {best.step}, is gone from {checkpoints}"
+            raise TrainingError(f"{gone}; put it back, or set evaluate.best to another metric")
+        module.load_state_dict(read_weights(paths[0]))
+
     if best.step != run.state.step:
-        if run.accelerator.is_main_process:
-            paths = [path for path in list_checkpoints(checkpoints) if step_of(path) == best.step]
-            if not paths:
-                gone = f"the checkpoint of the best step, {best.step}, is gone from {checkpoints}"
-                raise TrainingError(f"{gone}; put it back, or set evaluate.best to another metric")
-            module.load_state_dict(read_weights(paths[0]))
-        for tensor in module.state_dict().values():
-            tensor.copy_(broadcast(tensor.clone(memory_format=torch.contiguous_format)))
+        run_on_first(load)
+        share_weights(module)
     return {name: tensor.to("cpu", copy=True) for name, tensor in module.state_dict().items()}
 
 

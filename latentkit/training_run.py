@@ -139,11 +139,12 @@ class Saver:
 
     def _write(self, write: Callable[[], object]) -> None:
         """Have the first process write; all then know if it could, and if any is to stop."""
-        run, failure = self.run, None
+        run = self.run
+        failure: Exception | None = None
         if run.accelerator.is_main_process:
             try:
                 write()
-            except TrainingError as error:
+            except Exception as error:  # noqa: BLE001  raised below, once the others know
                 failure = error
         flags = torch.tensor(
             [float(failure is not None), float(run.stop.number)], device=run.accelerator.device

@@ -59,7 +59,7 @@ def take_step(run: Run, batches: Iterator[Batch]) -> tuple[dict[str, float] | No
     for name, rival in rivals.items():
         average_gradients(rival.parameters)
         seen[f"discriminators.{name}.grad_norm"] = nn.utils.clip_grad_norm_(rival.parameters, rival.settings.clip or math.inf)
-    seen["stop"] = seen["grad_norm"].new_tensor(float(run.stop.number))
+    seen["stop"] = seen["grad_norm"].new_full((), float(run.stop.number))
     means = accelerator.reduce(torch.stack([value.float() for value in seen.values()]), "mean").tolist()
     averages = dict(zip(seen, means, strict=True))
     run.stop.is_agreed = averages.pop("stop") > 0
@@ -113,12 +113,12 @@ def model_pass(run: Run, prepared: Batch, losses: Sequence[WeightedLoss]) -> tup
     total, values = _weigh(run, batch, losses)
     torch.autograd.backward(run.state.scaler.scale(total / run.settings.accumulate))
     values |= {
-        "num_samples": inputs.new_tensor(float(len(inputs))),
-        "num_values": inputs.new_tensor(float(inputs[0].numel())),
+        "num_samples": inputs.new_full((), float(len(inputs))),
+        "num_values": inputs.new_full((), float(inputs[0].numel())),
     }
     if found.moments is not None:
         values["kl_nats"] = kl_nats(found.moments).mean()
-        values["num_latent_values"] = inputs.new_tensor(float(found.moments.mean[0].numel()))
+        values["num_latent_values"] = inputs.new_full((), float(found.moments.mean[0].numel()))
     return _detached(run, batch), values
 
 
@@ -174,11 +174,12 @@ def _gradient_ratio(run: Run, reference: Tensor, value: Tensor, loss: WeightedLo
     """
     layer, scale = run.last_layers[loss.role], run.state.scaler.get_scale()
     gradients = [_gradient_at(layer, part * scale, loss.name).flatten() for part in (reference, value)]
-    flat = torch.cat([*gradients, value.new_tensor([float(value.requires_grad)])])
+    flat = torch.cat([*gradients, value.new_full((1,), float(value.requires_grad))])
     means = run.accelerator.reduce(flat, "mean")
     wanted, own, counts = means.split([layer.numel(), layer.numel(), 1])
     ratio = wanted.norm() / scale / (own.norm() / scale + ADAPTIVE_EPSILON)
-    return torch.where(counts[0] > 0, ratio.clamp(0, MAX_ADAPTIVE_WEIGHT), 0.0).detach()
+    clamped: Tensor = ratio.clamp(0, MAX_ADAPTIVE_WEIGHT).masked_fill(counts[0] <= 0, 0.0)
+    return clamped.detach()
 
 
 def _gradient_at(layer: nn.Parameter, scalar: Tensor, name: str) -> Tensor:

@@ -20,6 +20,7 @@ class LocalExecutor:
     def __init__(self, device: str, *others: str) -> None:
         self.device = device
         self.others = others
+        self.num_processes = 1 + len(others)
 
     def run(self, units: Sequence[Unit], make_worker: Callable[[str], Worker]) -> Iterable[UnitResult]:
         """Give results as they come; processes take unit after unit until none is left, so a slow device does fewer.

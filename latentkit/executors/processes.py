@@ -50,10 +50,10 @@ class WorkerProcesses:
             pickled = pickle.dumps(make_worker)
         except (pickle.PicklingError, TypeError, AttributeError) as error:
             text = f"the source, modality or encoder can't be sent to the processes of other devices: {error}"
-            raise PluginError(f"{text}; encode on one device (--device {devices[0]}), or make it picklable") from error
+            raise PluginError(f"{text}; encode on one device (--device), or make it picklable") from error
         self._left, self._lock = iter(all_units), threading.Lock()
         self._events: SimpleQueue[UnitResult | BaseException | None] = SimpleQueue()
-        self._num_working = len(devices)
+        self._num_working, self._is_closing = len(devices), False
         self._processes: list[subprocess.Popen[bytes]] = []
         self._threads: list[threading.Thread] = []
         environment = {**os.environ, "LOCAL_WORLD_SIZE": str(len(devices) + 1), workers.VARIABLE: "1"}
@@ -71,7 +71,7 @@ class WorkerProcesses:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         with self._lock:
-            self._left = iter(())
+            self._left, self._is_closing = iter(()), True
         for process in self._processes:
             if self._num_working and process.poll() is None:
                 process.terminate()
@@ -104,7 +104,8 @@ class WorkerProcesses:
             BaseException: what a worker raised.
         """
         while self._num_working:
-            yield from self._taken(self._events.get())
+            with contextlib.suppress(Empty):  # in turns, since Windows delivers no Ctrl-C to a thread that waits for good
+                yield from self._taken(self._events.get(timeout=1.0))
 
     def _taken(self, event: UnitResult | BaseException | None) -> Iterator[UnitResult]:
         if isinstance(event, BaseException):
@@ -135,7 +136,7 @@ class WorkerProcesses:
                 else:  # "result", "error"
                     self._events.put(value)
         except (EOFError, OSError, pickle.UnpicklingError):
-            if code := process.wait():
+            if (code := process.wait()) and not self._is_closing:
                 text = f"the process for {device} ended with exit code {code}; the other processes encode what it had begun"
                 print(f"warning: {text}", file=sys.stderr, flush=True)
         finally:
@@ -175,9 +176,11 @@ def _work(answers: IO[bytes], events: IO[bytes]) -> None:
             return None  # the parent is gone
         return unit
 
+    device = "?"
     try:
         sys.path[:] = pickle.load(answers)
-        device, make_worker = pickle.load(answers), pickle.load(answers)
+        device = pickle.load(answers)
+        make_worker = pickle.load(answers)
         for result in make_worker(device)(iter(next_unit, None)):
             send("result", result)
     except Exception as error:  # noqa: BLE001 (it crosses to the parent, which raises it)

@@ -114,7 +114,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 @functools.cache
 def say_once(text: str) -> None:
     """Print a line about what is done instead of what was asked for; the same line only once."""
-    if not is_worker():
+    if not is_worker() and os.environ.get("RANK", "0") == "0":
         print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
@@ -149,7 +149,12 @@ def has_streams(device: str | torch.device) -> bool:
 @functools.cache
 def pins_memory(device: str | torch.device) -> bool:
     """Return whether copies from and to pinned memory run beside computation."""
-    return has_streams(device) and _works(lambda: torch.empty(1, pin_memory=True))
+
+    def pin() -> None:
+        with module_of(device).device(torch.device(device)):  # else a context would be made on the first device
+            torch.empty(1, pin_memory=True)
+
+    return has_streams(device) and _works(pin)
 
 
 @functools.cache

@@ -88,7 +88,10 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
     for parameter, mean in zip(parameters, means, strict=True):
         if parameter.grad is not None:
             mean.copy_(parameter.grad)
-    counts.copy_(torch.tensor(given))
+    if all(given):
+        counts.fill_(1)
+    else:
+        counts.copy_(torch.tensor(given))  # which waits for a GPU
     torch.distributed.all_reduce(flat)
     flat /= num_processes
     is_given_anywhere = given if all(given) else counts.tolist()  # reading them waits for a GPU
@@ -101,7 +104,7 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
 
 @torch.no_grad()
 def average_buffers(modules: Iterable[nn.Module]) -> None:
-    """Average float buffers, such as running statistics, over all processes."""
+    """Average float buffers, such as running statistics, over all processes; values that are equal in all stay, bit for bit."""
     num_processes = PartialState().num_processes
     buffers = [
         buffer
@@ -112,8 +115,12 @@ def average_buffers(modules: Iterable[nn.Module]) -> None:
     if num_processes == 1 or not buffers:
         return
     flat = torch.cat([buffer.flatten().float() for buffer in buffers])
+    ends = torch.cat([flat, -flat])
+    torch.distributed.all_reduce(ends, torch.distributed.ReduceOp.MIN)
+    lowest, negated_highest = ends.chunk(2)
     torch.distributed.all_reduce(flat)
-    flat /= num_processes
-    pieces = torch.split(flat, [buffer.numel() for buffer in buffers])
-    for buffer, piece in zip(buffers, pieces, strict=True):
-        buffer.copy_(piece.view(buffer.shape))
+    sizes = [buffer.numel() for buffer in buffers]
+    parts = zip(torch.split(flat / num_processes, sizes), torch.split(lowest == -negated_highest, sizes), strict=True)
+    for buffer, (mean, is_equal) in zip(buffers, parts, strict=True):
+        shape = buffer.shape
+        buffer.copy_(torch.where(is_equal.view(shape), buffer, mean.view(shape).to(buffer.dtype)))

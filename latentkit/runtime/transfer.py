@@ -1,7 +1,8 @@
-"""Copies between the CPU and a device, beside its computation where it has streams; and how long it had nothing to compute."""
+"""Copies to a device, beside its computation where it has streams, and back, after it; and how long it had nothing to compute."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentkit.runtime.device import has_streams, module_of, pins_memory
+from latentkit.runtime.device import has_streams, kind_of, module_of, pins_memory
 
 
 class Transfer:
@@ -47,7 +48,8 @@ class Transfer:
         host = {name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned) for name, tensor in tensors.items()}
         for name, tensor in tensors.items():
             host[name].copy_(tensor, non_blocking=True)
-        event = self._module.Event()
+        # One that is waited for without keeping a core busy, which decoding needs.
+        event = self._module.Event(**{"blocking": True} if kind_of(self.device) == "cuda" else {})
         event.record(self._module.current_stream(torch.device(self.device)))
         return host, event.synchronize
 
@@ -62,13 +64,30 @@ class WaitClock:
         self.has_events = has_streams(device)
         self._module, self._device = module_of(device), torch.device(device)
         self._idle_since: Any = None
+        self._lock = threading.Lock()
+        self._new_seconds = 0.0
 
     @contextmanager
     def computing(self) -> Iterator[Callable[[], float]]:
         """Yield what returns the seconds that the device was idle before the computation inside; call it once that is done."""
         before, begin = self._idle_since, self._record()
-        yield lambda: 0.0 if before is None else before.elapsed_time(begin) / 1000
+
+        def idle_seconds() -> float:
+            seconds: float = 0.0 if before is None else before.elapsed_time(begin) / 1000
+            with self._lock:
+                self._new_seconds += seconds
+            return seconds
+
+        yield idle_seconds
         self._idle_since = self._record()
+
+    def newly_waited(self, seconds: float) -> float:
+        """Return the seconds that the device was idle since this was last asked, or without events the caller's own."""
+        if not self.has_events:
+            return seconds
+        with self._lock:
+            seconds, self._new_seconds = self._new_seconds, 0.0
+        return seconds
 
     def _record(self) -> Any:
         if not self.has_events:

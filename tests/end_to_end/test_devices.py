@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -21,6 +22,7 @@ from latentkit.executors.local import LocalExecutor
 from latentkit.store.folder import LocalFolder
 from latentkit.store.verify import verify_folder
 from latentkit.testing import ExecutorContract
+from latentkit.testing.executor import UNITS, MakeWorker
 
 
 class TestSeveralDevices(ExecutorContract):
@@ -108,3 +110,15 @@ def test_a_recipe_names_devices_too() -> None:
     assert (executor.device, executor.others) == ("cpu", ("cpu",))
     with pytest.raises(ValueError, match="give device or devices, and at least one"):
         LocalConfig(device="cpu", devices=["cpu"])
+
+
+class Unreadable(MakeWorker):
+    """Can be sent to another process, and not be read there, as a plugin that only this process has."""
+
+    def __reduce__(self) -> Any:
+        return exec, ("raise ImportError('no module named here_only')",)
+
+
+def test_a_worker_that_can_not_read_its_job_ends_the_run_with_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(ImportError, match="no module named here_only"):
+        list(LocalExecutor("cpu", "cpu").run(UNITS, Unreadable(tmp_path)))

@@ -9,6 +9,7 @@ from enum import Enum
 from queue import SimpleQueue
 
 from latentkit.contracts import Unit, UnitResult, Worker
+from latentkit.errors import DeviceError
 from latentkit.runtime.device import choose_device
 
 
@@ -34,6 +35,8 @@ class UnitActor:
 
     def __init__(self, make_worker: Callable[[str], Worker], device: str) -> None:
         self._make_worker, self._device = make_worker, choose_device(device)
+        if device == "auto" and self._device == "cpu":
+            raise DeviceError("Ray gave this worker a GPU, but torch finds none there; install another torch, or set gpus_per_worker: 0")
         self._given: SimpleQueue[Unit | None] = SimpleQueue()
         self._events: SimpleQueue[Event | BaseException] = SimpleQueue()
         self._thread: threading.Thread | None = None

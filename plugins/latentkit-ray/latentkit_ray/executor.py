@@ -20,6 +20,7 @@ class RayExecutor:
 
     def __init__(self, config: RayConfig) -> None:
         self.config = config
+        self.num_processes = 1
         self.device = "cpu" if config.gpus_per_worker == 0 else choose_device()
 
     def run(self, units: Sequence[Unit], make_worker: Callable[[str], Worker]) -> Iterable[UnitResult]:
@@ -38,6 +39,7 @@ class RayExecutor:
             # A unit's rows are samples, or the shards of a stream: either way the entries of the source.
             with Progress(sum(unit.stop - unit.start for unit in units), "entries", _is_shown(make_worker)) as progress:
                 crew = Crew(self.config, share, make_worker)
+                self.num_processes = crew.num_wanted
                 for result in crew.run(units):
                     if getattr(result, "job", 0) == 0:  # of several encoders that share a pass, one is counted
                         progress.update(result.unit.stop - result.unit.start, result.waited_seconds / crew.num_wanted)
