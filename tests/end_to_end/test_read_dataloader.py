@@ -24,6 +24,8 @@ from torch.utils.data import (
 )
 
 import latentkit as lk
+from latentkit.runtime.device import choose_device, pins_memory
+from latentkit.store import loader
 
 Rows = dict[str, tuple[str, tuple[float, ...]]]
 """View and latent of each key."""
@@ -335,12 +337,12 @@ def test_workers_of_several_ranks_want_to_know_the_epoch(folder: Path) -> None:
     "ignore:This process .* is multi-threaded, use of fork:DeprecationWarning"
 )
 def test_a_worker_never_pins(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    has_gpu = torch.cuda.is_available()
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    has_gpu = pins_memory(choose_device())
+    monkeypatch.setattr(loader, "pins_memory", lambda device: True)
     data = lk.open(folder)
     assert not any(batch["latent"].is_pinned() for batch in data.batches(5, pin_memory=False))
-    loader = DataLoader(Stream(data, False, pin_memory=True), None, num_workers=1)
-    assert sum(len(batch["key"]) for batch in loader) == 2 * NUM_KEYS
+    in_worker = DataLoader(Stream(data, False, pin_memory=True), None, num_workers=1)
+    assert sum(len(batch["key"]) for batch in in_worker) == 2 * NUM_KEYS
     if has_gpu:
         assert all(batch["latent"].is_pinned() for batch in data.batches(5))
     else:

@@ -192,20 +192,23 @@ def test_finding_checking_and_listing_load_nothing_heavy() -> None:
     assert run_python(LIGHT, "good") == [5, []]
 
 
-DISCOVERY_SECONDS = """
+DISCOVERY_TIME = """
 import json, time
+
+start = time.process_time()
 import pydantic
 
 class Warm(pydantic.BaseModel):
     number: int = pydantic.Field(1, description="pydantic loads parts of itself at the first class")
 
-start = time.process_time()
+loaded = time.process_time()
 from latentkit.plugins import discover
 registry = discover()
-print(json.dumps(time.process_time() - start))
+print(json.dumps((time.process_time() - loaded) / (loaded - start)))
 """
 
 
-def test_discovery_takes_less_than_sixty_milliseconds_of_the_processor() -> None:
+def test_discovery_takes_the_processor_less_long_than_two_thirds_of_loading_pydantic() -> None:
+    """As a ratio, since processors differ in speed, and one from minute to minute."""
     others = ",".join({entry.dist.name for entry in metadata.entry_points(group="latentkit") if entry.dist is not None})
-    assert min(run_python(DISCOVERY_SECONDS, LATENTKIT_DISABLE=others) for _ in range(3)) < 0.06
+    assert min(run_python(DISCOVERY_TIME, LATENTKIT_DISABLE=others) for _ in range(3)) < 2 / 3

@@ -54,13 +54,16 @@ class TinyModels:
     def model(self, name: str) -> Any:
         """The model itself, as diffusers loads it, in eval mode."""
         if name not in self._models:
-            folder = self.folder(name)
-            with warnings.catch_warnings(action="ignore"):
-                model = getattr(diffusers, MODELS[name]["config"]["_class_name"]).from_pretrained(folder)
-            if "Allegro" in name:
-                model.enable_tiling()
-            self._models[name] = model.eval().requires_grad_(False)
+            self._models[name] = self.load(name)
         return self._models[name]
+
+    def load(self, name: str) -> Any:
+        """Another one, for tests that change it."""
+        with warnings.catch_warnings(action="ignore"):
+            model = getattr(diffusers, MODELS[name]["config"]["_class_name"]).from_pretrained(self.folder(name))
+        if "Allegro" in name:
+            model.enable_tiling()
+        return model.eval().requires_grad_(False)
 
     def encoder(self, name: str, modality: str = "") -> DiffusersEncoder:
         """latentkit's encoder of that folder."""
