@@ -13,7 +13,7 @@ from latentkit.batching import check_layout, encode_batch, num_rows_of, select_r
 from latentkit.contracts import Encoder, LatentLayout
 from latentkit.errors import EncoderError
 from latentkit.masks import MASK
-from latentkit.runtime.device import is_out_of_memory
+from latentkit.runtime.device import is_out_of_memory, is_unsupported
 
 
 class BatchEncoder:
@@ -74,6 +74,8 @@ class BatchEncoder:
             with nullcontext() if is_compiled or not self._compiled else torch.compiler.set_stance("force_eager"):
                 return encode_batch(encoder, batch)
         except (RuntimeError, MemoryError) as error:
+            if is_unsupported(error):
+                raise EncoderError(f"{str(error).splitlines()[0]} Encode on another device, such as --device cpu") from error
             if not is_out_of_memory(error):
                 raise
             raise EncoderError(

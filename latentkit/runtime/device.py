@@ -111,6 +111,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in text for sign in OUT_OF_MEMORY)
 
 
+def is_unsupported(error: BaseException) -> bool:
+    """Return whether an error says that the device's backend lacks an operator, as that of Apple's GPUs lacks some."""
+    return isinstance(error, NotImplementedError) and "not currently implemented for the" in str(error)
+
+
 @functools.cache
 def say_once(text: str) -> None:
     """Print a line about what is done instead of what was asked for; the same line only once."""

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from latentkit.errors import DeviceError
+from latentkit.contracts import InputSpec, LatentLayout, Normalization
+from latentkit.encoding import BatchEncoder
+from latentkit.errors import DeviceError, EncoderError
 from latentkit.runtime import cores, device
 
 
@@ -90,3 +92,21 @@ def test_processes_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatc
     assert cores.share_of_cores() == 16
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "200")
     assert cores.share_of_cores() == 1
+
+
+class OnApple:
+    """An encoder with an operator that the device lacks."""
+
+    layout = LatentLayout("latent", "deterministic", "CHW", 3, 1)
+    input, normalization = InputSpec(3), Normalization()
+
+    def encode(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        raise NotImplementedError(
+            "The operator 'aten::grid_sampler_3d' is not currently implemented for the MPS device.\nAs a temporary fix, ..."
+        )
+
+
+def test_an_operator_that_the_device_lacks_is_named_with_a_way_out() -> None:
+    encoder = BatchEncoder(OnApple, 1, False, None)
+    with pytest.raises(EncoderError, match=r"'aten::grid_sampler_3d' is not .* for the MPS device. Encode on .* --device cpu"):
+        encoder.encode(torch.zeros(1, 3, 8, 8), "8x8")
