@@ -28,7 +28,7 @@ def save_model(tmp_path: Path) -> Callable[..., Path]:
 
     def save(name: str, folder: str = "model") -> Path:
         config = MODELS[name]["config"]
-        with torch.random.fork_rng(), warnings.catch_warnings(action="ignore"):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
             torch.manual_seed(0)
             getattr(diffusers, config["_class_name"]).from_config(config).save_pretrained(tmp_path / folder)
         return tmp_path / folder

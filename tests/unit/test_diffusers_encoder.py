@@ -94,7 +94,7 @@ def test_pipeline_folder_is_found_by_its_vae(kl_folder: Path, tmp_path: Path, ba
 
 def test_of_a_pipelines_autoencoders_the_one_of_the_modality_is_opened(kl_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(kl_folder, tmp_path / "pipeline" / "vae")
-    with torch.random.fork_rng(), warnings.catch_warnings(action="ignore"):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
         sound = diffusers.AutoencoderOobleck(8, [2, 4], [1, 2], 4, 4)
     sound.save_pretrained(tmp_path / "pipeline" / "audio_vae")
 

@@ -43,7 +43,7 @@ class TinyModels:
         """The folder that the class itself saves."""
         folder = self._folder / name
         if not folder.exists():
-            with torch.random.fork_rng(), warnings.catch_warnings(action="ignore"):
+            with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
                 torch.manual_seed(0)
                 config = MODELS[name]["config"]
                 model = getattr(diffusers, config["_class_name"]).from_config(config)

@@ -240,7 +240,7 @@ def test_config_that_does_not_fit_its_class_is_refused(tmp_path: Path) -> None:
 def save_with(folder: Path, name: str, **changes: Any) -> Path:
     """A model of random weights whose config is changed, as its class saves it."""
     config = MODELS[name]["config"] | changes
-    with torch.random.fork_rng(), warnings.catch_warnings(action="ignore"):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
         getattr(diffusers, config["_class_name"]).from_config(config).save_pretrained(folder)
     return folder
 
