@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from latentkit.layouts import InputSpec, LatentLayout, MelSpec, Normalization, SizeRule
-from latentkit.samples import Entry, Sample, Shard
+from latentkit.samples import Entry, Remark, Sample, Shard
 from latentkit.specs import (
     BuildContext,
     Config,
@@ -57,6 +57,7 @@ __all__ = [
     "PluginSpec",
     "Prepared",
     "Reconstruction",
+    "Remark",
     "Sample",
     "Shard",
     "SizeRule",
@@ -84,12 +85,15 @@ class Prepared:
             such tensors with "mask", 1 where a value counts, which covers the first axes after the channels: (L,) of a sound (C, L), (T,)
             of a film (C, T, H, W).
         geometry: how the view was cut from the media (original size, resize, crop box); JSON-like scalars or lists.
+        remarks: what a user should know of how it was prepared, such as "enlarged"; one line each, the same for all rows of its kind, so
+            that they can be counted. They are kept with the row, as `remarks` of its geometry.
     """
 
     view: str
     bucket: str
     tensor: Tensor | Mapping[str, Tensor]
     geometry: Mapping[str, Any] = field(default_factory=dict)
+    remarks: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,10 @@ class Moments:
 
 @runtime_checkable
 class Source(Protocol):
-    """Samples in a fixed order, by position. Picklable, and safe to read from several threads."""
+    """Samples in a fixed order, by position. Picklable, and safe to read from several threads.
+
+    An optional method `remarks() -> Iterable[Remark]` says what it found and does not use; a stream may have one too.
+    """
 
     def __len__(self) -> int: ...
 

@@ -23,7 +23,7 @@ from latentkit.contracts import EncoderSpec, ExecutorSpec, ExporterSpec, LossSpe
 
 PROJECT = "latentkit"
 
-CONTRACT = 2
+CONTRACT = 3
 """Version of the contract between latentkit and plugins: raised by each addition, never by a change; docs/contract.md lists them."""
 
 hookspec = pluggy.HookspecMarker(PROJECT)

@@ -151,7 +151,8 @@ class Preparer:
     def _row(
         self, task: Task, sample: Sample, number: int, content: str, view: Prepared, memory: BatchMemory | None, place: int
     ) -> Row:
-        label = self._label(task, sample, number, content, view.geometry)
+        geometry = {**view.geometry, "remarks": list(view.remarks)} if view.remarks else view.geometry
+        label = self._label(task, sample, number, content, geometry)
         values = without_mask(view.tensor)
         if memory is not None and values is not None and memory.holds(place, values):
             return Row(label, view, memory, place)

@@ -76,6 +76,21 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Remark:
+    """Something that a source found and does not use, or uses otherwise than it lies there: files left out, captions missing.
+
+    Args:
+        text: one line, the same for all of its kind and without their number, such as "left out by their ending .heic".
+        count: how many there are.
+        example: one of them, such as a relative path; empty where there is none to name.
+    """
+
+    text: str
+    count: int = 1
+    example: str = ""
+
+
+@dataclass(frozen=True)
 class Shard:
     """A piece of a stream that is read from its start to its end, such as one tar file."""
 
