@@ -240,6 +240,11 @@ def test_file_that_is_gone_is_not_taken_for_one_of_its_name_in_another_folder(tm
     assert texts(open_folder(tmp_path)) == {"other/a.png": None, "b.png": "of b"}
 
 
+def test_signs_inside_captions_do_not_part_columns(tmp_path: Path) -> None:
+    write(tmp_path, {"a.png": "x", "b.png": "y", "list.csv": "image\tcaption, long\na.png\tone, two; three\nb.png\tfour\n"})
+    assert open_folder(tmp_path)[0].attributes == {"caption, long": "one, two; three"}
+
+
 def test_table_without_names_of_columns_is_read(tmp_path: Path) -> None:
     write(tmp_path, {"wavs/LJ1.wav": "x", "wavs/LJ2.wav": "y", "metadata.csv": "LJ1|One.|one\nLJ2|Two, and.|two and\n"})
     source = open_folder(tmp_path, suffixes=[".wav"])
