@@ -25,6 +25,7 @@ from latentkit.errors import SampleError, SourceError
 from latentkit.sources.datasets import open_datasets
 from latentkit.sources.files import LocalFiles
 from latentkit.sources.shards import split_name
+from latentkit.sources.splits import split_files
 from latentkit.sources.tars import Member, Tar, list_members
 from latentkit.sources.webdataset import TarSource, TarStream
 from latentkit.testing import SourceContract, StreamSourceContract
@@ -318,9 +319,28 @@ def test_split_names_tars_and_slices_count_samples(tmp_path: Path) -> None:
     assert [sample.key for sample in list_samples(open_tars(tmp_path / "wds"))] == ["train-0", "train-1", "train-2"]
     chosen = open_tars(tmp_path / "wds", split="test+train[1:]")
     assert [sample.key for sample in list_samples(chosen)] == ["test-0", "train-1", "train-2"]
-    assert "has no split 'validation'; it has train, test" in find_error(tmp_path / "wds", split="validation")
+    assert "has no split 'validation'; it has test, train" in find_error(tmp_path / "wds", split="validation")
     assert [shard.name for shard in open_stream(tmp_path / "wds", split="test").shards()] == ["test-0.tar"]
     assert "no data" in find_error(tmp_path / "wds", split="train[:0]")
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        *(("train-0.tar", "train"), ("a/val/0.tar", "validation"), ("x_test.tar", "test"), ("eval.0.tar", "test"), ("0.tar", "train")),
+        *(("training/0.tar", "train"), ("latest/0.tar", "train"), ("strain-0.tar", "train"), ("train/dev-1.tar", "validation")),
+    ],
+)
+def test_split_of_a_file_is_the_last_word_for_one_in_its_path(name: str, split: str) -> None:
+    assert split_files([name]) == {split: [name]}
+
+
+def test_linked_tars_and_folders_of_them_are_read(tmp_path: Path) -> None:
+    fill(tmp_path / "far", ["0.tar", "sub/1.tar"])
+    (tmp_path / "wds").mkdir()
+    (tmp_path / "wds" / "0.tar").symlink_to(tmp_path / "far" / "0.tar")
+    (tmp_path / "wds" / "more").symlink_to(tmp_path / "far" / "sub")
+    assert [sample.media for sample in list_samples(open_tars(tmp_path / "wds"))] == [b"of 0.tar", b"of sub/1.tar"]
 
 
 @pytest.mark.parametrize("name", ["a.tar.gz", "a.tgz", "a.tar.bz2", "a.tar.xz", "a.tar"])
