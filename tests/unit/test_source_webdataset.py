@@ -18,7 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset
+from PIL import Image
 
+import latentkit as lk
 from latentkit.builtin import DatasetsConfig, latentkit_sources
 from latentkit.contracts import BuildContext, Entry, Sample, Source, StreamSource
 from latentkit.errors import SampleError, SourceError
@@ -455,3 +457,21 @@ def test_source_outlives_pickling(tmp_path: Path) -> None:
     fill(tmp_path / "wds", ["a.tar", "b.tar"])
     source = open_tars(tmp_path / "wds")
     assert list_samples(pickle.loads(pickle.dumps(source))) == list_samples(source)
+
+
+def test_encode_of_a_pattern_of_tars_reads_all_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def picture(level: int, kind: str) -> bytes:
+        memory = io.BytesIO()
+        Image.new("RGB", (32, 32), (level, 80, 40)).save(memory, kind)
+        return memory.getvalue()
+
+    first = [("0.jpg", picture(9, "JPEG")), ("0.json", {"caption": "first"}), ("1.png", picture(99, "PNG"))]
+    write_tar(tmp_path / "wds" / "00000.tar", first)
+    whole = tar_of([("2.webp", picture(199, "WEBP")), ("2.txt", "third"), ("3.png", picture(200, "PNG"))])
+    (tmp_path / "wds" / "00001.tar").write_bytes(whole[: len(whole.rstrip(b"\0")) - 20])
+    monkeypatch.chdir(tmp_path)
+    lk.encode("wds/{00000..00001}.tar", "out", encoder="tiny-kl", size=32, overrides={"preview": 0})
+    data = lk.open("out", columns=["text"])
+    assert [(row["key"], row["text"]) for row in data] == [("0", "first"), ("1", None), ("2", "third")]
+    monkeypatch.chdir("/")
+    assert lk.run(str(tmp_path / "out" / "recipe.yaml")).keys == data.keys
