@@ -1,4 +1,4 @@
-"""Films that are no good: one reason each, never frames that were made up."""
+"""Videos that are no good: one reason each, never frames that were made up."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from av.audio import AudioFrame, AudioStream
 from av.video import VideoFrame, VideoStream
-from films import Picture, encode, make_modality, numbered, numbers_of, prepare_one
+from videos import Picture, encode, make_modality, numbered, numbers_of, prepare_one
 
 from latentkit.contracts import Sample
 from latentkit.errors import SampleError
@@ -34,8 +34,8 @@ def reason(media: Path | bytes, span: tuple[float, float] | None = None) -> str:
     "media",
     [b"text", bytes(1000), b"RIFF" + bytes(100), b"#EXTM3U\n#EXTINF:1,\nfile:///etc/hostname\n", b"ffconcat version 1.0\nfile a.mp4\n"],
 )
-def test_what_is_not_a_film_is_refused(media: bytes) -> None:
-    assert reason(media).startswith("not a film, or damaged at its start: Invalid")
+def test_what_is_not_a_video_is_refused(media: bytes) -> None:
+    assert reason(media).startswith("not a video, or damaged at its start: Invalid")
 
 
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:
@@ -58,39 +58,39 @@ def test_a_sound_file_is_refused() -> None:
     with wave.open(buffer, "wb") as sound:
         sound.setparams((1, 2, 8000, 0, "NONE", ""))
         sound.writeframes(bytes(16000))
-    assert reason(buffer.getvalue()).startswith("not a film")
+    assert reason(buffer.getvalue()).startswith("not a video")
 
 
-def test_a_film_with_sound_is_read_without_it(tmp_path: Path) -> None:
+def test_a_video_with_sound_is_read_without_it(tmp_path: Path) -> None:
     with av.open(tmp_path / "a.mkv", "w") as container:
-        sound, film = container.add_stream("pcm_s16le", 8000), container.add_stream("ffv1", 10)
+        sound, video = container.add_stream("pcm_s16le", 8000), container.add_stream("ffv1", 10)
         assert isinstance(sound, AudioStream)
-        assert isinstance(film, VideoStream)
-        film.height, film.width, film.pix_fmt = 24, 32, "yuv420p"
+        assert isinstance(video, VideoStream)
+        video.height, video.width, video.pix_fmt = 24, 32, "yuv420p"
         frame = AudioFrame.from_ndarray(np.zeros((1, 16000), np.int16), "s16", "mono")
         frame.sample_rate = 8000
         container.mux(sound.encode(frame))
         for picture in numbered(10):
-            container.mux(film.encode(VideoFrame.from_ndarray(picture, "rgb24")))
-        container.mux(film.encode())
+            container.mux(video.encode(VideoFrame.from_ndarray(picture, "rgb24")))
+        container.mux(video.encode())
     assert numbers_of(prepare_one(tmp_path / "a.mkv", (0.3, 0.7))) == [3, 4, 5, 6]
 
 
-def test_a_film_without_frames_is_refused(tmp_path: Path) -> None:
+def test_a_video_without_frames_is_refused(tmp_path: Path) -> None:
     whole = encode(tmp_path / "a.mkv", numbered(5)).read_bytes()
     first_cluster = whole.index(bytes.fromhex("1f43b675"))
-    assert reason(whole[:first_cluster]) == "not a film, or damaged at its start: End of file"
+    assert reason(whole[:first_cluster]) == "not a video, or damaged at its start: End of file"
 
 
 @pytest.mark.parametrize("suffix", [".mkv", ".ts", ".mp4"])
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.6])
-def test_a_film_that_was_cut_off_gives_no_clip_beyond_its_end(tmp_path: Path, suffix: str, share: float) -> None:
+def test_a_video_that_was_cut_off_gives_no_clip_beyond_its_end(tmp_path: Path, suffix: str, share: float) -> None:
     whole = encode(tmp_path / f"a{suffix}", noise(20)).read_bytes()
     found = reason(whole[: int(len(whole) * share)], (1.6, 2.0))
     assert "damaged" in found or "0 frames from 1.600 s" in found
 
 
-def test_a_film_that_was_cut_off_gives_the_clips_before_its_end(tmp_path: Path) -> None:
+def test_a_video_that_was_cut_off_gives_the_clips_before_its_end(tmp_path: Path) -> None:
     path = encode(tmp_path / "a.mkv", numbered(20))
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
     assert numbers_of(prepare_one(path, (0.5, 0.9))) == [5, 6, 7, 8]
