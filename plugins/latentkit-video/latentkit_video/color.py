@@ -18,8 +18,9 @@ NAMES = {BT601: "BT.601", BT709: "BT.709"}
 CONVERTED = {BT709, 4, 5, BT601, 7, BT2020}
 """Matrices that FFmpeg's swscale knows; for others it takes BT.601 without a word."""
 
-NO_MATRIX = {0: "RGB", 8: "YCgCo", 10: "BT.2020 with constant luminance", 14: "ICtCp"}
-UNSPECIFIED = {2, 3}
+NO_MATRIX = {8: "YCgCo", 10: "BT.2020 with constant luminance", 14: "ICtCp"}
+UNSPECIFIED = {0, 2, 3}
+"""Of pixels with luma and chroma; 0 stands for RGB, which they are not."""
 
 WIDE_PRIMARIES = {9: "BT.2020", 11: "DCI-P3", 12: "Display P3"}
 OTHER_TRANSFERS = {8: "linear", 9: "logarithmic", 10: "logarithmic", 17: "SMPTE 428"}

@@ -19,7 +19,8 @@ from latentkit.errors import RecipeError
 from latentkit.modalities.framing import check_small, target_shapes, unflipped, view_box
 from latentkit.modalities.geometry import nearest_shape
 from latentkit_video.color import color_remarks, refuse_hdr
-from latentkit_video.decoding import Shown, UnprovenSeekError, Video, open_video
+from latentkit_video.decoding import Shown, Video, open_video
+from latentkit_video.packets import UnprovenSeekError
 from latentkit_video.rendering import write_video
 from latentkit_video.scaling import Cut, Pixels, turn_of
 from latentkit_video.sizes import check_sizes
