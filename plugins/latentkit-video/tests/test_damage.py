@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import wave
+from contextlib import suppress
 from pathlib import Path
 
 import av
 import numpy as np
+import psutil  # type: ignore[import-untyped]
 import pytest
 from av.audio import AudioFrame, AudioStream
 from av.video import VideoFrame, VideoStream
@@ -131,3 +133,38 @@ def test_a_reason_is_the_same_for_a_file_and_for_its_bytes(tmp_path: Path) -> No
 def test_a_file_that_cannot_be_read_is_not_the_samples_fault(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError):
         list(make_modality().prepare(Sample("a", tmp_path)))
+
+
+def test_a_clip_after_damage_and_a_key_frame_is_the_same_with_and_without_seeking(tmp_path: Path) -> None:
+    path = encode(tmp_path / "a.mkv", numbered(40))
+    with av.open(path) as container:
+        places = {packet.pts: packet.pos for packet in container.demux(video=0) if packet.size}
+    data = bytearray(path.read_bytes())
+    start = (places[500] or 0) + 12
+    data[start : start + 20] = b"\xff" * 20
+    path.write_bytes(data)
+    modality = make_modality()
+    for one in (modality, modality.without_seeking()):
+        for first in (0, 10, 25, 35):
+            [view] = one.prepare(Sample("a", path, span=(first / 10, first / 10 + 0.4)))
+            assert numbers_of(view) == list(range(first, first + 4))
+        with pytest.raises(SampleError, match=r"damaged, or cut off .* at 0\.500 s"):
+            list(one.prepare(Sample("a", path, span=(0.6, 1.0))))
+
+
+def test_good_and_bad_files_leave_no_file_and_no_thread_open(tmp_path: Path) -> None:
+    process = psutil.Process()
+    paths = [encode(tmp_path / f"a{suffix}", numbered(20)) for suffix in (".mp4", ".ts", ".mkv")]
+    paths.append(tmp_path / "bad.mp4")
+    paths[-1].write_bytes(paths[0].read_bytes()[:300])
+    modality = make_modality()
+
+    def prepare_all() -> tuple[int, int]:
+        for path in paths:
+            for span in (None, (1.2, 1.6), (5.0, 6.0)):
+                with suppress(SampleError):
+                    list(modality.prepare(Sample("a", path, span=span)))
+        return len(process.open_files()), process.num_threads()
+
+    before = prepare_all()
+    assert [prepare_all() for _ in range(5)] == [before] * 5

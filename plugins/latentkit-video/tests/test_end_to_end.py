@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
 import pytest
 import torch
+from latentkit_video.decoding import Shown, Video
 from videos import encode, numbered
 
 import latentkit as lk
+from latentkit.repair import repair_dataset
+from latentkit.revalue import compare_values
+from latentkit.store.folder import LocalFolder
+from latentkit.store.verify import verify_folder
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +110,25 @@ def test_the_command_knows_videos_by_their_endings(folder: Path, wan: Path) -> N
     assert done.returncode == 0, done.stderr
     assert "taken for files of the modality video" in done.stderr
     assert lk.open(folder / "out").keys == ["a.mp4", "dogs/b.mkv"]
+
+
+def test_verify_deep_finds_a_row_that_a_wrong_seek_made_and_repair_puts_in_the_right_one(
+    folder: Path, wan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "recipe.yaml").write_text(RECIPE.format(frames=9, model=wan))
+    right = Video.frames_from
+
+    def seek_too_far(self: Video, start: float) -> Iterator[Shown]:
+        return (Shown(one.start - 0.1, one.end - 0.1, one.frame) for one in right(self, start))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Video, "frames_from", seek_too_far)
+        lk.run(folder / "recipe.yaml", overrides={"output.unit_size": 8})
+        latents = LocalFolder(folder / "latents")
+        assert not verify_folder(latents).report().damage
+        (finding,) = compare_values(verify_folder(latents), seed=0)
+        assert finding.part == "unit"
+        assert "the values differ" in finding.what
+        repair_dataset(str(folder / "latents"), [finding])
+        (finding,) = compare_values(verify_folder(latents), seed=0)
+    assert "equal bit for bit" in finding.what

@@ -19,8 +19,16 @@ from videos import Picture, encode, make_modality, prepare_one
 from latentkit.contracts import InputSpec, Prepared, Sample
 from latentkit.errors import SampleError, SourceError
 
-LUMA_WEIGHTS = {1: (0.2126, 0.0722), 6: (0.299, 0.114)}
-"""Of red and blue: ITU-R BT.709-6, 3.2, and BT.601-7, 2.5.1."""
+LUMA_WEIGHTS = {
+    1: (0.2126, 0.0722),
+    4: (0.30, 0.11),
+    5: (0.299, 0.114),
+    6: (0.299, 0.114),
+    7: (0.212, 0.087),
+    9: (0.2627, 0.0593),
+}
+"""Of red and blue, by the number of a matrix in ITU-T H.273, table 4; so BT.709-6, 3.2, BT.601-7,
+2.5.1, and BT.2020-2, table 4."""
 
 
 def draw(height: int, width: int) -> Picture:
@@ -171,15 +179,23 @@ def test_a_crop_depends_on_key_and_seed_alone(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- colours
 
 
-def tagged(path: Path, levels: tuple[int, int, int], pix_fmt: str, colorspace: int, color_range: int) -> Path:
+def tagged(
+    path: Path,
+    levels: tuple[int, int, int],
+    pix_fmt: str,
+    colorspace: int,
+    color_range: int,
+    shape: tuple[int, int] = (30, 34),
+) -> Path:
     """A video of one colour, written without loss as these levels of Y, Cb and Cr (of 8 bits)."""
     with av.open(path, "w") as container:
         stream = container.add_stream("ffv1", 10)
         assert isinstance(stream, VideoStream)
-        stream.height, stream.width, stream.pix_fmt = 30, 34, pix_fmt
+        stream.height, stream.width = shape
+        stream.pix_fmt = pix_fmt
         stream.codec_context.colorspace, stream.codec_context.color_range = colorspace, color_range
         for number in range(4):
-            frame = VideoFrame(34, 30, pix_fmt)
+            frame = VideoFrame(shape[1], shape[0], pix_fmt)
             for plane, level in zip(frame.planes, levels, strict=True):
                 deep = pix_fmt.endswith("10le")
                 values = np.full(plane.buffer_size // (1 + deep), level * 4 if deep else level, np.uint16 if deep else np.uint8)
@@ -202,7 +218,7 @@ def rgb(levels: tuple[int, int, int], colorspace: int, is_full: bool) -> list[fl
 
 
 @pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv444p", "yuv420p10le"])
-@pytest.mark.parametrize("colorspace", [1, 6])
+@pytest.mark.parametrize("colorspace", LUMA_WEIGHTS)
 @pytest.mark.parametrize("color_range", [1, 2])
 @pytest.mark.parametrize("levels", [(16, 128, 128), (235, 128, 128), (81, 90, 240), (120, 200, 90)])
 def test_colours_are_those_of_matrix_and_range(
@@ -214,9 +230,59 @@ def test_colours_are_those_of_matrix_and_range(
     assert float((found - expected).abs().max()) < 0.6
 
 
-def test_a_video_without_tags_counts_as_bt601_of_limited_range(tmp_path: Path) -> None:
-    found = frame_of(prepare_one(tagged(tmp_path / "a.mkv", (81, 90, 200), "yuv420p", 2, 0)))
-    assert float((found - torch.tensor(rgb((81, 90, 200), 6, False))[:, None, None]).abs().max()) < 0.6
+@pytest.mark.parametrize(
+    ("height", "width", "matrix", "name"),
+    [(480, 640, 6, "BT.601"), (576, 1024, 6, "BT.601"), (720, 1280, 1, "BT.709"), (578, 800, 1, "BT.709"), (30, 1280, 1, "BT.709")],
+)
+def test_a_video_without_tags_has_the_matrix_of_its_size(
+    tmp_path: Path, height: int, width: int, matrix: int, name: str
+) -> None:
+    levels = (81, 90, 200)
+    prepared = prepare_one(tagged(tmp_path / "a.mkv", levels, "yuv420p", 2, 0, (height, width)))
+    expected = torch.tensor(rgb(levels, matrix, False))[:, None, None]
+    assert float((frame_of(prepared) - expected).abs().max()) < 1.0
+    assert prepared.remarks == [f"color matrix not tagged, taken for {name}"]
+
+
+@pytest.mark.parametrize(("color", "matrix"), [("bt601", 6), ("bt709", 1), ("bt2020", 9)])
+def test_an_option_says_the_matrix_of_videos_without_tags(tmp_path: Path, color: str, matrix: int) -> None:
+    levels = (81, 90, 200)
+    untagged = prepare_one(tagged(tmp_path / "a.mkv", levels, "yuv420p", 2, 0), color=color)
+    other = prepare_one(tagged(tmp_path / "b.mkv", levels, "yuv420p", 7, 0), color=color)
+    for prepared, number in ((untagged, matrix), (other, 7)):
+        expected = torch.tensor(rgb(levels, number, False))[:, None, None]
+        assert float((frame_of(prepared) - expected).abs().max()) < 0.6
+        assert prepared.remarks == [], "nothing is guessed"
+
+
+@pytest.mark.parametrize(("pix_fmt", "codec"), [("gray", "ffv1"), ("bgr0", "ffv1"), ("rgb24", "png")])
+def test_pixels_without_a_matrix_need_no_guess(tmp_path: Path, pix_fmt: str, codec: str) -> None:
+    prepared = prepare_one(encode(tmp_path / "a.avi", [draw(32, 32)] * 4, codec=codec, pix_fmt=pix_fmt))
+    assert prepared.remarks == []
+
+
+@pytest.mark.parametrize(("matrix", "name"), [(8, "YCgCo"), (10, "BT.2020 with constant"), (14, "ICtCp")])
+def test_a_matrix_that_cannot_be_converted_is_refused(tmp_path: Path, matrix: int, name: str) -> None:
+    with pytest.raises(SampleError, match=f"color matrix is {name}.*convert it to BT.709"):
+        prepare_one(tagged(tmp_path / "a.mkv", (81, 90, 200), "yuv420p", matrix, 0))
+
+
+def test_colors_that_are_left_as_they_are_are_said(tmp_path: Path) -> None:
+    def tag(stream: VideoStream) -> None:
+        stream.codec_context.colorspace = 9
+        stream.codec_context.color_primaries, stream.codec_context.color_trc = 9, 8
+
+    video = encode(tmp_path / "a.mkv", [draw(32, 32)] * 4, prepare=tag)
+    assert prepare_one(video).remarks == [
+        "BT.2020 primaries, taken for those of sRGB",
+        "linear transfer curve, taken for that of sRGB",
+    ]
+
+
+def test_interlaced_video_is_said_to_be(tmp_path: Path) -> None:
+    options = {"qp": "0", "g": "10", "flags": "+ildct+ilme"}
+    video = encode(tmp_path / "a.mkv", [draw(32, 32)] * 4, options=options)
+    assert "interlaced, and left so" in prepare_one(video).remarks
 
 
 @pytest.mark.parametrize("limits", [(-1.0, 1.0), (0.0, 1.0), (-3.0, 5.0)])
@@ -240,7 +306,9 @@ def test_alpha_is_ignored(tmp_path: Path) -> None:
         for _ in range(4):
             container.mux(stream.encode(VideoFrame.from_ndarray(clear, "rgba")))
         container.mux(stream.encode())
-    assert_near(frame_of(prepare_one(path, size=32)), resized(picture, 32, 32))
+    prepared = prepare_one(path, size=32)
+    assert_near(frame_of(prepared), resized(picture, 32, 32))
+    assert prepared.remarks == ["transparency ignored"]
 
 
 @pytest.mark.parametrize(("transfer", "name"), [(16, "PQ"), (18, "HLG")])
