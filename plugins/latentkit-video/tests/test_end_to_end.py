@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 import torch
 from latentkit_video.decoding import Shown, Video
@@ -113,9 +114,12 @@ def test_the_command_knows_videos_by_their_endings(folder: Path, wan: Path) -> N
 
 
 def test_verify_deep_finds_a_row_that_a_wrong_seek_made_and_repair_puts_in_the_right_one(
-    folder: Path, wan: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, wan: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (folder / "recipe.yaml").write_text(RECIPE.format(frames=9, model=wan))
+    generator = np.random.default_rng(0)
+    noise = [generator.integers(0, 256, (36, 48, 3), np.uint8) for _ in range(20)]
+    encode(tmp_path / "videos" / "a.mp4", noise)
+    (tmp_path / "recipe.yaml").write_text(RECIPE.format(frames=9, model=wan))
     right = Video.frames_from
 
     def seek_too_far(self: Video, start: float) -> Iterator[Shown]:
@@ -123,12 +127,12 @@ def test_verify_deep_finds_a_row_that_a_wrong_seek_made_and_repair_puts_in_the_r
 
     with monkeypatch.context() as patch:
         patch.setattr(Video, "frames_from", seek_too_far)
-        lk.run(folder / "recipe.yaml", overrides={"output.unit_size": 8})
-        latents = LocalFolder(folder / "latents")
+        lk.run(tmp_path / "recipe.yaml", overrides={"preview": 0})
+        latents = LocalFolder(tmp_path / "latents")
         assert not verify_folder(latents).report().damage
         (finding,) = compare_values(verify_folder(latents), seed=0)
         assert finding.part == "unit"
         assert "the values differ" in finding.what
-        repair_dataset(str(folder / "latents"), [finding])
+        repair_dataset(str(tmp_path / "latents"), [finding])
         (finding,) = compare_values(verify_folder(latents), seed=0)
     assert "equal bit for bit" in finding.what
