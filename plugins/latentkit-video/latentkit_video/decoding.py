@@ -31,11 +31,6 @@ from latentkit_video.packets import (
     shown_streams,
 )
 
-SEEKABLE_FORMATS = ("mov", "matroska")
-"""Those that store every frame's time, so that it is the same wherever reading begins. In others
-FFmpeg counts on from what it read before, or searches for a place by bytes: a seek in them is
-compared with a list of all packets."""
-
 LISTED_FROM_SECONDS = 10.0
 """What begins before this is decoded from the start, which costs less than a list."""
 
@@ -93,6 +88,8 @@ class Video:
         if self._stream.time_base is None:
             raise SampleError("it has no time base; convert it to .mp4 or .mkv")
         self._tick = float(self._stream.time_base)
+        # Of .mp4 and .mov; those in fragments have no table of all frames.
+        self._has_table = self._format == "mov" and self._stream.frames > 0
         self.rate = self._find_rate()
         """Frames per second, on average."""
         self.size = codec.height, codec.width
@@ -117,8 +114,7 @@ class Video:
         Raises:
             SampleError: no frame at all.
         """
-        is_counted = self._format == "mov" and self._stream.frames
-        header = (self._stream.duration or 0) * self._tick if is_counted else 0.0
+        header = (self._stream.duration or 0) * self._tick if self._has_table else 0.0
         frames = round((header or self._measure_duration()) * self.rate)
         if frames < 1:
             raise SampleError("no frames: it lasts 0 seconds")
@@ -157,7 +153,10 @@ class Video:
             raise UnprovenSeekError("it can't be decoded from there") from error
 
     def _sought(self, start: float) -> Iterator[Shown]:
-        listed = None if self._format in SEEKABLE_FORMATS else self._list_packets(start)
+        # These two store every frame's time, so that it is the same wherever reading begins. In
+        # others FFmpeg counts on from what it read before, or searches for a place by bytes.
+        is_timed = self._has_table or self._format == "matroska"
+        listed = None if is_timed else self._list_packets(start)
         next(self.frames(), None)  # which says at which time stamp the first frame is
         for margin in SEEK_MARGINS_SECONDS:
             if start <= margin:

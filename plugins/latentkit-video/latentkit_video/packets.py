@@ -88,7 +88,8 @@ def find_stream(container: InputContainer) -> VideoStream:
     """The video stream that players show."""
     streams = shown_streams(container)
     if not streams:
-        others = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
+        types = {stream.type for stream in container.streams} - {"video"}
+        others = ", ".join(sorted(types)) or "nothing"
         raise SampleError(f"no video stream: the file holds {others}")
     stream = next((stream for stream in streams if stream.disposition & Disposition.default), streams[0])
     if stream.codec_context is None or not stream.codec_context.width:
@@ -97,13 +98,20 @@ def find_stream(container: InputContainer) -> VideoStream:
 
 
 def read_packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[VideoStream]]:
-    """Packets from the next key frame on; the last one, which is empty, flushes the decoder."""
-    is_begun = False
+    """Packets from the next key frame on; the last one, which is empty, flushes the decoder.
+
+    Raises:
+        SampleError: there are packets, but no key frame among them.
+    """
+    is_begun, num_skipped = False, 0
     for packet in container.demux(stream):
         is_begun = is_begun or packet.is_keyframe
         # An empty one with a time says that the frame before stays on screen.
         if is_begun and (packet.size or packet.dts is None):
             yield packet
+        num_skipped += not is_begun and packet.size > 0
+    if num_skipped and not is_begun:
+        raise SampleError(f"damaged, or cut off: no key frame among {num_skipped} packets")
 
 
 # ---------------------------------------------------------------- the same packets after a seek

@@ -18,22 +18,32 @@ def open_video_clips(config: VideoClipsConfig, context: BuildContext) -> SpanSou
         SourceError: no such folder, or no video in it.
         OSError: a video can't be reached.
     """
+    shortened: list[str] = []
 
-    def find_spans(video: Sample) -> list[Span]:
-        return spans_of(video, config)
+    def find_spans(sample: Sample) -> list[Span]:
+        duration, rate = measure(sample)
+        spans = spans_of(duration, rate, config)
+        if spans and max(stop for _, stop in spans) < duration - 0.5 / rate:
+            shortened.append(sample.key)
+        return spans
 
-    return SpanSource(FolderSource(config, context), find_spans)
+    return SpanSource(FolderSource(config, context), find_spans, shortened)
 
 
-def spans_of(sample: Sample, config: VideoClipsConfig) -> list[Span]:
-    """Start and end of each clip, in seconds from the video's first frame; none where the video is shorter than one.
+def measure(sample: Sample) -> tuple[float, float]:
+    """Seconds from a video's first frame to its end, and its frames per second.
 
     Raises:
         SampleError: not a video, or a damaged one.
         OSError: it can't be reached.
     """
     with open_video(sample, max_pixels=sys.maxsize) as video:
-        duration, rate = video.duration(), config.fps or video.rate
+        return video.duration(), video.rate
+
+
+def spans_of(duration: float, video_rate: float, config: VideoClipsConfig) -> list[Span]:
+    """Start and end of each clip, in seconds from the first frame; none where the video is shorter than one."""
+    rate = config.fps or video_rate
     seconds_per_unit = 1.0 if config.frames is None else 1 / rate
     length = (config.seconds or config.frames or 0) * seconds_per_unit
     stride = None if config.stride is None else config.stride * seconds_per_unit

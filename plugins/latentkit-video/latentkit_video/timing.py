@@ -51,18 +51,24 @@ class Clip:
 
     def _pick_each(self, shown: Iterable[Shown]) -> Iterator[VideoFrame]:
         """Every `stride`-th frame from the start on."""
-        count = end = 0.0
-        for number, one in enumerate(one for one in shown if one.start > self.start - self.slack):
+        count = number = 0
+        end = 0.0
+        for one in shown:
             if self.stop is not None and one.start >= self.stop - self.slack:
                 break
             end = one.end
+            if one.start <= self.start - self.slack:
+                continue
             if number % self.stride == 0:
                 yield one.frame
                 count += 1
                 if count == self.frames:
                     return
+            number += 1
         which = f"every {self.stride}. frame" if self.stride > 1 else "all frames"
-        raise SampleError(f"{count:.0f} frames from {self.start:.3f} s to {end:.3f} s ({which}), but a clip has {self.frames}")
+        where = f" to {end:.3f} s" if count else f", as the video ends at {end:.3f} s"
+        text = f"{count} frames from {self.start:.3f} s{where} ({which})"
+        raise SampleError(f"{text}, but a clip has {self.frames}")
 
     def _pick_by_time(self, shown: Iterable[Shown], rate: float) -> Iterator[VideoFrame]:
         """The frame on screen at the start, and at every 1 / rate seconds after it."""

@@ -92,6 +92,14 @@ def test_a_video_that_was_cut_off_gives_no_clip_beyond_its_end(tmp_path: Path, s
     assert "damaged" in found or "0 frames from 1.600 s" in found
 
 
+def test_a_clip_beyond_the_end_says_where_that_is(tmp_path: Path) -> None:
+    path = encode(tmp_path / "a.mp4", numbered(20))
+    wanted = r"0 frames from 5\.000 s, as the video ends at 2\.000 s \(all frames\), but a clip has 4"
+    for modality in (make_modality(), make_modality().without_seeking()):
+        with pytest.raises(SampleError, match=wanted):
+            list(modality.prepare(Sample("a", path, span=(5.0, 6.0))))
+
+
 def test_a_video_that_was_cut_off_gives_the_clips_before_its_end(tmp_path: Path) -> None:
     path = encode(tmp_path / "a.mkv", numbered(20))
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])

@@ -12,6 +12,7 @@ from videos import encode, make_modality, numbered, numbers_of
 
 from latentkit.contracts import BuildContext, Source
 from latentkit.errors import SampleError, SourceError
+from latentkit.sources.spans import SHORTENED
 
 
 def open_clips(folder: Path, **options: Any) -> Source:
@@ -79,6 +80,18 @@ def test_videos_that_cannot_be_cut_stay_samples_with_a_reason(tmp_path: Path) ->
     for number, reason in enumerate(["empty file: 0 bytes", "3 frames from 0.000 s to 0.300 s", "not a video"]):
         with pytest.raises(SampleError, match=reason):
             list(make_modality().prepare(source[number]))
+
+
+def test_what_is_left_out_of_clips_is_said(folder: Path) -> None:
+    def said(**options: Any) -> list[tuple[str, int, str]]:
+        source = open_video_clips(VideoClipsConfig(path=str(folder), **options), BuildContext())
+        return [(remark.text, remark.count, remark.example) for remark in source.remarks()]
+
+    assert (SHORTENED, 1, "a.mp4") in said(seconds=1.0), "0.5 s of 2.5 s"
+    assert (SHORTENED, 2, "a.mp4") in said(seconds=0.7)
+    assert SHORTENED not in [text for text, _, _ in said(seconds=1.0, tail="keep")]
+    assert SHORTENED not in [text for text, _, _ in said(frames=5)]
+    assert "dogs/b.mkv" in [example for _, _, example in said(seconds=2.0)], "shorter than a clip"
 
 
 def test_a_folder_without_videos_is_one_clear_error(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from av.video import VideoFrame, VideoStream
 from latentkit_video.decoding import ONE_OF_SEVERAL
 from latentkit_video.modality import VideoModality
 from latentkit_video.plugin import VideoClipsConfig
-from latentkit_video.source import spans_of
+from latentkit_video.source import measure, spans_of
 from videos import make_modality
 
 from latentkit.contracts import Prepared, Sample
@@ -255,7 +255,7 @@ def test_clips_are_cuts_of_the_whole_decode(tmp_path: Path, kind: Kind) -> None:
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_the_spans_of_a_video_are_all_of_it(tmp_path: Path, kind: Kind) -> None:
     path = write(tmp_path, kind)
-    spans = spans_of(Sample("a", path), VideoClipsConfig(path=".", frames=6))
+    spans = spans_of(*measure(Sample("a", path)), VideoClipsConfig(path=".", frames=6))
     expected = [round(number / kind.rate, 6) for number in range(0, COUNT + 1, 6)]
     assert spans == list(itertools.pairwise(expected))
 
@@ -342,7 +342,7 @@ def cut_start(path: Path) -> Path:
 def test_a_joined_transport_stream_goes_on_after_its_first_part(tmp_path: Path) -> None:
     path = write(tmp_path, Kind("a.ts", "libx264", H264))
     path.write_bytes(path.read_bytes() * 2)  # time stamps begin again in the middle
-    assert len(spans_of(Sample("a", path), VideoClipsConfig(path=".", frames=6))) == 2 * COUNT // 6
+    assert len(spans_of(*measure(Sample("a", path)), VideoClipsConfig(path=".", frames=6))) == 2 * COUNT // 6
     modality = make_modality(size=(24, 48), crop="none")
     for start in (6.0, 3.0, 5.9, 6.7):
         views = prepare(path, modality, start)
