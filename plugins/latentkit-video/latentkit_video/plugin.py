@@ -81,4 +81,6 @@ def latentkit_sources() -> SourceSpec:
 @hookimpl
 def latentkit_modalities() -> ModalitySpec:
     """The modality `video`."""
-    return ModalitySpec("video", "clips of videos, in sRGB", VideoConfig, _build_video, suffixes=VIDEO_SUFFIXES)
+    return ModalitySpec(
+        "video", "clips of videos, in sRGB", VideoConfig, _build_video, version=2, suffixes=VIDEO_SUFFIXES
+    )

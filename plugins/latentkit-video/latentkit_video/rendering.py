@@ -22,7 +22,7 @@ OPTIONS = {"libx264": {"crf": "16"}, "mpeg4": {"qmin": "1", "qmax": "3"}}
 """At these one sees the clips, and not the encoder."""
 
 BT709 = LIMITED = 1
-"""As ITU-T H.273 (colour matrix) and FFmpeg (range) number them."""
+"""As ITU-T H.273 (color matrix) and FFmpeg (range) number them."""
 
 GAP_PIXELS = 4
 WHITE = 255

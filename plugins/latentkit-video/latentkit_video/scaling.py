@@ -18,7 +18,7 @@ from latentkit_video.color import Untagged, matrix_of
 Pixels = npt.NDArray[np.uint8]
 
 SCALING = "flags=lanczos+full_chroma_inp+full_chroma_int+accurate_rnd+bitexact"
-"""Lanczos, which swscale widens by the factor that a picture shrinks by; colours at full resolution, all sums rounded."""
+"""Lanczos, which swscale widens by the factor that a picture shrinks by; colors at full resolution, all sums rounded."""
 
 RGB_OF_PLANES = (2, 0, 1)
 """FFmpeg keeps planes in the order green, blue, red."""
@@ -84,7 +84,7 @@ class Cut:
         untagged: color matrix of frames that are not tagged with one.
         turn: to upright.
         box: part to keep, in pixels of the upright picture as it is shown; rounded to whole pixels of the stored one, and to those at
-            which its colours are stored.
+            which its colors are stored.
         display_size: (height, width) of the stored picture when its pixels are made square.
         shape: (height, width) of the result.
     """
@@ -143,7 +143,7 @@ def _kind_of(frame: VideoFrame, untagged: Untagged) -> str:
 
 
 def _whole_pixels(frame: VideoFrame, box: Box) -> Box:
-    """The box with whole pixels, and a corner at which a pixel of colour begins."""
+    """The box with whole pixels, and a corner at which a pixel of color begins."""
     across = 64 // frame.format.chroma_width(64)
     down = 64 // frame.format.chroma_height(64)
     height, width = max(1, min(round(box.height), frame.height)), max(1, min(round(box.width), frame.width))
