@@ -100,7 +100,9 @@ class Video:
         self.remarks = {ONE_OF_SEVERAL} if len(shown_streams(container)) > 1 else set()
         """What a user should know of how it was read; complete when the frames are."""
         self._first: int | None = None
-        # In ticks, that of the first frame; until it is decoded, that of the first packet.
+        """Time stamp of the first frame; until it is decoded, that of the first packet."""
+        self._has_decoding_times = self._format == "avi"
+        """Whether frames that are reordered may have those in the place of times of showing."""
         # One thread per video, as clips are prepared side by side; and no guessing at what a
         # damaged file may have shown.
         self._stream.thread_type, self._stream.thread_count = "NONE", 1
@@ -158,6 +160,8 @@ class Video:
         is_timed = self._has_table or self._format == "matroska"
         listed = None if is_timed else self._list_packets(start)
         next(self.frames(), None)  # which says at which time stamp the first frame is
+        if listed is None and self._is_unsorted():
+            raise UnprovenSeekError("its time stamps are not those of showing")
         for margin in SEEK_MARGINS_SECONDS:
             if start <= margin:
                 break
@@ -190,9 +194,7 @@ class Video:
             raise UnprovenSeekError("decoding from the start is as good")
         path = Path(self._media)
         listed = list_packets(path, file_state(path))
-        # AVI may have the times of decoding in the place of those of showing.
-        reorders = self._format == "avi" and self._stream.codec_context.has_b_frames
-        if not listed.is_ordered(reorders):
+        if not listed.is_ordered(self._is_unsorted()):
             raise UnprovenSeekError("its time stamps are not in order")
         return listed
 
@@ -234,11 +236,16 @@ class Video:
 
     # ------------------------------------------------------------ packets to frames
 
+    def _is_unsorted(self) -> bool:
+        return self._has_decoding_times and self._stream.codec_context.has_b_frames
+
     def _stamped(self, frames: Iterator[_Decoded]) -> Iterator[tuple[int | None, _Decoded]]:
-        """Frames with their time stamps; those of AVI, which are of decoding, are sorted."""
+        """Frames with their time stamps; those of decoding are sorted."""
+        first = list(itertools.islice(frames, 1))  # until then the packets are not known
+        frames = itertools.chain(first, frames)
         if self._format in BARE_FORMATS:
             yield from ((None, decoded) for decoded in frames)
-        elif self._format == "avi" and self._stream.codec_context.has_b_frames:
+        elif self._is_unsorted():
             yield from _sort_stamps(frames)
         else:
             yield from ((decoded.frame.pts, decoded) for decoded in frames)
@@ -257,6 +264,8 @@ class Video:
             if entry is None:
                 entry = packet.pts
                 self._first = entry if self._first is None else self._first
+                # Files whose writer left out the table of differences (ctts).
+                self._has_decoding_times |= self._format == "mov" and packet.dts == entry
             if packet.is_keyframe:
                 key, before, after = packet.pts, before or after, ""
             frames, problem = _decode_packet(packet)

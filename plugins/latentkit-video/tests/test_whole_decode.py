@@ -311,6 +311,14 @@ def test_a_frame_that_is_called_a_key_frame_and_is_none_is_not_begun_at(tmp_path
     assert_whole(path, decode_whole(path, 10))
 
 
+def test_frames_without_times_of_showing_are_shown_in_the_decoders_order(tmp_path: Path) -> None:
+    path = write(tmp_path, Kind("a.mp4", "libx264", H264))
+    data = path.read_bytes()
+    assert data.count(b"ctts") == 1
+    path.write_bytes(data.replace(b"ctts", b"free"))  # the table without which they are of decoding
+    assert_whole(path, decode_whole(path, 10), count=16)
+
+
 @pytest.mark.usefixtures("listed_from")
 def test_a_transport_stream_that_begins_within_a_group_begins_at_its_first_key_frame(tmp_path: Path) -> None:
     path = cut_start(write(tmp_path, Kind("a.ts", "libx264", H264)))
