@@ -60,7 +60,9 @@ def matrix_of(frame: VideoFrame, untagged: Untagged) -> int:
         return UNTAGGED.get(untagged, BT709 if is_hd else BT601)
     if matrix not in CONVERTED:
         name = NO_MATRIX.get(matrix, f"number {matrix} of ITU-T H.273")
-        raise SampleError(f"its color matrix is {name}, which can't be converted; convert it to BT.709")
+        raise SampleError(
+            f"its color matrix is {name}, which can't be converted; convert it to BT.709"
+        )
     return matrix
 
 

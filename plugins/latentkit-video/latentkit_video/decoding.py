@@ -58,7 +58,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class _Decoded:
-    """A frame, and what went wrong since the last key frame before it that is shown; "": nothing."""
+    """A frame, and what went wrong since the last key frame shown before it; "": nothing."""
 
     frame: VideoFrame
     damage: str
@@ -178,7 +178,7 @@ class Video:
         raise UnprovenSeekError("no key frame before it was found")
 
     def _reach(self, shown: Iterator[Shown], start: float) -> list[Shown]:
-        """The last frame up to `start` and the first after it; none where they don't begin before."""
+        """The last frame up to `start` and the first after it; none where none is before."""
         found = next(shown, None)
         # A container may call any frame a key frame; a decoder says so of real ones alone.
         if found is None or not found.frame.key_frame or found.start > start:
@@ -190,7 +190,11 @@ class Video:
         return [found]
 
     def _list_packets(self, start: float) -> PacketList:
-        if start < LISTED_FROM_SECONDS or self._format in BARE_FORMATS or not isinstance(self._media, os.PathLike):
+        if (
+            start < LISTED_FROM_SECONDS
+            or self._format in BARE_FORMATS
+            or not isinstance(self._media, os.PathLike)
+        ):
             raise UnprovenSeekError("decoding from the start is as good")
         path = Path(self._media)
         listed = list_packets(path, file_state(path))
@@ -290,7 +294,7 @@ class Video:
         return "" if pts is None else f" at {self._seconds(pts):.3f} s"
 
     def _measure_duration(self) -> float:
-        """Seconds from the first packet to the end of the last; of .mkv and .webm only both ends are read."""
+        """Seconds from the first packet to the end of the last; of .mkv only both ends are read."""
         packets = read_packets(self._container, self._stream)
         first = next(packets, None)
         if first is None:
@@ -317,7 +321,7 @@ def open_video(sample: Sample, max_pixels: int) -> Iterator[Video]:
     """A video for as long as the context lasts; it is read as it is decoded, never held whole.
 
     Raises:
-        SampleError: not a video, or damaged; also what is raised inside the context about its content.
+        SampleError: not a video, or damaged; also where that is found inside the context.
         OSError: the media can't be reached.
     """
     with open_container(sample.media) as container:

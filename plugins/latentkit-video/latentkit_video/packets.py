@@ -72,7 +72,7 @@ def _open_media(given: object) -> IO[bytes]:
 
 @contextmanager
 def _as_sample_error(what: str) -> Iterator[None]:
-    """Turn what FFmpeg raises about a video into a `SampleError` whose text is the same in every run."""
+    """Turn what FFmpeg raises into a `SampleError` whose text is the same in every run."""
     try:
         yield
     except av.FFmpegError as err:
@@ -81,7 +81,11 @@ def _as_sample_error(what: str) -> Iterator[None]:
 
 def shown_streams(container: InputContainer) -> list[VideoStream]:
     """Video streams but for pictures of an album's cover."""
-    return [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    return [
+        stream
+        for stream in container.streams.video
+        if not stream.disposition & Disposition.attached_pic
+    ]
 
 
 def find_stream(container: InputContainer) -> VideoStream:
@@ -91,7 +95,9 @@ def find_stream(container: InputContainer) -> VideoStream:
         types = {stream.type for stream in container.streams} - {"video"}
         others = ", ".join(sorted(types)) or "nothing"
         raise SampleError(f"no video stream: the file holds {others}")
-    stream = next((stream for stream in streams if stream.disposition & Disposition.default), streams[0])
+    stream = next(
+        (stream for stream in streams if stream.disposition & Disposition.default), streams[0]
+    )
     if stream.codec_context is None or not stream.codec_context.width:
         raise SampleError("no decoder for its video stream, or a stream without a size")
     return stream
@@ -158,7 +164,9 @@ class PacketList:
                 places = np.flatnonzero((self.identities == identity).all(1))
                 row = int(places[0]) if len(places) == 1 else len(self.identities)
             is_end = not packet.size and row == len(self.identities)
-            if not is_end and (row >= len(self.identities) or tuple(self.identities[row]) != identity):
+            if not is_end and (
+                row >= len(self.identities) or tuple(self.identities[row]) != identity
+            ):
                 raise UnprovenSeekError("its packets are not those read from the start")
             row += 1
             yield packet

@@ -12,9 +12,9 @@ from latentkit.hooks import hookimpl
 
 VIDEO_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".qt", ".mkv", ".webm", ".avi", ".divx", ".mpg", ".mpeg", ".mpe"),
-    *(".m1v", ".m2v", ".m2p", ".vob", ".ts", ".m2t", ".m2ts", ".mts", ".wmv", ".asf", ".flv", ".f4v"),
-    *(".ogv", ".3gp", ".3g2", ".mxf", ".dv", ".y4m", ".ivf", ".rm", ".rmvb", ".wtv", ".h264", ".264"),
-    *(".hevc", ".h265", ".265"),
+    *(".m1v", ".m2v", ".m2p", ".vob", ".ts", ".m2t", ".m2ts", ".mts", ".wmv", ".asf", ".flv"),
+    *(".f4v", ".ogv", ".3gp", ".3g2", ".mxf", ".dv", ".y4m", ".ivf", ".rm", ".rmvb", ".wtv"),
+    *(".h264", ".264", ".hevc", ".h265", ".265"),
 )
 
 
@@ -28,8 +28,8 @@ class VideoConfig(FramingConfig):
     frame_stride: int = Field(1, ge=1, description="of these frames every n-th is taken")
     color: Literal["auto", "bt601", "bt709", "bt2020"] = Field(
         "auto",
-        description="color matrix of videos that are not tagged with one; auto: BT.709 from 1280 x 720 "
-        "on, else BT.601",
+        description="color matrix of videos that are not tagged with one; auto: BT.709 from "
+        "1280 x 720 on, else BT.601",
     )
     max_pixels: int = neutral(178_956_970, gt=0, description="videos with more pixels in a frame are refused before they are decoded")
 

@@ -12,7 +12,7 @@ from latentkit_video.plugin import VideoClipsConfig
 
 
 def open_video_clips(config: VideoClipsConfig, context: BuildContext) -> SpanSource:
-    """The clips of all videos in a folder; a video that can't be cut stays one sample, for the modality to say why.
+    """The clips of all videos in a folder; one that can't be cut stays a sample, to be said why.
 
     Raises:
         SourceError: no such folder, or no video in it.
@@ -42,7 +42,7 @@ def measure(sample: Sample) -> tuple[float, float]:
 
 
 def spans_of(duration: float, video_rate: float, config: VideoClipsConfig) -> list[Span]:
-    """Start and end of each clip, in seconds from the first frame; none where the video is shorter than one."""
+    """Start and end of each clip, in seconds from the first frame; none of a video shorter than one."""
     rate = config.fps or video_rate
     seconds_per_unit = 1.0 if config.frames is None else 1 / rate
     length = (config.seconds or config.frames or 0) * seconds_per_unit

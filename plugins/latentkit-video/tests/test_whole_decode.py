@@ -1,13 +1,14 @@
 """Every clip is a cut of the whole video, decoded from its start: in every container, in any order.
 
-Frames tell their numbers by dark and light columns, which lossy encoders keep. What is expected comes
-from a decoder of the test's own, which never seeks.
+Frames tell their numbers by dark and light columns, which lossy encoders keep. What is expected
+comes from a decoder of the test's own, which never seeks.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -42,7 +43,7 @@ HEVC = {"x265-params": "keyint=10:bframes=3:open-gop=1:log-level=0", "preset": "
 
 @dataclass(frozen=True)
 class Kind:
-    """How a video is written: options of the encoder, of the container, and its frames per second."""
+    """How a video is written: options of encoder and container, and its frames per second."""
 
     name: str
     codec: str
@@ -59,7 +60,9 @@ KINDS = [
     Kind("fragments.mp4", "libx264", H264, None, {"movflags": "frag_keyframe+empty_moov"}),
     Kind("open.mp4", "libx264", {**H264, "x264-params": "open-gop=1"}),
     Kind("refresh.mp4", "libx264", {**H264, "bf": "0", "x264-params": "intra-refresh=1"}),
-    Kind("pyramid.mov", "libx264", {**H264, "bf": "6", "x264-params": "b-pyramid=normal:b-adapt=0"}),
+    Kind(
+        "pyramid.mov", "libx264", {**H264, "bf": "6", "x264-params": "b-pyramid=normal:b-adapt=0"}
+    ),
     Kind("a.3gp", "mpeg4", MPEG, rate=25),
     Kind("a.mkv", "libx264", H264),
     Kind("no-index.mkv", "libx264", H264, "matroska", {"live": "1"}),
@@ -151,7 +154,11 @@ class Whole:
     def every(self, start: float, frames: int, stride: int) -> list[int] | None:
         """Frames of a clip without a rate; None where there are fewer."""
         slack = 0.5 / self.rate
-        shown = [number for number, at in zip(self.numbers, self.starts, strict=True) if at > start - slack]
+        shown = [
+            number
+            for number, at in zip(self.numbers, self.starts, strict=True)
+            if at > start - slack
+        ]
         found = shown[::stride][:frames]
         return found if len(found) == frames else None
 
@@ -169,7 +176,7 @@ class Whole:
 
 
 def decode_whole(path: Path, rate: float, is_timed: bool = True) -> Whole:
-    """Decode a video from its start, without a seek; frames without times follow each other at `rate`."""
+    """Decode a video from its start, without a seek; frames without times come at `rate`."""
     numbers, stamps = [], []
     with av.open(path) as container:
         stream = container.streams.video[0]
@@ -200,7 +207,11 @@ def draw_clips(whole: Whole, count: int) -> Iterator[tuple[float, float | None, 
     starts = [0.0, whole.starts[1], *generator.uniform(0, length, count)]
     generator.shuffle(starts)
     for number, start in enumerate(starts):
-        yield round(float(start), 6), (None, whole.rate * 0.6, None)[number % 3], 1 + number % 3 // 2
+        yield (
+            round(float(start), 6),
+            (None, whole.rate * 0.6, None)[number % 3],
+            1 + number % 3 // 2,
+        )
 
 
 def prepare(path: Path, modality: VideoModality, start: float) -> list[Prepared] | None:
@@ -218,7 +229,13 @@ def assert_whole(path: Path, whole: Whole, count: int = 8) -> None:
     assert len(set(whole.numbers)) == len(whole.numbers) > 4, "the frames can't be told apart"
     found_any = False
     for start, fps, stride in draw_clips(whole, count):
-        options: dict[str, Any] = {"frames": 4, "size": (24, 48), "crop": "none", "fps": fps, "frame_stride": stride}
+        options: dict[str, Any] = {
+            "frames": 4,
+            "size": (24, 48),
+            "crop": "none",
+            "fps": fps,
+            "frame_stride": stride,
+        }
         modality = make_modality(**options, views=["plain", "crop-1"])
         expected = whole.at_times(start, 4, fps / stride) if fps else whole.every(start, 4, stride)
         views = prepare(path, modality, start)
@@ -258,6 +275,24 @@ def test_the_spans_of_a_video_are_all_of_it(tmp_path: Path, kind: Kind) -> None:
     spans = spans_of(*measure(Sample("a", path)), VideoClipsConfig(path=".", frames=6))
     expected = [round(number / kind.rate, 6) for number in range(0, COUNT + 1, 6)]
     assert spans == list(itertools.pairwise(expected))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.name in ("a.ts", "mpeg4.avi")])
+def test_threads_get_the_clips_of_one_listed_file_in_any_order(
+    tmp_path: Path, kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "LISTED_FROM_SECONDS", 0.0)
+    path = write(tmp_path, kind)
+    modality = make_modality(size=(24, 48), crop="none")
+    firsts = np.random.default_rng(0).permutation(COUNT - 4).tolist()
+
+    def numbers(first: int) -> list[int]:
+        span = (first / kind.rate, (first + 4) / kind.rate)
+        return numbers_of(next(modality.prepare(Sample("a", path, span=span))))
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(numbers, firsts))
+    assert found == [list(range(first, first + 4)) for first in firsts]
 
 
 # ---------------------------------------------------------------- times
@@ -320,7 +355,9 @@ def test_frames_without_times_of_showing_are_shown_in_the_decoders_order(tmp_pat
 
 
 @pytest.mark.usefixtures("listed_from")
-def test_a_transport_stream_that_begins_within_a_group_begins_at_its_first_key_frame(tmp_path: Path) -> None:
+def test_a_transport_stream_that_begins_within_a_group_begins_at_its_first_key_frame(
+    tmp_path: Path,
+) -> None:
     path = cut_start(write(tmp_path, Kind("a.ts", "libx264", H264)))
     whole = decode_whole(path, 10)
     assert 1 < whole.numbers[0] < 30
@@ -329,7 +366,9 @@ def test_a_transport_stream_that_begins_within_a_group_begins_at_its_first_key_f
 
 @pytest.mark.usefixtures("listed_from")
 def test_where_the_first_group_refers_to_what_is_gone_later_clips_are_right(tmp_path: Path) -> None:
-    path = cut_start(write(tmp_path, Kind("a.ts", "libx264", {**H264, "x264-params": "open-gop=1"})))
+    path = cut_start(
+        write(tmp_path, Kind("a.ts", "libx264", {**H264, "x264-params": "open-gop=1"}))
+    )
     whole = decode_whole(path, 10)
     modality = make_modality(size=(24, 48), crop="none")
     with pytest.raises(SampleError, match="damaged, or cut off"):
@@ -350,7 +389,10 @@ def cut_start(path: Path) -> Path:
 def test_a_joined_transport_stream_goes_on_after_its_first_part(tmp_path: Path) -> None:
     path = write(tmp_path, Kind("a.ts", "libx264", H264))
     path.write_bytes(path.read_bytes() * 2)  # time stamps begin again in the middle
-    assert len(spans_of(*measure(Sample("a", path)), VideoClipsConfig(path=".", frames=6))) == 2 * COUNT // 6
+    assert (
+        len(spans_of(*measure(Sample("a", path)), VideoClipsConfig(path=".", frames=6)))
+        == 2 * COUNT // 6
+    )
     modality = make_modality(size=(24, 48), crop="none")
     for start in (6.0, 3.0, 5.9, 6.7):
         views = prepare(path, modality, start)
@@ -359,13 +401,17 @@ def test_a_joined_transport_stream_goes_on_after_its_first_part(tmp_path: Path) 
         assert numbers_of(views[0]) == [number % COUNT for number in range(first, first + 4)]
         assert (decoding.GUESSED_TIMES in views[0].remarks) == (start > 4.8)
     with pytest.raises(SampleError, match=r"damaged, or cut off at 4\.\d00 s"):
-        list(modality.prepare(Sample("a", path, span=(4.6, 5.5))))  # a gap, as far as a reader can see
+        list(
+            modality.prepare(Sample("a", path, span=(4.6, 5.5)))
+        )  # a gap, as far as a reader can see
 
 
 # ---------------------------------------------------------------- several streams
 
 
-def copy_video(given: Path, path: Path, prepare: Callable[[OutputContainer, VideoStream], Any]) -> None:
+def copy_video(
+    given: Path, path: Path, prepare: Callable[[OutputContainer, VideoStream], Any]
+) -> None:
     """Copy a video's packets into another file, to which `prepare` adds other streams."""
     with av.open(given) as source, av.open(path, "w") as container:
         stream = container.add_stream_from_template(source.streams.video[0])
@@ -461,7 +507,9 @@ def test_packed_frames_of_avi_are_told_apart(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("listed_from")
 def test_a_frame_dropped_from_avi_stays_on_screen(tmp_path: Path) -> None:
     given = write(tmp_path, Kind("given.avi", "mpeg4", {**MPEG, "bf": "0"}, rate=25))
-    path = rewrite_avi(given, tmp_path / "a.avi", lambda chunks: [*chunks[:20], b"", b"", *chunks[20:]])
+    path = rewrite_avi(
+        given, tmp_path / "a.avi", lambda chunks: [*chunks[:20], b"", b"", *chunks[20:]]
+    )
     whole = decode_whole(path, 25)
     assert whole.numbers == list(range(COUNT))
     assert whole.starts[20] - whole.starts[19] == pytest.approx(3 / 25)
