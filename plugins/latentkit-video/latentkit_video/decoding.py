@@ -341,14 +341,23 @@ def _sort_stamps(frames: Iterator[_Decoded]) -> Iterator[tuple[int | None, _Deco
     """Frames in the same order, the earliest of them with the earliest time stamp, and so on."""
     held: deque[_Decoded] = deque()
     stamps: list[int] = []
-    for decoded in itertools.chain(frames, itertools.repeat(None, MOST_DELAY_FRAMES)):
+    failure: SampleError | None = None
+    while True:
+        try:
+            decoded = next(frames, None)
+        except SampleError as error:  # which the frames before it don't share
+            decoded, failure = None, error
         if decoded is not None:
             held.append(decoded)
             if decoded.frame.pts is not None:
                 heapq.heappush(stamps, decoded.frame.pts)
-        if held and (decoded is None or len(held) > MOST_DELAY_FRAMES):
+        elif not held:
+            break
+        if decoded is None or len(held) > MOST_DELAY_FRAMES:
             first = held.popleft()
             yield None if first.frame.pts is None else heapq.heappop(stamps), first
+    if failure is not None:
+        raise failure
 
 
 def _is_before(pts: int | None, entry: int | None) -> bool:

@@ -406,6 +406,33 @@ def test_a_joined_transport_stream_goes_on_after_its_first_part(tmp_path: Path) 
         )  # a gap, as far as a reader can see
 
 
+CUT_OFF = {"a.mkv", "fragments.mp4", "a.ts", "a.flv", "mpeg4.avi", "h264.avi", "a.m2v", "a.wmv"}
+
+
+@pytest.mark.usefixtures("listed_from")
+@pytest.mark.parametrize(
+    "kind", [one for one in KINDS if one.name in CUT_OFF], ids=lambda one: one.name
+)
+def test_a_file_that_was_cut_off_gives_the_same_clips_with_and_without_seeking(
+    tmp_path: Path, kind: Kind
+) -> None:
+    path = write(tmp_path, kind)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 8 // 10])
+    modality = make_modality(size=(24, 48), crop="none")
+
+    def clip(one: VideoModality, first: int) -> list[int] | str:
+        try:
+            return numbers_of(next(one.prepare(Sample("a", path, span=(first / kind.rate, 1e6)))))
+        except SampleError as error:
+            return str(error)
+
+    found = [clip(modality, first) for first in range(0, COUNT, 3)]
+    assert found == [clip(modality.without_seeking(), first) for first in range(0, COUNT, 3)]
+    good = [numbers for numbers in found if isinstance(numbers, list)]
+    assert good[:4] == [list(range(first, first + 4)) for first in range(0, 12, 3)]
+    assert any("damaged" in str(reason) or " frames from " in str(reason) for reason in found)
+
+
 # ---------------------------------------------------------------- several streams
 
 
