@@ -28,8 +28,9 @@ HDR_TRANSFERS = {16: "PQ", 18: "HLG"}
 """Transfer characteristics of H.273, table 3, whose white is not that of a screen."""
 
 HD_WIDTH, SD_HEIGHT = 1280, 576
-"""From this width on, or above this height, a video without a tag is taken for BT.709: that is how
-cameras write HD, and what players such as mpv take (video/csputils.c, mp_csp_guess_colorspace)."""
+"""From this width on, or above this height, a video without a tag is taken for BT.709, upright or
+not: that is how cameras write HD, and what players such as mpv take it for (video/csputils.c,
+mp_csp_guess_colorspace)."""
 
 
 def refuse_hdr(transfer: int) -> None:
@@ -56,7 +57,8 @@ def matrix_of(frame: VideoFrame, untagged: Untagged) -> int:
     if not _has_chroma(frame):
         return 2
     if matrix in UNSPECIFIED:
-        is_hd = frame.width >= HD_WIDTH or frame.height > SD_HEIGHT
+        shorter, longer = sorted((frame.width, frame.height))
+        is_hd = longer >= HD_WIDTH or shorter > SD_HEIGHT
         return UNTAGGED.get(untagged, BT709 if is_hd else BT601)
     if matrix not in CONVERTED:
         name = NO_MATRIX.get(matrix, f"number {matrix} of ITU-T H.273")

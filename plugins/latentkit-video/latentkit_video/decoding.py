@@ -147,7 +147,7 @@ class Video:
         """Those of `frames` from a key frame at or before `start` on, found by seeking.
 
         Raises:
-            UnprovenSeekError: they may not be the same; a frame before this was.
+            UnprovenSeekError: they may not be the same; also after some were given.
         """
         try:
             yield from self._sought(start)
@@ -160,7 +160,7 @@ class Video:
         is_timed = self._has_table or self._format == "matroska"
         listed = None if is_timed else self._list_packets(start)
         next(self.frames(), None)  # which says at which time stamp the first frame is
-        if listed is None and self._is_unsorted():
+        if self._format != "avi" and self._is_unsorted():
             raise UnprovenSeekError("its time stamps are not those of showing")
         for margin in SEEK_MARGINS_SECONDS:
             if start <= margin:
@@ -300,20 +300,20 @@ class Video:
         if first is None:
             return 0.0
         self._first = first.pts
-        last = first.dts
-        if self._format == "matroska" and self._container.duration:
-            self._seek(self._container.duration / av.time_base)
-            packets, last = read_packets(self._container, self._stream), None
-        end, num_packets, is_timed = 0.0, 0, self._format not in BARE_FORMATS
+        is_whole = self._format != "matroska" or not self._container.duration
+        if not is_whole:
+            self._seek((self._container.duration or 0) / av.time_base)
+            packets = read_packets(self._container, self._stream)
+        end, last, num_packets = 0.0, first.dts, 0
+        is_timed = self._format not in BARE_FORMATS
         for packet in filter(lambda packet: packet.size, itertools.chain([first], packets)):
             num_packets += 1
-            if packet.pts is None or _is_before(packet.dts, last):
-                is_timed = False
-                continue
+            is_timed &= packet.pts is not None and not _is_before(packet.dts, last)
             length = (packet.duration or 0) * self._tick or 1 / self.rate
-            last = None if last is None else packet.dts
-            end = max(end, self._seconds(packet.pts) + length)
-        return end if is_timed else num_packets / self.rate
+            if packet.pts is not None:
+                end = max(end, self._seconds(packet.pts) + length)
+            last = packet.dts
+        return end if is_timed or not is_whole else num_packets / self.rate
 
 
 @contextmanager

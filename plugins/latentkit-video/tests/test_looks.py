@@ -232,7 +232,10 @@ def test_colours_are_those_of_matrix_and_range(
 
 @pytest.mark.parametrize(
     ("height", "width", "matrix", "name"),
-    [(480, 640, 6, "BT.601"), (576, 1024, 6, "BT.601"), (720, 1280, 1, "BT.709"), (578, 800, 1, "BT.709"), (30, 1280, 1, "BT.709")],
+    [
+        *((480, 640, 6, "BT.601"), (576, 1024, 6, "BT.601"), (854, 480, 6, "BT.601")),
+        *((720, 1280, 1, "BT.709"), (1280, 720, 1, "BT.709"), (720, 960, 1, "BT.709")),
+    ],
 )
 def test_a_video_without_tags_has_the_matrix_of_its_size(
     tmp_path: Path, height: int, width: int, matrix: int, name: str
