@@ -140,11 +140,15 @@ class StreamSource(Protocol):
 class Modality(Protocol):
     """How media becomes a tensor, and a tensor something a person can look at or hear.
 
-    An optional attribute `prepare_in = "processes"` asks for processes instead of threads, for work that holds Python's lock; the modality
-    and the source are then pickled, and tensors come back by value. `takes_paths = True` asks for files as paths, where small ones would
-    be read already; a sample whose file changes meanwhile is prepared again. An optional attribute `preview_suffix`, such as ".mp4", says
-    what `render` writes; without it, ".png". A property `media_attribute` of its config, such as "text", makes that attribute of samples
-    their media; a sample then changes when that text does.
+    An optional attribute `prepare_in = "processes"` asks for processes instead of threads, for work
+    that holds Python's lock; the modality and the source are then pickled, and tensors come back by
+    value. `takes_paths = True` asks for files as paths, where small ones would be read already; a
+    sample whose file changes meanwhile is prepared again. An optional method `without_seeking() ->
+    Modality` gives one that prepares the same rows with each file decoded from its start; `verify
+    --deep` and repairs use it, so that a row that a wrong seek made is found. An optional attribute
+    `preview_suffix`, such as ".mp4", says what `render` writes; without it, ".png". A property
+    `media_attribute` of its config, such as "text", makes that attribute of samples their media; a
+    sample then changes when that text does.
     """
 
     metrics: Sequence[str]

@@ -6,6 +6,7 @@ import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentkit.build import line_of_dataset
-from latentkit.contracts import Entry, Sample, Source, StreamSource, Unit
+from latentkit.contracts import Entry, Modality, Sample, Source, StreamSource, Unit
 from latentkit.encode import all_parts, check_parts, make_job
 from latentkit.errors import SampleError, SourceError, StoreError
 from latentkit.pipeline import make_worker
@@ -45,23 +46,33 @@ def open_dataset_line(found: Verification, device: str = "auto") -> OpenLine:
 
 
 def encode_again(found: Verification, opened: OpenLine, names: Collection[str], workspace: Path) -> LocalFolder:
-    """A folder at `workspace` with the units of these names, encoded now.
+    """A folder at `workspace` with the units of these names, encoded now; media are decoded without seeking, where that can be.
 
     Raises:
         SourceError: samples of theirs are gone from the source.
     """
     again = LocalFolder(workspace)
+    modality = without_seeking(opened.inputs.modality)
     for plan in found.plans.values():
         units = [unit for unit in plan.units() if unit.name in names]
         if not units:
             continue
         source = _as_planned(found, plan, units, opened)
-        job = make_job(again, plan, replace(opened.inputs, source=source), opened.settings, False)
+        job = make_job(again, plan, replace(opened.inputs, source=source, modality=modality), opened.settings, False)
         for unit in units:
             settings = _settings_of(found.units.get(unit.name), settings_in_force(plan.settings, opened.settings))
             for _ in make_worker(replace(job, settings=settings, on_bad_sample="skip"), opened.device)(iter([unit])):
                 pass
     return again
+
+
+def without_seeking(modality: Modality) -> Modality:
+    """The modality that decodes each file from its start, where this one has such a form; else itself.
+
+    A unit must not be checked by the seek that may have gone wrong when it was made.
+    """
+    make = getattr(modality, "without_seeking", None)
+    return modality if make is None else cast(Modality, make())
 
 
 def _settings_of(unit: ReadUnit | None, planned: PlanSettings) -> PlanSettings:

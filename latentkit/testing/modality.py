@@ -195,6 +195,15 @@ class ModalityContract(PluginContract, ABC):
         same = all(are_equal(expected[number % len(samples)], views) for number, views in enumerate(found))
         assert same, "threads got other tensors: keep buffers and open media inside prepare()"
 
+    def test_rows_without_seeking_are_equal(self, tmp_path: Path) -> None:
+        """A modality that has `without_seeking` prepares the same views with it: what is found by seeking is what lies there."""
+        modality = self.make_modality(tmp_path)
+        make = getattr(modality, "without_seeking", None)
+        if make is None:
+            return
+        same = are_equal(self.prepare_all(make(), tmp_path), self.prepare_all(modality, tmp_path))
+        assert same, "without_seeking() prepares other tensors: a seek must not change what is read"
+
     # ------------------------------------------------------------ media that is no good
 
     def test_bad_media_raises_sample_error(self, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import threading
 import time
@@ -105,6 +106,13 @@ class RowsToListenTo(Rows):
     def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
         assert path.suffix == ".wav"
         super().render(tensors, path)
+
+
+class RowsWithoutSeeking(Rows):
+    """Good, too: has a form of its own for checks."""
+
+    def without_seeking(self) -> Rows:
+        return self
 
 
 class RowsFromMinusOne(Rows):
@@ -284,6 +292,20 @@ class OneBufferForAllThreads(Rows):
         return self.buffer
 
 
+class SeeksElsewhere(Rows):
+    """Reads from the end on where it seeks."""
+
+    seeks = True
+
+    def row(self, sample: Sample) -> Tensor:
+        return super().row(sample).flip(-1) if self.seeks else super().row(sample)
+
+    def without_seeking(self) -> Rows:
+        other = copy.copy(self)
+        other.seeks = False
+        return other
+
+
 class RaisesValueError(Rows):
     def refusal(self, sample: Sample) -> Exception:
         return ValueError("too short")
@@ -362,6 +384,7 @@ BROKEN: dict[str, list[type[Rows]]] = {
     "test_two_builds_prepare_equal_tensors": [NumberOfTheBuild],
     "test_a_pickled_copy_prepares_equal_tensors": [Unpicklable, OtherRangeByPickle],
     "test_threads_prepare_equal_tensors": [OneBufferForAllThreads],
+    "test_rows_without_seeking_are_equal": [SeeksElsewhere],
     "test_bad_media_raises_sample_error": [RaisesValueError, GivesSomethingElse],
     "test_reason_of_bad_media_is_the_same_in_every_run": [CountsInReasons, AddressInReasons, PathInReasons, SamePathInReasons],
     "test_media_out_of_reach_raises_os_error": [BlamesTheSample],
@@ -384,7 +407,7 @@ def test_a_mask_that_changes_is_another_row(tmp_path: Path) -> None:
     assert "test_a_sample_prepared_again_is_equal" in failures
 
 
-@pytest.mark.parametrize("good", [Rows, RowsWithAMask, RowsFromMinusOne, RowsToListenTo])
+@pytest.mark.parametrize("good", [Rows, RowsWithAMask, RowsFromMinusOne, RowsToListenTo, RowsWithoutSeeking])
 def test_a_good_modality_passes_every_check(good: type[Rows], tmp_path: Path) -> None:
     assert find_failures(RowsContract(good), tmp_path) == {}
 

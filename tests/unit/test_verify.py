@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,9 @@ import torch
 
 import latentkit as lk
 from latentkit import cli
-from latentkit.contracts import Entry
+from latentkit.contracts import Entry, Prepared, Sample
 from latentkit.errors import DamagedError, FingerprintError, StoreError
+from latentkit.modalities.image import ImageModality
 from latentkit.repair import repair_dataset
 from latentkit.revalue import compare_values
 from latentkit.store.compact import compact
@@ -204,6 +207,25 @@ def test_deep_finds_a_wrong_row_and_repair_puts_in_the_right_one(encoded: Path, 
     assert {file.name: file.read_bytes() for file in (encoded / "units").iterdir()} == right
     assert cli.main(["verify", str(encoded), "--deep"]) == 0
     assert "encoded again: equal bit for bit" in capsys.readouterr().out
+
+
+def test_deep_prepares_without_seeking(encoded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Turned(ImageModality):
+        """Gives other pictures than those encoded, as one whose seek went wrong then gives the right ones."""
+
+        def prepare(self, sample: Sample) -> Iterator[Prepared]:
+            for view in super().prepare(sample):
+                assert isinstance(view.tensor, torch.Tensor)
+                yield replace(view, tensor=view.tensor.flip(-1))
+
+    def turned(self: ImageModality) -> ImageModality:
+        other = copy.copy(self)
+        other.__class__ = Turned
+        return other
+
+    assert compare(encoded).endswith("equal bit for bit")
+    monkeypatch.setattr(ImageModality, "without_seeking", turned, raising=False)
+    assert compare(encoded).startswith("unit: 2 rows encoded again: the values differ by up to")
 
 
 def test_changed_encoder_is_refused_before_anything_is_encoded(encoded: Path, tmp_path: Path) -> None:

@@ -54,8 +54,8 @@ class FreeEncoder:
         return {}
 
 
-def draw_films(folder: Path, count: int) -> Path:
-    """Films of 640 x 480 with moving detail and noise, 2 s at 25 frames a second, a key frame each second."""
+def draw_videos(folder: Path, count: int) -> Path:
+    """Videos of 640 x 480 with moving detail and noise, 2 s at 25 frames a second, a key frame each second."""
     folder.mkdir()
     generator = np.random.default_rng(0)
     rough = generator.integers(0, 256, (30, 60, 3), np.uint8)
@@ -141,9 +141,9 @@ def report(title: str, theirs: list[float], ours: list[float], count: int) -> No
     print(f"{title}: {speeds}, ratio {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})", flush=True)
 
 
-def measure_free(films: Path, scratch: Path, rounds: int) -> None:
+def measure_free(videos: Path, scratch: Path, rounds: int) -> None:
     """Part `free`."""
-    source = open_video_clips(VideoClipsConfig(path=str(films), frames=FRAMES), BuildContext())
+    source = open_video_clips(VideoClipsConfig(path=str(videos), frames=FRAMES), BuildContext())
     samples = [source[number] for number in range(len(source)) if source[number].span is not None]
     limits, ours = [], []
     for number in range(rounds + 1):
@@ -152,9 +152,9 @@ def measure_free(films: Path, scratch: Path, rounds: int) -> None:
     report(f"free encoder, {len(samples)} clips of {FRAMES} frames to {SIZE} px", limits, ours, len(samples))
 
 
-def measure_bare(films: Path, scratch: Path, rounds: int) -> None:
-    """Part `bare`: a clip of each film."""
-    source = open_video_clips(VideoClipsConfig(path=str(films), frames=WAN_FRAMES, stride=50), BuildContext())
+def measure_bare(videos: Path, scratch: Path, rounds: int) -> None:
+    """Part `bare`: a clip of each video."""
+    source = open_video_clips(VideoClipsConfig(path=str(videos), frames=WAN_FRAMES, stride=50), BuildContext())
     encoder, config = open_wan(scratch / "wan"), VideoConfig(frames=WAN_FRAMES, size=WAN_SIZE)
     limits, ours = [], []
     for number in range(rounds + 1):
@@ -165,17 +165,17 @@ def measure_bare(films: Path, scratch: Path, rounds: int) -> None:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--clips", type=Path, help="folder of films (default: drawn ones of 640 x 480)")
+    options.add_argument("--clips", type=Path, help="folder of videos (default: drawn ones of 640 x 480)")
     options.add_argument("--parts", nargs="+", default=["free", "bare"], choices=["free", "bare"])
     options.add_argument("--rounds", type=int, default=5)
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as scratch_name:
         scratch = Path(scratch_name)
-        films = given.clips or draw_films(scratch / "films", 24)
+        videos = given.clips or draw_videos(scratch / "videos", 24)
         if "free" in given.parts:
-            measure_free(films, scratch, given.rounds)
+            measure_free(videos, scratch, given.rounds)
         if "bare" in given.parts:
-            measure_bare(films, scratch, given.rounds)
+            measure_bare(videos, scratch, given.rounds)
 
 
 if __name__ == "__main__":

@@ -1,3 +1,3 @@
 """The modality `video` and the source `video-clips` for latentkit."""
 
-requires_contract = 2
+requires_contract = 3

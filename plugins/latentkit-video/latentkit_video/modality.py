@@ -1,9 +1,10 @@
-"""Modality `video`: films to clips of one shape per bucket, and clips to a film to look at."""
+"""Modality `video`: videos to clips of one shape per bucket, and clips to a video to look at."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,10 @@ from latentkit.contracts import BuildContext, InputSpec, Prepared, Sample
 from latentkit.errors import RecipeError
 from latentkit.modalities.framing import check_small, target_shapes, unflipped, view_box
 from latentkit.modalities.geometry import nearest_shape
-from latentkit_video.film import Film, open_film
-from latentkit_video.rendering import write_film
+from latentkit_video.color import color_remarks, refuse_hdr
+from latentkit_video.decoding import Shown, Video, open_video
+from latentkit_video.packets import UnprovenSeekError
+from latentkit_video.rendering import write_video
 from latentkit_video.scaling import Cut, Pixels, turn_of
 from latentkit_video.sizes import check_sizes
 from latentkit_video.timing import Clip
@@ -31,18 +34,19 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float32]
 
 PREVIEW_FPS = 24.0
-"""Of a preview whose clips have each film's own rate."""
+"""Of a preview whose clips have each video's own rate."""
 
 
 @dataclass(frozen=True)
 class _View:
-    """One view: which cut of the film it shows, whether mirrored, and where its frames go, (3, T, H, W)."""
+    """One view: which cut of the video it shows, whether mirrored, and where its frames go, (3, T, H, W)."""
 
     name: str
     cut: Cut
     flip: bool
     values: Floats
     geometry: dict[str, Any]
+    remarks: list[str]
 
 
 class VideoModality:
@@ -70,23 +74,26 @@ class VideoModality:
         check_sizes(config, config.frames, self._input)
         self._shapes = target_shapes(config)
         self._buffers = BufferPool(pinned=False)
+        self._seeks = True
 
     def prepare(self, sample: Sample) -> Iterator[Prepared]:
         """Every view of a clip, in the recipe's order: (3, T, H, W) float32 in the encoder's range, from one decode.
 
-        The clip begins where the sample's span does, else with the film.
+        The clip begins where the sample's span does, else with the video.
 
         Raises:
-            SampleError: not a film, damaged, shorter than the clip, HDR, or too small under `on_small: skip`.
+            SampleError: not a video, damaged, shorter than the clip, HDR, or too small under `on_small: skip`.
             SourceError: too small under `on_small: fail`.
             OSError: the media can't be reached.
         """
-        with open_film(sample, self._config.max_pixels) as film:
-            check_small(self._config, sample.key, film.size)
-            clip = self._clip(sample, film)
-            views = self._read(sample.key, film, clip)
+        try:
+            views = self._decode(sample, self._seeks and sample.span is not None)
+        except UnprovenSeekError:
+            views = self._decode(sample, seeks=False)
         for view in views:
-            yield Prepared(view.name, "x".join(str(size) for size in view.values.shape[1:]), torch.from_numpy(view.values), view.geometry)
+            bucket = "x".join(str(size) for size in view.values.shape[1:])
+            tensor = torch.from_numpy(view.values)
+            yield Prepared(view.name, bucket, tensor, view.geometry, view.remarks)
 
     def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
         """Write an .mp4 with a row of clips per inner sequence, whatever their sizes; parent folders are made.
@@ -101,18 +108,36 @@ class VideoModality:
             ValueError: no tensor at all, or one of another shape.
         """
         fps = (self._config.fps or PREVIEW_FPS) / self._config.frame_stride
-        write_film(tensors, self._input.range, fps, path)
+        write_video(tensors, self._input.range, fps, path)
 
-    def _clip(self, sample: Sample, film: Film) -> Clip:
-        start, stop = sample.span or (0.0, None)
-        return Clip(start, stop, self._config.frames, film.rate, self._config.fps, self._config.frame_stride)
+    def without_seeking(self) -> VideoModality:
+        """The same modality with every video decoded from its start."""
+        other = copy.copy(self)
+        other._seeks = False
+        return other
 
-    def _read(self, key: str, film: Film, clip: Clip) -> list[_View]:
+    def _decode(self, sample: Sample, seeks: bool) -> list[_View]:
+        """All views of a clip.
+
+        Raises:
+            UnprovenSeekError: seeking may give other ones.
+        """
+        with open_video(sample, self._config.max_pixels) as video:
+            check_small(self._config, sample.key, video.size)
+            start, stop = sample.span or (0.0, None)
+            options = self._config
+            clip = Clip(start, stop, options.frames, video.rate, options.fps, options.frame_stride)
+            needed = start - clip.slack
+            shown = video.frames_from(needed) if seeks and needed > 0 else video.frames(needed)
+            views = self._read(sample.key, video, clip, shown)
+            return [replace(view, remarks=sorted({*view.remarks, *video.remarks})) for view in views]
+
+    def _read(self, key: str, video: Video, clip: Clip, shown: Iterator[Shown]) -> list[_View]:
         """All views, filled frame by frame."""
         views: list[_View] = []
         last: VideoFrame | None = None
-        for number, frame in enumerate(clip.pick(film.frames_from(clip.start, clip.slack))):
-            views = views or self._open_views(key, film, clip, frame)
+        for number, frame in enumerate(clip.pick(shown)):
+            views = views or self._open_views(key, video, clip, frame)
             if frame is last:
                 for view in views:
                     view.values[:, number] = view.values[:, number - 1]
@@ -123,20 +148,22 @@ class VideoModality:
             last = frame
         return views
 
-    def _open_views(self, key: str, film: Film, clip: Clip, frame: VideoFrame) -> list[_View]:
+    def _open_views(self, key: str, video: Video, clip: Clip, frame: VideoFrame) -> list[_View]:
         """All views, with memory that is yet to be filled."""
+        refuse_hdr(int(frame.color_trc))
         turn = turn_of(frame)
-        shape = nearest_shape(self._shapes, turn.shape(film.display_size))
+        shape = nearest_shape(self._shapes, turn.shape(video.display_size))
+        remarks = color_remarks(frame, self._config.color)
         cuts: dict[str, Cut] = {}
         views = []
         for name in self._config.views:
             crop = unflipped(name)
             if crop not in cuts:
-                box = view_box(self._config, self._seed, key, crop, turn.shape(film.display_size), shape)
-                cuts[crop] = Cut(frame, turn, box, film.display_size, shape)
+                box = view_box(self._config, self._seed, key, crop, turn.shape(video.display_size), shape)
+                cuts[crop] = Cut(frame, self._config.color, turn, box, video.display_size, shape)
             geometry = {**cuts[crop].geometry(), "flip": name != crop, "start": round(clip.start, 6), "fps": round(clip.rate, 6)}
             values = prepared_memory((3, clip.frames, *shape), np.float32, self._buffers)
-            views.append(_View(name, cuts[crop], name != crop, values, geometry))
+            views.append(_View(name, cuts[crop], name != crop, values, geometry, remarks))
         return views
 
     def _fill(self, values: Floats, pixels: Pixels) -> None:

@@ -1,4 +1,4 @@
-"""Clips to a film file that any player shows."""
+"""Clips to a video file that any player shows."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ OPTIONS = {"libx264": {"crf": "16"}, "mpeg4": {"qmin": "1", "qmax": "3"}}
 """At these one sees the clips, and not the encoder."""
 
 BT709 = LIMITED = 1
-"""As ITU-T H.273 (colour matrix) and FFmpeg (range) number them."""
+"""As ITU-T H.273 (color matrix) and FFmpeg (range) number them."""
 
 GAP_PIXELS = 4
 WHITE = 255
 
 
-def write_film(rows: Sequence[Sequence[Tensor]], limits: tuple[float, float], fps: float, path: Path) -> None:
+def write_video(rows: Sequence[Sequence[Tensor]], limits: tuple[float, float], fps: float, path: Path) -> None:
     """Write an .mp4 in which the clips of a row play side by side, and rows lie below each other.
 
     Args:

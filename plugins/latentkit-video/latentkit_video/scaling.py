@@ -13,11 +13,12 @@ from av.video import VideoFrame
 
 from latentkit.errors import SampleError
 from latentkit.modalities.geometry import Box, Shape
+from latentkit_video.color import Untagged, matrix_of
 
 Pixels = npt.NDArray[np.uint8]
 
 SCALING = "flags=lanczos+full_chroma_inp+full_chroma_int+accurate_rnd+bitexact"
-"""Lanczos, which swscale widens by the factor that a picture shrinks by; colours at full resolution, all sums rounded."""
+"""Lanczos, which swscale widens by the factor that a picture shrinks by; colors at full resolution, all sums rounded."""
 
 RGB_OF_PLANES = (2, 0, 1)
 """FFmpeg keeps planes in the order green, blue, red."""
@@ -76,19 +77,23 @@ def turn_of(frame: VideoFrame) -> Turn:
 
 
 class Cut:
-    """A part of every frame of a film, upright and at one size.
+    """A part of every frame of a video, upright and at one size.
 
     Args:
         frame: the first one; all others must be like it.
+        untagged: color matrix of frames that are not tagged with one.
         turn: to upright.
         box: part to keep, in pixels of the upright picture as it is shown; rounded to whole pixels of the stored one, and to those at
-            which its colours are stored.
+            which its colors are stored.
         display_size: (height, width) of the stored picture when its pixels are made square.
         shape: (height, width) of the result.
     """
 
-    def __init__(self, frame: VideoFrame, turn: Turn, box: Box, display_size: Shape, shape: Shape) -> None:
-        self._kind = _kind_of(frame)
+    def __init__(
+        self, frame: VideoFrame, untagged: Untagged, turn: Turn, box: Box, display_size: Shape, shape: Shape
+    ) -> None:
+        self._untagged = untagged
+        self._kind = _kind_of(frame, untagged)
         self._turn = turn
         self._stored_size = frame.height, frame.width
         self._shape = turn.shape(shape)
@@ -108,7 +113,7 @@ class Cut:
         Raises:
             SampleError: a frame of another size or format than the first.
         """
-        if (kind := _kind_of(frame)) != self._kind:
+        if (kind := _kind_of(frame, self._untagged)) != self._kind:
             raise SampleError(f"its frames change from {self._kind} to {kind}")
         self._graph.vpush(frame)
         scaled = self._graph.vpull()
@@ -131,14 +136,14 @@ class Cut:
         return graph
 
 
-def _kind_of(frame: VideoFrame) -> str:
+def _kind_of(frame: VideoFrame, untagged: Untagged) -> str:
     """Everything that swscale has to know of a frame, as FFmpeg's source of filters takes it."""
-    size = f"video_size={frame.width}x{frame.height}"
-    return f"{size}:pix_fmt={frame.format.name}:colorspace={int(frame.colorspace)}:range={int(frame.color_range)}"
+    size = f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}"
+    return f"{size}:colorspace={matrix_of(frame, untagged)}:range={int(frame.color_range)}"
 
 
 def _whole_pixels(frame: VideoFrame, box: Box) -> Box:
-    """The box with whole pixels, and a corner at which a pixel of colour begins."""
+    """The box with whole pixels, and a corner at which a pixel of color begins."""
     across = 64 // frame.format.chroma_width(64)
     down = 64 // frame.format.chroma_height(64)
     height, width = max(1, min(round(box.height), frame.height)), max(1, min(round(box.width), frame.width))

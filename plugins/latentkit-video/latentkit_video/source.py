@@ -1,4 +1,4 @@
-"""Source `video-clips`: the films below a folder, each cut into spans of time."""
+"""Source `video-clips`: the videos below a folder, each cut into spans of time."""
 
 from __future__ import annotations
 
@@ -7,33 +7,43 @@ import sys
 from latentkit.contracts import BuildContext, Sample
 from latentkit.sources.folder import FolderSource
 from latentkit.sources.spans import TOLERANCE, Span, SpanSource, equal_spans
-from latentkit_video.film import open_film
+from latentkit_video.decoding import open_video
 from latentkit_video.plugin import VideoClipsConfig
 
 
 def open_video_clips(config: VideoClipsConfig, context: BuildContext) -> SpanSource:
-    """The clips of all films in a folder; a film that can't be cut stays one sample, for the modality to say why.
+    """The clips of all videos in a folder; one that can't be cut stays a sample, to be said why.
 
     Raises:
-        SourceError: no such folder, or no film in it.
-        OSError: a film can't be reached.
+        SourceError: no such folder, or no video in it.
+        OSError: a video can't be reached.
     """
+    shortened: list[str] = []
 
-    def find_spans(film: Sample) -> list[Span]:
-        return spans_of(film, config)
+    def find_spans(sample: Sample) -> list[Span]:
+        duration, rate = measure(sample)
+        spans = spans_of(duration, rate, config)
+        if spans and max(stop for _, stop in spans) < duration - 0.5 / rate:
+            shortened.append(sample.key)
+        return spans
 
-    return SpanSource(FolderSource(config, context), find_spans)
+    return SpanSource(FolderSource(config, context), find_spans, shortened)
 
 
-def spans_of(sample: Sample, config: VideoClipsConfig) -> list[Span]:
-    """Start and end of each clip, in seconds from the film's first frame; none where the film is shorter than one.
+def measure(sample: Sample) -> tuple[float, float]:
+    """Seconds from a video's first frame to its end, and its frames per second.
 
     Raises:
-        SampleError: not a film, or a damaged one.
+        SampleError: not a video, or a damaged one.
         OSError: it can't be reached.
     """
-    with open_film(sample, max_pixels=sys.maxsize) as film:
-        duration, rate = film.duration(), config.fps or film.rate
+    with open_video(sample, max_pixels=sys.maxsize) as video:
+        return video.duration(), video.rate
+
+
+def spans_of(duration: float, video_rate: float, config: VideoClipsConfig) -> list[Span]:
+    """Start and end of each clip, in seconds from the first frame; none of a video shorter than one."""
+    rate = config.fps or video_rate
     seconds_per_unit = 1.0 if config.frames is None else 1 / rate
     length = (config.seconds or config.frames or 0) * seconds_per_unit
     stride = None if config.stride is None else config.stride * seconds_per_unit

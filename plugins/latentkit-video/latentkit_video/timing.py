@@ -1,4 +1,4 @@
-"""Which frames of a film make a clip: by time stamps, so that a variable frame rate is no special case."""
+"""Which frames of a video make a clip: by time stamps, so that a variable frame rate is no special case."""
 
 from __future__ import annotations
 
@@ -8,61 +8,67 @@ from dataclasses import dataclass
 from av.video import VideoFrame
 
 from latentkit.errors import SampleError
-from latentkit_video.film import Shown
+from latentkit_video.decoding import Shown
 
 
 @dataclass(frozen=True)
 class Clip:
-    """What a clip takes of a film.
+    """What a clip takes of a video.
 
     Args:
-        start: seconds from the film's first frame.
-        stop: where the sample's span ends, in the same seconds; None: at the film's end.
+        start: seconds from the video's first frame.
+        stop: where the sample's span ends, in the same seconds; None: at the video's end.
         frames: how many.
-        film_rate: frames per second of the film, on average.
-        fps: rate at which frames are taken; None: those of the film, whatever their times.
+        video_rate: frames per second of the video, on average.
+        fps: rate at which frames are taken; None: those of the video, whatever their times.
         stride: every n-th of these.
     """
 
     start: float
     stop: float | None
     frames: int
-    film_rate: float
+    video_rate: float
     fps: float | None
     stride: int
 
     @property
     def rate(self) -> float:
         """Frames per second of the clip."""
-        return (self.fps or self.film_rate) / self.stride
+        return (self.fps or self.video_rate) / self.stride
 
     @property
     def slack(self) -> float:
         """Half the time between two frames: a frame counts as shown at a time that it comes after by less."""
-        return 0.5 / max(self.fps or 0.0, self.film_rate)
+        return 0.5 / max(self.fps or 0.0, self.video_rate)
 
     def pick(self, shown: Iterable[Shown]) -> Iterator[VideoFrame]:
-        """The clip's frames out of those of a film, `frames` of them; one that stays on screen comes several times.
+        """The clip's frames out of those of a video, `frames` of them; one that stays on screen comes several times.
 
         Raises:
-            SampleError: the film or the span has fewer; how many, and where it ends.
+            SampleError: the video or the span has fewer; how many, and where it ends.
         """
         return self._pick_each(shown) if self.fps is None else self._pick_by_time(shown, self.rate)
 
     def _pick_each(self, shown: Iterable[Shown]) -> Iterator[VideoFrame]:
         """Every `stride`-th frame from the start on."""
-        count = end = 0.0
-        for number, one in enumerate(one for one in shown if one.start > self.start - self.slack):
+        count = number = 0
+        end = 0.0
+        for one in shown:
             if self.stop is not None and one.start >= self.stop - self.slack:
                 break
             end = one.end
+            if one.start <= self.start - self.slack:
+                continue
             if number % self.stride == 0:
                 yield one.frame
                 count += 1
                 if count == self.frames:
                     return
+            number += 1
         which = f"every {self.stride}. frame" if self.stride > 1 else "all frames"
-        raise SampleError(f"{count:.0f} frames from {self.start:.3f} s to {end:.3f} s ({which}), but a clip has {self.frames}")
+        where = f" to {end:.3f} s" if count else f", as the video ends at {end:.3f} s"
+        text = f"{count} frames from {self.start:.3f} s{where} ({which})"
+        raise SampleError(f"{text}, but a clip has {self.frames}")
 
     def _pick_by_time(self, shown: Iterable[Shown], rate: float) -> Iterator[VideoFrame]:
         """The frame on screen at the start, and at every 1 / rate seconds after it."""
@@ -84,4 +90,4 @@ class Clip:
             number += 1
         if number < self.frames:
             end = 0.0 if last is None else last.end
-            raise SampleError(f"the film ends at {end:.3f} s; {self.frames} frames at {rate:g} per second need it until {times[-1]:.3f} s")
+            raise SampleError(f"the video ends at {end:.3f} s; {self.frames} frames at {rate:g} per second need it until {times[-1]:.3f} s")

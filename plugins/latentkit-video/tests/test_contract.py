@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from films import encode, numbered
 from latentkit_video.plugin import VideoClipsConfig, VideoConfig, latentkit_modalities, latentkit_sources
 from pydantic import ValidationError
+from videos import encode, numbered
 
 from latentkit.contracts import InputSpec, Sample, SizeRule
 from latentkit.plugins import discover
@@ -21,16 +21,16 @@ class TestVideo(ModalityContract):
     axes = "CTHW"
 
     @pytest.fixture(autouse=True)
-    def _make_films(self, tmp_path_factory: pytest.TempPathFactory) -> None:
-        folder = tmp_path_factory.mktemp("films")
-        self.films = [encode(folder / "wide.mp4", numbered(12, 48, 80)), encode(folder / "tall.mkv", numbered(12, 80, 48))]
+    def _make_videos(self, tmp_path_factory: pytest.TempPathFactory) -> None:
+        folder = tmp_path_factory.mktemp("videos")
+        self.videos = [encode(folder / "wide.mp4", numbered(12, 48, 80)), encode(folder / "tall.mkv", numbered(12, 80, 48))]
 
     def make_config(self, tmp_path: Path) -> VideoConfig:
         buckets = {"area": 64 * 64, "step": 16, "aspect": 2.0}
         return VideoConfig.model_validate({"frames": 5, "buckets": buckets, "crop": "random", "views": ["plain", "hflip", "crop-1"]})
 
     def make_samples(self, tmp_path: Path) -> Sequence[Sample]:
-        wide, tall = self.films
+        wide, tall = self.videos
         return [Sample("wide", wide, span=(0.2, 1.0)), Sample("tall", tall), Sample("bytes", wide.read_bytes())]
 
 
@@ -38,11 +38,11 @@ class TestVideoClips(SourceContract):
     spec = latentkit_sources()
 
     def make_config(self, tmp_path: Path) -> VideoClipsConfig:
-        if not (tmp_path / "films").exists():
-            encode(tmp_path / "films" / "long" / "a.mp4", numbered(25))
-            encode(tmp_path / "films" / "b.mkv", numbered(10))
-            (tmp_path / "films" / "damaged.mp4").write_bytes(b"no film")
-        return VideoClipsConfig(path="films", seconds=1.0)
+        if not (tmp_path / "videos").exists():
+            encode(tmp_path / "videos" / "long" / "a.mp4", numbered(25))
+            encode(tmp_path / "videos" / "b.mkv", numbered(10))
+            (tmp_path / "videos" / "damaged.mp4").write_bytes(b"no video")
+        return VideoClipsConfig(path="videos", seconds=1.0)
 
 
 def test_installed_plugin_is_found() -> None:
@@ -55,9 +55,9 @@ def test_installed_plugin_is_found() -> None:
 @pytest.mark.parametrize(
     ("config", "options", "message"),
     [
-        (VideoClipsConfig, {"path": "films"}, "give the length of a clip"),
-        (VideoClipsConfig, {"path": "films", "seconds": 1.0, "frames": 9}, "give the length of a clip"),
-        (VideoClipsConfig, {"path": "films", "seconds": 1.0, "fps": 9.0}, "fps only counts frames"),
+        (VideoClipsConfig, {"path": "videos"}, "give the length of a clip"),
+        (VideoClipsConfig, {"path": "videos", "seconds": 1.0, "frames": 9}, "give the length of a clip"),
+        (VideoClipsConfig, {"path": "videos", "seconds": 1.0, "fps": 9.0}, "fps only counts frames"),
         (VideoConfig, {"fps": 0.0}, "greater than 0"),
         (VideoConfig, {"fps": float("inf")}, "finite"),
         (VideoConfig, {"frames": 0}, "greater than or equal to 1"),

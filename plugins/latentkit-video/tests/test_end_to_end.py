@@ -1,17 +1,24 @@
-"""Films through a whole run: recipe, encoder, latent dataset, preview."""
+"""Videos through a whole run: recipe, encoder, latent dataset, preview."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 import torch
-from films import encode, numbered
+from latentkit_video.decoding import Shown, Video
+from videos import encode, numbered
 
 import latentkit as lk
+from latentkit.repair import repair_dataset
+from latentkit.revalue import compare_values
+from latentkit.store.folder import LocalFolder
+from latentkit.store.verify import verify_folder
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +38,7 @@ def wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 RECIPE = """\
 task: encode
-source: {{use: video-clips, with: {{path: films, frames: 9, fps: 10}}}}
+source: {{use: video-clips, with: {{path: videos, frames: 9, fps: 10}}}}
 modality: {{use: video, with: {{frames: {frames}, fps: 10, size: 32, views: [plain, hflip]}}}}
 encoder: {{use: diffusers, with: {{model: {model}}}}}
 output: {{path: latents}}
@@ -42,14 +49,14 @@ preview: 2
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two films of 2 s, and one that is no film."""
-    encode(tmp_path / "films" / "a.mp4", numbered(20, 36, 48))
-    encode(tmp_path / "films" / "dogs" / "b.mkv", numbered(40, 48, 36), rate=20)
-    (tmp_path / "films" / "damaged.mp4").write_bytes(b"no film")
+    """Two videos of 2 s, and one that is no video."""
+    encode(tmp_path / "videos" / "a.mp4", numbered(20, 36, 48))
+    encode(tmp_path / "videos" / "dogs" / "b.mkv", numbered(40, 48, 36), rate=20)
+    (tmp_path / "videos" / "damaged.mp4").write_bytes(b"no video")
     return tmp_path
 
 
-def test_films_become_a_latent_dataset_with_a_preview(folder: Path, wan: Path) -> None:
+def test_videos_become_a_latent_dataset_with_a_preview(folder: Path, wan: Path) -> None:
     (folder / "recipe.yaml").write_text(RECIPE.format(frames=9, model=wan))
     lk.run(folder / "recipe.yaml")
     data = lk.open(folder / "latents", posterior="mean", views="all")
@@ -57,8 +64,8 @@ def test_films_become_a_latent_dataset_with_a_preview(folder: Path, wan: Path) -
     assert len(data) == 8
     assert data[0]["latent"].shape == (4, 3, 4, 4)
     assert data[0]["latent"].isfinite().all()
-    with av.open(folder / "latents" / "preview.mp4") as film:
-        frames = [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
+    with av.open(folder / "latents" / "preview.mp4") as video:
+        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
     assert len(frames) == 9
     assert frames[0].shape == (4 + 2 * (32 + 4), 4 + 2 * (32 + 4), 3)
     again = (folder / "latents" / "index" / "000.parquet").read_bytes()
@@ -69,7 +76,7 @@ def test_films_become_a_latent_dataset_with_a_preview(folder: Path, wan: Path) -
 def test_evaluations_of_a_training_run_are_clips_beside_their_reconstructions(
     folder: Path, wan: Path
 ) -> None:
-    source = {"use": "video-clips", "with": {"path": str(folder / "films"), "frames": 9, "fps": 10}}
+    source = {"use": "video-clips", "with": {"path": str(folder / "videos"), "frames": 9, "fps": 10}}
     lk.run(
         {
             "task": "train", "source": source, "losses": [{"use": "mse"}],
@@ -97,10 +104,35 @@ def test_a_count_that_the_model_cannot_take_ends_the_run_at_once(folder: Path, w
         lk.run(folder / "recipe.yaml")
 
 
-def test_the_command_knows_films_by_their_endings(folder: Path, wan: Path) -> None:
+def test_the_command_knows_videos_by_their_endings(folder: Path, wan: Path) -> None:
     options = ["--encoder", str(wan), "--size", "32", "--set", "modality.with.frames=9"]
-    command = [sys.executable, "-m", "latentkit", "encode", "films", "out", *options]
+    command = [sys.executable, "-m", "latentkit", "encode", "videos", "out", *options]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "taken for files of the modality video" in done.stderr
     assert lk.open(folder / "out").keys == ["a.mp4", "dogs/b.mkv"]
+
+
+def test_verify_deep_finds_a_row_that_a_wrong_seek_made_and_repair_puts_in_the_right_one(
+    tmp_path: Path, wan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = np.random.default_rng(0)
+    noise = [generator.integers(0, 256, (36, 48, 3), np.uint8) for _ in range(20)]
+    encode(tmp_path / "videos" / "a.mp4", noise)
+    (tmp_path / "recipe.yaml").write_text(RECIPE.format(frames=9, model=wan))
+    right = Video.frames_from
+
+    def seek_too_far(self: Video, start: float) -> Iterator[Shown]:
+        return (Shown(one.start - 0.1, one.end - 0.1, one.frame) for one in right(self, start))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Video, "frames_from", seek_too_far)
+        lk.run(tmp_path / "recipe.yaml", overrides={"preview": 0})
+        latents = LocalFolder(tmp_path / "latents")
+        assert not verify_folder(latents).report().damage
+        (finding,) = compare_values(verify_folder(latents), seed=0)
+        assert finding.part == "unit"
+        assert "the values differ" in finding.what
+        repair_dataset(str(tmp_path / "latents"), [finding])
+        (finding,) = compare_values(verify_folder(latents), seed=0)
+    assert "equal bit for bit" in finding.what

@@ -1,4 +1,4 @@
-"""A long film is never held."""
+"""A long video is never held."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from films import encode
+from videos import encode
 
 MEASURE = """
 import resource, sys
@@ -27,11 +27,11 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 """
 
 
-def test_a_long_film_is_streamed(tmp_path: Path) -> None:
+def test_a_long_video_is_streamed(tmp_path: Path) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
     short = encode(tmp_path / "short.mkv", [picture] * 8, codec="rawvideo", pix_fmt="yuv420p")
     long = encode(tmp_path / "long.mkv", [picture] * 150, codec="rawvideo", pix_fmt="yuv420p")
     assert long.stat().st_size > 65 << 20
     command = [sys.executable, "-c", MEASURE, str(short), str(long), "8"]
     grown = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    assert grown < 16 << 20, "preparing a clip of a film of 65 MiB took as much more than one of 3.5 MiB"
+    assert grown < 16 << 20, "preparing a clip of a video of 65 MiB took as much more than one of 3.5 MiB"

@@ -1,4 +1,4 @@
-"""The film that shows clips."""
+"""The video that shows clips."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import av
 import numpy as np
 import pytest
 import torch
-from films import Picture, make_modality
 from torch import Tensor
+from videos import Picture, make_modality
 
 from latentkit.contracts import InputSpec
 
@@ -20,7 +20,7 @@ def colour(red: float, green: float, blue: float, frames: int, height: int = 32,
 
 
 def read(path: Path) -> tuple[list[Picture], float]:
-    """The frames of a film, (H, W, 3), and its rate."""
+    """The frames of a video, (H, W, 3), and its rate."""
     with av.open(path) as container:
         rate = container.streams.video[0].average_rate
         return [frame.to_ndarray(format="rgb24").astype(np.uint8) for frame in container.decode(video=0)], float(rate or 0)

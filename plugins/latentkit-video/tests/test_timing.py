@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from films import encode, make_modality, numbered, numbers_of, prepare_one
+from videos import encode, make_modality, numbered, numbers_of, prepare_one
 
 from latentkit.contracts import InputSpec, Sample, SizeRule
 from latentkit.errors import RecipeError, SampleError
 
 
-def test_a_clip_has_the_films_own_frames_from_the_start_on(ten_a_second: Path) -> None:
+def test_a_clip_has_the_videos_own_frames_from_the_start_on(ten_a_second: Path) -> None:
     assert numbers_of(prepare_one(ten_a_second)) == [0, 1, 2, 3]
 
 
@@ -45,35 +45,35 @@ def test_a_rate_picks_frames_by_their_times(ten_a_second: Path, fps: float, stri
 
 
 def test_with_a_variable_rate_the_frame_on_screen_is_taken(tmp_path: Path) -> None:
-    film = encode(tmp_path / "a.mkv", numbered(8), times=[0, 100, 200, 1000, 1100, 1150, 1200, 3000])
-    assert numbers_of(prepare_one(film, fps=4.0, frames=9)) == [0, 2, 2, 2, 3, 6, 6, 6, 6]
-    assert numbers_of(prepare_one(film, frames=8)) == list(range(8)), "without a rate, each frame counts once"
+    video = encode(tmp_path / "a.mkv", numbered(8), times=[0, 100, 200, 1000, 1100, 1150, 1200, 3000])
+    assert numbers_of(prepare_one(video, fps=4.0, frames=9)) == [0, 2, 2, 2, 3, 6, 6, 6, 6]
+    assert numbers_of(prepare_one(video, frames=8)) == list(range(8)), "without a rate, each frame counts once"
 
 
 @pytest.mark.parametrize("name", ["a.mkv", "a.mp4", "a.ts", "a.avi", "a.mov"])
 def test_times_count_from_the_first_frame_in_every_container(tmp_path: Path, name: str) -> None:
     codec, options = ("mpeg4", {"qmin": "1", "qmax": "1"}) if name.endswith("avi") else ("libx264", {"qp": "0", "g": "10", "bf": "2"})
     pix_fmt = "yuv420p" if codec == "mpeg4" else "yuv444p"
-    film = encode(tmp_path / name, numbered(30), rate=10, codec=codec, pix_fmt=pix_fmt, options=options)
-    assert numbers_of(prepare_one(film, (1.5, 1.9))) == [15, 16, 17, 18]
-    assert numbers_of(prepare_one(film, (0.0, 1.6), fps=2.5)) == [0, 4, 8, 12]
+    video = encode(tmp_path / name, numbered(30), rate=10, codec=codec, pix_fmt=pix_fmt, options=options)
+    assert numbers_of(prepare_one(video, (1.5, 1.9))) == [15, 16, 17, 18]
+    assert numbers_of(prepare_one(video, (0.0, 1.6), fps=2.5)) == [0, 4, 8, 12]
 
 
-def test_a_film_that_begins_late_begins_at_its_first_frame(tmp_path: Path) -> None:
-    film = encode(tmp_path / "a.mkv", numbered(20), times=[5000 + 100 * number for number in range(20)])
-    assert numbers_of(prepare_one(film, (1.0, 1.4))) == [10, 11, 12, 13]
+def test_a_video_that_begins_late_begins_at_its_first_frame(tmp_path: Path) -> None:
+    video = encode(tmp_path / "a.mkv", numbered(20), times=[5000 + 100 * number for number in range(20)])
+    assert numbers_of(prepare_one(video, (1.0, 1.4))) == [10, 11, 12, 13]
 
 
 @pytest.mark.parametrize("options", [{"g": "250", "bf": "0"}, {"g": "12", "bf": "3", "x264-params": "open-gop=1"}, {"g": "1"}])
 def test_seeking_gives_the_frames_of_decoding_from_the_start(tmp_path: Path, options: dict[str, str]) -> None:
-    film = encode(tmp_path / "a.mp4", numbered(60), options={"qp": "0", **options})
+    video = encode(tmp_path / "a.mp4", numbered(60), options={"qp": "0", **options})
     modality = make_modality()
     for start in range(0, 56, 5):
-        [prepared] = modality.prepare(Sample("a", film, span=(start / 10, start / 10 + 0.4)))
+        [prepared] = modality.prepare(Sample("a", video, span=(start / 10, start / 10 + 0.4)))
         assert numbers_of(prepared) == list(range(start, start + 4))
 
 
-def test_threads_that_read_parts_of_one_film_get_equal_clips(ten_a_second: Path) -> None:
+def test_threads_that_read_parts_of_one_video_get_equal_clips(ten_a_second: Path) -> None:
     modality = make_modality(fps=7.0, views=["plain", "crop-1"], crop_scale=(0.5, 1.0))
     samples = [Sample(f"a#{start}", ten_a_second, span=(start / 10, start / 10 + 1)) for start in range(0, 50, 3)]
     expected = [[view.tensor for view in modality.prepare(sample)] for sample in samples]
@@ -97,7 +97,7 @@ def test_a_clip_is_never_shorter_than_asked_for(ten_a_second: Path, span: tuple[
         prepare_one(ten_a_second, span, frames=frames, fps=10.0)
 
 
-def test_the_last_frames_of_a_film_are_a_clip(ten_a_second: Path) -> None:
+def test_the_last_frames_of_a_video_are_a_clip(ten_a_second: Path) -> None:
     assert numbers_of(prepare_one(ten_a_second, (5.6, 6.0))) == [56, 57, 58, 59]
     assert numbers_of(prepare_one(ten_a_second, (5.6, 6.0), fps=10.0)) == [56, 57, 58, 59]
     assert numbers_of(prepare_one(ten_a_second, frames=60, fps=10.0)) == list(range(60))

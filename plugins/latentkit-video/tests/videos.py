@@ -1,4 +1,4 @@
-"""Films made on the spot, of frames that tell their own number."""
+"""Videos made on the spot, of frames that tell their own number."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def grey(number: int) -> int:
 
 
 def numbers_of(prepared: Prepared) -> list[int]:
-    """The numbers of a clip's frames, of a film made by `numbered`."""
+    """The numbers of a clip's frames, of a video made by `numbered`."""
     assert isinstance(prepared.tensor, torch.Tensor)
     levels = (prepared.tensor.mean((0, 2, 3)) + 1) * 127.5
     return [round((float(level) - 8) / 4) for level in levels]
@@ -49,7 +49,7 @@ def encode(
     options: dict[str, str] | None = None,
     prepare: Callable[[VideoStream], Any] | None = None,
 ) -> Path:
-    """Write a film.
+    """Write a video.
 
     Args:
         times: of each picture, in milliseconds; none: `rate` per second.
@@ -84,5 +84,5 @@ def make_modality(spec: InputSpec | None = None, seed: int = 0, **options: Any) 
 
 
 def prepare_one(path: Path, span: tuple[float, float] | None = None, **options: Any) -> Prepared:
-    """The first view of a film or of a part of it."""
+    """The first view of a video or of a part of it."""
     return next(iter(make_modality(**options).prepare(Sample(path.name, path, span=span))))

@@ -1,0 +1,198 @@
+"""A video file's packets: opened, read in order, and listed once so that a seek can be checked."""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import av
+import numpy as np
+import numpy.typing as npt
+from av.container import InputContainer
+from av.packet import Packet
+from av.stream import Disposition
+from av.video import VideoStream
+
+from latentkit.contracts import Sample
+from latentkit.errors import SampleError
+
+# Named one by one: FFmpeg also opens playlists, which name other files and addresses, and pictures
+# and texts without a signature.
+FORMATS = (
+    *("mov", "mp4", "m4a", "3gp", "3g2", "mj2", "matroska", "webm", "avi", "mpegts", "mpeg"),
+    *("mpegvideo", "ogg", "flv", "asf", "mxf", "gif", "apng", "ivf", "nut", "h264", "hevc", "vvc"),
+    *("obu", "m4v", "dv", "rm", "wtv", "yuv4mpegpipe"),
+)
+
+READ_BYTES = 1 << 18
+
+NO_STAMP = -(1 << 63)
+"""In a list of packets, in the place of a time stamp that is not there."""
+
+
+@contextmanager
+def open_container(media: object) -> Iterator[InputContainer]:
+    """The opened file or bytes of a sample; read as it is decoded, never held whole.
+
+    Raises:
+        SampleError: not a video, or damaged; also where FFmpeg says so inside the context.
+        OSError: the media can't be reached.
+    """
+    # Through Python's file, so that OSErrors stay those of the medium, and FFmpeg sees no name that
+    # it could take for an address.
+    options = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "none"}
+    with _open_media(media) as file:
+        with _as_sample_error("not a video, or damaged at its start"):
+            container = av.open(
+                file, "r", buffer_size=READ_BYTES, options=options, metadata_errors="replace"
+            )
+        with container, _as_sample_error("damaged, or cut off"):
+            yield container
+
+
+def _open_media(given: object) -> IO[bytes]:
+    media: IO[bytes]
+    if isinstance(given, os.PathLike):  # noqa: SIM108
+        media = Path(given).open("rb")  # noqa: SIM115
+    else:
+        media = io.BytesIO(Sample("", given).read())
+    if not media.seek(0, os.SEEK_END):
+        media.close()
+        raise SampleError("empty file: 0 bytes")
+    media.seek(0)
+    return media
+
+
+@contextmanager
+def _as_sample_error(what: str) -> Iterator[None]:
+    """Turn what FFmpeg raises into a `SampleError` whose text is the same in every run."""
+    try:
+        yield
+    except av.FFmpegError as err:
+        raise SampleError(f"{what}: {err.strerror}") from err
+
+
+def shown_streams(container: InputContainer) -> list[VideoStream]:
+    """Video streams but for pictures of an album's cover."""
+    return [
+        stream
+        for stream in container.streams.video
+        if not stream.disposition & Disposition.attached_pic
+    ]
+
+
+def find_stream(container: InputContainer) -> VideoStream:
+    """The video stream that players show."""
+    streams = shown_streams(container)
+    if not streams:
+        types = {stream.type for stream in container.streams} - {"video"}
+        others = ", ".join(sorted(types)) or "nothing"
+        raise SampleError(f"no video stream: the file holds {others}")
+    stream = next(
+        (stream for stream in streams if stream.disposition & Disposition.default), streams[0]
+    )
+    if stream.codec_context is None or not stream.codec_context.width:
+        raise SampleError("no decoder for its video stream, or a stream without a size")
+    return stream
+
+
+def read_packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[VideoStream]]:
+    """Packets from the next key frame on; the last one, which is empty, flushes the decoder.
+
+    Raises:
+        SampleError: there are packets, but no key frame among them.
+    """
+    is_begun, num_skipped = False, 0
+    for packet in container.demux(stream):
+        is_begun = is_begun or packet.is_keyframe
+        # An empty one with a time says that the frame before stays on screen.
+        if is_begun and (packet.size or packet.dts is None):
+            yield packet
+        num_skipped += not is_begun and packet.size > 0
+    if num_skipped and not is_begun:
+        raise SampleError(f"damaged, or cut off: no key frame among {num_skipped} packets")
+
+
+# ---------------------------------------------------------------- the same packets after a seek
+
+
+class UnprovenSeekError(Exception):
+    """Decoding from the place that a seek led to may give other frames than from the start."""
+
+
+@dataclass(frozen=True)
+class PacketList:
+    """Every packet that reading a file from its start gives, in that order.
+
+    Args:
+        identities: (number of packets, 3) time stamp, size in bytes and CRC-32 of each.
+        decoding: (number of packets) their time stamps of decoding.
+    """
+
+    identities: npt.NDArray[np.int64]
+    decoding: npt.NDArray[np.int64]
+
+    def is_ordered(self, reorders: bool) -> bool:
+        """Whether time stamps grow from packet to packet, so that none depends on those before.
+
+        Args:
+            reorders: frames are shown in another order than they are decoded in; time stamps that
+                don't say so are no good.
+        """
+        shown, decoded = self.identities[:, 0], self.decoding
+        is_timed = bool((shown != NO_STAMP).all() and (decoded != NO_STAMP).all())
+        is_growing = bool((np.diff(decoded) > 0).all() and (shown >= decoded).all())
+        return is_timed and is_growing and not (reorders and (np.diff(shown) > 0).all())
+
+    def check(self, packets: Iterable[Packet[VideoStream]]) -> Iterator[Packet[VideoStream]]:
+        """Packets as long as they are those listed, from any place on.
+
+        Raises:
+            UnprovenSeekError: one is another.
+        """
+        row = -1
+        for packet in packets:
+            identity = _identify(packet)
+            if row < 0:
+                places = np.flatnonzero((self.identities == identity).all(1))
+                row = int(places[0]) if len(places) == 1 else len(self.identities)
+            is_end = not packet.size and row == len(self.identities)
+            if not is_end and (
+                row >= len(self.identities) or tuple(self.identities[row]) != identity
+            ):
+                raise UnprovenSeekError("its packets are not those read from the start")
+            row += 1
+            yield packet
+
+
+@functools.lru_cache(maxsize=16)
+def list_packets(path: Path, state: tuple[int, int]) -> PacketList:
+    """Read a file from its start to its end; what it found is kept for the clips that follow.
+
+    Args:
+        state: of the file, so that a changed one is read again.
+
+    Raises:
+        SampleError: the file is damaged.
+        OSError: it can't be reached.
+    """
+    with open_container(path) as container:
+        packets = read_packets(container, find_stream(container))
+        found = [(*_identify(packet), _stamp(packet.dts)) for packet in packets if packet.size]
+    table = np.array(found, np.int64).reshape(-1, 4)
+    return PacketList(table[:, :3], table[:, 3])
+
+
+def _identify(packet: Packet[VideoStream]) -> tuple[int, int, int]:
+    return _stamp(packet.pts), packet.size, zlib.crc32(packet) if packet.size else 0
+
+
+def _stamp(value: int | None) -> int:
+    return NO_STAMP if value is None else value
