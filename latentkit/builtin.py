@@ -18,7 +18,9 @@ from latentkit.contracts import (
     Config,
     EncoderSpec,
     ExecutorSpec,
+    InputSpec,
     ModalitySpec,
+    SizeRule,
     SourceSpec,
     neutral,
 )
@@ -147,6 +149,15 @@ class FramingConfig(Config):
         if self.buckets is not None and "size" in self.model_fields_set:
             raise ValueError("give size or buckets, not both")
         return self
+
+    def fitted(self, spec: InputSpec) -> dict[str, Any]:
+        """Options that weren't given and whose default the encoder doesn't take, with the nearest that it does."""
+        if self.buckets is not None or "size" in self.model_fields_set:
+            return {}
+        height, width = (self.size, self.size) if isinstance(self.size, int) else self.size
+        nearest = [spec.sizes.get(axis, SizeRule()).nearest(size) for axis, size in zip("HW", (height, width), strict=True)]
+        size = nearest[0] if nearest[0] == nearest[1] else nearest
+        return {} if nearest == [height, width] else {"size": size}
 
 
 class ImageConfig(FramingConfig):

@@ -42,6 +42,7 @@ from latentkit.store.dataset import DATASET, RECIPE, Description, finalize, newe
 from latentkit.store.folder import Folder, host
 from latentkit.store.index import committed, first_rows, read_unit, reason_by_key
 from latentkit.store.plan import Plan, counting_parts, read_chain
+from latentkit.store.writer import NOT_FINITE
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ def describe(inputs: EncodeInputs, encoder: Encoder, settings: EncodeSettings, t
         with fixed_numerics(threads, device):
             tensors = (without_mask(view.tensor) for view in preview_views(inputs, settings.preview))
             rows = [tensor.to(device) for tensor in tensors if tensor is not None]
-            psnr = measure_psnr(encoder, rows, settings.store)
+            psnr = measure_psnr(encoder, rows, settings.store, inputs.open_decoder(device))
         decoded = {} if psnr is None else {"psnr_db": psnr, "num_samples": len(rows)}
     return Description(
         encoder.layout, encoder.normalization, settings.store, settings.dtype, inputs.described_source, list(inputs.views), decoded
@@ -334,7 +335,8 @@ def _most_common(reasons: Counter[str]) -> str:
 
 
 def _more_than(max_bad: float, folder: Folder, bad: Counter[str]) -> str:
-    advice = f"Mend the source and write to another output, or raise max_bad and run {folder}/recipe.yaml again"
+    fixes = ["fix the source"] * bool(set(bad) - {NOT_FINITE}) + ["set on_overflow or a dtype as said"] * (NOT_FINITE in bad)
+    advice = f"Either {' and '.join(fixes)} and write to another output, or raise max_bad and run {folder}/recipe.yaml again"
     return f": {_most_common(bad)}, more than max_bad ({max_bad:g}) allows. {advice}"
 
 

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from latentkit.contracts import BuildContext, Moments, Normalization, Reconstruction
+from latentkit.contracts import BuildContext, Moments, Normalization, Reconstruction, Remark
 from latentkit.encoders.diffusers_driver import Driver
 from latentkit.encoders.diffusers_loading import build_model, find_model, load_model, read_config
 from latentkit.encoders.diffusers_measuring import measure_model, prepare_model
-from latentkit.encoders.diffusers_statistics import PLACES, put_statistics, read_normalization
+from latentkit.encoders.diffusers_statistics import PLACES, find_statistics, has_statistics, put_statistics, read_normalization
 from latentkit.encoders.diffusers_table import computing_config
 from latentkit.encoders.hashing import hash_tensors
 from latentkit.errors import EncoderError
+from latentkit.layouts import readable_input
 from latentkit.runtime.device import is_out_of_memory, memory_format
 
 if TYPE_CHECKING:
@@ -72,6 +74,7 @@ class DiffusersEncoder:
         self._path, self._config_file, self._dtype, self._tiling = path, config_file, dtype, tiling
         self._device, self._seed = device, seed
         self._decoder_hash = ""
+        self._loaded_statistics: Mapping[str, Tensor] = {}
         self._config_place = _config_place(path, config_file)
         self._config = read_config(self._config_place)
         measured = measure_model(self._config, modality, indices, tiling)
@@ -81,13 +84,21 @@ class DiffusersEncoder:
         self.modality, self.input, self.layout = measured.modality, measured.input, measured.layout
         self._mel_rows = int(self.input.mel.bins // self._downscale("M")) if self.input.mel is not None else 0
         self._check_statistics()
+        self.input = readable_input(self.input, self.layout, self._read_normalization(None))
 
     @property
     def normalization(self) -> Normalization:
         """As the model's own pipelines do it."""
-        has_own = self._traits.statistics in ("buffers", "batch-norm")
-        model = (self._encoding_half if self._path is not None else self.module.model) if has_own else None
-        return read_normalization(self._complete_config, self._traits, self.layout, model, self._mel_rows)
+        return self._read_normalization(self._statistics if has_statistics(self._traits) else None)
+
+    def _read_normalization(self, tensors: Mapping[str, Tensor] | None) -> Normalization:
+        return read_normalization(self._complete_config, self._traits, self.layout, tensors, self._mel_rows)
+
+    def remarks(self) -> Iterator[Remark]:
+        """One where the config asks for more than half precision, and it computes in float16."""
+        if self._dtype == torch.float16 and self._config.get("force_upcast"):
+            fix = "set on_overflow: retry-fp32, or the encoder's dtype to bfloat16 or float32"
+            yield Remark(f"{self._config_place}: force_upcast is true, so computing in float16 may overflow; {fix}")
 
     def encode(self, batch: Tensor) -> dict[str, Tensor]:
         """Posterior moments, latents or indices of a batch.
@@ -193,7 +204,7 @@ class DiffusersEncoder:
         traits, sizes = self._traits, {}
         if traits.statistics == "config" and not self._driver.indices:
             sizes = {name: np.size(self._complete_config[name]) for name in PLACES if self._complete_config.get(name) is not None}
-        elif traits.statistics in ("buffers", "batch-norm"):
+        elif has_statistics(traits):
             with torch.device("meta"), torch.random.fork_rng(devices=[]):
                 model = build_model(self._config)
             sizes = {name: values.numel() for name, values in model.named_buffers() if name.startswith(PLACES) and values.ndim}
@@ -219,16 +230,29 @@ class DiffusersEncoder:
         factors = self.layout.downscale
         return factors if isinstance(factors, int) else factors[self.input.axes.index(axis) - 1]
 
-    def _load(self, what: str) -> Any:
+    def _load(self, what: str, dtype: torch.dtype) -> Any:
         if self._path is None:
             raise EncoderError(f"a model with random weights (option config) can be trained, but not {what}; give its weights as model")
-        model = load_model(self._path, self._config_file, self._dtype)
+        model = load_model(self._path, self._config_file, dtype)
         prepare_model(model, self._traits, self._tiling)
         return model
 
+    @property
+    def _statistics(self) -> Mapping[str, Tensor]:
+        """Statistics among the model's tensors, as they stand in its file and not rounded to the dtype it computes in."""
+        if self._path is None:
+            model: Any = self.module.model
+            return find_statistics(model.state_dict())
+        assert self._encoding_half is not None
+        return self._loaded_statistics
+
     @functools.cached_property
     def _encoding_half(self) -> Any:
-        model = self._load("encode")
+        has_own = has_statistics(self._traits)
+        model = self._load("encode", torch.float32 if has_own else self._dtype)
+        if has_own:
+            self._loaded_statistics = find_statistics(model.state_dict())
+            model.to(self._dtype)
         tensors = model.state_dict()
         self._decoder_hash = hash_tensors({name: tensors[name] for name in tensors if name.split(".")[0] in self._traits.decoder})
         _forget(model, tuple(name for name in self._traits.decoder if not (self._driver.indices and name == self._traits.codebook)))
@@ -238,7 +262,7 @@ class DiffusersEncoder:
 
     @functools.cached_property
     def _decoding_half(self) -> Any:
-        model = self._load("decode")
+        model = self._load("decode", self._dtype)
         _forget(model, ENCODING_ONLY)
         return model.to(self._device)
 

@@ -61,7 +61,9 @@ STREAM_COLUMNS = {"key": pa.string(), "attributes": pa.string()}
 
 encode_json = json.JSONEncoder(sort_keys=True, default=str).encode
 
-NOT_FINITE = "the latents are not finite; encode with dtype bfloat16 or float32, or store with dtype float32"
+NOT_FINITE = (
+    "the latents are not finite; set on_overflow: retry-fp32, encode with dtype bfloat16 or float32, or store with dtype float32"
+)
 
 
 NOTHING_COUNTS = "no latent of it counts: its mask is empty"

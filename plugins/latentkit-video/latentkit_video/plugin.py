@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from latentkit.builtin import FolderConfig, FramingConfig
-from latentkit.contracts import BuildContext, Modality, ModalitySpec, Source, SourceSpec, neutral
+from latentkit.contracts import BuildContext, InputSpec, Modality, ModalitySpec, SizeRule, Source, SourceSpec, neutral
 from latentkit.hooks import hookimpl
 
 FILM_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".flv", ".ogv", ".3gp")
@@ -22,6 +22,12 @@ class VideoConfig(FramingConfig):
     )
     frame_stride: int = Field(1, ge=1, description="of these frames every n-th is taken")
     max_pixels: int = neutral(178_956_970, gt=0, description="films with more pixels in a frame are refused before they are decoded")
+
+    def fitted(self, spec: InputSpec) -> dict[str, Any]:
+        """Options that weren't given and whose default the encoder doesn't take, with the nearest that it does."""
+        options = super().fitted(spec)
+        frames = spec.sizes.get("T", SizeRule()).nearest(self.frames)
+        return options if "frames" in self.model_fields_set or frames == self.frames else options | {"frames": frames}
 
 
 class VideoClipsConfig(FolderConfig):

@@ -101,6 +101,8 @@ def _row(name: str, traits: Traits) -> Iterator[str]:
 
 
 def _difference(traits: Traits, changes: Mapping[str, Any]) -> str:
+    if "channels" in changes:
+        return f"{changes['channels']} channel"
     return "indices" if changes.get("gives_indices") else _sizes(replace(traits, **changes))
 
 
