@@ -117,6 +117,20 @@ def test_what_overflows_in_float16_is_decoded_in_float32(fragile: Path, make_pho
     assert json.loads((tmp_path / "out" / "dataset.json").read_text())["quantisation"]["psnr_db"] > 10
 
 
+def test_reconstructions_that_are_not_finite_are_said(fragile: Path, make_photos: MakePhotos, tmp_path: Path) -> None:
+    recipe: dict[str, Any] = {
+        "task": "evaluate",
+        "source": {"use": "folder", "with": {"path": str(make_photos(3))}},
+        "modality": {"use": "image", "with": {"size": 32}},
+        "model": {"use": "diffusers", "with": {"model": str(fragile), "dtype": "float16"}},
+        "metrics": [{"use": "psnr"}],
+        "output": {"path": str(tmp_path / "evaluation")},
+    }
+    assert "3 of 3 reconstructions are not finite" in " ".join(lk.run(recipe).evaluation.warnings)
+    recipe["model"]["with"]["dtype"], recipe["output"]["path"] = "float32", str(tmp_path / "other")
+    assert lk.run(recipe).evaluation.warnings == []
+
+
 def test_a_config_that_asks_for_more_than_float16_is_said_once(
     kl_folder: Path, make_photos: MakePhotos, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
