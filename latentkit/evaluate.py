@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
@@ -186,26 +186,20 @@ def evaluate_model(
     decodes = any("decoder" in named.needs for named in metrics)
     rows: list[Row] = []
     good: list[Row] = []
-    num_broken = 0
     begun: set[str] = set()
     progress = Progress(num_samples or 0, "samples", settings.show_progress and num_samples is not None)
-    with contextlib.closing(read_rows(source, modality, settings.bad)) as read, _undisturbed(model, settings), progress:
-        for batch in batch_rows(_recorded(read, rows), settings.batch_size):
+    with contextlib.closing(read_rows(source, modality, settings.bad)) as found, _undisturbed(model, settings), progress:
+        for batch in batch_rows(_recorded(found, rows), settings.batch_size):
             is_shown = settings.show_always and gallery.wants(batch)
             seen = _pass(model, batch, settings, decodes or is_shown)
             for named in metrics:
                 named.metric.add(seen)
             if decodes or is_shown:
                 gallery.add(batch, *seen.pair())
-                num_broken += int((~seen.pair()[1].flatten(1).isfinite().all(1)).sum())
             good += [_without_tensor(row) for row in batch]
             progress.update(len({row.key for row in batch} - begun))
             begun = {row.key for row in batch}  # whose other views may come with the next batch
-    found = _finish(metrics, rows, good, settings, gallery)
-    if num_broken:
-        broken = f"{num_broken} of {len(good)} reconstructions are not finite, and shown black; in half precision a model may"
-        found = replace(found, warnings=[*found.warnings, f"{broken} overflow: set its dtype to float32"])
-    return found
+    return _finish(metrics, rows, good, settings, gallery)
 
 
 def evaluate_latents(dataset: LatentDataset, metrics: Sequence[NamedMetric], settings: EvaluateSettings) -> Evaluation:
@@ -363,6 +357,9 @@ def _finish(
         warnings += found.warnings
         if found.tables:
             tables[named.name] = found.tables
+    if gallery.num_broken:
+        broken = f"{gallery.num_broken} of {len(good)} reconstructions are not finite, and shown black"
+        warnings.append(f"{broken}; in half precision a model may overflow: set its dtype to float32")
     return Evaluation(figures, per_sample, tables, rows, warnings, gallery, settings.posterior)
 
 
