@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-from diffusers.models.modeling_utils import no_init_weights
 from torch import nn
 
+from latentkit.encoders.diffusers_building import build_model as build_model
+from latentkit.encoders.diffusers_building import build_unset
+from latentkit.encoders.diffusers_building import quiet as quiet
 from latentkit.encoders.diffusers_table import TRAITS, find_traits
 from latentkit.encoders.hub import find_model_path
 from latentkit.encoders.published_configs import find_published, list_published, recognize
@@ -219,7 +219,7 @@ def load_model(path: Path, config_file: Path | None, dtype: torch.dtype, variant
     tensors = weights.read()
     refuse_scaled(weights.files[0], tensors)
     with quiet(), torch.random.fork_rng(devices=[]):  # some classes draw the weights that they then load
-        model = _build_unset(config, dtype)
+        model = build_unset(config, dtype)
     fit = choose_fit(weights.files[0], find_fits(tensors, model), _other_variant(weights, variant))
     model.load_state_dict(fit.tensors, strict=False)  # the fit was strict
     if fit.lacks_decoder:
@@ -234,50 +234,8 @@ def _other_variant(weights: WeightFiles, variant: str | None) -> str | None:
     return None if variant == weights.variant else variant
 
 
-def _build_unset(config: Mapping[str, Any], dtype: torch.dtype) -> Any:
-    """A model in the dtype, but for what its class keeps in float32; its weights are whatever was in memory."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with no_init_weights():
-            model = build_model(config)
-    finally:
-        torch.set_default_dtype(before)
-    kept = set(model._keep_in_fp32_modules or ())
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if tensor.is_floating_point():
-            tensor.data = tensor.data.to(torch.float32 if kept & set(name.split(".")) else dtype)
-    return model
-
-
 def forget(model: nn.Module, names: Iterable[str]) -> None:
     """Empty sub-modules, so that they neither take memory nor count as the encoder's. Some classes walk through them, so they stay."""
     for name in names:
         if getattr(model, name, None) is not None:
             setattr(model, name, nn.Module().eval())
-
-
-def build_model(config: Mapping[str, Any]) -> Any:
-    """A model with random weights (torch's global generator), float32.
-
-    Raises:
-        EncoderError: the config doesn't fit its class.
-    """
-    name = config["_class_name"]
-    try:
-        with quiet():
-            return getattr(diffusers, name).from_config(config)
-    except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, ImportError, NameError) as error:
-        raise EncoderError(f"{name} can't be built by its config: {str(error).strip()[:500]}") from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence diffusers' warnings about what a `Fit` turns into errors, and torch's about what diffusers uses of it."""
-    level = diffusers.utils.logging.get_verbosity()
-    diffusers.utils.logging.set_verbosity(50)
-    try:
-        with warnings.catch_warnings(action="ignore", category=FutureWarning):
-            yield
-    finally:
-        diffusers.utils.logging.set_verbosity(level)

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from torch import Tensor
 
+from latentkit.encoders.diffusers_building import build_model
 from latentkit.encoders.diffusers_table import NORMALIZATION_KEYS, find_traits
 from latentkit.encoders.weight_fitting import Fit, find_fits
 from latentkit.errors import EncoderError
@@ -128,8 +128,8 @@ def _build(config: str) -> Any:
     read = json.loads(config)
     try:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            return getattr(diffusers, read["_class_name"]).from_config(read)
-    except (AttributeError, TypeError, ValueError, ImportError, RuntimeError, NotImplementedError):
+            return build_model(read)
+    except (EncoderError, AttributeError):
         return None
 
 
