@@ -30,28 +30,10 @@ class StandIn(dict[Any, Any]):
     def __call__(self, *_: Any, **__: Any) -> StandIn:
         return StandIn()
 
-    def __setstate__(*_: Any) -> None:  # of a class too, whose state isn't to change
-        """Do nothing."""
-
     def append(*_: Any) -> None:
         """Do nothing."""
 
     extend = add = append
-
-
-class Rebuilding:
-    """A function that unpickling calls; nothing of it can be changed by a pickle."""
-
-    __slots__ = ("_call",)
-
-    def __init__(self, call: Callable[..., Any]) -> None:
-        self._call = call
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self._call(*arguments)
-
-    def __setstate__(self, _: Any) -> None:
-        """Do nothing."""
 
 
 def _tensor(storage: Any, offset: int, size: Any, stride: Any, *_: Any) -> Any:
@@ -73,17 +55,25 @@ REBUILDING: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
     ("torch._utils", "_rebuild_parameter_with_state"): lambda data, *_: data,
     ("torch._tensor", "_rebuild_from_type_v2"): lambda build, _, arguments, __: build(*arguments),
+    ("torch.storage", "UntypedStorage"): torch.UntypedStorage,
 }
 """Everything that a pickle can call, by module and name."""
 
 
-class Unpickler(pickle.Unpickler):
-    """An unpickler that looks up no name but those of `REBUILDING` and torch's dtypes."""
+def _drop_state(unpickler: Any) -> None:
+    """In the place of the opcode that sets attributes, of anything at hand, or calls its `__setstate__`."""
+    unpickler.stack.pop()
+
+
+class Unpickler(pickle._Unpickler):
+    """An unpickler that looks up no name but those of `REBUILDING` and torch's dtypes, and changes no object."""
+
+    dispatch = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: _drop_state}  # noqa: RUF012 (of Python's own class)
 
     def find_class(self, module: str, name: str) -> Any:
         """What a pickle gets for a name."""
         if (module, name) in REBUILDING:
-            return Rebuilding(REBUILDING[module, name])
+            return REBUILDING[module, name]
         dtype = getattr(torch, name, None) if module == "torch" else None
         return dtype if isinstance(dtype, torch.dtype) else type(f"{module}.{name}", (StandIn,), {})
 
