@@ -16,7 +16,16 @@ from torch import Tensor, nn
 
 from latentkit.contracts import BuildContext, Moments, Normalization, Reconstruction, Remark
 from latentkit.encoders.diffusers_driver import Driver
-from latentkit.encoders.diffusers_loading import build_model, find_model, load_model, read_config
+from latentkit.encoders.diffusers_loading import (
+    FoundModel,
+    build_model,
+    find_config_file,
+    find_model,
+    forget,
+    load_model,
+    look_at_model,
+    read_config,
+)
 from latentkit.encoders.diffusers_measuring import measure_model, prepare_model
 from latentkit.encoders.diffusers_statistics import PLACES, find_statistics, has_statistics, put_statistics, read_normalization
 from latentkit.encoders.diffusers_table import computing_config
@@ -38,12 +47,14 @@ def open_diffusers(config: DiffusersConfig, context: BuildContext) -> DiffusersE
     Raises:
         EncoderError: there is no such model, its class isn't driven, or an option doesn't fit it.
     """
-    config_file = context.recipe_dir / Path(config.config).expanduser() if config.config else None
+    config_file = find_config_file(config.config, context.recipe_dir) if config.config else None
     path = None
     if config.model:
         path = find_model(config.model, config.subfolder, config.revision, context.recipe_dir, context.modality)
     dtype = getattr(torch, config.dtype)
-    return DiffusersEncoder(path, config_file, dtype, config.tiling, context.device, context.seed, context.modality, config.indices)
+    return DiffusersEncoder(
+        path, config_file, dtype, config.tiling, context.device, context.seed, context.modality, config.indices, config.variant
+    )
 
 
 class DiffusersEncoder:
@@ -58,6 +69,7 @@ class DiffusersEncoder:
         seed: of random weights.
         modality: name of the recipe's, for classes that take several; the class's usual one where it doesn't take that.
         indices: give indices into the model's codebook; None: as is usual for its class.
+        variant: of the weights, such as "fp16", where there are several.
     """
 
     def __init__(
@@ -70,12 +82,14 @@ class DiffusersEncoder:
         seed: int = 0,
         modality: str = "",
         indices: bool | None = None,
+        variant: str | None = None,
     ) -> None:
-        self._path, self._config_file, self._dtype, self._tiling = path, config_file, dtype, tiling
+        self._path, self._variant, self._dtype, self._tiling = path, variant, dtype, tiling
         self._device, self._seed = device, seed
         self._decoder_hash = ""
         self._loaded_statistics: Mapping[str, Tensor] = {}
-        self._config_place = _config_place(path, config_file)
+        self._found = _find(path, config_file, variant, modality)
+        self._config_place = self._found.config_file
         self._config = read_config(self._config_place)
         measured = measure_model(self._config, modality, indices, tiling)
         self._driver: Driver = measured.driver
@@ -85,6 +99,15 @@ class DiffusersEncoder:
         self._mel_rows = int(self.input.mel.bins // self._downscale("M")) if self.input.mel is not None else 0
         self._check_statistics()
         self.input = readable_input(self.input, self.layout, self._read_normalization(None))
+        if self._found.lacks_decoder:
+            self.decode = None  # type: ignore[method-assign, assignment]  # no `Decodes`
+
+    def remarks(self) -> Iterator[Remark]:
+        """What a user should know of the weights that were taken, and of the dtype they compute in."""
+        yield from self._found.remarks
+        if self._dtype == torch.float16 and self._config.get("force_upcast"):
+            fix = "set on_overflow: retry-fp32, or the encoder's dtype to bfloat16 or float32"
+            yield Remark(f"{self._config_place}: force_upcast is true, so computing in float16 may overflow; {fix}")
 
     @property
     def normalization(self) -> Normalization:
@@ -93,12 +116,6 @@ class DiffusersEncoder:
 
     def _read_normalization(self, tensors: Mapping[str, Tensor] | None) -> Normalization:
         return read_normalization(self._complete_config, self._traits, self.layout, tensors, self._mel_rows)
-
-    def remarks(self) -> Iterator[Remark]:
-        """One where the config asks for more than half precision, and it computes in float16."""
-        if self._dtype == torch.float16 and self._config.get("force_upcast"):
-            fix = "set on_overflow: retry-fp32, or the encoder's dtype to bfloat16 or float32"
-            yield Remark(f"{self._config_place}: force_upcast is true, so computing in float16 may overflow; {fix}")
 
     def encode(self, batch: Tensor) -> dict[str, Tensor]:
         """Posterior moments, latents or indices of a batch.
@@ -163,8 +180,10 @@ class DiffusersEncoder:
         """
         if self._traits.codebook:
             raise EncoderError(f"{self._config['_class_name']} can't be trained here: its codebook needs losses of its own")
+        if self._found.lacks_decoder:
+            raise EncoderError(f"{self._path} holds no decoder, so it can't be trained")
         if self._path is not None:
-            model = load_model(self._path, self._config_file, torch.float32)
+            model = load_model(self._path, self._config_place, torch.float32, self._variant)
         else:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self._seed)
@@ -233,7 +252,7 @@ class DiffusersEncoder:
     def _load(self, what: str, dtype: torch.dtype) -> Any:
         if self._path is None:
             raise EncoderError(f"a model with random weights (option config) can be trained, but not {what}; give its weights as model")
-        model = load_model(self._path, self._config_file, dtype)
+        model = load_model(self._path, self._config_place, dtype, self._variant)
         prepare_model(model, self._traits, self._tiling)
         return model
 
@@ -255,7 +274,7 @@ class DiffusersEncoder:
             model.to(self._dtype)
         tensors = model.state_dict()
         self._decoder_hash = hash_tensors({name: tensors[name] for name in tensors if name.split(".")[0] in self._traits.decoder})
-        _forget(model, tuple(name for name in self._traits.decoder if not (self._driver.indices and name == self._traits.codebook)))
+        forget(model, tuple(name for name in self._traits.decoder if not (self._driver.indices and name == self._traits.codebook)))
         takes_form = self._traits.axes == "CHW" and all(weight.ndim <= 4 for weight in model.parameters())
         form = memory_format(self._device, 4) if takes_form else torch.preserve_format
         return model.to(self._device, memory_format=form)
@@ -263,7 +282,7 @@ class DiffusersEncoder:
     @functools.cached_property
     def _decoding_half(self) -> Any:
         model = self._load("decode", self._dtype)
-        _forget(model, ENCODING_ONLY)
+        forget(model, ENCODING_ONLY)
         return model.to(self._device)
 
 
@@ -289,18 +308,8 @@ class TrainedModel(nn.Module):
         return self._driver.decode(self.model, latents)
 
 
-def _config_place(path: Path | None, config_file: Path | None) -> Path:
-    if path is not None and path.is_dir():
-        return path / "config.json"
-    if config_file is not None:
-        return config_file
-    if path is not None and path.with_name("config.json").is_file():
-        return path.with_name("config.json")
-    raise EncoderError(f"{path}: a single file needs the model's config.json beside it, or named by the option config")
-
-
-def _forget(model: nn.Module, names: tuple[str, ...]) -> None:
-    """Empty sub-modules, so that they neither take memory nor count as the encoder's. Some classes walk through them, so they stay."""
-    for name in names:
-        if getattr(model, name, None) is not None:
-            setattr(model, name, nn.Module().eval())
+def _find(path: Path | None, config_file: Path | None, variant: str | None, modality: str) -> FoundModel:
+    if path is not None:
+        return look_at_model(path, config_file, variant, modality)
+    assert config_file is not None  # by the recipe
+    return FoundModel(config_file)
