@@ -106,7 +106,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a diffusers model, by its folder or the file itself.
 
     Raises:
-        EncoderError: missing, no JSON, or of a class that the table doesn't know.
+        EncoderError: missing, no JSON, or of a class that the table or the installed diffusers doesn't know.
     """
     file = folder / "config.json" if folder.is_dir() else folder
     try:
@@ -116,12 +116,16 @@ def read_config(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise EncoderError(f"{file}: not JSON ({error}); expected the config.json of a diffusers autoencoder") from error
     name = config.get("_class_name") if isinstance(config, dict) else None
-    if not (isinstance(name, str) and (name in TRAITS or _might_be_driven(name)) and hasattr(diffusers, name)):
+    if isinstance(name, str) and name.removeprefix("Flax") in TRAITS:
+        name = name.removeprefix("Flax")  # the same model, converted by a class that diffusers had once
+        if not hasattr(diffusers, name):
+            raise EncoderError(f"{file}: diffusers {diffusers.__version__} has no {name}; pip install -U diffusers")
+    elif not (isinstance(name, str) and _might_be_driven(name)):
         raise EncoderError(
             f"{file}: _class_name is {name!r}; this version drives {', '.join(TRAITS)}, and other models of diffusers "
             f"{diffusers.__version__} that have encode and decode"
         )
-    return dict(config)
+    return config | {"_class_name": name}
 
 
 def _might_be_driven(name: str) -> bool:

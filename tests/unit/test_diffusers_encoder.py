@@ -169,6 +169,22 @@ def test_class_that_is_not_driven_is_said(tmp_path: Path) -> None:
         open_model(tmp_path)
 
 
+def test_a_class_that_the_installed_diffusers_lacks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TRAITS, "AutoencoderKLOfTomorrow", TRAITS["AutoencoderKL"])  # type: ignore[arg-type]
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKLOfTomorrow"}))
+    expected = rf"diffusers {re.escape(diffusers.__version__)} has no AutoencoderKLOfTomorrow; pip install -U diffusers$"
+    with pytest.raises(EncoderError, match=expected):
+        open_model(tmp_path)
+
+
+def test_configs_of_flax_classes_are_those_of_the_same_model(kl_folder: Path, tmp_path: Path, batch: torch.Tensor) -> None:
+    folder = shutil.copytree(kl_folder, tmp_path / "flax")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"_class_name": "FlaxAutoencoderKL"}))
+    assert torch.equal(open_model(folder).encode(batch)["mean"], open_model(kl_folder).encode(batch)["mean"])
+    assert open_model(folder).fingerprint() == open_model(kl_folder).fingerprint()
+
+
 def test_random_weights_train_but_do_not_encode(kl_folder: Path, batch: torch.Tensor) -> None:
     config = DiffusersConfig(config=str(kl_folder / "config.json"))
     encoder = open_diffusers(config, BuildContext(seed=3))
