@@ -125,7 +125,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{file}: _class_name is {name!r}; this version drives {', '.join(TRAITS)}, and other models of diffusers "
             f"{diffusers.__version__} that have encode and decode"
         )
-    return config | {"_class_name": name}
+    return {**config, "_class_name": name}
 
 
 def _might_be_driven(name: str) -> bool:
