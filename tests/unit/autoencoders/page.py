@@ -62,8 +62,8 @@ More than the table:
   config has statistics per latent frame, clips take the first of them, and longer clips than they hold for are refused.
 - `AutoencoderKLFlux2` folds 2 x 2 latents into channels when they are read, so sides are multiples of twice its down-scaling.
 - Statistics among a model's tensors (batch-norm, buffers) are read as they stand in its file, whatever dtype the network computes in.
-- With `dtype: float16` a config's `force_upcast: true` is said once, before the run: set `on_overflow: retry-fp32`, or another dtype. Previews,
-  the PSNR of int8 latents and `data.decode` are decoded in float32.
+- With `dtype: float16` a config's `force_upcast: true` is said once, before the run: set `on_overflow: retry-fp32`, or another dtype.
+  Previews, the PSNR of int8 latents and `data.decode` are decoded in float32.
 - `VQModel`: latents before the codebook, or with `indices: true` the indices. `AutoencoderVidTok` with the regularizer fsq: indices, or
   with `indices: false` the quantized latents. Neither is trained here: a codebook needs losses of its own.
 - `AutoencoderRAE` needs the package transformers.
