@@ -50,9 +50,11 @@ def open_diffusers(config: DiffusersConfig, context: BuildContext) -> DiffusersE
     if config.model:
         path = find_model(config.model, config.subfolder, config.revision, context.recipe_dir, context.modality)
     dtype = getattr(torch, config.dtype)
-    return DiffusersEncoder(
-        path, config_file, dtype, config.tiling, context.device, context.seed, context.modality, config.indices, config.variant
-    )
+    options: dict[str, Any] = {"seed": context.seed, "modality": context.modality, "indices": config.indices, "variant": config.variant}
+    encoder = DiffusersEncoder(path, config_file, dtype, config.tiling, context.device, **options)
+    if not encoder.lacks_decoder:
+        return encoder
+    return DiffusersEncoderAlone(path, config_file, dtype, config.tiling, context.device, **options)
 
 
 class DiffusersEncoder:
@@ -94,9 +96,8 @@ class DiffusersEncoder:
         self._complete_config = measured.config
         self.modality, self.input, self.layout = measured.modality, measured.input, measured.layout
         self._mel_rows = int(self.input.mel.bins // self._downscale("M")) if self.input.mel is not None else 0
+        self.lacks_decoder = self._found.lacks_decoder
         self._check_statistics()
-        if self._found.lacks_decoder:
-            self.decode = None  # type: ignore[method-assign, assignment]  # no `Decodes`
 
     def remarks(self) -> tuple[Remark, ...]:
         """What a user should know of the weights that were taken."""
@@ -172,7 +173,7 @@ class DiffusersEncoder:
         """
         if self._traits.codebook:
             raise EncoderError(f"{self._config['_class_name']} can't be trained here: its codebook needs losses of its own")
-        if self._found.lacks_decoder:
+        if self.lacks_decoder:
             raise EncoderError(f"{self._path} holds no decoder, so it can't be trained")
         if self._path is not None:
             model = load_model(self._path, self._config_place, torch.float32, self._variant)
@@ -263,6 +264,12 @@ class DiffusersEncoder:
         model = self._load("decode")
         forget(model, ENCODING_ONLY)
         return model.to(self._device)
+
+
+class DiffusersEncoderAlone(DiffusersEncoder):
+    """One whose weights have no decoder, so that it is no `Decodes`."""
+
+    decode = None  # type: ignore[assignment]
 
 
 class TrainedModel(nn.Module):
