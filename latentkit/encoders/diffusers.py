@@ -25,9 +25,10 @@ from latentkit.encoders.diffusers_loading import (
     load_model,
     look_at_model,
     read_config,
+    read_some,
 )
 from latentkit.encoders.diffusers_measuring import measure_model, prepare_model
-from latentkit.encoders.diffusers_statistics import PLACES, find_statistics, has_statistics, put_statistics, read_normalization
+from latentkit.encoders.diffusers_statistics import PLACES, has_statistics, put_statistics, read_normalization
 from latentkit.encoders.diffusers_table import computing_config
 from latentkit.encoders.hashing import hash_tensors
 from latentkit.errors import EncoderError
@@ -52,9 +53,11 @@ def open_diffusers(config: DiffusersConfig, context: BuildContext) -> DiffusersE
     if config.model:
         path = find_model(config.model, config.subfolder, config.revision, context.recipe_dir, context.modality)
     dtype = getattr(torch, config.dtype)
-    return DiffusersEncoder(
-        path, config_file, dtype, config.tiling, context.device, context.seed, context.modality, config.indices, config.variant
-    )
+    options: dict[str, Any] = {"seed": context.seed, "modality": context.modality, "indices": config.indices, "variant": config.variant}
+    encoder = DiffusersEncoder(path, config_file, dtype, config.tiling, context.device, **options)
+    if not encoder.lacks_decoder:
+        return encoder
+    return DiffusersEncoderAlone(path, config_file, dtype, config.tiling, context.device, **options)
 
 
 class DiffusersEncoder:
@@ -87,7 +90,6 @@ class DiffusersEncoder:
         self._path, self._variant, self._dtype, self._tiling = path, variant, dtype, tiling
         self._device, self._seed = device, seed
         self._decoder_hash = ""
-        self._loaded_statistics: Mapping[str, Tensor] = {}
         self._found = _find(path, config_file, variant, modality)
         self._config_place = self._found.config_file
         self._config = read_config(self._config_place)
@@ -97,10 +99,9 @@ class DiffusersEncoder:
         self._complete_config = measured.config
         self.modality, self.input, self.layout = measured.modality, measured.input, measured.layout
         self._mel_rows = int(self.input.mel.bins // self._downscale("M")) if self.input.mel is not None else 0
+        self.lacks_decoder = self._found.lacks_decoder
         self._check_statistics()
         self.input = readable_input(self.input, self.layout, self._read_normalization(None))
-        if self._found.lacks_decoder:
-            self.decode = None  # type: ignore[method-assign, assignment]  # no `Decodes`
 
     def remarks(self) -> Iterator[Remark]:
         """What a user should know of the weights that were taken, and of the dtype they compute in."""
@@ -180,7 +181,7 @@ class DiffusersEncoder:
         """
         if self._traits.codebook:
             raise EncoderError(f"{self._config['_class_name']} can't be trained here: its codebook needs losses of its own")
-        if self._found.lacks_decoder:
+        if self.lacks_decoder:
             raise EncoderError(f"{self._path} holds no decoder, so it can't be trained")
         if self._path is not None:
             model = load_model(self._path, self._config_place, torch.float32, self._variant)
@@ -249,29 +250,31 @@ class DiffusersEncoder:
         factors = self.layout.downscale
         return factors if isinstance(factors, int) else factors[self.input.axes.index(axis) - 1]
 
-    def _load(self, what: str, dtype: torch.dtype) -> Any:
+    def _load(self, what: str) -> Any:
         if self._path is None:
             raise EncoderError(f"a model with random weights (option config) can be trained, but not {what}; give its weights as model")
-        model = load_model(self._path, self._config_place, dtype, self._variant)
+        model = load_model(self._path, self._config_place, self._dtype, self._variant)
         prepare_model(model, self._traits, self._tiling)
         return model
 
     @property
     def _statistics(self) -> Mapping[str, Tensor]:
-        """Statistics among the model's tensors, as they stand in its file and not rounded to the dtype it computes in."""
-        if self._path is None:
-            model: Any = self.module.model
-            return find_statistics(model.state_dict())
-        assert self._encoding_half is not None
-        return self._loaded_statistics
+        """Statistics among the model's tensors, (C,) each, float32: as in its file, not rounded to the dtype it computes in."""
+        return self._trained_statistics if self._path is None else self._stored_statistics
+
+    @property
+    def _trained_statistics(self) -> Mapping[str, Tensor]:
+        model: Any = self.module.model
+        return {name: tensor for name, tensor in model.state_dict().items() if name.split(".")[0] in PLACES}
+
+    @functools.cached_property
+    def _stored_statistics(self) -> Mapping[str, Tensor]:
+        assert self._path is not None
+        return read_some(self._path, self._config_place, PLACES, self._variant)
 
     @functools.cached_property
     def _encoding_half(self) -> Any:
-        has_own = has_statistics(self._traits)
-        model = self._load("encode", torch.float32 if has_own else self._dtype)
-        if has_own:
-            self._loaded_statistics = find_statistics(model.state_dict())
-            model.to(self._dtype)
+        model = self._load("encode")
         tensors = model.state_dict()
         self._decoder_hash = hash_tensors({name: tensors[name] for name in tensors if name.split(".")[0] in self._traits.decoder})
         forget(model, tuple(name for name in self._traits.decoder if not (self._driver.indices and name == self._traits.codebook)))
@@ -281,9 +284,15 @@ class DiffusersEncoder:
 
     @functools.cached_property
     def _decoding_half(self) -> Any:
-        model = self._load("decode", self._dtype)
+        model = self._load("decode")
         forget(model, ENCODING_ONLY)
         return model.to(self._device)
+
+
+class DiffusersEncoderAlone(DiffusersEncoder):
+    """One whose weights have no decoder, so that it is no `Decodes`."""
+
+    decode = None  # type: ignore[assignment]
 
 
 class TrainedModel(nn.Module):

@@ -11,7 +11,7 @@ from typing import Any
 
 import diffusers
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from latentkit.encoders.diffusers_building import build_model as build_model
 from latentkit.encoders.diffusers_building import build_unset
@@ -20,7 +20,7 @@ from latentkit.encoders.diffusers_table import TRAITS, find_traits
 from latentkit.encoders.hub import find_model_path
 from latentkit.encoders.published_configs import find_published, list_published, recognize
 from latentkit.encoders.weight_files import read_metadata
-from latentkit.encoders.weight_fitting import choose_fit, find_fits, refuse_scaled
+from latentkit.encoders.weight_fitting import Fit, choose_fit, find_fits, refuse_scaled
 from latentkit.encoders.weight_folders import WeightFiles, find_weights
 from latentkit.errors import EncoderError
 from latentkit.samples import Remark
@@ -219,18 +219,38 @@ def load_model(path: Path, config_file: Path | None, dtype: torch.dtype, variant
         EncoderError: no weights, or weights that don't fit: names missing, unexpected and misshaped keys.
     """
     config = read_config(config_file or look_at_model(path, None, variant).config_file)
-    weights = find_weights(path, variant)
-    tensors = weights.read()
-    refuse_scaled(weights.files[0], tensors)
     with quiet(), torch.random.fork_rng(devices=[]):  # some classes draw the weights that they then load
         model = build_unset(config, dtype)
-    fit = choose_fit(weights.files[0], find_fits(tensors, model), _other_variant(weights, variant))
+    fit = _read_fit(path, variant, model)
     model.load_state_dict(fit.tensors, strict=False)  # the fit was strict
     if fit.lacks_decoder:
         forget(model, find_traits(config["_class_name"], config)[0].decoder)
     model.eval()
     model.requires_grad_(False)
     return model
+
+
+def read_some(path: Path, config_file: Path, places: tuple[str, ...], variant: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a model in some of its modules and buffers, float32, by name; no others are read.
+
+    Args:
+        places: first words of their names.
+        path, config_file, variant: as for `load_model`.
+
+    Raises:
+        EncoderError: as `load_model`.
+    """
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        model = build_model(read_config(config_file))
+    tensors = _read_fit(path, variant, model).tensors
+    return {name: tensor.float() for name, tensor in tensors.items() if name.split(".")[0] in places}
+
+
+def _read_fit(path: Path, variant: str | None, model: Any) -> Fit:
+    weights = find_weights(path, variant)
+    tensors = weights.read()
+    refuse_scaled(weights.files[0], tensors)
+    return choose_fit(weights.files[0], find_fits(tensors, model), _other_variant(weights, variant))
 
 
 def _other_variant(weights: WeightFiles, variant: str | None) -> str | None:

@@ -19,11 +19,6 @@ def has_statistics(traits: Traits) -> bool:
     return traits.statistics in ("buffers", "batch-norm")
 
 
-def find_statistics(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of those of a model's tensors, on the CPU."""
-    return {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items() if name.split(".")[0] in PLACES}
-
-
 def read_normalization(
     config: Mapping[str, Any], traits: Traits, layout: LatentLayout, tensors: Mapping[str, Tensor] | None = None, whole: int = 0
 ) -> Normalization:
@@ -38,7 +33,7 @@ def read_normalization(
         config: with its defaults filled in.
         traits: of the class.
         layout: of its latents.
-        tensors: `find_statistics` of a model that has them; None leaves shift and scale out, for the fold alone.
+        tensors: those of the model in `PLACES`, where it has statistics; None leaves shift and scale out, for the fold alone.
         whole: size of a latent along the axis that is folded whole.
     """
     if traits.statistics in ("inside", "none"):

@@ -7,7 +7,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import safe_open
@@ -108,7 +108,7 @@ def refuse_pages(path: Path, where_from: str = "") -> None:
             raise EncoderError(f"{path}: {WANTED}; it is {said}")
     if start[257:262] == b"ustar":
         raise EncoderError(f"{path}: {WANTED}; it is a tar archive: unpack it first")
-    if start.isascii() and start.decode().isprintable() and path.stat().st_size < 10_000:
+    if start.isascii() and start.decode().isprintable() and 8 <= path.stat().st_size < 10_000:
         raise EncoderError(f"{path}: {WANTED}; it is a text, such as a server's answer: {start[:80].decode().strip()!r}")
 
 
@@ -136,11 +136,19 @@ def _read(path: Path, where_from: str) -> Any:
 
 
 def _read_saved(path: Path) -> Any:
-    mmap = zipfile.is_zipfile(path)
+    if path.suffix == ".safetensors":  # by which torch.load would go
+        with path.open("rb") as file:
+            return _load(file, False)
+    return _load(path, zipfile.is_zipfile(path))
+
+
+def _load(file: Path | IO[bytes], mmap: bool) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError:
-        return load_inert(path, mmap)  # it names more than tensors
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError:  # it names more than tensors
+        if not isinstance(file, Path):
+            file.seek(0)
+        return load_inert(file, mmap)
 
 
 def _groups(found: object, name: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:

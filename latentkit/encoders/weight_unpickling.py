@@ -89,14 +89,14 @@ class InertPickle:
         return Unpickler(file, **options).load()
 
 
-def load_inert(path: Path, mmap: bool) -> Any:
+def load_inert(file: Path | IO[bytes], mmap: bool) -> Any:
     """What `torch.save` wrote, tensors on the CPU; other objects are stand-ins.
 
     Args:
-        path: of a file that `torch.load(weights_only=True)` refused for its pickle alone.
-        mmap: read tensors when they are used (zip files only).
+        file: one that `torch.load(weights_only=True)` refused for its pickle alone.
+        mmap: read tensors when they are used (the path of a zip file only).
 
     Raises:
         Exception: any, where the file is damaged.
     """
-    return torch.load(path, "cpu", InertPickle, weights_only=False, mmap=mmap)
+    return torch.load(file, "cpu", InertPickle, weights_only=False, mmap=mmap)
