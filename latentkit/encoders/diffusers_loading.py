@@ -49,6 +49,11 @@ def find_model(model: str, subfolder: str | None, revision: str | None, recipe_d
     path = find_model_path(model, revision, [prefix + file for prefix in prefixes for file in FILES], recipe_dir)
     if path.is_file():
         return path
+    return _choose_folder(model, subfolder, modality, path)
+
+
+def _choose_folder(model: str, subfolder: str | None, modality: str, path: Path) -> Path:
+    """The folder of the autoencoder in the folder of a model or a pipeline."""
     folders = _model_folders(path, subfolder)
     if not folders:
         if not subfolder and _has_weights(path):
