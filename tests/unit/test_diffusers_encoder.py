@@ -60,11 +60,14 @@ def test_other_shape_is_refused(kl_folder: Path, tmp_path: Path) -> None:
         open_model(folder).fingerprint()
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"\x00" * 100])
-def test_damaged_weights_are_refused(kl_folder: Path, tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"", "it is empty"), (b"<html>not found</html>", "is a web page, not weights"), (b"\x00" * 100, "cut off, damaged or something")],
+)
+def test_damaged_weights_are_refused(kl_folder: Path, tmp_path: Path, content: bytes, said: str) -> None:
     shutil.copytree(kl_folder, tmp_path / "m")
     (tmp_path / "m" / WEIGHTS).write_bytes(content)
-    with pytest.raises(EncoderError, match="can't be loaded"):
+    with pytest.raises(EncoderError, match=said):
         open_model(tmp_path / "m").fingerprint()
 
 
@@ -75,7 +78,7 @@ def test_single_file_equals_its_folder(kl_folder: Path, tmp_path: Path, batch: t
     named = open_model(tmp_path / "vae.safetensors", config=str(kl_folder / "config.json")).encode(batch)
     for got in (beside, named):
         assert torch.equal(got["mean"], expected["mean"])
-    with pytest.raises(EncoderError, match=r"needs the model's config\.json"):
+    with pytest.raises(EncoderError, match=r"Put the model's config\.json beside the file"):
         open_model(tmp_path / "vae.safetensors")
 
 
