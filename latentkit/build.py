@@ -57,7 +57,10 @@ class EncoderOpener:
             raise DeviceError(f"{device} can't compute in bfloat16; set the encoder's dtype to float32, or to float16")
 
     def in_float32(self) -> EncoderOpener | None:
-        """The opener of the same encoder computing in float32, this one where it does; None where its options have no dtype."""
+        """The opener of the same encoder computing in float32, which may be this one.
+
+        None where its options have no dtype.
+        """
         if "dtype" not in type(self.plugin.config).model_fields:
             return None
         if self.plugin.config.dtype == "float32":
@@ -122,21 +125,30 @@ class Line:
             raise RecipeError(f"{self.recipe.origin}: {error}") from error
 
     def fitted(self, encoder: Encoder) -> tuple[Line, list[str]]:
-        """The line with sizes that its recipe leaves open set to the nearest that the encoder takes, and a remark for each.
+        """The line, sizes that its recipe leaves open set to the nearest that the encoder takes.
 
-        A modality's config says by an optional method `fitted(InputSpec)` which of its options those are, with their values.
+        A modality's config says by an optional method `fitted(InputSpec)` which of its options
+        those are, with their values.
+
+        Returns:
+            The line, and a remark for each size that was set.
         """
         config, taken = self.modality.config, self._context(encoder).input
         options: dict[str, Any] = config.fitted(taken) if hasattr(config, "fitted") else {}
         if not options:
             return self, []
         remarks = [
-            f"{self.modality.where}.with.{name}: {value}, as the encoder doesn't take the default {getattr(config, name)}"
+            f"{self.modality.where}.with.{name}: {value}, "
+            f"as the encoder doesn't take the default {getattr(config, name)}"
             for name, value in options.items()
         ]
-        use = self.recipe.modality.model_copy(update={"with_": {**self.recipe.modality.with_, **options}})
+        use = self.recipe.modality.model_copy(
+            update={"with_": {**self.recipe.modality.with_, **options}}
+        )
         recipe = self.recipe.model_copy(update={"modality": use})
-        config = discover().configure("modality", use.use, use.with_, self.modality.where, recipe.origin)
+        config = discover().configure(
+            "modality", use.use, use.with_, self.modality.where, recipe.origin
+        )
         return replace(self, recipe=recipe, modality=replace(self.modality, config=config)), remarks
 
     @property

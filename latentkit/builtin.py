@@ -151,11 +151,14 @@ class FramingConfig(Config):
         return self
 
     def fitted(self, spec: InputSpec) -> dict[str, Any]:
-        """Options that weren't given and whose default the encoder doesn't take, with the nearest that it does."""
+        """Options left at a default that the encoder doesn't take, with the nearest it does."""
         if self.buckets is not None or "size" in self.model_fields_set:
             return {}
         height, width = (self.size, self.size) if isinstance(self.size, int) else self.size
-        nearest = [spec.sizes.get(axis, SizeRule()).nearest(size) for axis, size in zip("HW", (height, width), strict=True)]
+        nearest = [
+            spec.sizes.get(axis, SizeRule()).nearest(size)
+            for axis, size in zip("HW", (height, width), strict=True)
+        ]
         size = nearest[0] if nearest[0] == nearest[1] else nearest
         return {} if nearest == [height, width] else {"size": size}
 

@@ -168,7 +168,7 @@ class Modality(Protocol):
 class Encoder(Protocol):
     """A batch of prepared tensors to raw latents.
 
-    An optional method `remarks() -> Iterable[Remark]` says what a user should know before a run, such as an option that may overflow.
+    An optional method `remarks() -> Iterable[Remark]` says what a user should know before a run.
     """
 
     modality: str

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from latentkit.bad_samples import are_too_many
+from latentkit.bad_samples import advise, are_too_many
 from latentkit.contracts import Encoder, Executor, Sample, Shard, StreamSource, UnitResult
 from latentkit.errors import DamagedError, FingerprintError, SourceError, StoreError
 from latentkit.masks import without_mask
@@ -42,7 +42,6 @@ from latentkit.store.dataset import DATASET, RECIPE, Description, finalize, newe
 from latentkit.store.folder import Folder, host
 from latentkit.store.index import committed, first_rows, read_unit, reason_by_key
 from latentkit.store.plan import Plan, counting_parts, read_chain
-from latentkit.store.writer import NOT_FINITE
 
 
 @dataclass(frozen=True)
@@ -335,8 +334,7 @@ def _most_common(reasons: Counter[str]) -> str:
 
 
 def _more_than(max_bad: float, folder: Folder, bad: Counter[str]) -> str:
-    fixes = ["fix the source"] * bool(set(bad) - {NOT_FINITE}) + ["set on_overflow or a dtype as said"] * (NOT_FINITE in bad)
-    advice = f"Either {' and '.join(fixes)} and write to another output, or raise max_bad and run {folder}/recipe.yaml again"
+    advice = advise(set(bad), str(folder))
     return f": {_most_common(bad)}, more than max_bad ({max_bad:g}) allows. {advice}"
 
 

@@ -41,7 +41,8 @@ class BatchEncoder:
         """Latents of a batch on the encoder's device, held to its layout; "mask" among them where rows have one.
 
         Raises:
-            EncoderError: they aren't what the layout says, couldn't be read back, or memory ran out.
+            EncoderError: they aren't what the layout says, couldn't be read back, or memory ran
+                out.
         """
         if self._encoder is None:
             self._encoder = self._open_encoder()

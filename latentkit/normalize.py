@@ -63,7 +63,7 @@ def unfold(latents: Tensor, axes: str, factors: Mapping[str, int]) -> Tensor:
 
 
 def cut_to(constant: Any, sizes: Sequence[int], axes: str) -> Any:
-    """The first values of a shift or scale, a tensor or array with an axis for each of a latent's, for a latent of these sizes.
+    """The first values of a shift or scale, for a latent of these sizes.
 
     One that has values per frame, say, has them for the longest clip: shorter ones take the first.
 
@@ -74,11 +74,15 @@ def cut_to(constant: Any, sizes: Sequence[int], axes: str) -> Any:
         return constant
     for axis, size, most in zip(axes[1:], sizes[1:], constant.shape[1:], strict=True):
         if 1 < most < size:
-            raise ValueError(f"axis {axis} of size {size} is longer than its shifts and scales, which are {most}")
+            raise ValueError(
+                f"axis {axis} of size {size} is longer than its shifts and scales, which are {most}"
+            )
     return constant[tuple(slice(size) for size in sizes)]
 
 
-def _constants(normalization: Normalization, like: Tensor, axes: str) -> tuple[Tensor | float, Tensor | float]:
+def _constants(
+    normalization: Normalization, like: Tensor, axes: str
+) -> tuple[Tensor | float, Tensor | float]:
     return _constant(normalization.shift, like, axes), _constant(normalization.scale, like, axes)
 
 

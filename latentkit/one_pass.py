@@ -73,7 +73,10 @@ def group_by_input(lines: Mapping[str, Line], inputs: Mapping[str, EncodeInputs]
         SourceError: the source has no samples, or can't be reached.
     """
     encoders = {name: inputs[name].open_encoder(device) for name in lines}
-    specs = {name: readable_input(one.input, one.layout, one.normalization) for name, one in encoders.items()}
+    specs = {
+        name: readable_input(one.input, one.layout, one.normalization)
+        for name, one in encoders.items()
+    }
     groups = []
     for names in _equal({name: replace(spec, sizes={}) for name, spec in specs.items()}):
         parts, first = _equal({name: specs[name] for name in names}), names[0]

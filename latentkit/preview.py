@@ -27,7 +27,7 @@ def write_preview(
     Args:
         source: None, or a sample that is gone from it, leaves the decoded latents alone.
         encoder: one that can't decode leaves the samples alone, as they were prepared for it; without any there is no preview.
-            It decodes in its own dtype: give the one that computes in float32, as half precision may overflow into black.
+            Give the one that computes in float32: half precision may overflow into black.
     """
     dataset = open_dataset(str(folder), posterior="mean")
     chosen = np.unique(np.linspace(0, len(dataset) - 1, num_rows).round().astype(int)).tolist()

@@ -56,7 +56,8 @@ def encode(
     if not isinstance(recipe, EncodeRecipe) or recipe.encoder is None:
         raise ValueError("overrides of encode can't change the task or name several encoders; use latentkit.run")
     _heed_launcher(recipe)
-    return _run_encode(recipe, RunOptions(device=device, devices=tuple(devices), fits=True)).datasets()[""]
+    options = RunOptions(device=device, devices=tuple(devices), fits=True)
+    return _run_encode(recipe, options).datasets()[""]
 
 
 def run(
@@ -102,7 +103,8 @@ class RunOptions:
         retry_skipped: encode once more the samples that were skipped.
         device: "auto", a kind such as "cuda", or one device such as "cuda:1"; goes before what the recipe says.
         devices: several, such as ("cuda:0", "cuda:1"), a process each; for encoding. None: that one, or all where it is "auto".
-        fits: take the encoder's nearest where the recipe leaves a size open and the encoder doesn't take the default; of one encoder.
+        fits: where the recipe of one encoder leaves a size open whose default the encoder doesn't
+            take, take its nearest.
     """
 
     dry_run: bool = False
@@ -281,8 +283,9 @@ def _encode_line(opened: OpenLine, passed: Passed | None) -> tuple[EncodeSummary
         return summary, None
     name = f"preview{preview_suffix(inputs.modality)}"
     is_current = folder.exists(name) and folder.read(DATASET) == before
+    decoder, num_rows = inputs.open_decoder(opened.device), opened.settings.preview
     made = is_current or store_preview(
-        folder, inputs.source, inputs.modality, inputs.open_decoder(opened.device), name, opened.settings.preview
+        folder, inputs.source, inputs.modality, decoder, name, num_rows
     )
     return summary, f"{folder}/{name}" if made else None
 

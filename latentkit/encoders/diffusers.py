@@ -28,7 +28,12 @@ from latentkit.encoders.diffusers_loading import (
     read_some,
 )
 from latentkit.encoders.diffusers_measuring import measure_model, prepare_model
-from latentkit.encoders.diffusers_statistics import PLACES, has_statistics, put_statistics, read_normalization
+from latentkit.encoders.diffusers_statistics import (
+    PLACES,
+    has_statistics,
+    put_statistics,
+    read_normalization,
+)
 from latentkit.encoders.diffusers_table import computing_config
 from latentkit.encoders.hashing import hash_tensors
 from latentkit.errors import EncoderError
@@ -104,11 +109,12 @@ class DiffusersEncoder:
         self.input = readable_input(self.input, self.layout, self._read_normalization(None))
 
     def remarks(self) -> Iterator[Remark]:
-        """What a user should know of the weights that were taken, and of the dtype they compute in."""
+        """What a user should know of the weights that were taken, and of their dtype."""
         yield from self._found.remarks
         if self._dtype == torch.float16 and self._config.get("force_upcast"):
             fix = "set on_overflow: retry-fp32, or the encoder's dtype to bfloat16 or float32"
-            yield Remark(f"{self._config_place}: force_upcast is true, so computing in float16 may overflow; {fix}")
+            said = f"{self._config_place}: force_upcast is true"
+            yield Remark(f"{said}, so computing in float16 may overflow; {fix}")
 
     @property
     def normalization(self) -> Normalization:
@@ -116,7 +122,9 @@ class DiffusersEncoder:
         return self._read_normalization(self._statistics if has_statistics(self._traits) else None)
 
     def _read_normalization(self, tensors: Mapping[str, Tensor] | None) -> Normalization:
-        return read_normalization(self._complete_config, self._traits, self.layout, tensors, self._mel_rows)
+        return read_normalization(
+            self._complete_config, self._traits, self.layout, tensors, self._mel_rows
+        )
 
     def encode(self, batch: Tensor) -> dict[str, Tensor]:
         """Posterior moments, latents or indices of a batch.
@@ -259,13 +267,20 @@ class DiffusersEncoder:
 
     @property
     def _statistics(self) -> Mapping[str, Tensor]:
-        """Statistics among the model's tensors, (C,) each, float32: as in its file, not rounded to the dtype it computes in."""
+        """Statistics among the model's tensors, (C,) each, float32, as in its file.
+
+        Not those of the halves, which are rounded to the dtype that these compute in.
+        """
         return self._trained_statistics if self._path is None else self._stored_statistics
 
     @property
     def _trained_statistics(self) -> Mapping[str, Tensor]:
         model: Any = self.module.model
-        return {name: tensor for name, tensor in model.state_dict().items() if name.split(".")[0] in PLACES}
+        return {
+            name: tensor
+            for name, tensor in model.state_dict().items()
+            if name.split(".")[0] in PLACES
+        }
 
     @functools.cached_property
     def _stored_statistics(self) -> Mapping[str, Tensor]:

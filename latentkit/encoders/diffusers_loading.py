@@ -111,7 +111,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a diffusers model, by its folder or the file itself.
 
     Raises:
-        EncoderError: missing, no JSON, or of a class that the table or the installed diffusers doesn't know.
+        EncoderError: missing, no JSON, or of a class that the table or the installed diffusers
+            doesn't know.
     """
     file = folder / "config.json" if folder.is_dir() else folder
     try:
@@ -122,9 +123,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise EncoderError(f"{file}: not JSON ({error}); expected the config.json of a diffusers autoencoder") from error
     name = config.get("_class_name") if isinstance(config, dict) else None
     if isinstance(name, str) and name.removeprefix("Flax") in TRAITS:
-        name = name.removeprefix("Flax")  # the same model, converted by a class that diffusers had once
+        name = name.removeprefix("Flax")  # the same model, saved by a class that diffusers had
         if not hasattr(diffusers, name):
-            raise EncoderError(f"{file}: diffusers {diffusers.__version__} has no {name}; pip install -U diffusers")
+            raise EncoderError(
+                f"{file}: diffusers {diffusers.__version__} has no {name}; pip install -U diffusers"
+            )
     elif not (isinstance(name, str) and _might_be_driven(name)):
         raise EncoderError(
             f"{file}: _class_name is {name!r}; this version drives {', '.join(TRAITS)}, and other models of diffusers "
@@ -235,8 +238,10 @@ def load_model(path: Path, config_file: Path | None, dtype: torch.dtype, variant
     return model
 
 
-def read_some(path: Path, config_file: Path, places: tuple[str, ...], variant: str | None = None) -> dict[str, Tensor]:
-    """The tensors of a model in some of its modules and buffers, float32, by name; no others are read.
+def read_some(
+    path: Path, config_file: Path, places: tuple[str, ...], variant: str | None = None
+) -> dict[str, Tensor]:
+    """The tensors of some of a model's modules and buffers, float32, by name; no others are read.
 
     Args:
         places: first words of their names.
@@ -248,7 +253,9 @@ def read_some(path: Path, config_file: Path, places: tuple[str, ...], variant: s
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         model = build_model(read_config(config_file))
     tensors = _read_fit(path, variant, model).tensors
-    return {name: tensor.float() for name, tensor in tensors.items() if name.split(".")[0] in places}
+    return {
+        name: tensor.float() for name, tensor in tensors.items() if name.split(".")[0] in places
+    }
 
 
 def _read_fit(path: Path, variant: str | None, model: Any) -> Fit:

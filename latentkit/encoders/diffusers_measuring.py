@@ -26,7 +26,13 @@ LENGTH = 2**12 * 3 * 5**2
 """Samples of the sound: divisible by every hop in use."""
 
 MOST_FRAMES = 64
-CHANNEL_KEYS = ("input_channels", "audio_channels", "num_channels", "in_channels", "encoder_in_channels")
+CHANNEL_KEYS = (
+    "input_channels",
+    "audio_channels",
+    "num_channels",
+    "in_channels",
+    "encoder_in_channels",
+)
 RATE_KEYS = ("sample_rate", "sampling_rate")
 
 
@@ -139,7 +145,7 @@ def _measure(model: Any, traits: Traits, modality: str, indices: bool | None, si
 
 
 def _count_channels(config: Mapping[str, Any], traits: Traits) -> int:
-    """Channels of the input: the config's, or those of its patches over their area, as of Wan 2.2 5B (12 of 2 x 2 pixels)."""
+    """Channels of the input: the config's, over the area of its patches where they are those."""
     channels = int(next((config[key] for key in CHANNEL_KEYS if key in config), 3))
     return channels // patch_area(config) if traits.patched else channels
 

@@ -20,7 +20,11 @@ def has_statistics(traits: Traits) -> bool:
 
 
 def read_normalization(
-    config: Mapping[str, Any], traits: Traits, layout: LatentLayout, tensors: Mapping[str, Tensor] | None = None, whole: int = 0
+    config: Mapping[str, Any],
+    traits: Traits,
+    layout: LatentLayout,
+    tensors: Mapping[str, Tensor] | None = None,
+    whole: int = 0,
 ) -> Normalization:
     """What the model's own pipelines do to raw latents before the transformer.
 
@@ -33,7 +37,8 @@ def read_normalization(
         config: with its defaults filled in.
         traits: of the class.
         layout: of its latents.
-        tensors: those of the model in `PLACES`, where it has statistics; None leaves shift and scale out, for the fold alone.
+        tensors: those of the model in `PLACES`, where it has statistics; None leaves shift and
+            scale out, for the fold alone.
         whole: size of a latent along the axis that is folded whole.
     """
     if traits.statistics in ("inside", "none"):

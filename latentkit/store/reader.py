@@ -249,7 +249,7 @@ class LatentDataset(BatchedRows):
             line = line_of_dataset(self.folder)
             opener, place = line.encoder_opener(), choose_device(device)
             encoder = opener(place)
-            decoder = (opener.in_float32() or opener)(place)  # half precision may overflow, and decode to black
+            decoder = (opener.in_float32() or opener)(place)  # as half precision may overflow
             if not isinstance(decoder, Decodes):
                 raise EncoderError(f"the encoder {line.encoder.provided.spec.name!r} of {self.folder} can't decode")
             made_by, now = counting_parts(self._parts), counting_parts(line.fingerprint_parts(encoder))

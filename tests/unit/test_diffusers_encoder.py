@@ -62,9 +62,15 @@ def test_other_shape_is_refused(kl_folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(b"", "it is empty"), (b"<html>not found</html>", "is a web page, not weights"), (b"\x00" * 100, "cut off, damaged or something")],
+    [
+        (b"", "it is empty"),
+        (b"<html>not found</html>", "is a web page, not weights"),
+        (b"\x00" * 100, "cut off, damaged or something"),
+    ],
 )
-def test_damaged_weights_are_refused(kl_folder: Path, tmp_path: Path, content: bytes, said: str) -> None:
+def test_damaged_weights_are_refused(
+    kl_folder: Path, tmp_path: Path, content: bytes, said: str
+) -> None:
     shutil.copytree(kl_folder, tmp_path / "m")
     (tmp_path / "m" / WEIGHTS).write_bytes(content)
     with pytest.raises(EncoderError, match=said):
@@ -172,7 +178,9 @@ def test_class_that_is_not_driven_is_said(tmp_path: Path) -> None:
         open_model(tmp_path)
 
 
-def test_a_class_that_the_installed_diffusers_lacks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_class_that_the_installed_diffusers_lacks_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(TRAITS, "AutoencoderKLOfTomorrow", TRAITS["AutoencoderKL"])  # type: ignore[arg-type]
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKLOfTomorrow"}))
     expected = rf"diffusers {re.escape(diffusers.__version__)} has no AutoencoderKLOfTomorrow; pip install -U diffusers$"
@@ -180,11 +188,15 @@ def test_a_class_that_the_installed_diffusers_lacks_is_said(tmp_path: Path, monk
         open_model(tmp_path)
 
 
-def test_configs_of_flax_classes_are_those_of_the_same_model(kl_folder: Path, tmp_path: Path, batch: torch.Tensor) -> None:
+def test_configs_of_flax_classes_are_those_of_the_same_model(
+    kl_folder: Path, tmp_path: Path, batch: torch.Tensor
+) -> None:
     folder = shutil.copytree(kl_folder, tmp_path / "flax")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"_class_name": "FlaxAutoencoderKL"}))
-    assert torch.equal(open_model(folder).encode(batch)["mean"], open_model(kl_folder).encode(batch)["mean"])
+    assert torch.equal(
+        open_model(folder).encode(batch)["mean"], open_model(kl_folder).encode(batch)["mean"]
+    )
     assert open_model(folder).fingerprint() == open_model(kl_folder).fingerprint()
 
 

@@ -11,7 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentkit.contracts import Entry, InputSpec, LatentLayout, Normalization, Prepared, Sample, SizeRule
+from latentkit.contracts import (
+    Entry,
+    InputSpec,
+    LatentLayout,
+    Normalization,
+    Prepared,
+    Sample,
+    SizeRule,
+)
 from latentkit.encode import encode_source
 from latentkit.errors import EncoderError
 from latentkit.executors.local import LocalExecutor
@@ -32,16 +40,38 @@ PER_FRAME = Normalization([[[[0.5]], [[0.25]], [[0.125]]]], [[[[2.0]], [[4.0]], 
         ("H", SizeRule(8, 0, 8), 8, Normalization(fold={"H": 2}), {16, 32, 48, 64, 80, 96}),
         ("H", SizeRule(8, 0, 8), 8, Normalization(fold={"H": 3}), {24, 48, 72, 96}),
         ("H", SizeRule(16), 8, Normalization(fold={"H": 2}), {16, 32, 48, 64, 80, 96}),
-        ("H", SizeRule(16, 8), 8, Normalization(fold={"H": 2}), None),  # always odd: said with the first latents
-        ("T", SizeRule(4, 1), 4, Normalization(fold={"T": 2}), {5, 13, 21, 29, 37, 45, 53, 61, 69, 77, 85, 93}),
+        (
+            "H",
+            SizeRule(16, 8),
+            8,
+            Normalization(fold={"H": 2}),
+            None,
+        ),  # always odd: said with the first latents
+        (
+            "T",
+            SizeRule(4, 1),
+            4,
+            Normalization(fold={"T": 2}),
+            {5, 13, 21, 29, 37, 45, 53, 61, 69, 77, 85, 93},
+        ),
         ("T", SizeRule(8, 1), 8, PER_FRAME, {1, 9, 17}),
         ("T", SizeRule(8, 1, maximum=9), 8, PER_FRAME, {1, 9}),
-        ("H", SizeRule(), 8, Normalization(fold={"H": 2}), None),  # the encoder pads: said with the first latents
+        (
+            "H",
+            SizeRule(),
+            8,
+            Normalization(fold={"H": 2}),
+            None,
+        ),  # the encoder pads: said with the first latents
         ("H", SizeRule(8), 8, Normalization([0.5], [2.0]), None),
     ],
 )
 def test_rules_are_narrowed_to_sizes_that_can_be_read(
-    axis: str, rule: SizeRule, downscale: int, normalization: Normalization, expected: set[int] | None
+    axis: str,
+    rule: SizeRule,
+    downscale: int,
+    normalization: Normalization,
+    expected: set[int] | None,
 ) -> None:
     axes = {"H": "CHW", "T": "CTHW"}[axis]
     layout = LatentLayout("latent", "gaussian", axes, 1, downscale)
@@ -55,12 +85,17 @@ def test_short_latents_take_the_first_of_the_statistics_and_longer_ones_are_refu
     layout = LatentLayout("latent", "gaussian", "CTHW", 1, 8)
     for frames in (1, 2, 3):
         z = torch.randn(2, 1, frames, 2, 2, generator=torch.Generator().manual_seed(frames))
-        shift, scale = torch.tensor([0.5, 0.25, 0.125][:frames]), torch.tensor([2.0, 4.0, 8.0][:frames])
+        shift, scale = (
+            torch.tensor([0.5, 0.25, 0.125][:frames]),
+            torch.tensor([2.0, 4.0, 8.0][:frames]),
+        )
         expected = (z - shift.view(1, 1, -1, 1, 1)) * scale.view(1, 1, -1, 1, 1)
         assert torch.equal(apply(PER_FRAME, z, "CTHW"), expected)
         assert torch.equal(Normalizer(PER_FRAME, layout)(z.clone()), expected)
     for call in (lambda z: apply(PER_FRAME, z, "CTHW"), Normalizer(PER_FRAME, layout)):
-        with pytest.raises(ValueError, match="axis T of size 4 is longer than its shifts and scales, which are 3"):
+        with pytest.raises(
+            ValueError, match="axis T of size 4 is longer than its shifts and scales, which are 3"
+        ):
             call(torch.zeros(2, 1, 4, 2, 2))
 
 
@@ -98,7 +133,9 @@ class Squares:
 
     def prepare(self, sample: Sample) -> Iterator[Prepared]:
         side = self.sides[int(sample.key)]
-        yield Prepared("plain", f"{side}x{side}", torch.linspace(-1, 1, 3 * side * side).view(3, side, side))
+        yield Prepared(
+            "plain", f"{side}x{side}", torch.linspace(-1, 1, 3 * side * side).view(3, side, side)
+        )
 
     def render(self, tensors: Any, path: Path) -> None:
         """Nothing is previewed."""
@@ -106,15 +143,26 @@ class Squares:
 
 def encode(squares: Squares, folder: Path, batch_size: Any) -> Any:
     inputs = EncodeInputs(squares, squares, ["plain"], lambda _: Blocks(), {"encoder.name": "test"})  # type: ignore[arg-type,return-value]
-    settings = EncodeSettings(dtype="float32", batch_size=batch_size, unit_size=2, threads=torch.get_num_threads(), compile=False)
-    return encode_source(LocalFolder(folder), inputs, LocalExecutor("cpu"), "cpu", settings, "", show_progress=False)
+    settings = EncodeSettings(
+        dtype="float32",
+        batch_size=batch_size,
+        unit_size=2,
+        threads=torch.get_num_threads(),
+        compile=False,
+    )
+    return encode_source(
+        LocalFolder(folder), inputs, LocalExecutor("cpu"), "cpu", settings, "", show_progress=False
+    )
 
 
 def test_latents_of_any_encoder_that_could_not_be_read_are_not_stored(tmp_path: Path) -> None:
     assert encode(Squares(8, 12), tmp_path / "good", 2).num_ok == 2
     read = open_dataset(tmp_path / "good")
     assert [tuple(read[place]["latent"].shape) for place in range(2)] == [(12, 2, 2), (12, 3, 3)]
-    assert np.isclose(float(read[0]["latent"][0, 0, 0]), 2 * float(torch.linspace(-1, 1, 192)[[0, 1, 8, 9]].mean()))
+    assert np.isclose(
+        float(read[0]["latent"][0, 0, 0]),
+        2 * float(torch.linspace(-1, 1, 192)[[0, 1, 8, 9]].mean()),
+    )
     refused = r"latents of shape \(3, 5, 5\), axes CHW, could be stored but not read back: axis H of size 5 can't be folded by 2"
     with pytest.raises(EncoderError, match=refused):
         encode(Squares(10, 8), tmp_path / "measured", "auto")

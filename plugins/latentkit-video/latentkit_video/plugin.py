@@ -7,7 +7,16 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from latentkit.builtin import FolderConfig, FramingConfig
-from latentkit.contracts import BuildContext, InputSpec, Modality, ModalitySpec, SizeRule, Source, SourceSpec, neutral
+from latentkit.contracts import (
+    BuildContext,
+    InputSpec,
+    Modality,
+    ModalitySpec,
+    SizeRule,
+    Source,
+    SourceSpec,
+    neutral,
+)
 from latentkit.hooks import hookimpl
 
 FILM_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".flv", ".ogv", ".3gp")
@@ -24,10 +33,12 @@ class VideoConfig(FramingConfig):
     max_pixels: int = neutral(178_956_970, gt=0, description="films with more pixels in a frame are refused before they are decoded")
 
     def fitted(self, spec: InputSpec) -> dict[str, Any]:
-        """Options that weren't given and whose default the encoder doesn't take, with the nearest that it does."""
+        """Options left at a default that the encoder doesn't take, with the nearest it does."""
         options = super().fitted(spec)
         frames = spec.sizes.get("T", SizeRule()).nearest(self.frames)
-        return options if "frames" in self.model_fields_set or frames == self.frames else options | {"frames": frames}
+        if "frames" not in self.model_fields_set and frames != self.frames:
+            options["frames"] = frames
+        return options
 
 
 class VideoClipsConfig(FolderConfig):

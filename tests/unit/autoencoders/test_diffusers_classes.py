@@ -90,7 +90,11 @@ def as_network_input(name: str, batch: Tensor) -> Tensor:
 def call_directly(name: str, model: Any, batch: Tensor) -> dict[str, Tensor]:
     """Latents by calling diffusers, without latentkit."""
     inputs = as_network_input(name, batch)
-    if name.split("-")[0] in ("AutoencoderKLAllegro", "AutoencoderKLHunyuanVideo15", "Cosmos3AVAEAudioTokenizer"):
+    if name.split("-")[0] in (
+        "AutoencoderKLAllegro",
+        "AutoencoderKLHunyuanVideo15",
+        "Cosmos3AVAEAudioTokenizer",
+    ):
         posteriors = [model.encode(row[None]).latent_dist for row in inputs]
         return {kind: torch.cat([getattr(posterior, kind) for posterior in posteriors]) for kind in ("mean", "logvar")}
     if name == "AutoencoderVidTok":
@@ -120,7 +124,9 @@ def assert_equal(name: str, got: Tensor, expected: Tensor) -> None:
 
 def store_and_read(encoder: Any, batch: Tensor, rows_of: Any, folder: Path) -> dict[str, Tensor]:
     """What a run keeps of a batch in one unit in float32, read back."""
-    inputs = EncodeInputs(rows_of(batch), rows_of(batch), ["plain"], lambda _: encoder, {"encoder.name": "test"})
+    inputs = EncodeInputs(
+        rows_of(batch), rows_of(batch), ["plain"], lambda _: encoder, {"encoder.name": "test"}
+    )
     settings = EncodeSettings(dtype="float32", batch_size=len(batch), unit_size=len(batch), threads=torch.get_num_threads(), compile=False)
     summary = encode_source(LocalFolder(folder), inputs, LocalExecutor("cpu"), "cpu", settings, "", show_progress=False)
     assert (summary.num_ok, summary.num_skipped) == (len(batch), 0)
@@ -143,7 +149,9 @@ def test_every_exported_autoencoder_is_here_or_refused() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
-def test_latents_and_what_is_stored_are_those_of_a_direct_call(name: str, tiny: Any, rows_of: Any, tmp_path: Path) -> None:
+def test_latents_and_what_is_stored_are_those_of_a_direct_call(
+    name: str, tiny: Any, rows_of: Any, tmp_path: Path
+) -> None:
     encoder, batch = tiny.encoder(name), tiny.batch(name)
     with torch.inference_mode():
         model = tiny.model(name)

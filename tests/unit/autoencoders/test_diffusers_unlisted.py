@@ -70,7 +70,13 @@ class NewPatched(New):
     """Its config counts the channels of patches of 2 x 2 pixels, as that of Wan 2.2 5B."""
 
     @register_to_config
-    def __init__(self, in_channels: int = 12, patch_size: int = 2, latent_channels: int = 2, scaling_factor: float = 0.5) -> None:
+    def __init__(
+        self,
+        in_channels: int = 12,
+        patch_size: int = 2,
+        latent_channels: int = 2,
+        scaling_factor: float = 0.5,
+    ) -> None:
         ModelMixin.__init__(self)
         self.encoder = nn.Conv2d(12, 2 * latent_channels, 2, 2)
         self.decoder = nn.ConvTranspose2d(latent_channels, 12, 2, 2)

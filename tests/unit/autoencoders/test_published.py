@@ -34,11 +34,16 @@ NUM_FRAMES = 16
 
 def config_of(name: str) -> dict[str, Any]:
     """The published config, without what nothing reads."""
-    config: dict[str, Any] = PUBLISHED[name].get("config") or json.loads((SHIPPED / f"{name}.json").read_text())
+    config: dict[str, Any] = PUBLISHED[name].get("config") or json.loads(
+        (SHIPPED / f"{name}.json").read_text()
+    )
     if name == "cosmos-1.0":
         draw = torch.Generator().manual_seed(4)
         values = torch.randn(2, 16 * NUM_FRAMES, generator=draw)
-        config = config | {"latents_mean": values[0].tolist(), "latents_std": (values[1].abs() + 0.5).tolist()}
+        config = config | {
+            "latents_mean": values[0].tolist(),
+            "latents_std": (values[1].abs() + 0.5).tolist(),
+        }
     return config
 
 
@@ -49,7 +54,11 @@ class Published(DiffusersEncoder):
     def _statistics(self) -> Mapping[str, Tensor]:
         channels = PUBLISHED_FOLD.get(self._config["_class_name"], 1) * self.layout.channels
         values = torch.randn(2, channels, generator=torch.Generator().manual_seed(5))
-        names = ("bn.running_mean", "bn.running_var") if "Flux2" in self._config["_class_name"] else ("latents_mean", "latents_std")
+        names = (
+            ("bn.running_mean", "bn.running_var")
+            if "Flux2" in self._config["_class_name"]
+            else ("latents_mean", "latents_std")
+        )
         return dict(zip(names, (values[0], values[1].abs() + 0.5), strict=True))
 
 
@@ -71,8 +80,15 @@ def by_pipeline(name: str, encoder: Published, z: Tensor) -> Tensor:
         return (z - how.get("shift", 0.0)) * how["scale"]
     if how["per"] == "patch of the batch norm":
         n, c, h, w = z.shape
-        patches = z.view(n, c, h // 2, 2, w // 2, 2).permute(0, 1, 3, 5, 2, 4).reshape(n, 4 * c, h // 2, w // 2)
-        mean, variance = (encoder._statistics[f"bn.running_{kind}"].double().view(1, -1, 1, 1) for kind in ("mean", "var"))
+        patches = (
+            z.view(n, c, h // 2, 2, w // 2, 2)
+            .permute(0, 1, 3, 5, 2, 4)
+            .reshape(n, 4 * c, h // 2, w // 2)
+        )
+        mean, variance = (
+            encoder._statistics[f"bn.running_{kind}"].double().view(1, -1, 1, 1)
+            for kind in ("mean", "var")
+        )
         return (patches - mean) / (variance + 1e-4).sqrt()
     if how["per"] == "channel and latent frame":
         mean, std = (
@@ -81,9 +97,15 @@ def by_pipeline(name: str, encoder: Published, z: Tensor) -> Tensor:
         )
         return (z - mean) / std
     if how["per"] == "channel":
-        mean, std = (torch.tensor(config[key], dtype=torch.float64).view(1, -1, *ones) for key in ("latents_mean", "latents_std"))
+        mean, std = (
+            torch.tensor(config[key], dtype=torch.float64).view(1, -1, *ones)
+            for key in ("latents_mean", "latents_std")
+        )
         return (z - mean) * how.get("scale", 1.0) / std
-    mean, std = (encoder._statistics[key].double().view(1, -1, *ones) for key in ("latents_mean", "latents_std"))
+    mean, std = (
+        encoder._statistics[key].double().view(1, -1, *ones)
+        for key in ("latents_mean", "latents_std")
+    )
     if how["per"] == "channel of the buffers":
         return (z - mean) / std
     assert how["per"] == "channel and mel bin of the buffers"
@@ -108,14 +130,28 @@ class Identity:
         return {"weights": "none"}
 
 
-def read_through_dataset(encoder: DiffusersEncoder, raw: Tensor, rows_of: Any, folder: Path) -> Tensor:
+def read_through_dataset(
+    encoder: DiffusersEncoder, raw: Tensor, rows_of: Any, folder: Path
+) -> Tensor:
     """Raw latents written to a dataset in float32, and read with the mean of their posterior."""
-    layout = LatentLayout("latent", encoder.layout.kind, encoder.layout.axes, encoder.layout.channels, 1)
+    layout = LatentLayout(
+        "latent", encoder.layout.kind, encoder.layout.axes, encoder.layout.channels, 1
+    )
     taken = type(encoder.input)(channels=encoder.layout.channels, axes=encoder.layout.axes)
     identity = Identity(layout, encoder.normalization, taken)
-    inputs = EncodeInputs(rows_of(raw), rows_of(raw), ["plain"], lambda _: identity, {"encoder.name": "test"})
-    settings = EncodeSettings(dtype="float32", batch_size=len(raw), unit_size=len(raw), threads=torch.get_num_threads(), compile=False)
-    encode_source(LocalFolder(folder), inputs, LocalExecutor("cpu"), "cpu", settings, "", show_progress=False)
+    inputs = EncodeInputs(
+        rows_of(raw), rows_of(raw), ["plain"], lambda _: identity, {"encoder.name": "test"}
+    )
+    settings = EncodeSettings(
+        dtype="float32",
+        batch_size=len(raw),
+        unit_size=len(raw),
+        threads=torch.get_num_threads(),
+        compile=False,
+    )
+    encode_source(
+        LocalFolder(folder), inputs, LocalExecutor("cpu"), "cpu", settings, "", show_progress=False
+    )
     data = lk.open(folder, posterior="mean")
     return torch.stack([data[place]["latent"] for place in range(len(data))])
 
@@ -130,18 +166,38 @@ def test_a_published_config_opens_with_its_sizes_and_is_read_as_its_pipeline_sca
     assert (encoder.input.channels, len(letters)) == (channels, len(sizes))
     assert encoder.input.sample_rate_hz == known.get("rate")
     for axis, size, step in zip(letters, sizes, known["step"], strict=True):
-        allowed = {other for other in range(size, size + step + 1) if encoder.input.sizes[axis].allows(other)}
-        assert allowed == ({size} if axis == "M" else {size, size + step}), f"the sizes taken along {axis}"
-    downscale = encoder.layout.downscale if isinstance(encoder.layout.downscale, tuple) else [encoder.layout.downscale] * len(sizes)
-    latents = [encoder.layout.channels, *(math.ceil(size / factor) for size, factor in zip(sizes, downscale, strict=True))]
+        allowed = {
+            other
+            for other in range(size, size + step + 1)
+            if encoder.input.sizes[axis].allows(other)
+        }
+        assert allowed == ({size} if axis == "M" else {size, size + step}), (
+            f"the sizes taken along {axis}"
+        )
+    downscale = (
+        encoder.layout.downscale
+        if isinstance(encoder.layout.downscale, tuple)
+        else [encoder.layout.downscale] * len(sizes)
+    )
+    latents = [
+        encoder.layout.channels,
+        *(math.ceil(size / factor) for size, factor in zip(sizes, downscale, strict=True)),
+    ]
     assert latents == known["latents"]
-    shape = [latents[0], *(size if axis in "TM" else 4 for axis, size in zip(letters, latents[1:], strict=True))]
+    shape = [
+        latents[0],
+        *(size if axis in "TM" else 4 for axis, size in zip(letters, latents[1:], strict=True)),
+    ]
     raw = torch.randn((2, *shape), generator=torch.Generator().manual_seed(6)) * 3
     expected = by_pipeline(name, encoder, raw).float()
     read = read_through_dataset(encoder, raw, rows_of, tmp_path / "latents")
     torch.testing.assert_close(read, expected, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(encoder.normalization.apply(raw, encoder.layout.axes), expected, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(encoder.normalization.invert(read, encoder.layout.axes), raw, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        encoder.normalization.apply(raw, encoder.layout.axes), expected, rtol=1e-5, atol=1e-6
+    )
+    torch.testing.assert_close(
+        encoder.normalization.invert(read, encoder.layout.axes), raw, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_every_shipped_config_is_held_to_its_pipeline() -> None:
