@@ -119,13 +119,78 @@ def _convert_tiny(tensors: Tensors, _: Mapping[str, Any]) -> dict[str, Tensor]:
     return named
 
 
+def _level_names(name: str) -> str:
+    """latent-diffusion's levels, where a class has them under diffusers' usual names and in the same order."""
+    name = re.sub(r"\.mid\.block_(\d)\.", lambda found: f".mid_block.resnets.{int(found[1]) - 1}.", name)
+    name = re.sub(r"\.mid\.attn_1\.([qkv])\.", r".mid_block.attentions.0.to_\1.", name)
+    name = name.replace(".mid.attn_1.", ".mid_block.attentions.0.").replace("nin_shortcut", "conv_shortcut")
+    name = re.sub(r"\.(down|up)\.(\d+)\.block\.(\d+)\.", r".\1_blocks.\2.resnets.\3.", name)
+    return re.sub(r"\.(down|up)\.(\d+)\.(?:down|up)sample\.", r".\1_blocks.\2.\1samplers.0.", name)
+
+
+def _convert_hunyuan_video15(tensors: Tensors, _: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {_level_names(name): tensor for name, tensor in tensors.items()}
+
+
+def _convert_hunyuan_image(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """As latent-diffusion's, but all blocks of all levels count through."""
+    layers = config["layers_per_block"]
+
+    def count(found: re.Match[str]) -> str:
+        way, level, block = found[1], int(found[2]), found[3]
+        blocks = layers + (way == "up")
+        return f".{way}_blocks.{level * (blocks + 1) + (blocks if block is None else int(block))}."
+
+    named = {}
+    for name, tensor in tensors.items():
+        name = re.sub(r"\.(down|up)\.(\d+)\.(?:block\.(\d+)|(?:down|up)sample)\.", count, name)
+        named[_level_names(name).replace(".attentions.0.proj_out.", ".attentions.0.proj.")] = tensor
+    return named
+
+
+def _convert_cogvideox(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """As latent-diffusion's, which counts the decoder's levels from the last."""
+    last = len(config["up_block_types"]) - 1
+
+    def turn(found: re.Match[str]) -> str:
+        return f"decoder.up.{last - int(found[1])}."
+
+    return {_level_names(re.sub(r"^decoder\.up\.(\d+)\.", turn, name)): tensor for name, tensor in tensors.items()}
+
+
+def _convert_oobleck(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """stable-audio-tools' layers by number, three levels deep."""
+    last = len(config["downsampling_ratios"]) + 1
+    ends = {0: "conv1", last: "snake1", last + 1: "conv2"}
+    inner = {
+        "encoder": ("res_unit1", "res_unit2", "res_unit3", "snake1", "conv1"),
+        "decoder": ("snake1", "conv_t1", "res_unit1", "res_unit2", "res_unit3"),
+    }
+    unit = ("snake1", "conv1", "snake2", "conv2")
+    named = {}
+    for name, tensor in tensors.items():
+        found = re.fullmatch(r"(encoder|decoder)\.layers\.(\d+)(?:\.layers\.(\d+))?(?:\.layers\.(\d+))?\.(\w+)", name)
+        if found:
+            half, layer = found[1], int(found[2])
+            parts = [half, ends[layer]] if found[3] is None else [half, "block", str(layer - 1), inner[half][int(found[3])]]
+            parts += [unit[int(found[4])]] if found[4] is not None else []
+            name = ".".join([*parts, found[5]])
+            tensor = tensor[None, :, None] if found[5] in ("alpha", "beta") and tensor.ndim == 1 else tensor
+        named[name] = tensor
+    return named
+
+
 CONVERSIONS: Mapping[str, Callable[[Tensors, Mapping[str, Any]], dict[str, Tensor]]] = {
     "AutoencoderKL": _convert_ldm,
+    "AutoencoderKLCogVideoX": _convert_cogvideox,
     "AutoencoderKLFlux2": _convert_flux2,
+    "AutoencoderKLHunyuanImage": _convert_hunyuan_image,
+    "AutoencoderKLHunyuanVideo15": _convert_hunyuan_video15,
     "AutoencoderKLLTX2Video": _convert_ltx2,
     "AutoencoderKLLTXVideo": _convert_ltx,
     "AutoencoderKLQwenImage": _convert_wan,
     "AutoencoderKLWan": _convert_wan,
+    "AutoencoderOobleck": _convert_oobleck,
     "AutoencoderTiny": _convert_tiny,
 }
 """By class; the others as diffusers does."""

@@ -60,20 +60,11 @@ def test_other_shape_is_refused(kl_folder: Path, tmp_path: Path) -> None:
         open_model(folder).fingerprint()
 
 
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b"", "it is empty"),
-        (b"<html>not found</html>", "is a web page, not weights"),
-        (b"\x00" * 100, "cut off, damaged or something"),
-    ],
-)
-def test_damaged_weights_are_refused(
-    kl_folder: Path, tmp_path: Path, content: bytes, said: str
-) -> None:
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"\x00" * 100])
+def test_damaged_weights_are_refused(kl_folder: Path, tmp_path: Path, content: bytes) -> None:
     shutil.copytree(kl_folder, tmp_path / "m")
     (tmp_path / "m" / WEIGHTS).write_bytes(content)
-    with pytest.raises(EncoderError, match=said):
+    with pytest.raises(EncoderError, match=r"diffusion_pytorch_model\.safetensors.*(it is empty|is a web page|cut off, damaged)"):
         open_model(tmp_path / "m").fingerprint()
 
 
@@ -84,7 +75,7 @@ def test_single_file_equals_its_folder(kl_folder: Path, tmp_path: Path, batch: t
     named = open_model(tmp_path / "vae.safetensors", config=str(kl_folder / "config.json")).encode(batch)
     for got in (beside, named):
         assert torch.equal(got["mean"], expected["mean"])
-    with pytest.raises(EncoderError, match=r"Put the model's config\.json beside the file"):
+    with pytest.raises(EncoderError, match=r"fit none of the published .* the model's config\.json beside"):
         open_model(tmp_path / "vae.safetensors")
 
 

@@ -213,6 +213,53 @@ def tiny(tensors: Tensors) -> dict[str, Tensor]:
     return named
 
 
+LEVELS = (
+    ((r"mid_block\.resnets\.0", "mid.block_1"), (r"mid_block\.resnets\.1", "mid.block_2"), (r"mid_block\.attentions\.0", "mid.attn_1")),
+    ((r"(down|up)_blocks\.(\d+)\.resnets\.(\d+)", r"\1.\2.block.\3"), (r"(down|up)_blocks\.(\d+)\.\w+samplers\.0", r"\1.\2.\1sample")),
+    (("conv_shortcut", "nin_shortcut"), (r"attn_1\.to_([qkv])", r"attn_1.\1")),
+)
+
+
+def hunyuan_video15(tensors: Tensors) -> dict[str, Tensor]:
+    return rename(tensors, *LEVELS)
+
+
+def cogvideox(tensors: Tensors) -> dict[str, Tensor]:
+    turned = tuple((rf"^decoder\.up_blocks\.{level}\.", f"decoder.up_blocks.{3 - level}.") for level in range(4))
+    return rename(tensors, turned, *LEVELS)
+
+
+def hunyuan_image(tensors: Tensors) -> dict[str, Tensor]:
+    """Six levels of two blocks and a down-sampling, of three and an up-sampling; only the last has none."""
+    downs = [(f"down.{level}.block.{block}" if block < 2 else f"down.{level}.downsample") for level in range(6) for block in range(3)]
+    ups = [(f"up.{level}.block.{block}" if block < 3 else f"up.{level}.upsample") for level in range(6) for block in range(4)]
+    rules = [(rf"down_blocks\.{number}\.", f"{original}.") for number, original in enumerate(downs)]
+    rules += [(rf"up_blocks\.{number}\.", f"{original}.") for number, original in enumerate(ups)]
+    return rename(tensors, tuple(rules), *LEVELS, ((r"attn_1\.proj\.", "attn_1.proj_out."),))
+
+
+def stable_audio(tensors: Tensors) -> dict[str, Tensor]:
+    unit = ((r"(res_unit\d)\.snake1", r"\1.layers.0"), (r"(res_unit\d)\.conv1", r"\1.layers.1"))
+    unit += ((r"(res_unit\d)\.snake2", r"\1.layers.2"), (r"(res_unit\d)\.conv2", r"\1.layers.3"))
+    inner = [("encoder", f"res_unit{number + 1}", number) for number in range(3)] + [("encoder", "snake1", 3), ("encoder", "conv1", 4)]
+    inner += [("decoder", "snake1", 0), ("decoder", "conv_t1", 1)] + [("decoder", f"res_unit{number - 1}", number) for number in (2, 3, 4)]
+    blocks = tuple((rf"^{half}\.block\.(\d)\.{part}\.", rf"{half}.layers.\1.layers.{number}.") for half, part, number in inner)
+    ends = ((r"^(\w+)\.conv1\.", r"\1.layers.0."), (r"^(\w+)\.snake1\.", r"\1.layers.6."), (r"^(\w+)\.conv2\.", r"\1.layers.7."))
+    named = {}
+    for name, tensor in rename(tensors, unit).items():  # one by one: a block's own number is the only one that moves
+        for rules in (blocks, ends):
+            for own, original in rules:
+                changed = re.sub(own, original, name)
+                if changed != name:
+                    name = changed
+                    break
+        found = re.match(r"(\w+\.layers\.)(\d)(\.layers\..*)", name)
+        name = f"{found[1]}{int(found[2]) + 1}{found[3]}" if found else name
+        named[name] = tensor.flatten() if "alpha" in name or "beta" in name else tensor
+    assert len(named) == len(tensors)
+    return named
+
+
 def unchanged(tensors: Tensors) -> dict[str, Tensor]:
     return dict(tensors)
 
@@ -247,6 +294,10 @@ FORMS: tuple[tuple[str, Mapping[str, Any], str, Callable[[Tensors], dict[str, Te
     ("ltx-2-audio", {"base_channels": 8}, "audio_vae.", ltx_audio),
     ("sana", SMALL_DC, "", dc_ae),
     ("dc-ae-f32c32-in", SMALL_DC, "", dc_ae),
+    ("hunyuan-video-1.5", {"block_out_channels": 16}, "", hunyuan_video15),
+    ("hunyuan-image-2.1", {"block_out_channels": 4}, "", hunyuan_image),
+    ("cogvideox-5b", SMALL_KL, "state_dict.", cogvideox),
+    ("stable-audio", {"encoder_hidden_size": 4, "decoder_channels": 4}, "pretransform.model.", stable_audio),
     ("taesd", {"encoder_block_out_channels": 8, "decoder_block_out_channels": 8}, "", tiny),
 )
 IDS = [f"{name}-{prefix}{original.__name__}" for name, _, prefix, original in FORMS]
@@ -325,9 +376,10 @@ CERTAIN = (
     ("dc-ae-f32c32-in", "", dc_ae),
     ("taesd", "", tiny),
     ("taef1", "", tiny),
-    ("hunyuan-video-1.5", "", unchanged),
+    ("hunyuan-video-1.5", "", hunyuan_video15),
+    ("hunyuan-image-2.1", "", hunyuan_image),
     ("mochi", "", unchanged),
-    ("stable-audio", "", unchanged),
+    ("stable-audio", "pretransform.model.", stable_audio),
 )
 
 
