@@ -187,6 +187,32 @@ def _check_sizes(name: str, tensor: Tensor, layout: LatentLayout, values: Tensor
         raise EncoderError(f"the encoder's {name!r} has sizes {text[0]} for an input of {text[1]}; its layout says {text[2]}")
 
 
+def check_readable(encoder: Encoder, latents: Mapping[str, Tensor]) -> None:
+    """Hold the sizes of latents to the normalization that they will be read with.
+
+    Args:
+        latents: as `encode_batch` gives them.
+
+    Raises:
+        EncoderError: they could be stored, and never be read.
+    """
+    layout = encoder.layout
+    if layout.kind == "quantised":
+        return
+    shape = next(iter(latents.values())).shape[1:]
+    sizes = [
+        size for axis, size in zip(layout.axes, shape, strict=True) if axis != layout.ragged_axis
+    ]
+    try:
+        single, normalization = of_positions(layout, encoder.normalization)
+        normalization.apply(torch.zeros(1, *sizes), single.axes)
+    except (ValueError, RuntimeError) as error:
+        raise EncoderError(
+            f"latents of shape {tuple(shape)}, axes {layout.axes}, could be stored but not read "
+            f"back: {error}. Let the modality prepare other sizes, or encode with another model"
+        ) from error
+
+
 # ---------------------------------------------------------------- what is stored
 
 

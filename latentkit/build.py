@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from latentkit.check import ConfiguredPlugin, check_recipe
 from latentkit.contracts import BuildContext, Encoder, Executor, Modality, Source, StreamSource
 from latentkit.errors import DeviceError, RecipeError
+from latentkit.layouts import readable_input
 from latentkit.overrides import is_url
 from latentkit.plugins import discover, fingerprint_fields
 from latentkit.recipe import EncodeRecipe, Recipe, parse_recipe
@@ -56,9 +57,14 @@ class EncoderOpener:
             raise DeviceError(f"{device} can't compute in bfloat16; set the encoder's dtype to float32, or to float16")
 
     def in_float32(self) -> EncoderOpener | None:
-        """The opener of the same encoder computing in float32; None where its options have no dtype."""
+        """The opener of the same encoder computing in float32, which may be this one.
+
+        None where its options have no dtype.
+        """
         if "dtype" not in type(self.plugin.config).model_fields:
             return None
+        if self.plugin.config.dtype == "float32":
+            return self
         config = self.plugin.config.model_copy(update={"dtype": "float32"})
         return EncoderOpener(replace(self.plugin, config=config), self.seed, self.recipe_dir, self.modality)
 
@@ -118,6 +124,33 @@ class Line:
                 raise
             raise RecipeError(f"{self.recipe.origin}: {error}") from error
 
+    def fitted(self, encoder: Encoder) -> tuple[Line, list[str]]:
+        """The line, sizes that its recipe leaves open set to the nearest that the encoder takes.
+
+        A modality's config says by an optional method `fitted(InputSpec)` which of its options
+        those are, with their values.
+
+        Returns:
+            The line, and a remark for each size that was set.
+        """
+        config, taken = self.modality.config, self._context(encoder).input
+        options: dict[str, Any] = config.fitted(taken) if hasattr(config, "fitted") else {}
+        if not options:
+            return self, []
+        remarks = [
+            f"{self.modality.where}.with.{name}: {value}, "
+            f"as the encoder doesn't take the default {getattr(config, name)}"
+            for name, value in options.items()
+        ]
+        use = self.recipe.modality.model_copy(
+            update={"with_": {**self.recipe.modality.with_, **options}}
+        )
+        recipe = self.recipe.model_copy(update={"modality": use})
+        config = discover().configure(
+            "modality", use.use, use.with_, self.modality.where, recipe.origin
+        )
+        return replace(self, recipe=recipe, modality=replace(self.modality, config=config)), remarks
+
     @property
     def views(self) -> Sequence[str]:
         """Names of the views that the modality gives of each sample: its option `views`, else "plain"."""
@@ -135,7 +168,10 @@ class Line:
         return parts
 
     def _context(self, encoder: Encoder | None = None) -> BuildContext:
-        taken, modality = encoder.input if encoder else None, self.modality.provided.spec.name
+        taken = None
+        if encoder is not None:
+            taken = readable_input(encoder.input, encoder.layout, encoder.normalization)
+        modality = self.modality.provided.spec.name
         return BuildContext(seed=self.recipe.seed, recipe_dir=self.recipe.base_dir, input=taken, modality=modality)
 
 

@@ -18,7 +18,9 @@ from latentkit.contracts import (
     Config,
     EncoderSpec,
     ExecutorSpec,
+    InputSpec,
     ModalitySpec,
+    SizeRule,
     SourceSpec,
     neutral,
 )
@@ -155,6 +157,18 @@ class FramingConfig(Config):
             raise ValueError("give size or buckets, not both")
         return self
 
+    def fitted(self, spec: InputSpec) -> dict[str, Any]:
+        """Options left at a default that the encoder doesn't take, with the nearest it does."""
+        if self.buckets is not None or "size" in self.model_fields_set:
+            return {}
+        height, width = (self.size, self.size) if isinstance(self.size, int) else self.size
+        nearest = [
+            spec.sizes.get(axis, SizeRule()).nearest(size)
+            for axis, size in zip("HW", (height, width), strict=True)
+        ]
+        size = nearest[0] if nearest[0] == nearest[1] else nearest
+        return {} if nearest == [height, width] else {"size": size}
+
 
 class ImageConfig(FramingConfig):
     """Modality `image`."""
@@ -183,9 +197,15 @@ class DiffusersConfig(Config):
     model: str | None = neutral(
         None, description="folder, single file (.safetensors, or .ckpt, .pt, .pth, .bin), or hub id of the autoencoder"
     )
-    config: str | None = neutral(None, description="config.json: alone, of random weights to train; with model, of that single file")
+    config: str | None = neutral(
+        None,
+        description="name of a published autoencoder such as sdxl, or a config.json: alone, of random weights to train; with model, of it",
+    )
     subfolder: str | None = neutral(None, description="folder inside the model's, such as vae; none: the one that takes the modality")
     revision: str | None = neutral(None, description="git revision on the hub; none: the newest")
+    variant: str | None = neutral(
+        None, description="which weights of several, such as fp16 (by the file's name) or ema (by the name within a checkpoint)"
+    )
     dtype: Precision = Field("float32", description="the network computes in this")
     tiling: bool = Field(False, description="encode large inputs in overlapping tiles (changes their latents)")
     indices: bool | None = Field(

@@ -181,7 +181,9 @@ def _encode(options: argparse.Namespace) -> int:
     from latentkit.run import RunOptions
 
     recipe = parse_recipe(values, "encode", Path.cwd(), options.set)
-    return _run_recipe(recipe, RunOptions(device=options.device, devices=_devices(options)))
+    return _run_recipe(
+        recipe, RunOptions(device=options.device, devices=_devices(options), fits=True)
+    )
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -170,7 +170,10 @@ class Modality(Protocol):
 
 @runtime_checkable
 class Encoder(Protocol):
-    """A batch of prepared tensors to raw latents."""
+    """A batch of prepared tensors to raw latents.
+
+    An optional method `remarks() -> Iterable[Remark]` says what a user should know before a run.
+    """
 
     modality: str
     """Name of the modality whose tensors it takes."""

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from latentkit.bad_samples import are_too_many
+from latentkit.bad_samples import advise, are_too_many
 from latentkit.contracts import Encoder, Executor, Sample, Shard, StreamSource, UnitResult
 from latentkit.errors import DamagedError, FingerprintError, SourceError, StoreError
 from latentkit.masks import without_mask
@@ -179,7 +179,7 @@ def describe(inputs: EncodeInputs, encoder: Encoder, settings: EncodeSettings, t
         with fixed_numerics(threads, device):
             tensors = (without_mask(view.tensor) for view in preview_views(inputs, settings.preview))
             rows = [tensor.to(device) for tensor in tensors if tensor is not None]
-            psnr = measure_psnr(encoder, rows, settings.store)
+            psnr = measure_psnr(encoder, rows, settings.store, inputs.open_decoder(device))
         decoded = {} if psnr is None else {"psnr_db": psnr, "num_samples": len(rows)}
     return Description(
         encoder.layout, encoder.normalization, settings.store, settings.dtype, inputs.described_source, list(inputs.views), decoded
@@ -334,7 +334,7 @@ def _most_common(reasons: Counter[str]) -> str:
 
 
 def _more_than(max_bad: float, folder: Folder, bad: Counter[str]) -> str:
-    advice = f"Mend the source and write to another output, or raise max_bad and run {folder}/recipe.yaml again"
+    advice = advise(set(bad), str(folder))
     return f": {_most_common(bad)}, more than max_bad ({max_bad:g}) allows. {advice}"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentkit.batching import check_layout, encode_batch, num_rows_of, select_rows
+from latentkit.batching import check_layout, check_readable, encode_batch, num_rows_of, select_rows
 from latentkit.contracts import Encoder, LatentLayout
 from latentkit.errors import EncoderError
 from latentkit.masks import MASK
@@ -35,12 +35,14 @@ class BatchEncoder:
         self.layout: LatentLayout
         """Of the latents; there with the first of them."""
         self._float32: Encoder | None = None
+        self._readable: set[tuple[int, ...]] = set()
 
     def encode(self, batch: Any, bucket: str) -> dict[str, Tensor]:
         """Latents of a batch on the encoder's device, held to its layout; "mask" among them where rows have one.
 
         Raises:
-            EncoderError: they aren't what the layout says, or memory ran out.
+            EncoderError: they aren't what the layout says, couldn't be read back, or memory ran
+                out.
         """
         if self._encoder is None:
             self._encoder = self._open_encoder()
@@ -49,6 +51,10 @@ class BatchEncoder:
             if self._compiled and hasattr(self._encoder, "compile"):
                 self._encoder.compile()
         latents = self._run(self._encoder, batch, bucket)
+        shape = tuple(next(iter(latents.values())).shape[1:])
+        if shape not in self._readable:
+            check_readable(self._encoder, latents)
+            self._readable.add(shape)
         return latents if self._open_float32 is None else self._mended(latents, batch, bucket)
 
     def _mended(self, latents: dict[str, Tensor], batch: Any, bucket: str) -> dict[str, Tensor]:

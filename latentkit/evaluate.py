@@ -357,6 +357,9 @@ def _finish(
         warnings += found.warnings
         if found.tables:
             tables[named.name] = found.tables
+    if gallery.num_broken:
+        broken = f"{gallery.num_broken} of {len(good)} reconstructions are not finite (shown black)"
+        warnings.append(f"{broken}; half precision may overflow: set the model's dtype to float32")
     return Evaluation(figures, per_sample, tables, rows, warnings, gallery, settings.posterior)
 
 

@@ -62,6 +62,8 @@ class Gallery:
         self._spread: list[Shown] = []
         self._tensors: dict[int, list[Tensor]] = {}
         self._worst: list[tuple[float, int, Shown]] = []
+        self.num_broken = 0
+        """Reconstructions seen that were not finite."""
 
     def wants(self, rows: Sequence[Row]) -> bool:
         """Whether any of the rows is one of those spread over the source."""
@@ -69,6 +71,7 @@ class Gallery:
 
     def add(self, rows: Sequence[Row], inputs: Tensor, output: Tensor) -> None:
         """Look at a batch, (N, C, H, W) each, or (N, C, T, H, W), whose middle frame or slice is kept; anything else is passed over."""
+        self.num_broken += int((~output.flatten(1).isfinite().all(1)).sum())
         if self._keep_tensors:
             kept = [
                 (number, row.position)

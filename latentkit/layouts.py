@@ -5,8 +5,9 @@ Plugins import these from `latentkit.contracts`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -29,6 +30,12 @@ class SizeRule:
         """Whether `size` fits the rule."""
         fits = size >= self.minimum and (self.maximum is None or size <= self.maximum)
         return fits and (size - self.offset) % self.multiple == 0
+
+    def nearest(self, size: int) -> int:
+        """The allowed size nearest to `size`, the smaller of two; `size` where none is allowed."""
+        last = max(size, self.minimum) + self.multiple
+        fitting = [other for other in range(1, last + 1) if self.allows(other)]
+        return min(fitting, key=lambda other: abs(other - size), default=size)
 
     def __str__(self) -> str:
         text = f"{self.multiple} * k + {self.offset}" if self.offset else f"a multiple of {self.multiple}"
@@ -133,3 +140,71 @@ class Normalization:
         from latentkit.normalize import invert
 
         return invert(self, latents, axes)
+
+
+# ---------------------------------------------------------------- sizes that can be read back
+
+
+def readable_input(
+    spec: InputSpec, layout: LatentLayout, normalization: Normalization
+) -> InputSpec:
+    """Return the spec with its sizes narrowed to those whose latents the normalization applies to.
+
+    A fold by 2 takes even latent sizes only; shifts and scales of 16 latent frames take no more
+    frames than those. An axis whose latent sizes don't grow in whole steps stays as it is: what it
+    can't take shows with the first latents (`batching.check_readable`).
+    """
+    if layout.kind == "quantised":
+        return spec
+    axes = layout.axes[1:]
+    factors = (
+        layout.downscale if isinstance(layout.downscale, tuple) else (layout.downscale,) * len(axes)
+    )
+    sizes = dict(spec.sizes)
+    for axis, downscale in zip(axes, factors, strict=False):
+        fold, most = normalization.fold.get(axis, 1), _most_along(axis, layout, normalization)
+        if axis not in spec.axes or downscale != int(downscale) or (fold == 1 and most is None):
+            continue
+        rule = sizes.get(axis, SizeRule())
+        rule = _folding_rule(rule, int(downscale), fold)
+        sizes[axis] = rule if most is None else _limited_rule(rule, most * fold * int(downscale))
+    return replace(spec, sizes=sizes)
+
+
+def shape_of(constant: float | Sequence[Any]) -> tuple[int, ...]:
+    """Shape of a shift or scale: () of a number, (C,) of one per channel, or of nested lists."""
+    if isinstance(constant, int | float) or not len(constant):
+        return ()
+    return (len(constant), *shape_of(constant[0]))
+
+
+def _most_along(axis: str, layout: LatentLayout, normalization: Normalization) -> int | None:
+    """The largest size along the axis that shift and scale have values for; None: any."""
+    shapes = (shape_of(normalization.shift), shape_of(normalization.scale))
+    place = layout.axes.index(axis)
+    return min(
+        (shape[place] for shape in shapes if len(shape) == len(layout.axes) and shape[place] > 1),
+        default=None,
+    )
+
+
+def _folding_rule(rule: SizeRule, downscale: int, fold: int) -> SizeRule:
+    """Sizes of the rule whose latent sizes the fold divides, where it grows in whole latents."""
+    if rule.multiple % downscale:
+        return rule
+    step, first = rule.multiple // downscale, -(-rule.offset // downscale)
+    start = next((count for count in range(fold) if (first + step * count) % fold == 0), None)
+    if start is None:
+        return rule
+    return replace(
+        rule,
+        multiple=rule.multiple * fold // math.gcd(step, fold),
+        offset=rule.offset + rule.multiple * start,
+    )
+
+
+def _limited_rule(rule: SizeRule, limit: int) -> SizeRule:
+    largest = limit if rule.maximum is None else min(limit, rule.maximum)
+    return replace(
+        rule, maximum=next((size for size in range(largest, 0, -1) if rule.allows(size)), largest)
+    )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from latentkit.batching import encode_batch, stack, stored_tensors
+from latentkit.batching import check_readable, encode_batch, stack, stored_tensors
 from latentkit.buffers import BufferPool
 from latentkit.contracts import Encoder, Prepared
 from latentkit.runtime.device import is_out_of_memory, pins_memory, synchronize
@@ -77,6 +77,7 @@ def choose_unit_size(num_samples: int, rows_per_sample: int, measured: Measured)
 def _stored_bytes(encoder: Encoder, batch: object, store: str, dtype: torch.dtype) -> int:
     """Also the warm-up."""
     latents = encode_batch(encoder, batch)
+    check_readable(encoder, latents)
     draws = [0] * len(next(iter(latents.values()))) if store == "sample" else None
     return sum(tensor.nbytes for tensor in stored_tensors(latents, store, dtype, draws).values())
 

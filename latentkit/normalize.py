@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,13 +15,13 @@ from latentkit.contracts import Normalization
 def apply(normalization: Normalization, latents: Tensor, axes: str) -> Tensor:
     """(fold(z) - shift) * scale of raw latents (..., C, h, w); the axes before `axes` are batch axes."""
     folded = fold(latents, axes, normalization.fold)
-    shift, scale = _constants(normalization, folded, len(axes))
+    shift, scale = _constants(normalization, folded, axes)
     return (folded - shift) * scale
 
 
 def invert(normalization: Normalization, latents: Tensor, axes: str) -> Tensor:
     """Raw latents whose `apply` is `latents`."""
-    shift, scale = _constants(normalization, latents, len(axes))
+    shift, scale = _constants(normalization, latents, axes)
     return unfold(latents / scale + shift, axes, normalization.fold)
 
 
@@ -61,16 +62,35 @@ def unfold(latents: Tensor, axes: str, factors: Mapping[str, int]) -> Tensor:
     return split.permute(order).reshape(*lead, split.shape[1], *(s * f for s, f in zip(sizes[1:], rest, strict=True)))
 
 
-def _constants(normalization: Normalization, like: Tensor, num_axes: int) -> tuple[Tensor | float, Tensor | float]:
-    return _constant(normalization.shift, like, num_axes), _constant(normalization.scale, like, num_axes)
+def cut_to(constant: Any, sizes: Sequence[int], axes: str) -> Any:
+    """The first values of a shift or scale, for a latent of these sizes.
+
+    One that has values per frame, say, has them for the longest clip: shorter ones take the first.
+
+    Raises:
+        ValueError: the latent is longer.
+    """
+    if constant.ndim != len(axes):
+        return constant
+    for axis, size, most in zip(axes[1:], sizes[1:], constant.shape[1:], strict=True):
+        if 1 < most < size:
+            raise ValueError(
+                f"axis {axis} of size {size} is longer than its shifts and scales, which are {most}"
+            )
+    return constant[tuple(slice(size) for size in sizes)]
 
 
-def _constant(value: object, like: Tensor, num_axes: int) -> Tensor | float:
+def _constants(
+    normalization: Normalization, like: Tensor, axes: str
+) -> tuple[Tensor | float, Tensor | float]:
+    return _constant(normalization.shift, like, axes), _constant(normalization.scale, like, axes)
+
+
+def _constant(value: object, like: Tensor, axes: str) -> Tensor | float:
     if isinstance(value, int | float):
         return float(value)
     constant = torch.as_tensor(value, dtype=like.dtype, device=like.device)
     if constant.ndim == 1:
-        return constant.reshape(-1, *[1] * (num_axes - 1))
-    if constant.ndim == num_axes:  # per frame, say, of the longest film: shorter ones have its first frames
-        return constant[tuple(slice(size) for size in like.shape[-num_axes:])]
-    return constant
+        return constant.reshape(-1, *[1] * (len(axes) - 1))
+    cut: Tensor = cut_to(constant, like.shape[-len(axes) :], axes)
+    return cut

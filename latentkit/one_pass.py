@@ -17,6 +17,7 @@ from latentkit.build import Line
 from latentkit.contracts import BuildContext, Executor, InputSpec, Modality, SizeRule, Unit
 from latentkit.encode import EncodeSummary, add_result, is_finished, keep_recipe, make_job, plans_there
 from latentkit.errors import PluginError
+from latentkit.layouts import readable_input
 from latentkit.pipeline import EncodeJob, JobResult, make_shared_worker
 from latentkit.planning import EncodeInputs, EncodeSettings, next_plan, preview_views
 from latentkit.store.claims import Claims
@@ -71,7 +72,11 @@ def group_by_input(lines: Mapping[str, Line], inputs: Mapping[str, EncodeInputs]
     Raises:
         SourceError: the source has no samples, or can't be reached.
     """
-    specs = {name: inputs[name].open_encoder(device).input for name in lines}
+    encoders = {name: inputs[name].open_encoder(device) for name in lines}
+    specs = {
+        name: readable_input(one.input, one.layout, one.normalization)
+        for name, one in encoders.items()
+    }
     groups = []
     for names in _equal({name: replace(spec, sizes={}) for name, spec in specs.items()}):
         parts, first = _equal({name: specs[name] for name in names}), names[0]

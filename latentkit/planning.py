@@ -73,7 +73,8 @@ class EncodeInputs:
         open_encoder: device to encoder; called again for the same device, it gives the same one.
         parts: name to value of all that decides a latent's value, besides what `settings` adds.
         described_source: what dataset.json says of the source.
-        open_float32: device to the same encoder computing in float32; None where there is none.
+        open_float32: device to the same encoder computing in float32, which may be the same one;
+            None where there is none.
     """
 
     source: Source | StreamSource
@@ -83,6 +84,10 @@ class EncodeInputs:
     parts: Mapping[str, str]
     described_source: Mapping[str, Any] = field(default_factory=dict)
     open_float32: Callable[[str], Encoder] | None = None
+
+    def open_decoder(self, device: str) -> Encoder:
+        """The encoder to decode with: in float32 where that can be had, as half may overflow."""
+        return (self.open_float32 or self.open_encoder)(device)
 
     @functools.cached_property
     def entries(self) -> pa.Table:

@@ -27,6 +27,7 @@ def write_preview(
     Args:
         source: None, or a sample that is gone from it, leaves the decoded latents alone.
         encoder: one that can't decode leaves the samples alone, as they were prepared for it; without any there is no preview.
+            Give the one that computes in float32: half precision may overflow into black.
     """
     dataset = open_dataset(str(folder), posterior="mean")
     chosen = np.unique(np.linspace(0, len(dataset) - 1, num_rows).round().astype(int)).tolist()
@@ -86,7 +87,8 @@ def preview_dataset(path: str, output: Path, num_rows: int, device: str = "auto"
 
     dataset = open_dataset(path)
     line = line_of_dataset(dataset.folder)
-    encoder = line.encoder_opener()(choose_device(device))
+    opener = line.encoder_opener()
+    encoder = (opener.in_float32() or opener)(choose_device(device))
     modality = line.open_modality(encoder)
     if output.suffix.lower() != (suffix := preview_suffix(modality)):
         name = line.modality.provided.spec.name

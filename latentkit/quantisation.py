@@ -16,7 +16,9 @@ MOST_DB = 100.0
 """Beyond it two decodings are the same for every purpose, and equal ones would be infinite."""
 
 
-def measure_psnr(encoder: Encoder, prepared: Sequence[Tensor], store: str) -> float | None:
+def measure_psnr(
+    encoder: Encoder, prepared: Sequence[Tensor], store: str, decoder: Encoder | None = None
+) -> float | None:
     """PSNR in dB between what latents decode to as the encoder gave them, and after being stored as int8; rounded to 2 decimals.
 
     20 log10(range) - 10 log10(mean squared difference), both decodings clamped to the encoder's input range, whose width is the range;
@@ -27,8 +29,10 @@ def measure_psnr(encoder: Encoder, prepared: Sequence[Tensor], store: str) -> fl
     Args:
         prepared: views without the batch axis, (C, H, W) float32 in the encoder's range, on its device.
         store: as in the recipe: "moments" and "mean" decode the posterior mean, "sample" one draw.
+        decoder: the same encoder in float32, to decode with; None decodes with `encoder`.
     """
-    if not isinstance(encoder, Decodes) or encoder.layout.kind == "quantised" or not prepared:
+    decoder = decoder or encoder
+    if not isinstance(decoder, Decodes) or encoder.layout.kind == "quantised" or not prepared:
         return None
     low, high = encoder.input.range
     levels = []
@@ -39,7 +43,10 @@ def measure_psnr(encoder: Encoder, prepared: Sequence[Tensor], store: str) -> fl
             if not latents.isfinite().all():
                 return None
             rounded = torch.from_numpy(dequantise(*quantise(latents.cpu().numpy()))).to(latents.device)
-            exact, stored = (encoder.decode(values).cpu().double().clamp(low, high) for values in (latents, rounded))
+            exact, stored = (
+                decoder.decode(values).cpu().double().clamp(low, high)
+                for values in (latents, rounded)
+            )
             squared = float((exact - stored).square().mean())
         levels.append(min(10 * math.log10((high - low) ** 2 / squared), MOST_DB) if squared else MOST_DB)
     psnr = sum(levels) / len(levels)

@@ -56,7 +56,8 @@ def encode(
     if not isinstance(recipe, EncodeRecipe) or recipe.encoder is None:
         raise ValueError("overrides of encode can't change the task or name several encoders; use latentkit.run")
     _heed_launcher(recipe)
-    return _run_encode(recipe, RunOptions(device=device, devices=tuple(devices))).datasets()[""]
+    options = RunOptions(device=device, devices=tuple(devices), fits=True)
+    return _run_encode(recipe, options).datasets()[""]
 
 
 def run(
@@ -102,6 +103,8 @@ class RunOptions:
         retry_skipped: encode once more the samples that were skipped.
         device: "auto", a kind such as "cuda", or one device such as "cuda:1"; goes before what the recipe says.
         devices: several, such as ("cuda:0", "cuda:1"), a process each; for encoding. None: that one, or all where it is "auto".
+        fits: where the recipe of one encoder leaves a size open whose default the encoder doesn't
+            take, take its nearest.
     """
 
     dry_run: bool = False
@@ -109,6 +112,7 @@ class RunOptions:
     retry_skipped: bool = False
     device: str = "auto"
     devices: tuple[str, ...] = ()
+    fits: bool = False
 
 
 DEFAULT_OPTIONS = RunOptions()
@@ -180,7 +184,7 @@ def _run_encode(recipe: EncodeRecipe, options: RunOptions) -> EncodeRun:
     shared = _encode_together(lines, opened) if len(lines) > 1 else {}
     for name, line in lines.items():
         folders[name] = _output(recipe, line)
-        summaries[name], preview = _encode_line(line, recipe, opened.pop(name), shared.get(name))
+        summaries[name], preview = _encode_line(opened.pop(name), shared.get(name))
         if preview:
             previews[name] = preview
     return EncodeRun(folders, summaries, previews)
@@ -225,6 +229,7 @@ def _output(recipe: EncodeRecipe, line: Line) -> str:
 class OpenLine:
     """A line of an encode recipe, built."""
 
+    line: Line
     folder: Folder
     executor: Executor
     device: str
@@ -244,6 +249,12 @@ def open_line(line: Line, recipe: EncodeRecipe, options: RunOptions = DEFAULT_OP
     device = getattr(executor, "device", None) or choose_device(options.device)
     opener = line.encoder_opener()
     encoder = opener(device)
+    for remark in encoder.remarks() if hasattr(encoder, "remarks") else ():
+        say(remark.text)
+    if options.fits and not line.name:
+        line, fits = line.fitted(encoder)
+        for text in fits:
+            say(text)
     described = {"use": line.source.provided.spec.name, "with": recipe.source.with_}
     inputs = EncodeInputs(
         source, line.open_modality(encoder), line.views, opener, line.fingerprint_parts(encoder), described, opener.in_float32()
@@ -252,27 +263,30 @@ def open_line(line: Line, recipe: EncodeRecipe, options: RunOptions = DEFAULT_OP
         recipe.output.store, recipe.output.dtype, recipe.output.unit_size, recipe.batch_size, recipe.threads, recipe.compile,
         recipe.seed, recipe.on_bad_sample, recipe.max_bad, recipe.on_overflow, recipe.preview, options.prune, options.retry_skipped,
     )  # fmt: skip
-    return OpenLine(folder, executor, device, inputs, settings)
+    return OpenLine(line, folder, executor, device, inputs, settings)
 
 
-def _encode_line(line: Line, recipe: EncodeRecipe, opened: OpenLine, passed: Passed | None) -> tuple[EncodeSummary, str | None]:
+def _encode_line(opened: OpenLine, passed: Passed | None) -> tuple[EncodeSummary, str | None]:
     from latentkit.encode import encode_source
     from latentkit.preview import preview_suffix, store_preview
     from latentkit.store.dataset import DATASET
 
-    folder, inputs = opened.folder, opened.inputs
+    folder, inputs, recipe = opened.folder, opened.inputs, opened.line.recipe
     before = folder.read(DATASET) if folder.exists(DATASET) else None
-    text = _recipe_text(recipe, line)
+    text = _recipe_text(recipe, opened.line)
     shown, is_compared = is_first_process(), passed is not None and passed.is_compared
     summary = encode_source(
         folder, inputs, opened.executor, opened.device, opened.settings, text, show_progress=shown, is_compared=is_compared
     )
     summary = summary if passed is None else passed.summary + summary
-    if not recipe.preview or not shown:
+    if not opened.settings.preview or not shown:
         return summary, None
-    encoder, name = inputs.open_encoder(opened.device), f"preview{preview_suffix(inputs.modality)}"
+    name = f"preview{preview_suffix(inputs.modality)}"
     is_current = folder.exists(name) and folder.read(DATASET) == before
-    made = is_current or store_preview(folder, inputs.source, inputs.modality, encoder, name, recipe.preview)
+    decoder, num_rows = inputs.open_decoder(opened.device), opened.settings.preview
+    made = is_current or store_preview(
+        folder, inputs.source, inputs.modality, decoder, name, num_rows
+    )
     return summary, f"{folder}/{name}" if made else None
 
 

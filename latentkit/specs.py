@@ -108,6 +108,9 @@ class SourceSpec(PluginSpec):
 class ModalitySpec(PluginSpec):
     """A modality; `build` gives a `Modality`. Returned by the hook `latentkit_modalities`.
 
+    Its config may have a method `fitted(InputSpec) -> dict`: options left at a default that the
+    encoder doesn't take, with the nearest values that it does. `latentkit encode` takes those.
+
     Args:
         suffixes: endings of the files that it reads, in lower case with the dot; by them `latentkit encode` knows what a folder holds.
     """

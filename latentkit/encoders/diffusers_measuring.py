@@ -15,7 +15,7 @@ from torch import Tensor
 from latentkit.contracts import InputSpec, LatentLayout, SizeRule
 from latentkit.encoders.diffusers_driver import Driver
 from latentkit.encoders.diffusers_loading import build_model, quiet
-from latentkit.encoders.diffusers_table import TRAITS, Traits, find_traits
+from latentkit.encoders.diffusers_table import TRAITS, Traits, find_traits, patch_area
 from latentkit.errors import EncoderError
 
 META_SIDE = 256
@@ -26,7 +26,13 @@ LENGTH = 2**12 * 3 * 5**2
 """Samples of the sound: divisible by every hop in use."""
 
 MOST_FRAMES = 64
-CHANNEL_KEYS = ("input_channels", "audio_channels", "num_channels", "in_channels")
+CHANNEL_KEYS = (
+    "input_channels",
+    "audio_channels",
+    "num_channels",
+    "in_channels",
+    "encoder_in_channels",
+)
 RATE_KEYS = ("sample_rate", "sampling_rate")
 
 
@@ -110,7 +116,7 @@ def _alone(device: str) -> Iterator[None]:
 def _measure(model: Any, traits: Traits, modality: str, indices: bool | None, side: int) -> Measured:
     name, config = type(model).__name__, dict(model.config)
     driver = Driver(traits, traits.axes, _wants_indices(name, traits, indices))
-    channels = traits.channels or int(next((config[key] for key in CHANNEL_KEYS if key in config), 3))
+    channels = traits.channels or _count_channels(config, traits)
     sizes = {axis: _first_size(axis, model, traits, side) for axis in traits.axes[1:]}
     latents = driver.encode(model, torch.empty(1, channels, *sizes.values()))
     latent = next(iter(latents.values()))
@@ -136,6 +142,12 @@ def _measure(model: Any, traits: Traits, modality: str, indices: bool | None, si
         downscale[0] if len(set(downscale)) == 1 else downscale,
     )
     return Measured(driver, config, modality, taken, layout)
+
+
+def _count_channels(config: Mapping[str, Any], traits: Traits) -> int:
+    """Channels of the input: the config's, over the area of its patches where they are those."""
+    channels = int(next((config[key] for key in CHANNEL_KEYS if key in config), 3))
+    return channels // patch_area(config) if traits.patched else channels
 
 
 def _wants_indices(name: str, traits: Traits, indices: bool | None) -> bool:

@@ -14,7 +14,18 @@ PLACES = ("bn", "latents_mean", "latents_std")
 """Modules and buffers in which models hold statistics that are applied after `encode`."""
 
 
-def read_normalization(config: Mapping[str, Any], traits: Traits, layout: LatentLayout, model: Any = None, whole: int = 0) -> Normalization:
+def has_statistics(traits: Traits) -> bool:
+    """Whether shift and scale are among the model's tensors, instead of in its config."""
+    return traits.statistics in ("buffers", "batch-norm")
+
+
+def read_normalization(
+    config: Mapping[str, Any],
+    traits: Traits,
+    layout: LatentLayout,
+    tensors: Mapping[str, Tensor] | None = None,
+    whole: int = 0,
+) -> Normalization:
     """What the model's own pipelines do to raw latents before the transformer.
 
     (z - latents_mean) * scaling_factor / latents_std per channel (`StableDiffusionXLImg2ImgPipeline`, `WanImageToVideoPipeline`; from
@@ -26,7 +37,8 @@ def read_normalization(config: Mapping[str, Any], traits: Traits, layout: Latent
         config: with its defaults filled in.
         traits: of the class.
         layout: of its latents.
-        model: with its weights, for statistics that are among them.
+        tensors: those of the model in `PLACES`, where it has statistics; None leaves shift and
+            scale out, for the fold alone.
         whole: size of a latent along the axis that is folded whole.
     """
     if traits.statistics in ("inside", "none"):
@@ -34,10 +46,13 @@ def read_normalization(config: Mapping[str, Any], traits: Traits, layout: Latent
     scaling, shift, mean, std = (config.get(key) for key in NORMALIZATION_KEYS)
     scale = 1.0 if scaling is None else float(scaling)
     fold = {axis: factor or whole for axis, factor in traits.fold.items()}
-    if traits.statistics == "batch-norm":
-        return _normalization(model.bn.running_mean, (model.bn.running_var.double() + config["batch_norm_eps"]).sqrt(), 1.0, fold)
-    if traits.statistics == "buffers":
-        return _normalization(model.latents_mean, model.latents_std, scale, fold)
+    if tensors is None and has_statistics(traits):
+        return Normalization(fold=fold)
+    if tensors is not None and traits.statistics == "batch-norm":
+        variance = tensors["bn.running_var"].double() + config["batch_norm_eps"]
+        return _normalization(tensors["bn.running_mean"], variance.sqrt(), 1.0, fold)
+    if tensors is not None and traits.statistics == "buffers":
+        return _normalization(tensors["latents_mean"], tensors["latents_std"], scale, fold)
     if traits.statistics != "scale" and mean is not None and std is not None:
         return Normalization(_per_frame(mean, layout), _per_frame([scale / float(s) for s in std], layout))
     if traits.statistics == "scale":

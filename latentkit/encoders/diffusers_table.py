@@ -25,6 +25,8 @@ class Traits:
         axes: of one input, as the class itself has them, without the batch.
         kind: of its continuous latents, as in `LatentLayout`.
         channels: of the input, where its config doesn't tell.
+        patched: the config's channels are those of patches of its `patch_size`, which the class
+            makes of the input.
         range: of the input.
         pixel_mean, pixel_std: the network takes (input - mean) / std; one number, or one per channel; empty for the input as it is.
         frames: (a, b): frame counts are a * k + b, k from 0, as far as the model gives as many back.
@@ -53,6 +55,7 @@ class Traits:
     axes: str = "CHW"
     kind: Literal["gaussian", "deterministic"] = "gaussian"
     channels: int | None = None
+    patched: bool = False
     range: tuple[float, float] = (-1.0, 1.0)
     pixel_mean: tuple[float, ...] = ()
     pixel_std: tuple[float, ...] = ()
@@ -129,8 +132,8 @@ TRAITS: Mapping[str, Traits] = {
     "AutoencoderKLMiniMaxH3": video((17, 5), modalities=("video",), **IMAGENET),
     "AutoencoderKLMochi": video((6, 1), channels=3),
     "AutoencoderKLQwenImage": video((4, 1), modalities=("image", "video")),
-    "AutoencoderKLQwenImage21": video((1, 1), modalities=("image",)),
-    "AutoencoderKLWan": video((4, 1)),
+    "AutoencoderKLQwenImage21": video((1, 1), modalities=("image",), patched=True),
+    "AutoencoderKLWan": video((4, 1), patched=True),
     "AutoencoderVidTok": video(
         (4, 1),
         pads_front=True,
@@ -146,7 +149,9 @@ TRAITS: Mapping[str, Traits] = {
     "AutoencoderKLMiniMaxH3Audio": audio(channels=1, decoder=("decoder", "dec_in_proj")),
     "AutoencoderOobleck": audio(),
     "AutoencoderSAME": audio(last_layer="mapping.weight_v", **DETERMINISTIC),
-    "Cosmos3AVAEAudioTokenizer": audio(channels=2, one_by_one=True),
+    "Cosmos3AVAEAudioTokenizer": audio(
+        channels=2, one_by_one=True, variants={("stereo", False): {"channels": 1}}
+    ),
     "LongCatAudioDiTVae": audio(encode_options={"sample_posterior": False}, **DETERMINISTIC),
     # neither
     "RFD4ProteinaAutoencoder": Traits(modalities=(), refused=NOT_ONE_TENSOR),
@@ -156,12 +161,19 @@ TRAITS: Mapping[str, Traits] = {
 def find_traits(class_name: str, config: Mapping[str, Any]) -> tuple[Traits, ...]:
     """The row of a class as its config has it; for a class without a row, those that may fit."""
     if class_name not in TRAITS:
-        return UNLISTED
+        patched = tuple(replace(traits, patched=True) for traits in UNLISTED)
+        return UNLISTED + patched if patch_area(config) > 1 else UNLISTED
     traits = TRAITS[class_name]
     for (key, value), different in traits.variants.items():
         if config.get(key) == value:
             traits = replace(traits, **different)
     return (traits,)
+
+
+def patch_area(config: Mapping[str, Any]) -> int:
+    """Pixels of a square patch of the config's `patch_size`; 1 where it has none."""
+    side = config.get("patch_size")
+    return side * side if isinstance(side, int) else 1
 
 
 NORMALIZATION_KEYS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")

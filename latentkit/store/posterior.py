@@ -16,7 +16,7 @@ from torch import Tensor
 
 from latentkit.buffers import BufferPool, as_tensor
 from latentkit.contracts import LatentLayout, Normalization
-from latentkit.normalize import fold
+from latentkit.normalize import cut_to, fold
 
 Posterior = Literal["sample", "mean", "moments"]
 Array = npt.NDArray[Any]
@@ -132,11 +132,11 @@ class Normalizer:
     def __call__(self, latents: Tensor) -> Tensor:
         """(fold(z) - shift) * scale of float32 raw latents (N, C, ...), which are overwritten."""
         folded = fold(latents, self.axes, self.normalization.fold)
-        values = folded.numpy()
+        values, sizes = folded.numpy(), folded.shape[1:]
         if self._shifts:
-            np.subtract(values, self._shift, out=values)
+            np.subtract(values, cut_to(self._shift, sizes, self.axes), out=values)
         if self._scales:
-            np.multiply(values, self._scale, out=values)
+            np.multiply(values, cut_to(self._scale, sizes, self.axes), out=values)
         return folded
 
 

@@ -181,7 +181,7 @@ class LatentDataset(BatchedRows):
 
     def decode(self, latents: Tensor, device: str = "auto") -> Tensor:
         """Latents as `data[i]` gives them, (N, C, h, w), to a batch in the encoder's range, (N, 3, H, W) in [-1, 1], with the encoder
-        they came from.
+        they came from, in float32.
 
         Args:
             latents: on any device.
@@ -247,15 +247,17 @@ class LatentDataset(BatchedRows):
             from latentkit.build import line_of_dataset
 
             line = line_of_dataset(self.folder)
-            encoder = line.encoder_opener()(choose_device(device))
-            if not isinstance(encoder, Decodes):
+            opener, place = line.encoder_opener(), choose_device(device)
+            encoder = opener(place)
+            decoder = (opener.in_float32() or opener)(place)  # as half precision may overflow
+            if not isinstance(decoder, Decodes):
                 raise EncoderError(f"the encoder {line.encoder.provided.spec.name!r} of {self.folder} can't decode")
             made_by, now = counting_parts(self._parts), counting_parts(line.fingerprint_parts(encoder))
             names = sorted(name for name in {*made_by, *now} if name.startswith("encoder."))
             different = ", ".join(name for name in names if made_by.get(name) != now.get(name))
             if different:
                 raise FingerprintError(f"{self.folder} was made by another encoder than its recipe now opens: {different} differ")
-            self._opened_decoder = device, encoder
+            self._opened_decoder = device, decoder
         return self._opened_decoder[1]
 
     def _check_posterior(self, posterior: Posterior | None) -> Posterior:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from latentkit.bad_samples import NOT_FINITE as NOT_FINITE
 from latentkit.contracts import Unit
 from latentkit.errors import PluginError, StoreError
 from latentkit.masks import MASK, counted_positions
@@ -60,9 +61,6 @@ STREAM_COLUMNS = {"key": pa.string(), "attributes": pa.string()}
 """Of samples that the plan knows nothing about."""
 
 encode_json = json.JSONEncoder(sort_keys=True, default=str).encode
-
-NOT_FINITE = "the latents are not finite; encode with dtype bfloat16 or float32, or store with dtype float32"
-
 
 NOTHING_COUNTS = "no latent of it counts: its mask is empty"
 

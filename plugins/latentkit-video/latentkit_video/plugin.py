@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from latentkit.builtin import FolderConfig, FramingConfig
-from latentkit.contracts import BuildContext, Modality, ModalitySpec, Source, SourceSpec, neutral
+from latentkit.contracts import (
+    BuildContext,
+    InputSpec,
+    Modality,
+    ModalitySpec,
+    SizeRule,
+    Source,
+    SourceSpec,
+    neutral,
+)
 from latentkit.hooks import hookimpl
 
 VIDEO_SUFFIXES = (
@@ -32,6 +41,14 @@ class VideoConfig(FramingConfig):
         "1280 x 720 on, else BT.601",
     )
     max_pixels: int = neutral(178_956_970, gt=0, description="videos with more pixels in a frame are refused before they are decoded")
+
+    def fitted(self, spec: InputSpec) -> dict[str, Any]:
+        """Options left at a default that the encoder doesn't take, with the nearest it does."""
+        options = super().fitted(spec)
+        frames = spec.sizes.get("T", SizeRule()).nearest(self.frames)
+        if "frames" not in self.model_fields_set and frames != self.frames:
+            options["frames"] = frames
+        return options
 
 
 class VideoClipsConfig(FolderConfig):

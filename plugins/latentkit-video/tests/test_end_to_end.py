@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from latentkit_video.decoding import Shown, Video
+from latentkit_video.plugin import VideoConfig
 from videos import encode, numbered
 
 import latentkit as lk
+from latentkit.contracts import InputSpec, SizeRule
 from latentkit.repair import repair_dataset
 from latentkit.revalue import compare_values
 from latentkit.store.folder import LocalFolder
@@ -71,6 +73,56 @@ def test_videos_become_a_latent_dataset_with_a_preview(folder: Path, wan: Path) 
     again = (folder / "latents" / "index" / "000.parquet").read_bytes()
     lk.run(folder / "recipe.yaml")
     assert (folder / "latents" / "index" / "000.parquet").read_bytes() == again
+
+
+def test_the_short_command_takes_as_many_frames_as_the_model_takes(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from diffusers import AutoencoderKLMochi
+
+    torch.manual_seed(0)
+    model = AutoencoderKLMochi(
+        encoder_block_out_channels=(32, 32, 32, 32), decoder_block_out_channels=(32, 32, 32, 32), latent_channels=4,
+        layers_per_block=(1, 1, 1, 1, 1), latents_mean=[0.1, -0.2, 0.3, 0.4], latents_std=[2.0, 0.5, 1.5, 1.0],
+    )  # fmt: skip
+    model.save_pretrained(tmp_path / "mochi")
+    data = lk.encode(
+        folder / "films",
+        tmp_path / "out",
+        encoder=tmp_path / "mochi",
+        size=16,
+        overrides={"preview": 0},
+    )
+    assert (
+        "modality.with.frames: 19, as the encoder doesn't take the default 17"
+        in capsys.readouterr().err
+    )
+    assert data[0]["latent"].shape == (4, 4, 2, 2)  # 6 * 3 + 1 frames
+    assert "frames: 19" in (tmp_path / "out" / "recipe.yaml").read_text()
+    with pytest.raises(
+        lk.errors.RecipeError, match="17 is not a number of frames that the encoder takes"
+    ):
+        lk.encode(
+            folder / "films",
+            tmp_path / "other",
+            encoder=tmp_path / "mochi",
+            size=16,
+            overrides={"modality.with.frames": 17},
+        )
+
+
+@pytest.mark.parametrize(
+    ("rule", "frames"), [(SizeRule(16, 24, 24), 24), (SizeRule(17, 5), 22), (SizeRule(4, 1), None)]
+)
+def test_only_frames_that_are_left_open_are_fitted(rule: SizeRule, frames: int | None) -> None:
+    taken = InputSpec(
+        channels=3,
+        axes="CTHW",
+        sizes={"T": rule, "H": SizeRule(200, 320, 320), "W": SizeRule(240, 320, 320)},
+    )
+    wanted = {"size": 320} | ({} if frames is None else {"frames": frames})
+    assert VideoConfig().fitted(taken) == wanted
+    assert VideoConfig(frames=17, size=256).fitted(taken) == {}
 
 
 def test_evaluations_of_a_training_run_are_clips_beside_their_reconstructions(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from latentkit.contracts import Entry, Prepared, Sample
 from latentkit.encoders.diffusers import DiffusersEncoder
 
 MODELS = json.loads(Path(__file__).with_name("models.json").read_text())
@@ -84,3 +86,33 @@ class TinyModels:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
     return TinyModels(tmp_path_factory.mktemp("autoencoders"))
+
+
+class Rows:
+    """A source and a modality in one: the rows of a batch, by their number."""
+
+    metrics: Sequence[str] = ()
+
+    def __init__(self, batch: Tensor) -> None:
+        self.batch = batch
+
+    def __len__(self) -> int:
+        return len(self.batch)
+
+    def __getitem__(self, index: int) -> Sample:
+        return Sample(str(index), str(index))
+
+    def entries(self) -> Iterator[Entry]:
+        return (Entry(str(index)) for index in range(len(self)))
+
+    def prepare(self, sample: Sample) -> Iterator[Prepared]:
+        yield Prepared("plain", "bucket", self.batch[int(sample.key)])
+
+    def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
+        """Nothing is previewed."""
+
+
+@pytest.fixture(scope="session")
+def rows_of() -> type[Rows]:
+    """Source and modality of a batch."""
+    return Rows

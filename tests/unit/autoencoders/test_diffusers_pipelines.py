@@ -71,8 +71,10 @@ FORMULAS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "AutoencoderKLMagvit": by_scale,
     "AutoencoderKLMiniMaxH3Audio": by_channel,
     "AutoencoderKLMochi": by_channel,
+    "AutoencoderKLQwenImage21-patches": by_channel,
     "AutoencoderKLTemporalDecoder": by_scale,
     "AutoencoderKLWan": by_channel,
+    "AutoencoderKLWan-patches": by_channel,
     "AutoencoderOobleck": as_it_is,
     "AutoencoderRAE": as_it_is,
     "AutoencoderSAME": as_it_is,
@@ -80,6 +82,7 @@ FORMULAS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "AutoencoderVidTok": as_it_is,
     "ConsistencyDecoderVAE": by_scale,
     "Cosmos3AVAEAudioTokenizer": as_it_is,
+    "Cosmos3AVAEAudioTokenizer-mono": as_it_is,
     "LongCatAudioDiTVae": as_it_is,
     "VQModel": as_it_is,
 }

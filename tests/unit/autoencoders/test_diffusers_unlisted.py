@@ -66,6 +66,28 @@ class NewAudio(New):
     convolutions = (nn.Conv1d, nn.ConvTranspose1d)
 
 
+class NewPatched(New):
+    """Its config counts the channels of patches of 2 x 2 pixels, as that of Wan 2.2 5B."""
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 12,
+        patch_size: int = 2,
+        latent_channels: int = 2,
+        scaling_factor: float = 0.5,
+    ) -> None:
+        ModelMixin.__init__(self)
+        self.encoder = nn.Conv2d(12, 2 * latent_channels, 2, 2)
+        self.decoder = nn.ConvTranspose2d(latent_channels, 12, 2, 2)
+
+    def encode(self, x: Tensor) -> Any:
+        return super().encode(nn.functional.pixel_unshuffle(x, 2))
+
+    def decode(self, z: Tensor) -> Any:
+        return SimpleNamespace(sample=nn.functional.pixel_shuffle(self.decoder(z), 2))
+
+
 class NewOdd(New):
     def encode(self, x: Tensor) -> Any:
         return SimpleNamespace(tokens=self.encoder(x))
@@ -100,6 +122,7 @@ def open_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         (NewTuple, "image", "deterministic", 4, (16, 24)),
         (NewVideo, "video", "gaussian", 4, (9, 16, 24)),
         (NewAudio, "audio", "gaussian", 4, (64,)),
+        (NewPatched, "image", "gaussian", 4, (16, 24)),
     ],
 )
 def test_known_forms_work_without_a_row(
@@ -108,6 +131,7 @@ def test_known_forms_work_without_a_row(
     encoder = open_new(new)
     assert (encoder.modality, encoder.layout.kind, encoder.layout.downscale, encoder.layout.channels) == (modality, kind, downscale, 2)
     assert encoder.normalization.scale == 0.5
+    assert encoder.input.channels == 3
     batch = torch.rand(2, encoder.input.channels, *sizes)
     latents = next(iter(encoder.encode(batch).values()))
     assert latents.shape[2:] == tuple(-(-size // 4) for size in sizes)
