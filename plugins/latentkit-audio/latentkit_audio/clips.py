@@ -22,6 +22,6 @@ def open_audio_clips(config: AudioClipsConfig, context: BuildContext) -> Source:
 
     def find_spans(sample: Sample) -> list[Span]:
         with open_sound(sample) as sound:
-            return equal_spans(sound.num_frames / sound.rate_hz, length, config.stride, config.tail)
+            return equal_spans(sound.facts.num_frames / sound.facts.rate_hz, length, config.stride, config.tail)
 
     return SpanSource(files, find_spans)
