@@ -48,7 +48,8 @@ READ_BYTES = 1 << 18
 MS_PER_SECOND = 1000
 """Of the durations in an mp4 file's edit lists, mostly: they are rounded to that."""
 
-BARE_AAC = "the format (bare AAC) doesn't say how long its encoder's lead-in is: it stays in front"
+WITHOUT_LEAD_IN = ("aac", "mpegts", "avi", "flv")
+LEAD_IN = "its container doesn't say how long the encoder's lead-in is: some hundredths of a second stay in front"
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def _find_facts(sample: Sample, container: str) -> Facts:
         num_frames = sum(len(frames) for frames in track.chunks())
         if track.format is None:
             raise SampleError("a sound of zero length")
-        remarks = [BARE_AAC] if container == "aac" else []
+        remarks = [LEAD_IN] if container in WITHOUT_LEAD_IN else []
         if track.num_tracks > 1:
             remarks.append("several sound tracks: the default one is taken, or the first")
         return Facts(max(num_frames, track.broken_off(num_frames)), num_frames, *track.format, tuple(remarks))
@@ -151,7 +152,7 @@ class Track:
             raise SampleError("no decoder for its sound")
         self._stream.thread_type = "NONE"  # files are decoded side by side
         self._stream.codec_context.options = {"err_detect": "explode"}
-        self._is_mp4 = "mp4" in container.format.name
+        self._is_mp4 = container.format.name == "mov"
 
     def chunks(self) -> Iterator[Frames]:
         """All frames, in chunks.

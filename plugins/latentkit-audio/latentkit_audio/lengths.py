@@ -72,8 +72,8 @@ class Cut:
 
 
 def resampled_count(num_frames: int, from_hz: int, to_hz: int) -> int:
-    """Frames that so many become at another rate, rounded to the nearest."""
-    return (2 * num_frames * to_hz + from_hz) // (2 * from_hz)
+    """Frames that so many become at another rate: rounded to the nearest, halves by the floats that soxr has there."""
+    return int(num_frames / (from_hz / to_hz) + 0.5)
 
 
 def find_cut(first: int, count: int, num_frames: int, from_hz: int, to_hz: int) -> Cut:

@@ -154,7 +154,11 @@ class AudioModality:
         """What was read for a cut, at the encoder's rate, of its channels, and without context."""
         frames = mix_down(frames, self._input.channels, self._config.on_many_channels)
         if rate_hz != self._rate_hz:
-            frames = soxr.resample(frames, rate_hz, self._rate_hz, quality=QUALITY)
+            whole = soxr.resample(frames, rate_hz, self._rate_hz, quality=QUALITY)
+            if len(whole) < cut.skip + cut.count:  # half a frame at the file's end, which soxr rounded the other way
+                silence = np.zeros((-(-rate_hz // self._rate_hz), frames.shape[1]), np.float32)
+                whole = soxr.resample(np.concatenate([frames, silence]), rate_hz, self._rate_hz, quality=QUALITY)
+            frames = whole
         frames = frames[cut.skip : cut.skip + cut.count]
         return frames if frames.shape[1] == self._input.channels else np.repeat(frames, self._input.channels, axis=1)
 
