@@ -46,6 +46,10 @@ class ForwardReader:
         """Close the file."""
         self._stack.close()
 
+    def __del__(self) -> None:
+        """Close the file of a thread that has ended."""
+        self._stack.close()
+
     def _begin(self) -> None:
         self._stack.close()
         self._chunks = self._open(self._stack)
