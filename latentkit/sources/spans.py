@@ -9,12 +9,16 @@ from typing import Literal
 
 from latentkit.contracts import Entry, Sample, Source
 from latentkit.errors import SampleError
+from latentkit.samples import Remark
 
 Span = tuple[float, float]
 """Start and end in seconds."""
 
 TOLERANCE = 1e-6
 """Seconds by which a film may end before a span does."""
+
+
+SHORTENED = "what lies behind the last span is left out (tail: drop)"
 
 
 class SpanSource:
@@ -26,19 +30,20 @@ class SpanSource:
     Args:
         files: whose samples are cut; its media is not held.
         find_spans: the spans of one sample, none where it can't be cut; opens its header. Called from several threads.
+        shortened: keys of samples whose end is in no span, to be said; `find_spans` may append to it.
 
     Raises:
         OSError: a file can't be reached.
     """
 
-    def __init__(self, files: Source, find_spans: Callable[[Sample], Sequence[Span]]) -> None:
+    def __init__(self, files: Source, find_spans: Callable[[Sample], Sequence[Span]], shortened: Sequence[str] = ()) -> None:
         def spans_of(index: int) -> Sequence[Span | None]:
             try:
                 return list(find_spans(files[index])) or [None]
             except SampleError:
                 return [None]
 
-        self._files = files
+        self._files, self._shortened = files, shortened
         with ThreadPoolExecutor() as threads:
             found = threads.map(spans_of, range(len(files)))
             self._rows = [(index, span) for index, spans in enumerate(found) for span in spans]
@@ -57,6 +62,16 @@ class SpanSource:
         files = list(self._files.entries())
         for number, span in self._rows:
             yield replace(files[number], key=_key(files[number].key, span))
+
+    def remarks(self) -> Iterator[Remark]:
+        """Those of the other source, and the files that are not cut, or not up to their end."""
+        yield from getattr(self._files, "remarks", lambda: ())()
+        uncut = [number for number, span in self._rows if span is None]
+        if uncut:
+            example = self._files[uncut[0]].key
+            yield Remark("not cut into spans, being damaged or shorter than one", len(uncut), example)
+        if self._shortened:
+            yield Remark(SHORTENED, len(self._shortened), min(self._shortened))
 
 
 def equal_spans(duration: float, length: float, stride: float | None = None, tail: Literal["drop", "keep"] = "drop") -> list[Span]:

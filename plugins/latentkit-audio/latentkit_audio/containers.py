@@ -1,9 +1,9 @@
-"""The sound of containers that libsndfile doesn't know, by FFmpeg (PyAV): m4a, webm, wma, amr, and videos."""
+"""The sound of containers that libsndfile doesn't know, by FFmpeg (PyAV): m4a, webm, wma, amr, and
+videos."""
 
 from __future__ import annotations
 
 import functools
-import io
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,7 +18,7 @@ from latentkit.contracts import Sample
 from latentkit.errors import SampleError
 from latentkit.samples import file_state
 from latentkit_audio.forward import Frames
-from latentkit_audio.sndfile import read_head
+from latentkit_audio.sndfile import open_media, read_bytes
 
 if TYPE_CHECKING:
     from av.audio import AudioFrame, AudioStream
@@ -39,7 +39,8 @@ SIGNATURES = (
     (8, b"AVI ", "avi"),
     *((4, name, "mov") for name in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")),
 )
-"""Where, what, and FFmpeg's name of the container. No other is opened: FFmpeg also reads playlists, which name other files and addresses."""
+"""Where, what, and FFmpeg's name of the container. No other is opened: FFmpeg also reads
+playlists, which name other files and addresses."""
 
 TRANSPORT_PACKET_BYTES = 188
 
@@ -49,7 +50,10 @@ MS_PER_SECOND = 1000
 """Of the durations in an mp4 file's edit lists, mostly: they are rounded to that."""
 
 WITHOUT_LEAD_IN = ("aac", "mpegts", "avi", "flv")
-LEAD_IN = "its container doesn't say how long the encoder's lead-in is: some hundredths of a second stay in front"
+LEAD_IN = (
+    "its container doesn't say how long the encoder's lead-in is: "
+    "some hundredths of a second stay in front"
+)
 
 
 @dataclass(frozen=True)
@@ -71,16 +75,19 @@ class Facts:
 
 
 def find_container(sample: Sample) -> str | None:
-    """FFmpeg's name of the container by its first bytes; None for none of those that are opened here.
+    """FFmpeg's name of the container by its first bytes; None for none of those that are opened
+    here.
 
     Raises:
         OSError: the file can't be reached.
     """
-    head = read_head(sample, TRANSPORT_PACKET_BYTES + 1)
+    head = read_bytes(sample, TRANSPORT_PACKET_BYTES + 1)
     for place, signature, name in SIGNATURES:
         if head[place:].startswith(signature):
             return name
-    if len(head) > 1 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0:  # ISO 13818-7, 6.2: twelve bits of ones, and layer 0
+    if (
+        len(head) > 1 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0
+    ):  # ISO 13818-7, 6.2: twelve bits of ones, and layer 0
         return "aac"
     if len(head) > TRANSPORT_PACKET_BYTES and head[0] == head[TRANSPORT_PACKET_BYTES] == 0x47:
         return "mpegts"
@@ -113,11 +120,14 @@ def _find_facts(sample: Sample, container: str) -> Facts:
         remarks = [LEAD_IN] if container in WITHOUT_LEAD_IN else []
         if track.num_tracks > 1:
             remarks.append("several sound tracks: the default one is taken, or the first")
-        return Facts(max(num_frames, track.broken_off(num_frames)), num_frames, *track.format, tuple(remarks))
+        return Facts(
+            max(num_frames, track.broken_off(num_frames)), num_frames, *track.format, tuple(remarks)
+        )
 
 
 def decode_container(sample: Sample, container: str, stack: ExitStack) -> Iterator[Frames]:
-    """All frames of a sample's sound in chunks, without the lead-in and the padding of its encoder; the file is closed by the stack.
+    """All frames of a sample's sound in chunks, without the lead-in and the padding of its
+    encoder; the file is closed by the stack.
 
     Raises:
         SampleError: no sound in it, or it is damaged.
@@ -147,10 +157,12 @@ class Track:
             others = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
             raise SampleError(f"no sound in it: the file holds {others}")
         self._container, self.num_tracks = container, len(tracks)
-        self._stream: AudioStream = next((track for track in tracks if track.disposition & Disposition.default), tracks[0])
+        self._stream: AudioStream = next(
+            (track for track in tracks if track.disposition & Disposition.default), tracks[0]
+        )
         if self._stream.codec_context is None:
             raise SampleError("no decoder for its sound")
-        self._stream.thread_type = "NONE"  # files are decoded side by side
+        self._stream.codec_context.thread_count = 1  # files are decoded side by side
         self._stream.codec_context.options = {"err_detect": "explode"}
         self._is_mp4 = container.format.name == "mov"
 
@@ -188,7 +200,12 @@ class Track:
 
     def _stated_frames(self) -> int:
         """By the edit list of an mp4 file; 0 where nothing states them to the frame."""
-        if not self._is_mp4 or self.format is None or not self._stream.duration or not self._stream.time_base:
+        if (
+            not self._is_mp4
+            or self.format is None
+            or not self._stream.duration
+            or not self._stream.time_base
+        ):
             return 0
         return int(self._stream.duration * self._stream.time_base * self.format[0])
 
@@ -196,7 +213,10 @@ class Track:
         found = frame.sample_rate, frame.layout.nb_channels
         self.format = self.format or found
         if found != self.format:
-            raise SampleError(f"its sound changes from {self.format} to {found} (rate in Hz, channels) on the way; convert it to one of both")
+            raise SampleError(
+                f"its sound changes from {self.format} to {found} (rate in Hz, channels) on the way; "
+                "convert it to one of both"
+            )
         if frame.is_corrupt:
             raise SampleError("damaged, or cut off")
         values = frame.to_ndarray()
@@ -212,19 +232,29 @@ def _open(sample: Sample, container: str, stack: ExitStack) -> Track:
     try:
         import av
     except ImportError:
-        raise SampleError(f"sound in a container ({container}), which takes PyAV to read: {INSTALL}") from None
-    # Through Python's file, so that OSErrors stay those of the medium, and FFmpeg sees no name that it could take for an address.
-    file = Path(sample.media).open("rb") if isinstance(sample.media, os.PathLike) else io.BytesIO(sample.read())  # noqa: SIM115
-    media = stack.enter_context(file)
+        raise SampleError(
+            f"sound in a container ({container}), which takes PyAV to read: {INSTALL}"
+        ) from None
+    # Through Python's file, so that OSErrors stay those of the medium, and FFmpeg sees no name
+    # that it could take for an address.
+    media = stack.enter_context(open_media(sample))
     with _explained("not a sound file, or damaged at its start"):
         options = {"protocol_whitelist": "none"}
-        opened = av.open(media, "r", format=container, buffer_size=READ_BYTES, options=options, metadata_errors="replace")
+        opened = av.open(
+            media,
+            "r",
+            format=container,
+            buffer_size=READ_BYTES,
+            options=options,
+            metadata_errors="replace",
+        )
     return Track(stack.enter_context(opened))
 
 
 @contextmanager
 def _explained(what: str) -> Iterator[None]:
-    """Turn what FFmpeg raises about a file into a `SampleError` whose text is the same in every run."""
+    """Turn what FFmpeg raises about a file into a `SampleError` whose text is the same in every
+    run."""
     import av
 
     try:

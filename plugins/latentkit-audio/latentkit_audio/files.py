@@ -1,4 +1,5 @@
-"""Sound files: what they hold, and any part of them, equal to that part of the whole decoded from its start."""
+"""Sound files: what they hold, and any part of them, equal to that part of the whole decoded from
+its start."""
 
 from __future__ import annotations
 
@@ -69,7 +70,8 @@ class Sound:
     _read: Read
 
     def read(self, start: int, stop: int, pool: BufferPool) -> Frames:
-        """The frames from `start` to before `stop`, any integer or float format as float32; it may be memory of the pool.
+        """The frames from `start` to before `stop`, any integer or float format as float32; it may
+        be memory of the pool.
 
         Raises:
             SampleError: they are damaged or missing.
@@ -82,7 +84,10 @@ class Sound:
         elif num_missing:
             rate_hz = self.facts.rate_hz
             end = min(start + len(frames), self.facts.num_there) / rate_hz
-            raise SampleError(f"the sound breaks off at {end:.3f} s, its header says {self.facts.num_frames / rate_hz:.3f} s")
+            raise SampleError(
+                f"the sound breaks off at {end:.3f} s, "
+                f"its header says {self.facts.num_frames / rate_hz:.3f} s"
+            )
         return frames
 
 
@@ -91,7 +96,8 @@ def open_sound(sample: Sample, seeks: bool = True) -> Iterator[Sound]:
     """The sound of a sample; a path is read where it lies.
 
     Args:
-        seeks: False decodes every file from its start, True only those in which a seek could lead elsewhere.
+        seeks: False decodes every file from its start, True only those in which a seek could lead
+        elsewhere.
 
     Raises:
         SampleError: it is not a sound, is empty, or has a sample rate that can't be.
@@ -108,11 +114,19 @@ def open_sound(sample: Sample, seeks: bool = True) -> Iterator[Sound]:
             container = None
         if container is not None:
             facts = _check(read_facts(sample, container))
-            yield Sound(facts, 0, _forward(sample, facts, partial(decode_container, sample, container), stack))
+            yield Sound(
+                facts,
+                0,
+                _forward(sample, facts, partial(decode_container, sample, container), stack),
+            )
         else:
             _check(file)
             tolerance = round(MP3_TOLERANCE_SECONDS * file.rate_hz) if file.is_mp3 else 0
-            read = file.read if seeks and file.is_seekable else _forward(sample, file, partial(decode_forward, sample), stack)
+            read = (
+                file.read
+                if seeks and file.is_seekable
+                else _forward(sample, file, partial(decode_forward, sample), stack)
+            )
             yield Sound(file, tolerance, read)
 
 
@@ -120,12 +134,15 @@ def _check(facts: Facts) -> Facts:
     if not facts.num_frames:
         raise SampleError("a sound of zero length")
     if not RATES_HZ[0] <= facts.rate_hz <= RATES_HZ[1]:
-        raise SampleError(f"a sample rate of {facts.rate_hz} Hz; expected {RATES_HZ[0]} to {RATES_HZ[1]}")
+        raise SampleError(
+            f"a sample rate of {facts.rate_hz} Hz; expected {RATES_HZ[0]} to {RATES_HZ[1]}"
+        )
     return facts
 
 
 def _forward(sample: Sample, facts: Facts, chunks: Chunks, stack: ExitStack) -> Read:
-    """What reads a file from its start; that of a file with spans goes on where this thread's last one ended."""
+    """What reads a file from its start; that of a file with spans goes on where this thread's last
+    one ended."""
     media, name = sample.media, None
     if sample.span is not None and isinstance(media, os.PathLike):
         name = os.fspath(media), file_state(media)

@@ -18,7 +18,8 @@ Chunks = Callable[[ExitStack], Iterator[Frames]]
 
 
 class ForwardReader:
-    """Any part of a file, decoded from its start: a part that begins after the last one goes on from there, another begins anew.
+    """Any part of a file, decoded from its start: a part that begins after the last one goes on
+    from there, another begins anew.
 
     Args:
         open_chunks: what decodes.
@@ -76,7 +77,8 @@ _KEPT = _Kept()
 def open_forward(name: Hashable, open_chunks: Chunks, num_channels: int) -> Iterator[ForwardReader]:
     """A reader of a file; the one of the same name that this thread used last goes on where it was.
 
-    Spans of a long file, in their order, are so decoded once in each thread, not from the start each.
+    Spans of a long file, in their order, are so decoded once in each thread, not from the start
+    each.
 
     Args:
         name: of the file and its state; None for one that is used once.

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from latentkit.contracts import MelSpec, SizeRule
 
 CONTEXT_SAMPLES = 240
-"""Of the lower rate, read beyond both ends of a part that is resampled, so that it is the same part of the whole resampled: the best
-filter of soxr reaches 160 of them, by measurement."""
+"""Of the lower rate, read beyond both ends of a part that is resampled, so that it is the same
+part of the whole resampled: the best filter of soxr reaches 160 of them, by measurement."""
 
 
 @dataclass(frozen=True)
 class LengthRule:
-    """Which numbers of samples the encoder takes, where a row of `size` steps is `(size - extra) * hop` samples long.
+    """Which numbers of samples the encoder takes, where a row of `size` steps is `(size - extra) *
+    hop` samples long.
 
     Args:
         rule: of the sizes.
@@ -45,13 +46,18 @@ class LengthRule:
         highest = num_samples // self.hop + self.extra
         if self.rule.maximum is not None:
             highest = min(highest, self.rule.maximum)
-        lengths = ((size - self.extra) * self.hop for size in range(highest, max(highest - self.rule.multiple, 0), -1))
+        lengths = (
+            (size - self.extra) * self.hop
+            for size in range(highest, max(highest - self.rule.multiple, 0), -1)
+        )
         return next((length for length in lengths if self.allows(length)), None)
 
     def at_least(self, num_samples: int) -> int | None:
         """The smallest length not below `num_samples`; None when there is none."""
         lowest = max(-(-max(num_samples, self.fewest) // self.hop) + self.extra, self.rule.minimum)
-        lengths = ((size - self.extra) * self.hop for size in range(lowest, lowest + self.rule.multiple))
+        lengths = (
+            (size - self.extra) * self.hop for size in range(lowest, lowest + self.rule.multiple)
+        )
         return next((length for length in lengths if self.allows(length)), None)
 
 
@@ -72,14 +78,17 @@ class Cut:
 
 
 def resampled_count(num_frames: int, from_hz: int, to_hz: int) -> int:
-    """Frames that so many become at another rate: rounded to the nearest, halves by the floats that soxr has there."""
+    """Frames that so many become at another rate: rounded to the nearest, halves by the floats
+    that soxr has there."""
     return int(num_frames / (from_hz / to_hz) + 0.5)
 
 
 def find_cut(first: int, count: int, num_frames: int, from_hz: int, to_hz: int) -> Cut:
-    """What to read for `count` frames from number `first` on, of a file of `num_frames` that is resampled as a whole.
+    """What to read for `count` frames from number `first` on, of a file of `num_frames` that is
+    resampled as a whole.
 
-    What is read begins where a frame of one rate is one of the other, so that both sides count from there.
+    What is read begins where a frame of one rate is one of the other, so that both sides count
+    from there.
     """
     if from_hz == to_hz:
         return Cut(first, first + count, 0, count)

@@ -85,7 +85,8 @@ class Levels:
             raise SampleError(f"{num_wrong} of {own.size} values are nan or infinite" if num_wrong else "values too large for float32")
         if not peak:
             return Leveled(frames, remarks=(SILENT,))
-        gain, remarks = self._wanted_gain(frames, peak), ()
+        gain = self._wanted_gain(frames, peak)
+        remarks: tuple[str, ...] = ()
         if peak * gain > 1:
             if self.on_loud == "skip":
                 raise SampleError(f"{20 * math.log10(peak * gain):.2f} dB beyond full scale; with on_loud: scale it would be turned down")

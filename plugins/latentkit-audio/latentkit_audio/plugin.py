@@ -101,4 +101,11 @@ def latentkit_sources() -> SourceSpec:
 @hookimpl
 def latentkit_modalities() -> ModalitySpec:
     """The modality `audio`."""
-    return ModalitySpec("audio", "sounds, as waveforms or log-mel spectrograms", AudioConfig, _build_audio, version=2, suffixes=SOUND_SUFFIXES)
+    return ModalitySpec(
+        "audio",
+        "sounds, as waveforms or log-mel spectrograms",
+        AudioConfig,
+        _build_audio,
+        version=2,
+        suffixes=SOUND_SUFFIXES,
+    )
