@@ -18,7 +18,7 @@ from latentkit.contracts import Sample
 from latentkit.errors import SampleError
 from latentkit.samples import file_state
 from latentkit_audio.forward import Frames
-from latentkit_audio.sndfile import open_media, read_bytes
+from latentkit_audio.sndfile import id3_size, open_media, read_bytes
 
 if TYPE_CHECKING:
     from av.audio import AudioFrame, AudioStream
@@ -36,6 +36,7 @@ SIGNATURES = (
     (0, b"FLV\x01", "flv"),
     (0, b"caff", "caf"),
     (0, b"OggS", "ogg"),
+    (0, b"fLaC", "flac"),
     (8, b"AVI ", "avi"),
     *((4, name, "mov") for name in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")),
 )
@@ -81,13 +82,12 @@ def find_container(sample: Sample) -> str | None:
     Raises:
         OSError: the file can't be reached.
     """
-    head = read_bytes(sample, TRANSPORT_PACKET_BYTES + 1)
+    head = read_bytes(sample, TRANSPORT_PACKET_BYTES + 1, id3_size(sample))
     for place, signature, name in SIGNATURES:
         if head[place:].startswith(signature):
             return name
-    if (
-        len(head) > 1 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0
-    ):  # ISO 13818-7, 6.2: twelve bits of ones, and layer 0
+    # ISO 13818-7, 6.2: twelve bits of ones, and layer 0.
+    if len(head) > 1 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0:
         return "aac"
     if len(head) > TRANSPORT_PACKET_BYTES and head[0] == head[TRANSPORT_PACKET_BYTES] == 0x47:
         return "mpegts"

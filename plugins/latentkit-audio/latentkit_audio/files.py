@@ -19,7 +19,7 @@ from latentkit.errors import SampleError
 from latentkit.samples import file_state
 from latentkit_audio.containers import decode_container, find_container, read_facts
 from latentkit_audio.forward import Chunks, Frames, open_forward
-from latentkit_audio.sndfile import decode_forward, explained, open_sndfile
+from latentkit_audio.sndfile import LengthUnknownError, SndFile, decode_forward, explained, open_sndfile
 
 RATES_HZ = (1_000, 1_000_000)
 """Lowest and highest sample rate that is believed."""
@@ -97,47 +97,47 @@ def open_sound(sample: Sample, seeks: bool = True) -> Iterator[Sound]:
 
     Args:
         seeks: False decodes every file from its start, True only those in which a seek could lead
-        elsewhere.
+            elsewhere.
 
     Raises:
         SampleError: it is not a sound, is empty, or has a sample rate that can't be.
         OSError: the file can't be reached.
     """
     with ExitStack() as stack:
-        try:
-            file = stack.enter_context(open_sndfile(sample))
-        except soundfile.LibsndfileError as err:
-            container = find_container(sample)
-            if container is None:
-                raise explained(err, "not a sound file, or damaged") from err
+        file = _open_or_none(sample, stack)
+        if file is None:
+            container = find_container(sample) or ""
+            facts: Facts = read_facts(sample, container)
+            chunks, tolerance = partial(decode_container, sample, container), 0
         else:
-            container = None
-        if container is not None:
-            facts = _check(read_facts(sample, container))
-            yield Sound(
-                facts,
-                0,
-                _forward(sample, facts, partial(decode_container, sample, container), stack),
-            )
-        else:
-            _check(file)
+            facts, chunks = file, partial(decode_forward, sample)
             tolerance = round(MP3_TOLERANCE_SECONDS * file.rate_hz) if file.is_mp3 else 0
-            read = (
-                file.read
-                if seeks and file.is_seekable
-                else _forward(sample, file, partial(decode_forward, sample), stack)
-            )
-            yield Sound(file, tolerance, read)
+        _check(facts)
+        if file is not None and seeks and file.is_seekable:
+            yield Sound(facts, tolerance, file.read)
+        else:
+            yield Sound(facts, tolerance, _forward(sample, facts, chunks, stack))
 
 
-def _check(facts: Facts) -> Facts:
+def _open_or_none(sample: Sample, stack: ExitStack) -> SndFile | None:
+    """The file by libsndfile; None where it takes PyAV."""
+    try:
+        return stack.enter_context(open_sndfile(sample))
+    except LengthUnknownError:
+        return None
+    except soundfile.LibsndfileError as err:
+        if find_container(sample) is None:
+            raise explained(err, "not a sound file, or damaged") from err
+        return None
+
+
+def _check(facts: Facts) -> None:
     if not facts.num_frames:
         raise SampleError("a sound of zero length")
     if not RATES_HZ[0] <= facts.rate_hz <= RATES_HZ[1]:
         raise SampleError(
             f"a sample rate of {facts.rate_hz} Hz; expected {RATES_HZ[0]} to {RATES_HZ[1]}"
         )
-    return facts
 
 
 def _forward(sample: Sample, facts: Facts, chunks: Chunks, stack: ExitStack) -> Read:

@@ -30,6 +30,9 @@ MP3_PREROLL_FRAMES = 16_384
 before, which libsndfile doesn't look for. Ten frames of 576 at 8 kbit/s fill that reservoir, the
 most there can be."""
 
+COUNTED = "mp3 without a Xing header: its length is counted, the encoder's lead-in stays in front"
+GUESSED = "mp3 without a Xing header: its length is a guess, and what may follow is left out"
+
 MP3_TAGS = (b"Xing", b"Info", b"VBRI")
 """In the first frame of an mp3 file that says its length; otherwise libsndfile works it out from
 the size."""
@@ -54,8 +57,15 @@ UNKNOWN_SIZE_BYTES = 0x7F00_0000
 """From which on a size isn't believed: what programs that write to a pipe state, ffmpeg all ones,
 sox a little under 2 GiB."""
 
+ENDLESS_FRAMES = 2**62
+"""libsndfile states 2 ** 63 - 1 where it doesn't know."""
+
 SYSTEM_ERROR = 2
 """libsndfile's SF_ERR_SYSTEM: the file couldn't be read, whatever is in it."""
+
+
+class LengthUnknownError(Exception):
+    """A FLAC stream that doesn't say its length, of which libsndfile can't read the end."""
 
 
 class SndFile:
@@ -109,11 +119,14 @@ def open_sndfile(sample: Sample) -> Iterator[SndFile]:
 
     Raises:
         soundfile.LibsndfileError: libsndfile knows no such file.
+        LengthUnknownError: nor how long it is.
         SampleError: it is empty.
         OSError: the file can't be reached.
     """
     with ExitStack() as stack:
         file = _open(sample, stack)
+        if file.frames >= ENDLESS_FRAMES:
+            raise LengthUnknownError
         if file.format == "MP3" and not _says_its_length(sample):
             yield SndFile(sample, file, *_measured_frames(sample, file))
         else:
@@ -198,7 +211,7 @@ def read_bytes(sample: Sample, num_bytes: int, start: int = 0) -> bytes:
         OSError: the file can't be reached.
     """
     if not isinstance(sample.media, os.PathLike):
-        return sample.read()[start:][:num_bytes]
+        return bytes(memoryview(sample.read())[start:][:num_bytes])
     with Path(sample.media).open("rb") as file:
         file.seek(max(start + os.path.getsize(sample.media), 0) if start < 0 else start)
         return file.read(num_bytes)
@@ -214,12 +227,21 @@ def _begins_with_mp3(sample: Sample) -> bool:
 # ---------------------------------------------------------------- lengths
 
 
+def id3_size(sample: Sample) -> int:
+    """Bytes of the tag in front of the sound (id3.org/id3v2.4.0-structure, 3.1); 0 without one.
+
+    Raises:
+        OSError: the file can't be reached.
+    """
+    head = read_bytes(sample, 10)
+    if head[:3] != b"ID3" or len(head) < 10:
+        return 0
+    return 10 + sum(byte << (7 * place) for place, byte in enumerate(reversed(head[6:10])))
+
+
 def _says_its_length(mp3: Sample) -> bool:
     """Whether the first frame of an mp3 file holds the number of frames."""
-    head, start = read_bytes(mp3, 10), 0
-    if head[:3] == b"ID3" and len(head) == 10:
-        start = 10 + sum(byte << (7 * place) for place, byte in enumerate(reversed(head[6:10])))
-    first = read_bytes(mp3, 1500, start)
+    first = read_bytes(mp3, 1500, id3_size(mp3))
     return any(tag in first for tag in MP3_TAGS)
 
 
@@ -236,11 +258,7 @@ def _measured_frames(sample: Sample, file: soundfile.SoundFile) -> tuple[int, tu
         if found or not begin:
             break
         behind *= 4
-    if begin + found < guess:
-        return begin + found, ()
-    return guess, (
-        "its length is a guess (mp3 without a Xing header): what may follow is left out",
-    )
+    return begin + found, (COUNTED if begin + found < guess else GUESSED,)
 
 
 def _remarks(sample: Sample, file: soundfile.SoundFile) -> tuple[str, ...]:

@@ -150,9 +150,10 @@ def test_what_says_no_lead_in_is_what_ffmpeg_decodes(
     assert np.abs(row.tensor["audio"][:, : decoded.shape[1]].numpy() - decoded).max() < 1e-6
 
 
-def test_bare_aac_keeps_its_lead_in_and_says_so(open_audio: Any) -> None:
+@pytest.mark.parametrize("tag", [b"", b"ID3\x04\x00\x00\x00\x00\x00\x20" + bytes(32)])
+def test_bare_aac_keeps_its_lead_in_and_says_so(open_audio: Any, tag: bytes) -> None:
     (row,) = open_audio(AAC_HZ, length=1.0).prepare(
-        Sample("a", encode(chirp(80_000, AAC_HZ), AAC_HZ, "adts", "aac"))
+        Sample("a", tag + encode(chirp(80_000, AAC_HZ), AAC_HZ, "adts", "aac"))
     )
     assert [text for text in row.remarks if "lead-in" in text]
 

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
+from latentkit_audio.clips import open_audio_clips
+from latentkit_audio.plugin import AudioClipsConfig
 from latentkit_audio.sndfile import SndFile
 
-from latentkit.contracts import Sample
+from latentkit.contracts import BuildContext, Sample
 from latentkit.errors import SampleError
 
 MONO, STEREO = 1, 2
@@ -294,7 +296,24 @@ def test_an_mp3_that_does_not_say_its_length_is_counted(tmp_path: Path, open_aud
     for media in (path, path.read_bytes()):
         (row,) = open_audio(44_100, channels=2, length=5.0).prepare(Sample("a", media))
         assert int(row.tensor["mask"].sum()) == len(whole)
+        assert any("its length is counted" in text for text in row.remarks)
         assert np.array_equal(row.tensor["audio"][:, : len(whole)].numpy(), whole.T)
+
+
+def test_a_flac_stream_that_does_not_say_its_length_is_counted(
+    tmp_path: Path, open_audio: Any
+) -> None:
+    """As programs that write to a pipe leave it: 36 bits of STREAMINFO are 0 (RFC 9639, 8.2)."""
+    path = write(Case("a.flac", "PCM_16"), tmp_path)
+    whole, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
+    media = bytearray(path.read_bytes())
+    media[21] &= 0xF0
+    media[22:26] = bytes(4)
+    path.write_bytes(media)
+    check_parts(open_audio, path, whole, rate_hz, rate_hz)
+    config = AudioClipsConfig(path=".", length=1.0)
+    source = open_audio_clips(config, BuildContext(recipe_dir=tmp_path))
+    assert [entry.key for entry in source.entries()][-1] == f"a.flac#t=2,{len(whole) / rate_hz:.6f}"
 
 
 @pytest.mark.parametrize(("num_bytes", "remarks"), [(None, 0), (20_000, 1)])
