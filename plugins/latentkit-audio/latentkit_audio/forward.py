@@ -19,7 +19,7 @@ Chunks = Callable[[ExitStack], Iterator[Frames]]
 
 class ForwardReader:
     """Any part of a file, decoded from its start: a part that begins after the last one goes on
-    from there, another begins anew.
+    from there, another begins at the start again.
 
     Args:
         open_chunks: what decodes.

@@ -440,12 +440,12 @@ def test_a_nrrd_file_is_the_volume_of_its_nifti_file(
 
 
 def test_frames_of_a_nrrd_file_are_taken(nifti: MakeFile) -> None:
-    film = np.arange(96, dtype=np.int16).reshape(4, 3, 4, 2)
-    media = nrrd_file(film, affine_of())
+    series = np.arange(96, dtype=np.int16).reshape(4, 3, 4, 2)
+    media = nrrd_file(series, affine_of())
     for frame in (0, 1, "channels"):
         assert_same(
             read_any(media, frame, None, 10**6),
-            read_any(nifti(film, affine_of()), frame, None, 10**6),
+            read_any(nifti(series, affine_of()), frame, None, 10**6),
         )
     with pytest.raises(SampleError, match="4-D volume of 4 x 3 x 4 x 2 voxels where 3-D is needed"):
         read(media)
