@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from latentkit.contracts import ModalitySpec
+from latentkit.contracts import ModalitySpec, SourceSpec
 from latentkit.errors import RecipeError
 from latentkit.plugins import DISABLE, discover
 
@@ -32,6 +32,8 @@ WEIGHTS = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 MAX_LOOKED_AT = 10_000
 """Files of a folder that are looked at to tell what is in it."""
+MAX_OPENED, START_BYTES = 16, 512
+"""Files that are opened where no ending tells anything, and what is read of each."""
 
 
 def encode_recipe(source: str, output: str, encoder: str | None, size: Any = None) -> tuple[dict[str, Any], list[str]]:
@@ -65,7 +67,7 @@ def encode_recipe(source: str, output: str, encoder: str | None, size: Any = Non
 def _source(source: str, remarks: list[str]) -> tuple[dict[str, Any], str]:
     """The recipe's source, and the modality that goes with it."""
     if _names_plugin("source", source, remarks):
-        return {"use": source}, "image"
+        return {"use": source}, _sources()[source].modality
     path = Path(source).expanduser()
     if path.exists():
         return _source_for(path, remarks)
@@ -114,6 +116,10 @@ def _source_for(path: Path, remarks: list[str]) -> tuple[dict[str, Any], str]:
     counts = {modality: sum(name.endswith(ends) for name in names) for modality, ends in endings.items()}
     tables = [name for name in names if name.endswith(DATA_SUFFIXES) and not (name.endswith(CAPTION_TABLES) and any(counts.values()))]
     modality = max(counts, key=lambda one: (counts[one], one == "image"))
+    special = _special_source(path, names, max(counts[modality], len(tables)))
+    if special is not None:
+        remarks.append(f"{path}: taken for samples of the source {special.name}, by its files")
+        return {"use": special.name, "with": here}, special.modality
     if counts[modality] <= len(tables):
         modality = "image"  # in the tables, unless pictures lie beside them
     in_tables = bool(tables) and not counts["image"] and modality == "image"
@@ -125,6 +131,38 @@ def _source_for(path: Path, remarks: list[str]) -> tuple[dict[str, Any], str]:
         return {"use": "folder", "with": here}, modality
     remarks.append(f"{path}: taken for files of the modality {modality}, by their endings")
     return {"use": "folder", "with": {**here, "suffixes": list(endings[modality])}}, modality
+
+
+def _sources() -> dict[str, SourceSpec]:
+    return {one.spec.name: one.spec for one in discover().provided if isinstance(one.spec, SourceSpec)}
+
+
+def _special_source(path: Path, names: Sequence[str], num_others: int) -> SourceSpec | None:
+    """The source that makes better samples of a folder's files than `folder` or `datasets` would.
+
+    Args:
+        names: of the files, in lower case.
+        num_others: of them are those two's.
+    """
+    specs = list(_sources().values())
+    for spec in specs:
+        if sum(name.endswith(tuple(spec.suffixes)) for name in names) > num_others:
+            return spec
+    if num_others:
+        return None
+    files = itertools.islice((file for file in path.rglob("*") if file.is_file()), MAX_OPENED)
+    starts = [_start(file) for file in files]
+    for spec in specs:
+        if spec.signature is not None:
+            place, signature = spec.signature
+            if any(start[place:].startswith(signature) for start in starts):
+                return spec
+    return None
+
+
+def _start(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        return opened.read(START_BYTES)
 
 
 def _refuse_media(file: Path, endings: Mapping[str, tuple[str, ...]]) -> None:

@@ -98,10 +98,28 @@ class PluginSpec:
             raise ValueError(f"{where}: config fields without a description: {', '.join(bare)}")
 
 
+@dataclass(frozen=True)
 class SourceSpec(PluginSpec):
-    """A source; `build` gives a `Source` or a `StreamSource`. Returned by the hook `latentkit_sources`."""
+    """A source; `build` gives a `Source` or a `StreamSource`. Returned by the hook
+    `latentkit_sources`.
 
-    kind = "source"
+    Args:
+        suffixes: endings of files of which this source, given their folder as `path`, makes better
+            samples than `folder`, in lower case with the dot; for `latentkit encode`.
+        signature: place and bytes in a file by which such a file is known where endings tell
+            nothing.
+        modality: name of the one that reads its samples, for `latentkit encode`.
+    """
+
+    suffixes: Sequence[str] = ()
+    signature: tuple[int, bytes] | None = None
+    modality: str = "image"
+
+    kind: ClassVar[str] = "source"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_suffixes(self)
 
 
 @dataclass(frozen=True)
@@ -121,9 +139,15 @@ class ModalitySpec(PluginSpec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        wrong = [suffix for suffix in self.suffixes if not suffix.startswith(".") or suffix != suffix.lower()]
-        if isinstance(self.suffixes, str) or wrong:
-            raise ValueError(f"ModalitySpec({self.name!r}): suffixes must be like ['.wav', '.flac'], got {self.suffixes!r}")
+        _check_suffixes(self)
+
+
+def _check_suffixes(spec: SourceSpec | ModalitySpec) -> None:
+    found = spec.suffixes
+    wrong = [suffix for suffix in found if not suffix.startswith(".") or suffix != suffix.lower()]
+    if isinstance(found, str) or wrong:
+        where = f"{type(spec).__name__}({spec.name!r})"
+        raise ValueError(f"{where}: suffixes must be like ['.wav', '.flac'], got {found!r}")
 
 
 class EncoderSpec(PluginSpec):

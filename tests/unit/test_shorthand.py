@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from latentkit import shorthand
-from latentkit.contracts import Config, ModalitySpec
+from latentkit.contracts import Config, ModalitySpec, SourceSpec
 from latentkit.errors import RecipeError
 from latentkit.plugins import Problem, Provided, Registry, discover
 from latentkit.recipe import EncodeRecipe, parse_recipe, resolve
@@ -209,3 +209,46 @@ def test_pattern_of_pictures_asks_for_their_folder(tmp_path: Path) -> None:
 def test_tables_beside_media_are_their_captions(tmp_path: Path) -> None:
     values, _ = recipe_of(tmp_path, ["a.wav", "train.csv", "test.csv", "metadata.parquet"])
     assert (values["source"]["use"], values["modality"]["use"]) == ("folder", "sound")
+
+
+@pytest.mark.parametrize(
+    ("names", "source"),
+    [
+        (["a.slice", "b.slice"], "series"),
+        (["a.slice", "b.slice", "a.wav"], "series"),
+        (["a.slice", "a.jpg"], "folder"),
+        (["a.slice", "a.wav"], "folder"),
+        (["1.2.3", "1.2.4"], "series"),
+        (["1.2.3", "a.jpg"], "folder"),
+    ],
+)
+def test_a_source_takes_the_files_that_it_makes_better_samples_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], source: str
+) -> None:
+    """By their endings, where they are the most; by how they begin, where endings tell nothing."""
+    spec = SourceSpec(
+        "series",
+        "slices",
+        NoConfig,
+        lambda config, context: None,
+        suffixes=[".slice"],
+        signature=(4, b"SLICE"),
+        modality="sound",
+    )
+    found = with_sounds()
+    registry = Registry([*found.provided, Provided(spec, "acme-series", "1")])
+    monkeypatch.setattr(shorthand, "discover", lambda: registry)
+    (tmp_path / "1.2.3").write_bytes(b"0000SLICE" if "1.2.3" in names else b"")
+    values, remarks = recipe_of(tmp_path, names)
+    assert values["source"]["use"] == source
+    if source == "series":
+        assert values["source"]["with"] == {"path": str(tmp_path)}
+        assert values["modality"]["use"] == "sound"
+        assert any("source series" in remark for remark in remarks)
+    assert shorthand.encode_recipe("series", "out", "tiny-kl")[0]["modality"]["use"] == "sound"
+
+
+@pytest.mark.parametrize("suffixes", [["slice"], ".slice"])
+def test_suffixes_of_a_source_are_endings_in_lower_case(suffixes: Any) -> None:
+    with pytest.raises(ValueError, match="suffixes must be like"):
+        SourceSpec("series", "slices", NoConfig, lambda config, context: None, suffixes=suffixes)

@@ -1,3 +1,3 @@
 """The modality `audio` and the source `audio-clips` for latentkit."""
 
-requires_contract = 2
+requires_contract = 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from latentkit.contracts import BuildContext, Sample, Source
 from latentkit.sources.folder import FolderSource
-from latentkit.sources.spans import Span, SpanSource, equal_spans
+from latentkit.sources.spans import TOLERANCE, Span, SpanSource, equal_spans
 from latentkit_audio.files import open_sound
 from latentkit_audio.plugin import AudioClipsConfig
 
@@ -20,8 +20,14 @@ def open_audio_clips(config: AudioClipsConfig, context: BuildContext) -> Source:
     if length is None:
         return files
 
+    shortened: list[str] = []
+
     def find_spans(sample: Sample) -> list[Span]:
         with open_sound(sample) as sound:
-            return equal_spans(sound.num_frames / sound.rate_hz, length, config.stride, config.tail)
+            duration = sound.facts.num_frames / sound.facts.rate_hz
+        spans = equal_spans(duration, length, config.stride, config.tail)
+        if spans and spans[-1][1] < duration - TOLERANCE:
+            shortened.append(sample.key)
+        return spans
 
-    return SpanSource(files, find_spans)
+    return SpanSource(files, find_spans, shortened)

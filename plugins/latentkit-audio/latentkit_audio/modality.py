@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,8 @@ import torch
 from latentkit.buffers import BufferPool, prepared_memory
 from latentkit.contracts import BuildContext, InputSpec, Prepared, Sample, SizeRule
 from latentkit.errors import RecipeError, SampleError
-from latentkit_audio.files import Frames, Sound, open_sound
+from latentkit_audio.files import Facts, Sound, open_sound
+from latentkit_audio.forward import Frames
 from latentkit_audio.lengths import Cut, LengthRule, draw_fraction, find_cut, resampled_count
 from latentkit_audio.levels import Levels, mix_down
 from latentkit_audio.mel import LogMel
@@ -31,6 +33,9 @@ QUALITY = "VHQ"
 
 TOLERANCE_SECONDS = 1e-3
 """By which a span may end after its file: a frame of the lowest rate."""
+
+PADDED = "shorter than the row: padded with silence, which the mask shows"
+KEPT = "shorter than the row: kept at its own length"
 
 DEFAULT_INPUT = InputSpec(channels=2, sample_rate_hz=44_100, axes="CL")
 
@@ -65,6 +70,7 @@ class AudioModality:
         self._num_samples = _row_length(config, self._lengths, self._rate_hz)
         self._levels = Levels(self._rate_hz, config.peak_dbfs, config.loudness_lufs, config.on_loud)
         self._buffers = BufferPool(pinned=False)
+        self._seeks = True
         self.preview_suffix = ".wav" if mel is None else ".png"
 
     def prepare(self, sample: Sample) -> Iterator[Prepared]:
@@ -74,15 +80,20 @@ class AudioModality:
             SampleError: not a sound, damaged, shorter than its span, or left out by one of the options `on_...`.
             OSError: the media can't be reached.
         """
-        with open_sound(sample) as sound:
-            start, stop = _find_part(sound, sample.span)
-            count = min(resampled_count(stop - start, sound.rate_hz, self._rate_hz), self._num_samples)
+        with open_sound(sample, self._seeks) as sound:
+            first, length = _find_part(sound.facts, sample.span, self._rate_hz)
+            count = min(length, self._num_samples)
             if not count or (count < self._num_samples and self._config.on_short == "skip"):
-                seconds, wanted = (stop - start) / sound.rate_hz, self._num_samples / self._rate_hz
+                seconds, wanted = length / self._rate_hz, self._num_samples / self._rate_hz
                 raise SampleError(f"{seconds:.6g} s of sound, shorter than {wanted:.6g} s")
-            free = stop - start - math.ceil(count * sound.rate_hz / self._rate_hz)
             for view in self._config.views:
-                yield self._prepare(sound, start + self._offset(sample.key, view, max(free, 0)), stop, count, view)
+                yield self._prepare(sound, first + self._offset(sample.key, view, length - count), count, view)
+
+    def without_seeking(self) -> AudioModality:
+        """Return a modality that prepares the same rows with each file decoded from its start."""
+        other = copy.copy(self)
+        other._seeks = False
+        return other
 
     def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
         """Write a 16-bit wav file, tensors and rows after each other with silence between; of spectrograms, a PNG.
@@ -107,34 +118,47 @@ class AudioModality:
     # ------------------------------------------------------------ one view
 
     def _offset(self, key: str, view: str, free: int) -> int:
-        """Frames in front of a view, of those that it doesn't need."""
+        """Samples in front of a view, of those that it doesn't need."""
         if view == "plain" and self._config.crop != "random":
             return free // 2 if self._config.crop == "center" else 0
         return int(draw_fraction(self._seed, key, view) * (free + 1))
 
-    def _prepare(self, sound: Sound, start: int, stop: int, count: int, view: str) -> Prepared:
-        cut = find_cut(start, stop, sound.num_frames, count, sound.rate_hz, self._rate_hz)
+    def _prepare(self, sound: Sound, first: int, count: int, view: str) -> Prepared:
+        """A row of `count` samples from `first` on, of the whole sound at the encoder's rate."""
+        facts = sound.facts
+        cut = find_cut(first, count, facts.num_frames, facts.rate_hz, self._rate_hz)
         own = sound.read(cut.start, cut.stop, self._buffers)
-        frames, gain_db, num_clipped = self._levels.apply(self._convert(own, sound.rate_hz, cut), own)
+        leveled = self._levels.apply(self._convert(own, facts.rate_hz, cut), own)
         geometry = {
-            "start": round(start / sound.rate_hz, 6),
-            "end": round(start / sound.rate_hz + count / self._rate_hz, 6),
-            "sample_rate_hz": sound.rate_hz,
-            "channels": sound.num_channels,
-            "gain_db": gain_db,
-            "num_clipped": num_clipped,
+            "start": round(first / self._rate_hz, 6),
+            "end": round((first + count) / self._rate_hz, 6),
+            "sample_rate_hz": facts.rate_hz,
+            "channels": facts.num_channels,
+            "gain_db": leveled.gain_db,
+            "num_clipped": leveled.num_clipped,
         }
         length = self._num_samples
         if self._config.on_short == "keep":
             length = self._lengths.at_least(count) or length
-        bucket, row = self._to_row(self._to_waveform(frames, length), count)
-        return Prepared(view, bucket, row, geometry)
+        bucket, row = self._to_row(self._to_waveform(leveled.frames, length), count)
+        return Prepared(view, bucket, row, geometry, [*self._remarks(facts, count), *leveled.remarks])
+
+    def _remarks(self, facts: Facts, count: int) -> Iterator[str]:
+        yield from facts.remarks
+        if facts.num_channels not in (1, self._input.channels):
+            yield f"{facts.num_channels} channels mixed to their mean"
+        if count < self._num_samples:
+            yield PADDED if self._config.on_short == "pad" else KEPT
 
     def _convert(self, frames: Frames, rate_hz: int, cut: Cut) -> Frames:
         """What was read for a cut, at the encoder's rate, of its channels, and without context."""
         frames = mix_down(frames, self._input.channels, self._config.on_many_channels)
         if rate_hz != self._rate_hz:
-            frames = soxr.resample(frames, rate_hz, self._rate_hz, quality=QUALITY)
+            whole = soxr.resample(frames, rate_hz, self._rate_hz, quality=QUALITY)
+            if len(whole) < cut.skip + cut.count:  # half a frame at the file's end, which soxr rounded the other way
+                silence = np.zeros((-(-rate_hz // self._rate_hz), frames.shape[1]), np.float32)
+                whole = soxr.resample(np.concatenate([frames, silence]), rate_hz, self._rate_hz, quality=QUALITY)
+            frames = whole
         frames = frames[cut.skip : cut.skip + cut.count]
         return frames if frames.shape[1] == self._input.channels else np.repeat(frames, self._input.channels, axis=1)
 
@@ -188,20 +212,21 @@ def _row_length(config: AudioConfig, lengths: LengthRule, rate_hz: int) -> int:
     raise RecipeError(f"modality.with.{key}: {wanted} samples at {rate_hz} Hz is not a length the encoder takes; nearest: {near}")
 
 
-def _find_part(sound: Sound, span: tuple[float, float] | None) -> tuple[int, int]:
-    """First frame of a span, and the one after its last.
+def _find_part(facts: Facts, span: tuple[float, float] | None, rate_hz: int) -> tuple[int, int]:
+    """First sample of a span, and their number, of the whole sound at the rate `rate_hz`.
 
     Raises:
         SampleError: the span is empty, or reaches beyond the file.
     """
+    total = resampled_count(facts.num_frames, facts.rate_hz, rate_hz)
     if span is None:
-        return 0, sound.num_frames
-    duration = sound.num_frames / sound.rate_hz
+        return 0, total
+    duration = facts.num_frames / facts.rate_hz
     if not 0 <= span[0] < span[1] <= duration + TOLERANCE_SECONDS:
         raise SampleError(f"a span from {span[0]:g} s to {span[1]:g} s of a sound of {duration:.6g} s")
-    start = min(round(span[0] * sound.rate_hz), sound.num_frames - 1)
-    # Counted from the start, and up: spans of one length then have as many frames each.
-    return start, min(start + math.ceil((span[1] - span[0]) * sound.rate_hz - 1e-3), sound.num_frames)
+    first = min(round(span[0] * rate_hz), max(total - 1, 0))
+    # Counted from the start, and up: spans of one length then have as many samples each.
+    return first, min(math.ceil((span[1] - span[0]) * rate_hz - 1e-3), total - first)
 
 
 # ---------------------------------------------------------------- tensors

@@ -10,7 +10,11 @@ from latentkit.builtin import FolderConfig
 from latentkit.contracts import BuildContext, Config, Modality, ModalitySpec, Source, SourceSpec
 from latentkit.hooks import hookimpl
 
-SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64", ".rf64")
+SOUND_SUFFIXES = (
+    *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64", ".rf64"),
+    *(".m4a", ".m4b", ".aac", ".mka", ".weba", ".wma", ".amr", ".wv", ".tta", ".ape"),
+)
+"""Those of the second line are read by PyAV."""
 
 VIEW_HELP = "plain, crop-1, crop-2 ... (further random crops)"
 
@@ -97,4 +101,11 @@ def latentkit_sources() -> SourceSpec:
 @hookimpl
 def latentkit_modalities() -> ModalitySpec:
     """The modality `audio`."""
-    return ModalitySpec("audio", "sounds, as waveforms or log-mel spectrograms", AudioConfig, _build_audio, suffixes=SOUND_SUFFIXES)
+    return ModalitySpec(
+        "audio",
+        "sounds, as waveforms or log-mel spectrograms",
+        AudioConfig,
+        _build_audio,
+        version=2,
+        suffixes=SOUND_SUFFIXES,
+    )

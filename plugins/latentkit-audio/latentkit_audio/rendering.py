@@ -10,7 +10,7 @@ import soundfile
 from PIL import Image
 from torch import Tensor
 
-from latentkit_audio.files import Frames
+from latentkit_audio.forward import Frames
 
 PAUSE_SECONDS = 0.25
 """Silence between the sounds of one row."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,9 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
+from latentkit_audio.sndfile import SndFile
 from PIL import Image
 
 import latentkit as lk
+from latentkit.revalue import compare_values
+from latentkit.store.folder import LocalFolder
+from latentkit.store.verify import verify_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 
@@ -116,6 +121,25 @@ def test_what_can_not_be_encoded_is_in_the_ledger_with_its_reason(encoded: Encod
         "nan.wav#t=0,0.000045": "1 of 2 values are nan or infinite",
         "text.mp3": "not a sound file, or damaged: Format not recognised.",
     }
+
+
+def test_deep_finds_rows_that_a_wrong_seek_made(encoded: Encoded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A double whose seeks lead 5 frames on makes wrong rows, and can't hide them: a check decodes files from their start."""
+    (tmp_path / "sounds").mkdir()
+    (tmp_path / "model").symlink_to(encoded.folder / "model")
+    (tmp_path / "sounds" / "a.wav").symlink_to(encoded.folder / "sounds" / "a.wav")
+
+    def check() -> tuple[str, ...]:
+        return tuple(finding.part for finding in compare_values(verify_folder(LocalFolder(tmp_path / "latents")), seed=0))
+
+    right = SndFile.read
+    monkeypatch.setattr(SndFile, "read", lambda self, start, stop, pool: right(self, start + 5 if start else 0, stop + 5, pool))
+    run(tmp_path, 0.1)
+    assert check() == ("unit",)
+    shutil.rmtree(tmp_path / "latents")
+    monkeypatch.undo()
+    run(tmp_path, 0.1)
+    assert check() == ("remark",)
 
 
 def test_the_preview_is_each_sound_and_what_its_latent_decodes_to(encoded: Encoded) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from latentkit_audio.levels import measure_loudness
+from pyloudnorm import Meter
 
 from latentkit.errors import SampleError
 
@@ -44,6 +45,21 @@ def test_a_row_gets_the_loudness_asked_for(
     assert prepared.tensor.abs().max().item() == pytest.approx(10 ** (-23 / 20), rel=0.03)
 
 
+@pytest.mark.parametrize("rate_hz", [8000, 22_050, 44_100, 48_000])
+def test_a_sound_of_any_length_under_a_block_is_one_block(rate_hz: int) -> None:
+    """BS.1770-4: -0.691 + 10 lg of the mean square of what its two filters leave, over the whole sound; at every length."""
+    filters = Meter(rate_hz)._filters.values()
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, round(0.4 * rate_hz) + 2)
+    for num_frames in {*range(1, 20), *np.random.default_rng(1).integers(40, len(noise), 40), len(noise) - 2, len(noise) - 3}:
+        frames = noise[:num_frames, None]
+        for stage in filters:
+            frames = stage.apply_filter(frames[:, 0])[:, None]
+        expected = -0.691 + 10 * np.log10(np.mean(frames**2))
+        if expected > -70 and num_frames < 0.4 * rate_hz:
+            assert measure_loudness(noise[:num_frames, None], rate_hz) == pytest.approx(expected, abs=1e-6), num_frames
+        assert np.isfinite(measure_loudness(noise[:num_frames], rate_hz)) or expected < -70
+
+
 def test_a_row_gets_the_peak_asked_for(write_sound: Any, open_audio: Any, prepare_one: Any) -> None:
     path = write_sound("a.wav", np.array([0.1, -0.25, 0.2]), 8000, "FLOAT")
     prepared = prepare_one(open_audio(8000, num_samples=3, peak_dbfs=-6.0206), path)
@@ -78,3 +94,26 @@ def test_clipped_values_are_counted(write_sound: Any, open_audio: Any, prepare_o
 def test_what_is_too_loud_is_left_out_where_the_recipe_says_so(write_sound: Any, open_audio: Any, prepare_one: Any) -> None:
     with pytest.raises(SampleError, match=r"6\.02 dB beyond full scale"):
         prepare_one(open_audio(8000, num_samples=4, on_loud="skip"), write_sound("a.wav", TOO_LOUD, 8000, "FLOAT"))
+
+
+# ---------------------------------------------------------------- what is said of a row
+
+
+@pytest.mark.parametrize(
+    ("frames", "options", "remarks"),
+    [
+        (np.full(4, 0.5), {}, []),
+        (TOO_LOUD, {}, ["turned down, as it went beyond full scale"]),
+        (TOO_LOUD, {"on_loud": "clip"}, ["clipped, as it went beyond full scale"]),
+        (np.zeros(4), {}, ["silent: all its values are 0"]),
+        (np.full(2, 0.5), {}, ["shorter than the row: padded with silence, which the mask shows"]),
+        (np.full(2, 0.5), {"on_short": "keep"}, ["shorter than the row: kept at its own length"]),
+        (np.full((4, 2), 0.5), {}, ["2 channels mixed to their mean"]),
+        (np.full((4, 6), 0.5), {"on_many_channels": "mix"}, ["6 channels mixed to their mean"]),
+    ],
+)
+def test_a_row_says_what_was_done_to_it(
+    write_sound: Any, open_audio: Any, prepare_one: Any, frames: Any, options: dict[str, Any], remarks: list[str]
+) -> None:
+    prepared = prepare_one(open_audio(8000, num_samples=4, **options), write_sound("a.wav", frames, 8000, "FLOAT"))
+    assert list(prepared.remarks) == remarks

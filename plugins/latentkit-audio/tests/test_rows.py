@@ -14,6 +14,7 @@ from latentkit_audio.plugin import AudioClipsConfig
 
 from latentkit.contracts import BuildContext, Sample
 from latentkit.errors import RecipeError
+from latentkit.sources.spans import SpanSource
 
 
 def loudest_hz(row: Any, rate_hz: int) -> float:
@@ -176,4 +177,10 @@ def test_long_files_become_spans_and_short_ones_stay(tmp_path: Path, write_sound
         "broken.mp3", "long.wav#t=0,1", "long.wav#t=1,2", "long.wav#t=2,2.5", "short.flac#t=0,0.5"
     ]  # fmt: skip
     assert keys(length=1.0, tail="drop") == ["broken.mp3", "long.wav#t=0,1", "long.wav#t=1,2", "short.flac"]
+    config = AudioClipsConfig(path="sounds", length=1.0, tail="drop")
+    source = open_audio_clips(config, BuildContext(recipe_dir=tmp_path))
+    assert isinstance(source, SpanSource)
+    said = {remark.text: (remark.count, remark.example) for remark in source.remarks()}
+    assert said["not cut into spans, being damaged or shorter than one"] == (2, "broken.mp3")
+    assert said["what lies behind the last span is left out (tail: drop)"] == (1, "long.wav")
     assert keys(length=1.0, stride=0.75, tail="drop")[1:4] == ["long.wav#t=0,1", "long.wav#t=0.75,1.75", "long.wav#t=1.5,2.5"]

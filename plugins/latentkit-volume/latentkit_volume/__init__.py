@@ -1,3 +1,3 @@
 """Modality `volume` and encoder `volume-kl` for latentkit."""
 
-requires_contract = 2
+requires_contract = 3

@@ -1,4 +1,4 @@
-"""Modality `volume`: NIfTI files to patches of one size, and patches to a picture of their middle slices."""
+"""Modality `volume`: NIfTI and NRRD files and DICOM series to patches of one size, and patches to a picture of their middle slices."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import torch
 from latentkit.contracts import BuildContext, InputSpec, Prepared, Sample
 from latentkit.errors import RecipeError, SampleError
 from latentkit.modalities.geometry import draw_fractions, nearest_allowed
-from latentkit_volume.nifti import Volume, Voxels, read_volume
+from latentkit_volume.reading import read_any
 from latentkit_volume.resampling import make_grid, sample_patch
 from latentkit_volume.slices import draw_sheet
 from latentkit_volume.views import Shape, grid_fractions, place_patch
+from latentkit_volume.volumes import Volume, Voxels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,11 +56,11 @@ class VolumeModality:
         """Every view of a volume, in the recipe's order: (C, D, H, W) float32 in the encoder's range, from one reading of the file.
 
         Raises:
-            SampleError: not a NIfTI file, damaged, or a volume that can't be used.
+            SampleError: no such file, damaged, or a volume that can't be used.
             OSError: the media can't be reached.
         """
         config = self._config
-        volume = read_volume(sample.read(), config.frame, config.assume, config.max_voxels)
+        volume = read_any(sample.read(), config.frame, config.assume, config.max_voxels)
         if len(volume.voxels) != self._input.channels:
             raise SampleError(f"a volume of {len(volume.voxels)} frames, and the encoder takes {self._input.channels} channels")
         grid = make_grid(volume, config.spacing, config.align == "patient")
@@ -79,7 +80,7 @@ class VolumeModality:
                 "affine": [round(float(value), 6) for value in affine[:3].flat],
                 "window": [value for window in windows for value in window],
             }
-            yield Prepared(view, "x".join(map(str, self._shape)), torch.from_numpy(np.stack(patch)), geometry)
+            yield Prepared(view, "x".join(map(str, self._shape)), torch.from_numpy(np.stack(patch)), geometry, volume.remarks)
 
     def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
         """Write a PNG with a row per inner sequence: of each tensor the middle slices, as `draw_sheet` has them.

@@ -8,12 +8,19 @@ from typing import Literal, Self
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from latentkit.contracts import BuildContext, Config, Encoder, EncoderSpec, Modality, ModalitySpec, neutral
+from latentkit.contracts import BuildContext, Config, Encoder, EncoderSpec, Modality, ModalitySpec, Source, SourceSpec, neutral
 from latentkit.hooks import hookimpl
 from latentkit_volume.views import VIEW_HELP, expand_views
 
-VOLUME_SUFFIXES = (".nii", ".nii.gz")
+VOLUME_SUFFIXES = (".nii", ".nii.gz", ".nrrd")
+DICOM_SUFFIXES = (".dcm", ".ima")
 AXES = frozenset("".join(axes) for letters in product("RL", "AP", "SI") for axes in permutations(letters))
+
+
+class DicomConfig(Config):
+    """Source `dicom`: each DICOM series below a folder is one sample, whatever its files are called."""
+
+    path: str = Field(description="folder to read; relative to the recipe")
 
 
 class VolumeConfig(Config):
@@ -138,10 +145,31 @@ def _build_volume_kl(config: VolumeKLConfig, context: BuildContext) -> Encoder:
     return open_volume_kl(config, context)
 
 
+def _build_dicom(config: DicomConfig, context: BuildContext) -> Source:
+    from latentkit_volume.series import DicomSource
+
+    return DicomSource(config, context)
+
+
+@hookimpl
+def latentkit_sources() -> SourceSpec:
+    """The source `dicom`."""
+    summary = "DICOM series below a folder, each one sample"
+    return SourceSpec(
+        "dicom",
+        summary,
+        DicomConfig,
+        _build_dicom,
+        suffixes=DICOM_SUFFIXES,
+        signature=(128, b"DICM"),
+        modality="volume",
+    )
+
+
 @hookimpl
 def latentkit_modalities() -> ModalitySpec:
     """The modality `volume`."""
-    return ModalitySpec("volume", "medical volumes in NIfTI files", VolumeConfig, _build_volume, suffixes=VOLUME_SUFFIXES)
+    return ModalitySpec("volume", "medical volumes: NIfTI, NRRD, DICOM", VolumeConfig, _build_volume, suffixes=VOLUME_SUFFIXES)
 
 
 @hookimpl

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from scipy.ndimage import affine_transform, gaussian_filter1d
 
 from latentkit.errors import SampleError
-from latentkit_volume.nifti import Floats, Volume, Voxels
 from latentkit_volume.views import Shape
+from latentkit_volume.volumes import Floats, Volume, Voxels
 
 PATIENT_AXES = np.eye(3)[:, ::-1]
 """Up, front and right, a column each, in millimetres right, front and up."""

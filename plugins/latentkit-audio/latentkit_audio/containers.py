@@ -1,0 +1,263 @@
+"""The sound of containers that libsndfile doesn't know, by FFmpeg (PyAV): m4a, webm, wma, amr, and
+videos."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from latentkit.contracts import Sample
+from latentkit.errors import SampleError
+from latentkit.samples import file_state
+from latentkit_audio.forward import Frames
+from latentkit_audio.sndfile import id3_size, open_media, read_bytes
+
+if TYPE_CHECKING:
+    from av.audio import AudioFrame, AudioStream
+    from av.container import InputContainer
+
+INSTALL = "pip install 'latentkit-audio[av]'"
+
+SIGNATURES = (
+    (0, b"\x1aE\xdf\xa3", "matroska"),
+    (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "asf"),
+    (0, b"#!AMR", "amr"),
+    (0, b"wvpk", "wv"),
+    (0, b"TTA1", "tta"),
+    (0, b"MAC ", "ape"),
+    (0, b"FLV\x01", "flv"),
+    (0, b"caff", "caf"),
+    (0, b"OggS", "ogg"),
+    (0, b"fLaC", "flac"),
+    (8, b"AVI ", "avi"),
+    *((4, name, "mov") for name in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")),
+)
+"""Where, what, and FFmpeg's name of the container. No other is opened: FFmpeg also reads
+playlists, which name other files and addresses."""
+
+TRANSPORT_PACKET_BYTES = 188
+
+READ_BYTES = 1 << 18
+
+MS_PER_SECOND = 1000
+"""Of the durations in an mp4 file's edit lists, mostly: they are rounded to that."""
+
+WITHOUT_LEAD_IN = ("aac", "mpegts", "avi", "flv")
+LEAD_IN = (
+    "its container doesn't say how long the encoder's lead-in is: "
+    "some hundredths of a second stay in front"
+)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What there is to know of a file before its frames are read.
+
+    Args:
+        num_frames: counted, or what the header says where that is clearly more.
+        num_there: counted.
+        rate_hz, num_channels: of what is decoded.
+        remarks: what a user should know.
+    """
+
+    num_frames: int
+    num_there: int
+    rate_hz: int
+    num_channels: int
+    remarks: tuple[str, ...] = ()
+
+
+def find_container(sample: Sample) -> str | None:
+    """FFmpeg's name of the container by its first bytes; None for none of those that are opened
+    here.
+
+    Raises:
+        OSError: the file can't be reached.
+    """
+    head = read_bytes(sample, TRANSPORT_PACKET_BYTES + 1, id3_size(sample))
+    for place, signature, name in SIGNATURES:
+        if head[place:].startswith(signature):
+            return name
+    # ISO 13818-7, 6.2: twelve bits of ones, and layer 0.
+    if len(head) > 1 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0:
+        return "aac"
+    if len(head) > TRANSPORT_PACKET_BYTES and head[0] == head[TRANSPORT_PACKET_BYTES] == 0x47:
+        return "mpegts"
+    return None
+
+
+def read_facts(sample: Sample, container: str) -> Facts:
+    """The facts of a sample's file; those of a file that many samples are spans of are found once.
+
+    Raises:
+        SampleError: no sound in it, one that can't be decoded, or PyAV is missing.
+        OSError: the file can't be reached.
+    """
+    if isinstance(sample.media, os.PathLike):
+        return _facts_of_file(Path(sample.media), file_state(sample.media), container)
+    return _find_facts(sample, container)
+
+
+@functools.lru_cache(maxsize=256)
+def _facts_of_file(path: Path, state: tuple[int, int], container: str) -> Facts:
+    return _find_facts(Sample("", path), container)
+
+
+def _find_facts(sample: Sample, container: str) -> Facts:
+    with ExitStack() as stack:
+        track = _open(sample, container, stack)
+        num_frames = sum(len(frames) for frames in track.chunks())
+        if track.format is None:
+            raise SampleError("a sound of zero length")
+        remarks = [LEAD_IN] if container in WITHOUT_LEAD_IN else []
+        if track.num_tracks > 1:
+            remarks.append("several sound tracks: the default one is taken, or the first")
+        return Facts(
+            max(num_frames, track.broken_off(num_frames)), num_frames, *track.format, tuple(remarks)
+        )
+
+
+def decode_container(sample: Sample, container: str, stack: ExitStack) -> Iterator[Frames]:
+    """All frames of a sample's sound in chunks, without the lead-in and the padding of its
+    encoder; the file is closed by the stack.
+
+    Raises:
+        SampleError: no sound in it, or it is damaged.
+        OSError: the file can't be reached.
+    """
+    return _open(sample, container, stack).chunks()
+
+
+class Track:
+    """The sound of an open file: its default track, or the first.
+
+    Args:
+        container: just opened.
+
+    Raises:
+        SampleError: there is none, or none that can be decoded.
+    """
+
+    format: tuple[int, int] | None = None
+    """Rate in Hz and number of channels, of what was decoded."""
+
+    def __init__(self, container: InputContainer) -> None:
+        from av.stream import Disposition
+
+        tracks = container.streams.audio
+        if not tracks:
+            others = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
+            raise SampleError(f"no sound in it: the file holds {others}")
+        self._container, self.num_tracks = container, len(tracks)
+        self._stream: AudioStream = next(
+            (track for track in tracks if track.disposition & Disposition.default), tracks[0]
+        )
+        if self._stream.codec_context is None:
+            raise SampleError("no decoder for its sound")
+        self._stream.codec_context.thread_count = 1  # files are decoded side by side
+        self._stream.codec_context.options = {"err_detect": "explode"}
+        self._is_mp4 = container.format.name == "mov"
+
+    def chunks(self) -> Iterator[Frames]:
+        """All frames, in chunks.
+
+        Raises:
+            SampleError: they are damaged.
+        """
+        held, num_before = None, 0
+        with _explained("damaged, or cut off"):
+            for frame in self._container.decode(self._stream):
+                if held is not None:
+                    yield self._to_array(held)
+                    num_before += held.samples
+                held = frame
+        if held is not None:
+            # FFmpeg takes the encoder's lead-in away, and of mp4 leaves the padding behind the end.
+            yield self._to_array(held)[: self._kept_of_last(held, num_before)]
+
+    def broken_off(self, num_frames: int) -> int:
+        """Frames that the header states, if that is clearly more than these; else 0."""
+        stated = self._stated_frames()
+        return stated if self.format and stated > num_frames + self.format[0] // 10 else 0
+
+    def _kept_of_last(self, frame: AudioFrame, num_before: int) -> int:
+        tick = (self._stream.time_base or 0) * frame.sample_rate
+        if not self._is_mp4 or not tick or Fraction(tick).denominator != 1:
+            return frame.samples
+        kept = min(frame.samples, int((frame.duration or frame.samples) * tick))
+        stated = self._stated_frames()
+        if 0 < stated < num_before + kept - frame.sample_rate // MS_PER_SECOND:
+            kept = stated - num_before
+        return max(kept, 0)
+
+    def _stated_frames(self) -> int:
+        """By the edit list of an mp4 file; 0 where nothing states them to the frame."""
+        if (
+            not self._is_mp4
+            or self.format is None
+            or not self._stream.duration
+            or not self._stream.time_base
+        ):
+            return 0
+        return int(self._stream.duration * self._stream.time_base * self.format[0])
+
+    def _to_array(self, frame: AudioFrame) -> Frames:
+        found = frame.sample_rate, frame.layout.nb_channels
+        self.format = self.format or found
+        if found != self.format:
+            raise SampleError(
+                f"its sound changes from {self.format} to {found} (rate in Hz, channels) on the way; "
+                "convert it to one of both"
+            )
+        if frame.is_corrupt:
+            raise SampleError("damaged, or cut off")
+        values = frame.to_ndarray()
+        values = values.T if frame.format.is_planar else values.reshape(-1, found[1])
+        if values.dtype == np.uint8:
+            return ((values.astype(np.float32) - 128) / 128).astype(np.float32)
+        if values.dtype.kind == "i":
+            return (values / 2.0 ** (8 * values.itemsize - 1)).astype(np.float32)
+        return np.ascontiguousarray(values, np.float32)
+
+
+def _open(sample: Sample, container: str, stack: ExitStack) -> Track:
+    try:
+        import av
+    except ImportError:
+        raise SampleError(
+            f"sound in a container ({container}), which takes PyAV to read: {INSTALL}"
+        ) from None
+    # Through Python's file, so that OSErrors stay those of the medium, and FFmpeg sees no name
+    # that it could take for an address.
+    media = stack.enter_context(open_media(sample))
+    with _explained("not a sound file, or damaged at its start"):
+        options = {"protocol_whitelist": "none"}
+        opened = av.open(
+            media,
+            "r",
+            format=container,
+            buffer_size=READ_BYTES,
+            options=options,
+            metadata_errors="replace",
+        )
+    return Track(stack.enter_context(opened))
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Turn what FFmpeg raises about a file into a `SampleError` whose text is the same in every
+    run."""
+    import av
+
+    try:
+        yield
+    except av.FFmpegError as err:
+        raise SampleError(f"{what}: {err.strerror}") from err

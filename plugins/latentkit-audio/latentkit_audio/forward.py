@@ -1,0 +1,99 @@
+"""Frames in the order in which they are decoded: exact where a seek is not."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+import numpy.typing as npt
+
+Frames = npt.NDArray[np.float32]
+"""(frames, channels); full scale is 1.0."""
+
+Chunks = Callable[[ExitStack], Iterator[Frames]]
+"""Opens a file from its start; what has to be closed afterwards goes on the stack."""
+
+
+class ForwardReader:
+    """Any part of a file, decoded from its start: a part that begins after the last one goes on
+    from there, another begins at the start again.
+
+    Args:
+        open_chunks: what decodes.
+        num_channels: of a frame.
+    """
+
+    def __init__(self, open_chunks: Chunks, num_channels: int) -> None:
+        self._open, self._num_channels = open_chunks, num_channels
+        self._stack = ExitStack()
+        self._begin()
+
+    def read(self, start: int, stop: int) -> Frames:
+        """The frames from `start` to before `stop`, fewer where the file ends before."""
+        if start < self._start:
+            self._begin()
+        while self._end < stop and (chunk := next(self._chunks, None)) is not None:
+            self._pieces.append(chunk)
+            self._end += len(chunk)
+            self._drop_before(start)
+        self._drop_before(start)
+        frames = np.concatenate([np.empty((0, self._num_channels), np.float32), *self._pieces])
+        return frames[max(start - self._start, 0) : max(stop - self._start, 0)]
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stack.close()
+
+    def __del__(self) -> None:
+        """Close the file of a thread that has ended."""
+        self._stack.close()
+
+    def _begin(self) -> None:
+        self._stack.close()
+        self._chunks = self._open(self._stack)
+        self._start = self._end = 0
+        self._pieces: deque[Frames] = deque()
+        """What was decoded last, from `_start` to `_end`: the next part may overlap this one."""
+
+    def _drop_before(self, start: int) -> None:
+        while self._pieces and self._start + len(self._pieces[0]) <= start:
+            self._start += len(self._pieces.popleft())
+
+
+class _Kept(threading.local):
+    """The reader that a thread used last."""
+
+    name: Hashable = None
+    reader: ForwardReader | None = None
+
+
+_KEPT = _Kept()
+
+
+@contextmanager
+def open_forward(name: Hashable, open_chunks: Chunks, num_channels: int) -> Iterator[ForwardReader]:
+    """A reader of a file; the one of the same name that this thread used last goes on where it was.
+
+    Spans of a long file, in their order, are so decoded once in each thread, not from the start
+    each.
+
+    Args:
+        name: of the file and its state; None for one that is used once.
+    """
+    kept, _KEPT.reader = _KEPT.reader, None
+    if kept is not None and (name is None or name != _KEPT.name):
+        kept.close()
+        kept = None
+    reader = kept or ForwardReader(open_chunks, num_channels)
+    try:
+        yield reader
+    except BaseException:
+        reader.close()
+        raise
+    if name is None:
+        reader.close()
+    else:
+        _KEPT.name, _KEPT.reader = name, reader

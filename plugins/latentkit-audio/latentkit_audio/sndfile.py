@@ -1,0 +1,283 @@
+"""Sound files by libsndfile: what their headers say, and any part of them."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import soundfile
+
+from latentkit.buffers import BufferPool
+from latentkit.contracts import Sample
+from latentkit.errors import SampleError
+from latentkit_audio.forward import Frames
+
+CHUNK_FRAMES = 1 << 16
+
+SEEKABLE = {"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"}
+"""Encodings whose values stand alone, FLAC's too: a seek leads to the frame it says. Of Ogg
+Vorbis, libsndfile's leads elsewhere now and then, and what others decode depends on what came
+before."""
+
+MP3_PREROLL_FRAMES = 16_384
+"""Decoded and dropped in front of a part of an mp3 file: after a seek its bits begin in frames
+before, which libsndfile doesn't look for. Ten frames of 576 at 8 kbit/s fill that reservoir, the
+most there can be."""
+
+COUNTED = "mp3 without a Xing header: its length is counted, the encoder's lead-in stays in front"
+GUESSED = "mp3 without a Xing header: its length is a guess, and what may follow is left out"
+
+MP3_TAGS = (b"Xing", b"Info", b"VBRI")
+"""In the first frame of an mp3 file that says its length; otherwise libsndfile works it out from
+the size."""
+
+ID3_TAG = b"ID3\x04\x00\x00\x00\x00\x00\x20" + bytes(32)
+"""An empty one: libsndfile knows an mp3 file by it, or by the ending of its name; a frame in
+stereo alone it doesn't know."""
+
+OGG_PAGE_BYTES = 65_307
+"""The most a page has (RFC 3533, section 6)."""
+
+STATED_SIZE = re.compile(
+    r"^ *(?:data|SSND|Data Size|Riff size|riff) *: (\d+) \(should be (\d+)\)$", re.MULTILINE
+)
+"""In libsndfile's log: the bytes of sound by the header of a wav, aiff, au, rf64 or w64 file, and
+the bytes that are there. It opens such a file as a shorter one, and says so nowhere else."""
+
+SIZE_TOLERANCE_BYTES = 64
+"""By which a stated size is believed to be the writer's mistake: some count the header too."""
+
+UNKNOWN_SIZE_BYTES = 0x7F00_0000
+"""From which on a size isn't believed: what programs that write to a pipe state, ffmpeg all ones,
+sox a little under 2 GiB."""
+
+ENDLESS_FRAMES = 2**62
+"""libsndfile states 2 ** 63 - 1 where it doesn't know."""
+
+SYSTEM_ERROR = 2
+"""libsndfile's SF_ERR_SYSTEM: the file couldn't be read, whatever is in it."""
+
+
+class LengthUnknownError(Exception):
+    """A FLAC stream that doesn't say its length, of which libsndfile can't read the end."""
+
+
+class SndFile:
+    """An open file.
+
+    Args:
+        sample: whose file it is.
+        file: just opened.
+        num_frames: by its header.
+        remarks: about its length.
+    """
+
+    def __init__(
+        self, sample: Sample, file: soundfile.SoundFile, num_frames: int, remarks: tuple[str, ...]
+    ) -> None:
+        self._sample, self._file = sample, file
+        self.num_frames, self.remarks = num_frames, remarks
+        self.num_there: int = min(file.frames, num_frames)
+        self.rate_hz: int = file.samplerate
+        self.num_channels: int = file.channels
+        self.is_mp3: bool = file.format == "MP3"
+        self.is_seekable: bool = file.seekable() and (file.subtype in SEEKABLE or self.is_mp3)
+
+    def read(self, start: int, stop: int, pool: BufferPool) -> Frames:
+        """The frames from `start` to before `stop`, fewer where the file ends before.
+
+        Raises:
+            SampleError: they are damaged.
+            OSError: the file can't be reached.
+        """
+        begin = min(max(start - MP3_PREROLL_FRAMES * self.is_mp3, 0), self._file.frames)
+        with (
+            ExitStack() as stack,
+            explaining(
+                f"damaged between {start / self.rate_hz:.3f} s and {stop / self.rate_hz:.3f} s"
+            ),
+        ):
+            # What an mp3 file gives depends on where its decoder was before.
+            file = _open(self._sample, stack) if self.is_mp3 else self._file
+            if begin or not self.is_mp3:
+                file.seek(begin)
+            # In one go: soundfile ends every read with a seek.
+            room = pool.get((stop - begin, self.num_channels), np.float32)
+            frames: Frames = file.read(dtype="float32", out=room)
+        return frames[start - begin :]
+
+
+@contextmanager
+def open_sndfile(sample: Sample) -> Iterator[SndFile]:
+    """The file of a sample; a path is read where it lies, and no more of it than is asked for.
+
+    Raises:
+        soundfile.LibsndfileError: libsndfile knows no such file.
+        LengthUnknownError: nor how long it is.
+        SampleError: it is empty.
+        OSError: the file can't be reached.
+    """
+    with ExitStack() as stack:
+        file = _open(sample, stack)
+        if file.frames >= ENDLESS_FRAMES:
+            raise LengthUnknownError
+        if file.format == "MP3" and not _says_its_length(sample):
+            yield SndFile(sample, file, *_measured_frames(sample, file))
+        else:
+            yield SndFile(sample, file, _stated_frames(file), _remarks(sample, file))
+
+
+def decode_forward(sample: Sample, stack: ExitStack) -> Iterator[Frames]:
+    """All frames of a sample's file, in chunks; the file is closed by the stack.
+
+    Raises:
+        SampleError: it is damaged.
+        OSError: the file can't be reached.
+    """
+    file, position = _open(sample, stack), 0
+    rate_hz = file.samplerate
+
+    def chunks() -> Iterator[Frames]:
+        nonlocal position
+        while True:
+            with explaining(
+                f"damaged between {position / rate_hz:.3f} s and "
+                f"{(position + CHUNK_FRAMES) / rate_hz:.3f} s"
+            ):
+                frames: Frames = file.read(CHUNK_FRAMES, dtype="float32", always_2d=True)
+            if not len(frames):
+                return
+            position += len(frames)
+            yield frames
+
+    return chunks()
+
+
+def explained(error: soundfile.LibsndfileError, what: str) -> Exception:
+    """The error to raise. Not libsndfile's own text as a whole: it holds the file's name, or an
+    address."""
+    if error.code == SYSTEM_ERROR:
+        return OSError(f"{what}: {error.error_string}")
+    return SampleError(f"{what}: {error.error_string}")
+
+
+@contextmanager
+def explaining(what: str) -> Iterator[None]:
+    """Turn libsndfile's errors into ours."""
+    try:
+        yield
+    except soundfile.LibsndfileError as err:
+        raise explained(err, what) from err
+
+
+# ---------------------------------------------------------------- opening
+
+
+def _open(sample: Sample, stack: ExitStack) -> soundfile.SoundFile:
+    # libsndfile itself doesn't say what is missing.
+    file = stack.enter_context(open_media(sample))
+    media = file if isinstance(file, io.BytesIO) else file.fileno()
+    try:
+        return stack.enter_context(soundfile.SoundFile(media, closefd=False))
+    except soundfile.LibsndfileError as err:
+        if err.code == SYSTEM_ERROR or not _begins_with_mp3(sample):
+            raise
+    if isinstance(sample.media, os.PathLike) and os.fspath(sample.media).lower().endswith(".mp3"):
+        path = os.fspath(sample.media) if os.name == "nt" else os.fsencode(sample.media)
+        return stack.enter_context(soundfile.SoundFile(path))
+    return stack.enter_context(soundfile.SoundFile(io.BytesIO(ID3_TAG + sample.read())))
+
+
+def open_media(sample: Sample) -> IO[bytes]:
+    """The media of a sample as an open file.
+
+    Raises:
+        OSError: the file can't be reached.
+    """
+    media = sample.media
+    return Path(media).open("rb") if isinstance(media, os.PathLike) else io.BytesIO(sample.read())
+
+
+def read_bytes(sample: Sample, num_bytes: int, start: int = 0) -> bytes:
+    """So many bytes of a sample's media, from `start` on; a negative one counts from the end.
+
+    Raises:
+        OSError: the file can't be reached.
+    """
+    if not isinstance(sample.media, os.PathLike):
+        return bytes(memoryview(sample.read())[start:][:num_bytes])
+    with Path(sample.media).open("rb") as file:
+        file.seek(max(start + os.path.getsize(sample.media), 0) if start < 0 else start)
+        return file.read(num_bytes)
+
+
+def _begins_with_mp3(sample: Sample) -> bool:
+    """Whether the first bytes are those of a frame of layer III: 11 bits of ones, a version, and
+    the layer (ISO 11172-3, 2.4.1.3)."""
+    head = read_bytes(sample, 2)
+    return len(head) == 2 and head[0] == 0xFF and head[1] & 0xE6 == 0xE2
+
+
+# ---------------------------------------------------------------- lengths
+
+
+def id3_size(sample: Sample) -> int:
+    """Bytes of the tag in front of the sound (id3.org/id3v2.4.0-structure, 3.1); 0 without one.
+
+    Raises:
+        OSError: the file can't be reached.
+    """
+    head = read_bytes(sample, 10)
+    if head[:3] != b"ID3" or len(head) < 10:
+        return 0
+    return 10 + sum(byte << (7 * place) for place, byte in enumerate(reversed(head[6:10])))
+
+
+def _says_its_length(mp3: Sample) -> bool:
+    """Whether the first frame of an mp3 file holds the number of frames."""
+    first = read_bytes(mp3, 1500, id3_size(mp3))
+    return any(tag in first for tag in MP3_TAGS)
+
+
+def _measured_frames(sample: Sample, file: soundfile.SoundFile) -> tuple[int, tuple[str, ...]]:
+    """Frames of an mp3 file that doesn't say them: what there are up to libsndfile's guess, and
+    what to say of a file that may go on."""
+    guess, behind = file.frames, file.samplerate
+    while True:
+        begin = max(guess - behind, 0)
+        with ExitStack() as stack, explaining("damaged near its end"):
+            end = _open(sample, stack)
+            end.seek(begin)
+            found = len(end.read(guess - begin, dtype="float32"))
+        if found or not begin:
+            break
+        behind *= 4
+    return begin + found, (COUNTED if begin + found < guess else GUESSED,)
+
+
+def _remarks(sample: Sample, file: soundfile.SoundFile) -> tuple[str, ...]:
+    """What to say of an Ogg file whose last page isn't marked as such (RFC 3533, section 6: flag
+    4)."""
+    if file.format != "OGG":
+        return ()
+    tail = read_bytes(sample, OGG_PAGE_BYTES, -OGG_PAGE_BYTES)
+    last = tail.rfind(b"OggS")
+    if last >= 0 and tail[last + 5 : last + 6] and tail[last + 5] & 4:
+        return ()
+    return ("its last page is missing (Ogg): what is there is taken for all of it",)
+
+
+def _stated_frames(file: soundfile.SoundFile) -> int:
+    """The frames by the header, more than there are of a file that is broken off."""
+    found = STATED_SIZE.search(file.extra_info)
+    stated, there = (int(size) for size in found.groups()) if found else (0, 0)
+    num_frames: int = file.frames
+    if not there or stated <= there + SIZE_TOLERANCE_BYTES or stated >= UNKNOWN_SIZE_BYTES:
+        return num_frames
+    return round(num_frames * stated / there)

@@ -1,0 +1,114 @@
+"""NRRD bytes to a volume."""
+
+from __future__ import annotations
+
+import io
+import zlib
+from typing import Any
+
+import numpy as np
+
+from latentkit.errors import SampleError
+from latentkit_volume.volumes import (
+    Floats,
+    Frame,
+    Volume,
+    assumed_affine,
+    check_affine,
+    check_frame,
+    check_size,
+    make_volume,
+    take_frames,
+)
+
+INSTALL = "pip install 'latentkit-volume[formats]'"
+
+NRRD_START = b"NRRD"
+
+SPACES = {
+    "right-anterior-superior": "RAS",
+    "left-anterior-superior": "LAS",
+    "left-posterior-superior": "LPS",
+}
+"""Of the format's definition (teem.sourceforge.net/nrrd/format.html#space), without those of
+time."""
+
+BROKEN = (LookupError, TypeError, ValueError, OSError, EOFError, zlib.error)
+"""What pynrrd and numpy raise on damaged bytes, which are in memory."""
+
+MILLIMETRES = {"mm": 1.0, "cm": 10.0, "m": 1000.0, "um": 0.001, "microns": 0.001, "micron": 0.001}
+
+
+def read_nrrd(media: bytes, frame: Frame, assume: str | None, max_voxels: int) -> Volume:
+    """The volume in the bytes of a .nrrd file; see `read_volume`.
+
+    Raises:
+        SampleError: damaged, or a volume that can't be used; or pynrrd is missing.
+    """
+    try:
+        import nrrd
+        from nrrd.errors import NRRDError
+    except ImportError:
+        raise SampleError(f"a NRRD file, which takes pynrrd to read: {INSTALL}") from None
+    stream = io.BytesIO(media)
+    try:
+        header: dict[str, Any] = nrrd.read_header(stream)
+        if "data file" in header or "datafile" in header:
+            raise SampleError(
+                "a detached NRRD header (.nhdr), whose voxels are in another file; "
+                "write both into one .nrrd (teem: unu save -f nrrd -i IN.nhdr -o OUT.nrrd)"
+            )
+        sizes = tuple(int(size) for size in header["sizes"])
+        check_size(sizes, max_voxels)
+        voxels, axes = _frames_last(nrrd.read_data(header, stream), header)
+        affine = _affine(header, axes, assume)
+    except BROKEN as error:
+        raise SampleError("a damaged NRRD file: its header or its voxels can't be read") from error
+    except NRRDError as error:
+        raise SampleError(f"a damaged NRRD file: {error}") from error
+    check_frame(sizes, voxels.shape[3], frame)
+    return make_volume(take_frames(voxels, frame), affine)
+
+
+def _frames_last(voxels: Any, header: dict[str, Any]) -> tuple[Any, list[int]]:
+    """(X, Y, Z, frames) of an array, and which of its axes are X, Y and Z."""
+    if voxels.dtype.kind not in "iuf":
+        raise SampleError(f"voxels of type {voxels.dtype}, expected one number each")
+    text = " x ".join(map(str, voxels.shape))
+    directions = header.get("space directions")
+    if directions is None:
+        axes = list(range(min(3, voxels.ndim)))
+    else:
+        axes = [
+            axis
+            for axis, row in enumerate(directions)
+            if row is not None and not np.isnan(row).any()
+        ]
+    others = [axis for axis in range(voxels.ndim) if axis not in axes]
+    if len(axes) != 3 or len(others) > 1:
+        raise SampleError(f"a {voxels.ndim}-D volume of {text} voxels where 3-D is needed")
+    return voxels.transpose([*axes, *others]).reshape(
+        *(voxels.shape[axis] for axis in axes), -1
+    ), axes
+
+
+def _affine(header: dict[str, Any], axes: list[int], assume: str | None) -> Floats:
+    """From numbers of voxels to millimetres right, front and up."""
+    space = str(header.get("space", "")).lower()
+    letters = SPACES.get(space, space.upper())
+    directions = header.get("space directions")
+    if letters not in SPACES.values() or directions is None:
+        sides = np.asarray(header.get("spacings", np.ones(3)), np.float64)[axes]
+        if directions is not None:
+            sides = np.linalg.norm([directions[axis] for axis in axes], axis=1)
+        return check_affine(assumed_affine(assume, sides, "it has no space, or an unknown one"))
+    affine = np.eye(4)
+    affine[:3, :3] = np.transpose([directions[axis] for axis in axes])
+    affine[:3, 3] = header.get("space origin", np.zeros(3))
+    units = header.get("space units", ["mm"] * 3)
+    affine[:3] *= np.array([MILLIMETRES.get(str(unit), 1.0) for unit in units])[:, None]
+    # To right, front, up.
+    affine[:3] *= np.array(
+        [1 if found == want else -1 for found, want in zip(letters, "RAS", strict=True)]
+    )[:, None]
+    return check_affine(affine)
