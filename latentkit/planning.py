@@ -26,6 +26,7 @@ from latentkit.preparing import give, read_shard
 from latentkit.retry import retried
 from latentkit.runtime.cores import num_cores
 from latentkit.runtime.device import can_compile, kind_of
+from latentkit.runtime.plugin_faults import faults_cost_the_sample
 from latentkit.store.changes import Changes, compare_samples, compare_shards
 from latentkit.store.claims import Claims
 from latentkit.store.dataset import read_dataset, read_index, refuse_missing_units
@@ -255,7 +256,7 @@ def preview_views(inputs: EncodeInputs, count: int) -> list[Prepared]:
     views = []
     for fetch in fetchers:
         with contextlib.suppress(SampleError):
-            views.append(retried(lambda fetch=fetch: next(iter(inputs.modality.prepare(fetch()))), "a sample of the preview"))  # type: ignore[misc]
+            views.append(retried(functools.partial(_first_view, inputs, fetch), "a sample of the preview"))
     return views
 
 
@@ -264,12 +265,19 @@ def _first_good(inputs: EncodeInputs) -> Prepared:
     reasons = []
     for sample in _first_samples(inputs.source):
         try:
-            return retried(lambda sample=sample: next(iter(inputs.modality.prepare(sample()))), "the source's first sample")  # type: ignore[misc]
+            return retried(functools.partial(_first_view, inputs, sample), "the source's first sample")
         except SampleError as error:
             reasons.append(str(error))
     if not reasons:
         raise SourceError("the source has no samples")
     raise SourceError(f"none of the first {len(reasons)} samples can be used; the first: {reasons[0]}")
+
+
+def _first_view(inputs: EncodeInputs, fetch: Callable[[], Sample]) -> Prepared:
+    with faults_cost_the_sample(inputs.source):
+        sample = fetch()
+    with faults_cost_the_sample(inputs.modality, sample.key):
+        return next(iter(inputs.modality.prepare(sample)))
 
 
 def _first_samples(source: Source | StreamSource) -> Iterator[Callable[[], Sample]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentkit.build import Line, is_launched, lines_of, open_executor
-from latentkit.errors import RecipeError
+from latentkit.errors import PluginError, RecipeError
 from latentkit.recipe import EncodeRecipe, EvaluateRecipe, Overrides, Recipe, TrainRecipe, dump_recipe, load_recipe, parse_recipe, resolve
 from latentkit.run_evaluating import EvaluateResult, run_evaluating
 from latentkit.run_training import run_training
@@ -272,7 +272,11 @@ def _encode_line(line: Line, recipe: EncodeRecipe, opened: OpenLine, passed: Pas
         return summary, None
     encoder, name = inputs.open_encoder(opened.device), f"preview{preview_suffix(inputs.modality)}"
     is_current = folder.exists(name) and folder.read(DATASET) == before
-    made = is_current or store_preview(folder, inputs.source, inputs.modality, encoder, name, recipe.preview)
+    try:
+        made = is_current or store_preview(folder, inputs.source, inputs.modality, encoder, name, recipe.preview)
+    except PluginError as error:  # no reason to call a finished dataset a failure
+        say(f"{folder}: no preview: {error}; the dataset is complete without it")
+        made = False
     return summary, f"{folder}/{name}" if made else None
 
 

@@ -12,6 +12,7 @@ from latentkit.contracts import Prepared, Sample, Source
 from latentkit.errors import SampleError, SourceError
 from latentkit.retry import retried
 from latentkit.runtime.cores import share_of_cores
+from latentkit.runtime.plugin_faults import faults_cost_the_sample
 
 NUM_TRIED = 64
 
@@ -31,11 +32,20 @@ def try_samples(source: Source, prepare: Callable[[Sample], Iterable[object]], o
     count = min(len(source), NUM_TRIED)
 
     def tried(place: int) -> tuple[str, bool]:
-        sample = source[place * len(source) // count]
+        key = f"at {place}"
+
+        def views() -> list[object]:
+            nonlocal key
+            with faults_cost_the_sample(source):
+                sample = source[place * len(source) // count]
+            key = sample.key
+            with faults_cost_the_sample(getattr(prepare, "__self__", prepare), key):
+                return list(prepare(sample))
+
         try:
-            return "", any(_is_enlarged(view) for view in retried(lambda: list(prepare(sample)), f"sample {sample.key!r}"))
+            return "", any(_is_enlarged(view) for view in retried(views, f"sample {key!r}"))
         except SampleError as error:
-            return f"{sample.key!r}: {error}", False
+            return f"{key!r}: {error}", False
 
     with ThreadPoolExecutor(share_of_cores()) as pool:
         found = list(pool.map(tried, range(count)))
