@@ -14,6 +14,7 @@ from latentkit.contracts import Encoder, InputSpec, LatentLayout
 from latentkit.errors import EncoderError, PluginError
 from latentkit.layouts import LOGVAR_RANGE
 from latentkit.masks import MASK, mask_of, masked_axes, pool_mask, without_mask
+from latentkit.runtime.plugin_faults import name_of
 from latentkit.store.posterior import LatentMaker
 from latentkit.store.ragged import of_positions
 
@@ -70,7 +71,13 @@ def encode_batch(encoder: Encoder, batch: Any) -> dict[str, Tensor]:
     Raises:
         EncoderError: the latents aren't what the encoder declares, or it takes one tensor and the rows are several.
     """
-    latents = dict(encoder.encode(_input_of(encoder.input, batch)))
+    given_latents = encoder.encode(_input_of(encoder.input, batch))
+    if not isinstance(given_latents, Mapping):
+        expected = "expected a mapping such as {'mean': ..., 'logvar': ...} or {'latent': ...}"
+        raise EncoderError(
+            f"{name_of(encoder)}.encode: {expected}, got {type(given_latents).__name__}"
+        )
+    latents = dict(given_latents)
     mask = latents.pop(MASK, None)
     check_latents(latents, encoder.layout, batch, encoder.input.axes)
     given = mask_of(batch)

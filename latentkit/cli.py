@@ -74,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--prune", action="store_true", help="leave out samples that are gone from the source, also when they are most of it")
     run.add_argument("--retry-skipped", action="store_true", help="encode once more the samples that were skipped")
 
-    check = _command(commands, "check", _check, "validate keys, options and names of a recipe; build nothing")
+    check = _command(commands, "check", _check, "validate a recipe, and open all that it names; write nothing")
     check.add_argument("recipe", metavar="RECIPE", help="a YAML file")
     _add_set(check)
 
@@ -217,6 +217,10 @@ def _check(options: argparse.Namespace) -> int:
         print(f"{plugin.where}: {plugin.kind} {plugin.provided.spec.name} ({plugin.provided.distribution} {plugin.provided.version})")
     for warning in find_odd_weights(recipe):
         print(f"warning: {warning}")
+    from latentkit.run import open_parts
+
+    if unseen := open_parts(recipe):
+        print(unseen)
     print(f"{options.recipe}: a valid {recipe.task} recipe")
     return 0
 

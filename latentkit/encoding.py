@@ -14,6 +14,7 @@ from latentkit.contracts import Encoder, LatentLayout
 from latentkit.errors import EncoderError
 from latentkit.masks import MASK
 from latentkit.runtime.device import is_out_of_memory, is_unsupported
+from latentkit.runtime.plugin_faults import faults_name
 
 
 class BatchEncoder:
@@ -37,8 +38,13 @@ class BatchEncoder:
         self._float32: Encoder | None = None
         self._readable: set[tuple[int, ...]] = set()
 
-    def encode(self, batch: Any, bucket: str) -> dict[str, Tensor]:
+    def encode(self, batch: Any, bucket: str, first_key: str = "") -> dict[str, Tensor]:
         """Latents of a batch on the encoder's device, held to its layout; "mask" among them where rows have one.
+
+        Args:
+            batch: rows of one bucket.
+            bucket: its name, and
+            first_key: that of the first row's sample, both for messages.
 
         Raises:
             EncoderError: they aren't what the layout says, couldn't be read back, or memory ran
@@ -50,7 +56,9 @@ class BatchEncoder:
             self.layout = self._encoder.layout
             if self._compiled and hasattr(self._encoder, "compile"):
                 self._encoder.compile()
-        latents = self._run(self._encoder, batch, bucket)
+        doing = f"encoding {num_rows_of(batch)} rows of {bucket}, the first of sample {first_key!r}"
+        with faults_name(self._encoder, doing):
+            latents = self._run(self._encoder, batch, bucket)
         shape = tuple(next(iter(latents.values())).shape[1:])
         if shape not in self._readable:
             check_readable(self._encoder, latents)

@@ -16,6 +16,7 @@ from latentkit.errors import RecipeError, SampleError, SourceError
 from latentkit.preparing import read_shard
 from latentkit.retry import retried
 from latentkit.runtime.cores import share_of_cores
+from latentkit.runtime.plugin_faults import faults_cost_the_sample
 
 AHEAD_PER_CORE = 4
 
@@ -107,7 +108,9 @@ def _prepare(source: Source | StreamSource, modality: Modality, place: int | Sam
         if isinstance(sample, Row):
             return [sample]
         try:
-            views = [_row(sample.key, view.view, view.bucket, view.tensor) for view in modality.prepare(sample)]
+            with faults_cost_the_sample(modality, sample.key):
+                prepared = list(modality.prepare(sample))
+            views = [_row(sample.key, view.view, view.bucket, view.tensor) for view in prepared]
         except SampleError as error:
             return [Row(0, sample.key, reason=str(error))]
         return views or [Row(0, sample.key, reason="the modality gave no view of it")]
@@ -118,7 +121,8 @@ def _prepare(source: Source | StreamSource, modality: Modality, place: int | Sam
 def _fetch(source: Source | StreamSource, index: int) -> Sample | Row:
     assert isinstance(source, Source)
     try:
-        return source[index]
+        with faults_cost_the_sample(source):
+            return source[index]
     except SampleError as error:
         key = next(itertools.islice(source.entries(), index, None)).key
         return Row(0, key, reason=str(error))

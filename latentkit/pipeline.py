@@ -262,8 +262,8 @@ class _Loop:
         if outcome.skipped:
             first = outcome.skipped[0]
             if self.job.on_bad_sample == "fail" and outcome.reason != GONE:
-                name = first.key or self.job.plan.keys(first.position, first.position + 1)[0]
-                raise SourceError(f"sample {name!r}: {outcome.reason}; with on_bad_sample: skip it would be recorded and left out")
+                said = f"sample {key_of(self.job, first)!r}: {outcome.reason}"
+                raise SourceError(f"{said}; with on_bad_sample: skip it would be recorded and left out")
             for label in outcome.skipped:
                 self._write(at_work, at_work.writer.skip, label, outcome.reason)
         for row in outcome.rows:
@@ -291,7 +291,7 @@ class _Loop:
         draws = [draw_seed(self.job, label) for label in labels] if self.job.store == "sample" else None
         dtype = torch.float32 if self.job.dtype == "int8" else getattr(torch, self.job.dtype)
         with self._clock.computing() as idle_seconds:
-            latents = self._encoder.encode(copied, bucket)
+            latents = self._encoder.encode(copied, bucket, key_of(self.job, labels[0]))
             layout = self._encoder.layout
             ragged_axis = axis_of(layout, layout.ragged_axis) if layout.ragged_axis else None
             stored = stored_tensors(latents, self.job.store, dtype, draws, ragged_axis)
@@ -365,8 +365,12 @@ class _Others:
         progress.others = sum(self._sizes.get(name, 0) for name in committed(self._folder) - self.own)
 
 
+def key_of(job: EncodeJob, label: RowLabel) -> str:
+    """Return the key of a row's sample."""
+    return label.key or job.plan.keys(label.position, label.position + 1)[0]
+
+
 def draw_seed(job: EncodeJob, label: RowLabel) -> int:
     """Seed of one row's draw: the same whatever batch the row is in."""
-    key = label.key or job.plan.keys(label.position, label.position + 1)[0]
-    digest = hashlib.blake2b(f"{job.seed}\0{key}\0{label.view}".encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(f"{job.seed}\0{key_of(job, label)}\0{label.view}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

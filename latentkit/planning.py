@@ -19,13 +19,15 @@ import pyarrow.compute as pc
 import torch
 
 from latentkit.contracts import Encoder, Entry, Modality, Prepared, Sample, Source, StreamSource
-from latentkit.errors import SampleError, SourceError
+from latentkit.errors import RecipeError, SampleError, SourceError
 from latentkit.measure import Measured, choose_unit_size, measure_batches
 from latentkit.numerics import fixed_numerics
 from latentkit.preparing import give, read_shard
 from latentkit.retry import retried
 from latentkit.runtime.cores import num_cores
 from latentkit.runtime.device import can_compile, kind_of
+from latentkit.runtime.memory import available_bytes, describe_bytes
+from latentkit.runtime.plugin_faults import faults_cost_the_sample
 from latentkit.store.changes import Changes, compare_samples, compare_shards
 from latentkit.store.claims import Claims
 from latentkit.store.dataset import read_dataset, read_index, refuse_missing_units
@@ -240,14 +242,33 @@ def _make_first(inputs: EncodeInputs, device: str, settings: EncodeSettings, par
 def _measure(inputs: EncodeInputs, device: str, settings: EncodeSettings, threads: int) -> Measured:
     """Batch size and cost per row; nothing is run when the recipe leaves nothing to find out."""
     prepared = _first_good(inputs)
+    if settings.batch_size != "auto":
+        _refuse_huge(prepared, settings.batch_size)
     if settings.batch_size != "auto" and settings.unit_size != "auto" and settings.compile != "auto":
         return Measured(settings.batch_size, 0.0, 0)
     with fixed_numerics(threads, device):
         batch_size = None if settings.batch_size == "auto" else settings.batch_size
         is_int8 = settings.dtype == "int8"  # which is made of float32, a quarter of its size
         dtype = torch.float32 if is_int8 else getattr(torch, settings.dtype)
-        measured = measure_batches(inputs.open_encoder(device), prepared, device, settings.store, dtype, batch_size)
+        num_rows = None if isinstance(inputs.source, StreamSource) else inputs.entries.num_rows * len(inputs.views)
+        measured = measure_batches(inputs.open_encoder(device), prepared, device, settings.store, dtype, batch_size, num_rows)
         return replace(measured, bytes_per_row=-(-measured.bytes_per_row // 4)) if is_int8 else measured
+
+
+def _refuse_huge(prepared: Prepared, batch_size: int) -> None:
+    """Refuse a batch that, by its input alone, can't fit: the kernel would kill the process without a word.
+
+    Raises:
+        RecipeError: says what it takes and what there is.
+    """
+    tensors = prepared.tensor.values() if isinstance(prepared.tensor, Mapping) else [prepared.tensor]
+    row_bytes = sum(tensor.nbytes for tensor in tensors)
+    if (needed := row_bytes * batch_size) > (there := available_bytes()):
+        fits = max(1, there // (4 * row_bytes))
+        what = f"{batch_size} rows of {prepared.bucket} are {describe_bytes(needed)}"
+        raise RecipeError(
+            f"batch_size: {what}, and {describe_bytes(there)} of memory are free; set batch_size to {fits} or less, or to auto"
+        )
 
 
 def preview_views(inputs: EncodeInputs, count: int) -> list[Prepared]:
@@ -260,7 +281,7 @@ def preview_views(inputs: EncodeInputs, count: int) -> list[Prepared]:
     views = []
     for fetch in fetchers:
         with contextlib.suppress(SampleError):
-            views.append(retried(lambda fetch=fetch: next(iter(inputs.modality.prepare(fetch()))), "a sample of the preview"))  # type: ignore[misc]
+            views.append(retried(functools.partial(_first_view, inputs, fetch), "a sample of the preview"))
     return views
 
 
@@ -269,12 +290,19 @@ def _first_good(inputs: EncodeInputs) -> Prepared:
     reasons = []
     for sample in _first_samples(inputs.source):
         try:
-            return retried(lambda sample=sample: next(iter(inputs.modality.prepare(sample()))), "the source's first sample")  # type: ignore[misc]
+            return retried(functools.partial(_first_view, inputs, sample), "the source's first sample")
         except SampleError as error:
             reasons.append(str(error))
     if not reasons:
         raise SourceError("the source has no samples")
     raise SourceError(f"none of the first {len(reasons)} samples can be used; the first: {reasons[0]}")
+
+
+def _first_view(inputs: EncodeInputs, fetch: Callable[[], Sample]) -> Prepared:
+    with faults_cost_the_sample(inputs.source):
+        sample = fetch()
+    with faults_cost_the_sample(inputs.modality, sample.key):
+        return next(iter(inputs.modality.prepare(sample)))
 
 
 def _first_samples(source: Source | StreamSource) -> Iterator[Callable[[], Sample]]:

@@ -29,6 +29,7 @@ from latentkit.masks import MASK, without_mask
 from latentkit.preparing_processes import as_tensors, explained, open_processes, prepare_in_child
 from latentkit.retry import retried
 from latentkit.runtime.cores import share_of_cores
+from latentkit.runtime.plugin_faults import faults_cost_the_sample
 from latentkit.samples import file_state
 from latentkit.store.columns import escape
 from latentkit.store.plan import Plan
@@ -117,11 +118,13 @@ class Preparer:
     def _prepare(self, task: Task, memory: BatchMemory | None, row: int) -> Outcome:
         sample, content = None, None
         try:
-            sample = self._fetch(task) if task.sample is None else task.sample
+            with faults_cost_the_sample(self.source, task.key):
+                sample = self._fetch(task) if task.sample is None else task.sample
             sample = self._held(sample)
             before = file_state(sample.media) if isinstance(sample.media, os.PathLike) else None
             content = sample.content()
-            with nullcontext() if memory is None else preparing_into(memory, row, len(self.views)):
+            into = nullcontext() if memory is None else preparing_into(memory, row, len(self.views))
+            with into, faults_cost_the_sample(self.modality, sample.key):
                 views = list(self.modality.prepare(sample))
             if isinstance(sample.media, os.PathLike) and file_state(sample.media) != before:
                 raise OSError(f"{sample.media} changed while it was read")

@@ -12,8 +12,9 @@ import numpy as np
 from torch import Tensor
 
 from latentkit.contracts import Decodes, Encoder, Modality, Prepared, Sample, Source, StreamSource
-from latentkit.errors import EncoderError, LatentkitError, RecipeError, StoreError
+from latentkit.errors import EncoderError, LatentkitError, PluginError, RecipeError, StoreError
 from latentkit.masks import mask_of, without_mask
+from latentkit.runtime.plugin_faults import faults_become
 from latentkit.store.columns import escape
 from latentkit.store.folder import Folder
 from latentkit.store.reader import LatentDataset, open_dataset
@@ -40,7 +41,8 @@ def write_preview(
         picture = pictures.get((item["key"], item["view"]))
         row = [] if picture is None else [picture]
         if isinstance(encoder, Decodes):
-            decoded = _decode(dataset, encoder, item[dataset.output_name])
+            with faults_become(PluginError, encoder, "no preview is written"):
+                decoded = _decode(dataset, encoder, item[dataset.output_name])
             row.append(decoded if picture is None else decoded[tuple(slice(size) for size in picture.shape)])  # its padding goes
         if row:
             rows.append(row)
@@ -48,7 +50,8 @@ def write_preview(
         return False
     part = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
-        modality.render(rows, part)
+        with faults_become(PluginError, modality, "no preview is written"):
+            modality.render(rows, part)
         os.replace(part, path)
     except OSError as error:
         raise StoreError(f"{path} can't be written: {error.strerror or error}") from error

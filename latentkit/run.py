@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentkit.build import Line, is_launched, lines_of, open_executor
-from latentkit.errors import RecipeError
+from latentkit.errors import PluginError, RecipeError
+from latentkit.overrides import find_local_path, is_url
 from latentkit.recipe import EncodeRecipe, EvaluateRecipe, Overrides, Recipe, TrainRecipe, dump_recipe, load_recipe, parse_recipe, resolve
-from latentkit.run_evaluating import EvaluateResult, run_evaluating
-from latentkit.run_training import run_training
-from latentkit.shorthand import encode_recipe
+from latentkit.recipe_parts import Use
+from latentkit.run_evaluating import EvaluateResult, prepare_evaluation, run_evaluating
+from latentkit.run_training import open_training, run_training
+from latentkit.shorthand import HUB_ID, encode_recipe
 
 if TYPE_CHECKING:
     from latentkit.contracts import Executor
@@ -153,6 +155,46 @@ def run_recipe(recipe: Recipe, options: RunOptions = DEFAULT_OPTIONS) -> EncodeR
     raise RecipeError(f"{recipe.origin}: task {recipe.task} can't be run")
 
 
+def open_parts(recipe: Recipe) -> str:
+    """Open all that a run of the recipe would open before its work, on the CPU; nothing is written, downloaded or measured.
+
+    Returns:
+        "", or what is not looked at, and why.
+
+    Raises:
+        LatentkitError: what the run would end with: a path that isn't there, a size that the encoder doesn't take, a missing tracker.
+    """
+    remote = [f"{where} ({name})" for where, use in _used(recipe) if (name := _hub_name(use, recipe))]
+    if isinstance(recipe, EncodeRecipe):
+        for line in lines_of(recipe):
+            if not _hub_name(recipe.source, recipe):
+                line.open_source()
+            if not any(where.startswith("encoder") for where in remote):
+                line.open_modality(line.encoder_opener()("cpu"))
+    elif remote:
+        pass
+    elif isinstance(recipe, TrainRecipe):
+        open_training(recipe)
+    elif isinstance(recipe, EvaluateRecipe):
+        prepare_evaluation(recipe, "cpu")
+    return f"not looked at, as it may have to be downloaded: {', '.join(remote)}" if remote else ""
+
+
+def _used(recipe: Recipe) -> list[tuple[str, Use]]:
+    return [(where, use) for _, where, use in recipe.uses()]
+
+
+def _hub_name(use: Use, recipe: Recipe) -> str:
+    """The hub id or URL that a plugin's options name; "" where they name none."""
+    for key in ("model", "path"):
+        name = use.with_.get(key)
+        if not isinstance(name, str) or use.use == "folder":
+            continue
+        if is_url(name) or (HUB_ID.fullmatch(name) and find_local_path(name, recipe.base_dir) is None):
+            return name
+    return ""
+
+
 def _heed_launcher(recipe: Recipe) -> None:
     """Refuse what the launcher asks for and can't have; say what has no effect on this task."""
     from latentkit.runtime.launcher import check_launcher, launched_precision
@@ -284,9 +326,13 @@ def _encode_line(opened: OpenLine, passed: Passed | None) -> tuple[EncodeSummary
     name = f"preview{preview_suffix(inputs.modality)}"
     is_current = folder.exists(name) and folder.read(DATASET) == before
     decoder, num_rows = inputs.open_decoder(opened.device), opened.settings.preview
-    made = is_current or store_preview(
-        folder, inputs.source, inputs.modality, decoder, name, num_rows
-    )
+    try:
+        made = is_current or store_preview(
+            folder, inputs.source, inputs.modality, decoder, name, num_rows
+        )
+    except PluginError as error:  # no reason to call a finished dataset a failure
+        say(f"{folder}: no preview: {error}; the dataset is complete without it")
+        made = False
     return summary, f"{folder}/{name}" if made else None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,13 +51,24 @@ def run_evaluating(recipe: EvaluateRecipe, is_first_process: bool, device: str =
     if not is_first_process:
         return EvaluateResult(recipe.output.path, None)
     device = choose_device(device)
-    work = _prepare_model(recipe, device) if recipe.latents is None else _prepare_latents(recipe, device)
+    work = prepare_evaluation(recipe, device)
     curves = _read_log(recipe)
     folder = open_folder(recipe.output.path)
     claim_folder(folder, dump_recipe(resolve(recipe)))
     found = work()
     write_evaluation(folder, found, _describe(recipe, device), curves)
     return EvaluateResult(str(folder), found)
+
+
+def prepare_evaluation(recipe: EvaluateRecipe, device: str) -> Callable[[], Evaluation]:
+    """Return what evaluates, with all that can be checked before the work checked; nothing is written.
+
+    Raises:
+        LatentkitError: something is missing, or doesn't fit.
+    """
+    prepare = _prepare_model if recipe.latents is None else _prepare_latents
+    work: Callable[[], Evaluation] = prepare(recipe, device)
+    return work
 
 
 def open_metrics(uses: Sequence[MetricUse], context: BuildContext) -> list[NamedMetric]:

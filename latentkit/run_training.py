@@ -61,12 +61,25 @@ def run_training(recipe: TrainRecipe, is_first_process: bool, device: str = "aut
         tried = run_on_first(lambda: _try_samples(recipe, source, prepare, folder))
         for warning in [*remarks, *find_odd_weights(recipe), *tried] if is_first_process else []:
             print(f"warning: {warning}", file=sys.stderr)
-        evaluation = (
-            parts.evaluation(recipe.evaluate, model, folder, is_first_process)
-            if recipe.evaluate
-            else None
-        )
+        wanted = recipe.evaluate
+        evaluation = parts.evaluation(wanted, model, folder, is_first_process) if wanted else None
         return train(model, source, prepare, losses, _settings(recipe), folder, evaluation, device)
+
+
+def open_training(recipe: TrainRecipe) -> None:
+    """Open all that a run would open before its first step, on the CPU; write nothing."""
+    from latentkit.training_start import check_trackers
+
+    registry = discover()
+    plugins = {plugin.where: plugin for plugin in check_recipe(recipe, registry)}
+    parts = _Parts(recipe, registry, plugins, "cpu")
+    parts.build("source")
+    model = parts.build("model")
+    parts.modalities(model) if recipe.latents is None else parts.stored_moments(recipe.latents, model)
+    parts.losses(model)
+    if recipe.evaluate:
+        parts.evaluation(recipe.evaluate, model, Path(recipe.output.path), False)
+    check_trackers(_settings(recipe).trackers)
 
 
 def export_checkpoint(
@@ -89,14 +102,10 @@ def export_checkpoint(
     path, chosen, is_average = pick_checkpoint(Path(run), step, weights)
     recipe = load_recipe(Path(run) / RECIPE)
     if not isinstance(recipe, TrainRecipe):
-        raise TrainingError(
-            f"{run}: expected the folder of a training run, its {RECIPE} has the task {recipe.task}"
-        )
+        raise TrainingError(f"{run}: expected the folder of a training run, its {RECIPE} has the task {recipe.task}")
     target = Path(os.path.abspath(os.path.expanduser(output)))
     if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
-        raise TrainingError(
-            f"{output} is there already; expected a folder that is missing or empty"
-        )
+        raise TrainingError(f"{output} is there already; expected a folder that is missing or empty")
     registry, use = discover(), recipe.model
     config = registry.configure("encoder", use.use, use.with_, "model", recipe.origin)
     plugin = ConfiguredPlugin("model", "encoder", registry.find("encoder", use.use), config)

@@ -26,6 +26,7 @@ from latentkit.contracts import Modality, Prepared, Sample, Source
 from latentkit.errors import SampleError, SourceError, TrainingError
 from latentkit.retry import retried
 from latentkit.runtime.cores import share_of_cores
+from latentkit.runtime.plugin_faults import faults_cost_the_sample
 
 AHEAD = 3
 """Batches in preparation while one is trained on."""
@@ -118,7 +119,8 @@ class FreshViews:
 
     def __call__(self, sample: Sample, place: Place) -> list[Example]:
         chosen = self.modalities[_draw(len(self.modalities), self.seed, SIZE, place.block)]
-        views = chosen.prepare(replace(sample, key=f"{sample.key}#{place.epoch}"))
+        with faults_cost_the_sample(chosen, sample.key):
+            views = list(chosen.prepare(replace(sample, key=f"{sample.key}#{place.epoch}")))
         return [Example(_one_tensor(view, sample.key)) for view in views]
 
 
@@ -225,8 +227,14 @@ def _prepare_ahead(source: Source, prepare: Prepare, order: Order, start: Positi
 
 def _prepare_one(source: Source, prepare: Prepare, seed: int, place: Place) -> Example | str:
     """One view of one sample; of a bad one the reason."""
+
+    def prepare_sample() -> Sequence[Example]:
+        with faults_cost_the_sample(source):
+            sample = source[place.index]
+        return prepare(sample, place)
+
     try:
-        views = retried(lambda: prepare(source[place.index], place), f"sample {place.index}")
+        views = retried(prepare_sample, f"sample {place.index}")
     except SampleError as error:
         return str(error)
     return views[_draw(len(views), seed, VIEW, place.epoch, place.index)] if views else "the modality gave no view of it"

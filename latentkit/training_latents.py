@@ -7,6 +7,7 @@ from torch import Tensor
 
 from latentkit.contracts import Modality, Sample
 from latentkit.errors import SampleError, TrainingError
+from latentkit.runtime.plugin_faults import faults_cost_the_sample
 from latentkit.store.dataset import read_dataset, read_index
 from latentkit.store.folder import open_folder
 from latentkit.store.reader import open_dataset
@@ -48,7 +49,9 @@ class StoredMoments:
         if sample.content() != self._contents[sample.key]:
             raise SampleError("its media is not what the latent dataset was made from")
         examples = []
-        for view in self._modality.prepare(sample):
+        with faults_cost_the_sample(self._modality, sample.key):
+            views = list(self._modality.prepare(sample))
+        for view in views:
             row = self._rows.get(view.view, {}).get(sample.key)
             if row is not None and isinstance(view.tensor, Tensor):
                 moments = self._datasets[view.view].moments(row)

@@ -12,6 +12,7 @@ from latentkit.contracts import Prepared, Sample, Source
 from latentkit.errors import SampleError, SourceError
 from latentkit.retry import retried
 from latentkit.runtime.cores import share_of_cores
+from latentkit.runtime.plugin_faults import faults_cost_the_sample
 
 NUM_TRIED = 64
 
@@ -33,10 +34,17 @@ def try_samples(source: Source, prepare: Callable[[Sample], Iterable[object]], o
     def tried(place: int) -> tuple[str, bool]:
         index = place * len(source) // count
         name = f"sample {index}"
-        try:
-            sample = retried(lambda: source[index], name)
+
+        def views() -> list[object]:
+            nonlocal name
+            with faults_cost_the_sample(source):
+                sample = source[index]
             name = repr(sample.key)
-            return "", any(_is_enlarged(view) for view in retried(lambda: list(prepare(sample)), f"sample {name}"))
+            with faults_cost_the_sample(getattr(prepare, "__self__", prepare), sample.key):
+                return list(prepare(sample))
+
+        try:
+            return "", any(_is_enlarged(view) for view in retried(views, f"sample {name}"))
         except SampleError as error:
             return f"{name}: {error}", False
 

@@ -66,7 +66,7 @@ def check(source: object, losses: Sequence[WeightedLoss], settings: TrainSetting
             raise TrainingError(f"loss {loss.name!r} would start after {loss.schedule.start} steps, but the run has {settings.steps}")
     if evaluation is not None and evaluation.every < 1:
         raise TrainingError(f"an evaluation every {evaluation.every} steps: expected at least 1")
-    _check_trackers(settings.trackers)
+    check_trackers(settings.trackers)
 
 
 def join_processes(wanted: str = "auto") -> torch.device:
@@ -190,7 +190,12 @@ def _compute_once(run: Run, losses: Sequence[WeightedLoss], first: Batch) -> Non
 # ---------------------------------------------------------------- parts
 
 
-def _check_trackers(names: Sequence[str]) -> None:
+def check_trackers(names: Sequence[str]) -> None:
+    """Refuse trackers that there are none of, or that are not installed.
+
+    Raises:
+        TrainingError: names the tracker.
+    """
     installed = [str(found) for found in get_available_trackers()]
     for name in names:
         if name not in LOGGER_TYPE_TO_CLASS:

@@ -14,7 +14,6 @@ COMMANDS = {
     "import latentkit": ["-c", "import latentkit"],
     "latentkit --help": ["-m", "latentkit", "--help"],
     "latentkit plugins": ["-m", "latentkit", "plugins"],
-    "latentkit check recipe": ["-m", "latentkit", "check", "recipes/quickstart.yaml"],
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -70,7 +71,7 @@ def test_light_commands_load_nothing_heavy(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(RECIPE)
     new = ["plugins", "new", "x", "--kind", "loss", "--path", str(tmp_path)]
-    for arguments in (["--help"], ["plugins"], ["check", str(recipe)], ["recipes"], new):
+    for arguments in (["--help"], ["plugins"], ["recipes"], new):
         assert loaded_after(*arguments) == set(), arguments
 
 
@@ -241,3 +242,41 @@ def test_name_that_a_pipe_has_no_characters_for_is_printed_escaped(tmp_path: Pat
     environment = os.environ | {"PYTHONIOENCODING": "cp1252"}
     done = subprocess.run(line, env=environment, capture_output=True, check=True)
     assert b"\\u5199\\u771f.yaml: a valid encode recipe" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["source.use=folder", "source.with.path=nowhere"], "nowhere does not exist"),
+        (["modality.with.size=250"], "250 is not a size the encoder takes: a multiple of 8; nearest: 248 and 256"),
+        (["encoder.use=diffusers", "encoder.with.model=./nowhere"], "nowhere"),
+        (["encoder.with.model=./nowhere"], "nowhere"),
+    ],
+)
+def test_check_finds_what_a_run_would_refuse(tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: list[str], message: str) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE)
+    assert cli.main(["check", str(recipe)]) == 0
+    assert cli.main(["check", str(recipe), *itertools.chain.from_iterable(("--set", change) for change in changes)]) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [recipe]
+
+
+def test_check_of_a_training_recipe_finds_a_tracker_that_is_not_installed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "vae.yaml"
+    recipe.write_text(
+        "task: train\nsource: {use: sample-photos}\nmodality: {use: image}\nmodel: {use: tiny-kl}\nlosses: [{use: mse}]\n"
+        "steps: 1\noutput: {path: run}\n"
+    )
+    assert cli.main(["check", str(recipe)]) == 0
+    assert cli.main(["check", str(recipe), "--set", "log=[nowhere-to-be-had]"]) == 2
+    assert "there is no tracker 'nowhere-to-be-had'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_check_downloads_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # where nobody answers
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE)
+    assert cli.main(["check", str(recipe), "--set", "encoder.use=diffusers", "--set", "encoder.with.model=owner/name"]) == 0
+    assert "not looked at, as it may have to be downloaded: encoder (owner/name)" in capsys.readouterr().out
