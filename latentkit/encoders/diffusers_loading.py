@@ -20,7 +20,7 @@ from latentkit.encoders.diffusers_table import TRAITS, find_traits
 from latentkit.encoders.hub import find_model_path
 from latentkit.encoders.published_configs import find_published, list_published, recognize
 from latentkit.encoders.weight_files import read_metadata
-from latentkit.encoders.weight_fitting import choose_fit, find_fits, refuse_scaled
+from latentkit.encoders.weight_fitting import choose_fit, find_fits
 from latentkit.encoders.weight_folders import WeightFiles, find_weights
 from latentkit.errors import EncoderError
 from latentkit.samples import Remark
@@ -192,7 +192,6 @@ def look_at_model(path: Path, config_file: Path | None, variant: str | None = No
         return FoundModel(config_file)
     weights = find_weights(path, variant)
     tensors = weights.read()
-    refuse_scaled(weights.files[0], tensors)
     remarks = [weights.remark] if weights.remark else []
     if config_file is None:
         config_file = recognize(path, tensors, read_metadata(weights.files[0]), modality)
@@ -221,7 +220,6 @@ def load_model(path: Path, config_file: Path | None, dtype: torch.dtype, variant
     config = read_config(config_file or look_at_model(path, None, variant).config_file)
     weights = find_weights(path, variant)
     tensors = weights.read()
-    refuse_scaled(weights.files[0], tensors)
     model = build_unset(config, dtype)
     fit = choose_fit(weights.files[0], find_fits(tensors, model), _other_variant(weights, variant))
     model.load_state_dict(fit.tensors, strict=False)  # the fit was strict
