@@ -82,7 +82,9 @@ def find_published(name: str) -> Path | None:
     return FOLDER / f"{known}.json" if known in list_published() else None
 
 
-def recognize(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], modality: str) -> Path:
+def recognize(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], modality: str
+) -> Path:
     """The published config that a file's names and shapes fit.
 
     Args:
@@ -117,7 +119,11 @@ def recognize(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, 
 
 
 def _fits(name: str, tensors: Mapping[str, Tensor]) -> Fit | None:
-    model = _build(json.dumps({key: value for key, value in _read(name).items() if key not in NORMALIZATION_KEYS}))
+    model = _build(
+        json.dumps(
+            {key: value for key, value in _read(name).items() if key not in NORMALIZATION_KEYS}
+        )
+    )
     best = find_fits(tensors, model)[0] if model is not None else None
     return best if best is not None and best.is_good else None
 
@@ -140,7 +146,9 @@ def _read(name: str) -> dict[str, Any]:
 
 def _takes(name: str, modality: str) -> bool:
     config = _read(name)
-    return any(modality in traits.modalities for traits in find_traits(config["_class_name"], config))
+    return any(
+        modality in traits.modalities for traits in find_traits(config["_class_name"], config)
+    )
 
 
 def _told(names: Iterable[str], metadata: Mapping[str, str]) -> str:
@@ -162,7 +170,13 @@ def _scaling(name: str) -> tuple[str, ...]:
 
 
 def _differences(names: Sequence[str]) -> str:
-    keys = [key for key in (*NORMALIZATION_KEYS, "invert_scale_latents") if len({str(_read(name).get(key)) for name in names}) > 1]
-    shown = [key for key in keys if not any(isinstance(_read(name).get(key), list) for name in names)]
+    keys = [
+        key
+        for key in (*NORMALIZATION_KEYS, "invert_scale_latents")
+        if len({str(_read(name).get(key)) for name in names}) > 1
+    ]
+    shown = [
+        key for key in keys if not any(isinstance(_read(name).get(key), list) for name in names)
+    ]
     values = [f"{key} ({', '.join(str(_read(name).get(key)) for name in names)})" for key in shown]
     return f"differ in {' and '.join(values + [key for key in keys if key not in shown])}"
