@@ -103,10 +103,13 @@ def refuse_pages(path: Path, where_from: str = "") -> None:
         start = _start(path)
     except OSError as error:
         raise EncoderError(
-            f"{path}: {WANTED}: {error.strerror}" + (f"; {where_from}" if where_from else "")
+            f"{path}: expected a file of weights: {error.strerror}"
+            + (f"; {where_from}" if where_from else "")
         ) from error
     if not start:
-        raise EncoderError(f"{path}: {WANTED}; it is empty: its download broke off; get it again")
+        raise EncoderError(
+            f"{path}: {WANTED}; it is damaged, cut off or something else: it is empty; get it again"
+        )
     if _is_safetensors(start):
         return
     if start.lstrip().startswith(b"<"):
@@ -124,7 +127,7 @@ def refuse_pages(path: Path, where_from: str = "") -> None:
         raise EncoderError(f"{path}: {WANTED}; it is a tar archive: unpack it first")
     if start.isascii() and start.decode().isprintable() and 8 <= path.stat().st_size < 10_000:
         raise EncoderError(
-            f"{path}: {WANTED}; it is a text, such as a server's answer: {start[:80].decode().strip()!r}"
+            f"{path}: {WANTED}; it is damaged, cut off or something else: a text such as a server's answer: {start[:80].decode().strip()!r}"
         )
 
 
@@ -188,14 +191,18 @@ def _why_unreadable(path: Path, start: bytes, error: Exception) -> str:
         return f"{path} is a TorchScript program, which is not run; expected the network's state_dict(), as .safetensors or .pth"
     if start.startswith(b"PK"):
         if not zipfile.is_zipfile(path):
-            return f"{path}: {WANTED}; its end is missing: its download broke off, or it is damaged; get it again"
+            return f"{path}: {WANTED}; it is damaged, cut off or something else: its end is missing"
         with zipfile.ZipFile(path) as archive:
             if not any(name.endswith("data.pkl") for name in archive.namelist()):
                 return f"{path}: {WANTED}; it is a zip archive of other files: unpack it first"
-    size = f"its {path.stat().st_size} bytes are cut off, damaged"
     if start.startswith(b"\x80") and PICKLED_MAGIC not in start and len(start) > 20:
-        return f"{path}: {WANTED}; {size}, or a plain pickle, which is not run"
-    return f"{path}: {WANTED}; {size} or something else"
+        return (
+            f"{path} holds Python objects besides tensors, as pickle.dump writes them, and is not loaded: "
+            "a pickle can run any program. Where you trust it, save its tensors as .safetensors"
+        )
+    return (
+        f"{path}: {WANTED}; it is damaged, cut off or something else ({path.stat().st_size} bytes)"
+    )
 
 
 def _describe(found: object) -> str:
@@ -205,7 +212,7 @@ def _describe(found: object) -> str:
         return f"a {type(found).__name__}"
     others = sorted({type(value).__name__ for value in dict(found).values()})
     return (
-        f"a mapping of {', '.join(others)} ({', '.join(map(str, list(found)[:4]))} ...)"
+        f"a mapping that also holds {', '.join(others)} ({', '.join(map(str, list(found)[:4]))} ...)"
         if others
         else "nothing"
     )

@@ -157,7 +157,7 @@ def test_what_holds_no_weights_is_said(suffix: str, tiny: Any, tmp_path: Path) -
 
 def test_tensors_that_have_no_names_are_said(tiny: Any, tmp_path: Path) -> None:
     shutil.copy(tiny.folder("AutoencoderTiny") / "config.json", tmp_path)
-    for held, said in (([torch.ones(1)], "got a list"), ({"step": 3}, r"got a mapping of int \(step \.\.\.\)")):
+    for held, said in (([torch.ones(1)], "got a list"), ({"step": 3}, r"got a mapping that also holds int \(step \.\.\.\)")):
         torch.save(held, tmp_path / "vae.pth")
         with pytest.raises(EncoderError, match=f"expected tensors by name, .*; {said}"):
             open_file(tmp_path / "vae.pth").fingerprint()
