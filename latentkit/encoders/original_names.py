@@ -16,9 +16,21 @@ LDM = "encoder.down.0.block.0."
 """In the files of everybody who trains with latent-diffusion's networks."""
 LDM_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 """A trainer's file also holds its losses and averages, which are no part of the network."""
-LDM_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
+LDM_ATTENTION = {
+    "norm": "group_norm",
+    "q": "to_q",
+    "k": "to_k",
+    "v": "to_v",
+    "proj_out": "to_out.0",
+}
 
-WAN_RESIDUAL = {"residual.0": "norm1", "residual.2": "conv1", "residual.3": "norm2", "residual.6": "conv2", "shortcut": "conv_shortcut"}
+WAN_RESIDUAL = {
+    "residual.0": "norm1",
+    "residual.2": "conv1",
+    "residual.3": "norm2",
+    "residual.6": "conv2",
+    "shortcut": "conv_shortcut",
+}
 
 
 def to_own_names(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -47,27 +59,42 @@ def _convert_ldm(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, Tenso
         return dict(tensors)
     parts = {name: tensor for name, tensor in tensors.items() if name.startswith(LDM_PARTS)}
     convert: Callable[..., dict[str, Tensor]] = convert_ldm_vae_checkpoint
-    converted = {_ldm_attention(name, config): tensor for name, tensor in convert(parts, config).items()}
+    converted = {
+        _ldm_attention(name, config): tensor for name, tensor in convert(parts, config).items()
+    }
     for name, tensor in converted.items():
-        if ".attentions." in name and tensor.ndim == 4:  # a convolution of 1 x 1, which diffusers has as a linear layer
+        if (
+            ".attentions." in name and tensor.ndim == 4
+        ):  # a convolution of 1 x 1, which diffusers has as a linear layer
             converted[name] = tensor[:, :, 0, 0]
     used = {tensor.data_ptr() for tensor in converted.values()}
-    return converted | {name: tensor for name, tensor in parts.items() if tensor.data_ptr() not in used}
+    return converted | {
+        name: tensor for name, tensor in parts.items() if tensor.data_ptr() not in used
+    }
 
 
 def _ldm_attention(name: str, config: Mapping[str, Any]) -> str:
-    found = re.fullmatch(r"(encoder\.down|decoder\.up)\.(\d+)\.attn\.(\d+)\.(\w+)\.(weight|bias)", name)
+    found = re.fullmatch(
+        r"(encoder\.down|decoder\.up)\.(\d+)\.attn\.(\d+)\.(\w+)\.(weight|bias)", name
+    )
     if not found:
         return name
     half, level, index, part, kind = found.groups()
-    number = int(level) if half == "encoder.down" else len(config["up_block_types"]) - 1 - int(level)
+    number = (
+        int(level) if half == "encoder.down" else len(config["up_block_types"]) - 1 - int(level)
+    )
     return f"{half}_blocks.{number}.attentions.{index}.{LDM_ATTENTION[part]}.{kind}"
 
 
 def _convert_flux2(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, Tensor]:
     """FLUX.2's own file: latent-diffusion's names, quant_conv within the halves, statistics beside them."""
-    named = {re.sub(r"^(encoder|decoder)\.((?:post_)?quant_conv)\.", r"\2.", name): tensor for name, tensor in tensors.items()}
-    return _convert_ldm(named, config) | {name: tensor for name, tensor in named.items() if name.startswith("bn.")}
+    named = {
+        re.sub(r"^(encoder|decoder)\.((?:post_)?quant_conv)\.", r"\2.", name): tensor
+        for name, tensor in tensors.items()
+    }
+    return _convert_ldm(named, config) | {
+        name: tensor for name, tensor in named.items() if name.startswith("bn.")
+    }
 
 
 def _convert_wan(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -78,7 +105,9 @@ def _convert_wan(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, Tenso
 
 
 def _wan22_block(name: str) -> str:
-    found = re.fullmatch(r"(encoder\.down|decoder\.up)samples\.(\d+)\.(down|up)samples\.(\d+)\.(.+)", name)
+    found = re.fullmatch(
+        r"(encoder\.down|decoder\.up)samples\.(\d+)\.(down|up)samples\.(\d+)\.(.+)", name
+    )
     if not found:
         return name
     half, block, way, layer, rest = found.groups()
@@ -95,12 +124,17 @@ def _convert_ltx(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, Tenso
     """LTX-Video's names, which diffusers knows under a prefix only."""
     if not any(".res_blocks." in name for name in tensors):
         return dict(tensors)
-    return _convert_as_diffusers({f"vae.{name}": tensor for name, tensor in tensors.items()}, config)
+    return _convert_as_diffusers(
+        {f"vae.{name}": tensor for name, tensor in tensors.items()}, config
+    )
 
 
 def _convert_ltx2(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, Tensor]:
     """LTX-2's names by diffusers; the further blocks of 2.3 follow the same pattern."""
-    further = {"decoder.up_blocks.7.": "decoder.up_blocks.3.upsamplers.0.", "decoder.up_blocks.8.": "decoder.up_blocks.3."}
+    further = {
+        "decoder.up_blocks.7.": "decoder.up_blocks.3.upsamplers.0.",
+        "decoder.up_blocks.8.": "decoder.up_blocks.3.",
+    }
     if not any(".res_blocks." in name for name in tensors):
         return dict(tensors)
     converted = _convert_as_diffusers(tensors, config)
@@ -115,15 +149,21 @@ def _convert_tiny(tensors: Tensors, _: Mapping[str, Any]) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         found = re.fullmatch(r"(?:\w*_)?(encoder|decoder)\.(\d+)\.(.+)", name)
         half, layer, rest = found.groups() if found else ("", "", "")
-        named[f"{half}.layers.{int(layer) - (half == 'decoder')}.{rest}" if found else name] = tensor
+        named[f"{half}.layers.{int(layer) - (half == 'decoder')}.{rest}" if found else name] = (
+            tensor
+        )
     return named
 
 
 def _level_names(name: str) -> str:
     """latent-diffusion's levels, where a class has them under diffusers' usual names and in the same order."""
-    name = re.sub(r"\.mid\.block_(\d)\.", lambda found: f".mid_block.resnets.{int(found[1]) - 1}.", name)
+    name = re.sub(
+        r"\.mid\.block_(\d)\.", lambda found: f".mid_block.resnets.{int(found[1]) - 1}.", name
+    )
     name = re.sub(r"\.mid\.attn_1\.([qkv])\.", r".mid_block.attentions.0.to_\1.", name)
-    name = name.replace(".mid.attn_1.", ".mid_block.attentions.0.").replace("nin_shortcut", "conv_shortcut")
+    name = name.replace(".mid.attn_1.", ".mid_block.attentions.0.").replace(
+        "nin_shortcut", "conv_shortcut"
+    )
     name = re.sub(r"\.(down|up)\.(\d+)\.block\.(\d+)\.", r".\1_blocks.\2.resnets.\3.", name)
     return re.sub(r"\.(down|up)\.(\d+)\.(?:down|up)sample\.", r".\1_blocks.\2.\1samplers.0.", name)
 
@@ -155,7 +195,10 @@ def _convert_cogvideox(tensors: Tensors, config: Mapping[str, Any]) -> dict[str,
     def turn(found: re.Match[str]) -> str:
         return f"decoder.up.{last - int(found[1])}."
 
-    return {_level_names(re.sub(r"^decoder\.up\.(\d+)\.", turn, name)): tensor for name, tensor in tensors.items()}
+    return {
+        _level_names(re.sub(r"^decoder\.up\.(\d+)\.", turn, name)): tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def _convert_oobleck(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -169,13 +212,23 @@ def _convert_oobleck(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, T
     unit = ("snake1", "conv1", "snake2", "conv2")
     named = {}
     for name, tensor in tensors.items():
-        found = re.fullmatch(r"(encoder|decoder)\.layers\.(\d+)(?:\.layers\.(\d+))?(?:\.layers\.(\d+))?\.(\w+)", name)
+        found = re.fullmatch(
+            r"(encoder|decoder)\.layers\.(\d+)(?:\.layers\.(\d+))?(?:\.layers\.(\d+))?\.(\w+)", name
+        )
         if found:
             half, layer = found[1], int(found[2])
-            parts = [half, ends[layer]] if found[3] is None else [half, "block", str(layer - 1), inner[half][int(found[3])]]
+            parts = (
+                [half, ends[layer]]
+                if found[3] is None
+                else [half, "block", str(layer - 1), inner[half][int(found[3])]]
+            )
             parts += [unit[int(found[4])]] if found[4] is not None else []
             name = ".".join([*parts, found[5]])
-            tensor = tensor[None, :, None] if found[5] in ("alpha", "beta") and tensor.ndim == 1 else tensor
+            tensor = (
+                tensor[None, :, None]
+                if found[5] in ("alpha", "beta") and tensor.ndim == 1
+                else tensor
+            )
         named[name] = tensor
     return named
 

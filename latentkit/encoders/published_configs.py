@@ -8,12 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from latentkit.encoders.diffusers_building import build_model
+from latentkit.encoders.diffusers_building import build_shapes
 from latentkit.encoders.diffusers_table import NORMALIZATION_KEYS, find_traits
-from latentkit.encoders.weight_fitting import Fit, find_fits
+from latentkit.encoders.weight_fitting import Fit, find_fits, refuse_scaled
 from latentkit.errors import EncoderError
 
 FOLDER = Path(__file__).with_name("published")
@@ -83,7 +82,9 @@ def find_published(name: str) -> Path | None:
     return FOLDER / f"{known}.json" if known in list_published() else None
 
 
-def recognize(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], modality: str) -> Path:
+def recognize(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], modality: str
+) -> Path:
     """The published config that a file's names and shapes fit.
 
     Args:
@@ -99,6 +100,7 @@ def recognize(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, 
     whole = {name: fit for name, fit in fits.items() if not fit.lacks_decoder} or fits
     names = [name for name in whole if _takes(name, modality)] or list(whole)
     if not names:
+        refuse_scaled(path, tensors)
         raise EncoderError(
             f"{path}: its weights fit none of the published autoencoders that latentkit knows. Put the model's config.json beside the "
             f"file, or name it by the option config: a path, or one of {', '.join(list_published())}"
@@ -117,7 +119,11 @@ def recognize(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, 
 
 
 def _fits(name: str, tensors: Mapping[str, Tensor]) -> Fit | None:
-    model = _build(json.dumps({key: value for key, value in _read(name).items() if key not in NORMALIZATION_KEYS}))
+    model = _build(
+        json.dumps(
+            {key: value for key, value in _read(name).items() if key not in NORMALIZATION_KEYS}
+        )
+    )
     best = find_fits(tensors, model)[0] if model is not None else None
     return best if best is not None and best.is_good else None
 
@@ -127,8 +133,7 @@ def _build(config: str) -> Any:
     """A model without weights; None where the installed diffusers hasn't its class or options."""
     read = json.loads(config)
     try:
-        with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            return build_model(read)
+        return build_shapes(read)
     except (EncoderError, AttributeError):
         return None
 
@@ -141,7 +146,9 @@ def _read(name: str) -> dict[str, Any]:
 
 def _takes(name: str, modality: str) -> bool:
     config = _read(name)
-    return any(modality in traits.modalities for traits in find_traits(config["_class_name"], config))
+    return any(
+        modality in traits.modalities for traits in find_traits(config["_class_name"], config)
+    )
 
 
 def _told(names: Iterable[str], metadata: Mapping[str, str]) -> str:
@@ -163,7 +170,13 @@ def _scaling(name: str) -> tuple[str, ...]:
 
 
 def _differences(names: Sequence[str]) -> str:
-    keys = [key for key in (*NORMALIZATION_KEYS, "invert_scale_latents") if len({str(_read(name).get(key)) for name in names}) > 1]
-    shown = [key for key in keys if not any(isinstance(_read(name).get(key), list) for name in names)]
+    keys = [
+        key
+        for key in (*NORMALIZATION_KEYS, "invert_scale_latents")
+        if len({str(_read(name).get(key)) for name in names}) > 1
+    ]
+    shown = [
+        key for key in keys if not any(isinstance(_read(name).get(key), list) for name in names)
+    ]
     values = [f"{key} ({', '.join(str(_read(name).get(key)) for name in names)})" for key in shown]
     return f"differ in {' and '.join(values + [key for key in keys if key not in shown])}"

@@ -56,7 +56,9 @@ def read_tensors(path: Path, where_from: str = "") -> dict[str, Tensor]:
             return groups[name]
     if len(groups) == 1:
         return next(iter(groups.values()))
-    wanted = "tensors by name, as state_dict() gives them, alone or under one name such as state_dict"
+    wanted = (
+        "tensors by name, as state_dict() gives them, alone or under one name such as state_dict"
+    )
     got = f"tensors under {', '.join(groups)}" if groups else _describe(found)
     raise EncoderError(f"{path}: expected {wanted}; got {got}")
 
@@ -68,9 +70,15 @@ def read_all_tensors(path: Path) -> dict[str, Tensor]:
         EncoderError: as `read_tensors`; or there is no tensor with a name in it.
     """
     found = _read(path, "")
-    tensors = {f"{group}.{name}" if group else name: value for group, named in _groups(found) for name, value in named.items()}
+    tensors = {
+        f"{group}.{name}" if group else name: value
+        for group, named in _groups(found)
+        for name, value in named.items()
+    }
     if not tensors:
-        raise EncoderError(f"{path}: expected tensors by name, as state_dict() gives them; got {_describe(found)}")
+        raise EncoderError(
+            f"{path}: expected tensors by name, as state_dict() gives them; got {_describe(found)}"
+        )
     return tensors
 
 
@@ -94,22 +102,33 @@ def refuse_pages(path: Path, where_from: str = "") -> None:
     try:
         start = _start(path)
     except OSError as error:
-        raise EncoderError(f"{path}: {WANTED}: {error.strerror}" + (f"; {where_from}" if where_from else "")) from error
+        raise EncoderError(
+            f"{path}: expected a file of weights: {error.strerror}"
+            + (f"; {where_from}" if where_from else "")
+        ) from error
     if not start:
-        raise EncoderError(f"{path}: {WANTED}; it is empty: its download broke off; get it again")
+        raise EncoderError(
+            f"{path}: {WANTED}; it is damaged, cut off or something else: it is empty; get it again"
+        )
     if _is_safetensors(start):
         return
     if start.lstrip().startswith(b"<"):
-        raise EncoderError(f"{path} is a web page, not weights: what was saved is the page about the file; download the file itself")
+        raise EncoderError(
+            f"{path} is a web page, not weights: what was saved is the page about the file; download the file itself"
+        )
     if start.startswith(b"version https://git-lfs"):
-        raise EncoderError(f"{path} is a pointer of git-lfs, not weights; `git lfs pull` in its repository gets the file itself")
+        raise EncoderError(
+            f"{path} is a pointer of git-lfs, not weights; `git lfs pull` in its repository gets the file itself"
+        )
     for first, said in OTHERS.items():
         if start.startswith(first):
             raise EncoderError(f"{path}: {WANTED}; it is {said}")
     if start[257:262] == b"ustar":
         raise EncoderError(f"{path}: {WANTED}; it is a tar archive: unpack it first")
     if start.isascii() and start.decode().isprintable() and 8 <= path.stat().st_size < 10_000:
-        raise EncoderError(f"{path}: {WANTED}; it is a text, such as a server's answer: {start[:80].decode().strip()!r}")
+        raise EncoderError(
+            f"{path}: {WANTED}; it is damaged, cut off or something else: a text such as a server's answer: {start[:80].decode().strip()!r}"
+        )
 
 
 def _start(path: Path) -> bytes:
@@ -129,7 +148,9 @@ def _read(path: Path, where_from: str) -> Any:
     try:
         if _is_safetensors(start):
             return load_file(path)
-        with warnings.catch_warnings(action="ignore"):  # about pickles; those that matter are refused
+        with warnings.catch_warnings(
+            action="ignore"
+        ):  # about pickles; those that matter are refused
             return _read_saved(path)
     except Exception as error:  # a damaged pickle fails with any
         raise EncoderError(_why_unreadable(path, start, error)) from error
@@ -151,7 +172,9 @@ def _load(file: Path | IO[bytes], mmap: bool) -> Any:
         return load_inert(file, mmap)
 
 
-def _groups(found: object, name: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
+def _groups(
+    found: object, name: str = "", depth: int = 0
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Mappings of tensors, by their dotted names, "" for the outermost; what else lies in them is left out."""
     if not isinstance(found, dict) or depth > DEEPEST:
         return
@@ -168,14 +191,18 @@ def _why_unreadable(path: Path, start: bytes, error: Exception) -> str:
         return f"{path} is a TorchScript program, which is not run; expected the network's state_dict(), as .safetensors or .pth"
     if start.startswith(b"PK"):
         if not zipfile.is_zipfile(path):
-            return f"{path}: {WANTED}; its end is missing: its download broke off, or it is damaged; get it again"
+            return f"{path}: {WANTED}; it is damaged, cut off or something else: its end is missing"
         with zipfile.ZipFile(path) as archive:
             if not any(name.endswith("data.pkl") for name in archive.namelist()):
                 return f"{path}: {WANTED}; it is a zip archive of other files: unpack it first"
-    size = f"its {path.stat().st_size} bytes are cut off, damaged"
     if start.startswith(b"\x80") and PICKLED_MAGIC not in start and len(start) > 20:
-        return f"{path}: {WANTED}; {size}, or a plain pickle, which is not run"
-    return f"{path}: {WANTED}; {size} or something else"
+        return (
+            f"{path} holds Python objects besides tensors, as pickle.dump writes them, and is not loaded: "
+            "a pickle can run any program. Where you trust it, save its tensors as .safetensors"
+        )
+    return (
+        f"{path}: {WANTED}; it is damaged, cut off or something else ({path.stat().st_size} bytes)"
+    )
 
 
 def _describe(found: object) -> str:
@@ -184,4 +211,8 @@ def _describe(found: object) -> str:
     if not isinstance(found, Mapping):
         return f"a {type(found).__name__}"
     others = sorted({type(value).__name__ for value in dict(found).values()})
-    return f"a mapping of {', '.join(others)} ({', '.join(map(str, list(found)[:4]))} ...)" if others else "nothing"
+    return (
+        f"a mapping that also holds {', '.join(others)} ({', '.join(map(str, list(found)[:4]))} ...)"
+        if others
+        else "nothing"
+    )

@@ -49,7 +49,9 @@ class WeightFiles:
         """
         if len(self.files) == 1:
             return _with_other_half(self.files[0], read_all_tensors(self.files[0]))
-        return {name: tensor for file in self.files for name, tensor in read_all_tensors(file).items()}
+        return {
+            name: tensor for file in self.files for name, tensor in read_all_tensors(file).items()
+        }
 
 
 def find_weights(path: Path, variant: str | None) -> WeightFiles:
@@ -69,12 +71,16 @@ def find_weights(path: Path, variant: str | None) -> WeightFiles:
         return WeightFiles((_only_file(path),))
     variants = {name: files for name, files in groups.items() if variant is None or name == variant}
     if not variants:
-        raise EncoderError(f"{path}: there is no variant {variant!r} of the weights; there is {_variants(groups)}")
+        raise EncoderError(
+            f"{path}: there is no variant {variant!r} of the weights; there is {_variants(groups)}"
+        )
     if "" in variants or len(variants) == 1:
         name = "" if "" in variants else next(iter(variants))
         text = f"there are no plain weights in {path.name}: the variant {name} is taken"
         return WeightFiles(variants[name], name, Remark(text) if name and variant is None else None)
-    raise EncoderError(f"{path}: the weights are there as {_variants(groups)}: choose by the option variant, such as variant: fp16")
+    raise EncoderError(
+        f"{path}: the weights are there as {_variants(groups)}: choose by the option variant, such as variant: fp16"
+    )
 
 
 def _list_groups(folder: Path) -> dict[str, tuple[Path, ...]]:
@@ -87,7 +93,9 @@ def _list_groups(folder: Path) -> dict[str, tuple[Path, ...]]:
             shards = found.setdefault((variant, match["kind"].lower()), {})
             shards.setdefault(match["parts"] or "", []).append(file)
     groups: dict[str, tuple[Path, ...]] = {}
-    for (variant, _), shards in sorted(found.items(), key=lambda one: one[0][1], reverse=True):  # safetensors first
+    for (variant, _), shards in sorted(
+        found.items(), key=lambda one: one[0][1], reverse=True
+    ):  # safetensors first
         if variant not in groups:
             groups[variant] = _whole(folder, shards)
     return groups
@@ -99,13 +107,17 @@ def _whole(folder: Path, shards: dict[str, list[Path]]) -> tuple[Path, ...]:
     parts, files = next(iter(shards.items()))
     if len(files) != int(parts):
         there = ", ".join(file.name for file in files)
-        raise EncoderError(f"{folder}: {len(files)} of {int(parts)} parts of the weights are there ({there}); get the others too")
+        raise EncoderError(
+            f"{folder}: {len(files)} of {int(parts)} parts of the weights are there ({there}); get the others too"
+        )
     return tuple(files)
 
 
 def _only_file(folder: Path) -> Path:
     """The one file of weights under another name than diffusers'."""
-    files = sorted(file for file in folder.iterdir() if file.is_file() and file.name.lower().endswith(SUFFIXES))
+    files = sorted(
+        file for file in folder.iterdir() if file.is_file() and file.name.lower().endswith(SUFFIXES)
+    )
     if len(files) == 1:
         return files[0]
     encoders = [file for file in files if "encoder" in file.stem and _other_half(file) in files]
@@ -113,10 +125,18 @@ def _only_file(folder: Path) -> Path:
         return encoders[0]
     if files:
         names = ", ".join(file.name for file in files[:8])
-        raise EncoderError(f"{folder}: there are several files of weights ({names}); name the one that is meant")
-    others = [file.name for file in sorted(folder.iterdir()) if file.name.lower().endswith((".msgpack", ".index.json", ".onnx", ".gguf"))]
+        raise EncoderError(
+            f"{folder}: there are several files of weights ({names}); name the one that is meant"
+        )
+    others = [
+        file.name
+        for file in sorted(folder.iterdir())
+        if file.name.lower().endswith((".msgpack", ".index.json", ".onnx", ".gguf"))
+    ]
     there = f"; {', '.join(others)} can't be used" if others else ""
-    raise EncoderError(f"{folder}: there is a config.json but no weights; expected {STEM}.safetensors{there}")
+    raise EncoderError(
+        f"{folder}: there is a config.json but no weights; expected {STEM}.safetensors{there}"
+    )
 
 
 def _variants(groups: dict[str, tuple[Path, ...]]) -> str:
@@ -143,6 +163,9 @@ def _with_other_half(file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor
     if other != file and other.is_file():
         halves["decoder" if is_encoder else "encoder"] = read_all_tensors(other)
     if "encoder" not in halves:
-        raise EncoderError(f"{file} holds a decoder alone; expected its encoder beside it, {other.name}, or name that file")
-    return {f"{half}.{name}": tensor for half, named in halves.items() for name, tensor in named.items()}
-
+        raise EncoderError(
+            f"{file} holds a decoder alone; expected its encoder beside it, {other.name}, or name that file"
+        )
+    return {
+        f"{half}.{name}": tensor for half, named in halves.items() for name, tensor in named.items()
+    }

@@ -41,7 +41,9 @@ def _tensor(storage: Any, offset: int, size: Any, stride: Any, *_: Any) -> Any:
     return build(storage, offset, size, stride, False, OrderedDict())
 
 
-def _tensor_v3(storage: Any, offset: int, size: Any, stride: Any, _: Any, __: Any, dtype: Any, *___: Any) -> Any:
+def _tensor_v3(
+    storage: Any, offset: int, size: Any, stride: Any, _: Any, __: Any, dtype: Any, *___: Any
+) -> Any:
     build: Any = torch._utils._rebuild_tensor_v3
     return build(storage, offset, size, stride, False, OrderedDict(), dtype)
 
