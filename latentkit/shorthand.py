@@ -135,7 +135,9 @@ def _encoder(encoder: str, remarks: list[str]) -> dict[str, Any]:
     path = Path(encoder).expanduser()
     if path.exists():
         return {"use": _encoder_for(path), "with": {"model": os.path.abspath(path)}}
-    if HUB_ID.fullmatch(encoder) and not encoder.startswith("."):
+    from latentkit.runtime.hub_places import parse_hub_place
+
+    if parse_hub_place(encoder) is not None:
         return {"use": "diffusers", "with": {"model": encoder}}
     raise RecipeError(_nothing("encoder", encoder))
 

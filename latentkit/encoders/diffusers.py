@@ -20,6 +20,7 @@ from latentkit.encoders.diffusers_measuring import measure_model, prepare_model
 from latentkit.encoders.diffusers_statistics import PLACES, put_statistics, read_normalization
 from latentkit.encoders.diffusers_table import computing_config
 from latentkit.encoders.hashing import hash_tensors
+from latentkit.encoders.hub import hub_commit
 from latentkit.errors import EncoderError
 from latentkit.runtime.device import is_out_of_memory, memory_format
 
@@ -130,7 +131,10 @@ class DiffusersEncoder:
         self._encoding_half.encoder.compile(dynamic=False)
 
     def fingerprint(self) -> dict[str, str]:
-        """Class and config, hash of the tensors that `encode` uses in the dtype it uses them in, tiling; "decoder" apart."""
+        """Class and config, hash of the tensors that `encode` uses in the dtype it uses them in, tiling.
+
+        Recorded only: "decoder", and of a model of the hub "commit", which is owner/name@commit.
+        """
         text = json.dumps(computing_config(self._complete_config, self._traits, self._tiling), sort_keys=True)
         tensors = self._encoding_half.state_dict()
         parts = {
@@ -139,7 +143,8 @@ class DiffusersEncoder:
             "weights": hash_tensors({name: tensors[name] for name in tensors if name.split(".")[0] not in PLACES}),
             "decoder": self._decoder_hash,
         }
-        return parts | ({"tiling": "on"} if self._tiling else {})
+        commit = hub_commit(self._path)
+        return parts | ({"tiling": "on"} if self._tiling else {}) | ({"commit": commit} if commit else {})
 
     # ------------------------------------------------------------ training
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import warnings
 from collections.abc import Iterator, Mapping
@@ -16,19 +17,13 @@ from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from safetensors import SafetensorError
 
 from latentkit.encoders.diffusers_table import TRAITS, find_traits
-from latentkit.encoders.hub import find_model_path
+from latentkit.encoders.hub import find_model_folder
 from latentkit.encoders.weight_files import read_tensors
 from latentkit.errors import EncoderError
 
 SUBFOLDERS = ("vae", "audio_vae")
 """Where a pipeline keeps its autoencoder."""
 
-FILES = (
-    "config.json",
-    "diffusion_pytorch_model.safetensors",
-    "diffusion_pytorch_model-*.safetensors",
-    "diffusion_pytorch_model.safetensors.index.json",
-)
 MOST_KEYS_NAMED = 8
 ORIGINAL_NAME = "encoder.down.0.block.0."
 """In every checkpoint of latent-diffusion's own trainers, with or without a prefix, and in none of diffusers."""
@@ -43,10 +38,12 @@ def find_model(model: str, subfolder: str | None, revision: str | None, recipe_d
     Raises:
         EncoderError: nothing is there, the hub can't be reached, or another subfolder than the named one takes the modality.
     """
-    prefixes = [f"{subfolder}/"] if subfolder else ["", *(f"{name}/" for name in SUBFOLDERS)]
-    path = find_model_path(model, revision, [prefix + file for prefix in prefixes for file in FILES], recipe_dir)
-    if path.is_file():
-        return path
+    choose = functools.partial(_choose_folder, model, subfolder, modality)
+    return find_model_folder(model, subfolder, revision, recipe_dir, choose)
+
+
+def _choose_folder(model: str, subfolder: str | None, modality: str, path: Path) -> Path:
+    """The folder of the autoencoder in the folder of a model or a pipeline, by its configs alone."""
     places = [path / subfolder] if subfolder else [path, *(path / name for name in SUBFOLDERS)]
     folders = [folder for folder in places if (folder / "config.json").is_file()]
     if not folders:
@@ -57,7 +54,9 @@ def find_model(model: str, subfolder: str | None, revision: str | None, recipe_d
     beside = [place for name in SUBFOLDERS if not fitting and _takes(place := folders[0].parent / name, modality)]
     if beside:
         raise EncoderError(f"model {model}: {folders[0].name} doesn't take the modality {modality!r}; {beside[0].name} beside it does")
-    return (fitting or folders)[0]
+    chosen = (fitting or folders)[0]
+    read_config(chosen)  # before any weights are downloaded
+    return chosen
 
 
 def _takes(folder: Path, modality: str) -> bool:
@@ -199,10 +198,14 @@ def _some(keys: list[Any]) -> str:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence diffusers' warnings about what `_check_keys` turns into errors, and torch's about what diffusers uses of it."""
-    level = diffusers.utils.logging.get_verbosity()
-    diffusers.utils.logging.set_verbosity(50)
+    logs = diffusers.utils.logging
+    level, had_bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
+    logs.set_verbosity(50)
+    logs.disable_progress_bar()
     try:
         with warnings.catch_warnings(action="ignore", category=FutureWarning):
             yield
     finally:
-        diffusers.utils.logging.set_verbosity(level)
+        logs.set_verbosity(level)
+        if had_bars:
+            logs.enable_progress_bar()
