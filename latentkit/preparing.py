@@ -29,7 +29,7 @@ from latentkit.masks import MASK, without_mask
 from latentkit.preparing_processes import as_tensors, explained, open_processes, prepare_in_child
 from latentkit.retry import retried
 from latentkit.runtime.cores import share_of_cores
-from latentkit.samples import file_state
+from latentkit.samples import file_state, num_bytes
 from latentkit.store.columns import escape
 from latentkit.store.plan import Plan
 from latentkit.store.writer import RowLabel
@@ -136,7 +136,7 @@ class Preparer:
     def _held(self, sample: Sample) -> Sample:
         """The sample with the bytes of its file, so that it is read once; with its path where the modality takes that, or must."""
         takes_path = getattr(self.modality, "takes_paths", False) or sample.span is not None
-        if takes_path or not isinstance(sample.media, os.PathLike) or os.path.getsize(sample.media) > HELD_BYTES:
+        if takes_path or not isinstance(sample.media, os.PathLike) or num_bytes(sample.media) > HELD_BYTES:
             return sample
         return replace(sample, media=sample.read())
 

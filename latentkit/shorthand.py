@@ -11,9 +11,11 @@ from typing import Any
 
 from latentkit.contracts import ModalitySpec
 from latentkit.errors import RecipeError
+from latentkit.overrides import find_file_path, is_url
 from latentkit.plugins import DISABLE, discover
 
 DATA_SUFFIXES = (".parquet", ".tar", ".csv", ".arrow")
+URL_DATA_SUFFIXES = (*DATA_SUFFIXES, ".tsv", ".json", ".jsonl")
 CAPTION_TABLES = ("metadata.csv", "metadata.jsonl")
 """What the source `folder` reads beside media."""
 LATENT_DATASET = {"plans", "units"}
@@ -55,9 +57,13 @@ def _source(source: str, remarks: list[str]) -> tuple[dict[str, Any], str]:
     """The recipe's source, and the modality that goes with it."""
     if _names_plugin("source", source, remarks):
         return {"use": source}, "image"
+    if (file := find_file_path(source)) is not None:
+        source = file
     path = Path(source).expanduser()
     if path.exists():
         return _source_for(path, remarks)
+    if is_url(source) and not source.startswith("hf://"):
+        return _source_at(source, remarks)
     if HUB_ID.fullmatch(source) and not source.startswith("."):
         return {"use": "datasets", "with": {"path": source}}, "image"
     raise RecipeError(_nothing("source", source))
@@ -69,12 +75,29 @@ def _source_for(path: Path, remarks: list[str]) -> tuple[dict[str, Any], str]:
     Raises:
         RecipeError: a single picture, film ...
     """
-    here = {"path": os.path.abspath(path)}
-    endings = {one.spec.name: tuple(one.spec.suffixes) for one in discover().provided if isinstance(one.spec, ModalitySpec)}
     if path.is_file():
-        _refuse_media(path, endings)
-        return {"use": "datasets", "with": here}, "image"
-    names = _names(path)
+        _refuse_media(path, _endings())
+        return {"use": "datasets", "with": {"path": os.path.abspath(path)}}, "image"
+    return _source_of(os.path.abspath(path), _names(path), remarks)
+
+
+def _source_at(url: str, remarks: list[str]) -> tuple[dict[str, Any], str]:
+    """As `_source_for`, at a URL: what lies below it is listed, but a table or a tar is known by its ending."""
+    from latentkit.sources.url_files import UrlFiles
+
+    if url.lower().endswith(URL_DATA_SUFFIXES):
+        return {"use": "datasets", "with": {"path": url}}, "image"
+    return _source_of(url, [path.lower() for path in UrlFiles(url).list(recursive=True).files], remarks)
+
+
+def _endings() -> dict[str, tuple[str, ...]]:
+    """The endings of each modality's files."""
+    return {one.spec.name: tuple(one.spec.suffixes) for one in discover().provided if isinstance(one.spec, ModalitySpec)}
+
+
+def _source_of(path: str, names: Sequence[str], remarks: list[str]) -> tuple[dict[str, Any], str]:
+    """The source for a folder with files of these names, in lower case."""
+    here, endings = {"path": path}, _endings()
     counts = {modality: sum(name.endswith(ends) for name in names) for modality, ends in endings.items()}
     tables = [name for name in names if name.endswith(DATA_SUFFIXES) and not (name in CAPTION_TABLES and any(counts.values()))]
     modality = max(counts, key=lambda one: (counts[one], one == "image"))
@@ -97,7 +120,7 @@ def _refuse_media(file: Path, endings: Mapping[str, tuple[str, ...]]) -> None:
             raise RecipeError(f"source {file}: {what}. Give the folder that it lies in, or put it into one of its own")
 
 
-def _left_out(path: Path, names: Sequence[str], endings: Mapping[str, tuple[str, ...]], taken: str | None) -> list[str]:
+def _left_out(path: str, names: Sequence[str], endings: Mapping[str, tuple[str, ...]], taken: str | None) -> list[str]:
     """A remark for each modality whose files aren't taken: how many there are, and the options that would take them.
 
     Args:

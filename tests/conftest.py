@@ -176,6 +176,11 @@ class S3Server:
         with urllib.request.urlopen(f"{self.endpoint}/requests?delay={delay_seconds}") as answer:
             return int(answer.read())
 
+    def log(self) -> list[str]:
+        """Method, path and query of each request since the last call."""
+        with urllib.request.urlopen(f"{self.endpoint}/log") as answer:
+            return str(answer.read().decode()).splitlines()
+
     def lend(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Let s3:// lead here in this process and those that it starts; there is one empty bucket, named "bucket"."""
         login = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}

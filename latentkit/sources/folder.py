@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from latentkit.contracts import BuildContext, Entry, Remark, Sample
 from latentkit.errors import SourceError
+from latentkit.overrides import find_file_path, is_url
 from latentkit.sources.captions import CAPTION_SUFFIX, read_caption
 from latentkit.sources.files import Files, LocalFiles
 from latentkit.sources.tables import TABLE_NAMES, read_tables
@@ -40,7 +41,7 @@ class FolderSource:
     """
 
     def __init__(self, config: FolderConfig, context: BuildContext) -> None:
-        self._folder: Files = LocalFiles((context.recipe_dir / Path(config.path).expanduser()).absolute())
+        self._folder = _open_files(config.path, context.recipe_dir)
         scan = _Scan(self._folder, config)
         self._files = scan.files
         self._columns = read_tables(self._folder, scan.tables, {file.path for file in scan.files}, scan.others)
@@ -78,6 +79,16 @@ class FolderSource:
         if file.caption and "text" not in columns:
             attributes["text"] = read_caption(self._folder, file.caption)
         return attributes | columns
+
+
+def _open_files(path: str, recipe_dir: Path) -> Files:
+    """The files at a path, which is relative to the recipe's folder, or at a URL."""
+    local = find_file_path(path)
+    if local is None and is_url(path):
+        from latentkit.sources.url_files import UrlFiles
+
+        return UrlFiles(path)
+    return LocalFiles((recipe_dir / Path(local or path).expanduser()).absolute())
 
 
 # ---------------------------------------------------------------- files
