@@ -6,7 +6,7 @@ import os
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 from latentkit.errors import SourceError
 
@@ -56,12 +56,24 @@ class Files(Protocol):
         """
         ...
 
+    def open(self, path: str) -> IO[bytes]:
+        """A file to read parts of; large tables are not read whole.
+
+        Raises:
+            OSError: it can't be reached.
+        """
+        ...
+
     def media(self, path: str) -> object:
         """What a sample has as its media: a path, or bytes."""
         ...
 
     def name(self, path: str) -> str:
         """The file's full path or URL, for people."""
+        ...
+
+    def below(self, folder: str) -> Files:
+        """The same of a folder in it."""
         ...
 
 
@@ -87,7 +99,7 @@ class LocalFiles:
         """See `Files`."""
         try:
             status = os.stat(self.root / path)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             status = None
         if status is None or not stat.S_ISREG(status.st_mode):
             raise SourceError(f"source folder: {self.root / path} is a link to nothing, or not a file; repair or remove it")
@@ -97,6 +109,10 @@ class LocalFiles:
         """See `Files`."""
         return (self.root / path).read_bytes()
 
+    def open(self, path: str) -> IO[bytes]:
+        """See `Files`."""
+        return (self.root / path).open("rb")
+
     def media(self, path: str) -> Path:
         """The file's path."""
         return self.root / path
@@ -104,6 +120,10 @@ class LocalFiles:
     def name(self, path: str) -> str:
         """The file's full path."""
         return os.fspath(self.root / path)
+
+    def below(self, folder: str) -> LocalFiles:
+        """See `Files`."""
+        return LocalFiles(self.root / folder)
 
     def _visit(self, folder: str, above: frozenset[tuple[int, int]], recursive: bool, listing: Listing) -> None:
         """Note everything in one folder ("" or ending in "/"), then in the folders below it; `above` are the folders it lies in."""

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from latentkit.builtin import TABLE_ENDINGS
 from latentkit.contracts import BuildContext, Entry, Remark, Sample
-from latentkit.errors import SourceError
+from latentkit.errors import SampleError, SourceError
 from latentkit.overrides import find_file_path, is_url
-from latentkit.sources.captions import CAPTION_SUFFIX, read_caption
+from latentkit.sources.captions import NOTHING_BESIDE, Beside, Sidecars, read_beside
+from latentkit.sources.encodings import UTF8
 from latentkit.sources.files import Files, LocalFiles
-from latentkit.sources.tables import TABLE_NAMES, read_tables
+from latentkit.sources.tables import MAX_TABLES, TABLE_NAMES, FileNames, encoding_remark, merge_remarks, read_tables
 
 if TYPE_CHECKING:
     from latentkit.builtin import FolderConfig
@@ -22,19 +24,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class MediaFile:
-    """One file: its key, its path relative to the folder, its stamp, and the path of its caption, or "" for none."""
+    """One file: its key, its path relative to the folder, its stamp, and what lies beside it."""
 
     key: str
     path: str
     stamp: str
-    caption: str
+    beside: Beside
 
 
 class FolderSource:
     """Samples whose key is their relative path with "/", whose media is their path and whose stamp is size and time of change in ns.
 
-    Attributes are "label" (name of the file's folder, where that is not `path` itself), "text" (from `name.txt` beside `name.jpg`), and the
-    columns of `metadata.jsonl` and `metadata.csv`, which win over both. Texts of a .csv stay texts; nested values become JSON.
+    Attributes are "label" (name of the file's folder, where that is not `path` itself), "text" (its caption) and others from files beside
+    it, and the columns of tables, which win over both; see `sources.captions` and `sources.tables`. Texts of a .csv stay texts; nested
+    values become JSON. A file whose caption can't be read is a bad sample, with another stamp than with a good one.
 
     Raises:
         SourceError: no such folder, no file in it with one of the suffixes, a link to nothing, or a table that does not fit the files.
@@ -44,7 +47,11 @@ class FolderSource:
         self._folder = _open_files(config.path, context.recipe_dir)
         scan = _Scan(self._folder, config)
         self._files = scan.files
-        self._columns = read_tables(self._folder, scan.tables, {file.path for file in scan.files}, scan.others)
+        names = FileNames(scan.stems, scan.others, self._folder.name(""))
+        said = read_tables(self._folder, scan.tables, names, must_fit=scan.table_names)
+        self._columns = said.columns
+        self._remarks = merge_remarks([*said.remarks, *scan.remarks()])
+        self._caption_remarks: list[Remark] | None = None
 
     def __len__(self) -> int:
         return len(self._files)
@@ -53,32 +60,47 @@ class FolderSource:
         """The sample at a position; its media is a `Path`.
 
         Raises:
-            SourceError: its caption is not UTF-8 text, or is gone.
+            SampleError: its caption can't be read, or is gone.
         """
         file = self._files[index]
-        return Sample(file.key, self._folder.media(file.path), self._attributes(file), file.stamp)
+        return Sample(file.key, self._folder.media(file.path), self._attributes(file)[0], file.stamp)
 
     def entries(self) -> Iterator[Entry]:
         """One entry per file, in order; reads captions, opens no media.
 
         Raises:
-            SourceError: a caption is not UTF-8 text, or is gone.
+            SourceError: a caption can't be reached.
         """
-        return (Entry(file.key, file.stamp, self._attributes(file)) for file in self._files)
+        encodings: Counter[str] = Counter()
+        examples: dict[str, str] = {}
+        for file in self._files:
+            try:
+                attributes, read = self._attributes(file)
+            except SampleError as err:
+                yield Entry(file.key, f"{file.stamp} {err}")
+                continue
+            except OSError as err:
+                raise SourceError(f"source folder: the caption of {self._folder.name(file.path)} can't be read: {err}") from err
+            for path, encoding in read:
+                encodings[encoding] += 1
+                examples.setdefault(encoding, path)
+            yield Entry(file.key, file.stamp, attributes)
+        del encodings[UTF8]
+        self._caption_remarks = [encoding_remark(one, count, examples[one]) for one, count in sorted(encodings.items())]
 
     def remarks(self) -> Iterable[Remark]:
-        """What was found and is not used."""
-        return []
+        """What was found and is not used, or is read otherwise than expected."""
+        if self._caption_remarks is None:
+            for _ in self.entries():
+                pass
+        return merge_remarks([*self._remarks, *(self._caption_remarks or [])])
 
-    def _attributes(self, file: MediaFile) -> dict[str, Any]:
-        attributes: dict[str, Any] = {}
+    def _attributes(self, file: MediaFile) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+        """Of a file, and the encodings of the captions that were read for it."""
         folder = os.path.dirname(file.path)
-        if folder:
-            attributes["label"] = _storable(os.path.basename(folder))
-        columns = self._columns.get(file.path, {})
-        if file.caption and "text" not in columns:
-            attributes["text"] = read_caption(self._folder, file.caption)
-        return attributes | columns
+        attributes = {"label": _storable(os.path.basename(folder))} if folder else {}
+        beside, read = ({}, []) if file.beside is NOTHING_BESIDE else read_beside(self._folder, file.beside)
+        return attributes | beside | self._columns.get(file.path, {}), read
 
 
 def _open_files(path: str, recipe_dir: Path) -> Files:
@@ -99,29 +121,55 @@ class _Scan:
 
     def __init__(self, folder: Files, config: FolderConfig) -> None:
         self._folder = folder
-        self._suffixes = tuple(suffix.lower() for suffix in config.suffixes)
-        table_names = TABLE_NAMES if config.metadata is None else (config.metadata,)
+        suffixes = tuple(suffix.lower() for suffix in config.suffixes)
+        self.table_names = TABLE_NAMES if config.metadata is None else (config.metadata,)
         self.listing = folder.list(config.recursive)
-        media = [path for path in self.listing.files if _file_name(path).lower().endswith(self._suffixes)]
+        media = [path for path in self.listing.files if _file_name(path).lower().endswith(suffixes)]
+        self.stems = {path: path[: -max(len(one) for one in suffixes if path.lower().endswith(one))] for path in media}
         self.others = set(self.listing.files).difference(media)
-        self.tables = [path for path in self.others if _file_name(path) in table_names]
         if not media:
             raise SourceError(self._why_empty(config))
-        if config.metadata is not None and not self.tables:
-            raise SourceError(f"source folder: no file named {config.metadata} in {folder.name('')}, as metadata asks for")
+        self.sidecars = Sidecars(self.stems, self.others)
         self.files = sorted((self._media_file(path) for path in media), key=lambda file: file.key)
+        self.too_many_tables: list[str] = []
+        self.tables = self._find_tables(config.metadata)
+
+    def remarks(self) -> list[Remark]:
+        """What the pass found and does not use."""
+        texts = [path for path in self.sidecars.unused if not path.lower().endswith(".json")]
+        kinds = {
+            "captions of a file that has another, which wins": sorted(set(self.sidecars.passed_over)),
+            "texts beside no file that is taken": texts,
+            f"tables not looked at, being more than {MAX_TABLES}; name one in source.with.metadata": self.too_many_tables,
+        }
+        return [Remark(text, len(paths), paths[0]) for text, paths in kinds.items() if paths]
 
     def _media_file(self, path: str) -> MediaFile:
-        suffix = max((suffix for suffix in self._suffixes if path.lower().endswith(suffix)), key=len)
-        caption = path[: -len(suffix)] + CAPTION_SUFFIX
-        return MediaFile(_storable(path), path, self._folder.stamp(path), caption if caption in self.others else "")
+        beside = self.sidecars.of(path, self.stems[path])
+        return MediaFile(_storable(path), path, self._folder.stamp(path), beside)
+
+    def _find_tables(self, wanted: str | None) -> list[str]:
+        """Relative paths of the tables: those that the recipe names, else all that aren't notes on single files."""
+        if wanted is not None:
+            named = [path for path in self.others if wanted in (path, _file_name(path))]
+            if not named:
+                raise SourceError(f"source folder: no file named {wanted} in {self._folder.name('')}, as metadata asks for")
+            return named
+        notes = {*self.stems, *self.stems.values()}
+        tables = [path for path in self.others if path.lower().endswith(TABLE_ENDINGS)]
+        known = [path for path in tables if _file_name(path) in self.table_names]
+        others = sorted(path for path in tables if path not in known and os.path.splitext(path)[0] not in notes)
+        if len(others) > MAX_TABLES:
+            self.too_many_tables = others
+        return known + others * (len(others) <= MAX_TABLES)
 
     def _why_empty(self, config: FolderConfig) -> str:
-        endings = Counter(os.path.splitext(path)[1].lower() or "no suffix" for path in self.others.difference(self.tables))
-        others = ", ".join(f"{suffix} ({count})" for suffix, count in endings.most_common(6))
+        others = (path for path in self.others if _file_name(path) not in self.table_names)
+        endings = Counter(os.path.splitext(path)[1].lower() or "no suffix" for path in others)
+        there = ", ".join(f"{suffix} ({count})" for suffix, count in endings.most_common(6))
         depth = "below" if config.recursive else "directly in"
         return f"source folder: no file {depth} {self._folder.name('')} ends in {', '.join(config.suffixes)}; " + (
-            f"others there: {others}; name the ones to take in source.with.suffixes" if others else "there are no other files either"
+            f"others there: {there}; name the ones to take in source.with.suffixes" if there else "there are no other files either"
         )
 
 

@@ -27,8 +27,5 @@ def open_driver(url: str) -> tuple[Any, str]:
         advice = f"; pip install {package}" if package not in ("", "fsspec") else ""
         raise StoreError(f"{url}: the driver is missing: {error}{advice}") from error
     except Exception as error:
-        protocol = url.partition("://")[0]
-        if "Protocol not known" in str(error):
-            raise StoreError(f"{url}: nobody knows the protocol {protocol}://; expected one such as s3, gs, az, hf or https") from error
         raise explained(error, url) from error
     return driver, path.rstrip("/")
