@@ -62,9 +62,11 @@ def _source(source: str, remarks: list[str]) -> tuple[dict[str, Any], str]:
     path = Path(source).expanduser()
     if path.exists():
         return _source_for(path, remarks)
-    if is_url(source) and not source.startswith("hf://"):
+    from latentkit.runtime.hub_places import parse_hub_place
+
+    if is_url(source) and parse_hub_place(source, "dataset") is None:
         return _source_at(source, remarks)
-    if HUB_ID.fullmatch(source) and not source.startswith("."):
+    if is_url(source) or (HUB_ID.fullmatch(source) and not source.startswith(".")):
         return {"use": "datasets", "with": {"path": source}}, "image"
     raise RecipeError(_nothing("source", source))
 

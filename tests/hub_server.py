@@ -126,7 +126,7 @@ class FakeHub:
 
     def _answer_api(self, request: BaseHTTPRequestHandler, name: str, parts: list[str], body: str) -> None:
         what, revision, *below = [*parts, "main"][:2] + parts[2:] if parts else ["", "main"]
-        found = self._find(request, name, revision)
+        found = self._find(request, name, revision, downloads=what == "auth-check")
         if found is None:
             return
         commit, files = found

@@ -22,7 +22,7 @@ UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, AssertionError
 
 def explain_hub_error(error: Exception, place: HubPlace) -> str:
     """Why nothing came from a place on the hub, and what to do: text after "model NAME: "."""
-    for cause in _causes(error):
+    for cause in causes_of(error):
         for explain in (_explain_refusal, _explain_status, _explain_silence):
             if (text := explain(cause, place)) is not None:
                 return text
@@ -52,7 +52,7 @@ def _explain_refusal(error: BaseException, place: HubPlace) -> str | None:
     if isinstance(error, errors.RepositoryNotFoundError) and not _is_token_refused(error):
         log_in = "for a private one log in with `hf auth login`, or set HF_TOKEN"
         advice = "your token has no access to a private one" if get_token() else log_in
-        return f"the hub shows no {what} {place.repository!r}: check the spelling; {advice}"
+        return f"the hub shows no {what} of that name ({place.repository}): check the spelling; {advice}"
     if isinstance(error, errors.HFValidationError):
         return f"{place.repository!r} is no hub id, which looks like owner/name"
     return None
@@ -105,11 +105,11 @@ def _typed(place: HubPlace) -> str:
     return f"{place.repository}{' --repo-type dataset' if place.kind == 'dataset' else ''}{revision}"
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what it was raised from."""
+def causes_of(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what it was raised from, also where whoever raised it hides that."""
     while error is not None:
         yield error
-        error = error.__cause__
+        error = error.__cause__ or error.__context__
 
 
 def _status(error: BaseException) -> int | None:

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
-from huggingface_hub import HfApi
 from huggingface_hub import errors as hub_errors
 
 from latentkit.contracts import BuildContext, Entry, Sample, Shard
 from latentkit.errors import SourceError
+from latentkit.runtime.hub_places import HubPlace
 from latentkit.sources.columns import KEY_COLUMN, Columns, choose_columns
+from latentkit.sources.hub_data import explain_failure, find_hub_data, options_of
 from latentkit.sources.path_table import PathTable, open_path_table
 
 if TYPE_CHECKING:
@@ -44,7 +45,6 @@ REACH_ERRORS = (OSError, hub_errors.HTTPError)  # type: ignore[attr-defined]
 
 ROWS_PER_READ = 1000
 TAR_BLOCK_BYTES = 512
-HUB_TIMEOUT_SECONDS = 10.0
 
 
 class DatasetsSource:
@@ -176,10 +176,11 @@ def _check_keys(keys: pa.ChunkedArray, column: str) -> None:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a data set is: `local` is an existing file or folder, or None for a hub id."""
+    """Where a data set is: `local` is an existing file or folder, or None for one at `place` on the hub."""
 
     path: str
     local: Path | None
+    place: HubPlace | None = None
 
 
 def open_datasets(config: DatasetsConfig, context: BuildContext) -> DatasetsSource | DatasetsStream | PathTable:
@@ -202,7 +203,8 @@ def open_datasets(config: DatasetsConfig, context: BuildContext) -> DatasetsSour
         dataset = builder.as_dataset(split=config.split)
         return DatasetsSource(dataset, choose_columns(dataset.features, config), dataset._fingerprint)
     except (*CONTENT_ERRORS, *REACH_ERRORS) as err:
-        raise SourceError(f"source datasets: can't open {origin.path}, split {config.split!r}: {_root_cause(err)}") from err
+        reason = explain_failure(err, origin.place) or _root_cause(err)
+        raise SourceError(f"source datasets: can't open {origin.path}, split {config.split!r}: {reason}") from err
 
 
 def _find(config: DatasetsConfig, recipe_dir: Path) -> Origin:
@@ -211,29 +213,8 @@ def _find(config: DatasetsConfig, recipe_dir: Path) -> Origin:
         return Origin(str(local), local)
     if config.path.startswith((".", "/", "~")):
         raise SourceError(f"source datasets: {local} does not exist")
-    _check_hub(config, local)
-    return Origin(config.path, None)
-
-
-def _check_hub(config: DatasetsConfig, local: Path) -> None:
-    """Ask the hub once, without the half minute of retries that the library starts with."""
-    missing = f"source datasets: {config.path!r} is not a path ({local} does not exist)"
-    try:
-        HfApi().dataset_info(config.path, revision=config.revision, timeout=HUB_TIMEOUT_SECONDS)
-    except hub_errors.HFValidationError as err:
-        raise SourceError(f"{missing}, and not a hub id such as owner/name either") from err
-    except (hub_errors.RepositoryNotFoundError, hub_errors.RevisionNotFoundError) as err:
-        raise SourceError(
-            f"{missing}, and the hub shows no data set of that name (revision {config.revision or 'main'}): "
-            "check the spelling; if it is private or gated, log in with: hf auth login"
-        ) from err
-    except REACH_ERRORS as err:
-        cached = Path(datasets.config.HF_DATASETS_CACHE) / config.path.replace("/", "___")
-        if not cached.is_dir():
-            raise SourceError(
-                f"{missing}, and the hub, which may have a data set of that name, can't be reached: {err}; "
-                "check the network, or give the path of a copy on this machine"
-            ) from err
+    place = find_hub_data(config.path, config.revision, local)
+    return Origin(place.repository, None, place)
 
 
 def _is_saved(path: Path) -> bool:
@@ -255,6 +236,9 @@ def _open_saved(config: DatasetsConfig, path: Path) -> DatasetsSource:
 
 
 def _builder(config: DatasetsConfig, origin: Origin) -> datasets.DatasetBuilder:
+    if origin.place is not None:
+        options = options_of(origin.place, tuple(BUILDERS))
+        return datasets.load_dataset_builder(origin.path, name=config.name, **options)
     if origin.local is None or origin.local.is_dir():
         return datasets.load_dataset_builder(origin.path, name=config.name, revision=config.revision)
     suffix = origin.local.suffix.lower()

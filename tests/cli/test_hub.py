@@ -67,7 +67,7 @@ def test_address_of_a_page_is_encoded_with_and_its_commit_is_kept(
     assert lk.open(tmp_path / "out").fingerprint == local.fingerprint
     wrong = subprocess.run([*line[:-1], "somebody/nothing"], text=True, capture_output=True, timeout=120)
     assert wrong.returncode == 2
-    assert "the hub shows no model 'somebody/nothing': check the spelling" in wrong.stderr
+    assert "the hub shows no model of that name (somebody/nothing): check the spelling" in wrong.stderr
 
 
 def test_revision_and_subfolder_choose_the_weights(

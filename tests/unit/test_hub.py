@@ -222,7 +222,7 @@ def test_missing_or_private_model_is_told_so(hub: FakeHub, kl_folder: Path, monk
     hub.add("o/private", read_files(kl_folder), token="hf_good")
     for name in ("o/private", "o/nothing"):
         message = find_error(name)
-        assert f"the hub shows no model '{name}': check the spelling; for a private one log in with `hf auth login`" in message
+        assert f"the hub shows no model of that name ({name}): check the spelling; for a private one log in with `hf auth login`" in message
         assert f"no such file or folder here (/nowhere/{name})" in message
     monkeypatch.setenv("HF_TOKEN", "hf_other")
     assert "check the spelling; your token has no access to a private one" in find_error("o/private")
