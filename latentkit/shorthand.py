@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import glob
+import itertools
 import json
 import os
 import re
+import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +17,15 @@ from latentkit.errors import RecipeError
 from latentkit.overrides import find_file_path, is_url
 from latentkit.plugins import DISABLE, discover
 
-DATA_SUFFIXES = (".parquet", ".tar", ".csv", ".arrow")
-URL_DATA_SUFFIXES = (*DATA_SUFFIXES, ".tsv", ".json", ".jsonl")
-CAPTION_TABLES = ("metadata.csv", "metadata.jsonl")
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+TEXT_TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
+DATA_SUFFIXES = (*TAR_SUFFIXES, ".parquet", ".csv", ".tsv", ".jsonl", ".ndjson", ".arrow")
+CAPTION_TABLES = (*TEXT_TABLES, "metadata.parquet")
 """What the source `folder` reads beside media."""
+PATTERN = re.compile(r"[*?\[{]|::")
+"""Signs of a pattern of files, as the source `datasets` takes."""
+PEEKED_BYTES, PEEKED_FILES = 1 << 20, 300
+"""Of a table, and of a tar: what is looked at to tell which media it is about."""
 LATENT_DATASET = {"plans", "units"}
 """Sub-folders by which an earlier output is known, whose preview is no sample."""
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -68,40 +76,63 @@ def _source(source: str, remarks: list[str]) -> tuple[dict[str, Any], str]:
         return _source_at(source, remarks)
     if is_url(source) or (HUB_ID.fullmatch(source) and not source.startswith(".")):
         return {"use": "datasets", "with": {"path": source}}, "image"
+    if PATTERN.search(source):
+        found = sorted(glob.glob(os.path.expanduser(re.sub(r"\{[^}]*\}", "*", source.split("::")[0])), recursive=True))
+        _refuse_media(Path(found[0]) if found else path, _endings())
+        parts = (os.path.abspath(os.path.expanduser(part)) for part in source.split("::"))
+        return {"use": "datasets", "with": {"path": "::".join(parts)}}, _modality_in(Path(found[0])) if found else "image"
     raise RecipeError(_nothing("source", source))
 
 
+def _endings() -> dict[str, tuple[str, ...]]:
+    return {one.spec.name: tuple(one.spec.suffixes) for one in discover().provided if isinstance(one.spec, ModalitySpec)}
+
+
+def _modality_in(file: Path) -> str:
+    """The modality of the media in a tar, or that a table names, by their endings; that of pictures where it can't be told."""
+    try:
+        if file.name.lower().endswith(TAR_SUFFIXES):
+            with tarfile.open(file) as tar:
+                names = [member.name.lower() for member in itertools.islice(tar, PEEKED_FILES)]
+        else:
+            with file.open("rb") as opened:
+                names = re.findall(r"[^\s\"',;|]+", opened.read(PEEKED_BYTES).decode("latin-1").lower())
+    except (OSError, EOFError, tarfile.TarError):
+        return "image"
+    counts = {modality: sum(name.endswith(ends) for name in names) for modality, ends in _endings().items() if ends}
+    return max(counts, key=lambda one: (counts[one], one == "image"))
+
+
 def _source_for(path: Path, remarks: list[str]) -> tuple[dict[str, Any], str]:
-    """`folder` for pictures, or what another modality reads where that is more; `datasets` for tables and tars.
+    """`folder` for media of the modality that reads most of them; `datasets` for tars and tables.
 
     Raises:
         RecipeError: a single picture, film ...
     """
     if path.is_file():
         _refuse_media(path, _endings())
-        return {"use": "datasets", "with": {"path": os.path.abspath(path)}}, "image"
-    return _source_of(os.path.abspath(path), _names(path), remarks)
+        return {"use": "datasets", "with": {"path": os.path.abspath(path)}}, _modality_in(path)
+    use, modality = _source_of(os.path.abspath(path), _names(path), remarks)
+    if use["use"] == "datasets":
+        tar = next((file for file in sorted(path.rglob("*")) if file.name.lower().endswith(TAR_SUFFIXES)), None)
+        modality = "image" if tar is None else _modality_in(tar)
+    return use, modality
 
 
 def _source_at(url: str, remarks: list[str]) -> tuple[dict[str, Any], str]:
     """As `_source_for`, at a URL: what lies below it is listed, but a table or a tar is known by its ending."""
     from latentkit.sources.url_files import UrlFiles
 
-    if url.lower().endswith(URL_DATA_SUFFIXES):
+    if url.lower().endswith((*DATA_SUFFIXES, ".json")) or PATTERN.search(url):
         return {"use": "datasets", "with": {"path": url}}, "image"
     return _source_of(url, [path.lower() for path in UrlFiles(url).list(recursive=True).files], remarks)
-
-
-def _endings() -> dict[str, tuple[str, ...]]:
-    """The endings of each modality's files."""
-    return {one.spec.name: tuple(one.spec.suffixes) for one in discover().provided if isinstance(one.spec, ModalitySpec)}
 
 
 def _source_of(path: str, names: Sequence[str], remarks: list[str]) -> tuple[dict[str, Any], str]:
     """The source for a folder with files of these names, in lower case."""
     here, endings = {"path": path}, _endings()
     counts = {modality: sum(name.endswith(ends) for name in names) for modality, ends in endings.items()}
-    tables = [name for name in names if name.endswith(DATA_SUFFIXES) and not (name in CAPTION_TABLES and any(counts.values()))]
+    tables = [name for name in names if name.endswith(DATA_SUFFIXES) and not (name.endswith(CAPTION_TABLES) and any(counts.values()))]
     modality = max(counts, key=lambda one: (counts[one], one == "image"))
     if counts[modality] <= len(tables):
         modality = "image"  # in the tables, unless pictures lie beside them

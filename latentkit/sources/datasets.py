@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,19 +19,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from huggingface_hub import errors as hub_errors
 
-from latentkit.contracts import BuildContext, Entry, Sample, Shard
+from latentkit.contracts import BuildContext, Entry, Remark, Sample, Shard
 from latentkit.errors import SourceError
+from latentkit.overrides import find_file_path
 from latentkit.runtime.hub_places import HubPlace
 from latentkit.sources.columns import KEY_COLUMN, Columns, choose_columns
 from latentkit.sources.hub_data import explain_failure, find_hub_data, options_of
-from latentkit.sources.path_table import PathTable, open_path_table
+from latentkit.sources.local_data import list_files, open_local
+from latentkit.sources.path_table import PathTable
+from latentkit.sources.remote_data import RemoteData, find_remote, open_remote
+from latentkit.sources.webdataset import TarSource, TarStream
 
 if TYPE_CHECKING:
     from latentkit.builtin import DatasetsConfig
 
 BUILDERS = {
     **{".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".tsv": "csv"},
-    **{".json": "json", ".jsonl": "json", ".tar": "webdataset"},
+    **{".json": "json", ".jsonl": "json"},
 }
 
 # What the library raises about names it doesn't know and files it can't make sense of.
@@ -44,7 +48,6 @@ CONTENT_ERRORS = (
 REACH_ERRORS = (OSError, hub_errors.HTTPError)  # type: ignore[attr-defined]
 
 ROWS_PER_READ = 1000
-TAR_BLOCK_BYTES = 512
 
 
 class DatasetsSource:
@@ -58,12 +61,16 @@ class DatasetsSource:
         dataset: rows in a fixed order.
         columns: what each of its columns is for.
         fingerprint: changes when the rows do.
+        remarks: on what lies beside them.
 
     Raises:
         SourceError: no rows, or a key that is missing or there twice.
     """
 
-    def __init__(self, dataset: datasets.Dataset, columns: Columns, fingerprint: str) -> None:
+    def __init__(
+        self, dataset: datasets.Dataset, columns: Columns, fingerprint: str, remarks: Sequence[Remark] = ()
+    ) -> None:
+        self._remarks = remarks
         if len(dataset) == 0:
             raise SourceError("source datasets: the data set has no rows")
         if columns.key is not None:
@@ -84,6 +91,10 @@ class DatasetsSource:
         index = range(len(self))[index]
         [row] = self._rows[index].to_pylist()
         return Sample(self._key(row, index), self._columns.media_of(row), self._columns.attributes_of(row), self._stamp(index))
+
+    def remarks(self) -> Iterable[Remark]:
+        """What of the data set is not used."""
+        return list(self._remarks)
 
     def entries(self) -> Iterator[Entry]:
         """One entry per row, in order; the media column is not read."""
@@ -183,37 +194,60 @@ class Origin:
     place: HubPlace | None = None
 
 
-def open_datasets(config: DatasetsConfig, context: BuildContext) -> DatasetsSource | DatasetsStream | PathTable:
+def open_datasets(
+    config: DatasetsConfig, context: BuildContext
+) -> DatasetsSource | DatasetsStream | TarSource | TarStream | PathTable:
     """The data set of a recipe: a `Source`, or with `streaming` a `StreamSource`; of a table whose rows name files always a `Source`.
 
     Raises:
         SourceError: no such path, hub id or split, files that can't be read, the hub out of reach, or columns that don't fit the recipe.
     """
-    origin = _find(config, context.recipe_dir)
-    if origin.local is not None and (table := open_path_table(config, origin.local)) is not None:
-        return table
+    config = _with_paths(config)
+    if (remote := find_remote(config)) is not None:
+        return open_remote(config, context, remote) or _open_by_library(config, Origin(remote.files.url, None), remote)
+    files = list_files(config, context.recipe_dir)
+    if (local := open_local(config, context)) is not None:
+        return local
+    if files is None:
+        origin = _find(str(config.path), config, context.recipe_dir)
+    else:
+        origin = Origin(str(config.path), Path(os.path.commonpath([file.parent for file in files])))
+    return _open_by_library(config, origin, files)
+
+
+def _with_paths(config: DatasetsConfig) -> DatasetsConfig:
+    """The config with paths in the place of file:// URLs."""
+    path = config.path
+    paths = (find_file_path(path) or path) if isinstance(path, str) else [find_file_path(one) or one for one in path]
+    return config.model_copy(update={"path": paths})
+
+
+def _open_by_library(
+    config: DatasetsConfig, origin: Origin, files: list[Path] | RemoteData | None
+) -> DatasetsSource | DatasetsStream:
+    """What the library `datasets` reads; `files` are those of a pattern or a list, or at a URL."""
+    remarks = files.remarks if isinstance(files, RemoteData) else ()
     try:
         if origin.local is not None and _is_saved(origin.local):
             return _open_saved(config, origin.local)
-        builder = _builder(config, origin)
-        _check_tars([file for files in (builder.config.data_files or {}).values() for file in files])
+        builder = _builder(config, origin, files)
         if config.streaming:
             return _open_stream(config, builder, origin)
         builder.download_and_prepare()
         dataset = builder.as_dataset(split=config.split)
-        return DatasetsSource(dataset, choose_columns(dataset.features, config), dataset._fingerprint)
+        return DatasetsSource(dataset, choose_columns(dataset.features, config), dataset._fingerprint, remarks)
     except (*CONTENT_ERRORS, *REACH_ERRORS) as err:
         reason = explain_failure(err, origin.place) or _root_cause(err)
         raise SourceError(f"source datasets: can't open {origin.path}, split {config.split!r}: {reason}") from err
 
 
-def _find(config: DatasetsConfig, recipe_dir: Path) -> Origin:
-    local = (recipe_dir / Path(config.path).expanduser()).resolve()
+def _find(path: str, config: DatasetsConfig, recipe_dir: Path) -> Origin:
+    local = (recipe_dir / Path(path).expanduser()).resolve()
     if local.exists():
         return Origin(str(local), local)
-    if config.path.startswith((".", "/", "~")):
+    if path.startswith((".", "/", "~")):
         raise SourceError(f"source datasets: {local} does not exist")
-    place = find_hub_data(config.path, config.revision, local)
+    place = find_hub_data(path, config.revision, local)
     return Origin(place.repository, None, place)
 
 
@@ -235,27 +269,22 @@ def _open_saved(config: DatasetsConfig, path: Path) -> DatasetsSource:
     return DatasetsSource(dataset, choose_columns(dataset.features, config), _digest([config.split, *stamps]))
 
 
-def _builder(config: DatasetsConfig, origin: Origin) -> datasets.DatasetBuilder:
+def _builder(config: DatasetsConfig, origin: Origin, files: list[Path] | RemoteData | None) -> datasets.DatasetBuilder:
+    """What reads a data set; `files` are those of a pattern or a list, or at a URL."""
     if origin.place is not None:
-        options = options_of(origin.place, tuple(BUILDERS))
+        options = options_of(origin.place, (*BUILDERS, ".tar"))
         return datasets.load_dataset_builder(origin.path, name=config.name, **options)
-    if origin.local is None or origin.local.is_dir():
+    if files is None and (origin.local is None or origin.local.is_dir()):
         return datasets.load_dataset_builder(origin.path, name=config.name, revision=config.revision)
-    suffix = origin.local.suffix.lower()
+    if isinstance(files, RemoteData):
+        options = {"sep": "\t"} if files.names[0].lower().endswith(".tsv") else {}
+        return datasets.load_dataset_builder(files.builder, data_files=files.urls, **options)
+    names = [origin.path] if files is None else [str(file) for file in files]
+    suffix = os.path.splitext(names[0])[1].lower()
     if suffix not in BUILDERS:
         raise SourceError(f"source datasets: {origin.path} ends in none of {', '.join(BUILDERS)}; give its folder, or another file")
     options = {"sep": "\t"} if suffix == ".tsv" else {}
-    return datasets.load_dataset_builder(BUILDERS[suffix], data_files={"train": [origin.path]}, **options)
-
-
-def _check_tars(files: list[str]) -> None:
-    """Refuse local tars that are cut off, most of which the library would read as far as they go without a word."""
-    for file in files:
-        if file.endswith(".tar") and os.path.isfile(file):
-            with open(file, "rb") as tar:
-                tar.seek(-min(TAR_BLOCK_BYTES, os.path.getsize(file)), os.SEEK_END)
-                if any(tar.read()):
-                    raise SourceError(f"source datasets: {file} is cut off: it lacks the zeros that end a tar; fetch or write it again")
+    return datasets.load_dataset_builder(BUILDERS[suffix], data_files={"train": names}, **options)
 
 
 def _open_stream(config: DatasetsConfig, builder: datasets.DatasetBuilder, origin: Origin) -> DatasetsStream:
@@ -278,6 +307,8 @@ def _open_stream(config: DatasetsConfig, builder: datasets.DatasetBuilder, origi
 def _shard_name(file: str, origin: Origin) -> str:
     """A data file's path inside its data set, with "/"."""
     if origin.local is None:
+        if origin.place is None:
+            return file.removeprefix(f"{origin.path}/")
         return file.rsplit("@", 1)[-1].partition("/")[2] or file  # hf://datasets/owner/name@revision/path
     return Path(file).relative_to(origin.local).as_posix() if origin.local.is_dir() else origin.local.name
 

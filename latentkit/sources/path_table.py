@@ -7,7 +7,6 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -17,8 +16,8 @@ from latentkit.contracts import Entry, Remark, Sample
 from latentkit.errors import SampleError, SourceError
 from latentkit.sources.captions import name_caption
 from latentkit.sources.encodings import UTF8
-from latentkit.sources.files import Files, LocalFiles
-from latentkit.sources.table_rows import Table, plain, read_table
+from latentkit.sources.files import Files
+from latentkit.sources.table_rows import Table, holds_media, plain, read_table
 from latentkit.sources.tables import FILE_COLUMNS, FileNames, choose_file_column, encoding_remark, plain_name
 
 if TYPE_CHECKING:
@@ -71,20 +70,21 @@ class PathTable:
         return list(self._remarks)
 
 
-def open_path_table(config: DatasetsConfig, file: Path) -> PathTable | None:
+def open_path_table(config: DatasetsConfig, files: Files, name: str) -> PathTable | None:
     """The source of a table whose rows name files; None for another table, or one that this can't read.
 
     Raises:
         SourceError: its rows look like paths, and none is there; or the recipe doesn't fit it.
     """
-    if file.suffix.lower() not in TABLE_ENDINGS:
+    if not name.lower().endswith(TABLE_ENDINGS):
         return None
-    files = LocalFiles(file.parent)
     try:
-        table = read_table(files, file.name)
+        if holds_media(files, name):
+            return None
+        table = read_table(files, name)
     except SourceError:
         return None  # the library says what is wrong, or reads it all the same
-    if table.has_bytes or (config.media is not None and config.media not in table.columns()):
+    if config.media is not None and config.media not in table.columns():
         return None
     finder = _Finder(files)
     try:
@@ -128,8 +128,7 @@ def _rows(
             again.append(f"{table.name}, {where}: {name!r}")
             continue
         problem = "" if len(paths) == 1 else _problem(name, paths)
-        stamp = finder.stamps[path] if not problem else problem
-        rows[key] = Row(key, path, stamp, _attributes(table, row, column, config), problem)
+        rows[key] = Row(key, path, problem or finder.stamps[path], _attributes(table, row, column, config), problem)
     return list(rows.values()), again
 
 

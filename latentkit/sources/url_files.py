@@ -32,8 +32,8 @@ HELD_BYTES = 64 << 20
 COPIES_BYTES = 4 << 30
 """Local copies that are kept for the next sample of the same file, besides those in use."""
 
-TIMES = ("LastModified", "last_modified", "mtime", "updated", "modified", "timeModified", "created")
-ETAGS = ("ETag", "etag", "md5Hash", "content_md5", "sha256", "sha1", "checksum")
+TIMES = ("LastModified", "Last-Modified", "last_modified", "mtime", "updated", "modified", "timeModified", "created")
+ETAGS = ("ETag", "etag", "Content-MD5", "md5Hash", "content_md5", "sha256", "sha1", "checksum")
 
 
 class UrlFiles:
@@ -53,6 +53,7 @@ class UrlFiles:
         with _as_source_error():
             self._folder = UrlFolder(self.url, open_cache(None))
         self._states: dict[str, Mapping[str, Any]] = {}
+        self._is_listed = False
         self._ahead = _ReadAhead(self)
         self._copies = _Copies(self)
 
@@ -78,19 +79,40 @@ class UrlFiles:
                 listing.files.append(path)
         listing.latent_datasets = sorted(set(listing.latent_datasets))
         listing.hidden = sorted(set(listing.hidden))
-        self._states = {path: found[path] for path in listing.files}
+        self._is_listed = self._is_listed or recursive
+        self._states |= {path: found[path] for path in listing.files}
         self._ahead.start(sorted(listing.files))
         return listing
 
-    def stamp(self, path: str) -> str:
+    def look_at(self, paths: Sequence[str]) -> None:
+        """Ask for these files alone, where not all are to be listed.
+
+        Raises:
+            SourceError: one isn't there.
+        """
+        with _as_source_error():
+            self._states |= zip(paths, self._folder.ask_each(self._folder.describe, paths), strict=True)
+
+    def below(self, folder: str) -> UrlFiles:
         """See `Files`."""
+        return UrlFiles(self.name(folder))
+
+    def stamp(self, path: str) -> str:
+        """See `Files`; all are listed for the first that isn't known yet."""
+        if path not in self._states and not self._is_listed:
+            if self.url.startswith("http"):  # which lists pages with links, if anything
+                self.look_at([path])
+            else:
+                self.list(recursive=True)
+        if path not in self._states:
+            raise SourceError(f"source folder: {self.name(path)}: there is no such file")
         state = self._states[path]
         marks = next(([str(state[name]).strip('"')] for name in (*ETAGS, *TIMES) if state.get(name)), [])
         return "-".join([str(state.get("size")), *marks])
 
     def size(self, path: str) -> int:
         """In bytes, as listed."""
-        return int(self._states[path].get("size") or 0)
+        return int(self._states.get(path, {}).get("size") or 0)
 
     def read(self, path: str) -> bytes:
         """All bytes of a file.
@@ -149,7 +171,7 @@ class UrlFiles:
 
 def _rebuild(url: str, states: Mapping[str, Mapping[str, Any]]) -> UrlFiles:
     files = UrlFiles(url)
-    files._states = dict(states)
+    files._states, files._is_listed = dict(states), True
     return files
 
 

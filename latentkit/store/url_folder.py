@@ -121,7 +121,7 @@ class UrlFolder(Folder):
         return {self.fs._strip_protocol(entry["name"])[len(self._root) + 1 :]: entry for entry in files}
 
     def size(self, name: str) -> int:
-        return int(self._present(name)["size"])
+        return int(self.describe(name)["size"])
 
     def read(self, name: str) -> bytes:
         with self._missing(name):
@@ -151,7 +151,7 @@ class UrlFolder(Folder):
                 raise
 
     def local_copy(self, name: str) -> Path:
-        before = self._present(name)
+        before = self.describe(name)
         digest = hashlib.sha256(f"{self.url}/{name}\n{sorted(before.items())}".encode()).hexdigest()
         return self.cache.fetch(digest, int(before["size"]), functools.partial(self._download, name, before))
 
@@ -161,7 +161,7 @@ class UrlFolder(Folder):
         Raises:
             StoreError: it can't be read, or changes meanwhile.
         """
-        self._download(name, self._present(name), path)
+        self._download(name, self.describe(name), path)
 
     def _download(self, name: str, before: dict[str, Any], path: Path) -> None:
         path.touch()  # the disk's own errors come from here, not from the driver
@@ -300,7 +300,12 @@ class UrlFolder(Folder):
         except FileNotFoundError:
             return None
 
-    def _present(self, name: str) -> dict[str, Any]:
+    def describe(self, name: str) -> dict[str, Any]:
+        """What the store says of a file, such as "size".
+
+        Raises:
+            StoreError: it isn't there, or can't be asked for.
+        """
         with self._missing(name):
             info = self._info(name)
             if info is None:
