@@ -187,11 +187,12 @@ def _check_keys(keys: pa.ChunkedArray, column: str) -> None:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a data set is: `local` is an existing file or folder, or None for one at `place` on the hub."""
+    """Where a data set is: `local` is an existing file or folder, or None for one at `place` on the hub, or for files at a URL."""
 
     path: str
     local: Path | None
     place: HubPlace | None = None
+    remote: RemoteData | None = None
 
 
 def open_datasets(
@@ -204,7 +205,7 @@ def open_datasets(
     """
     config = _with_paths(config)
     if (remote := find_remote(config)) is not None:
-        return open_remote(config, context, remote) or _open_by_library(config, Origin(remote.files.url, None), remote)
+        return open_remote(config, context, remote) or _open_by_library(config, Origin(remote.files.url, None, remote=remote), None)
     files = list_files(config, context.recipe_dir)
     if (local := open_local(config, context)) is not None:
         return local
@@ -223,10 +224,9 @@ def _with_paths(config: DatasetsConfig) -> DatasetsConfig:
 
 
 def _open_by_library(
-    config: DatasetsConfig, origin: Origin, files: list[Path] | RemoteData | None
+    config: DatasetsConfig, origin: Origin, files: list[Path] | None
 ) -> DatasetsSource | DatasetsStream:
-    """What the library `datasets` reads; `files` are those of a pattern or a list, or at a URL."""
-    remarks = files.remarks if isinstance(files, RemoteData) else ()
+    """What the library `datasets` reads; `files` are those of a pattern or a list."""
     try:
         if origin.local is not None and _is_saved(origin.local):
             return _open_saved(config, origin.local)
@@ -235,7 +235,10 @@ def _open_by_library(
             return _open_stream(config, builder, origin)
         builder.download_and_prepare()
         dataset = builder.as_dataset(split=config.split)
-        return DatasetsSource(dataset, choose_columns(dataset.features, config), dataset._fingerprint, remarks)
+        columns, fingerprint = choose_columns(dataset.features, config), dataset._fingerprint
+        if origin.remote is None:
+            return DatasetsSource(dataset, columns, fingerprint)
+        return DatasetsSource(dataset, columns, _digest([config.split, origin.remote.digest]), origin.remote.remarks)
     except (*CONTENT_ERRORS, *REACH_ERRORS) as err:
         reason = explain_failure(err, origin.place) or _root_cause(err)
         raise SourceError(f"source datasets: can't open {origin.path}, split {config.split!r}: {reason}") from err
@@ -269,16 +272,15 @@ def _open_saved(config: DatasetsConfig, path: Path) -> DatasetsSource:
     return DatasetsSource(dataset, choose_columns(dataset.features, config), _digest([config.split, *stamps]))
 
 
-def _builder(config: DatasetsConfig, origin: Origin, files: list[Path] | RemoteData | None) -> datasets.DatasetBuilder:
-    """What reads a data set; `files` are those of a pattern or a list, or at a URL."""
+def _builder(config: DatasetsConfig, origin: Origin, files: list[Path] | None) -> datasets.DatasetBuilder:
+    """What reads a data set; `files` are those of a pattern or a list."""
+    if origin.remote is not None:
+        return origin.remote.open_builder()
     if origin.place is not None:
         options = options_of(origin.place, (*BUILDERS, ".tar"))
         return datasets.load_dataset_builder(origin.path, name=config.name, **options)
     if files is None and (origin.local is None or origin.local.is_dir()):
         return datasets.load_dataset_builder(origin.path, name=config.name, revision=config.revision)
-    if isinstance(files, RemoteData):
-        options = {"sep": "\t"} if files.names[0].lower().endswith(".tsv") else {}
-        return datasets.load_dataset_builder(files.builder, data_files=files.urls, **options)
     names = [origin.path] if files is None else [str(file) for file in files]
     suffix = os.path.splitext(names[0])[1].lower()
     if suffix not in BUILDERS:
@@ -297,8 +299,12 @@ def _open_stream(config: DatasetsConfig, builder: datasets.DatasetBuilder, origi
     columns = choose_columns(features, config)
     files = (builder.config.data_files or {}).get(config.split)
     stamps = [_data_file_stamp(file, version) for file, version in zip(files, files.origin_metadata, strict=True)] if files else []
-    if files and len(files) == stream.num_shards:
-        shards = [Shard(_shard_name(file, origin), stamp) for file, stamp in zip(files, stamps, strict=True)]
+    names = [_shard_name(file, origin) for file in files or ()]
+    if origin.remote is not None and config.split in origin.remote.splits:
+        names = origin.remote.splits[config.split]
+        stamps = [origin.remote.files.stamp(name) for name in names]
+    if names and len(names) == stream.num_shards:
+        shards = [Shard(name, stamp) for name, stamp in zip(names, stamps, strict=True)]
     else:
         shards = [Shard(f"{number:05d}", _digest([*stamps, number])) for number in range(stream.num_shards)]
     return DatasetsStream(stream.select_columns(columns.names()), columns, shards)
@@ -307,8 +313,6 @@ def _open_stream(config: DatasetsConfig, builder: datasets.DatasetBuilder, origi
 def _shard_name(file: str, origin: Origin) -> str:
     """A data file's path inside its data set, with "/"."""
     if origin.local is None:
-        if origin.place is None:
-            return file.removeprefix(f"{origin.path}/")
         return file.rsplit("@", 1)[-1].partition("/")[2] or file  # hf://datasets/owner/name@revision/path
     return Path(file).relative_to(origin.local).as_posix() if origin.local.is_dir() else origin.local.name
 

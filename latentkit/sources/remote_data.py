@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections import Counter, defaultdict
@@ -9,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING
+
+import datasets
 
 from latentkit.contracts import BuildContext, Remark
 from latentkit.errors import SourceError
@@ -50,9 +53,17 @@ class RemoteData:
         return [name for names in self.splits.values() for name in names]
 
     @property
-    def builder(self) -> str:
-        """The library's name for what reads them."""
-        return KINDS[os.path.splitext(self.names[0])[1].lower()]
+    def digest(self) -> str:
+        """What changes when any file does."""
+        stamps = [(self.files.name(name), self.files.stamp(name)) for name in self.names]
+        return hashlib.sha256(repr(stamps).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+    def open_builder(self) -> datasets.DatasetBuilder:
+        """What reads the files; its cache is of these very files, since for the library many protocols' never change."""
+        ending = os.path.splitext(self.names[0])[1].lower()
+        cache = os.path.join(datasets.config.HF_DATASETS_CACHE, "latentkit-urls", self.digest)
+        options = {"sep": "\t"} if ending == ".tsv" else {}
+        return datasets.load_dataset_builder(KINDS[ending], data_files=self.urls, cache_dir=cache, **options)
 
     @property
     def urls(self) -> dict[str, list[str]]:
