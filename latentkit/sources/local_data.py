@@ -62,8 +62,8 @@ def list_files(config: DatasetsConfig, recipe_dir: Path) -> list[Path] | None:
     return files
 
 
-def _open_folder(config: DatasetsConfig, context: BuildContext, place: Path) -> TarSource | TarStream | None:
-    """The tars of a folder by split, unless other data files in it are more."""
+def _open_folder(config: DatasetsConfig, context: BuildContext, place: Path) -> TarSource | TarStream | PathTable | None:
+    """The tars of a folder by split, unless other data files in it are more; or the only file in it, a table of paths."""
     try:
         found = DataFilesDict.from_patterns(get_data_patterns(str(place)), base_path=str(place))
     except (DatasetsError, OSError, ValueError):
@@ -73,6 +73,8 @@ def _open_folder(config: DatasetsConfig, context: BuildContext, place: Path) -> 
     splits = {split: tars for split, tars in splits.items() if tars}
     others = [name for files in names.values() for name in files if not is_tar(name)]
     tars = [name for files in splits.values() for name in files]
+    if len(others) == 1 and not tars:
+        return open_path_table(config, LocalFiles(place), others[0])
     if not tars or are_more(others, tars):
         return None
     remarks = [Remark("files beside tars, not read", len(others), others[0])] if others else []

@@ -38,6 +38,14 @@ class Table:
         """All names of columns, in the order in which they come."""
         return list(dict.fromkeys(column for _, row in self.rows for column in row))
 
+    def without_names(self) -> Table:
+        """The same, where the first line of a text is a row too, as in LJSpeech; the columns are file_name, text, column_3 ..."""
+        names = self.columns()
+        new = [PATH_OF_ENTRY, "text", *(f"column_{number}" for number in range(3, len(names) + 1))]
+        rows = [("line 1", dict(zip(names, names, strict=True))), *self.rows]
+        renamed = [(where, {to: row.get(name) for name, to in zip(names, new, strict=False)}) for where, row in rows]
+        return Table(self.name, renamed, self.encoding)
+
 
 def read_table(files: Files, path: str) -> Table:
     """A whole table; what it is, its ending and its first line tell.
