@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import tempfile
 import threading
@@ -52,7 +53,7 @@ class UrlFiles:
         self.url = url.rstrip("/")
         with _as_source_error():
             self._folder = UrlFolder(self.url, open_cache(None))
-        self._states: dict[str, Mapping[str, Any]] = {}
+        self._states: dict[str, tuple[str, int]] = {}
         self._is_listed = False
         self._ahead = _ReadAhead(self)
         self._copies = _Copies(self)
@@ -65,9 +66,10 @@ class UrlFiles:
         with _as_source_error():
             found = self._folder.find(recursive)
         if set(found) == {""}:
-            raise SourceError(f"source folder: {self.url} is a file, not a folder; expected a folder of media files")
+            raise SourceError(f"source {self.url} is a file, not a folder; expected a folder of media files")
         if not found:
-            raise SourceError(f"source folder: nothing lies below {self.url}; check its spelling, and that it is a folder")
+            raise SourceError(f"source {self.url}: nothing lies below {self.url}; check its spelling, and that it is a folder")
+        found.pop("", None)  # an object that stands for the folder itself
         listing = Listing()
         datasets = _latent_datasets(found)
         for path in found:
@@ -80,7 +82,7 @@ class UrlFiles:
         listing.latent_datasets = sorted(set(listing.latent_datasets))
         listing.hidden = sorted(set(listing.hidden))
         self._is_listed = self._is_listed or recursive
-        self._states |= {path: found[path] for path in listing.files}
+        self._states |= {path: _state(found[path]) for path in listing.files}
         self._ahead.start(sorted(listing.files))
         return listing
 
@@ -91,28 +93,37 @@ class UrlFiles:
             SourceError: one isn't there.
         """
         with _as_source_error():
-            self._states |= zip(paths, self._folder.ask_each(self._folder.describe, paths), strict=True)
+            found = self._folder.ask_each(self._folder.describe, paths)
+        self._states |= zip(paths, map(_state, found), strict=True)
 
     def below(self, folder: str) -> UrlFiles:
         """See `Files`."""
         return UrlFiles(self.name(folder))
 
     def stamp(self, path: str) -> str:
-        """See `Files`; all are listed for the first that isn't known yet."""
+        """See `Files`; all are listed for the first that isn't known yet.
+
+        Raises:
+            StoreError: they can't be listed.
+        """
         if path not in self._states and not self._is_listed:
             if self.url.startswith("http"):  # which lists pages with links, if anything
                 self.look_at([path])
             else:
-                self.list(recursive=True)
+                self._list_all()
         if path not in self._states:
-            raise SourceError(f"source folder: {self.name(path)}: there is no such file")
-        state = self._states[path]
-        marks = next(([str(state[name]).strip('"')] for name in (*ETAGS, *TIMES) if state.get(name)), [])
-        return "-".join([str(state.get("size")), *marks])
+            raise SourceError(f"source {self.name(path)}: there is no such file")
+        return self._states[path][0]
+
+    def _list_all(self) -> None:
+        try:
+            self.list(recursive=True)
+        except SourceError as error:  # which would mean that this file isn't there
+            raise StoreError(str(error)) from error
 
     def size(self, path: str) -> int:
         """In bytes, as listed."""
-        return int(self._states.get(path, {}).get("size") or 0)
+        return self._states.get(path, ("", 0))[1]
 
     def read(self, path: str) -> bytes:
         """All bytes of a file.
@@ -169,10 +180,17 @@ class UrlFiles:
             self._folder.download(path, copy)
 
 
-def _rebuild(url: str, states: Mapping[str, Mapping[str, Any]]) -> UrlFiles:
+def _rebuild(url: str, states: Mapping[str, tuple[str, int]]) -> UrlFiles:
     files = UrlFiles(url)
     files._states, files._is_listed = dict(states), True
     return files
+
+
+def _state(described: Mapping[str, Any]) -> tuple[str, int]:
+    """Stamp and size of a file, by what the storage says of it."""
+    size = int(described.get("size") or 0)
+    marks = (str(described[name]).strip('"') for name in (*ETAGS, *TIMES) if described.get(name))
+    return "-".join([str(size), *itertools.islice(marks, 1)]), size
 
 
 class RemoteFile(os.PathLike[str]):
@@ -189,7 +207,7 @@ class RemoteFile(os.PathLike[str]):
         return self._files.name(self._path)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return RemoteFile, (self._files, self._path)
+        return _rebuild_file, (self._files.url, self._path, self._files._states.get(self._path))
 
     @property
     def num_bytes(self) -> int:
@@ -213,6 +231,10 @@ class RemoteFile(os.PathLike[str]):
         if self._copy is None:
             self._copy = self._files.copy(self._path)
         return str(self._copy.path)
+
+
+def _rebuild_file(url: str, path: str, state: tuple[str, int] | None) -> RemoteFile:
+    return RemoteFile(_rebuild(url, {} if state is None else {path: state}), path)
 
 
 class LocalCopy:
@@ -308,7 +330,7 @@ def _as_source_error() -> Iterator[None]:
     try:
         yield
     except StoreError as error:
-        raise SourceError(f"source folder: {error}") from error
+        raise SourceError(f"source {error}") from error
 
 
 def _ending(path: str) -> str:

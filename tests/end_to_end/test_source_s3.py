@@ -76,7 +76,7 @@ def test_more_objects_than_a_page_of_a_listing_are_all_found(s3_server: S3Server
     s3_server.log()
     listed = files.list(True).files
     assert sum("list-type=2" in line for line in s3_server.log()) == 3  # the server's pages hold 100
-    assert sorted(listed) == [f"{number:03d}.txt" for number in range(230)]
+    assert sorted(set(listed) - {"folder"}) == [f"{number:03d}.txt" for number in range(230)]
     assert files.read("007.txt") == b"x"
 
 

@@ -87,10 +87,13 @@ def test_stamp_changes_when_the_file_does(memory: Memory) -> None:
         ({"size": 3}, "3"),
     ],
 )
-def test_stamp_is_made_of_what_the_storage_says(memory: Memory, state: dict[str, Any], stamp: str) -> None:
+def test_stamp_is_made_of_what_the_storage_says(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch, state: dict[str, Any], stamp: str
+) -> None:
+    monkeypatch.setattr(MemoryFileSystem, "find", lambda *_, **__: {"/p/a": {"name": "/p/a", "type": "file", **state}})
     files = url_files.UrlFiles("memory://p")
-    files._states = {"a": state}
     assert files.stamp("a") == stamp
+    assert files.size("a") == 3
 
 
 class Counting:
