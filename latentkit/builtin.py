@@ -183,9 +183,15 @@ class DiffusersConfig(Config):
     model: str | None = neutral(
         None, description="folder, single file (.safetensors, or .ckpt, .pt, .pth, .bin), or hub id of the autoencoder"
     )
-    config: str | None = neutral(None, description="config.json: alone, of random weights to train; with model, of that single file")
+    config: str | None = neutral(
+        None,
+        description="name of a published autoencoder such as sdxl, or a config.json: alone, of random weights to train; with model, of it",
+    )
     subfolder: str | None = neutral(None, description="folder inside the model's, such as vae; none: the one that takes the modality")
     revision: str | None = neutral(None, description="git revision on the hub; none: the newest")
+    variant: str | None = neutral(
+        None, description="which weights of several, such as fp16 (by the file's name) or ema (by the name within a checkpoint)"
+    )
     dtype: Precision = Field("float32", description="the network computes in this")
     tiling: bool = Field(False, description="encode large inputs in overlapping tiles (changes their latents)")
     indices: bool | None = Field(

@@ -28,6 +28,8 @@ PEEKED_BYTES, PEEKED_FILES = 1 << 20, 300
 """Of a table, and of a tar: what is looked at to tell which media it is about."""
 LATENT_DATASET = {"plans", "units"}
 """Sub-folders by which an earlier output is known, whose preview is no sample."""
+WEIGHTS = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin")
+"""Files that the encoder `diffusers` opens without a config."""
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 MAX_LOOKED_AT = 10_000
 """Files of a folder that are looked at to tell what is in it."""
@@ -209,6 +211,8 @@ def _encoder_for(path: Path) -> str:
     configs = [path / "config.json", *path.glob("*/config.json")]  # of a pipeline, in a folder for each part
     if path.is_file() or any(_names_class(config) for config in configs):
         return "diffusers"
+    if not any(config.is_file() for config in configs) and any(file.name.lower().endswith(WEIGHTS) for file in path.iterdir()):
+        return "diffusers"  # which knows published weights by the names in them
     what = "no config.json in it, or in a folder in it, has the _class_name of a diffusers model"
     advice = f"Another model is opened with --encoder NAME --set encoder.with.model={path}, where NAME is an encoder plugin"
     raise RecipeError(f"encoder {path}: {what}. {advice}: {_known('encoder')}")

@@ -13,9 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from latentkit.contracts import BuildContext, Moments, Normalization, Reconstruction
+from latentkit.contracts import BuildContext, Moments, Normalization, Reconstruction, Remark
 from latentkit.encoders.diffusers_driver import Driver
-from latentkit.encoders.diffusers_loading import build_model, find_model, load_model, read_config
+from latentkit.encoders.diffusers_loading import (
+    FoundModel,
+    build_model,
+    find_config_file,
+    find_model,
+    forget,
+    load_model,
+    look_at_model,
+    read_config,
+)
 from latentkit.encoders.diffusers_measuring import measure_model, prepare_model
 from latentkit.encoders.diffusers_statistics import PLACES, put_statistics, read_normalization
 from latentkit.encoders.diffusers_table import computing_config
@@ -37,12 +46,16 @@ def open_diffusers(config: DiffusersConfig, context: BuildContext) -> DiffusersE
     Raises:
         EncoderError: there is no such model, its class isn't driven, or an option doesn't fit it.
     """
-    config_file = context.recipe_dir / Path(config.config).expanduser() if config.config else None
+    config_file = find_config_file(config.config, context.recipe_dir) if config.config else None
     path = None
     if config.model:
-        path = find_model(config.model, config.subfolder, config.revision, context.recipe_dir, context.modality)
+        path = find_model(config.model, config.subfolder, config.revision, context.recipe_dir, context.modality, config.variant)
     dtype = getattr(torch, config.dtype)
-    return DiffusersEncoder(path, config_file, dtype, config.tiling, context.device, context.seed, context.modality, config.indices)
+    options: dict[str, Any] = {"seed": context.seed, "modality": context.modality, "indices": config.indices, "variant": config.variant}
+    encoder = DiffusersEncoder(path, config_file, dtype, config.tiling, context.device, **options)
+    if not encoder.lacks_decoder:
+        return encoder
+    return DiffusersEncoderAlone(path, config_file, dtype, config.tiling, context.device, **options)
 
 
 class DiffusersEncoder:
@@ -57,6 +70,7 @@ class DiffusersEncoder:
         seed: of random weights.
         modality: name of the recipe's, for classes that take several; the class's usual one where it doesn't take that.
         indices: give indices into the model's codebook; None: as is usual for its class.
+        variant: of the weights, such as "fp16", where there are several.
     """
 
     def __init__(
@@ -69,11 +83,13 @@ class DiffusersEncoder:
         seed: int = 0,
         modality: str = "",
         indices: bool | None = None,
+        variant: str | None = None,
     ) -> None:
-        self._path, self._config_file, self._dtype, self._tiling = path, config_file, dtype, tiling
+        self._path, self._variant, self._dtype, self._tiling = path, variant, dtype, tiling
         self._device, self._seed = device, seed
         self._decoder_hash = ""
-        self._config_place = _config_place(path, config_file)
+        self._found = _find(path, config_file, variant, modality)
+        self._config_place = self._found.config_file
         self._config = read_config(self._config_place)
         measured = measure_model(self._config, modality, indices, tiling)
         self._driver: Driver = measured.driver
@@ -81,7 +97,12 @@ class DiffusersEncoder:
         self._complete_config = measured.config
         self.modality, self.input, self.layout = measured.modality, measured.input, measured.layout
         self._mel_rows = int(self.input.mel.bins // self._downscale("M")) if self.input.mel is not None else 0
+        self.lacks_decoder = self._found.lacks_decoder
         self._check_statistics()
+
+    def remarks(self) -> tuple[Remark, ...]:
+        """What a user should know of the weights that were taken."""
+        return self._found.remarks
 
     @property
     def normalization(self) -> Normalization:
@@ -157,8 +178,10 @@ class DiffusersEncoder:
         """
         if self._traits.codebook:
             raise EncoderError(f"{self._config['_class_name']} can't be trained here: its codebook needs losses of its own")
+        if self.lacks_decoder:
+            raise EncoderError(f"{self._path} holds no decoder, so it can't be trained")
         if self._path is not None:
-            model = load_model(self._path, self._config_file, torch.float32)
+            model = load_model(self._path, self._config_place, torch.float32, self._variant)
         else:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self._seed)
@@ -227,7 +250,7 @@ class DiffusersEncoder:
     def _load(self, what: str) -> Any:
         if self._path is None:
             raise EncoderError(f"a model with random weights (option config) can be trained, but not {what}; give its weights as model")
-        model = load_model(self._path, self._config_file, self._dtype)
+        model = load_model(self._path, self._config_place, self._dtype, self._variant)
         prepare_model(model, self._traits, self._tiling)
         return model
 
@@ -236,7 +259,7 @@ class DiffusersEncoder:
         model = self._load("encode")
         tensors = model.state_dict()
         self._decoder_hash = hash_tensors({name: tensors[name] for name in tensors if name.split(".")[0] in self._traits.decoder})
-        _forget(model, tuple(name for name in self._traits.decoder if not (self._driver.indices and name == self._traits.codebook)))
+        forget(model, tuple(name for name in self._traits.decoder if not (self._driver.indices and name == self._traits.codebook)))
         takes_form = self._traits.axes == "CHW" and all(weight.ndim <= 4 for weight in model.parameters())
         form = memory_format(self._device, 4) if takes_form else torch.preserve_format
         return model.to(self._device, memory_format=form)
@@ -244,8 +267,14 @@ class DiffusersEncoder:
     @functools.cached_property
     def _decoding_half(self) -> Any:
         model = self._load("decode")
-        _forget(model, ENCODING_ONLY)
+        forget(model, ENCODING_ONLY)
         return model.to(self._device)
+
+
+class DiffusersEncoderAlone(DiffusersEncoder):
+    """One whose weights have no decoder, so that it is no `Decodes`."""
+
+    decode = None  # type: ignore[assignment]
 
 
 class TrainedModel(nn.Module):
@@ -270,18 +299,8 @@ class TrainedModel(nn.Module):
         return self._driver.decode(self.model, latents)
 
 
-def _config_place(path: Path | None, config_file: Path | None) -> Path:
-    if path is not None and path.is_dir():
-        return path / "config.json"
-    if config_file is not None:
-        return config_file
-    if path is not None and path.with_name("config.json").is_file():
-        return path.with_name("config.json")
-    raise EncoderError(f"{path}: a single file needs the model's config.json beside it, or named by the option config")
-
-
-def _forget(model: nn.Module, names: tuple[str, ...]) -> None:
-    """Empty sub-modules, so that they neither take memory nor count as the encoder's. Some classes walk through them, so they stay."""
-    for name in names:
-        if getattr(model, name, None) is not None:
-            setattr(model, name, nn.Module().eval())
+def _find(path: Path | None, config_file: Path | None, variant: str | None, modality: str) -> FoundModel:
+    if path is not None:
+        return look_at_model(path, config_file, variant, modality)
+    assert config_file is not None  # by the recipe
+    return FoundModel(config_file)

@@ -2,61 +2,102 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
-from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
-from safetensors import SafetensorError
+from torch import nn
 
+from latentkit.encoders.diffusers_building import build_model as build_model
+from latentkit.encoders.diffusers_building import build_unset
+from latentkit.encoders.diffusers_building import quiet as quiet
 from latentkit.encoders.diffusers_table import TRAITS, find_traits
 from latentkit.encoders.hub import find_model_folder
-from latentkit.encoders.weight_files import read_tensors
+from latentkit.encoders.published_configs import find_published, list_published, recognize
+from latentkit.encoders.weight_files import read_metadata
+from latentkit.encoders.weight_fitting import choose_fit, find_fits, refuse_scaled
+from latentkit.encoders.weight_folders import WeightFiles, find_weights
 from latentkit.errors import EncoderError
+from latentkit.samples import Remark
 
 SUBFOLDERS = ("vae", "audio_vae")
 """Where a pipeline keeps its autoencoder."""
 
-MOST_KEYS_NAMED = 8
-ORIGINAL_NAME = "encoder.down.0.block.0."
-"""In every checkpoint of latent-diffusion's own trainers, with or without a prefix, and in none of diffusers."""
 
 
-def find_model(model: str, subfolder: str | None, revision: str | None, recipe_dir: Path, modality: str = "") -> Path:
+def find_model(
+    model: str,
+    subfolder: str | None,
+    revision: str | None,
+    recipe_dir: Path,
+    modality: str = "",
+    variant: str | None = None,
+) -> Path:
     """The local folder (with its config.json) or the single file of a model; a hub id is downloaded.
 
     Args:
         modality: the recipe's; of several autoencoders in a pipeline, the first that takes it is meant.
+        variant: of the weights on the hub, such as "fp16"; None takes the plain ones, or the only ones there are.
 
     Raises:
         EncoderError: nothing is there, the hub can't be reached, or another subfolder than the named one takes the modality.
     """
     choose = functools.partial(_choose_folder, model, subfolder, modality)
-    return find_model_folder(model, subfolder, revision, recipe_dir, choose)
+    return find_model_folder(model, subfolder, revision, recipe_dir, choose, variant)
 
 
 def _choose_folder(model: str, subfolder: str | None, modality: str, path: Path) -> Path:
     """The folder of the autoencoder in the folder of a model or a pipeline, by its configs alone."""
-    places = [path / subfolder] if subfolder else [path, *(path / name for name in SUBFOLDERS)]
-    folders = [folder for folder in places if (folder / "config.json").is_file()]
+    folders = _model_folders(path, subfolder)
     if not folders:
+        if not subfolder and _has_weights(path):
+            return path  # what it holds is told by its names
         where = subfolder or f"it, {', '.join(SUBFOLDERS)}"
-        wanted = "the folder of a diffusers autoencoder or pipeline, or a file of weights (.safetensors, .ckpt, .pt, .pth, .bin)"
+        wanted = (
+            "the folder of a diffusers autoencoder or pipeline, or a file of weights "
+            "(.safetensors, .ckpt, .pt, .pth, .bin)"
+        )
         raise EncoderError(f"model {model}: no config.json in {where}; expected {wanted}")
     fitting = [folder for folder in folders if _takes(folder, modality)]
-    beside = [place for name in SUBFOLDERS if not fitting and _takes(place := folders[0].parent / name, modality)]
+    beside = [
+        folder for folder in _model_folders(folders[0].parent, None) if not fitting and _takes(folder, modality)
+    ]
     if beside:
-        raise EncoderError(f"model {model}: {folders[0].name} doesn't take the modality {modality!r}; {beside[0].name} beside it does")
+        name = folders[0].name
+        raise EncoderError(
+            f"model {model}: {name} doesn't take the modality {modality!r}; {beside[0].name} beside it does"
+        )
     chosen = (fitting or folders)[0]
     read_config(chosen)  # before any weights are downloaded
     return chosen
+
+
+def _model_folders(path: Path, subfolder: str | None) -> list[Path]:
+    """Folders with a config.json, the likeliest autoencoder first: those named so, then any that has one's class."""
+    if subfolder:
+        places = [path / subfolder]
+    else:
+        named = [path, *(path / name for name in SUBFOLDERS)]
+        places = named + [place for place in sorted(path.iterdir()) if place not in named and _is_driven(place)]
+    return [place for place in places if (place / "config.json").is_file()]
+
+
+def _has_weights(folder: Path) -> bool:
+    with contextlib.suppress(EncoderError):
+        return bool(find_weights(folder, None).files)
+    return False
+
+
+def _is_driven(folder: Path) -> bool:
+    with contextlib.suppress(EncoderError):
+        return bool(read_config(folder))
+    return False
 
 
 def _takes(folder: Path, modality: str) -> bool:
@@ -95,117 +136,113 @@ def _might_be_driven(name: str) -> bool:
     return isinstance(found, type) and issubclass(found, diffusers.ModelMixin) and hasattr(found, "encode") and hasattr(found, "decode")
 
 
-def load_model(path: Path, config_file: Path | None, dtype: torch.dtype) -> Any:
+def find_config_file(name: str, recipe_dir: Path) -> Path:
+    """The config.json that the option config means: a name of `published_configs`, a file, or a folder with one.
+
+    Raises:
+        EncoderError: it is none of these; lists the names.
+    """
+    published = find_published(name)
+    if published is not None:
+        return published
+    path = recipe_dir / Path(name).expanduser()
+    places = [path, *(path / folder / "config.json" for folder in ("", *SUBFOLDERS))]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise EncoderError(
+            f"config {name}: there is no such file, no folder with a config.json, and no published autoencoder of that "
+            f"name; expected one of these, or one of {', '.join(list_published())}"
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """What is known of a model before its weights are loaded.
+
+    Args:
+        config_file: its config.json.
+        remarks: what a user should know of how it was found.
+        lacks_decoder: a file that can encode only.
+    """
+
+    config_file: Path
+    remarks: tuple[Remark, ...] = ()
+    lacks_decoder: bool = False
+
+
+def look_at_model(path: Path, config_file: Path | None, variant: str | None = None, modality: str = "") -> FoundModel:
+    """The config of a model; a single file, and a folder without a config, by the names in it.
+
+    Args:
+        path: folder, or single file.
+        config_file: where the recipe names one; None takes the one in the folder or beside the file, else that of the
+            published autoencoder that the weights fit.
+        variant: of the weights.
+        modality: the recipe's, for files with several networks.
+
+    Raises:
+        EncoderError: the weights can't be read, or no config or several fit them.
+    """
+    beside = path / "config.json" if path.is_dir() else path.with_name("config.json")
+    if config_file is None and beside.is_file() and (path.is_dir() or _is_driven(beside)):
+        config_file = beside
+    if config_file is not None and path.is_dir():
+        with contextlib.suppress(EncoderError):  # which loading says
+            remark = find_weights(path, variant).remark
+            return FoundModel(config_file, (remark,) if remark else ())
+        return FoundModel(config_file)
+    weights = find_weights(path, variant)
+    tensors = weights.read()
+    refuse_scaled(weights.files[0], tensors)
+    remarks = [weights.remark] if weights.remark else []
+    if config_file is None:
+        config_file = recognize(path, tensors, read_metadata(weights.files[0]), modality)
+        remarks.append(Remark(f"no config.json: taken for {config_file.stem}, by the names and shapes of the weights"))
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        model = build_model(read_config(config_file))
+    fit = choose_fit(weights.files[0], find_fits(tensors, model), _other_variant(weights, variant))
+    if any("float8" in str(tensor.dtype) for tensor in fit.tensors.values()):
+        remarks.append(Remark("the weights are in 8 bits (fp8), so that latents differ from those of the full weights"))
+    if fit.lacks_decoder:
+        remarks.append(Remark("the file holds no decoder: it encodes; decoding, and previews of it, need the decoder"))
+    return FoundModel(config_file, tuple(remarks), fit.lacks_decoder)
+
+
+def load_model(path: Path, config_file: Path | None, dtype: torch.dtype, variant: str | None = None) -> Any:
     """A model in eval mode without gradients, every tensor of which came from its file.
 
     Args:
         path: folder, or single file.
-        config_file: config.json of a single file; None looks beside it.
+        config_file: of the weights; None as `look_at_model` finds it.
         dtype: of the weights.
+        variant: of the weights, of several.
 
     Raises:
         EncoderError: no weights, or weights that don't fit: names missing, unexpected and misshaped keys.
     """
+    config = read_config(config_file or look_at_model(path, None, variant).config_file)
+    weights = find_weights(path, variant)
+    tensors = weights.read()
+    refuse_scaled(weights.files[0], tensors)
     with quiet(), torch.random.fork_rng(devices=[]):  # some classes draw the weights that they then load
-        model = _load_file(path, config_file, dtype) if path.is_file() else _load_folder(path, dtype)
+        model = build_unset(config, dtype)
+    fit = choose_fit(weights.files[0], find_fits(tensors, model), _other_variant(weights, variant))
+    model.load_state_dict(fit.tensors, strict=False)  # the fit was strict
+    if fit.lacks_decoder:
+        forget(model, find_traits(config["_class_name"], config)[0].decoder)
     model.eval()
     model.requires_grad_(False)
     return model
 
 
-def build_model(config: Mapping[str, Any]) -> Any:
-    """A model with random weights (torch's global generator), float32.
-
-    Raises:
-        EncoderError: the config doesn't fit its class.
-    """
-    name = config["_class_name"]
-    try:
-        with quiet():
-            return getattr(diffusers, name).from_config(config)
-    except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, ImportError, NameError) as error:
-        raise EncoderError(f"{name} can't be built by its config: {str(error).strip()[:500]}") from error
+def _other_variant(weights: WeightFiles, variant: str | None) -> str | None:
+    """A variant that isn't a file's, so one within a checkpoint."""
+    return None if variant == weights.variant else variant
 
 
-def _load_folder(folder: Path, dtype: torch.dtype) -> Any:
-    config = read_config(folder)
-    if not any(folder.glob("diffusion_pytorch_model*")):
-        raise EncoderError(f"{folder}: there is a config.json but no weights; expected diffusion_pytorch_model.safetensors")
-    try:
-        model, loaded = getattr(diffusers, config["_class_name"]).from_pretrained(
-            folder, torch_dtype=dtype, output_loading_info=True, local_files_only=True
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise EncoderError(f"{folder}: the weights can't be loaded: {str(error).strip()[:500]}") from error
-    _check_keys(folder, loaded["missing_keys"], loaded["unexpected_keys"], loaded["mismatched_keys"])
-    return model
-
-
-def _load_file(file: Path, config_file: Path | None, dtype: torch.dtype) -> Any:
-    """A single file: in diffusers' names with a config beside it, else in the original trainers' names, which diffusers converts."""
-    config_file = config_file or file.with_name("config.json")
-    config = read_config(config_file)
-    model_class = getattr(diffusers, config["_class_name"])
-    read = read_tensors(file)
-    try:
-        model = model_class.from_config(config)
-        own = model.state_dict()
-        tensors = _in_own_names(read, config, set(own))
-        model._fix_state_dict_keys_on_load(tensors)
-        misshaped = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
-        _check_keys(file, sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own)), misshaped)
-        model.load_state_dict(tensors)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise EncoderError(f"{file}: the weights can't be loaded: {str(error).strip()[:500]}") from error
-    kept = set(model._keep_in_fp32_modules or ())
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if tensor.is_floating_point() and not kept & set(name.split(".")):
-            tensor.data = tensor.data.to(dtype)
-    return model
-
-
-def _in_own_names(tensors: dict[str, Any], config: dict[str, Any], own: set[str]) -> dict[str, Any]:
-    """The tensors of a file by diffusers' names: as they are, or as diffusers converts them from the original trainers'."""
-    if config["_class_name"] == "AutoencoderKL":
-        is_original = any(ORIGINAL_NAME in name for name in tensors)
-        return convert_ldm_vae_checkpoint(tensors, config) if is_original else tensors  # type: ignore[no-untyped-call]
-    known: Mapping[str, Any] = SINGLE_FILE_LOADABLE_CLASSES
-    convert = known.get(config["_class_name"], {}).get("checkpoint_mapping_fn")
-    if convert is None or set(tensors) == own:
-        return tensors
-    try:
-        converted: dict[str, Any] = convert(checkpoint=dict(tensors), config=config)
-    except (KeyError, ValueError, IndexError):
-        return tensors  # not the original names either; what doesn't fit is said by its own
-    return min((tensors, converted), key=lambda named: len(own ^ set(named)))
-
-
-def _check_keys(path: Path, missing: list[str], unexpected: list[str], misshaped: list[Any]) -> None:
-    problems = [
-        f"{len(keys)} {word} ({_some(keys)})"
-        for word, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshaped))
-        if keys
-    ]
-    if problems:
-        raise EncoderError(f"{path}: the weights don't fit the model: keys {'; '.join(problems)}. It would run, and be wrong")
-
-
-def _some(keys: list[Any]) -> str:
-    named = sorted(map(str, keys))
-    return ", ".join(named[:MOST_KEYS_NAMED]) + (", ..." if len(named) > MOST_KEYS_NAMED else "")
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence diffusers' warnings about what `_check_keys` turns into errors, and torch's about what diffusers uses of it."""
-    logs = diffusers.utils.logging
-    level, had_bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
-    logs.set_verbosity(50)
-    logs.disable_progress_bar()
-    try:
-        with warnings.catch_warnings(action="ignore", category=FutureWarning):
-            yield
-    finally:
-        logs.set_verbosity(level)
-        if had_bars:
-            logs.enable_progress_bar()
+def forget(model: nn.Module, names: Iterable[str]) -> None:
+    """Empty sub-modules, so that they neither take memory nor count as the encoder's. Some classes walk through them, so they stay."""
+    for name in names:
+        if getattr(model, name, None) is not None:
+            setattr(model, name, nn.Module().eval())

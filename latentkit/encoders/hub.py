@@ -80,7 +80,12 @@ def find_model_path(model: str, revision: str | None, patterns: Sequence[str], r
 
 
 def find_model_folder(
-    model: str, subfolder: str | None, revision: str | None, recipe_dir: Path, choose: Callable[[Path], Path]
+    model: str,
+    subfolder: str | None,
+    revision: str | None,
+    recipe_dir: Path,
+    choose: Callable[[Path], Path],
+    variant: str | None = None,
 ) -> Path:
     """The local folder or single file of a model; from the hub, its configs first, then the weights of the folder they name.
 
@@ -91,6 +96,7 @@ def find_model_folder(
         recipe_dir: folder that relative paths are in.
         choose: takes the folder of a model or pipeline with its configs, and returns the one whose weights are wanted,
             or raises an `EncoderError`; for a single file it isn't asked.
+        variant: of the weights on the hub, such as "fp16"; None takes the plain ones, or the only ones there are.
 
     Raises:
         EncoderError: nothing is there, the hub can't be reached, there are no weights, or `choose` finds nothing.
@@ -112,7 +118,7 @@ def find_model_folder(
         folder = choose(root / found.path)
     except EncoderError as error:
         raise EncoderError(f"{error}{_offer(files, found)}") from error
-    _download_weights(files, folder.relative_to(root).as_posix())
+    _download_weights(files, folder.relative_to(root).as_posix(), variant)
     return folder
 
 
@@ -199,7 +205,7 @@ def _configs(files: RepositoryFiles, path: str, subfolder: str | None) -> list[s
     return [below + name for name in sorted(wanted & mine)]
 
 
-def _download_weights(files: RepositoryFiles, folder: str) -> None:
+def _download_weights(files: RepositoryFiles, folder: str, variant: str | None) -> None:
     """Fetch the weights of one folder: one form of them, and of a form in several files those that its index names.
 
     Raises:
@@ -208,12 +214,16 @@ def _download_weights(files: RepositoryFiles, folder: str) -> None:
     below = "" if folder == "." else f"{folder}/"
     here = files.below(below.rstrip("/"))
     where = f"model {files.model}: {folder if below else 'its folder'}"
+    named = find_weights([name for name in here if "/" not in name], any_name=True)
+    if not find_weights(here) and len(named) == 1:
+        files.download([below + named[0]])
+        return
     if not find_weights(here):
         missing = f"; only a part of it is in the cache, and {files.silence}" if files.silence else ""
         others = [name for name in here if "/" not in name and name != CONFIG]
         there = f"; the files there: {', '.join(sorted(others)[:8])}" if others else ""
         raise EncoderError(f"{where} has a config.json but no weights; expected diffusion_pytorch_model.safetensors{there}{missing}")
-    chosen = choose_weights(here, where)
+    chosen = choose_weights(here, where, variant)
     index = next((name for name in chosen if name.endswith(".json")), None)
     if index is not None:
         root = files.download([below + index])

@@ -33,15 +33,16 @@ def find_weights(names: Collection[str], any_name: bool = False) -> list[str]:
     return sorted(name for name in names if FILE.fullmatch(name))
 
 
-def choose_weights(names: Collection[str], where: str) -> list[str]:
+def choose_weights(names: Collection[str], where: str, wanted: str | None = None) -> list[str]:
     """The files of one form: plain before a variant, safetensors before .bin; with the index of several files, if there is one.
 
     Args:
         names: of a folder's files.
         where: what messages call the folder.
+        wanted: the variant that is to be taken; None: the plain form, else the only one there is.
 
     Raises:
-        EncoderError: nothing but variants, and more than one.
+        EncoderError: there is no such variant, or nothing but variants, and more than one.
     """
     forms: defaultdict[Form, list[str]] = defaultdict(list)
     for name in sorted(names):
@@ -50,10 +51,13 @@ def choose_weights(names: Collection[str], where: str) -> list[str]:
             forms[Form(parts.get("before") or parts["after"] or "", parts["form"])].append(name)
     held = {form: files for form, files in forms.items() if find_weights(files)}
     variants = sorted({form.variant for form in held})
-    if "" not in variants and len(variants) > 1:
-        files = ", ".join(find_weights(names))
-        raise EncoderError(f"{where} has its weights as {' and '.join(variants)} only; give one file as the model: {files}")
-    variant = "" if "" in variants else variants[0]
+    if wanted is not None and wanted not in variants:
+        there = ", ".join(name or "plain" for name in variants)
+        raise EncoderError(f"{where} has no variant {wanted!r} of the weights; there is {there}")
+    if wanted is None and "" not in variants and len(variants) > 1:
+        advice = f"choose by the option variant, such as variant: {variants[0]}"
+        raise EncoderError(f"{where} has its weights as {' and '.join(variants)} only; {advice}")
+    variant = wanted if wanted is not None else "" if "" in variants else variants[0]
     ending = "safetensors" if Form(variant, "safetensors") in held else "bin"
     files_of_form = held[Form(variant, ending)]
     index = [name for name in files_of_form if name.endswith(".json")]

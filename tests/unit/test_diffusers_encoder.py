@@ -64,7 +64,7 @@ def test_other_shape_is_refused(kl_folder: Path, tmp_path: Path) -> None:
 def test_damaged_weights_are_refused(kl_folder: Path, tmp_path: Path, content: bytes) -> None:
     shutil.copytree(kl_folder, tmp_path / "m")
     (tmp_path / "m" / WEIGHTS).write_bytes(content)
-    with pytest.raises(EncoderError, match="can't be loaded"):
+    with pytest.raises(EncoderError, match=r"diffusion_pytorch_model\.safetensors.*(it is empty|is a web page|cut off, damaged)"):
         open_model(tmp_path / "m").fingerprint()
 
 
@@ -75,7 +75,7 @@ def test_single_file_equals_its_folder(kl_folder: Path, tmp_path: Path, batch: t
     named = open_model(tmp_path / "vae.safetensors", config=str(kl_folder / "config.json")).encode(batch)
     for got in (beside, named):
         assert torch.equal(got["mean"], expected["mean"])
-    with pytest.raises(EncoderError, match=r"needs the model's config\.json"):
+    with pytest.raises(EncoderError, match=r"fit none of the published .* the model's config\.json beside"):
         open_model(tmp_path / "vae.safetensors")
 
 

@@ -132,8 +132,18 @@ def test_several_variants_and_no_plain_weights_are_named(hub: FakeHub, config: b
     names = [f"{STEM}.fp16.safetensors", f"{STEM}.non_ema.safetensors"]
     hub.add("o/m", {"config.json": config} | dict.fromkeys(names, b"x"))
     message = find_error("o/m")
-    assert "fp16 and non_ema only" in message
-    assert all(name in message for name in names)
+    assert "fp16 and non_ema only; choose by the option variant, such as variant: fp16" in message
+    find_model("o/m", None, None, Path("/nowhere"), "image", "non_ema")
+    assert f"o/m/{names[1]}" in hub.downloads
+    assert f"o/m/{names[0]}" not in hub.downloads
+    with pytest.raises(EncoderError, match="no variant 'bf16' of the weights; there is fp16, non_ema"):
+        find_model("o/m", None, None, Path("/nowhere"), "image", "bf16")
+
+
+def test_weights_of_another_name_are_taken_where_they_are_alone(hub: FakeHub, config: bytes) -> None:
+    hub.add("o/m", {"config.json": config, "model.safetensors": b"x", "other/model.safetensors": b"y"})
+    assert (find("o/m") / "model.safetensors").is_file()
+    assert "o/m/other/model.safetensors" not in hub.downloads
 
 
 def test_config_without_weights_lists_what_is_there(hub: FakeHub, config: bytes) -> None:

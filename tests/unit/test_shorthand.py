@@ -112,7 +112,9 @@ MODELS: list[tuple[dict[str, Any], str | None]] = [
     ({"config.json": {"_class_name": "TinyKL"}}, "tiny-kl"),
     ({"vae/config.json": {"_class_name": "AutoencoderKLWan"}, "text_encoder/config.json": {"architectures": ["T5"]}}, "diffusers"),
     ({"audio_vae/config.json": {"_class_name": "AutoencoderOobleck"}}, "diffusers"),
-    ({"movq/config.json": {"_class_name": "VQModel"}}, "diffusers"),  # with --set encoder.with.subfolder=movq
+    ({"movq/config.json": {"_class_name": "VQModel"}}, "diffusers"),
+    ({"Wan2.1_VAE.PTH": None}, "diffusers"),
+    ({"vae.safetensors": None, "config.json": {"kind": "volume-kl"}}, None),
     ({"config.json": {"kind": "volume-kl", "channels": 1}}, None),
     ({"config.json": {"architectures": ["T5EncoderModel"], "model_type": "t5"}}, None),
     ({"config.json": {"_class_name": None}}, None),
@@ -128,7 +130,7 @@ def test_a_model_is_opened_by_what_its_config_names(tmp_path: Path, configs: dic
     model.mkdir()
     for name, config in configs.items():
         (model / name).parent.mkdir(exist_ok=True)
-        (model / name).write_text(json.dumps(config))
+        (model / name).write_text("" if config is None else json.dumps(config))
     if encoder is None:
         with pytest.raises(RecipeError) as refused:
             recipe_of(tmp_path / "sounds", ["a.wav"], str(model))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -123,27 +122,6 @@ def test_a_checkpoint_with_the_original_names_is_converted(tiny: Any, tmp_path: 
     assert open_file(tmp_path / "ltx.ckpt").fingerprint() == tiny.encoder(name).fingerprint()
 
 
-class RunsAProgram:
-    """Its unpickling would leave a file behind."""
-
-    def __init__(self, trace: Path) -> None:
-        self.trace = trace
-
-    def __reduce__(self) -> tuple[Callable[..., None], tuple[Path]]:
-        return Path.touch, (self.trace,)
-
-
-@pytest.mark.parametrize("in_zip", [True, False])
-def test_objects_beside_the_tensors_are_named_and_not_loaded(in_zip: bool, tiny: Any, tmp_path: Path) -> None:
-    folder = tiny.folder("AutoencoderTiny")
-    shutil.copy(folder / "config.json", tmp_path)
-    held = {"state_dict": load_file(folder / WEIGHTS), "callbacks": Fraction(1, 2), "more": RunsAProgram(tmp_path / "ran")}
-    torch.save(held, tmp_path / "vae.ckpt", _use_new_zipfile_serialization=in_zip)
-    with pytest.raises(EncoderError, match=r"vae\.ckpt holds Python objects besides tensors \(fractions\.Fraction\).*weights_only=False"):
-        open_file(tmp_path / "vae.ckpt").fingerprint()
-    assert not (tmp_path / "ran").exists()
-
-
 @pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".safetensors"])
 def test_what_holds_no_weights_is_said(suffix: str, tiny: Any, tmp_path: Path) -> None:
     folder, file = tiny.folder("AutoencoderTiny"), tmp_path / f"vae{suffix}"
@@ -165,8 +143,7 @@ def test_what_holds_no_weights_is_said(suffix: str, tiny: Any, tmp_path: Path) -
 
 def test_tensors_that_have_no_names_are_said(tiny: Any, tmp_path: Path) -> None:
     shutil.copy(tiny.folder("AutoencoderTiny") / "config.json", tmp_path)
-    nested = {"model": {"a": torch.ones(1)}, "step": 3}
-    for held, said in (([torch.ones(1)], "got a list"), (nested, r"got a mapping that also holds dict, int \(model, step \.\.\.\)")):
+    for held, said in (([torch.ones(1)], "got a list"), ({"step": 3}, r"got a mapping of int \(step \.\.\.\)")):
         torch.save(held, tmp_path / "vae.pth")
-        with pytest.raises(EncoderError, match=f"expected tensors by name, .* alone or under state_dict; {said}"):
+        with pytest.raises(EncoderError, match=f"expected tensors by name, .*; {said}"):
             open_file(tmp_path / "vae.pth").fingerprint()

@@ -1,0 +1,169 @@
+"""Configs of published autoencoders by name, and which of them a file of weights fits."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latentkit.encoders.diffusers_building import build_model
+from latentkit.encoders.diffusers_table import NORMALIZATION_KEYS, find_traits
+from latentkit.encoders.weight_fitting import Fit, find_fits
+from latentkit.errors import EncoderError
+
+FOLDER = Path(__file__).with_name("published")
+"""NAME.json each; its README.md says where every one was seen."""
+
+ALIASES = {
+    "chroma": "flux1",
+    "dc-ae-f32c32-sana": "sana",
+    "flux": "flux1",
+    "flux2-klein": "flux2",
+    "hunyuan-dit": "sd15",
+    "kl-f8": "sd15",
+    "kolors": "sdxl",
+    "ltx-0.9": "ltx-0.9.0",
+    "ltx-0.9.7": "ltx-0.9.5",
+    "ltx-0.9.8": "ltx-0.9.5",
+    "lumina2": "flux1",
+    "oobleck": "stable-audio",
+    "pixart-sigma": "sdxl",
+    "sd-ft-ema": "sd15",
+    "sd-ft-mse": "sd15",
+    "sd1": "sd15",
+    "sd14": "sd15",
+    "sd2": "sd15",
+    "sd21": "sd15",
+    "sd35": "sd3",
+    "sdxl-fp16-fix": "sdxl",
+    "taesd3": "taef1",
+    "taesdxl": "taesd",
+    "wan2.2-14b": "wan2.1",
+    "wan2.2-5b": "wan2.2",
+    "z-image": "flux1",
+}
+
+PARTS = (
+    ("edm_mean", "playground-2.5"),
+    ("conditioner.embedders.", "sdxl"),
+    ("cond_stage_model.", "sd15"),
+    ("model.diffusion_model.input_blocks.4.1.transformer_blocks.1.", "sdxl"),
+    ("model.diffusion_model.input_blocks.1.1.transformer_blocks.0.", "sd15"),
+    ("model.diffusion_model.joint_blocks.", "sd3"),
+    ("model.diffusion_model.double_blocks.", "flux1"),
+    ("model.diffusion_model.cap_embedder.", "flux1"),
+)
+"""Starts of names that only a whole pipeline's file has, and the autoencoder that goes with them."""
+
+ARCHITECTURES = (
+    ("stable-diffusion-xl", "sdxl"),
+    ("stable-diffusion-v1", "sd15"),
+    ("stable-diffusion-v2", "sd15"),
+    ("stable-diffusion-v3", "sd3"),
+    ("stable-diffusion-3", "sd3"),
+    ("flux-1", "flux1"),
+    ("flux.1", "flux1"),
+)
+"""Starts of `modelspec.architecture` in a safetensors file, as the ModelSpec of Stability AI has it."""
+
+
+def list_published() -> list[str]:
+    """Names of configs, without their aliases."""
+    return sorted(file.stem for file in FOLDER.glob("*.json"))
+
+
+def find_published(name: str) -> Path | None:
+    """The config of a name or alias; None where there is none."""
+    known = ALIASES.get(name.lower(), name.lower())
+    return FOLDER / f"{known}.json" if known in list_published() else None
+
+
+def recognize(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], modality: str) -> Path:
+    """The published config that a file's names and shapes fit.
+
+    Args:
+        path: of the file, for messages; its name decides between configs that give the same latents.
+        tensors: all of it, by full names.
+        metadata: texts in the file.
+        modality: the recipe's; of several networks in a file, the one that takes it is meant.
+
+    Raises:
+        EncoderError: none fits; or several do, whose latents are scaled otherwise, and nothing in the file tells which it is.
+    """
+    fits = {name: found for name in list_published() if (found := _fits(name, tensors))}
+    whole = {name: fit for name, fit in fits.items() if not fit.lacks_decoder} or fits
+    names = [name for name in whole if _takes(name, modality)] or list(whole)
+    if not names:
+        raise EncoderError(
+            f"{path}: its weights fit none of the published autoencoders that latentkit knows. Put the model's config.json beside the "
+            f"file, or name it by the option config: a path, or one of {', '.join(list_published())}"
+        )
+    told = _told(tensors, metadata)
+    if told in names:
+        names = [told]
+    if len({_scaling(name) for name in names}) == 1:  # the same latents
+        word = path.name.lower()
+        name = next((name for name in names if name.split("-")[0] in word), names[-1])
+        return FOLDER / f"{name}.json"
+    raise EncoderError(
+        f"{path}: its weights fit {', '.join(names)}, which {_differences(names)}. Say which it is: "
+        f"--set encoder.with.config={names[-1]} (or another of these)"
+    )
+
+
+def _fits(name: str, tensors: Mapping[str, Tensor]) -> Fit | None:
+    model = _build(json.dumps({key: value for key, value in _read(name).items() if key not in NORMALIZATION_KEYS}))
+    best = find_fits(tensors, model)[0] if model is not None else None
+    return best if best is not None and best.is_good else None
+
+
+@functools.cache
+def _build(config: str) -> Any:
+    """A model without weights; None where the installed diffusers hasn't its class or options."""
+    read = json.loads(config)
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            return build_model(read)
+    except (EncoderError, AttributeError):
+        return None
+
+
+@functools.cache
+def _read(name: str) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    return config
+
+
+def _takes(name: str, modality: str) -> bool:
+    config = _read(name)
+    return any(modality in traits.modalities for traits in find_traits(config["_class_name"], config))
+
+
+def _told(names: Iterable[str], metadata: Mapping[str, str]) -> str:
+    """The config that the rest of a file tells of; empty where nothing does."""
+    for text in metadata.values():
+        if (published := find_published(text)) is not None:
+            return published.stem
+    architecture = metadata.get("modelspec.architecture", "").lower()
+    for start, name in ARCHITECTURES:
+        if architecture.startswith(start):
+            return name
+    starts = tuple(names)
+    return next((name for start, name in PARTS if any(one.startswith(start) for one in starts)), "")
+
+
+def _scaling(name: str) -> tuple[str, ...]:
+    config = _read(name)
+    return tuple(str(config.get(key)) for key in (*NORMALIZATION_KEYS, "invert_scale_latents"))
+
+
+def _differences(names: Sequence[str]) -> str:
+    keys = [key for key in (*NORMALIZATION_KEYS, "invert_scale_latents") if len({str(_read(name).get(key)) for name in names}) > 1]
+    shown = [key for key in keys if not any(isinstance(_read(name).get(key), list) for name in names)]
+    values = [f"{key} ({', '.join(str(_read(name).get(key)) for name in names)})" for key in shown]
+    return f"differ in {' and '.join(values + [key for key in keys if key not in shown])}"

@@ -1,0 +1,148 @@
+"""The files that a model's weights are in: one file, the two halves of TAESD, or what lies in a folder, in shards and variants."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from latentkit.encoders.weight_files import read_all_tensors
+from latentkit.errors import EncoderError
+from latentkit.samples import Remark
+
+STEM = "diffusion_pytorch_model"
+SUFFIXES = (".safetensors", ".sft", ".bin", ".ckpt", ".pt", ".pth")
+"""Endings by which weights are found in a folder; a file that is named may have any, or none."""
+
+NAME = re.compile(
+    rf"{STEM}(?:\.(?P<variant>[\w-]+?))?(?:-(?P<part>\d{{5}})-of-(?P<parts>\d{{5}}))?(?:\.(?P<variant_after>\w+))?"
+    r"\.(?P<kind>safetensors|bin)",
+    re.IGNORECASE,
+)
+"""As diffusers names weights, the variant before or after the numbers of a shard."""
+
+HALVES = re.compile(r"\d+\.")
+"""Names in a file of one half of TAESD."""
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """Files that together hold a model's weights.
+
+    Args:
+        files: one, or the shards.
+        variant: that they are of; empty for the plain ones.
+        remark: what a user should know of the choice.
+    """
+
+    files: tuple[Path, ...]
+    variant: str = ""
+    remark: Remark | None = None
+
+    def read(self) -> dict[str, Tensor]:
+        """Every tensor by its full name.
+
+        Raises:
+            EncoderError: a file can't be read, or is something else.
+        """
+        if len(self.files) == 1:
+            return _with_other_half(self.files[0], read_all_tensors(self.files[0]))
+        return {name: tensor for file in self.files for name, tensor in read_all_tensors(file).items()}
+
+
+def find_weights(path: Path, variant: str | None) -> WeightFiles:
+    """The files of a model.
+
+    Args:
+        path: a file, or the folder of a model.
+        variant: such as "fp16", of several in a folder; None takes the plain weights, or the only variant there is.
+
+    Raises:
+        EncoderError: none is there, shards are missing, or there are several and the variant doesn't tell which; says what there is.
+    """
+    if path.is_file():
+        return WeightFiles((path,))
+    groups = _list_groups(path)
+    if not groups:
+        return WeightFiles((_only_file(path),))
+    variants = {name: files for name, files in groups.items() if variant is None or name == variant}
+    if not variants:
+        raise EncoderError(f"{path}: there is no variant {variant!r} of the weights; there is {_variants(groups)}")
+    if "" in variants or len(variants) == 1:
+        name = "" if "" in variants else next(iter(variants))
+        text = f"there are no plain weights in {path.name}: the variant {name} is taken"
+        return WeightFiles(variants[name], name, Remark(text) if name and variant is None else None)
+    raise EncoderError(f"{path}: the weights are there as {_variants(groups)}: choose by the option variant, such as variant: fp16")
+
+
+def _list_groups(folder: Path) -> dict[str, tuple[Path, ...]]:
+    """Weights under diffusers' names by their variant, "" for the plain ones; of one variant in both kinds the safetensors."""
+    found: dict[tuple[str, str], dict[str, list[Path]]] = {}
+    for file in sorted(folder.iterdir()):
+        match = NAME.fullmatch(file.name)
+        if match:
+            variant = match["variant"] or match["variant_after"] or ""
+            shards = found.setdefault((variant, match["kind"].lower()), {})
+            shards.setdefault(match["parts"] or "", []).append(file)
+    groups: dict[str, tuple[Path, ...]] = {}
+    for (variant, _), shards in sorted(found.items(), key=lambda one: one[0][1], reverse=True):  # safetensors first
+        if variant not in groups:
+            groups[variant] = _whole(folder, shards)
+    return groups
+
+
+def _whole(folder: Path, shards: dict[str, list[Path]]) -> tuple[Path, ...]:
+    if "" in shards:
+        return tuple(shards[""])
+    parts, files = next(iter(shards.items()))
+    if len(files) != int(parts):
+        there = ", ".join(file.name for file in files)
+        raise EncoderError(f"{folder}: {len(files)} of {int(parts)} parts of the weights are there ({there}); get the others too")
+    return tuple(files)
+
+
+def _only_file(folder: Path) -> Path:
+    """The one file of weights under another name than diffusers'."""
+    files = sorted(file for file in folder.iterdir() if file.is_file() and file.name.lower().endswith(SUFFIXES))
+    if len(files) == 1:
+        return files[0]
+    encoders = [file for file in files if "encoder" in file.stem and _other_half(file) in files]
+    if len(files) == 2 and encoders:
+        return encoders[0]
+    if files:
+        names = ", ".join(file.name for file in files[:8])
+        raise EncoderError(f"{folder}: there are several files of weights ({names}); name the one that is meant")
+    others = [file.name for file in sorted(folder.iterdir()) if file.name.lower().endswith((".msgpack", ".index.json", ".onnx", ".gguf"))]
+    there = f"; {', '.join(others)} can't be used" if others else ""
+    raise EncoderError(f"{folder}: there is a config.json but no weights; expected {STEM}.safetensors{there}")
+
+
+def _variants(groups: dict[str, tuple[Path, ...]]) -> str:
+    return ", ".join(sorted(name or "the plain ones" for name in groups))
+
+
+def _other_half(file: Path) -> Path:
+    """Where the decoder of a TAESD encoder lies, or the other way round; the file itself where its name tells no half."""
+    swap = {"encoder": "decoder", "decoder": "encoder"}
+    return file.with_name(re.sub("encoder|decoder", lambda found: swap[found[0]], file.name))
+
+
+def _with_other_half(file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, and those of the other half where one file of TAESD's two is given; each under the name of its half.
+
+    Raises:
+        EncoderError: it is the decoder, and the encoder isn't beside it.
+    """
+    if not all(HALVES.match(name) for name in tensors):
+        return tensors
+    is_encoder = any(name.startswith("0.") for name in tensors)
+    other = _other_half(file)
+    halves = {"encoder" if is_encoder else "decoder": tensors}
+    if other != file and other.is_file():
+        halves["decoder" if is_encoder else "encoder"] = read_all_tensors(other)
+    if "encoder" not in halves:
+        raise EncoderError(f"{file} holds a decoder alone; expected its encoder beside it, {other.name}, or name that file")
+    return {f"{half}.{name}": tensor for half, named in halves.items() for name, tensor in named.items()}
+
