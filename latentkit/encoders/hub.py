@@ -76,6 +76,9 @@ def find_model_path(model: str, revision: str | None, patterns: Sequence[str], r
     files = RepositoryFiles(model, found, recipe_dir)
     below = f"{found.path}/" if found.path else ""
     wanted = [name for name in files.names if any(fnmatch(name, below + pattern) for pattern in patterns)]
+    if not wanted:
+        page = f"{page_of(found)}/tree/{found.revision or 'main'}"
+        raise EncoderError(f"model {model}: {found} has none of {', '.join(patterns)}; its files: {page}")
     return files.download(wanted) / found.path
 
 
