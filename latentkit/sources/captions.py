@@ -50,11 +50,11 @@ class Sidecars:
         self._of: dict[str, list[str]] = {}
         captions = sorted(path for path in others if path.lower().endswith((*TEXT_ENDINGS, RECORD_ENDING)))
         names = {normal_form(name) for pair in stems.items() for name in pair} if captions else set()
+        named = {path: normal_form(path[: path.rindex(".")]) for path in captions}
         folded: dict[str, list[str]] = {}
-        for name in names:
+        for name in names if any(name not in names for name in named.values()) else ():
             folded.setdefault(name.casefold(), []).append(name)
-        for path in captions:
-            name = normal_form(path[: path.rindex(".")])
+        for path, name in named.items():
             owners = [name] if name in names else folded.get(name.casefold(), [])
             if len(owners) == 1:
                 self._of.setdefault(owners[0], []).append(path)

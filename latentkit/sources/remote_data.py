@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -20,6 +19,7 @@ from latentkit.runtime.hub_places import parse_hub_place
 from latentkit.sources.local_data import are_more
 from latentkit.sources.path_table import PathTable, open_path_table
 from latentkit.sources.patterns import expand_braces
+from latentkit.sources.splits import split_files
 from latentkit.sources.url_files import UrlFiles
 from latentkit.sources.webdataset import TarSource, TarStream, is_tar, open_tars
 
@@ -30,14 +30,6 @@ KINDS = {
     **{".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".tsv": "csv"},
     **{".json": "json", ".jsonl": "json", ".ndjson": "json"},
 }
-SPLITS = {
-    "train": r"train(ing)?",
-    "validation": r"validation|valid|val|dev",
-    "test": r"test(ing)?|eval(uation)?",
-}
-SPLIT_NAME = r"(^|[/\W_\d])({})([/\W_\d]|$)"
-"""Names of splits as the library `datasets` finds them in the paths of files."""
-
 
 @dataclass(frozen=True)
 class RemoteData:
@@ -126,16 +118,7 @@ def _of_folder(files: UrlFiles) -> RemoteData:
         chosen = [name for name in others if _kind(name) == kind]
     left = [name for name in found if name not in set(chosen)]
     remarks = [Remark("files beside those of the data, not read", len(left), left[0])] if left else []
-    return RemoteData(files, _by_split(chosen), remarks)
-
-
-def _by_split(names: Sequence[str]) -> dict[str, list[str]]:
-    """Files by the split that their paths name; all are "train" where none does, and those that don't are left to it."""
-    splits: defaultdict[str, list[str]] = defaultdict(list)
-    for name in names:
-        named = (split for split, words in SPLITS.items() if re.search(SPLIT_NAME.format(words), name.lower()))
-        splits[next(named, "train")].append(name)
-    return dict(splits)
+    return RemoteData(files, split_files(chosen), remarks)
 
 
 def _kind(name: str) -> str:

@@ -17,6 +17,7 @@ from latentkit.sources.encodings import UTF8, UnknownEncodingError, decode_text
 from latentkit.sources.files import Files
 
 DELIMITERS = ",;\t|"
+SNIFFED_LINES = 10
 PATH_OF_ENTRY = "file_name"
 """The column that gets the names of entries, where a JSON object has one for each file."""
 
@@ -180,8 +181,13 @@ def _csv_rows(name: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _delimiter(name: str, text: str) -> str:
-    """What parts the names in the first line into most; a comma where there is one name."""
+    """What parts the first lines into equally many columns, as many as can be; a comma where there is one column."""
     if name.lower().endswith(".tsv"):
         return "\t"
-    first = text.lstrip("\r\n").split("\n", 1)[0]
-    return max(DELIMITERS, key=lambda sign: (len(next(csv.reader([first], delimiter=sign), [])), -DELIMITERS.index(sign)))
+    lines = text.lstrip("\r\n").splitlines()[:SNIFFED_LINES]
+
+    def fit(sign: str) -> tuple[bool, int, int]:
+        counts = [len(row) for row in csv.reader(lines, delimiter=sign) if row]
+        return len(set(counts)) == 1 and counts[0] > 1, max(counts[:1], default=0), -DELIMITERS.index(sign)
+
+    return max(DELIMITERS, key=fit)

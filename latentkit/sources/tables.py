@@ -19,6 +19,10 @@ TABLE_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet", "metadata.t
 """Tables that must fit the files; others are read where they do."""
 MAX_TABLES = 64
 """Tables of other names that are looked at; where there are more, they are rather notes on single files."""
+MAX_TABLE_BYTES = 1 << 28
+"""Of a table of another name; COCO's annotations of objects are larger, and no captions."""
+PROBED_ROWS = 1000
+"""Rows whose cells are looked at in columns of other than usual names."""
 
 FILE_COLUMNS = (
     *("file_name", "filename", "file_path", "filepath", "file", "path", "relative_path", "rel_path", "local_path"),
@@ -127,19 +131,21 @@ def read_tables(files: Files, tables: Sequence[str], names: FileNames, must_fit:
         SourceError: one of those can't be read, or names no file of the source.
     """
 
-    def rank(path: str) -> tuple[int, bool, str]:
-        return path.count("/"), os.path.basename(path) in must_fit, path
+    def must(path: str) -> bool:
+        return path in must_fit or os.path.basename(path) in must_fit
 
     merged = TableColumns()
     otherwise: list[str] = []
-    for path in sorted(tables, key=rank):
+    for path in sorted(tables, key=lambda path: (path.count("/"), must(path), path)):
         try:
-            table = read_table(files, path)
-            said = _match(table, os.path.dirname(path), names)
+            if not must(path) and _size(files, path) > MAX_TABLE_BYTES:
+                merged.remarks.append(Remark("large tables, not looked at unless source.with.metadata names one", 1, path))
+                continue
+            said = _match(read_table(files, path), os.path.dirname(path), names)
         except SourceError as err:
-            if os.path.basename(path) in must_fit:
+            if must(path):
                 raise
-            merged.remarks.append(Remark("table not used: it can't be read, or names no file here", 1, str(err)))
+            merged.remarks.append(Remark("table not used: it can't be read, or names no file here", 1, " ".join(str(err).split())))
             continue
         merged.remarks += said.remarks
         for name, values in said.columns.items():
@@ -168,10 +174,15 @@ class FileColumn:
     files: list[list[str]]
     is_elsewhere: bool = False
 
+    @property
+    def num_found(self) -> int:
+        """Rows that name a file, or where it lies elsewhere, one alone."""
+        return sum(len(paths) == 1 if self.is_elsewhere else bool(paths) for paths in self.files)
+
     def remarks(self) -> list[Remark]:
         """How the table was read, where that may surprise."""
-        found = sum(map(bool, self.files))
-        elsewhere = Remark("rows of tables whose file was found by its name, in another folder than the row says", found, self.table.name)
+        text = "rows of tables whose file was found by its name, in another folder than the row says"
+        elsewhere = Remark(text, self.num_found, self.table.name)
         encoding = encoding_remark(self.table.encoding, 1, self.table.name)
         return [elsewhere] * self.is_elsewhere + [encoding] * (self.table.encoding != UTF8)
 
@@ -179,21 +190,35 @@ class FileColumn:
 def choose_file_column(table: Table, folder: str, names: FindsFiles, wanted: str | None = None) -> FileColumn:
     """The column that names files, and the files that its rows may mean.
 
-    Of the usual names the one with most cells that name a file, else any other column of texts that does. Where no cell does, the first
-    line may be a row instead of names, and the files may lie in other folders than the rows say.
+    The first of a usual name that names a file in half of its cells or more, else the one that does in most, else one of another name.
+    Where none does, the files may lie in other folders than the rows say. The first line may be a row instead of names.
 
     Raises:
         SourceError: no cell of any names a file; lists the columns that were looked at.
     """
     for is_elsewhere, find in ((False, names.find), (True, names.find_elsewhere)):
         read = _with_first_line(table, folder, find)
+        best = FileColumn(read, "", [], is_elsewhere)
         for group in _groups(read, wanted):
-            found = {column: [_find(row.get(column), folder, find) for _, row in read.rows] for column in group}
-            counts = {column: sum(len(files) == 1 for files in found[column]) for column in group}
-            best = max(group, key=counts.__getitem__)
-            if counts[best] or (any(found[best]) and not is_elsewhere):
-                return FileColumn(read, best, found[best], is_elsewhere)
+            for column in group:
+                is_probed = wanted is None and plain_name(column) not in FILE_COLUMNS
+                if is_probed and not any(_find(row.get(column), folder, find) for _, row in read.rows[:PROBED_ROWS]):
+                    continue
+                found = FileColumn(read, column, [_find(row.get(column), folder, find) for _, row in read.rows], is_elsewhere)
+                best = max(best, found, key=lambda one: one.num_found)
+                if 2 * best.num_found >= len(read.rows) > 0:
+                    return best
+            if best.num_found:
+                return best
     raise SourceError(_names_nothing(table, next(iter(_groups(table, wanted)), [])))
+
+
+def _size(files: Files, path: str) -> int:
+    try:
+        with files.open(path) as file:
+            return file.seek(0, os.SEEK_END)
+    except OSError as err:
+        raise SourceError(f"{files.name(path)} can't be read: {err}") from err
 
 
 def _with_first_line(table: Table, folder: str, find: Callable[[str, str], list[str]]) -> Table:

@@ -240,6 +240,11 @@ def test_file_that_is_gone_is_not_taken_for_one_of_its_name_in_another_folder(tm
     assert texts(open_folder(tmp_path)) == {"other/a.png": None, "b.png": "of b"}
 
 
+def test_signs_inside_captions_do_not_part_columns(tmp_path: Path) -> None:
+    write(tmp_path, {"a.png": "x", "b.png": "y", "list.csv": "image\tcaption, long\na.png\tone, two; three\nb.png\tfour\n"})
+    assert open_folder(tmp_path)[0].attributes == {"caption, long": "one, two; three"}
+
+
 def test_table_without_names_of_columns_is_read(tmp_path: Path) -> None:
     write(tmp_path, {"wavs/LJ1.wav": "x", "wavs/LJ2.wav": "y", "metadata.csv": "LJ1|One.|one\nLJ2|Two, and.|two and\n"})
     source = open_folder(tmp_path, suffixes=[".wav"])
@@ -254,6 +259,11 @@ def test_name_that_fits_several_files_is_named_and_not_used(tmp_path: Path) -> N
     [remark] = source.remarks()
     assert (remark.text, remark.count) == ("rows of tables whose name fits several files, not used", 1)
     assert remark.example.endswith("list.csv, line 2: 'a' (a.png, a.jpg)") or remark.example.endswith("line 2: 'a' (a.jpg, a.png)")
+
+
+def test_table_whose_names_all_fit_several_files_says_so(tmp_path: Path) -> None:
+    write(tmp_path, {"a.png": "x", "a.jpg": "y", "metadata.csv": "file_name,text\na,which?\n"})
+    assert remarks(open_folder(tmp_path)) == {"rows of tables whose name fits several files, not used": 1}
 
 
 @pytest.mark.parametrize("table", ["metadata.jsonl", "list.jsonl"])
@@ -294,3 +304,20 @@ def test_empty_cell_of_a_table_leaves_the_caption_beside(tmp_path: Path) -> None
 def test_metadata_may_be_a_path_in_the_folder(tmp_path: Path) -> None:
     write(tmp_path, {"a.png": "x", "one/t.csv": "image,text\na.png,one\n", "two/t.csv": "image,text\na.png,two\n"})
     assert texts(open_folder(tmp_path, metadata="one/t.csv")) == {"a.png": "one"}
+    write(tmp_path, {"one/t.csv": "image,text\ngone.png,one\n"})
+    with pytest.raises(SourceError, match=r"there is no file 'gone\.png'"):
+        open_folder(tmp_path, metadata="one/t.csv")
+
+
+def test_large_table_is_read_when_the_recipe_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("latentkit.sources.tables.MAX_TABLE_BYTES", 10)
+    write(tmp_path, {"a.png": "x", "list.csv": "image,text\na.png,one\n"})
+    source = open_folder(tmp_path)
+    assert texts(source) == {"a.png": None}
+    assert remarks(source) == {"large tables, not looked at unless source.with.metadata names one": 1}
+    assert texts(open_folder(tmp_path, metadata="list.csv")) == {"a.png": "one"}
+
+
+def test_column_whose_cells_name_files_wins_over_a_usual_name_that_does_not(tmp_path: Path) -> None:
+    write(tmp_path, {"a.png": "x", "b.png": "y", "list.csv": "name,shot\nAnn,a.png\nBob,b.png\n"})
+    assert open_folder(tmp_path)[0].attributes == {"name": "Ann"}
