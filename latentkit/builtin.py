@@ -65,7 +65,8 @@ class DatasetsConfig(Config):
 
     path: str | list[str] = Field(
         description="hub id or address of its page, or local: parquet, arrow, csv, json, webdataset tars, a table of paths, image "
-        "folder, what save_to_disk wrote; a URL such as s3://bucket/wds of such tables or tars; a pattern of files such as wds/*.tar or wds/{00000..00012}.tar, or a list of them"
+        "folder, what save_to_disk wrote; a URL such as s3://bucket/wds of such tables or tars; a pattern of files such as "
+        "wds/*.tar or wds/{00000..00012}.tar, or a list of them"
     )
     name: str | None = Field(None, description="configuration of the data set; none: its default")
     split: str = Field("train", description="split, slices such as train[:100] allowed when not streaming")
