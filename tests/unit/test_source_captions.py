@@ -281,8 +281,9 @@ def test_rows_that_name_no_file_or_one_again_are_counted_and_never_end_a_run(tab
 
 def test_table_that_names_nothing_here_is_remarked_unless_the_recipe_names_it(tmp_path: Path) -> None:
     write(tmp_path, {"a.png": "x", "prices.csv": "item,price\nmilk,2\n", "broken.json": "{", "a.tsv": "x\n"})
+    (tmp_path / "gone.csv").symlink_to(tmp_path / "nothing.csv")
     source = open_folder(tmp_path)
-    assert remarks(source) == {"table not used: it can't be read, or names no file here": 2}
+    assert remarks(source) == {"table not used: it can't be read, or names no file here": 3}
     with pytest.raises(SourceError, match="looked at the columns item, price"):
         open_folder(tmp_path, metadata="prices.csv")
 
