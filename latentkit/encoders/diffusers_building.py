@@ -28,12 +28,16 @@ def build_model(config: Mapping[str, Any]) -> Any:
         raise EncoderError(f"{name} can't be built by its config: {str(error).strip()[:500]}") from error
 
 
-def build_unset(config: Mapping[str, Any], dtype: torch.dtype) -> Any:
-    """A model in the dtype, but for what its class keeps in float32; its weights are whatever was in memory."""
+def build_unset(config: Mapping[str, Any], dtype: torch.dtype, device: str = "cpu") -> Any:
+    """A model in the dtype, but for what its class keeps in float32; its weights are whatever was in memory.
+
+    Raises:
+        EncoderError: the config doesn't fit its class.
+    """
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        with no_init_weights():
+        with torch.device(device), no_init_weights(), torch.random.fork_rng(devices=[]):
             model = build_model(config)
     finally:
         torch.set_default_dtype(before)
@@ -42,6 +46,18 @@ def build_unset(config: Mapping[str, Any], dtype: torch.dtype) -> Any:
         if tensor.is_floating_point():
             tensor.data = tensor.data.to(torch.float32 if kept & set(name.split(".")) else dtype)
     return model
+
+
+def build_shapes(config: Mapping[str, Any]) -> Any:
+    """A model without weights, for the names and shapes of its tensors.
+
+    Raises:
+        EncoderError: the config doesn't fit its class.
+    """
+    try:
+        return build_unset(config, torch.float32, "meta")
+    except EncoderError:
+        return build_unset(config, torch.float32)  # a few classes compute with their weights when they are made
 
 
 @contextmanager

@@ -15,13 +15,13 @@ import torch
 from torch import nn
 
 from latentkit.encoders.diffusers_building import build_model as build_model
-from latentkit.encoders.diffusers_building import build_unset
+from latentkit.encoders.diffusers_building import build_shapes, build_unset
 from latentkit.encoders.diffusers_building import quiet as quiet
 from latentkit.encoders.diffusers_table import TRAITS, find_traits
 from latentkit.encoders.hub import find_model_folder
 from latentkit.encoders.published_configs import find_published, list_published, recognize
 from latentkit.encoders.weight_files import read_metadata
-from latentkit.encoders.weight_fitting import choose_fit, find_fits, refuse_scaled
+from latentkit.encoders.weight_fitting import choose_fit, find_fits
 from latentkit.encoders.weight_folders import WeightFiles, find_weights
 from latentkit.errors import EncoderError
 from latentkit.samples import Remark
@@ -194,13 +194,11 @@ def look_at_model(path: Path, config_file: Path | None, variant: str | None = No
         return FoundModel(config_file)
     weights = find_weights(path, variant)
     tensors = weights.read()
-    refuse_scaled(weights.files[0], tensors)
     remarks = [weights.remark] if weights.remark else []
     if config_file is None:
         config_file = recognize(path, tensors, read_metadata(weights.files[0]), modality)
         remarks.append(Remark(f"no config.json: taken for {config_file.stem}, by the names and shapes of the weights"))
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        model = build_model(read_config(config_file))
+    model = build_shapes(read_config(config_file))
     fit = choose_fit(weights.files[0], find_fits(tensors, model), _other_variant(weights, variant))
     if any("float8" in str(tensor.dtype) for tensor in fit.tensors.values()):
         remarks.append(Remark("the weights are in 8 bits (fp8), so that latents differ from those of the full weights"))
@@ -224,9 +222,7 @@ def load_model(path: Path, config_file: Path | None, dtype: torch.dtype, variant
     config = read_config(config_file or look_at_model(path, None, variant).config_file)
     weights = find_weights(path, variant)
     tensors = weights.read()
-    refuse_scaled(weights.files[0], tensors)
-    with quiet(), torch.random.fork_rng(devices=[]):  # some classes draw the weights that they then load
-        model = build_unset(config, dtype)
+    model = build_unset(config, dtype)
     fit = choose_fit(weights.files[0], find_fits(tensors, model), _other_variant(weights, variant))
     model.load_state_dict(fit.tensors, strict=False)  # the fit was strict
     if fit.lacks_decoder:

@@ -8,12 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from latentkit.encoders.diffusers_building import build_model
+from latentkit.encoders.diffusers_building import build_shapes
 from latentkit.encoders.diffusers_table import NORMALIZATION_KEYS, find_traits
-from latentkit.encoders.weight_fitting import Fit, find_fits
+from latentkit.encoders.weight_fitting import Fit, find_fits, refuse_scaled
 from latentkit.errors import EncoderError
 
 FOLDER = Path(__file__).with_name("published")
@@ -99,6 +98,7 @@ def recognize(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, 
     whole = {name: fit for name, fit in fits.items() if not fit.lacks_decoder} or fits
     names = [name for name in whole if _takes(name, modality)] or list(whole)
     if not names:
+        refuse_scaled(path, tensors)
         raise EncoderError(
             f"{path}: its weights fit none of the published autoencoders that latentkit knows. Put the model's config.json beside the "
             f"file, or name it by the option config: a path, or one of {', '.join(list_published())}"
@@ -127,8 +127,7 @@ def _build(config: str) -> Any:
     """A model without weights; None where the installed diffusers hasn't its class or options."""
     read = json.loads(config)
     try:
-        with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            return build_model(read)
+        return build_shapes(read)
     except (EncoderError, AttributeError):
         return None
 

@@ -83,6 +83,7 @@ def choose_fit(path: Path, fits: Sequence[Fit], variant: str | None) -> Fit:
         EncoderError: none is good, or several are and the variant doesn't tell which.
     """
     if not fits[0].is_good:
+        refuse_scaled(path, fits[0].unexpected)
         raise EncoderError(f"{path}: the weights don't fit the model: keys {fits[0].describe()}. It would run, and be wrong")
     meant = [fit for fit in fits if variant is None or variant in fit.prefix.split(".")]
     if len(meant) == 1:

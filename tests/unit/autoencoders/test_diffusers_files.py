@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from latentkit.encoders.diffusers import DiffusersEncoder
+from latentkit.encoders.diffusers_loading import load_model
 from latentkit.errors import EncoderError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -64,6 +66,18 @@ def test_a_single_file_equals_its_folder(name: str, dtype: torch.dtype, tiny: An
     expected, got = (open_file(place, dtype).encode(batch)["mean"] for place in (folder, folder / WEIGHTS))
     assert got.dtype == expected.dtype
     assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("name", ["AutoencoderKLCosmos", "AutoencoderVidTok", "AutoencoderKLMiniMaxH3", "AutoencoderDC"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_and_buffers_are_those_that_diffusers_loads(name: str, dtype: torch.dtype, tiny: Any) -> None:
+    folder = tiny.folder(name)
+    loaded = load_model(folder, None, dtype)
+    with warnings.catch_warnings(action="ignore"):
+        expected = type(loaded).from_pretrained(folder, torch_dtype=dtype)
+    for named in ("state_dict", "named_buffers"):
+        got, wanted = (dict(getattr(model, named)()) for model in (loaded, expected))
+        assert [key for key in wanted if got[key].dtype != wanted[key].dtype or not torch.equal(got[key], wanted[key])] == []
 
 
 def test_the_original_names_are_converted(tiny: Any, tmp_path: Path) -> None:

@@ -446,6 +446,15 @@ def test_of_two_networks_in_a_file_the_one_for_the_modality_is_taken(tmp_path: P
     assert taken_for(tmp_path / "ltx-2.safetensors", "audio") == "ltx-2-audio"
 
 
+def test_scales_of_a_transformer_in_the_same_file_are_no_matter(tmp_path: Path) -> None:
+    scaled = {"model.diffusion_model.double_blocks.0.img_attn.qkv.scale_weight": torch.ones(1), "scaled_fp8": torch.ones(1)}
+    write_empty(published("flux1", "vae.", ldm) | scaled, tmp_path / "flux1-dev-fp8.safetensors")
+    assert taken_for(tmp_path / "flux1-dev-fp8.safetensors") == "flux1"
+    write_empty(published("flux1", "vae.", ldm) | {"vae.encoder.conv_in.scale_weight": torch.ones(1)}, tmp_path / "vae.safetensors")
+    with pytest.raises(EncoderError, match="quantised, with scales beside them"):
+        taken_for(tmp_path / "vae.safetensors")
+
+
 def test_wan_and_qwen_are_told_apart_by_the_files_name_alone(tmp_path: Path) -> None:
     """Both give the same latents."""
     for file, name in (("wan_2.1_vae.safetensors", "wan2.1"), ("qwen_image_vae.safetensors", "qwen-image"), ("vae.safetensors", "wan2.1")):
