@@ -37,7 +37,7 @@ TABLE_ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 class FolderConfig(Config):
     """Source `folder`: files below a folder, sorted by their relative path, which is the key."""
 
-    path: str = Field(description="folder to read; relative to the recipe")
+    path: str = Field(description="folder to read, relative to the recipe, or its URL, such as s3://bucket/photos")
     recursive: bool = Field(True, description="look into sub-folders too")
     suffixes: list[str] = Field(list(PICTURE_SUFFIXES), min_length=1, description="endings of the files to take, in any case, with the dot")
     metadata: str | None = Field(
@@ -66,8 +66,9 @@ class DatasetsConfig(Config):
     """Source `datasets`: anything the library `datasets` opens."""
 
     path: str | list[str] = Field(
-        description="hub id, or local: parquet, arrow, csv, json, webdataset tars, a table of paths, image folder, what save_to_disk "
-        "wrote; a pattern of files such as wds/*.tar or wds/{00000..00012}.tar, or a list of them"
+        description="hub id or address of its page, or local: parquet, arrow, csv, json, webdataset tars, a table of paths, image "
+        "folder, what save_to_disk wrote; a URL such as s3://bucket/wds of such tables or tars; a pattern of files such as "
+        "wds/*.tar or wds/{00000..00012}.tar, or a list of them"
     )
     name: str | None = Field(None, description="configuration of the data set; none: its default")
     split: str = Field("train", description="split, slices such as train[:100] allowed when not streaming")
@@ -195,7 +196,8 @@ class DiffusersConfig(Config):
     """Encoder `diffusers`."""
 
     model: str | None = neutral(
-        None, description="folder, single file (.safetensors, or .ckpt, .pt, .pth, .bin), or hub id of the autoencoder"
+        None, description="folder, single file (.safetensors, or .ckpt, .pt, .pth, .bin), or hub id of the autoencoder, "
+        "with a path behind it or not, or the address of its page"
     )
     config: str | None = neutral(
         None,

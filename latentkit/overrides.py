@@ -38,6 +38,21 @@ def is_url(path: str) -> bool:
     return bool(_SCHEME.match(path))
 
 
+def find_file_path(url: str) -> str | None:
+    """The path in a file:// URL, such as file:///data/photos; None for any other text.
+
+    Raises:
+        RecipeError: it names another machine.
+    """
+    protocol, _, rest = url.partition("://")
+    if protocol not in ("file", "local"):
+        return None
+    rest = rest.removeprefix("localhost")
+    if not rest.startswith(("/", "~", ".")):
+        raise RecipeError(f"{url}: expected three slashes and a path, such as file:///data/photos")
+    return rest[1:] if re.match("/[A-Za-z]:", rest) and os.name == "nt" else rest
+
+
 def find_local_path(text: str, base: Path) -> Path | None:
     """The absolute path that `text` names, or None where it is something else, such as a hub id.
 

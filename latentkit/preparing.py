@@ -30,7 +30,7 @@ from latentkit.preparing_processes import as_tensors, explained, open_processes,
 from latentkit.retry import retried
 from latentkit.runtime.cores import share_of_cores
 from latentkit.runtime.plugin_faults import faults_cost_the_sample
-from latentkit.samples import file_state
+from latentkit.samples import file_state, num_bytes
 from latentkit.store.columns import escape
 from latentkit.store.plan import Plan
 from latentkit.store.writer import RowLabel
@@ -139,7 +139,7 @@ class Preparer:
     def _held(self, sample: Sample) -> Sample:
         """The sample with the bytes of its file, so that it is read once; with its path where the modality takes that, or must."""
         takes_path = getattr(self.modality, "takes_paths", False) or sample.span is not None
-        if takes_path or not isinstance(sample.media, os.PathLike) or os.path.getsize(sample.media) > HELD_BYTES:
+        if takes_path or not isinstance(sample.media, os.PathLike) or num_bytes(sample.media) > HELD_BYTES:
             return sample
         return replace(sample, media=sample.read())
 

@@ -57,7 +57,8 @@ class Sample:
         if isinstance(self.media, bytes):
             return self.media
         if isinstance(self.media, os.PathLike):
-            return Path(self.media).read_bytes()
+            file = self.media if hasattr(self.media, "read_bytes") else Path(self.media)
+            return bytes(file.read_bytes())
         if isinstance(self.media, str):
             return self.media.encode("utf-8", "surrogateescape")
         raise TypeError(f"sample {self.key!r}: media is {type(self.media).__name__}, not bytes, a path or a text")
@@ -111,6 +112,16 @@ def file_state(path: os.PathLike[str]) -> tuple[int, int]:
     """
     status = os.stat(path)
     return status.st_size, status.st_mtime_ns
+
+
+def num_bytes(path: os.PathLike[str]) -> int:
+    """Size of a file; one at a URL says it without being fetched.
+
+    Raises:
+        OSError: the file can't be reached.
+    """
+    known: int | None = getattr(path, "num_bytes", None)
+    return os.path.getsize(path) if known is None else known
 
 
 @functools.lru_cache(maxsize=64)

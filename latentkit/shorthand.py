@@ -14,6 +14,7 @@ from typing import Any
 
 from latentkit.contracts import ModalitySpec, SourceSpec
 from latentkit.errors import RecipeError
+from latentkit.overrides import find_file_path, is_url
 from latentkit.plugins import DISABLE, discover
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
@@ -68,16 +69,22 @@ def _source(source: str, remarks: list[str]) -> tuple[dict[str, Any], str]:
     """The recipe's source, and the modality that goes with it."""
     if _names_plugin("source", source, remarks):
         return {"use": source}, _sources()[source].modality
+    if (file := find_file_path(source)) is not None:
+        source = file
     path = Path(source).expanduser()
     if path.exists():
         return _source_for(path, remarks)
+    from latentkit.runtime.hub_places import parse_hub_place
+
+    if is_url(source) and parse_hub_place(source, "dataset") is None:
+        return _source_at(source, remarks)
+    if is_url(source) or (HUB_ID.fullmatch(source) and not source.startswith(".")):
+        return {"use": "datasets", "with": {"path": source}}, "image"
     if PATTERN.search(source):
         found = sorted(glob.glob(os.path.expanduser(re.sub(r"\{[^}]*\}", "*", source.split("::")[0])), recursive=True))
         _refuse_media(Path(found[0]) if found else path, _endings())
         parts = (os.path.abspath(os.path.expanduser(part)) for part in source.split("::"))
         return {"use": "datasets", "with": {"path": "::".join(parts)}}, _modality_in(Path(found[0])) if found else "image"
-    if HUB_ID.fullmatch(source) and not source.startswith("."):
-        return {"use": "datasets", "with": {"path": source}}, "image"
     raise RecipeError(_nothing("source", source))
 
 
@@ -107,16 +114,33 @@ def _source_for(path: Path, remarks: list[str]) -> tuple[dict[str, Any], str]:
     Raises:
         RecipeError: a single picture, film ...
     """
-    here = {"path": os.path.abspath(path)}
-    endings = _endings()
     if path.is_file():
-        _refuse_media(path, endings)
-        return {"use": "datasets", "with": here}, _modality_in(path)
-    names = _names(path)
+        _refuse_media(path, _endings())
+        return {"use": "datasets", "with": {"path": os.path.abspath(path)}}, _modality_in(path)
+    use, modality = _source_of(os.path.abspath(path), _names(path), remarks)
+    if use["use"] == "datasets":
+        tar = next((file for file in sorted(path.rglob("*")) if file.name.lower().endswith(TAR_SUFFIXES)), None)
+        modality = "image" if tar is None else _modality_in(tar)
+    return use, modality
+
+
+def _source_at(url: str, remarks: list[str]) -> tuple[dict[str, Any], str]:
+    """As `_source_for`, at a URL: what lies below it is listed, but a table or a tar is known by its ending."""
+    from latentkit.sources.url_files import UrlFiles
+
+    if url.lower().endswith((*DATA_SUFFIXES, ".json")) or PATTERN.search(url):
+        return {"use": "datasets", "with": {"path": url}}, "image"
+    return _source_of(url, [path.lower() for path in UrlFiles(url).list(recursive=True).files], remarks)
+
+
+def _source_of(path: str, names: Sequence[str], remarks: list[str]) -> tuple[dict[str, Any], str]:
+    """The source for a folder with files of these names, in lower case."""
+    here, endings = {"path": path}, _endings()
     counts = {modality: sum(name.endswith(ends) for name in names) for modality, ends in endings.items()}
     tables = [name for name in names if name.endswith(DATA_SUFFIXES) and not (name.endswith(CAPTION_TABLES) and any(counts.values()))]
     modality = max(counts, key=lambda one: (counts[one], one == "image"))
-    special = _special_source(path, names, max(counts[modality], len(tables)))
+    num_others = max(counts[modality], len(tables))
+    special = None if is_url(path) else _special_source(Path(path), names, num_others)
     if special is not None:
         remarks.append(f"{path}: taken for samples of the source {special.name}, by its files")
         return {"use": special.name, "with": here}, special.modality
@@ -124,11 +148,8 @@ def _source_for(path: Path, remarks: list[str]) -> tuple[dict[str, Any], str]:
         modality = "image"  # in the tables, unless pictures lie beside them
     in_tables = bool(tables) and not counts["image"] and modality == "image"
     remarks += _left_out(path, names, endings, None if in_tables else modality)
-    if in_tables:
-        tar = next((file for file in sorted(path.rglob("*")) if file.name.lower().endswith(TAR_SUFFIXES)), None)
-        return {"use": "datasets", "with": here}, "image" if tar is None else _modality_in(tar)
     if modality == "image":
-        return {"use": "folder", "with": here}, modality
+        return {"use": "datasets" if in_tables else "folder", "with": here}, modality
     remarks.append(f"{path}: taken for files of the modality {modality}, by their endings")
     return {"use": "folder", "with": {**here, "suffixes": list(endings[modality])}}, modality
 
@@ -174,7 +195,7 @@ def _refuse_media(file: Path, endings: Mapping[str, tuple[str, ...]]) -> None:
             raise RecipeError(f"source {file}: {what}. Give the folder that it lies in, or put it into one of its own")
 
 
-def _left_out(path: Path, names: Sequence[str], endings: Mapping[str, tuple[str, ...]], taken: str | None) -> list[str]:
+def _left_out(path: str, names: Sequence[str], endings: Mapping[str, tuple[str, ...]], taken: str | None) -> list[str]:
     """A remark for each modality whose files aren't taken: how many there are, and the options that would take them.
 
     Args:
@@ -212,7 +233,9 @@ def _encoder(encoder: str, remarks: list[str]) -> dict[str, Any]:
     path = Path(encoder).expanduser()
     if path.exists():
         return {"use": _encoder_for(path), "with": {"model": os.path.abspath(path)}}
-    if HUB_ID.fullmatch(encoder) and not encoder.startswith("."):
+    from latentkit.runtime.hub_places import parse_hub_place
+
+    if parse_hub_place(encoder) is not None:
         return {"use": "diffusers", "with": {"model": encoder}}
     raise RecipeError(_nothing("encoder", encoder))
 

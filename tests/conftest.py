@@ -16,6 +16,7 @@ import fsspec
 import numpy as np
 import pytest
 import torch
+from hub_server import FakeHub
 from PIL import Image
 
 SIDE = 48
@@ -106,6 +107,37 @@ def taesd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A hub with nothing in it, in the place of the real one, with an empty cache and no token, here and in new processes."""
+    from huggingface_hub import constants
+
+    with FakeHub() as server:
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "HF_DATASETS_CACHE"):
+            monkeypatch.delenv(name, raising=False)
+        point_to(server.endpoint, tmp_path, monkeypatch)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        yield server
+
+
+def point_to(endpoint: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the hub's library, which has read the environment already, find the hub there, and its own files below `home`."""
+    from huggingface_hub import constants
+
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    monkeypatch.setenv("HF_HOME", str(home / "hf"))
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hf" / "hub"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "hf" / "token"))
+
+
+@pytest.fixture
+def put_hub_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Let the hub's library look for the hub at another address from now on."""
+    return lambda endpoint: point_to(endpoint, tmp_path, monkeypatch)
+
+
 class S3Server:
     """An S3 server on this machine, in a process of its own.
 
@@ -143,6 +175,11 @@ class S3Server:
         """Let each request take so long from now on; how many were under way at one time since the last call."""
         with urllib.request.urlopen(f"{self.endpoint}/requests?delay={delay_seconds}") as answer:
             return int(answer.read())
+
+    def log(self) -> list[str]:
+        """Method, path and query of each request since the last call."""
+        with urllib.request.urlopen(f"{self.endpoint}/log") as answer:
+            return str(answer.read().decode()).splitlines()
 
     def lend(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Let s3:// lead here in this process and those that it starts; there is one empty bucket, named "bucket"."""

@@ -5,7 +5,7 @@ that it can be killed and brought back. Two things that S3 keeps to and moto doe
 requests are served one after the other; and a request whose sender was killed before its body was whole has no effect.
 
 `/requests?delay=SECONDS` lets each request take so long from now on, as those to a store far away do, and answers how many were under way
-at one time since it was asked last.
+at one time since it was asked last. `/log` answers all requests since then, a line each.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 PORT, RECORDING = int(sys.argv[1]), Path(sys.argv[2]) if sys.argv[2:] else None
+os.environ["MOTO_S3_DEFAULT_MAX_KEYS"] = "100"  # S3 itself lists 1000 on a page
 if RECORDING is not None:
     os.environ |= {"MOTO_RECORDER_FILEPATH": str(RECORDING), "MOTO_ENABLE_RECORDING": "1"}
 
@@ -40,6 +41,7 @@ class OneWholeRequestAtATime:
         self._count = threading.Lock()
         self._delay_seconds = 0.0
         self._under_way = self._most = 0
+        self._log: list[str] = []
 
     def __call__(self, environment: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         announced = int(environment.get("CONTENT_LENGTH") or 0)
@@ -54,6 +56,11 @@ class OneWholeRequestAtATime:
             self._delay_seconds = float(environment["QUERY_STRING"].removeprefix("delay="))
             start_response("200 OK", [])
             return [str(most).encode()]
+        if environment["PATH_INFO"] == "/log":
+            lines, self._log = self._log, []
+            start_response("200 OK", [])
+            return ["\n".join(lines).encode()]
+        self._log.append(" ".join(filter(None, (environment["REQUEST_METHOD"], environment["PATH_INFO"], environment["QUERY_STRING"]))))
         with self._under_way_together():
             time.sleep(self._delay_seconds)
             with self._lock:

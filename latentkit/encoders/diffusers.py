@@ -36,6 +36,7 @@ from latentkit.encoders.diffusers_statistics import (
 )
 from latentkit.encoders.diffusers_table import computing_config
 from latentkit.encoders.hashing import hash_tensors
+from latentkit.encoders.hub import hub_commit
 from latentkit.errors import EncoderError
 from latentkit.layouts import readable_input
 from latentkit.runtime.device import is_out_of_memory, memory_format
@@ -56,7 +57,7 @@ def open_diffusers(config: DiffusersConfig, context: BuildContext) -> DiffusersE
     config_file = find_config_file(config.config, context.recipe_dir) if config.config else None
     path = None
     if config.model:
-        path = find_model(config.model, config.subfolder, config.revision, context.recipe_dir, context.modality)
+        path = find_model(config.model, config.subfolder, config.revision, context.recipe_dir, context.modality, config.variant)
     dtype = getattr(torch, config.dtype)
     options: dict[str, Any] = {"seed": context.seed, "modality": context.modality, "indices": config.indices, "variant": config.variant}
     encoder = DiffusersEncoder(path, config_file, dtype, config.tiling, context.device, **options)
@@ -167,7 +168,10 @@ class DiffusersEncoder:
         self._encoding_half.encoder.compile(dynamic=False)
 
     def fingerprint(self) -> dict[str, str]:
-        """Class and config, hash of the tensors that `encode` uses in the dtype it uses them in, tiling; "decoder" apart."""
+        """Class and config, hash of the tensors that `encode` uses in the dtype it uses them in, tiling.
+
+        Recorded only: "decoder", and of a model of the hub "commit", which is owner/name@commit.
+        """
         text = json.dumps(computing_config(self._complete_config, self._traits, self._tiling), sort_keys=True)
         tensors = self._encoding_half.state_dict()
         parts = {
@@ -176,7 +180,8 @@ class DiffusersEncoder:
             "weights": hash_tensors({name: tensors[name] for name in tensors if name.split(".")[0] not in PLACES}),
             "decoder": self._decoder_hash,
         }
-        return parts | ({"tiling": "on"} if self._tiling else {})
+        commit = hub_commit(self._path)
+        return parts | ({"tiling": "on"} if self._tiling else {}) | ({"commit": commit} if commit else {})
 
     # ------------------------------------------------------------ training
 

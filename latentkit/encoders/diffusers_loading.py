@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from latentkit.encoders.diffusers_building import build_model as build_model
 from latentkit.encoders.diffusers_building import build_shapes, build_unset
 from latentkit.encoders.diffusers_building import quiet as quiet
 from latentkit.encoders.diffusers_table import TRAITS, find_traits
-from latentkit.encoders.hub import find_model_path
+from latentkit.encoders.hub import find_model_folder
 from latentkit.encoders.published_configs import find_published, list_published, recognize
 from latentkit.encoders.weight_files import read_metadata
 from latentkit.encoders.weight_fitting import Fit, choose_fit, find_fits
@@ -28,32 +29,31 @@ from latentkit.samples import Remark
 SUBFOLDERS = ("vae", "audio_vae")
 """Where a pipeline keeps its autoencoder."""
 
-FILES = (
-    "config.json",
-    "diffusion_pytorch_model.safetensors",
-    "diffusion_pytorch_model-*.safetensors",
-    "diffusion_pytorch_model.safetensors.index.json",
-)
 
 
-def find_model(model: str, subfolder: str | None, revision: str | None, recipe_dir: Path, modality: str = "") -> Path:
+def find_model(
+    model: str,
+    subfolder: str | None,
+    revision: str | None,
+    recipe_dir: Path,
+    modality: str = "",
+    variant: str | None = None,
+) -> Path:
     """The local folder (with its config.json) or the single file of a model; a hub id is downloaded.
 
     Args:
         modality: the recipe's; of several autoencoders in a pipeline, the first that takes it is meant.
+        variant: of the weights on the hub, such as "fp16"; None takes the plain ones, or the only ones there are.
 
     Raises:
         EncoderError: nothing is there, the hub can't be reached, or another subfolder than the named one takes the modality.
     """
-    prefixes = [f"{subfolder}/"] if subfolder else ["", *(f"{name}/" for name in SUBFOLDERS)]
-    path = find_model_path(model, revision, [prefix + file for prefix in prefixes for file in FILES], recipe_dir)
-    if path.is_file():
-        return path
-    return _choose_folder(model, subfolder, modality, path)
+    choose = functools.partial(_choose_folder, model, subfolder, modality)
+    return find_model_folder(model, subfolder, revision, recipe_dir, choose, variant)
 
 
 def _choose_folder(model: str, subfolder: str | None, modality: str, path: Path) -> Path:
-    """The folder of the autoencoder in the folder of a model or a pipeline."""
+    """The folder of the autoencoder in the folder of a model or a pipeline, by its configs alone."""
     folders = _model_folders(path, subfolder)
     if not folders:
         if not subfolder and _has_weights(path):
@@ -73,7 +73,9 @@ def _choose_folder(model: str, subfolder: str | None, modality: str, path: Path)
         raise EncoderError(
             f"model {model}: {name} doesn't take the modality {modality!r}; {beside[0].name} beside it does"
         )
-    return (fitting or folders)[0]
+    chosen = (fitting or folders)[0]
+    read_config(chosen)  # before any weights are downloaded
+    return chosen
 
 
 def _model_folders(path: Path, subfolder: str | None) -> list[Path]:

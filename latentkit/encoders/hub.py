@@ -1,38 +1,254 @@
-"""From what a recipe calls a model to files on this machine."""
+"""From what a recipe calls a model to files on this machine; of a repository on the hub, no more of them than are needed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+import glob
+import json
+import re
+from collections.abc import Callable, Collection, Sequence
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import HfApi, snapshot_download
+from tqdm.auto import tqdm
 
+from latentkit.encoders.hub_weights import choose_weights, find_weights, shards_of
 from latentkit.errors import EncoderError
+from latentkit.runtime.hub_errors import HUB_ERRORS, explain_hub_error, page_of
+from latentkit.runtime.hub_places import HubPlace, parse_hub_place
+
+TIMEOUT_SECONDS = 10.0
+MOST_OFFERED = 3
+CONFIG = "config.json"
+INDEX = "model_index.json"
+SNAPSHOT = re.compile(r"models--(?P<owner>[^/\\]+?)--(?P<name>[^/\\]+)[/\\]snapshots[/\\](?P<commit>[0-9a-f]{40})")
+NAMED_VAE = re.compile(r"(^|[^a-z])(vae|ae)([^a-z]|$)", re.IGNORECASE)
+
+
+class _NoBar(tqdm):  # type: ignore[misc]
+    """No bar of progress, for files of a few kilobytes."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "disable": True})
+
+
+def find_local_or_hub(model: str, revision: str | None, recipe_dir: Path) -> Path | HubPlace:
+    """What a recipe calls a model: a path, relative to the recipe's folder, or a place on the hub, which is not asked yet.
+
+    Args:
+        model: a path, `owner/name` with a path behind it or not, or the address of its page.
+        revision: branch, tag or commit on the hub; None is the one that `model` names, or the main branch.
+        recipe_dir: folder that relative paths are in.
+
+    Raises:
+        EncoderError: it is neither, or names another revision than `revision`.
+    """
+    path = recipe_dir / Path(model).expanduser()
+    if path.exists():
+        return path
+    place = parse_hub_place(model)
+    if place is None:
+        instead = "; download it, and give the path of the file" if "://" in model else ", nor a hub id (owner/name)"
+        raise EncoderError(f"model {model}: there is no such file or folder ({path}){instead}")
+    if place.kind != "model":
+        raise EncoderError(f"model {model}: it names a {place.kind} of the hub; expected a model")
+    if revision is not None and place.revision not in (None, revision):
+        raise EncoderError(f"model {model}: it names the revision {place.revision!r}, and the option revision {revision!r}; leave one out")
+    return HubPlace(place.repository, revision or place.revision, place.path)
 
 
 def find_model_path(model: str, revision: str | None, patterns: Sequence[str], recipe_dir: Path) -> Path:
     """The path of a model: what lies there, relative to the recipe's folder, or the files of a hub id, downloaded once.
 
     Args:
-        model: a path, or `owner/name` on the hub.
-        revision: branch, tag or commit on the hub; None is its main branch.
+        model: a path, `owner/name` with a path behind it or not, or the address of its page on the hub.
+        revision: branch, tag or commit on the hub; None is the main branch.
         patterns: globs of the files wanted from the hub.
         recipe_dir: folder that relative paths are in.
 
     Raises:
         EncoderError: nothing is there, or the hub can't be reached.
     """
-    path = recipe_dir / Path(model).expanduser()
-    if path.exists():
-        return path
-    if model.startswith((".", "/", "~")):
-        raise EncoderError(f"model {model}: there is no such file or folder ({path})")
+    found = find_local_or_hub(model, revision, recipe_dir)
+    if isinstance(found, Path):
+        return found
+    files = RepositoryFiles(model, found, recipe_dir)
+    below = f"{found.path}/" if found.path else ""
+    wanted = [name for name in files.names if any(fnmatch(name, below + pattern) for pattern in patterns)]
+    if not wanted:
+        page = f"{page_of(found)}/tree/{found.revision or 'main'}"
+        raise EncoderError(f"model {model}: {found} has none of {', '.join(patterns)}; its files: {page}")
+    return files.download(wanted) / found.path
+
+
+def find_model_folder(
+    model: str,
+    subfolder: str | None,
+    revision: str | None,
+    recipe_dir: Path,
+    choose: Callable[[Path], Path],
+    variant: str | None = None,
+) -> Path:
+    """The local folder or single file of a model; from the hub, its configs first, then the weights of the folder they name.
+
+    Args:
+        model: a path, `owner/name` with a path behind it or not, or the address of its page on the hub.
+        subfolder: folder inside the model's, whose config is wanted too.
+        revision: branch, tag or commit on the hub; None is the main branch.
+        recipe_dir: folder that relative paths are in.
+        choose: takes the folder of a model or pipeline with its configs, and returns the one whose weights are wanted,
+            or raises an `EncoderError`; for a single file it isn't asked.
+        variant: of the weights on the hub, such as "fp16"; None takes the plain ones, or the only ones there are.
+
+    Raises:
+        EncoderError: nothing is there, the hub can't be reached, there are no weights, or `choose` finds nothing.
+    """
+    found = find_local_or_hub(model, revision, recipe_dir)
+    if isinstance(found, Path):
+        return found if found.is_file() else choose(found)
+    files = RepositoryFiles(model, found, recipe_dir)
+    place = "/".join(filter(None, (found.path, subfolder)))
+    if place in files.names:
+        beside = str(PurePosixPath(place).with_name(CONFIG))
+        return files.download([place, *({beside} & files.names)]) / place
+    configs = _configs(files, found.path, subfolder)
+    if not configs:
+        what = f"no file or folder {found.path}" if found.path and not files.below(found.path) else "no config.json of a model or pipeline"
+        raise EncoderError(f"model {model}: {found.repository} has {what}{f' in {place}' if place else ''}{_offer(files, found)}")
+    root = files.download(configs)
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=list(patterns)))
-    except (OSError, HFValidationError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise EncoderError(
-            f"model {model}: no such file or folder here, and it can't be had from the hub ({reason}); check the name and the network, "
-            "or give the path of a downloaded folder"
-        ) from error
+        folder = choose(root / found.path)
+    except EncoderError as error:
+        raise EncoderError(f"{error}{_offer(files, found)}") from error
+    _download_weights(files, folder.relative_to(root).as_posix(), variant)
+    return folder
+
+
+def hub_commit(path: Path | None) -> str | None:
+    """`owner/name@commit` of a file or folder in the hub library's cache; None for any other."""
+    found = SNAPSHOT.search(str(path))
+    return f"{found['owner']}/{found['name']}@{found['commit']}" if found else None
+
+
+class RepositoryFiles:
+    """The names of a repository's files, and the files as they are wanted; what is in the hub library's cache is not fetched again.
+
+    Where the hub gives no answer, the names are those of the snapshot in the cache.
+
+    Args:
+        model: what the recipe calls it, for messages.
+        place: in the repository.
+        recipe_dir: for messages.
+
+    Raises:
+        EncoderError: there is no such repository or revision, or the hub can't be reached and nothing is cached.
+    """
+
+    def __init__(self, model: str, place: HubPlace, recipe_dir: Path) -> None:
+        self.model, self.place = model, place
+        self._recipe_dir = recipe_dir
+        self.silence: str | None = None
+        self._root: Path | None = None
+        try:
+            found = HfApi().model_info(place.repository, revision=place.revision, timeout=TIMEOUT_SECONDS)
+            self.names = {one.rfilename for one in found.siblings or []}
+        except HUB_ERRORS as error:
+            self.silence = explain_hub_error(error, place)
+            root = self._root = self._cached(error)
+            self.names = {file.relative_to(root).as_posix() for file in root.rglob("*") if file.is_file()}
+
+    def below(self, folder: str) -> list[str]:
+        """The names of the files in a folder and below it, from there; "" is the repository's own."""
+        start = f"{folder}/" if folder else ""
+        return [name.removeprefix(start) for name in self.names if name.startswith(start)]
+
+    def download(self, names: Collection[str]) -> Path:
+        """The repository's folder in the cache, in which these files lie now.
+
+        Raises:
+            EncoderError: they can't be had.
+        """
+        root = self._root
+        try:
+            if root is None or not all((root / name).is_file() for name in names):
+                root = self._root = self._fetch(names, self.silence is not None)
+            return root
+        except HUB_ERRORS as error:
+            raise EncoderError(self._failure(explain_hub_error(error, self.place))) from error
+
+    def _cached(self, error: Exception) -> Path:
+        try:
+            return self._fetch([], True)
+        except HUB_ERRORS:
+            raise EncoderError(self._failure(str(self.silence))) from error
+
+    def _fetch(self, names: Collection[str], only_cached: bool) -> Path:
+        revision = self.place.revision if self._root is None else self._root.name  # what came first decides the commit
+        is_small = all(name.endswith(".json") for name in names)
+        found = snapshot_download(
+            self.place.repository,
+            revision=revision,
+            allow_patterns=[glob.escape(name) for name in names],
+            local_files_only=only_cached,
+            tqdm_class=_NoBar if is_small else None,
+        )
+        return Path(found)
+
+    def _failure(self, reason: str) -> str:
+        here = "" if "://" in self.model else f"no such file or folder here ({self._recipe_dir / self.model}), and on the hub: "
+        return f"model {self.model}: {here}{reason}"
+
+
+def _configs(files: RepositoryFiles, path: str, subfolder: str | None) -> list[str]:
+    """The configs of a model or pipeline: in its folder, in those directly below, and in `subfolder`."""
+    below = f"{path}/" if path else ""
+    mine = set(files.below(path))
+    wanted = {CONFIG, INDEX, f"{subfolder}/{CONFIG}", *(name for name in mine if fnmatch(name, f"*/{CONFIG}") and name.count("/") == 1)}
+    return [below + name for name in sorted(wanted & mine)]
+
+
+def _download_weights(files: RepositoryFiles, folder: str, variant: str | None) -> None:
+    """Fetch the weights of one folder: one form of them, and of a form in several files those that its index names.
+
+    Raises:
+        EncoderError: there are none, or several forms with nothing to choose between them.
+    """
+    below = "" if folder == "." else f"{folder}/"
+    here = files.below(below.rstrip("/"))
+    where = f"model {files.model}: {folder if below else 'its folder'}"
+    named = find_weights([name for name in here if "/" not in name], any_name=True)
+    if not find_weights(here) and len(named) == 1:
+        files.download([below + named[0]])
+        return
+    if not find_weights(here):
+        missing = f"; only a part of it is in the cache, and {files.silence}" if files.silence else ""
+        others = [name for name in here if "/" not in name and name != CONFIG]
+        there = f"; the files there: {', '.join(sorted(others)[:8])}" if others else ""
+        raise EncoderError(f"{where} has a config.json but no weights; expected diffusion_pytorch_model.safetensors{there}{missing}")
+    chosen = choose_weights(here, where, variant)
+    index = next((name for name in chosen if name.endswith(".json")), None)
+    if index is not None:
+        root = files.download([below + index])
+        weights = json.loads((root / below / index).read_text(encoding="utf-8"))
+        chosen = [index, *shards_of(weights, chosen, f"{where}: {index}")]
+    files.download([below + name for name in chosen])
+
+
+def _offer(files: RepositoryFiles, place: HubPlace) -> str:
+    """What to give instead of a repository without an autoencoder that can be used: one in diffusers' form, or a file in it."""
+    offers = []
+    sibling = f"{place.repository}-Diffusers"
+    if files.silence is None and not place.repository.lower().endswith("diffusers") and _is_model(sibling):
+        offers.append(f"{sibling} has it in diffusers' form")
+    named = sorted(name for name in find_weights(files.names, any_name=True) if NAMED_VAE.search(name.rpartition("/")[2]))
+    if named:
+        offers.append("a single file is given as " + " or ".join(f"{place.repository}/{name}" for name in named[:MOST_OFFERED]))
+    return f"; {'; '.join(offers)}" if offers else f"; its files: {page_of(place)}/tree/{place.revision or 'main'}"
+
+
+def _is_model(repository: str) -> bool:
+    try:
+        return bool(HfApi().model_info(repository, timeout=TIMEOUT_SECONDS).id)
+    except HUB_ERRORS:
+        return False

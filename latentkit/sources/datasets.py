@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,14 +17,17 @@ from typing import TYPE_CHECKING, Any
 import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
-from huggingface_hub import HfApi
 from huggingface_hub import errors as hub_errors
 
-from latentkit.contracts import BuildContext, Entry, Sample, Shard
+from latentkit.contracts import BuildContext, Entry, Remark, Sample, Shard
 from latentkit.errors import SourceError
+from latentkit.overrides import find_file_path
+from latentkit.runtime.hub_places import HubPlace
 from latentkit.sources.columns import KEY_COLUMN, Columns, choose_columns
+from latentkit.sources.hub_data import explain_failure, find_hub_data, options_of
 from latentkit.sources.local_data import list_files, open_local
 from latentkit.sources.path_table import PathTable
+from latentkit.sources.remote_data import RemoteData, find_remote, open_remote
 from latentkit.sources.webdataset import TarSource, TarStream
 
 if TYPE_CHECKING:
@@ -45,7 +48,6 @@ CONTENT_ERRORS = (
 REACH_ERRORS = (OSError, hub_errors.HTTPError)  # type: ignore[attr-defined]
 
 ROWS_PER_READ = 1000
-HUB_TIMEOUT_SECONDS = 10.0
 
 
 class DatasetsSource:
@@ -59,12 +61,16 @@ class DatasetsSource:
         dataset: rows in a fixed order.
         columns: what each of its columns is for.
         fingerprint: changes when the rows do.
+        remarks: on what lies beside them.
 
     Raises:
         SourceError: no rows, or a key that is missing or there twice.
     """
 
-    def __init__(self, dataset: datasets.Dataset, columns: Columns, fingerprint: str) -> None:
+    def __init__(
+        self, dataset: datasets.Dataset, columns: Columns, fingerprint: str, remarks: Sequence[Remark] = ()
+    ) -> None:
+        self._remarks = remarks
         if len(dataset) == 0:
             raise SourceError("source datasets: the data set has no rows")
         if columns.key is not None:
@@ -85,6 +91,10 @@ class DatasetsSource:
         index = range(len(self))[index]
         [row] = self._rows[index].to_pylist()
         return Sample(self._key(row, index), self._columns.media_of(row), self._columns.attributes_of(row), self._stamp(index))
+
+    def remarks(self) -> Iterable[Remark]:
+        """What of the data set is not used."""
+        return list(self._remarks)
 
     def entries(self) -> Iterator[Entry]:
         """One entry per row, in order; the media column is not read."""
@@ -177,10 +187,12 @@ def _check_keys(keys: pa.ChunkedArray, column: str) -> None:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a data set is: `local` is an existing file or folder, or None for a hub id."""
+    """Where a data set is: `local` is an existing file or folder, or None for one at `place` on the hub, or for files at a URL."""
 
     path: str
     local: Path | None
+    place: HubPlace | None = None
+    remote: RemoteData | None = None
 
 
 def open_datasets(
@@ -191,6 +203,9 @@ def open_datasets(
     Raises:
         SourceError: no such path, hub id or split, files that can't be read, the hub out of reach, or columns that don't fit the recipe.
     """
+    config = _with_paths(config)
+    if (remote := find_remote(config)) is not None:
+        return open_remote(config, context, remote) or _open_by_library(config, Origin(remote.files.url, None, remote=remote), None)
     files = list_files(config, context.recipe_dir)
     if (local := open_local(config, context)) is not None:
         return local
@@ -198,6 +213,20 @@ def open_datasets(
         origin = _find(str(config.path), config, context.recipe_dir)
     else:
         origin = Origin(str(config.path), Path(os.path.commonpath([file.parent for file in files])))
+    return _open_by_library(config, origin, files)
+
+
+def _with_paths(config: DatasetsConfig) -> DatasetsConfig:
+    """The config with paths in the place of file:// URLs."""
+    path = config.path
+    paths = (find_file_path(path) or path) if isinstance(path, str) else [find_file_path(one) or one for one in path]
+    return config.model_copy(update={"path": paths})
+
+
+def _open_by_library(
+    config: DatasetsConfig, origin: Origin, files: list[Path] | None
+) -> DatasetsSource | DatasetsStream:
+    """What the library `datasets` reads; `files` are those of a pattern or a list."""
     try:
         if origin.local is not None and _is_saved(origin.local):
             return _open_saved(config, origin.local)
@@ -206,9 +235,13 @@ def open_datasets(
             return _open_stream(config, builder, origin)
         builder.download_and_prepare()
         dataset = builder.as_dataset(split=config.split)
-        return DatasetsSource(dataset, choose_columns(dataset.features, config), dataset._fingerprint)
+        columns, fingerprint = choose_columns(dataset.features, config), dataset._fingerprint
+        if origin.remote is None:
+            return DatasetsSource(dataset, columns, fingerprint)
+        return DatasetsSource(dataset, columns, _digest([config.split, origin.remote.digest]), origin.remote.remarks)
     except (*CONTENT_ERRORS, *REACH_ERRORS) as err:
-        raise SourceError(f"source datasets: can't open {origin.path}, split {config.split!r}: {_root_cause(err)}") from err
+        reason = explain_failure(err, origin.place) or _root_cause(err)
+        raise SourceError(f"source datasets: can't open {origin.path}, split {config.split!r}: {reason}") from err
 
 
 def _find(path: str, config: DatasetsConfig, recipe_dir: Path) -> Origin:
@@ -217,29 +250,8 @@ def _find(path: str, config: DatasetsConfig, recipe_dir: Path) -> Origin:
         return Origin(str(local), local)
     if path.startswith((".", "/", "~")):
         raise SourceError(f"source datasets: {local} does not exist")
-    _check_hub(path, config, local)
-    return Origin(path, None)
-
-
-def _check_hub(path: str, config: DatasetsConfig, local: Path) -> None:
-    """Ask the hub once, without the half minute of retries that the library starts with."""
-    missing = f"source datasets: {path!r} is not a path ({local} does not exist)"
-    try:
-        HfApi().dataset_info(path, revision=config.revision, timeout=HUB_TIMEOUT_SECONDS)
-    except hub_errors.HFValidationError as err:
-        raise SourceError(f"{missing}, and not a hub id such as owner/name either") from err
-    except (hub_errors.RepositoryNotFoundError, hub_errors.RevisionNotFoundError) as err:
-        raise SourceError(
-            f"{missing}, and the hub shows no data set of that name (revision {config.revision or 'main'}): "
-            "check the spelling; if it is private or gated, log in with: hf auth login"
-        ) from err
-    except REACH_ERRORS as err:
-        cached = Path(datasets.config.HF_DATASETS_CACHE) / path.replace("/", "___")
-        if not cached.is_dir():
-            raise SourceError(
-                f"{missing}, and the hub, which may have a data set of that name, can't be reached: {err}; "
-                "check the network, or give the path of a copy on this machine"
-            ) from err
+    place = find_hub_data(path, config.revision, local)
+    return Origin(place.repository, None, place)
 
 
 def _is_saved(path: Path) -> bool:
@@ -262,6 +274,11 @@ def _open_saved(config: DatasetsConfig, path: Path) -> DatasetsSource:
 
 def _builder(config: DatasetsConfig, origin: Origin, files: list[Path] | None) -> datasets.DatasetBuilder:
     """What reads a data set; `files` are those of a pattern or a list."""
+    if origin.remote is not None:
+        return origin.remote.open_builder()
+    if origin.place is not None:
+        options = options_of(origin.place, (*BUILDERS, ".tar"))
+        return datasets.load_dataset_builder(origin.path, name=config.name, **options)
     if files is None and (origin.local is None or origin.local.is_dir()):
         return datasets.load_dataset_builder(origin.path, name=config.name, revision=config.revision)
     names = [origin.path] if files is None else [str(file) for file in files]
@@ -282,8 +299,12 @@ def _open_stream(config: DatasetsConfig, builder: datasets.DatasetBuilder, origi
     columns = choose_columns(features, config)
     files = (builder.config.data_files or {}).get(config.split)
     stamps = [_data_file_stamp(file, version) for file, version in zip(files, files.origin_metadata, strict=True)] if files else []
-    if files and len(files) == stream.num_shards:
-        shards = [Shard(_shard_name(file, origin), stamp) for file, stamp in zip(files, stamps, strict=True)]
+    names = [_shard_name(file, origin) for file in files or ()]
+    if origin.remote is not None and config.split in origin.remote.splits:
+        names = origin.remote.splits[config.split]
+        stamps = [origin.remote.files.stamp(name) for name in names]
+    if names and len(names) == stream.num_shards:
+        shards = [Shard(name, stamp) for name, stamp in zip(names, stamps, strict=True)]
     else:
         shards = [Shard(f"{number:05d}", _digest([*stamps, number])) for number in range(stream.num_shards)]
     return DatasetsStream(stream.select_columns(columns.names()), columns, shards)

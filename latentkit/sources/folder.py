@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from latentkit.builtin import TABLE_ENDINGS
 from latentkit.contracts import BuildContext, Entry, Remark, Sample
 from latentkit.errors import SampleError, SourceError
+from latentkit.overrides import find_file_path, is_url
 from latentkit.sources.captions import NOTHING_BESIDE, Beside, Sidecars, read_beside
 from latentkit.sources.encodings import UTF8
 from latentkit.sources.files import Files, LocalFiles
@@ -43,7 +44,7 @@ class FolderSource:
     """
 
     def __init__(self, config: FolderConfig, context: BuildContext) -> None:
-        self._folder: Files = LocalFiles((context.recipe_dir / Path(config.path).expanduser()).absolute())
+        self._folder = _open_files(config.path, context.recipe_dir)
         scan = _Scan(self._folder, config)
         self._files = scan.files
         names = FileNames(scan.stems, scan.others, self._folder.name(""))
@@ -100,6 +101,16 @@ class FolderSource:
         attributes = {"label": _storable(os.path.basename(folder))} if folder else {}
         beside, read = ({}, []) if file.beside is NOTHING_BESIDE else read_beside(self._folder, file.beside)
         return attributes | beside | self._columns.get(file.path, {}), read
+
+
+def _open_files(path: str, recipe_dir: Path) -> Files:
+    """The files at a path, which is relative to the recipe's folder, or at a URL."""
+    local = find_file_path(path)
+    if local is None and is_url(path):
+        from latentkit.sources.url_files import UrlFiles
+
+        return UrlFiles(path)
+    return LocalFiles((recipe_dir / Path(local or path).expanduser()).absolute())
 
 
 # ---------------------------------------------------------------- files

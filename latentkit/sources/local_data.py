@@ -35,12 +35,12 @@ def open_local(config: DatasetsConfig, context: BuildContext) -> TarSource | Tar
         if not all(is_tar(str(file)) for file in files):
             return None
         root = Path(os.path.commonpath([file.parent for file in files]))
-        return open_tars(config, context, root, {"train": [file.relative_to(root).as_posix() for file in files]})
+        return open_tars(config, context, LocalFiles(root), {"train": [file.relative_to(root).as_posix() for file in files]})
     place = (context.recipe_dir / Path(str(config.path)).expanduser()).absolute()
     if place.is_file():
         if is_tar(place.name):
-            return open_tars(config, context, place.parent, {"train": [place.name]})
-        return open_path_table(config, place)
+            return open_tars(config, context, LocalFiles(place.parent), {"train": [place.name]})
+        return open_path_table(config, LocalFiles(place.parent), place.name)
     return _open_folder(config, context, place) if place.is_dir() and config.name is None else None
 
 
@@ -65,14 +65,14 @@ def _open_folder(config: DatasetsConfig, context: BuildContext, place: Path) -> 
     found = sorted(LocalFiles(place).list(recursive=True).files)
     tars, others = [name for name in found if is_tar(name)], [name for name in found if not is_tar(name)]
     if len(others) == 1 and not tars:
-        return open_path_table(config, place / others[0])
-    if not tars or _are_more(others, tars):
+        return open_path_table(config, LocalFiles(place), others[0])
+    if not tars or are_more(others, tars):
         return None
     remarks = [Remark("files beside tars, not read", len(others), others[0])] if others else []
-    return open_tars(config, context, place, split_files(tars), remarks)
+    return open_tars(config, context, LocalFiles(place), split_files(tars), remarks)
 
 
-def _are_more(others: Sequence[str], tars: Sequence[str]) -> bool:
+def are_more(others: Sequence[str], tars: Sequence[str]) -> bool:
     """Whether another kind of data file is there more often than tars; one that bears the name of a tar says something of it."""
     stems = {_stem(name) for name in tars}
     kinds = Counter(os.path.splitext(name)[1].lower() for name in others if _stem(name) not in stems and not name.lower().endswith(NOTES))

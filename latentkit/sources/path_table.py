@@ -7,7 +7,6 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -16,7 +15,7 @@ from latentkit.builtin import TABLE_ENDINGS
 from latentkit.contracts import Entry, Remark, Sample
 from latentkit.errors import SampleError, SourceError
 from latentkit.sources.captions import TEXT_ENDINGS, name_caption
-from latentkit.sources.files import Files, LocalFiles
+from latentkit.sources.files import Files
 from latentkit.sources.table_rows import Table, holds_media, plain, read_table
 from latentkit.sources.tables import FILE_COLUMNS, FileNames, choose_file_column, plain_name
 
@@ -70,19 +69,18 @@ class PathTable:
         return list(self._remarks)
 
 
-def open_path_table(config: DatasetsConfig, file: Path) -> PathTable | None:
+def open_path_table(config: DatasetsConfig, files: Files, name: str) -> PathTable | None:
     """The source of a table whose rows name files; None for another table, or one that this can't read.
 
     Raises:
         SourceError: its rows look like paths, and none is there; or the recipe doesn't fit it.
     """
-    if file.suffix.lower() not in TABLE_ENDINGS:
+    if not name.lower().endswith(TABLE_ENDINGS):
         return None
-    files = LocalFiles(file.parent)
     try:
-        if holds_media(files, file.name):
+        if holds_media(files, name):
             return None
-        table = read_table(files, file.name)
+        table = read_table(files, name)
     except SourceError:
         return None  # the library says what is wrong, or reads it all the same
     if config.media is not None and config.media not in table.columns():

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from operator import itemgetter
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import datasets
@@ -22,7 +21,7 @@ from latentkit.errors import SampleError, SourceError
 from latentkit.plugins import discover
 from latentkit.runtime.cores import num_cores
 from latentkit.sources.encodings import UTF8
-from latentkit.sources.files import Files, LocalFiles
+from latentkit.sources.files import Files
 from latentkit.sources.shards import (
     Group,
     MediaChoice,
@@ -221,19 +220,19 @@ def is_tar(path: str) -> bool:
 
 
 def open_tars(
-    config: DatasetsConfig, context: BuildContext, root: Path, splits: dict[str, list[str]], remarks: Sequence[Remark] = ()
+    config: DatasetsConfig, context: BuildContext, files: Files, splits: dict[str, list[str]], remarks: Sequence[Remark] = ()
 ) -> TarSource | TarStream:
     """The source of tars.
 
     Args:
-        root: folder that their names start from.
+        files: that their names are of.
         splits: name of each split to the names of its tars, in order.
         remarks: on what lies beside them.
 
     Raises:
         SourceError: no tar of the split that the recipe asks for, none with media, or options that don't fit.
     """
-    files = LocalFiles(root)
+    root = files.name("")
     endings = _endings(context.modality)
     choice = MediaChoice(config.media.lower() if config.media else None, endings)
     reader = SampleReader(choice, config.key, config.attributes)
@@ -253,7 +252,7 @@ def open_tars(
     return _open_source(indexed, reader, config, root, list(remarks))
 
 
-def _open_stream(files: Files, shards: list[Shard], reader: SampleReader, root: Path, remarks: Sequence[Remark]) -> TarStream:
+def _open_stream(files: Files, shards: list[Shard], reader: SampleReader, root: str, remarks: Sequence[Remark]) -> TarStream:
     """A stream, of whose tars one at least has media."""
     looked_at = []
     for shard in shards:
@@ -265,7 +264,7 @@ def _open_stream(files: Files, shards: list[Shard], reader: SampleReader, root: 
 
 
 def _open_source(
-    indexed: dict[str, list[IndexedTar]], reader: SampleReader, config: DatasetsConfig, root: Path, remarks: list[Remark]
+    indexed: dict[str, list[IndexedTar]], reader: SampleReader, config: DatasetsConfig, root: str, remarks: list[Remark]
 ) -> TarSource:
     choice = reader.choice
     tars = [tar for each in indexed.values() for tar in each]
@@ -302,7 +301,7 @@ def _with_media(tar: IndexedTar, choice: MediaChoice) -> IndexedTar:
     return replace(tar, groups=[group for group in tar.groups if choice.of(group) is not None])
 
 
-def _check_attributes(groups: Iterable[Group], config: DatasetsConfig, root: Path) -> None:
+def _check_attributes(groups: Iterable[Group], config: DatasetsConfig, root: str) -> None:
     """Names of fields can be checked; those of what JSON objects hold can't, without reading all."""
     fields = {field for group in groups for field in group.fields}
     for name in config.attributes or []:
@@ -318,7 +317,7 @@ def _endings(modality: str) -> tuple[str, ...]:
     return found[0] if found and found[0] else PICTURE_SUFFIXES
 
 
-def _why_nothing(tars: Sequence[IndexedTar], choice: MediaChoice, root: Path) -> str:
+def _why_nothing(tars: Sequence[IndexedTar], choice: MediaChoice, root: str) -> str:
     damaged = [f"{os.path.join(root, tar.tar.name)}: {tar.damage}" for tar in tars if tar.damage]
     if not any(tar.groups for tar in tars):
         what = "; ".join(damaged[:3]) or f"no files in {', '.join(os.path.join(root, tar.tar.name) for tar in tars[:3])}"

@@ -101,6 +101,9 @@ class Outage:
 
 def explained(error: Exception, where: str) -> StoreError:
     """What went wrong, for people."""
+    if "Credential" in type(error).__name__:
+        advice = "log in, as by AWS_PROFILE or AWS_ACCESS_KEY_ID; for a public bucket set FSSPEC_S3_ANON=true"
+        return StoreError(f"{where}: no credentials that can be used ({_words(error)}); {advice}")
     if isinstance(error, PermissionError):
         return StoreError(f"{where}: no permission ({_words(error)}); check the credentials, and what they allow")
     return StoreError(f"{where}: {_words(error)}")

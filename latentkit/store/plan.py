@@ -63,14 +63,17 @@ class PlanSettings:
         return fingerprint_of(self.parts)
 
 
+RECORDED_ONLY = ("encoder.decoder", "encoder.commit")
+
+
 def fingerprint_of(parts: Mapping[str, str]) -> str:
-    """sha256 of name-value pairs; a part whose name starts with "decoder" is recorded but doesn't count."""
+    """sha256 of name-value pairs; an encoder's "decoder..." and "commit" are recorded but don't count."""
     return hashlib.sha256(canonical_json(counting_parts(parts)).encode()).hexdigest()
 
 
 def counting_parts(parts: Mapping[str, str]) -> dict[str, str]:
     """The parts that decide a latent's value."""
-    return {name: value for name, value in parts.items() if not name.startswith("encoder.decoder")}
+    return {name: value for name, value in parts.items() if not name.startswith(RECORDED_ONLY)}
 
 
 @dataclass(frozen=True)

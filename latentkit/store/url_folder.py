@@ -24,14 +24,13 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, ParamSpec, TypeVar
 
-import fsspec
 from fsspec.asyn import AsyncFileSystem
-from fsspec.registry import known_implementations
 
 from latentkit.errors import StoreError
 from latentkit.store.folder import Folder, part_name
-from latentkit.store.outage import Outage, explained
+from latentkit.store.outage import Outage
 from latentkit.store.unit_cache import UnitCache
+from latentkit.store.url_driver import open_driver
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -105,8 +104,24 @@ class UrlFolder(Folder):
         names = (PurePosixPath(entry["name"]) for entry in entries)
         yield from (name.name for name in names if name != PurePosixPath(path))
 
+    def find(self, recursive: bool) -> dict[str, dict[str, Any]]:
+        """What the store says of each file below the folder, or directly in it, by its name from here; "" is the folder, if it is a file.
+
+        Raises:
+            StoreError: there is no such bucket, or it can't be looked into.
+        """
+        try:
+            listed = self._ask("", self.fs.find if recursive else self.fs.ls, self._root, detail=True)
+        except FileNotFoundError:
+            listed = []
+        entries = listed.values() if isinstance(listed, dict) else listed
+        if not entries:
+            self._check_bucket()
+        files = [entry for entry in entries if entry.get("type") != "directory" and not entry["name"].endswith("/")]
+        return {self.fs._strip_protocol(entry["name"])[len(self._root) + 1 :]: entry for entry in files}
+
     def size(self, name: str) -> int:
-        return int(self._present(name)["size"])
+        return int(self.describe(name)["size"])
 
     def read(self, name: str) -> bytes:
         with self._missing(name):
@@ -136,9 +151,17 @@ class UrlFolder(Folder):
                 raise
 
     def local_copy(self, name: str) -> Path:
-        before = self._present(name)
+        before = self.describe(name)
         digest = hashlib.sha256(f"{self.url}/{name}\n{sorted(before.items())}".encode()).hexdigest()
         return self.cache.fetch(digest, int(before["size"]), functools.partial(self._download, name, before))
+
+    def download(self, name: str, path: Path) -> None:
+        """Fetch a file to a path of this machine.
+
+        Raises:
+            StoreError: it can't be read, or changes meanwhile.
+        """
+        self._download(name, self.describe(name), path)
 
     def _download(self, name: str, before: dict[str, Any], path: Path) -> None:
         path.touch()  # the disk's own errors come from here, not from the driver
@@ -277,7 +300,12 @@ class UrlFolder(Folder):
         except FileNotFoundError:
             return None
 
-    def _present(self, name: str) -> dict[str, Any]:
+    def describe(self, name: str) -> dict[str, Any]:
+        """What the store says of a file, such as "size".
+
+        Raises:
+            StoreError: it isn't there, or can't be asked for.
+        """
         with self._missing(name):
             info = self._info(name)
             if info is None:
@@ -305,6 +333,8 @@ class UrlFolder(Folder):
         try:
             self._ask("", self.fs.info, bucket)
         except FileNotFoundError as error:
+            if self._ask("", self.fs.exists, bucket):  # s3fs 2025.3 to 2025.9 have no info on one that is empty
+                return
             raise StoreError(f"{self.url}: there is no bucket {bucket!r}; make it first, or mend the URL") from error
         except StoreError:
             return  # who may use a part of a bucket need not be allowed to look at all of it
@@ -335,26 +365,6 @@ class _RemoteFile(io.RawIOBase):
         buffer[: len(content)] = content
         self._place += len(content)
         return len(content)
-
-
-def open_driver(url: str) -> tuple[Any, str]:
-    """fsspec's driver for a URL, and the URL as the driver's own path; listings are asked for anew every time.
-
-    Raises:
-        StoreError: nobody knows the protocol, its driver isn't installed or can't be set up.
-    """
-    try:
-        try:
-            driver, path = fsspec.url_to_fs(url, use_listings_cache=False)
-        except TypeError:  # a driver that keeps no listings need not know the option
-            driver, path = fsspec.url_to_fs(url)
-    except ImportError as error:
-        package = known_implementations.get(url.partition("://")[0], {}).get("class", "").partition(".")[0]
-        advice = f"; pip install {package}" if package not in ("", "fsspec") else ""
-        raise StoreError(f"{url}: the driver is missing: {error}{advice}") from error
-    except Exception as error:
-        raise explained(error, url) from error
-    return driver, path.rstrip("/")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
+from hub_server import FakeHub, commit_of, read_files
 from huggingface_hub import constants
 
 import latentkit as lk
@@ -42,6 +44,30 @@ def test_hub_id_of_a_model_and_of_a_pipeline(make_photos: Callable[..., Path], k
     fingerprints = {lk.open(tmp_path / name).fingerprint for name in ("model", "pipeline")}
     overrides = {"batch_size": 3, "output.unit_size": 3, "threads": 1, "preview": 0}
     assert fingerprints == {lk.encode(photos, tmp_path / "local", encoder=kl_folder, size=32, overrides=overrides).fingerprint}
+
+
+def test_address_of_a_page_is_encoded_with_and_its_commit_is_kept(
+    hub: FakeHub, make_photos: Callable[..., Path], kl_folder: Path, tmp_path: Path
+) -> None:
+    diffusers.AutoencoderKL.from_pretrained(kl_folder).save_pretrained(tmp_path / "shards", max_shard_size="50KB")
+    files = read_files(tmp_path / "shards", "vae/")
+    assert len(files) > 3
+    hub.add("somebody/pipeline", files)
+    line = [sys.executable, "-m", "latentkit", "encode", str(make_photos(2)), str(tmp_path / "out"), "--size", "32"]
+    line += ["--encoder", f"{hub.endpoint}/somebody/pipeline/tree/main"]
+    done = subprocess.run(line, text=True, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout + done.stderr
+    assert "Loading" not in said
+    assert "allow_patterns" not in said
+    parts = json.loads((tmp_path / "out/dataset.json").read_text())["parts"]
+    assert parts["encoder.commit"] == f"somebody/pipeline@{commit_of(files)}"
+    overrides = {"batch_size": 2, "threads": 1, "preview": 0}
+    local = lk.encode(tmp_path / "photos", tmp_path / "local", encoder=kl_folder, size=32, overrides=overrides)
+    assert lk.open(tmp_path / "out").fingerprint == local.fingerprint
+    wrong = subprocess.run([*line[:-1], "somebody/nothing"], text=True, capture_output=True, timeout=120)
+    assert wrong.returncode == 2
+    assert "the hub shows no model of that name (somebody/nothing): check the spelling" in wrong.stderr
 
 
 def test_revision_and_subfolder_choose_the_weights(

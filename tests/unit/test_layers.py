@@ -29,7 +29,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("check",),
     ("build", "shorthand", "scaffold"),
     # torch below
-    ("sources", "modalities", "encoders", "losses", "executors", "exporters", "store"),
+    ("store",),
+    ("sources", "modalities", "encoders", "losses", "executors", "exporters"),
     ("metrics",),
     (
         "encode one_pass planning quantisation pipeline preparing preparing_processes encoding measure batching",
@@ -52,10 +53,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 LAYER = {name: number for number, groups in enumerate(LAYERS) for group in groups for name in group.split()}
 GROUP = {name: group for groups in LAYERS for group in groups for name in group.split()}
 
-# Inside functions only: `build` of a built-in opens its implementation, a line puts captions in the place of media, and a normalisation
-# does its arithmetic in torch.
+# Inside functions only: `build` of a built-in opens its implementation, a line puts captions in the place of media, a short command looks
+# at what lies at a URL, and a normalisation does its arithmetic in torch.
 UPWARD_INSIDE_FUNCTIONS = {("builtin", part) for part in ("sources", "modalities", "encoders", "executors")} | {
     ("build", "sources"),
+    ("shorthand", "sources"),
     ("builtin_exporters", "exporters"),
     ("builtin_losses", "losses"),
     ("builtin_losses", "plugins"),

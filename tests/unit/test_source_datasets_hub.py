@@ -12,6 +12,13 @@ from pathlib import Path
 
 import datasets
 import pytest
+from hub_server import Failure, FakeHub
+
+from latentkit.builtin import DatasetsConfig
+from latentkit.contracts import BuildContext
+from latentkit.errors import SourceError
+from latentkit.shorthand import encode_recipe
+from latentkit.sources.datasets import open_datasets
 
 
 @pytest.fixture
@@ -72,3 +79,57 @@ def test_hub_data_set_in_the_cache_opens_without_a_network(tmp_path: Path, monke
     datasets.load_dataset(str(tmp_path / "photos"))
     (tmp_path / "home" / "datasets" / "photos").rename(tmp_path / "home" / "datasets" / "owner___photos")
     assert open_elsewhere("owner/photos", tmp_path, HF_HUB_OFFLINE="1").split() == ["3", "rows"]
+
+
+# ---------------------------------------------------------------- with the data sets of a small hub
+
+
+@pytest.fixture
+def data_hub(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
+    """A hub with a data set of two files, and one that is gated."""
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.endpoint)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf" / "datasets")
+    monkeypatch.setattr(datasets.config, "HF_MODULES_CACHE", str(tmp_path / "hf" / "modules"))
+    files = {}
+    for number, name in enumerate(("data/train.parquet", "more/extra.parquet")):
+        rows = {"photo": [b"x"] * (number + 1), "text": ["y"] * (number + 1)}
+        datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "rows.parquet")
+        files[name] = (tmp_path / "rows.parquet").read_bytes()
+    hub.add("o/photos", files, "datasets").revisions["v1"] = {"old/train.parquet": files["data/train.parquet"]}
+    hub.add("o/gated", files, "datasets", token="hf_good", is_gated=True)
+    return hub
+
+
+def count(path: str, **options: object) -> int:
+    source = open_datasets(DatasetsConfig(path=path, **options), BuildContext())  # type: ignore[arg-type]
+    assert not hasattr(source, "shards")
+    return len(source)
+
+
+def test_address_of_a_data_set_opens_it_at_its_revision_folder_or_file(data_hub: FakeHub) -> None:
+    page = f"{data_hub.endpoint}/datasets/o/photos"
+    assert count(f"{page}/tree/main/more") == 2
+    assert count(f"{page}/blob/main/more/extra.parquet") == 2
+    assert count("hf://datasets/o/photos@v1") == 1
+    assert count("o/photos", revision="v1") == 1
+    values, _ = encode_recipe(f"{page}/tree/main/more", "out", None)
+    assert values["source"] == {"use": "datasets", "with": {"path": f"{page}/tree/main/more"}}
+
+
+def error_of(path: str, **options: object) -> str:
+    with pytest.raises(SourceError) as caught:
+        count(path, **options)
+    return str(caught.value)
+
+
+def test_what_keeps_a_data_set_away_is_told(data_hub: FakeHub) -> None:
+    gate = f"o/gated is gated: accept its terms at {data_hub.endpoint}/datasets/o/gated, then log in with `hf auth login`"
+    assert gate in error_of("o/gated")
+    assert "o/photos has no revision 'nope'" in error_of("o/photos", revision="nope")
+    assert "the hub shows no data set of that name (o/nothing)" in error_of("o/nothing")
+    assert "names a model of the hub; expected a data set" in error_of(f"{data_hub.endpoint}/o/photos")
+    assert "and not a hub id such as owner/name either" in error_of("a b")
+    data_hub.failure = Failure(429, {"Retry-After": "9"})
+    assert "limit of requests is reached (429): run again in 9 seconds" in error_of("o/photos")
+    data_hub.failure = Failure(503)
+    assert "the hub has an error of its own (503" in error_of("o/photos")

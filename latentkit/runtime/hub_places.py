@@ -1,0 +1,106 @@
+"""Places on the hub, from an id, an id with a path behind it, or an address copied out of a browser."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, replace
+from urllib.parse import unquote
+
+HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co", "hf-mirror.com")
+KINDS = {"models": "model", "datasets": "dataset", "spaces": "space"}
+PAGES = ("tree", "blob", "resolve", "raw", "blame", "edit", "commit", "commits")
+"""Pages of a repository whose address goes on with a revision and a path."""
+
+WEIGHT_SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin")
+ID_PART = re.compile(r"\w[\w.-]*")
+LONG_REVISION = re.compile(r"refs/(pr|convert)/[^/]+")
+"""The revisions with a slash in them that the hub itself makes; any other is written with %2F."""
+
+
+@dataclass(frozen=True)
+class HubPlace:
+    """A repository on the hub, or a folder or file in one.
+
+    Args:
+        repository: owner/name.
+        revision: branch, tag or commit; None is the main branch.
+        path: inside the repository, with "/"; empty for all of it.
+        kind: model, dataset or space.
+    """
+
+    repository: str
+    revision: str | None = None
+    path: str = ""
+    kind: str = "model"
+
+    def __str__(self) -> str:
+        at = f"@{self.revision}" if self.revision else ""
+        return f"{self.repository}{at}{self.path and '/'}{self.path}"
+
+
+def parse_hub_place(text: str, kind: str = "model") -> HubPlace | None:
+    """The place that a text names on the hub; None where it can't be one. Whether it exists is not asked.
+
+    Args:
+        text: `owner/name`, `owner/name@revision`, either with `/path` behind it, `hf://...` as fsspec has it, or the
+            address of a page or file of https://huggingface.co, of its mirror, or of HF_ENDPOINT.
+        kind: of repository, where the text doesn't say it.
+    """
+    if text.startswith("hf://"):
+        return _parse_id(text.removeprefix("hf://").strip("/"), kind)
+    if (page := _page_of(text)) is not None:
+        return _parse_page(page, kind)
+    if "://" in text or text.startswith((".", "/", "~")):
+        return None
+    place = _parse_id(text, kind)
+    is_file = place is not None and not place.path and place.repository.lower().endswith(WEIGHT_SUFFIXES)
+    return None if is_file else place
+
+
+def _page_of(text: str) -> str | None:
+    """What follows the host in the address of the hub or of a mirror; None for any other text."""
+    address = re.sub(r"[?#].*", "", text)
+    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/")
+    if endpoint and address.startswith(f"{endpoint}/"):
+        return address[len(endpoint) + 1 :]
+    host, _, page = re.sub(r"^https?://", "", address).partition("/")
+    return page if host.lower() in HOSTS else None
+
+
+def _parse_page(page: str, kind: str) -> HubPlace | None:
+    first, _, rest = page.strip("/").partition("/")
+    if first in KINDS:
+        kind, page = KINDS[first], rest
+    elif kind != "space":
+        kind = "model"  # the hub's own addresses name the other kinds
+    parts = page.strip("/").split("/")
+    length = 1 if len(parts) == 1 or parts[1] in PAGES else 2
+    if not all(ID_PART.fullmatch(part) for part in parts[:length]):
+        return None
+    place = HubPlace("/".join(parts[:length]), kind=kind)
+    if len(parts) <= length or parts[length] not in PAGES:
+        return place
+    return _at(place, "/".join(parts[length + 1 :]))
+
+
+def _parse_id(text: str, kind: str) -> HubPlace | None:
+    first, _, rest = text.partition("/")
+    if first in KINDS and rest.partition("@")[0].count("/"):
+        kind, text = KINDS[first], rest
+    owner, slash, rest = text.strip("/").partition("/")
+    name, at, path = re.fullmatch(r"([^/@]*)([/@]?)(.*)", rest, re.DOTALL).groups()  # type: ignore[union-attr]
+    is_path = bool({"", ".", ".."} & set(path.split("/"))) and path != ""
+    if not slash or is_path or not ID_PART.fullmatch(owner) or not ID_PART.fullmatch(name):
+        return None
+    place = HubPlace(f"{owner}/{name}", kind=kind)
+    if at == "@":
+        return _at(place, path)
+    return replace(place, path=path.strip("/"))
+
+
+def _at(place: HubPlace, revision_and_path: str) -> HubPlace:
+    found = LONG_REVISION.match(revision_and_path)
+    revision = found[0] if found else revision_and_path.partition("/")[0]
+    path = revision_and_path[len(revision) :].strip("/")
+    return replace(place, revision=unquote(revision) or None, path=unquote(path))

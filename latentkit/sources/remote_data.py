@@ -1,0 +1,144 @@
+"""Tables, tars and other files of data at a URL that isn't the hub's: which they are, and what reads them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from typing import TYPE_CHECKING
+
+import datasets
+
+from latentkit.contracts import BuildContext, Remark
+from latentkit.errors import SourceError
+from latentkit.overrides import is_url
+from latentkit.runtime.hub_places import parse_hub_place
+from latentkit.sources.local_data import are_more
+from latentkit.sources.path_table import PathTable, open_path_table
+from latentkit.sources.patterns import expand_braces
+from latentkit.sources.splits import split_files
+from latentkit.sources.url_files import UrlFiles
+from latentkit.sources.webdataset import TarSource, TarStream, is_tar, open_tars
+
+if TYPE_CHECKING:
+    from latentkit.builtin import DatasetsConfig
+
+KINDS = {
+    **{".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".tsv": "csv"},
+    **{".json": "json", ".jsonl": "json", ".ndjson": "json"},
+}
+
+@dataclass(frozen=True)
+class RemoteData:
+    """Files of one kind, relative to one URL, by split."""
+
+    files: UrlFiles
+    splits: dict[str, list[str]]
+    remarks: Sequence[Remark] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """All files."""
+        return [name for names in self.splits.values() for name in names]
+
+    @property
+    def digest(self) -> str:
+        """What changes when any file does."""
+        stamps = [(self.files.name(name), self.files.stamp(name)) for name in self.names]
+        return hashlib.sha256(repr(stamps).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+    def open_builder(self) -> datasets.DatasetBuilder:
+        """What reads the files; its cache is of these very files, since for the library many protocols' never change."""
+        ending = os.path.splitext(self.names[0])[1].lower()
+        cache = os.path.join(datasets.config.HF_DATASETS_CACHE, "latentkit-urls", self.digest)
+        options = {"sep": "\t"} if ending == ".tsv" else {}
+        return datasets.load_dataset_builder(KINDS[ending], data_files=self.urls, cache_dir=cache, **options)
+
+    @property
+    def urls(self) -> dict[str, list[str]]:
+        """Full URLs of the files, by split."""
+        return {split: [self.files.name(name) for name in names] for split, names in self.splits.items()}
+
+
+def find_remote(config: DatasetsConfig) -> RemoteData | None:
+    """The files that a recipe's `path` names at a URL: one, a folder's, a pattern's, or a list; None for any other path.
+
+    Raises:
+        SourceError: none is there, they are of several kinds, or the URL can't be reached.
+    """
+    texts = [config.path] if isinstance(config.path, str) else list(config.path)
+    are_remote = [is_url(text) and parse_hub_place(text, "dataset") is None for text in texts]
+    if not any(are_remote):
+        return None
+    urls = [url for text in texts for url in expand_braces(text.rstrip("/"))]
+    if not all(are_remote) or len({url.partition("://")[0] for url in urls}) > 1:
+        raise SourceError(f"source datasets: {config.path}: expected URLs of one protocol, or paths alone")
+    is_folder = len(urls) == 1 and not _has_magic(urls[0]) and not _is_data(urls[0])
+    base = urls[0] if is_folder else _common_folder(urls)
+    files = UrlFiles(base)
+    if is_folder:
+        return _of_folder(files)
+    if any(map(_has_magic, urls)):
+        patterns = [url.removeprefix(f"{base}/") for url in urls]
+        names = [name for name in sorted(files.list(recursive=True).files) if any(fnmatch(name, one) for one in patterns)]
+    else:
+        names = [url.removeprefix(f"{base}/") for url in urls]
+        files.look_at(names)
+    kinds = {_kind(name) for name in names}
+    if len(kinds) != 1:
+        raise SourceError(f"source datasets: {config.path}: expected files of one kind, got {', '.join(sorted(kinds)) or 'none'}")
+    return RemoteData(files, {"train": names})
+
+
+def open_remote(config: DatasetsConfig, context: BuildContext, data: RemoteData) -> TarSource | TarStream | PathTable | None:
+    """The source of tars, or of a table whose rows name files; None for what the library `datasets` reads.
+
+    Raises:
+        SourceError: they can't be read, or the recipe doesn't fit them.
+    """
+    if is_tar(data.names[0]):
+        return open_tars(config, context, data.files, data.splits, data.remarks)
+    return open_path_table(config, data.files, data.names[0]) if len(data.names) == 1 else None
+
+
+def _of_folder(files: UrlFiles) -> RemoteData:
+    found = sorted(name for name in files.list(recursive=True).files if _is_data(name))
+    if not found:
+        endings = ", ".join((*KINDS, ".tar"))
+        raise SourceError(f"source datasets: no file below {files.url} ends in {endings}; for pictures and other media use: folder")
+    tars = [name for name in found if is_tar(name)]
+    others = [name for name in found if not is_tar(name)]
+    if tars and not are_more(others, tars):
+        chosen = tars
+    else:
+        kind = Counter(map(_kind, others)).most_common(1)[0][0]
+        chosen = [name for name in others if _kind(name) == kind]
+    left = [name for name in found if name not in set(chosen)]
+    remarks = [Remark("files beside those of the data, not read", len(left), left[0])] if left else []
+    return RemoteData(files, split_files(chosen), remarks)
+
+
+def _kind(name: str) -> str:
+    return "tar" if is_tar(name) else KINDS.get(os.path.splitext(name)[1].lower(), os.path.splitext(name)[1] or "no ending")
+
+
+def _is_data(name: str) -> bool:
+    return is_tar(name) or os.path.splitext(name)[1].lower() in KINDS
+
+
+def _has_magic(url: str) -> bool:
+    return any(sign in url for sign in "*[") or ("?" in url and not url.startswith("http"))
+
+
+def _common_folder(urls: Sequence[str]) -> str:
+    """The URL of the folder that all are in, with no sign of a pattern in it."""
+    parts = [url.split("/") for url in urls]
+    common: list[str] = []
+    for column in zip(*(one[:-1] for one in parts), strict=False):
+        if len(set(column)) > 1 or _has_magic(column[0]):
+            break
+        common.append(column[0])
+    return "/".join(common)

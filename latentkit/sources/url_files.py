@@ -1,0 +1,360 @@
+"""Files at a URL that fsspec has a driver for: a bucket's prefix, and whatever else can be listed and read by name."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import tempfile
+import threading
+import weakref
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from latentkit.errors import SourceError, StoreError
+from latentkit.sources.files import LATENT_DATASET, Listing
+from latentkit.store.unit_cache import open_cache
+from latentkit.store.url_folder import UrlFolder
+
+SMALL_BYTES = 64 << 10
+"""Files up to this size that are read one after the other, as captions are, are fetched many at once and kept."""
+
+ONE_REQUEST_BYTES = 32 << 20
+"""A larger file may be fetched in parts, several at once."""
+
+FETCHED_AHEAD = 256
+KEPT_BYTES = 256 << 20
+HELD_BYTES = 64 << 20
+"""A file up to this size is opened by reading it whole, in one request."""
+
+COPIES_BYTES = 4 << 30
+"""Local copies that are kept for the next sample of the same file, besides those in use."""
+
+TIMES = ("LastModified", "Last-Modified", "last_modified", "mtime", "updated", "modified", "timeModified", "created")
+ETAGS = ("ETag", "etag", "Content-MD5", "md5Hash", "content_md5", "sha256", "sha1", "checksum")
+
+
+class UrlFiles:
+    """`Files` at a URL; a stamp is the size with the etag, or with the time of change where there is none.
+
+    Requests that fail in passing are sent again, as `store.outage` says.
+
+    Args:
+        url: of the folder, such as s3://bucket/photos.
+
+    Raises:
+        SourceError: the driver is missing or can't be set up.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        with _as_source_error():
+            self._folder = UrlFolder(self.url, open_cache(None))
+        self._states: dict[str, tuple[str, int]] = {}
+        self._is_listed = False
+        self._ahead = _ReadAhead(self)
+        self._copies = _Copies(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (self.url, self._states)
+
+    def list(self, recursive: bool) -> Listing:
+        """See `Files`."""
+        with _as_source_error():
+            found = self._folder.find(recursive)
+        if set(found) == {""}:
+            raise SourceError(f"source {self.url} is a file, not a folder; expected a folder of media files")
+        if not found:
+            raise SourceError(f"source {self.url}: nothing lies below {self.url}; check its spelling, and that it is a folder")
+        found.pop("", None)  # an object that stands for the folder itself
+        listing = Listing()
+        datasets = _latent_datasets(found)
+        for path in found:
+            if (folder := _folder_among(path, datasets)) is not None:
+                listing.latent_datasets.append(folder)
+            elif (hidden := _hidden_part(path)) is not None:
+                listing.hidden.append(hidden)
+            else:
+                listing.files.append(path)
+        listing.latent_datasets = sorted(set(listing.latent_datasets))
+        listing.hidden = sorted(set(listing.hidden))
+        self._is_listed = self._is_listed or recursive
+        self._states |= {path: _state(found[path]) for path in listing.files}
+        self._ahead.start(sorted(listing.files))
+        return listing
+
+    def look_at(self, paths: Sequence[str]) -> None:
+        """Ask for these files alone, where not all are to be listed.
+
+        Raises:
+            SourceError: one isn't there.
+        """
+        with _as_source_error():
+            found = self._folder.ask_each(self._folder.describe, paths)
+        self._states |= zip(paths, map(_state, found), strict=True)
+
+    def below(self, folder: str) -> UrlFiles:
+        """See `Files`."""
+        return UrlFiles(self.name(folder))
+
+    def stamp(self, path: str) -> str:
+        """See `Files`; all are listed for the first that isn't known yet.
+
+        Raises:
+            StoreError: they can't be listed.
+        """
+        if path not in self._states and not self._is_listed:
+            if self.url.startswith("http"):  # which lists pages with links, if anything
+                self.look_at([path])
+            else:
+                self._list_all()
+        if path not in self._states:
+            raise SourceError(f"source {self.name(path)}: there is no such file")
+        return self._states[path][0]
+
+    def _list_all(self) -> None:
+        try:
+            self.list(recursive=True)
+        except SourceError as error:  # which would mean that this file isn't there
+            raise StoreError(str(error)) from error
+
+    def size(self, path: str) -> int:
+        """In bytes, as listed."""
+        return self._states.get(path, ("", 0))[1]
+
+    def read(self, path: str) -> bytes:
+        """All bytes of a file.
+
+        Raises:
+            SourceError: it is gone, or can't be reached for so long that waiting is given up.
+        """
+        return self._ahead.read(path) if self.size(path) <= SMALL_BYTES else self.fetch(path)
+
+    def fetch(self, path: str) -> bytes:
+        """As `read`, by a request of its own."""
+        with _as_source_error():
+            return self._fetch(path)
+
+    def _fetch(self, path: str) -> bytes:
+        size = self.size(path)
+        if 0 < size <= ONE_REQUEST_BYTES:
+            content = self._folder.read_range(path, 0, size + 1)  # for a whole file some drivers ask for its size first
+            if len(content) == size:
+                return content
+        return self._folder.read(path)
+
+    def fetch_each(self, paths: Sequence[str]) -> dict[str, bytes]:
+        """The bytes of several files, by as many requests at once as the driver bears."""
+        with _as_source_error():
+            return dict(zip(paths, self._folder.ask_each(self._fetch, paths), strict=True))
+
+    def open(self, path: str) -> IO[bytes]:
+        """See `Files`; a large one is read part by part."""
+        if self.size(path) <= HELD_BYTES:
+            return io.BytesIO(self.fetch(path))
+        with _as_source_error():
+            return self._folder.open_file(path)
+
+    def media(self, path: str) -> RemoteFile:
+        """The file, fetched when it is first read."""
+        return RemoteFile(self, path)
+
+    def name(self, path: str) -> str:
+        """The file's URL."""
+        return f"{self.url}/{path}".rstrip("/")
+
+    def copy(self, path: str) -> LocalCopy:
+        """The file on this machine; of those used last some are there already."""
+        return self._copies.get(path)
+
+    def download(self, path: str, copy: Path) -> None:
+        """Fetch a file to a path of this machine.
+
+        Raises:
+            SourceError: it is gone, changes meanwhile, or can't be reached.
+        """
+        with _as_source_error():
+            self._folder.download(path, copy)
+
+
+def _rebuild(url: str, states: Mapping[str, tuple[str, int]]) -> UrlFiles:
+    files = UrlFiles(url)
+    files._states, files._is_listed = dict(states), True
+    return files
+
+
+def _state(described: Mapping[str, Any]) -> tuple[str, int]:
+    """Stamp and size of a file, by what the storage says of it."""
+    size = int(described.get("size") or 0)
+    marks = (str(described[name]).strip('"') for name in (*ETAGS, *TIMES) if described.get(name))
+    return "-".join([str(size), *itertools.islice(marks, 1)]), size
+
+
+class RemoteFile(os.PathLike[str]):
+    """A file at a URL as media: its bytes in one request, or as a path a local copy that goes when nobody uses it any more."""
+
+    def __init__(self, files: UrlFiles, path: str) -> None:
+        self._files, self._path = files, path
+        self._copy: LocalCopy | None = None
+
+    def __repr__(self) -> str:
+        return f"RemoteFile({self._files.name(self._path)!r})"
+
+    def __str__(self) -> str:
+        return self._files.name(self._path)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild_file, (self._files.url, self._path, self._files._states.get(self._path))
+
+    @property
+    def num_bytes(self) -> int:
+        """Its size, as listed."""
+        return self._files.size(self._path)
+
+    def read_bytes(self) -> bytes:
+        """All bytes.
+
+        Raises:
+            SourceError: it is gone, or can't be reached.
+        """
+        return self._files.fetch(self._path) if self._copy is None else self._copy.path.read_bytes()
+
+    def __fspath__(self) -> str:
+        """The path of a local copy, which is there as long as this object.
+
+        Raises:
+            SourceError: it is gone, or can't be reached.
+        """
+        if self._copy is None:
+            self._copy = self._files.copy(self._path)
+        return str(self._copy.path)
+
+
+def _rebuild_file(url: str, path: str, state: tuple[str, int] | None) -> RemoteFile:
+    return RemoteFile(_rebuild(url, {} if state is None else {path: state}), path)
+
+
+class LocalCopy:
+    """A file of this machine that is removed with the last reference to this object, or when the process ends."""
+
+    def __init__(self, path: Path, num_bytes: int) -> None:
+        self.path, self.num_bytes = path, num_bytes
+        weakref.finalize(self, path.unlink, missing_ok=True)
+
+
+class _Copies:
+    """Local copies of files, of which the ones used last are kept."""
+
+    def __init__(self, files: UrlFiles) -> None:
+        self._files = files
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[str, LocalCopy] = OrderedDict()
+        self._busy: dict[str, threading.Lock] = {}
+
+    def get(self, path: str) -> LocalCopy:
+        """The copy of a file; of several threads that want it, one fetches."""
+        with self._lock:
+            busy = self._busy.setdefault(path, threading.Lock())
+        with busy:
+            with self._lock:
+                copy = self._kept.pop(path, None)
+            if copy is None:
+                copy = self._fetch(path)
+            with self._lock:
+                self._kept[path] = copy
+                self._busy.pop(path, None)
+                while len(self._kept) > 1 and sum(one.num_bytes for one in self._kept.values()) > COPIES_BYTES:
+                    self._kept.popitem(last=False)
+        return copy
+
+    def _fetch(self, path: str) -> LocalCopy:
+        try:
+            with tempfile.NamedTemporaryFile(prefix="latentkit-", suffix=Path(path).suffix, delete=False) as file:
+                copy = LocalCopy(Path(file.name), self._files.size(path))
+        except OSError as error:
+            raise SourceError(f"{self._files.name(path)}: no copy in {tempfile.gettempdir()} (TMPDIR): {error.strerror}") from error
+        self._files.download(path, copy.path)
+        return copy
+
+
+class _ReadAhead:
+    """Small files that are read in the order of their paths, fetched together with those of the same ending that follow."""
+
+    def __init__(self, files: UrlFiles) -> None:
+        self._files = files
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[str, bytes] = OrderedDict()
+        self._num_bytes = 0
+        self._order: defaultdict[str, list[str]] = defaultdict(list)
+        self._places: dict[str, int] = {}
+        self._frontiers: dict[str, int] = {}
+
+    def start(self, paths: Sequence[str]) -> None:
+        """Take these files, in their order, for those that will be read; what was kept is dropped."""
+        for kept in (self._kept, self._order, self._places, self._frontiers):
+            kept.clear()
+        self._num_bytes = 0
+        for path in paths:
+            if self._files.size(path) <= SMALL_BYTES:
+                row = self._order[_ending(path)]
+                self._places[path] = len(row)
+                row.append(path)
+
+    def read(self, path: str) -> bytes:
+        """The bytes of a file, with a request only where they aren't there yet."""
+        with self._lock:
+            if path in self._kept:
+                return self._kept[path]
+            place, ending = self._places.get(path, -1), _ending(path)
+            if place == 0 or place >= self._frontiers.get(ending, 0):  # others were dropped, and are asked for in any order
+                wanted = self._order[ending][place : place + FETCHED_AHEAD]
+                found = self._files.fetch_each(wanted)
+                self._frontiers[ending] = place + len(wanted)
+                self._keep(found)
+                return found[path]
+        return self._files.fetch(path)
+
+    def _keep(self, contents: Mapping[str, bytes]) -> None:
+        for path, content in contents.items():
+            self._kept[path] = content
+            self._num_bytes += len(content)
+        while self._num_bytes > KEPT_BYTES:
+            self._num_bytes -= len(self._kept.popitem(last=False)[1])
+
+
+@contextmanager
+def _as_source_error() -> Iterator[None]:
+    try:
+        yield
+    except StoreError as error:
+        raise SourceError(f"source {error}") from error
+
+
+def _ending(path: str) -> str:
+    return os.path.splitext(path)[1].lower()
+
+
+def _latent_datasets(paths: Mapping[str, Any]) -> set[str]:
+    """Folders, "" or ending in "/", that hold an earlier output below the top."""
+    inside: dict[str, set[str]] = {}
+    for path in paths:
+        parts = path.split("/")
+        for depth in range(1, len(parts) - 1):
+            inside.setdefault("/".join(parts[:depth]) + "/", set()).add(parts[depth])
+    return {folder for folder, names in inside.items() if names >= LATENT_DATASET}
+
+
+def _folder_among(path: str, folders: set[str]) -> str | None:
+    parts = path.split("/")
+    above = ("/".join(parts[:depth]) + "/" for depth in range(1, len(parts)))
+    return next((folder for folder in above if folder in folders), None)
+
+
+def _hidden_part(path: str) -> str | None:
+    """The path as far as its first name that begins with a dot."""
+    parts = path.split("/")
+    depth = next((number for number, part in enumerate(parts, 1) if part.startswith(".")), None)
+    return None if depth is None else "/".join(parts[:depth])

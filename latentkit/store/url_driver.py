@@ -1,0 +1,31 @@
+"""fsspec's drivers, by URL."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import fsspec
+from fsspec.registry import known_implementations
+
+from latentkit.errors import StoreError
+from latentkit.store.outage import explained
+
+
+def open_driver(url: str) -> tuple[Any, str]:
+    """fsspec's driver for a URL, and the URL as the driver's own path; listings are asked for anew every time.
+
+    Raises:
+        StoreError: nobody knows the protocol, its driver isn't installed or can't be set up.
+    """
+    try:
+        try:
+            driver, path = fsspec.url_to_fs(url, use_listings_cache=False)
+        except TypeError:  # a driver that keeps no listings need not know the option
+            driver, path = fsspec.url_to_fs(url)
+    except ImportError as error:
+        package = known_implementations.get(url.partition("://")[0], {}).get("class", "").partition(".")[0]
+        advice = f"; pip install {package}" if package not in ("", "fsspec") else ""
+        raise StoreError(f"{url}: the driver is missing: {error}{advice}") from error
+    except Exception as error:
+        raise explained(error, url) from error
+    return driver, path.rstrip("/")

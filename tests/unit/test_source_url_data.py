@@ -1,0 +1,181 @@
+"""Source `datasets` at a URL: tables, tars and tables of paths, one, a folder of them or by a pattern, as from the files themselves."""
+
+from __future__ import annotations
+
+import functools
+import io
+import tarfile
+import threading
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import datasets
+import fsspec
+import pytest
+
+from latentkit.builtin import DatasetsConfig
+from latentkit.contracts import BuildContext
+from latentkit.errors import SourceError
+from latentkit.shorthand import encode_recipe
+from latentkit.sources.datasets import open_datasets
+
+Rows = dict[str, tuple[bytes, str]]
+
+
+@pytest.fixture
+def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """fsspec's store in memory, empty, and a cache of the library's own."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "DOWNLOADED_DATASETS_PATH", tmp_path / "cache" / "downloads")
+    store = fsspec.filesystem("memory")
+    for clear in (True, False):
+        store.store.clear()
+        store.pseudo_dirs[:] = [""]
+        if clear:
+            yield store
+
+
+def write_parquet(folder: Path, name: str, rows: Rows) -> None:
+    folder.mkdir(exist_ok=True)
+    table = {"id": list(rows), "photo": [photo for photo, _ in rows.values()], "text": [text for _, text in rows.values()]}
+    datasets.Dataset.from_dict(table).to_parquet(folder / name)
+
+
+def write_tar(folder: Path, name: str, rows: Rows) -> None:
+    folder.mkdir(exist_ok=True)
+    with tarfile.open(folder / name, "w") as tar:
+        for key, (photo, text) in rows.items():
+            for ending, content in (("png", photo), ("txt", text.encode())):
+                member = tarfile.TarInfo(f"{key}.{ending}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+
+
+def samples(path: str | list[str], **options: Any) -> dict[str, tuple[bytes, Any]]:
+    source = open_datasets(DatasetsConfig(path=path, **options), BuildContext(modality="image"))
+    if hasattr(source, "shards"):
+        found = [sample for shard in source.shards() for sample in source.read(shard)]
+    else:
+        found = [source[index] for index in range(len(source))]
+        assert [entry.stamp for entry in source.entries()] == [sample.stamp for sample in found]
+    return {sample.key: (sample.read(), sample.attributes.get("text")) for sample in found}
+
+
+ONE: Rows = {"a": (b"\x89PNG a", "one"), "b": (b"\x89PNG b", "two")}
+TWO: Rows = {"c": (b"\x89PNG c", "three")}
+
+
+@pytest.fixture
+def data(memory: Any, tmp_path: Path) -> Path:
+    """Parquet files, tars and a table of paths, here and at memory://bucket."""
+    for write, kind in ((write_parquet, "parquet"), (write_tar, "tar")):
+        write(tmp_path / kind, f"0.{kind}", ONE)
+        write(tmp_path / kind, f"1.{kind}", TWO)
+    (tmp_path / "tar" / "0.json").write_text("{}")
+    (tmp_path / "paths" / "img").mkdir(parents=True)
+    for key, (photo, _) in ONE.items():
+        (tmp_path / "paths" / "img" / f"{key}.png").write_bytes(photo)
+    (tmp_path / "paths" / "table.csv").write_text("file_name,text\nimg/b.png,two\nimg/a.png,one\nimg/gone.png,x\n")
+    for folder in ("parquet", "tar", "paths"):
+        memory.put(str(tmp_path / folder), f"/bucket/{folder}", recursive=True)
+    return tmp_path
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_files_of_data_give_the_samples_that_they_give_here(data: Path, kind: str, streaming: bool) -> None:
+    options = {"streaming": streaming, **({"key": "id"} if kind == "parquet" else {})}
+    for ends in ("", f"/0.{kind}"):
+        here, there = samples(f"{data}/{kind}{ends}", **options), samples(f"memory://bucket/{kind}{ends}", **options)
+        assert here == there
+        assert sorted(content for content, _ in there.values()) == [b"\x89PNG a", b"\x89PNG b"] + [b"\x89PNG c"] * (not ends)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["memory://bucket/tar/{0..1}.tar", "memory://bucket/tar/*.tar", ["memory://bucket/tar/0.tar", "memory://bucket/tar/1.tar"]],
+)
+def test_patterns_and_lists_name_tars(data: Path, path: str | list[str]) -> None:
+    assert [text for _, text in samples(path).values()] == ["one", "two", "three"]
+
+
+def test_table_of_paths_reads_the_files_that_it_names(data: Path) -> None:
+    source = open_datasets(DatasetsConfig(path="memory://bucket/paths/table.csv"), BuildContext())
+    assert not hasattr(source, "shards")
+    assert [entry.key for entry in source.entries()] == ["img/b.png", "img/a.png", "img/gone.png"]
+    assert source[0].read() == b"\x89PNG b"
+    assert source[0].attributes == {"text": "two"}
+
+
+def test_what_lies_beside_tars_is_remarked(data: Path) -> None:
+    source = open_datasets(DatasetsConfig(path="memory://bucket/tar"), BuildContext(modality="image"))
+    [remark] = [one for one in source.remarks() if "beside" in one.text]
+    assert (remark.count, remark.example) == (1, "0.json")
+
+
+def test_splits_are_found_in_the_paths(memory: Any, tmp_path: Path) -> None:
+    write_parquet(tmp_path / "d", "train-00000.parquet", ONE)
+    write_parquet(tmp_path / "d", "test-00000.parquet", TWO)
+    memory.put(str(tmp_path / "d"), "/d", recursive=True)
+    assert list(samples("memory://d", key="id")) == ["a", "b"]
+    assert list(samples("memory://d", key="id", split="test")) == ["c"]
+
+
+def test_stamps_change_with_the_file(data: Path, memory: Any, tmp_path: Path) -> None:
+    def stamps(path: str) -> list[str]:
+        return [entry.stamp for entry in open_datasets(DatasetsConfig(path=path), BuildContext(modality="image")).entries()]  # type: ignore[union-attr]
+
+    for path in ("memory://bucket/parquet", "memory://bucket/tar"):
+        assert stamps(path) == stamps(path)
+        before = stamps(path)
+        kind = path.rsplit("/", 1)[1]
+        write = write_parquet if kind == "parquet" else write_tar
+        write(tmp_path / "new", f"0.{kind}", ONE | {"a": (b"\x89PNG z", "one")})
+        memory.put_file(str(tmp_path / "new" / f"0.{kind}"), f"/bucket/{kind}/0.{kind}")
+        assert stamps(path)[0] != before[0]
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("memory://bucket/none.parquet", "memory://bucket/none.parquet: there is no such file"),
+        ("memory://bucket/nothing", "nothing lies below memory://bucket/nothing"),
+        ("memory://bucket/paths/img", "no file below memory://bucket/paths/img ends in"),
+        ("memory://bucket/*/*", "expected files of one kind, got"),
+        ("memory://bucket/x*.tar", "expected files of one kind, got none"),
+        (["memory://bucket/tar/0.tar", "here.tar"], "expected URLs of one protocol, or paths alone"),
+    ],
+)
+def test_wrong_urls_are_named(data: Path, path: str | list[str], words: str) -> None:
+    with pytest.raises(SourceError, match=words.replace("*", r"\*")):
+        samples(path)
+
+
+def test_file_url_is_the_file(data: Path) -> None:
+    assert samples(f"file://{data}/tar") == samples(f"{data}/tar")
+
+
+def test_web_server_gives_tables_and_tars(data: Path) -> None:
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(data))) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}"
+            assert samples(f"{url}/tar/0.tar") == samples(f"{data}/tar/0.tar")
+            assert samples(f"{url}/parquet/0.parquet", key="id") == samples(f"{data}/parquet/0.parquet", key="id")
+            with pytest.raises(SourceError, match=r"tar/9\.tar: there is no such file"):
+                samples(f"{url}/tar/9.tar")
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_short_command_takes_files_of_data_at_a_url(data: Path) -> None:
+    for url in ("memory://bucket/tar", "memory://bucket/tar/{0..1}.tar", "memory://bucket/paths/table.csv", "memory://bucket/parquet"):
+        assert encode_recipe(url, "out", None)[0]["source"] == {"use": "datasets", "with": {"path": url}}
