@@ -15,7 +15,8 @@ from latentkit.contracts import BuildContext, InputSpec, Prepared, Sample
 from latentkit.errors import RecipeError
 from latentkit.modalities.framing import check_small, target_shapes, unflipped, view_box
 from latentkit.modalities.geometry import Box, Shape, nearest_allowed, nearest_shape
-from latentkit.modalities.picture import decode_picture, known_formats, open_picture
+from latentkit.modalities.picture import decode_picture, open_picture
+from latentkit.modalities.picture_formats import known_formats
 
 if TYPE_CHECKING:
     from torch import Tensor
