@@ -43,30 +43,35 @@ def resize_levels(levels: Values, box: Box, shape: Shape) -> Values:
     rows = filter_blocks(levels.shape[0], box.top, box.height, shape[0])
     columns = filter_blocks(levels.shape[1], box.left, box.width, shape[1])
     left, right = columns[0].original.start, columns[-1].original.stop
-    down = _filter_rows(rows, levels[:, left:right], shape[0])
-    planes = np.ascontiguousarray(down.transpose(2, 0, 1)).reshape(-1, right - left)
-    result = _filter_columns(columns, planes, shape[1], left).reshape(-1, *shape)
+    planes = _filter_rows(rows, levels[:, left:right], shape[0])
+    result = _filter_columns(columns, planes.reshape(-1, right - left), shape[1], left)
+    result = result.reshape(-1, *shape)
     if levels.shape[2] == 4:
         _divide_by_alpha(result)
     return np.rint(np.clip(result, 0, 255, out=result), out=result)
 
 
 def _filter_rows(blocks: Sequence[Block], levels: Values, size: int) -> Values:
-    """(size, width, C) float32 of (height, width, C) levels, colors multiplied by alpha."""
-    result = np.empty((size, levels.shape[1] * levels.shape[2]), np.float32)
+    """(C, size, width) float32 of (height, width, C) levels, colors multiplied by alpha."""
+    width, channels = levels.shape[1:]
+    result = np.empty((channels, size, width), np.float32)
     longest = max(block.weights.shape[1] for block in blocks)
-    room = np.empty((longest, *levels.shape[1:]), np.float32)
+    room = np.empty((longest, width, channels), np.float32)
+    filtered = np.empty((BLOCK_ROWS, width * channels), np.float32)
     for block in blocks:
-        part = room[: block.weights.shape[1]]
+        num_rows, num_original = block.weights.shape
+        part = room[:num_original]
         part[...] = levels[block.original]
-        if levels.shape[2] == 4:
+        if channels == 4:
             part[..., :3] *= part[..., 3:] / 255
-        part = part.reshape(len(part), -1)
+        part = part.reshape(num_original, -1)
         step = max(1, PRODUCT_LIMIT // block.weights.size)
         for begin in range(0, part.shape[1], step):
             here = slice(begin, begin + step)
-            np.matmul(block.weights, part[:, here], out=result[block.result, here])
-    return result.reshape(size, *levels.shape[1:])
+            np.matmul(block.weights, part[:, here], out=filtered[:num_rows, here])
+        lines = filtered[:num_rows].reshape(num_rows, width, channels)
+        result[:, block.result] = lines.transpose(2, 0, 1)
+    return result
 
 
 def _filter_columns(blocks: Sequence[Block], lines: Values, size: int, left: int) -> Values:
