@@ -53,10 +53,15 @@ def find_box(media: bytes, *path: bytes) -> bytes:
 def primary_properties(media: bytes) -> list[tuple[bytes, bytes]]:
     """Type and content of what holds for the main picture of an AVIF or HEIC file.
 
-    Raises:
-        struct.error, IndexError: broken boxes.
+    Nothing, where the boxes are broken: whether the pixels are, their decoder says.
     """
-    meta = find_box(media, b"meta")
+    try:
+        return _read_properties(find_box(media, b"meta"))
+    except (struct.error, IndexError):
+        return []
+
+
+def _read_properties(meta: bytes) -> list[tuple[bytes, bytes]]:
     number = find_box(meta, b"pitm")
     primary = struct.unpack_from(">H" if number[0] == 0 else ">I", number, 4)[0]
     properties = list(walk_boxes(find_box(meta, b"iprp", b"ipco")))
@@ -86,11 +91,9 @@ def _associations(table: bytes) -> Iterator[tuple[int, list[int]]]:
 
 
 def read_color(content: bytes, is_jpeg2000: bool) -> ColorBox:
-    """What a `colr` box says.
-
-    Raises:
-        struct.error, IndexError: it is cut off.
-    """
+    """What a `colr` box says; nothing, where it is cut off."""
+    if len(content) < (7 if is_jpeg2000 else 8):
+        return ColorBox()
     if is_jpeg2000:
         if content[0] == 1:
             return ColorBox(space=struct.unpack_from(">I", content, 3)[0])

@@ -20,7 +20,7 @@ from latentkit.modalities.icc import (
 from latentkit.modalities.picture_formats import CONTENT_ERRORS
 
 # ITU-T H.273, tables 2 and 3. Values left out, 2 ("unspecified") among them, count as sRGB.
-WHITE_C, WHITE_E, WHITE_DCI = (0.310, 0.316), (1 / 3, 1 / 3), (0.314, 0.351)
+WHITE_C, WHITE_DCI = (0.310, 0.316), (0.314, 0.351)
 P3_PRIMARIES = ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060))
 NTSC_PRIMARIES = ((0.630, 0.340), (0.310, 0.595), (0.155, 0.070))
 PRIMARIES: dict[int, tuple[tuple[Point, ...], Point]] = {
@@ -58,7 +58,6 @@ def find_profile(picture: Image.Image, media: bytes) -> bytes | None:
 
     Raises:
         SampleError: high dynamic range, or a color space that can't be converted.
-        Exception: broken tags, as Pillow raises them.
     """
     if isinstance(picture, PngImagePlugin.PngImageFile):
         return _of_png(picture, media)
@@ -95,7 +94,10 @@ def _of_png(picture: PngImagePlugin.PngImageFile, media: bytes) -> bytes | None:
     if is_srgb_curve and is_srgb_gamut:
         return None
     white, *primaries = zip(chromaticity[::2], chromaticity[1::2], strict=True)
-    return make_profile(tuple(primaries), white, SRGB_CURVE if is_srgb_curve else 1 / gamma)
+    try:
+        return make_profile(tuple(primaries), white, SRGB_CURVE if is_srgb_curve else 1 / gamma)
+    except ValueError:
+        return None  # chromaticities without a meaning count for nothing, like a broken profile
 
 
 def _find_png_codes(media: bytes) -> bytes | None:
@@ -123,10 +125,8 @@ def _of_codes(primaries: int, transfer: int) -> bytes | None:
 
 
 def _of_jpeg2000(media: bytes) -> bytes | None:
-    content = find_box(media, b"jp2h", b"colr")
-    if not content:
-        return None  # a bare codestream
-    color = read_color(content, is_jpeg2000=True)
+    # A bare codestream has no such box.
+    color = read_color(find_box(media, b"jp2h", b"colr"), is_jpeg2000=True)
     if color.space is not None and color.space not in JPEG2000_SPACES:
         raise SampleError(
             f"JPEG 2000 in color space {color.space}, which is not read; convert the file to sRGB"
