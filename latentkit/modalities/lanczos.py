@@ -1,7 +1,8 @@
-"""Resize pictures with a Lanczos filter of three lobes (Turkowski 1990, Duchon 1979), twice as fast as Pillow and nearer to the ideal.
+"""Resize pictures with a Lanczos filter of three lobes (Duchon 1979), twice as fast as Pillow.
 
-The filter is a matrix with few numbers beside its diagonal. It is cut into blocks of a few rows of the result, each of
-which is a small dense product: what processors do fastest. Sums are float32, and only the result is rounded to levels.
+The filter is a matrix with few numbers beside its diagonal. It is cut into blocks of a few rows of
+the result, each of which is a small dense product: what processors do fastest. Sums are float32, and
+only the result is rounded to levels, so it is nearer to the ideal than Pillow's, too.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ Values = np.ndarray[Any, np.dtype[Any]]
 LOBES = 3
 BLOCK_ROWS = 8
 PRODUCT_LIMIT = 1 << 18
-"""Multiplications in one product. Below this OpenBLAS starts no threads, which threads that prepare would wait for."""
+"""Multiplications in one product, up to which OpenBLAS starts no threads of its own."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """Weights that make some rows of a result from some rows of the original, counted from 0, ends excluded."""
+    """Weights that make some rows of a result from some rows of the original."""
 
     result: slice
     original: slice
@@ -75,7 +76,7 @@ def _filter_rows(blocks: Sequence[Block], levels: Values, size: int) -> Values:
 
 
 def _filter_columns(blocks: Sequence[Block], lines: Values, size: int, left: int) -> Values:
-    """(lines, size) float32 of (lines, width) float32, whose first column is the picture's `left`."""
+    """(lines, size) float32 of (lines, width) float32, whose first column is `left`."""
     result = np.empty((len(lines), size), np.float32)
     for block in blocks:
         columns = slice(block.original.start - left, block.original.stop - left)
@@ -88,7 +89,7 @@ def _filter_columns(blocks: Sequence[Block], lines: Values, size: int, left: int
 
 
 def _divide_by_alpha(planes: Values) -> None:
-    """Colors (4, H, W) that were multiplied by alpha, as they are alone; black where nothing shows."""
+    """Take alpha out of the colors of (4, H, W) again; black where nothing shows."""
     alpha = planes[3]
     planes[:3] = np.divide(planes[:3] * 255, alpha, out=np.zeros_like(planes[:3]), where=alpha > 0.5)
 

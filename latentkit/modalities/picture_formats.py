@@ -27,7 +27,7 @@ HEIF_BRANDS = (
 JXL_CODESTREAM = b"\xff\x0a"
 JXL_SIGNATURES = (JXL_CODESTREAM, b"\x00\x00\x00\x0cJXL \r\n\x87\n")
 
-# What Pillow raises about the content of a file. A warning is among them only where they are errors.
+# What Pillow raises about the content of a file; warnings only where they are errors.
 CONTENT_ERRORS = (
     *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, AttributeError),
     *(ArithmeticError, RuntimeError, struct.error, zlib.error),
@@ -39,7 +39,7 @@ UNREAD = (
     (b"v/1\x01", f"OpenEXR picture: {NOT_SRGB}"),
     (b"#?RADIANCE", f"Radiance picture: {NOT_SRGB}"),
     (b"#?RGBE", f"Radiance picture: {NOT_SRGB}"),
-    (b"PF", f"portable float map: {NOT_SRGB}"),
+    (b"PF\n", f"portable float map: {NOT_SRGB}"),
     (b"8BPS", "Photoshop document, which is not read; export it to PNG or TIFF"),
     (b"II\xbc", "JPEG XR picture, which is not read; convert it to PNG"),
 )

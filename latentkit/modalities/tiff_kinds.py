@@ -43,7 +43,7 @@ def check_tiff(picture: TiffImagePlugin.TiffImageFile) -> None:
             "save it with the channels together or compressed"
         )
     if tags.get(INK_SET, 1) != 1:
-        raise SampleError("inks other than cyan, magenta, yellow and black; convert the file to RGB")
+        raise SampleError("inks other than cyan, magenta, yellow and black; convert it to RGB")
     if tags.get(PHOTOMETRIC) == 6:
         _check_ycbcr(tags)
     colors = tags.get(COLOR_MAP)
