@@ -16,10 +16,10 @@ from pydantic import BaseModel, Field, StringConstraints, ValidationError
 from latentkit.contracts import LatentLayout, Normalization
 from latentkit.errors import DamagedError, PluginError, SourceError, StoreError
 from latentkit.masks import MASK, masked_axes
-from latentkit.store import statistics
 from latentkit.store.columns import read_parquet
 from latentkit.store.folder import Folder, canonical_json
 from latentkit.store.index import COLUMNS, ReadUnit, index_bytes, index_of_chain, read_unit
+from latentkit.store.live_statistics import measure_live, whole_statistics
 from latentkit.store.plan import Plan, number_of, plan_name
 from latentkit.store.quantise import summarize_error
 from latentkit.store.writer import unit_name
@@ -108,7 +108,7 @@ def dataset_json(
 ) -> bytes:
     """The document for an index that is written as `content` under `name`."""
     used = _used(units, index)
-    merged = _statistics(used)
+    merged = measure_live(folder, {unit.unit.name: unit for unit in used}, index)
     settings = plans[-1].settings
     document: dict[str, Any] = {
         "format": FORMAT,
@@ -142,9 +142,17 @@ def dataset_json(
 
 
 def _used(units: Mapping[str, ReadUnit], index: pa.Table) -> list[ReadUnit]:
-    """Units that hold rows of the index. They are measured as a whole: superseded rows weigh until `compact` drops them."""
+    """Units that hold rows of the index."""
     names = set(index["unit"].unique().to_pylist())
     return [unit for name, unit in units.items() if name in names]
+
+
+def accepts_statistics(
+    document: Mapping[str, Any], units: Mapping[str, ReadUnit], index: pa.Table
+) -> bool:
+    """Whether a document states its units' statistics as a whole, as earlier versions wrote them."""
+    whole = whole_statistics(_used(units, index))
+    return bool(document["statistics"] == (whole.summary() if whole else None))
 
 
 def _masked_axes(unit: ReadUnit, layout: LatentLayout) -> Iterator[str]:
@@ -152,14 +160,6 @@ def _masked_axes(unit: ReadUnit, layout: LatentLayout) -> Iterator[str]:
     for name, tensor in unit.header.tensors.items():
         if name.endswith(f"/{MASK}"):
             yield masked_axes(layout, len(tensor.shape) - 1)
-
-
-def _statistics(units: Sequence[ReadUnit]) -> statistics.ChannelStatistics | None:
-    try:
-        pieces = [json.loads(unit.header.metadata["statistics"]) for unit in units]
-        return statistics.merge(statistics.ChannelStatistics.from_json(piece) for piece in pieces if piece)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DamagedError(f"a unit's statistics are damaged ({type(error).__name__})") from error
 
 
 def refuse_missing_units(folder: Folder, document: Mapping[str, Any]) -> None:

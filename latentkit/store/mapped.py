@@ -23,22 +23,12 @@ from latentkit.errors import DamagedError, StoreError
 from latentkit.masks import MASK
 from latentkit.store.dataset import read_dataset
 from latentkit.store.folder import Folder, LocalFolder
-from latentkit.store.format import StoredTensor, UnitHeader, read_header
+from latentkit.store.format import NUMPY_DTYPES, StoredTensor, UnitHeader, read_header
 from latentkit.store.order import Rows
 from latentkit.store.quantise import SCALE
 from latentkit.store.ragged import OFFSETS, are_offsets, starts_of
 from latentkit.store.rows import Codes, Group, ReadableRows
 from latentkit.store.writer import unit_name
-
-NUMPY_DTYPES: dict[str, type[np.generic]] = {
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": np.uint16,  # numpy has no bfloat16; the bits travel as they are
-    "I64": np.int64,
-    "I32": np.int32,
-    "U8": np.uint8,
-    "I8": np.int8,
-}
 
 CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "I8"}
 """How safetensors calls the dtypes of dataset.json."""

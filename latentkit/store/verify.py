@@ -18,7 +18,16 @@ from latentkit.errors import DamagedError, SourceError, StoreError
 from latentkit.runtime.cores import share_of_cores
 from latentkit.store.claims import PART, Claims
 from latentkit.store.columns import read_parquet
-from latentkit.store.dataset import DATASET, RECIPE, Description, check_complete, dataset_json, newest_number, read_dataset
+from latentkit.store.dataset import (
+    DATASET,
+    RECIPE,
+    Description,
+    accepts_statistics,
+    check_complete,
+    dataset_json,
+    newest_number,
+    read_dataset,
+)
 from latentkit.store.folder import ASIDE, Folder, host, open_folder
 from latentkit.store.index import ReadUnit, committed, index_bytes, index_of_chain
 from latentkit.store.plan import Plan, number_of, plan_name, plan_numbers, read_plan
@@ -302,6 +311,8 @@ def _compare(found: Verification, chain: Sequence[Plan], document: Mapping[str, 
         return
     skipped = {"index", "sha256"}
     expected |= {key: value for key, value in chain[-1].settings.parts.items() if key in ("store", "dtype")}
+    if accepts_statistics(document, units, index):
+        expected["statistics"] = document["statistics"]
     different = sorted(key for key in {*expected, *document} - skipped if expected.get(key) != document.get(key))
     if different:
         found.add("dataset.json", DATASET, f"not what plans and units say: {', '.join(different)} differ")
