@@ -9,7 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -181,8 +181,10 @@ def describe(inputs: EncodeInputs, encoder: Encoder, settings: EncodeSettings, t
             rows = [tensor.to(device) for tensor in tensors if tensor is not None]
             psnr = measure_psnr(encoder, rows, settings.store)
         decoded = {} if psnr is None else {"psnr_db": psnr, "num_samples": len(rows)}
+    remarks = {"remarks": [asdict(remark) for remark in inputs.remarks]} if inputs.remarks else {}
+    source = {**inputs.described_source, **remarks}
     return Description(
-        encoder.layout, encoder.normalization, settings.store, settings.dtype, inputs.described_source, list(inputs.views), decoded
+        encoder.layout, encoder.normalization, settings.store, settings.dtype, source, list(inputs.views), decoded
     )
 
 
@@ -364,7 +366,7 @@ def _chain_there(folder: Folder, inputs: EncodeInputs, settings: EncodeSettings)
         if foreign:
             raise StoreError(f"{folder} holds something else ({', '.join(foreign[:3])}); give the latent dataset a folder of its own")
         return []
-    check_parts(folder, chain[-1].settings.parts, all_parts(inputs, settings))
+    check_parts(folder, chain[-1].settings.parts, all_parts(inputs, settings), inputs.defaults)
     streams = chain[-1].settings.stream
     if streams != isinstance(inputs.source, StreamSource):
         then, now = ("a stream", "single samples") if streams else ("single samples", "a stream")
@@ -372,8 +374,8 @@ def _chain_there(folder: Folder, inputs: EncodeInputs, settings: EncodeSettings)
     return chain
 
 
-def check_parts(folder: Folder, there: Mapping[str, str], wanted: Mapping[str, str]) -> None:
-    """Hold what decides a latent's value to what the folder's latents were made with.
+def check_parts(folder: Folder, there: Mapping[str, str], wanted: Mapping[str, str], defaults: Mapping[str, str]) -> None:
+    """Hold what decides a latent's value to what the folder's latents were made with; options at their `defaults` are in neither.
 
     Raises:
         FingerprintError: names every field that differs.
@@ -381,13 +383,14 @@ def check_parts(folder: Folder, there: Mapping[str, str], wanted: Mapping[str, s
     there, wanted = counting_parts(there), counting_parts(wanted)
     different = [name for name in sorted({*there, *wanted}) if there.get(name) != wanted.get(name)]
     if different:
-        lines = [f"  {name}: {_short(there.get(name))} there, {_short(wanted.get(name))} now" for name in different]
+        lines = [f"  {name}: {_value(there, name, defaults)} there, {_value(wanted, name, defaults)} now" for name in different]
         raise FingerprintError(
             "\n".join([f"{folder} holds latents that were made otherwise:", *lines, "Write to another output, or set these back"])
         )
 
 
-def _short(value: str | None) -> str:
+def _value(parts: Mapping[str, str], name: str, defaults: Mapping[str, str]) -> str:
+    value = parts.get(name)
     if value is None:
-        return "not set"
+        return f"{defaults[name]} (the default)" if name in defaults else "not set"
     return value if len(value) <= 60 else f"{value[:16]}..."

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from latentkit.contracts import Remark
+from latentkit.sources.remarks import list_remarks
+from latentkit.store.contents import column_filling, row_remarks, skipped_samples, source_remarks
 from latentkit.store.dataset import DATASET, newest_number, num_superseded, read_dataset, read_index, read_units
 from latentkit.store.folder import Folder, open_folder
 from latentkit.store.index import committed, superseded_rows
 from latentkit.store.plan import newest_plan, read_chain
 from latentkit.store.writer import unit_name
+
+COLUMNS = ["key", "view", "status", "reason", "unit", "bucket", "row", "attributes", "geometry.remarks"]
+"""What is read of the index."""
+
+MOST_KEYS = 3
+"""Samples that are named for each reason to skip some."""
+
+MOST_REMARKS = 20
+MOST_COLUMNS = 20
 
 
 def inspect_dataset(path: str, with_ledger: bool = False) -> dict[str, Any]:
@@ -25,7 +40,7 @@ def inspect_dataset(path: str, with_ledger: bool = False) -> dict[str, Any]:
     if not folder.exists(DATASET) and (unfinished := _unfinished(folder)):
         return unfinished
     document = read_dataset(folder)
-    index = read_index(folder, document, ["key", "view", "status", "reason", "unit", "bucket", "row"])
+    index = read_index(folder, document, COLUMNS)
     said = ("fingerprint", "parts", "store", "dtype", "layout", "normalization", "statistics", "source", "quantisation", "masked")
     num_old = num_superseded(document, index.num_rows)
     found = {
@@ -34,6 +49,12 @@ def inspect_dataset(path: str, with_ledger: bool = False) -> dict[str, Any]:
         "samples": len(index["key"].unique()),
         "rows": _count(index["status"]) | ({"superseded": num_old} if num_old else {}),
         "skipped": _count(index["reason"]),
+        "skipped_samples": _first_keys(skipped_samples(index)),
+        "columns": {name: asdict(filling) for name, filling in column_filling(index).items()},
+        "remarks": {
+            "source": [asdict(remark) for remark in source_remarks(document)],
+            "samples": [asdict(remark) for remark in row_remarks(index)],
+        },
         "views": _count(index["view"]),
         "buckets": _count(index["bucket"]),
         "units": len(document["units"]),
@@ -41,6 +62,33 @@ def inspect_dataset(path: str, with_ledger: bool = False) -> dict[str, Any]:
         **{name: document[name] for name in said if name in document},
     }
     return found | ({"ledger": _ledger(folder, newest_number(document), index)} if with_ledger else {})
+
+
+def list_skipped(path: str) -> str:
+    """A line for each sample that was skipped, with its reason.
+
+    Raises:
+        StoreError: there is no finished latent dataset, or it is damaged.
+    """
+    folder = open_folder(path)
+    index = read_index(folder, read_dataset(folder), ["key", "status", "reason"])
+    lines = [f"{on_one_line(key)}: {reason}" for key, reason in skipped_samples(index).items()]
+    return "\n".join(lines or [f"{folder}: no sample was skipped"])
+
+
+def on_one_line(text: str) -> str:
+    """Text whose line breaks are escaped; a key may hold any."""
+    return text.replace("\r", "\\r").replace("\n", "\\n")
+
+
+def _first_keys(reasons: Mapping[str, str]) -> dict[str, list[str]]:
+    """The first few keys of each reason."""
+    found: dict[str, list[str]] = {}
+    for key, reason in reasons.items():
+        keys = found.setdefault(reason, [])
+        if len(keys) < MOST_KEYS:
+            keys.append(key)
+    return found
 
 
 def _count(column: pa.ChunkedArray) -> dict[str, int]:
@@ -77,22 +125,25 @@ def _unfinished(folder: Folder) -> dict[str, Any] | None:
 
 def describe(found: dict[str, Any]) -> str:
     """The mapping of `inspect_dataset` as lines for a person."""
+    command = f"latentkit inspect {shlex.quote(found['path'])}"
     if not found["finished"]:
+        units = f"{found['units_done']} of {_number(found['units'], 'unit')}"
         return "\n".join([
             f"{found['path']}: unfinished",
-            f"  samples    {found['samples_done']} of {found['samples']} done, {found['units_done']} of {found['units']} units",
-            f"  go on with latentkit run {found['path']}/recipe.yaml",
+            f"  samples    {found['samples_done']} of {found['samples']} done, {units}",
+            f"  go on with latentkit run {shlex.quote(found['path'] + '/recipe.yaml')}",
         ])
     layout, rows = found["layout"], found["rows"]
+    ok = rows.get("ok", 0)
     lines = [
-        f"{found['path']}: {found['samples']} samples, {rows.get('ok', 0)} rows of latents, {rows.get('skipped', 0)} skipped"
+        f"{found['path']}: {_number(found['samples'], 'sample')}, {_number(ok, 'row')} of latents, {rows.get('skipped', 0)} skipped"
         + (f", {rows['superseded']} superseded (`latentkit compact` drops them)" if "superseded" in rows else ""),
-        f"  latents    {layout['kind']}, {layout['channels']} channels, axes {layout['axes']}{_of_axes(found)}",
+        f"  latents    {layout['kind']}, {_number(layout['channels'], 'channel')}, axes {layout['axes']}{_of_axes(found)}",
         f"  stored as  {found['store']} in {found['dtype']}",
         f"  source     {found['source'].get('use')} {found['source'].get('with') or ''}".rstrip(),
         f"  views      {_counts(found['views'])}",
         f"  buckets    {_counts(found['buckets'])}",
-        f"  on disk    {found['units']} units, {found['bytes'] / 1e6:.1f} MB",
+        f"  on disk    {_number(found['units'], 'unit')}, {found['bytes'] / 1e6:.1f} MB",
         f"  normalised {_formula(found)}",
     ]
     if found["statistics"]:
@@ -100,8 +151,51 @@ def describe(found: dict[str, Any]) -> str:
     lines += [f"  made by    {found['parts'].get('encoder.name')}, fingerprint {found['fingerprint'][:16]}"]
     if "quantisation" in found:
         lines += [f"  int8 error {_quantisation(found['quantisation'])}"]
-    lines += [f"  skipped    {count}: {reason}" for reason, count in found["skipped"].items()]
-    return "\n".join(lines)
+    lines += [f"  column     {text}" for text in describe_columns(found, MOST_COLUMNS, f"{command} --json")]
+    lines += [f"  note       {text}" for text in describe_remarks(found, MOST_REMARKS, f"{command} --json")]
+    return "\n".join([*lines, *_skipped(found, command)])
+
+
+def describe_columns(found: Mapping[str, Any], most: int, command: str) -> list[str]:
+    """A line for each column and how many rows have it; of more than `most`, the last names the command that lists all."""
+    total, lines = found["rows"].get("ok", 0), []
+    for name, filling in found["columns"].items():
+        full = f"all {total} rows" if filling["rows"] == total > 1 else f"{filling['rows']} of {_number(total, 'row')}"
+        empty = f", {filling['empty']} of them empty" if filling["empty"] else ""
+        lines.append(f"{on_one_line(name)} ({filling['kind']}): {full}{empty}")
+    if len(lines) <= most:
+        return lines
+    return [*lines[: most - 1], f"{len(lines) - most + 1} other columns; `{command}` lists them"]
+
+
+def describe_remarks(found: Mapping[str, Any], most: int, command: str, source: Sequence[Remark] | None = None) -> list[str]:
+    """A line for each remark of the source and of samples.
+
+    Args:
+        found: the mapping of `inspect_dataset`.
+        most: lines, the last of which names the command that lists all.
+        source: what the source remarks now; None: what it did when the dataset was written.
+    """
+    stated = [Remark(**remark) for remark in found["remarks"]["source"]]
+    remarks = [*(stated if source is None else source), *(Remark(**remark) for remark in found["remarks"]["samples"])]
+    return list_remarks(remarks, most, command)
+
+
+def _skipped(found: Mapping[str, Any], command: str) -> list[str]:
+    """How many rows were skipped for each reason, with the first few keys."""
+    lines = []
+    for reason, count in found["skipped"].items():
+        lines += [f"  skipped    {count}: {reason}", f"             {name_keys(found, reason)}"]
+    return lines + ([f"  all of them: {command} --skipped"] if lines else [])
+
+
+def name_keys(found: Mapping[str, Any], reason: str) -> str:
+    """The first few samples that were skipped for a reason."""
+    return "such as " + ", ".join(map(on_one_line, found["skipped_samples"].get(reason, [])))
+
+
+def _number(count: int, thing: str) -> str:
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
 def _formula(found: dict[str, Any]) -> str:

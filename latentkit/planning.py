@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from latentkit.contracts import Encoder, Entry, Modality, Prepared, Sample, Source, StreamSource
+from latentkit.contracts import Encoder, Entry, Modality, Prepared, Remark, Sample, Source, StreamSource
 from latentkit.errors import SampleError, SourceError
 from latentkit.measure import Measured, choose_unit_size, measure_batches
 from latentkit.numerics import fixed_numerics
@@ -26,6 +26,7 @@ from latentkit.preparing import give, read_shard
 from latentkit.retry import retried
 from latentkit.runtime.cores import num_cores
 from latentkit.runtime.device import can_compile, kind_of
+from latentkit.sources.remarks import remarks_of
 from latentkit.store.changes import Changes, compare_samples, compare_shards
 from latentkit.store.claims import Claims
 from latentkit.store.dataset import read_dataset, read_index, refuse_missing_units
@@ -74,6 +75,7 @@ class EncodeInputs:
         parts: name to value of all that decides a latent's value, besides what `settings` adds.
         described_source: what dataset.json says of the source.
         open_float32: device to the same encoder computing in float32; None where there is none.
+        defaults: name to value of options that `parts` leaves out where they have it, for messages.
     """
 
     source: Source | StreamSource
@@ -83,6 +85,7 @@ class EncodeInputs:
     parts: Mapping[str, str]
     described_source: Mapping[str, Any] = field(default_factory=dict)
     open_float32: Callable[[str], Encoder] | None = None
+    defaults: Mapping[str, str] = field(default_factory=dict)
 
     @functools.cached_property
     def entries(self) -> pa.Table:
@@ -94,6 +97,15 @@ class EncodeInputs:
         if isinstance(self.source, StreamSource):
             return list_entries(Entry(shard.name, shard.stamp) for shard in self.source.shards())
         return list_entries(self.source.entries())
+
+    @functools.cached_property
+    def remarks(self) -> list[Remark]:
+        """What the source found and does not use; of a stream, as far as it knows before it is read.
+
+        Raises:
+            PluginError: they are not what remarks are.
+        """
+        return remarks_of(self.source)
 
 
 def first_plan(folder: Folder, inputs: EncodeInputs, device: str, settings: EncodeSettings, parts: Mapping[str, str]) -> Plan:

@@ -17,7 +17,7 @@ from latentkit.run_training import run_training
 from latentkit.shorthand import encode_recipe
 
 if TYPE_CHECKING:
-    from latentkit.contracts import Executor
+    from latentkit.contracts import Executor, Remark
     from latentkit.encode import EncodeSummary
     from latentkit.one_pass import Passed
     from latentkit.planning import EncodeInputs, EncodeSettings
@@ -112,15 +112,18 @@ class RunOptions:
 
 
 DEFAULT_OPTIONS = RunOptions()
+MOST_REMARKS = 20
 
 
 @dataclass(frozen=True)
 class EncodeRun:
-    """What an encode task made: by name of the encoder ("" for the only one), the folder and what this process did."""
+    """What an encode task made: by name of the encoder ("" for the only one), the folder, what this process did, and
+    what the source found and did not use (a stream: as far as this process has read it)."""
 
     folders: Mapping[str, str]
     summaries: Mapping[str, EncodeSummary]
     previews: Mapping[str, str]
+    remarks: Mapping[str, Sequence[Remark]]
 
     def datasets(self) -> dict[str, LatentDataset]:
         """The datasets, opened."""
@@ -174,16 +177,20 @@ def is_first_process() -> bool:
 
 
 def _run_encode(recipe: EncodeRecipe, options: RunOptions) -> EncodeRun:
-    folders, summaries, previews = {}, {}, {}
+    from latentkit.sources.remarks import remarks_of
+
+    folders, summaries, previews, remarks = {}, {}, {}, {}
     lines = {line.name: line for line in lines_of(recipe)}
     opened = {name: open_line(line, recipe, options) for name, line in lines.items()}
     shared = _encode_together(lines, opened) if len(lines) > 1 else {}
     for name, line in lines.items():
         folders[name] = _output(recipe, line)
-        summaries[name], preview = _encode_line(line, recipe, opened.pop(name), shared.get(name))
+        parts = opened.pop(name)
+        summaries[name], preview = _encode_line(line, recipe, parts, shared.get(name))
+        remarks[name] = remarks_of(parts.inputs.source)
         if preview:
             previews[name] = preview
-    return EncodeRun(folders, summaries, previews)
+    return EncodeRun(folders, summaries, previews, remarks)
 
 
 def _encode_together(lines: Mapping[str, Line], opened: Mapping[str, OpenLine]) -> dict[str, Passed]:
@@ -209,11 +216,13 @@ def _encode_together(lines: Mapping[str, Line], opened: Mapping[str, OpenLine]) 
 
 def _foretell(recipe: EncodeRecipe, options: RunOptions) -> str:
     from latentkit.encode import foretell
+    from latentkit.sources.remarks import list_remarks
 
     lines = []
     for line in lines_of(recipe):
         parts = open_line(line, recipe, options)
         lines.append(foretell(parts.folder, parts.inputs, parts.settings))
+        lines += [f"  note {text}" for text in list_remarks(parts.inputs.remarks, MOST_REMARKS, "latentkit inspect --json")]
     return "\n".join(lines)
 
 
@@ -246,8 +255,10 @@ def open_line(line: Line, recipe: EncodeRecipe, options: RunOptions = DEFAULT_OP
     encoder = opener(device)
     described = {"use": line.source.provided.spec.name, "with": recipe.source.with_}
     inputs = EncodeInputs(
-        source, line.open_modality(encoder), line.views, opener, line.fingerprint_parts(encoder), described, opener.in_float32()
-    )
+        source, line.open_modality(encoder), line.views, opener, line.fingerprint_parts(encoder), described, opener.in_float32(),
+        line.default_parts(),
+    )  # fmt: skip
+    inputs.remarks  # noqa: B018  # a stream that has been read remarks more, in each process other things
     settings = EncodeSettings(
         recipe.output.store, recipe.output.dtype, recipe.output.unit_size, recipe.batch_size, recipe.threads, recipe.compile,
         recipe.seed, recipe.on_bad_sample, recipe.max_bad, recipe.on_overflow, recipe.preview, options.prune, options.retry_skipped,

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, Field, StringConstraints, ValidationError
 
-from latentkit.contracts import LatentLayout, Normalization
+from latentkit.contracts import LatentLayout, Normalization, Remark
 from latentkit.errors import DamagedError, PluginError, SourceError, StoreError
 from latentkit.masks import MASK, masked_axes
 from latentkit.store.columns import read_parquet
@@ -201,6 +201,10 @@ class _Unit(BaseModel):
     header_sha256: Sha256
 
 
+class _Source(BaseModel, extra="allow"):
+    remarks: list[Remark] = []
+
+
 class _Document(BaseModel):
     """What dataset.json may say; names in it become files' names."""
 
@@ -212,7 +216,7 @@ class _Document(BaseModel):
     layout: LatentLayout
     normalization: Normalization
     statistics: dict[str, Any] | None
-    source: dict[str, Any]
+    source: _Source
     index: _Index
     plans: Annotated[dict[Annotated[str, StringConstraints(pattern=r"^plans/[0-9]{3,10}\.parquet$")], Sha256], Field(min_length=1)]
     quantisation: dict[str, Any] | None = None

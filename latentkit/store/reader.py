@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from latentkit.buffers import BufferPool, as_tensor
-from latentkit.contracts import Decodes, LatentLayout, Normalization
+from latentkit.contracts import Decodes, LatentLayout, Normalization, Remark
 from latentkit.errors import DamagedError, EncoderError, FingerprintError
 from latentkit.runtime.device import choose_device
-from latentkit.store.dataset import DATASET, read_dataset
+from latentkit.store.contents import row_remarks, skipped_samples, source_remarks
+from latentkit.store.dataset import DATASET, read_dataset, read_index
 from latentkit.store.draws import Draw
 from latentkit.store.folder import Folder, open_folder
 from latentkit.store.loader import BatchedRows
@@ -33,7 +34,7 @@ def open_dataset(
     path: str | os.PathLike[str],
     posterior: Posterior | None = None,
     views: Views = "all",
-    columns: Sequence[str] = (),
+    columns: str | Sequence[str] = (),
     seed: int = 0,
     cache: Cache = None,
 ) -> LatentDataset:
@@ -44,7 +45,8 @@ def open_dataset(
         posterior: "sample" draws from the posterior, anew each epoch; "mean"; "moments" gives them as stored, raw, under the
             name "moments". None: "sample" where there are moments, else "mean", which is the latent as stored.
         views: "all" gives a row per sample and view, a list only those views, "random" a row per sample whose view is drawn each epoch.
-        columns: attributes to give besides key and view, such as ["text"].
+        columns: attributes to give besides key and view, such as ["text"], or one of them. A row without the attribute has None there;
+            `latentkit inspect` says how many those are.
         seed: of all draws and shuffles.
         cache: where whole units of a URL are kept: a limit in bytes, a folder, or both; None is 64 GiB in the user's cache folder.
 
@@ -58,11 +60,11 @@ def open_dataset(
 class LatentDataset(BatchedRows):
     """A map-style dataset of latents, normalised as their encoder's own trainers expect; see `open_dataset`."""
 
-    def __init__(self, folder: Folder, posterior: Posterior | None, views: Views, columns: Sequence[str], seed: int) -> None:
+    def __init__(self, folder: Folder, posterior: Posterior | None, views: Views, columns: str | Sequence[str], seed: int) -> None:
         document = read_dataset(folder)
         super().__init__(seed, document["index"]["sha256"])
         self.folder = folder
-        self.columns = tuple(columns)
+        self.columns = (columns,) if isinstance(columns, str) else tuple(columns)
         self.fingerprint: str = document["fingerprint"]
         self.layout = LatentLayout(**_tupled(document["layout"]))
         self.normalization = Normalization(**document["normalization"])
@@ -75,7 +77,7 @@ class LatentDataset(BatchedRows):
         self._parts, self._store, self._dtype = document["parts"], document["store"], document["dtype"]
         self.has_masks = self.layout.ragged_axis is not None or bool(document.get("masked"))
         self.posterior = self._check_posterior(posterior)
-        self._index = ReadableRows(folder, document, views, columns)
+        self._index = ReadableRows(folder, document, views, self.columns)
         self._stored = StoredRows(folder, document, self.layout, self.tensor_name, self._index)
         self._scratch = BufferPool(False)
         self._opened_decoder: tuple[str, Decodes] | None = None
@@ -89,6 +91,25 @@ class LatentDataset(BatchedRows):
     def keys(self) -> list[str]:
         """Key of every row, in order."""
         return self._index.keys()
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Key to reason of every sample that has no latent, or lacks one of a view.
+
+        Raises:
+            StoreError: the index is missing or damaged.
+        """
+        return skipped_samples(read_index(self.folder, read_dataset(self.folder), ["key", "status", "reason"]))
+
+    @property
+    def remarks(self) -> list[Remark]:
+        """What the source found and did not use, then what the modality says of samples, by kind.
+
+        Raises:
+            StoreError: the index is missing or damaged.
+        """
+        document = read_dataset(self.folder)
+        return [*source_remarks(document), *row_remarks(read_index(self.folder, document, ["key", "geometry.remarks"]))]
 
     @property
     def has_moments(self) -> bool:

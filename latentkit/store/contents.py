@@ -1,0 +1,104 @@
+"""What a latent dataset says besides its latents: remarks, skipped samples, and how full its columns are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from latentkit.contracts import Remark
+
+
+def source_remarks(document: Mapping[str, Any]) -> list[Remark]:
+    """What the source remarked when dataset.json was written."""
+    return [Remark(**remark) for remark in document["source"].get("remarks", ())]
+
+
+def row_remarks(index: pa.Table) -> list[Remark]:
+    """What the modality remarked: how many samples each text is of, and the first of them, the most frequent text first."""
+    lists = _field(index, "geometry", "remarks")
+    if lists is None or not pa.types.is_list(lists.type):
+        return []
+    texts, parents = pc.list_flatten(lists), pc.list_parent_indices(lists)
+    keys = index["key"].combine_chunks().take(parents)
+    pairs = pa.table({"text": texts, "key": keys}).filter(pc.is_valid(texts))
+    pairs = pairs.group_by(["text", "key"], use_threads=False).aggregate([])
+    if not pairs.num_rows:
+        return []
+    coded = pairs["text"].combine_chunks().dictionary_encode()
+    codes, firsts, counts = np.unique(coded.indices.to_numpy(), return_index=True, return_counts=True)
+    names, examples = coded.dictionary.to_pylist(), pairs["key"].take(pa.array(firsts)).to_pylist()
+    found = zip(codes.tolist(), counts.tolist(), examples, strict=True)
+    remarks = [Remark(names[code], count, example) for code, count, example in found]
+    return sorted(remarks, key=lambda one: (-one.count, one.text))
+
+
+def skipped_samples(index: pa.Table) -> dict[str, str]:
+    """Key to reason of every sample that has a view that can't be had, in the order of the source."""
+    skipped = index.filter(pc.equal(index["status"], "skipped")).select(["key", "reason"])
+    pairs = zip(*(column.to_pylist() for column in skipped.columns), strict=True)
+    found: dict[str, str] = {}
+    for key, reason in pairs:
+        found.setdefault(key, reason)
+    return found
+
+
+@dataclass(frozen=True)
+class Filling:
+    """How full a column is.
+
+    Args:
+        kind: of its values, such as "text" or "list of number".
+        rows: good rows that have a value; the others have None.
+        empty: of these, rows whose text or list is empty.
+    """
+
+    kind: str
+    rows: int
+    empty: int = 0
+
+
+def column_filling(index: pa.Table) -> dict[str, Filling]:
+    """Every attribute of the dataset, and how many of its good rows have it."""
+    attributes = index["attributes"]
+    if not pa.types.is_struct(attributes.type):
+        return {}
+    good = attributes.filter(pc.equal(index["status"], "ok"))
+    return {field.name: _filling(pc.struct_field(good, field.name)) for field in attributes.type}
+
+
+def _filling(values: pa.ChunkedArray) -> Filling:
+    kind, num_empty = values.type, 0
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        num_empty = pc.sum(pc.equal(pc.binary_length(values), 0)).as_py() or 0
+    elif pa.types.is_list(kind):
+        num_empty = pc.sum(pc.equal(pc.list_value_length(values), 0)).as_py() or 0
+    return Filling(_kind(kind), len(values) - values.null_count, num_empty)
+
+
+def _kind(kind: pa.DataType) -> str:
+    """A type of Arrow's in plain words."""
+    if pa.types.is_list(kind):
+        return f"list of {_kind(kind.value_type)}"
+    names = {
+        "text": (pa.types.is_string, pa.types.is_large_string),
+        "integer": (pa.types.is_integer,),
+        "number": (pa.types.is_floating,),
+        "true or false": (pa.types.is_boolean,),
+        "no value": (pa.types.is_null,),
+    }
+    found = (name for name, tests in names.items() if any(test(kind) for test in tests))
+    return next(found, str(kind))
+
+
+def _field(index: pa.Table, column: str, name: str) -> pa.Array | None:
+    """A field of a column of structs; None where there is none of that name."""
+    if column not in index.column_names or not pa.types.is_struct(index[column].type):
+        return None
+    if index[column].type.get_field_index(name) < 0:
+        return None
+    return pc.struct_field(index[column], name).combine_chunks()

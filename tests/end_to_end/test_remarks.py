@@ -1,0 +1,175 @@
+"""Nothing is left out in silence: what a run found and didn't use is said at its end, by `inspect` and by `--dry-run`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+import latentkit as lk
+from latentkit.cli import main
+from latentkit.contracts import Prepared, Remark
+from latentkit.errors import PluginError
+from latentkit.inspect import inspect_dataset
+from latentkit.repair import repair_dataset
+from latentkit.sources.remarks import list_remarks, merged
+from latentkit.store.compact import compact
+from latentkit.store.contents import column_filling, row_remarks
+
+LEFT_OUT = "left out by their ending .heic"
+MISSING = "a caption that names no file"
+SHORT = "shorter than asked"
+GIVEN = [Remark(MISSING, 2, "a\nb.txt"), Remark(LEFT_OUT, 1, "x.heic"), Remark(LEFT_OUT, 2, "y.heic")]
+SAID = [f"3: {LEFT_OUT}, such as x.heic", rf"2: {MISSING}, such as a\nb.txt"]
+"""By their number; the same text is one remark."""
+
+Run = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def recipe(waves: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A recipe of twelve waves, one of which is bad, from a source and by a modality that remark something."""
+    monkeypatch.setattr(waves.Waves, "remarks", lambda self: iter(GIVEN), raising=False)
+    prepare = waves.Wave.prepare
+
+    def prepare_with_remarks(self: Any, sample: Any) -> Iterator[Prepared]:
+        length = len(sample.media) // 4
+        for view in prepare(self, sample):
+            yield replace(view, remarks=[SHORT] * (length < 20) + ["even"] * (length % 2 == 0))
+
+    monkeypatch.setattr(waves.Wave, "prepare", prepare_with_remarks)
+
+    def make(folder: str = "out", **changes: Any) -> dict[str, Any]:
+        return {
+            "task": "encode",
+            "source": {"use": "waves", "with": {"count": 12}},
+            "modality": {"use": "waves", "with": {"pad": "all"}},
+            "encoder": {"use": "waves"},
+            "output": {"path": str(tmp_path / folder), "dtype": "float32", "unit_size": 4},
+            "batch_size": 4,
+            "threads": 1,
+            "compile": False,
+            "preview": 0,
+            **changes,
+        }
+
+    return make
+
+
+def of_samples(waves: Any) -> list[str]:
+    """What the modality remarks, by hand: the most frequent text first."""
+    lengths = {number: waves.length_of(number) for number in range(12) if number % 10 != waves.BAD}
+    found = {SHORT: [n for n in lengths if lengths[n] < 20], "even": [n for n in lengths if lengths[n] % 2 == 0]}
+    lines = [(-len(numbers), text, f"{len(numbers)}: {text}, such as {numbers[0]:03d}") for text, numbers in found.items()]
+    return [line for _, _, line in sorted(lines)]
+
+
+def notes(text: str) -> list[str]:
+    return [line.split("note", 1)[1].strip() for line in text.splitlines() if line.lstrip().startswith("note ")]
+
+
+def command(recipe: dict[str, Any], tmp_path: Path, *words: str) -> int:
+    (tmp_path / "r.yaml").write_text(json.dumps(recipe))
+    return main(["run", str(tmp_path / "r.yaml"), *words])
+
+
+def test_last_lines_inspect_and_dry_run_say_all_remarks(
+    waves: Any, recipe: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(recipe(), tmp_path, "--dry-run") == 0
+    assert notes(capsys.readouterr().out) == SAID
+    assert not (tmp_path / "out").exists()
+    assert command(recipe(), tmp_path) == 0
+    said = capsys.readouterr().out
+    assert notes(said) == [*SAID, *of_samples(waves)]
+    assert "out: 11 latents, 1 skipped in " in said
+    assert main(["inspect", str(tmp_path / "out")]) == 0
+    assert notes(capsys.readouterr().out) == [*SAID, *of_samples(waves)]
+    assert main(["inspect", str(tmp_path / "out"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["remarks"]
+    assert found["source"] == [
+        {"text": LEFT_OUT, "count": 3, "example": "x.heic"},
+        {"text": MISSING, "count": 2, "example": "a\nb.txt"},
+    ]
+    assert [str(Remark(**remark)) for remark in found["samples"]] == of_samples(waves)
+    remarks = lk.open(tmp_path / "out").remarks
+    assert [*map(str, remarks)][2:] == of_samples(waves)
+
+
+def test_remarks_stay_when_a_dataset_is_compacted_or_repaired(recipe: Run, tmp_path: Path) -> None:
+    folder = lk.run(recipe()).folder
+    document = (tmp_path / "out" / "dataset.json").read_bytes()
+    remarks = inspect_dataset(str(folder))["remarks"]
+    (tmp_path / "out" / "dataset.json").write_text("{")
+    repair_dataset(str(folder))
+    assert (tmp_path / "out" / "dataset.json").read_bytes() == document
+    assert compact(folder).units_after == 1
+    assert inspect_dataset(str(folder))["remarks"] == remarks
+
+
+def test_skipped_samples_are_named(recipe: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(recipe(source={"use": "waves", "with": {"count": 60}}), tmp_path) == 0
+    said = capsys.readouterr().out.splitlines()
+    place = said.index("  skipped       6: a wave without values")
+    assert said[place + 1].strip() == "such as 005, 015, 025"
+    assert said[place + 2].startswith("  all of them   latentkit inspect ")
+    assert said[place + 2].endswith("out --skipped")
+    assert main(["inspect", str(tmp_path / "out")]) == 0
+    assert "such as 005, 015, 025" in capsys.readouterr().out
+    assert main(["inspect", str(tmp_path / "out"), "--skipped"]) == 0
+    keys = [f"{number:03d}" for number in range(5, 60, 10)]
+    assert capsys.readouterr().out.splitlines() == [f"{key}: a wave without values" for key in keys]
+    assert lk.open(tmp_path / "out").skipped == dict.fromkeys(keys, "a wave without values")
+    assert main(["inspect", str(tmp_path / "out"), "--skipped", "--json"]) == 2
+
+
+def test_last_lines_count_the_dataset_and_then_what_this_process_did(
+    recipe: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(recipe(), tmp_path) == 0
+    capsys.readouterr()
+    assert command(recipe(source={"use": "waves", "with": {"count": 17}}), tmp_path) == 0
+    assert "out: 15 latents, 2 skipped; 4 latents, 1 skipped of them here in " in capsys.readouterr().out
+    assert command(recipe(source={"use": "waves", "with": {"count": 17}}), tmp_path) == 0
+    assert "out: 15 latents, 2 skipped; finished already, nothing was left" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("given", ["text", Remark("two\nlines"), Remark(""), Remark("fewer than none", -1)])
+def test_what_is_no_remark_is_refused_before_any_work(
+    waves: Any, recipe: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: Any
+) -> None:
+    monkeypatch.setattr(waves.Waves, "remarks", lambda self: [given])
+    with pytest.raises(PluginError, match=r"Waves\.remarks\(\) gave .*, expected"):
+        lk.run(recipe())
+    assert not (tmp_path / "out").exists()
+
+
+def test_remarks_are_bounded_in_number() -> None:
+    many = [Remark(f"kind {number:03d}", number, "one") for number in range(150)]
+    kept = merged(many)
+    assert [str(remark) for remark in kept[:2]] == ["149: kind 149, such as one", "148: kind 148, such as one"]
+    assert str(kept[100]) == f"{sum(range(50))}: of 49 other kinds, which are not listed"
+    assert list_remarks(kept, 3, "do this") == [str(kept[0]), str(kept[1]), "99 other remarks; `do this` lists them"]
+
+
+def test_row_remarks_count_samples_and_not_views() -> None:
+    rows = [("a", ["x"]), ("a", ["x", "y"]), ("b", None), ("c", ["y"]), ("d", ["y", "y"])]
+    geometry = pa.array([None if texts is None else {"remarks": texts, "top": 1} for _, texts in rows])
+    index = pa.table({"key": [key for key, _ in rows], "geometry": geometry})
+    assert row_remarks(index) == [Remark("y", 3, "a"), Remark("x", 1, "a")]
+    assert row_remarks(index.slice(2, 1)) == []
+    assert row_remarks(pa.table({"key": ["a"], "geometry": pa.array([{"top": 1}])})) == []
+    assert row_remarks(pa.table({"key": ["a"]})) == []
+
+
+def test_columns_say_how_many_rows_have_them() -> None:
+    rows = [{"text": "a", "tags": ["x"], "n": 1}, {"text": "", "tags": []}, {"text": None}, {"text": "skipped", "n": 2}]
+    index = pa.table({"status": ["ok", "ok", "ok", "skipped"], "attributes": pa.array(rows)})
+    found = {name: (filling.kind, filling.rows, filling.empty) for name, filling in column_filling(index).items()}
+    assert found == {"text": ("text", 2, 1), "tags": ("list of text", 2, 1), "n": ("integer", 1, 0)}
+    assert column_filling(pa.table({"status": ["ok"], "attributes": pa.nulls(1)})) == {}
