@@ -26,6 +26,9 @@ from latentkit.hooks import hookimpl
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".mpo", ".ppm", ".avif", ".jp2")
 
+TABLE_ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
+"""Files that the sources take for tables."""
+
 # ---------------------------------------------------------------- sources
 
 
@@ -37,7 +40,8 @@ class FolderConfig(Config):
     suffixes: list[str] = Field(list(PICTURE_SUFFIXES), min_length=1, description="endings of the files to take, in any case, with the dot")
     metadata: str | None = Field(
         None,
-        description="name of the captions files, .jsonl or .csv with a column file_name; none: metadata.jsonl and metadata.csv where there",
+        description="name of the tables with captions (csv, tsv, jsonl, json, parquet), or path of one; "
+        "none: all tables whose rows name files here",
     )
 
     @field_validator("suffixes")
@@ -51,8 +55,8 @@ class FolderConfig(Config):
     @field_validator("metadata")
     @classmethod
     def _known_table(cls, metadata: str | None) -> str | None:
-        if metadata is not None and not metadata.lower().endswith((".jsonl", ".csv")):
-            raise ValueError(f"must end in .jsonl or .csv, got {metadata!r}")
+        if metadata is not None and not metadata.lower().endswith(TABLE_ENDINGS):
+            raise ValueError(f"must end in {', '.join(TABLE_ENDINGS)}, got {metadata!r}")
         return metadata
 
 

@@ -23,6 +23,7 @@ from huggingface_hub import errors as hub_errors
 from latentkit.contracts import BuildContext, Entry, Sample, Shard
 from latentkit.errors import SourceError
 from latentkit.sources.columns import KEY_COLUMN, Columns, choose_columns
+from latentkit.sources.path_table import PathTable, open_path_table
 
 if TYPE_CHECKING:
     from latentkit.builtin import DatasetsConfig
@@ -181,13 +182,15 @@ class Origin:
     local: Path | None
 
 
-def open_datasets(config: DatasetsConfig, context: BuildContext) -> DatasetsSource | DatasetsStream:
-    """The data set of a recipe: a `Source`, or with `streaming` a `StreamSource`.
+def open_datasets(config: DatasetsConfig, context: BuildContext) -> DatasetsSource | DatasetsStream | PathTable:
+    """The data set of a recipe: a `Source`, or with `streaming` a `StreamSource`; of a table whose rows name files always a `Source`.
 
     Raises:
         SourceError: no such path, hub id or split, files that can't be read, the hub out of reach, or columns that don't fit the recipe.
     """
     origin = _find(config, context.recipe_dir)
+    if origin.local is not None and (table := open_path_table(config, origin.local)) is not None:
+        return table
     try:
         if origin.local is not None and _is_saved(origin.local):
             return _open_saved(config, origin.local)

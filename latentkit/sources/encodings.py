@@ -1,0 +1,164 @@
+"""Texts in the encodings that people's tools write; one that can't be told for certain is refused, never guessed.
+
+A general detector needs more text than a caption has: to charset-normalizer, b"caf\\xe9" may as well end in a Cyrillic letter. The rules
+here ask instead whether a text can be words of the languages that an encoding is for. Two encodings that give the same text agree.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+import unicodedata
+from collections.abc import Callable
+
+UTF8 = "UTF-8"
+
+MARKS = {
+    **{codecs.BOM_UTF8: UTF8, codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32"},
+    **{codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"},
+}
+"""First bytes to encoding; UTF-32 stands before UTF-16, whose mark begins alike."""
+
+WORD = re.compile(r"[^\W\d_]+")
+CJK_RUN = re.compile(r"[\u3005\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]+")
+KANA = re.compile(r"[\u3040-\u30ff]")
+HALF_WIDTH_KANA = re.compile(r"[\uff61-\uff9f]")
+HANGUL_ONLY = re.compile(r"[\uac00-\ud7a3]+")
+LATIN_MARKS = set("‘’“”„–—…•€£¥§©®°±²³µ·¼½¾×÷«»¡¿™ªº\xa0")
+MARK_IN_A_WORD = re.compile(r"[^\W\d_][‘“”„…•€£¥§©®°±²³¼½¾×÷«»¡¿™ªº]+[^\W\d_]|[²³µ¼½¾][^\W\d_]")
+"""Signs that no word holds, or begins with."""
+
+SURE_HANGUL = 10
+"""Syllables of Korean from which on a text is not Chinese, whose characters are as often others."""
+COMMON_SHARE = 0.9
+
+
+class UnknownEncodingError(ValueError):
+    """The bytes are no text in an encoding that can be told for certain."""
+
+
+def decode_text(content: bytes) -> tuple[str, str]:
+    """The text of a file, without a byte order mark, and the name of its encoding.
+
+    Raises:
+        UnknownEncodingError: it can't be told; the message names those that it may be.
+    """
+    for mark, name in MARKS.items():
+        if content.startswith(mark):
+            return _decode(content, name)
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError:
+        return _tell(content)
+    return (text, UTF8) if "\0" not in text else _decode_unmarked(content)
+
+
+def _decode(content: bytes, name: str) -> tuple[str, str]:
+    try:
+        return content.decode("utf-8-sig" if name == UTF8 else name), name
+    except UnicodeDecodeError as err:
+        raise UnknownEncodingError(f"it begins as {name} does, and is not: {err.reason} at byte {err.start}; save it as UTF-8") from err
+
+
+def _decode_unmarked(content: bytes) -> tuple[str, str]:
+    """UTF-16 of mostly Latin letters: every second byte is a zero."""
+    odd, even = content[1::2].count(0), content[::2].count(0)
+    name = "utf-16-le" if odd > even else "utf-16-be"
+    if max(odd, even) * 4 >= len(content) and not min(odd, even):
+        return _decode(content, name)
+    raise UnknownEncodingError("it holds zero bytes, as no text does; save it as UTF-8")
+
+
+def _tell(content: bytes) -> tuple[str, str]:
+    """The one reading that can be words."""
+    found: dict[str, str] = {}
+    for name, can_be_words in READINGS.items():
+        try:
+            text = content.decode(name)
+        except UnicodeDecodeError:
+            continue
+        if can_be_words(text):
+            found.setdefault(text, name)
+    if len(found) == 2 and set(found.values()) == {"gb18030", "cp949"}:
+        korean = next(text for text, name in found.items() if name == "cp949")
+        found = {korean: "cp949"} if len("".join(CJK_RUN.findall(korean))) >= SURE_HANGUL else found
+    if len(found) != 1:
+        several = f"it may be {' or '.join(found.values())}" if found else "no known encoding gives words"
+        raise UnknownEncodingError(f"not UTF-8, and {several}; save it as UTF-8")
+    [(text, name)] = found.items()
+    return text, name
+
+
+# ---------------------------------------------------------------- can it be words?
+
+
+def _is_latin(text: str) -> bool:
+    """Words of Western Europe: some ASCII letter in every longer one, no capital after a small letter, no sign inside."""
+    accented = [word for word in WORD.findall(text) if not word.isascii()]
+    signs = {sign for sign in text if not sign.isascii() and not sign.isalpha()}
+    has_ascii = all(len(word) == 1 or any(letter.isascii() for letter in word) for word in accented)
+    return (
+        has_ascii
+        and any(letter.isascii() and letter.isalpha() for letter in text)
+        and signs <= LATIN_MARKS
+        and not MARK_IN_A_WORD.search(text)
+        and all(_has_plain_case(word) for word in accented)
+    )
+
+
+def _is_cyrillic(text: str) -> bool:
+    """Words all Cyrillic or all Latin, most of the letters Cyrillic and small."""
+    words = WORD.findall(text)
+    letters = [letter for word in words for letter in word]
+    small = sum("CYRILLIC SMALL" in unicodedata.name(letter, "") for letter in letters)
+    if 2 * small < len(letters):
+        return False
+    return all(word.isascii() or (not any(letter.isascii() for letter in word) and _has_plain_case(word)) for word in words)
+
+
+def _has_plain_case(word: str) -> bool:
+    return word.islower() or word.isupper() or word == word.capitalize()
+
+
+def _is_common(codec: str, lowest: int, highest: int) -> Callable[[str], bool]:
+    """Whether nearly all of a text's East Asian characters are the common ones: with a first byte from `lowest` to `highest`."""
+
+    def can_be_words(text: str) -> bool:
+        runs = CJK_RUN.findall(text)
+        characters = "".join(runs)
+        common = sum(_first_byte(one, codec, lowest, highest) for one in KANA.sub("", characters))
+        return (
+            bool(characters)
+            and common >= COMMON_SHARE * len(KANA.sub("", characters))
+            and not HALF_WIDTH_KANA.search(text)
+            and (not KANA.search(text) or "jp" in codec or codec == "cp932")
+            # Few of them among Latin letters are rather accents and quotation marks of another encoding.
+            and 2 * len(characters) >= len(re.findall(r"[a-zA-Z]", text))
+            and (not re.search(r"[a-zA-Z0-9]", text) or any(len(run) > 1 for run in runs))
+            and all(ord(sign) < 128 or not sign.isalpha() or CJK_RUN.match(sign) for sign in unicodedata.normalize("NFKC", text))
+        )
+
+    return can_be_words
+
+
+def _first_byte(character: str, codec: str, lowest: int, highest: int) -> bool:
+    try:
+        return lowest <= character.encode(codec)[0] <= highest
+    except UnicodeEncodeError:
+        return False
+
+
+def _is_korean(text: str) -> bool:
+    return _is_common("cp949", 0xB0, 0xC8)(text) and all(HANGUL_ONLY.fullmatch(run) for run in CJK_RUN.findall(text))
+
+
+# The first bytes are those of each standard's first level, which holds the characters in daily use.
+READINGS: dict[str, Callable[[str], bool]] = {
+    "cp1252": _is_latin,
+    "cp1251": _is_cyrillic,
+    "cp932": _is_common("cp932", 0x88, 0x98),
+    "euc_jp": lambda text: bool(KANA.search(text)) and _is_common("euc_jp", 0xB0, 0xCF)(text),
+    "gb18030": _is_common("gb2312", 0xB0, 0xD7),
+    "big5": _is_common("big5", 0xA4, 0xC6),
+    "cp949": _is_korean,
+}

@@ -1,0 +1,207 @@
+"""A table whose rows name files, as a source of its own: the files that it names, in its order."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import datasets
+
+from latentkit.builtin import TABLE_ENDINGS
+from latentkit.contracts import Entry, Remark, Sample
+from latentkit.errors import SampleError, SourceError
+from latentkit.sources.captions import name_caption
+from latentkit.sources.encodings import UTF8
+from latentkit.sources.files import Files, LocalFiles
+from latentkit.sources.table_rows import Table, plain, read_table
+from latentkit.sources.tables import FILE_COLUMNS, FileNames, choose_file_column, encoding_remark, plain_name
+
+if TYPE_CHECKING:
+    from latentkit.builtin import DatasetsConfig
+
+MEDIA_PATH = re.compile(r".{1,1000}\.[A-Za-z0-9]{2,5}")
+"""What a text that names a file of media looks like."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row: its key, the path of its file, the file's stamp, its attributes, and why it can't be used, or "" where it can."""
+
+    key: str
+    path: str
+    stamp: str
+    attributes: dict[str, Any]
+    problem: str = ""
+
+
+class PathTable:
+    """Samples whose media are the files that the rows of a table name, in its order; keys are their paths, from the table's folder.
+
+    A row whose file is gone is a bad sample, not the end.
+    """
+
+    def __init__(self, files: Files, rows: list[Row], remarks: list[Remark]) -> None:
+        self._files, self._rows, self._remarks = files, rows, remarks
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Sample:
+        """The sample at a position.
+
+        Raises:
+            SampleError: its file is gone, or its name fits several.
+        """
+        row = self._rows[index]
+        if row.problem:
+            raise SampleError(row.problem)
+        return Sample(row.key, self._files.media(row.path), row.attributes, row.stamp)
+
+    def entries(self) -> Iterator[Entry]:
+        """One entry per row, in order; no media is opened."""
+        return (Entry(row.key, row.stamp, row.attributes) for row in self._rows)
+
+    def remarks(self) -> Iterable[Remark]:
+        """What of the table is not used."""
+        return list(self._remarks)
+
+
+def open_path_table(config: DatasetsConfig, file: Path) -> PathTable | None:
+    """The source of a table whose rows name files; None for another table, or one that this can't read.
+
+    Raises:
+        SourceError: its rows look like paths, and none is there; or the recipe doesn't fit it.
+    """
+    if file.suffix.lower() not in TABLE_ENDINGS:
+        return None
+    files = LocalFiles(file.parent)
+    try:
+        table = read_table(files, file.name)
+    except SourceError:
+        return None  # the library says what is wrong, or reads it all the same
+    if table.has_bytes or (config.media is not None and config.media not in table.columns()):
+        return None
+    finder = _Finder(files)
+    try:
+        column, found = choose_file_column(table, "", finder, config.media)
+    except SourceError as err:
+        if column_of_paths(table, config.media):
+            raise SourceError(f"source datasets: {err}; files on the web have to be fetched first, as img2dataset does") from err
+        return None
+    rows, again = _rows(table, column, found, finder, config)
+    remarks = [Remark("rows of a table that name a file which an earlier row names, not used", len(again), again[0])] if again else []
+    if table.encoding != UTF8:
+        remarks.append(encoding_remark(table.encoding, 1, table.name))
+    return PathTable(files, _part(rows, config, table.name), remarks)
+
+
+def column_of_paths(table: Table, wanted: str | None) -> bool:
+    """Whether the column that the recipe names, else one of a usual name, holds what looks like paths of media or URLs."""
+    columns = [one for one in table.columns() if one == wanted or (wanted is None and plain_name(one) in FILE_COLUMNS)]
+    cells = [row.get(column) for column in columns for _, row in table.rows[:100]]
+    like = [isinstance(cell, str) and ("://" in cell or bool(MEDIA_PATH.fullmatch(cell))) for cell in cells]
+    return 2 * sum(like) > len(like)
+
+
+def _rows(
+    table: Table, column: str, found: list[list[str]], finder: _Finder, config: DatasetsConfig
+) -> tuple[list[Row], list[str]]:
+    """The rows of different keys, and where the others stand."""
+    rows: dict[str, Row] = {}
+    again = []
+    for (where, row), paths in zip(table.rows, found, strict=True):
+        name = row.get(column)
+        path = paths[0] if len(paths) == 1 else finder.key(name) if isinstance(name, str) and name.strip() else ""
+        key = path or where
+        if config.key is not None:
+            key = str(row.get(config.key) or "")
+        if not key:
+            raise SourceError(f"source datasets: {table.name}, {where}: there is no key in column {config.key!r}")
+        if key in rows:
+            if config.key is not None:
+                raise SourceError(f"source datasets: {table.name}, {where}: the key {key!r} is there twice; name another column as key")
+            again.append(f"{table.name}, {where}: {name!r}")
+            continue
+        problem = "" if len(paths) == 1 else _problem(name, paths)
+        stamp = finder.stamps[path] if not problem else problem
+        rows[key] = Row(key, path, stamp, _attributes(table, row, column, config), problem)
+    return list(rows.values()), again
+
+
+def _problem(name: Any, paths: list[str]) -> str:
+    if paths:
+        return f"the table's {name!r} fits several files: {', '.join(sorted(os.path.basename(path) for path in paths))}"
+    return f"the table names a file that is not there: {name!r}" if isinstance(name, str) and name.strip() else "the table names no file"
+
+
+def _attributes(table: Table, row: dict[str, Any], column: str, config: DatasetsConfig) -> dict[str, Any]:
+    values = name_caption({name: value for name, value in row.items() if name not in (column, config.key)})
+    if config.attributes is None:
+        return values
+    for name in config.attributes:
+        if name not in values and name not in table.columns():
+            known = ", ".join(table.columns())
+            raise SourceError(f"source datasets: attributes: the column {name!r} is not there; {table.name} has the columns {known}")
+    return {name: values[name] if name in values else plain(row.get(name)) for name in config.attributes}
+
+
+def _part(rows: list[Row], config: DatasetsConfig, name: str) -> list[Row]:
+    """The rows of the split that the recipe asks for; all of a table is "train"."""
+    try:
+        parts = datasets.ReadInstruction.from_spec(config.split).to_absolute({"train": len(rows)})
+    except (ValueError, AssertionError) as err:
+        raise SourceError(f"source datasets: {name}, split {config.split!r}: {err}; a table has the split train alone") from err
+    chosen = [row for part in parts for row in rows[part.from_ : part.to]]
+    if not chosen:
+        raise SourceError(f"source datasets: {name}, split {config.split!r}: no data, no rows are in it")
+    return chosen
+
+
+class _Finder:
+    """Finds files that a table names; looks into a folder only where a name isn't there as it is written."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+        self._root = files.name("").replace(os.sep, "/").rstrip("/") + "/"
+        self._folders: dict[str, FileNames | None] = {}
+        self.stamps: dict[str, str] = {}
+
+    def find(self, name: str, folder: str) -> list[str]:
+        """Paths that a name may mean, from the table's folder, or absolute; see `FileNames.find`."""
+        for spelling in dict.fromkeys((name, name.replace("\\", "/"))):
+            path = self.key(spelling)
+            for form in dict.fromkeys((path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD")))):
+                if self._is_there(form):
+                    return [form]
+        folder, base = os.path.split(self.key(name.replace("\\", "/")))
+        names = self._names_in(folder)
+        found = [f"{folder}/{one}" if folder else one for one in names.find(base, "")] if names is not None else []
+        return [path for path in found if self._is_there(path)]
+
+    def key(self, name: str) -> str:
+        """A path in its shortest form; relative where it is below the table's folder."""
+        path = os.path.normpath(name.strip()).replace(os.sep, "/")
+        return path.removeprefix(self._root)
+
+    def _is_there(self, path: str) -> bool:
+        if path not in self.stamps:
+            try:
+                self.stamps[path] = self._files.stamp(path)
+            except (SourceError, OSError, ValueError):  # a text that is no path at all may be too long, or hold zeros
+                return False
+        return True
+
+    def _names_in(self, folder: str) -> FileNames | None:
+        if folder not in self._folders:
+            try:
+                below = self._files.below(folder)
+                there = below.list(recursive=False).files
+                self._folders[folder] = FileNames({path: path.rsplit(".", 1)[0] for path in there}, (), below.name(""))
+            except (SourceError, OSError, ValueError):
+                self._folders[folder] = None
+        return self._folders[folder]

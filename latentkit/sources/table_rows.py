@@ -1,0 +1,167 @@
+"""The rows of a table in any form that people keep them in: CSV and its kin, JSON, JSON lines, Parquet."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from latentkit.errors import SourceError
+from latentkit.sources.encodings import UTF8, UnknownEncodingError, decode_text
+from latentkit.sources.files import Files
+
+DELIMITERS = ",;\t|"
+PATH_OF_ENTRY = "file_name"
+"""The column that gets the names of entries, where a JSON object has one for each file."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows with where each stands, such as "line 3"; no row holds bytes.
+
+    Args:
+        name: full path of the file, for people.
+        encoding: of its text; "UTF-8" for Parquet.
+        has_bytes: it has columns of bytes, as of pictures, that the rows are without.
+    """
+
+    name: str
+    rows: Sequence[tuple[str, dict[str, Any]]]
+    encoding: str = UTF8
+    has_bytes: bool = False
+
+    def columns(self) -> list[str]:
+        """All names of columns, in the order in which they come."""
+        return list(dict.fromkeys(column for _, row in self.rows for column in row))
+
+
+def read_table(files: Files, path: str) -> Table:
+    """A whole table; what it is, its ending and its first line tell.
+
+    Raises:
+        SourceError: it can't be read; names file and line.
+    """
+    name, ending = files.name(path), path.lower().rpartition(".")[2]
+    try:
+        if ending == "parquet":
+            return _parquet_table(files, path)
+        text, encoding = decode_text(files.read(path))
+    except UnknownEncodingError as err:
+        raise SourceError(f"source folder: {name} can't be read as UTF-8 text: {err}") from err
+    except (OSError, pa.ArrowException) as err:
+        raise SourceError(f"source folder: {name} can't be read: {err}") from err
+    rows = {"json": _json_rows, "jsonl": _line_rows, "ndjson": _line_rows}.get(ending, _csv_rows)(name, text)
+    return Table(name, list(rows), encoding)
+
+
+def plain(value: Any) -> Any:
+    """A scalar or a list of scalars as it is; anything deeper as JSON text."""
+    if isinstance(value, Mapping) or (isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value)):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return value if value is None or isinstance(value, (str, bool, int, float, list)) else str(value)
+
+
+# ---------------------------------------------------------------- Parquet
+
+
+def _parquet_table(files: Files, path: str) -> Table:
+    with files.open(path) as opened:
+        file = pq.ParquetFile(opened)
+        columns = [column.name for column in file.schema_arrow if not _holds_bytes(column.type)]
+        batches = file.iter_batches(columns=columns, use_threads=False)
+        rows = [row for batch in batches for row in batch.to_pylist()] if columns else []
+        numbered = [(f"row {number}", row) for number, row in enumerate(rows, start=1)]
+        return Table(files.name(path), numbered, has_bytes=len(columns) < len(file.schema_arrow))
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_nested(kind):
+        return any(_holds_bytes(kind.field(number).type) for number in range(kind.num_fields))
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind))
+
+
+# ---------------------------------------------------------------- JSON
+
+
+def _line_rows(name: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    # Not splitlines(): a JSON text may hold other signs that end lines, such as U+2028.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as err:
+            raise SourceError(f"{name}, line {number}: not JSON: {err}; expected one object a line") from err
+        if not isinstance(row, dict):
+            raise SourceError(f"{name}, line {number}: expected a JSON object with 'file_name', got {type(row).__name__}")
+        yield f"line {number}", row
+
+
+def _json_rows(name: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Of a list of objects; of an object with an entry for each file; of one that holds such a list; or of JSON lines."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        yield from _line_rows(name, text)
+        return
+    if isinstance(found, dict):
+        found = _list_in(found)
+    if isinstance(found, dict):
+        yield from ((f"entry {key!r}", _entry(key, value)) for key, value in found.items())
+        return
+    if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
+        raise SourceError(f"{name}: expected a list of objects, or an object with an entry for each file")
+    yield from ((f"entry {number}", row) for number, row in enumerate(found, start=1))
+
+
+def _list_in(found: dict[str, Any]) -> Any:
+    """The rows of COCO's captions, of a list under a name such as "data", and of columns as pandas writes them; else the object."""
+    lists = {key: value for key, value in found.items() if isinstance(value, list) and value and all(isinstance(x, dict) for x in value)}
+    if {"images", "annotations"} <= set(lists):
+        captions: dict[Any, Any] = {}
+        for note in lists["annotations"]:
+            captions.setdefault(note.get("image_id"), note.get("caption"))
+        return [{**row, "caption": captions.get(row.get("id"))} for row in lists["images"]]
+    if len(lists) == 1 and not any(isinstance(value, dict) for value in found.values()):
+        return next(iter(lists.values()))
+    columns = list(found.values())
+    if len(columns) > 1 and all(isinstance(column, dict) and list(column) == [str(n) for n in range(len(column))] for column in columns):
+        return [{key: column.get(number) for key, column in found.items()} for number in columns[0]]
+    return found
+
+
+def _entry(key: str, value: Any) -> dict[str, Any]:
+    """A row of an object such as sd-scripts' {path: {"caption": ..., "tags": ...}}, or {path: caption}."""
+    return {**(value if isinstance(value, dict) else {"text": value}), PATH_OF_ENTRY: key}
+
+
+# ---------------------------------------------------------------- CSV
+
+
+def _csv_rows(name: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    reader: csv.DictReader[Any] = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=_delimiter(name, text))
+    try:
+        names = list(reader.fieldnames or [])
+        if not names or len(set(names)) < len(names):
+            raise SourceError(f"{name}, line 1: expected column names, each once, one of a file; got {', '.join(names) or 'none'}")
+        for row in reader:
+            if None in row or None in row.values():
+                raise SourceError(f"{name}, line {reader.line_num}: expected {len(names)} columns, as in line 1")
+            row.pop("", None)  # the column of row numbers that pandas writes
+            yield f"line {reader.line_num}", row
+    except csv.Error as err:
+        raise SourceError(f"{name}, line {reader.reader.line_num}: not CSV: {err}") from err
+
+
+def _delimiter(name: str, text: str) -> str:
+    """What parts the names in the first line into most; a comma where there is one name."""
+    if name.lower().endswith(".tsv"):
+        return "\t"
+    first = text.lstrip("\r\n").split("\n", 1)[0]
+    return max(DELIMITERS, key=lambda sign: (len(next(csv.reader([first], delimiter=sign), [])), -DELIMITERS.index(sign)))

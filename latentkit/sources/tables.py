@@ -1,0 +1,206 @@
+"""Tables that say something of files: which column names the file, which file a name means, and what the rows say of it."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from latentkit.contracts import Remark
+from latentkit.errors import SourceError
+from latentkit.sources.captions import name_caption, normal_form
+from latentkit.sources.encodings import UTF8
+from latentkit.sources.files import Files
+from latentkit.sources.table_rows import Table, read_table
+
+TABLE_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet", "metadata.tsv")
+"""Tables that must fit the files; others are read where they do."""
+MAX_TABLES = 64
+"""Tables of other names that are looked at; where there are more, they are rather notes on single files."""
+
+FILE_COLUMNS = (
+    *("file_name", "filename", "file_path", "filepath", "file", "path", "relative_path", "rel_path", "local_path"),
+    *("image", "image_path", "image_file", "image_name", "image_filename", "img", "img_path", "img_file", "img_name", "picture", "photo"),
+    *("video", "video_path", "video_file", "video_name", "clip", "clip_path", "audio", "audio_path", "audio_file", "audio_filepath"),
+    *("sound", "wav", "wav_path", "media", "media_path", "volume", "volume_path", "name", "key", "id", "image_id", "video_id", "url"),
+)
+"""Usual names of the column that names a file, in any case, in the order in which they are tried."""
+
+
+class FindsFiles(Protocol):
+    """Finds the files that a name in a table of `folder` may mean; more than one where it can't be told."""
+
+    def find(self, name: str, folder: str) -> list[str]: ...
+
+
+class FileNames:
+    """Finds the file that a table means: by its path, with "/" or Windows' backslashes, from the table's folder or from the source's,
+    or absolute; in either form that systems write accents in; in another case or without its ending where one file alone fits.
+
+    Args:
+        stems: path of each file that is a sample, to the path without its ending.
+        others: paths of the other files.
+        root: full path of the folder that paths are relative to.
+    """
+
+    def __init__(self, stems: Mapping[str, str], others: Iterable[str], root: str) -> None:
+        self._stems = stems
+        self._others = set(others)
+        self._roots = {one.replace(os.sep, "/").rstrip("/") + "/" for one in (root, os.path.realpath(root))}
+        self._folded: dict[str, list[str]] = {}
+        self._endless: dict[str, list[str]] = {}
+
+    def find(self, name: str, folder: str) -> list[str]:
+        """Paths of the files that a name in a table in `folder` may mean; more than one where it can't be told."""
+        spellings = dict.fromkeys(self._relative(one, folder) for one in (name, name.replace("\\", "/")))
+        paths = [path for pair in spellings for path in pair]
+        for path in paths:
+            if path in self._stems or path in self._others:
+                return [path]
+        if not self._folded:
+            self._fold()
+        for forms in (normal_form, _fold_case):
+            for path in paths:
+                if found := self._folded.get(forms(path)):
+                    exact = [one for one in found if normal_form(one) == normal_form(path)]
+                    return exact or found
+        return next((found for path in paths if (found := self._endless.get(normal_form(path)))), [])
+
+    def _relative(self, name: str, folder: str) -> tuple[str, ...]:
+        """The paths below the root that a name may stand for."""
+        name = name.strip()
+        for root in self._roots:
+            if name.startswith(root):
+                return (os.path.normpath(name[len(root) :]).replace(os.sep, "/"),)
+        joined = (os.path.join(base, name) for base in (folder, ""))
+        return tuple(os.path.normpath(path).replace(os.sep, "/") for path in joined)
+
+    def _fold(self) -> None:
+        for path, stem in self._stems.items():
+            for form in {normal_form(path), _fold_case(path)}:
+                self._folded.setdefault(form, []).append(path)
+            self._endless.setdefault(normal_form(stem), []).append(path)
+
+
+@dataclass
+class TableColumns:
+    """What the tables of a folder say.
+
+    Args:
+        columns: attributes by relative path of the file.
+        remarks: what of the tables is not used.
+    """
+
+    columns: dict[str, dict[str, Any]] = field(default_factory=dict)
+    remarks: list[Remark] = field(default_factory=list)
+
+
+def read_tables(files: Files, tables: Sequence[str], names: FileNames, must_fit: Sequence[str] = TABLE_NAMES) -> TableColumns:
+    """What tables say of files; those further down win over those above them, and those of `must_fit` over others beside them.
+
+    Args:
+        tables: relative paths.
+        must_fit: names of tables that are not left out.
+
+    Raises:
+        SourceError: one of those can't be read, or names no file of the source.
+    """
+
+    def rank(path: str) -> tuple[int, bool, str]:
+        return path.count("/"), os.path.basename(path) in must_fit, path
+
+    merged = TableColumns()
+    for path in sorted(tables, key=rank):
+        try:
+            table = read_table(files, path)
+            said = _match(table, os.path.dirname(path), names)
+        except SourceError as err:
+            if os.path.basename(path) in must_fit:
+                raise
+            merged.remarks.append(Remark("table not used: it can't be read, or names no file here", 1, str(err)))
+            continue
+        merged.remarks += said.remarks
+        for name, values in said.columns.items():
+            merged.columns.setdefault(name, {}).update(values)
+    return merged
+
+
+def choose_file_column(table: Table, folder: str, names: FindsFiles, wanted: str | None = None) -> tuple[str, list[list[str]]]:
+    """The column that names files, and for each row the files that it may mean.
+
+    Of the usual names the one with most cells that name a file; else any other column of texts that does.
+
+    Raises:
+        SourceError: no cell of any names a file; lists the columns that were looked at.
+    """
+    columns = table.columns() if wanted is None else [wanted]
+    usual = sorted((one for one in columns if plain_name(one) in FILE_COLUMNS), key=lambda one: FILE_COLUMNS.index(plain_name(one)))
+    others = [one for one in columns if one not in usual]
+    for group in (usual, others):
+        found = {column: [_find(row.get(column), folder, names) for _, row in table.rows] for column in group}
+        if group and (best := max(group, key=lambda column: sum(map(bool, found[column])))) and any(found[best]):
+            return best, found[best]
+    raise SourceError(_names_nothing(table, usual or others))
+
+
+def _names_nothing(table: Table, looked_at: Sequence[str]) -> str:
+    if not table.rows:
+        return f"{table.name}: the table has no rows"
+    where, row = table.rows[0]
+    first = next((row[column] for column in looked_at if row.get(column)), None)
+    looked = f"looked at the columns {', '.join(looked_at)}" if looked_at else "there is no column that may name files"
+    advice = "names are relative to the folder of the table or of the source"
+    return f"{table.name}, {where}: there is no file {first!r} in the source, nor one that another row names; {looked}; {advice}"
+
+
+def _find(cell: Any, folder: str, names: FindsFiles) -> list[str]:
+    return names.find(cell, folder) if isinstance(cell, str) and cell.strip() else []
+
+
+def _match(table: Table, folder: str, names: FileNames) -> TableColumns:
+    column, found = choose_file_column(table, folder, names)
+    said = TableColumns()
+    gone: list[str] = []
+    unsure: list[str] = []
+    again: list[str] = []
+    for (where, row), paths in zip(table.rows, found, strict=True):
+        if len(paths) != 1:
+            (unsure if paths else gone).append(f"{table.name}, {where}: {row.get(column)!r}" + (f" ({', '.join(paths)})" if paths else ""))
+        elif paths[0] in said.columns:
+            again.append(f"{table.name}, {where}: {row[column]!r}")
+        else:
+            said.columns[paths[0]] = name_caption({name: value for name, value in row.items() if name != column})
+    kinds = {
+        "rows of tables that name no file of the source": gone,
+        "rows of tables whose name fits several files": unsure,
+        "rows of tables that name a file which an earlier row names": again,
+    }
+    said.remarks += [Remark(f"{text}, not used", len(rows), rows[0]) for text, rows in kinds.items() if rows]
+    if table.encoding != UTF8:
+        said.remarks.append(encoding_remark(table.encoding, 1, table.name))
+    return said
+
+
+def encoding_remark(encoding: str, count: int, example: str) -> Remark:
+    """That texts were read in another encoding than UTF-8."""
+    return Remark(f"read as {encoding}, not UTF-8", count, example)
+
+
+def merge_remarks(remarks: Iterable[Remark]) -> list[Remark]:
+    """One of each text, with the sum of the counts and the first example."""
+    counts: Counter[str] = Counter()
+    examples: dict[str, str] = {}
+    for remark in remarks:
+        counts[remark.text] += remark.count
+        examples.setdefault(remark.text, remark.example)
+    return [Remark(text, count, examples[text]) for text, count in counts.items()]
+
+
+def plain_name(column: str) -> str:
+    return column.strip().lower().replace(" ", "_").replace("-", "_")
+
+
+def _fold_case(path: str) -> str:
+    return normal_form(normal_form(path).casefold())

@@ -1,0 +1,263 @@
+"""Captions beside media and tables of paths, in the forms in which people have them; what is not used is remarked."""
+
+from __future__ import annotations
+
+import json
+import os
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from latentkit.builtin import FolderConfig
+from latentkit.contracts import BuildContext, Remark
+from latentkit.errors import SampleError, SourceError
+from latentkit.sources.encodings import UnknownEncodingError, decode_text
+from latentkit.sources.folder import FolderSource
+
+
+def write(root: Path, files: dict[str, str | bytes]) -> Path:
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    return root
+
+
+def open_folder(path: Path, **options: Any) -> FolderSource:
+    return FolderSource(FolderConfig(path=str(path), **options), BuildContext())
+
+
+def texts(source: FolderSource) -> dict[str, Any]:
+    return {entry.key: entry.attributes.get("text") for entry in source.entries()}
+
+
+def remarks(source: FolderSource) -> dict[str, int]:
+    return {remark.text: remark.count for remark in source.remarks()}
+
+
+# ---------------------------------------------------------------- beside media
+
+
+@pytest.mark.parametrize(
+    ("sidecar", "content"),
+    [
+        *((name, " a cat\n") for name in ("a.txt", "a.TXT", "a.caption", "a.Caption", "a.jpg.txt", "a.jpg.caption", "a.JPG.txt", "A.txt")),
+        *(("a.json", json.dumps({key: "a cat", "n": 1})) for key in ("caption", "text", "prompt", "Caption", "description")),
+        ("a.jpg.json", json.dumps({"tags": ["a cat"]})),
+        ("a.json", json.dumps({"tags": "a cat", "caption": None})),
+        ("a.json", json.dumps({"captions": ["a cat", "another"]})),
+        ("a.json", '"a cat"'),
+    ],
+)
+def test_caption_beside_a_file_is_its_text(sidecar: str, content: str, tmp_path: Path) -> None:
+    source = open_folder(write(tmp_path, {"a.jpg": "x", "b.jpg": "y", sidecar: content}))
+    assert texts(source) == {"a.jpg": "a cat", "b.jpg": None}
+    assert source[0].attributes == next(iter(source.entries())).attributes
+    assert list(source.remarks()) == []
+
+
+def test_of_several_captions_the_same_one_wins_always_and_the_others_are_remarked(tmp_path: Path) -> None:
+    order = ["a.txt", "a.TXT", "a.caption", "a.jpg.txt", "a.jpg.caption"]
+    write(tmp_path, {"a.jpg": "x", "a.json": '{"caption": "of the record", "score": 3}', **{name: name for name in order}})
+    for position, name in enumerate(order):
+        source = open_folder(tmp_path)
+        assert source[0].attributes == {"text": name, "score": 3}
+        left = len(order) - position - 1
+        assert remarks(source) == ({"captions of a file that has another, which wins": left} if left else {})
+        (tmp_path / name).unlink()
+    write(tmp_path, {"a.txt": "beside", "list.csv": "image,caption,mood\na.jpg,of the table,calm\n"})
+    assert open_folder(tmp_path)[0].attributes == {"text": "of the table", "score": 3, "mood": "calm"}
+
+
+def test_json_without_a_caption_is_no_caption(tmp_path: Path) -> None:
+    source = open_folder(write(tmp_path, {"a.jpg": "x", "a.json": '{"shapes": [], "imageData": "abc"}', "a.csv": "x,y\n1,2\n"}))
+    assert source[0].attributes == {}
+
+
+def test_caption_whose_name_is_written_in_another_form_is_found(tmp_path: Path) -> None:
+    name = "Käfer"
+    write(tmp_path, {unicodedata.normalize("NFD", name) + ".jpg": "x", unicodedata.normalize("NFC", name) + ".txt": "a beetle"})
+    assert list(texts(open_folder(tmp_path)).values()) == ["a beetle"]
+
+
+def test_text_beside_nothing_is_remarked(tmp_path: Path) -> None:
+    source = open_folder(write(tmp_path, {"a.jpg": "x", "notes.txt": "n", "b.caption": "c", "b.json": "{}"}))
+    assert Remark("texts beside no file that is taken", 2, "b.caption") in list(source.remarks())
+
+
+# ---------------------------------------------------------------- encodings
+
+ENCODED = [
+    *(("cp1252", text) for text in ("café", "un café noir", "Größe", "a photo – “nice” one", "it’s here", "El niño", "25°C")),
+    *(("cp1251", text) for text in ("Привет", "кошка сидит на окне", "Красный автомобиль, photo")),
+    *(("shift_jis", text) for text in ("猫の写真", "赤い車", "公園で遊ぶ子供たち、夏の日")),
+    *(("gb18030", text) for text in ("一辆红色的汽车停在路边", "在公园里玩耍的孩子们", "海边的日落，照片")),
+    *((encoding, "日落 and a cat") for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-32")),
+    ("utf-16-le", "a cat"),
+    ("utf-16-be", "a cat"),
+]
+
+
+@pytest.mark.parametrize(("encoding", "text"), ENCODED)
+def test_text_of_another_encoding_is_read_where_it_is_certain(encoding: str, text: str) -> None:
+    assert decode_text(text.encode(encoding))[0] == text
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        *(("mac_roman", text) for text in ("café noir", "Käfer")),
+        *(("cp437", text) for text in ("café noir", "schön")),
+        *(("koi8-r", text) for text in ("кошка сидит", "Привет")),
+        *(("iso8859-2", text) for text in ("łódź", "Żółw w wodzie")),
+        *(("gb18030", "狗"), ("cp949", "고양이"), ("cp866", "кошка")),
+    ],
+)
+def test_text_whose_encoding_is_not_certain_is_refused_never_guessed(encoding: str, text: str) -> None:
+    with pytest.raises(UnknownEncodingError, match="save it as UTF-8"):
+        decode_text(text.encode(encoding))
+
+
+def test_captions_in_another_encoding_are_read_and_counted(tmp_path: Path) -> None:
+    files = {f"{name}.txt": text.encode("cp1252") for name, text in {"a": "café", "b": "Größe", "c": "plain"}.items()}
+    source = open_folder(write(tmp_path, {"a.jpg": "x", "b.jpg": "x", "c.jpg": "x", **files}))
+    assert texts(source) == {"a.jpg": "café", "b.jpg": "Größe", "c.jpg": "plain"}
+    assert list(open_folder(tmp_path).remarks()) == list(source.remarks()) == [Remark("read as cp1252, not UTF-8", 2, "a.txt")]
+
+
+def test_caption_that_cannot_be_read_makes_a_bad_sample_with_a_stamp_of_its_own(tmp_path: Path) -> None:
+    source = open_folder(write(tmp_path, {"a.jpg": "x", "a.txt": b"\xff\x81\xfe", "b.jpg": "y", "b.txt": "fine"}))
+    bad, good = source.entries()
+    assert (good.attributes, source[1].attributes) == ({"text": "fine"}, {"text": "fine"})
+    with pytest.raises(SampleError, match=r"^its caption a\.txt can't be read: not UTF-8") as caught:
+        source[0]
+    assert str(tmp_path) not in str(caught.value)
+    write(tmp_path, {"a.txt": "repaired"})
+    now = next(iter(open_folder(tmp_path).entries()))
+    assert (now.attributes, now.stamp != bad.stamp) == ({"text": "repaired"}, True)
+
+
+def test_table_in_another_encoding_is_read_and_remarked(tmp_path: Path) -> None:
+    source = open_folder(write(tmp_path, {"a.jpg": "x", "list.csv": "path;caption\na.jpg;Käfer im Gras\n".encode("utf-16")}))
+    assert (texts(source), remarks(source)) == ({"a.jpg": "Käfer im Gras"}, {"read as UTF-16, not UTF-8": 1})
+
+
+# ---------------------------------------------------------------- tables
+
+ROWS = [{"image_path": "images/0.png", "caption": "first"}, {"image_path": "images/1.png", "caption": "second; with, signs"}]
+
+
+def csv_of(rows: Iterable[dict[str, str]], sign: str) -> str:
+    lines = [sign.join(f'"{value}"' for value in row.values()) for row in rows]
+    return "\n".join([sign.join(ROWS[0]), *lines, ""])
+
+
+def parquet_of(rows: list[dict[str, Any]]) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows), sink)
+    return sink.getvalue().to_pybytes()
+
+
+FORMS = {
+    **{f"{kind}.csv": csv_of(ROWS, sign) for kind, sign in {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}.items()},
+    "table.tsv": csv_of(ROWS, "\t"),
+    "table.jsonl": "\n".join(map(json.dumps, ROWS)),
+    "table.ndjson": "\n".join(map(json.dumps, ROWS)),
+    "lines.json": "\n".join(map(json.dumps, ROWS)),
+    "list.json": json.dumps(ROWS),
+    "wrapped.json": json.dumps({"version": 1, "data": ROWS}),
+    "pandas.json": json.dumps({name: {str(n): row[name] for n, row in enumerate(ROWS)} for name in ROWS[0]}),
+    "meta.json": json.dumps({row["image_path"]: {"caption": row["caption"], "image_size": [64, 64]} for row in ROWS}),
+    "stems.json": json.dumps({row["image_path"][:-4]: {"caption": row["caption"]} for row in ROWS}),
+    "texts.json": json.dumps({row["image_path"]: row["caption"] for row in ROWS}),
+    "coco.json": json.dumps(
+        {
+            "images": [{"id": n, "file_name": row["image_path"]} for n, row in enumerate(ROWS)],
+            "annotations": [{"image_id": n, "caption": row["caption"]} for n, row in enumerate(ROWS)],
+        }
+    ),
+    "table.parquet": parquet_of([{**row, "thumbnail": b"\xff"} for row in ROWS]),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("explicit", [False, True])
+def test_tables_of_every_form_give_captions(name: str, explicit: bool, tmp_path: Path) -> None:
+    write(tmp_path, {"images/0.png": "x", "images/1.png": "y", name: FORMS[name]})
+    source = open_folder(tmp_path, metadata=name if explicit else None)
+    assert texts(source) == {"images/0.png": "first", "images/1.png": "second; with, signs"}
+    assert list(source.remarks()) == []
+
+
+@pytest.mark.parametrize("caption", ["text", "caption", "Prompt", "description"])
+@pytest.mark.parametrize("column", ["file_name", "filename", "file", "path", "filepath", "image", "Image Path", "video", "audio", "x"])
+def test_columns_are_known_by_their_usual_names_or_by_the_files_they_name(column: str, caption: str, tmp_path: Path) -> None:
+    source = open_folder(write(tmp_path, {"a.jpg": "x", "list.csv": f"n,{caption},{column}\n7,a cat,a.jpg\n"}))
+    assert source[0].attributes == {"n": "7", "text": "a cat"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["images/a.png", "./images/a.png", "images\\a.png", ".\\images\\a.png", "ROOT/images/a.png", "images/a", "Images/A.PNG"],
+)
+def test_file_is_found_however_its_path_is_written(name: str, tmp_path: Path) -> None:
+    write(tmp_path, {"images/a.png": "x", "images/b.png": "y"})
+    write(tmp_path, {"list.jsonl": json.dumps({"image": name.replace("ROOT", str(tmp_path)), "text": "it"})})
+    assert texts(open_folder(tmp_path)) == {"images/a.png": "it", "images/b.png": None}
+
+
+@pytest.mark.parametrize("name", ["a.png", "images/a.png"])
+def test_path_starts_at_the_table_or_at_the_folder(name: str, tmp_path: Path) -> None:
+    write(tmp_path, {"images/a.png": "x", "images/list.csv": f"image,text\n{name},it\n"})
+    assert texts(open_folder(tmp_path)) == {"images/a.png": "it"}
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_name_in_the_other_form_of_accents_is_found(forms: tuple[str, str], tmp_path: Path) -> None:
+    there, named = (unicodedata.normalize(form, "Käfer.png") for form in forms)
+    source = open_folder(write(tmp_path, {there: "x", "list.csv": f"image,text\n{named},a beetle\n"}))
+    assert list(texts(source).values()) == ["a beetle"]
+
+
+def test_name_that_fits_several_files_is_named_and_not_used(tmp_path: Path) -> None:
+    write(tmp_path, {"a.png": "x", "a.jpg": "y", "b.png": "z", "list.csv": "image,text\na,which?\nb,one\n"})
+    source = open_folder(tmp_path)
+    assert texts(source) == {"a.jpg": None, "a.png": None, "b.png": "one"}
+    [remark] = source.remarks()
+    assert (remark.text, remark.count) == ("rows of tables whose name fits several files, not used", 1)
+    assert remark.example.endswith("list.csv, line 2: 'a' (a.png, a.jpg)") or remark.example.endswith("line 2: 'a' (a.jpg, a.png)")
+
+
+@pytest.mark.parametrize("table", ["metadata.jsonl", "list.jsonl"])
+def test_rows_that_name_no_file_or_one_again_are_counted_and_never_end_a_run(table: str, tmp_path: Path) -> None:
+    names = ["a.png", "gone.png", "../outside.png", "./a.png", "lost.png"]
+    lines = "\n".join(json.dumps({"file_name": name, "text": f"of {name}"}) for name in names)
+    source = open_folder(write(tmp_path, {"a.png": "x", table: lines}))
+    assert texts(source) == {"a.png": "of a.png"}
+    where = os.path.join(tmp_path, table)
+    assert list(source.remarks()) == [
+        Remark("rows of tables that name no file of the source, not used", 3, f"{where}, line 2: 'gone.png'"),
+        Remark("rows of tables that name a file which an earlier row names, not used", 1, f"{where}, line 4: './a.png'"),
+    ]
+
+
+def test_table_that_names_nothing_here_is_remarked_unless_the_recipe_names_it(tmp_path: Path) -> None:
+    write(tmp_path, {"a.png": "x", "prices.csv": "item,price\nmilk,2\n", "broken.json": "{", "a.tsv": "x\n"})
+    source = open_folder(tmp_path)
+    assert remarks(source) == {"table not used: it can't be read, or names no file here": 2}
+    with pytest.raises(SourceError, match="looked at the columns item, price"):
+        open_folder(tmp_path, metadata="prices.csv")
+
+
+def test_empty_cell_of_a_table_leaves_the_caption_beside(tmp_path: Path) -> None:
+    source = open_folder(write(tmp_path, {"a.png": "x", "a.txt": "beside", "metadata.csv": "file_name,text,mood\na.png,,\n"}))
+    assert source[0].attributes == {"text": "beside", "mood": ""}
+
+
+def test_metadata_may_be_a_path_in_the_folder(tmp_path: Path) -> None:
+    write(tmp_path, {"a.png": "x", "one/t.csv": "image,text\na.png,one\n", "two/t.csv": "image,text\na.png,two\n"})
+    assert texts(open_folder(tmp_path, metadata="one/t.csv")) == {"a.png": "one"}
