@@ -222,6 +222,7 @@ def make_job(folder: Folder, plan: Plan, inputs: EncodeInputs, settings: EncodeS
     Raises:
         SourceError: samples that are left are gone, or most of them changed.
     """
+    inputs.remarks  # noqa: B018  # lest what is no remark ends the run at its end
     source = inputs.source
     if isinstance(source, StreamSource) and plan.number:
         source = _WithGone(source, set(plan.work["key"].to_pylist()) - set(inputs.entries["key"].to_pylist()))

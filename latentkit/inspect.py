@@ -13,7 +13,16 @@ import pyarrow.compute as pc
 
 from latentkit.contracts import Remark
 from latentkit.sources.remarks import list_remarks
-from latentkit.store.contents import column_filling, row_remarks, skipped_samples, source_remarks
+from latentkit.store.contents import (
+    Filling,
+    column_filling,
+    counted,
+    describe_filling,
+    on_one_line,
+    row_remarks,
+    skipped_samples,
+    source_remarks,
+)
 from latentkit.store.dataset import DATASET, newest_number, num_superseded, read_dataset, read_index, read_units
 from latentkit.store.folder import Folder, open_folder
 from latentkit.store.index import committed, superseded_rows
@@ -42,6 +51,7 @@ def inspect_dataset(path: str, with_ledger: bool = False) -> dict[str, Any]:
     document = read_dataset(folder)
     index = read_index(folder, document, COLUMNS)
     said = ("fingerprint", "parts", "store", "dtype", "layout", "normalization", "statistics", "source", "quantisation", "masked")
+    good = index["attributes"].filter(pc.equal(index["status"], "ok"))
     num_old = num_superseded(document, index.num_rows)
     found = {
         "path": str(folder),
@@ -50,7 +60,7 @@ def inspect_dataset(path: str, with_ledger: bool = False) -> dict[str, Any]:
         "rows": _count(index["status"]) | ({"superseded": num_old} if num_old else {}),
         "skipped": _count(index["reason"]),
         "skipped_samples": _first_keys(skipped_samples(index)),
-        "columns": {name: asdict(filling) for name, filling in column_filling(index).items()},
+        "columns": {name: asdict(filling) for name, filling in column_filling(good).items()},
         "remarks": {
             "source": [asdict(remark) for remark in source_remarks(document)],
             "samples": [asdict(remark) for remark in row_remarks(index)],
@@ -74,11 +84,6 @@ def list_skipped(path: str) -> str:
     index = read_index(folder, read_dataset(folder), ["key", "status", "reason"])
     lines = [f"{on_one_line(key)}: {reason}" for key, reason in skipped_samples(index).items()]
     return "\n".join(lines or [f"{folder}: no sample was skipped"])
-
-
-def on_one_line(text: str) -> str:
-    """Text whose line breaks are escaped; a key may hold any."""
-    return text.replace("\r", "\\r").replace("\n", "\\n")
 
 
 def _first_keys(reasons: Mapping[str, str]) -> dict[str, list[str]]:
@@ -127,7 +132,7 @@ def describe(found: dict[str, Any]) -> str:
     """The mapping of `inspect_dataset` as lines for a person."""
     command = f"latentkit inspect {shlex.quote(found['path'])}"
     if not found["finished"]:
-        units = f"{found['units_done']} of {_number(found['units'], 'unit')}"
+        units = f"{found['units_done']} of {counted(found['units'], 'unit')}"
         return "\n".join([
             f"{found['path']}: unfinished",
             f"  samples    {found['samples_done']} of {found['samples']} done, {units}",
@@ -136,14 +141,14 @@ def describe(found: dict[str, Any]) -> str:
     layout, rows = found["layout"], found["rows"]
     ok = rows.get("ok", 0)
     lines = [
-        f"{found['path']}: {_number(found['samples'], 'sample')}, {_number(ok, 'row')} of latents, {rows.get('skipped', 0)} skipped"
+        f"{found['path']}: {counted(found['samples'], 'sample')}, {counted(ok, 'row')} of latents, {rows.get('skipped', 0)} skipped"
         + (f", {rows['superseded']} superseded (`latentkit compact` drops them)" if "superseded" in rows else ""),
-        f"  latents    {layout['kind']}, {_number(layout['channels'], 'channel')}, axes {layout['axes']}{_of_axes(found)}",
+        f"  latents    {layout['kind']}, {counted(layout['channels'], 'channel')}, axes {layout['axes']}{_of_axes(found)}",
         f"  stored as  {found['store']} in {found['dtype']}",
         f"  source     {found['source'].get('use')} {found['source'].get('with') or ''}".rstrip(),
         f"  views      {_counts(found['views'])}",
         f"  buckets    {_counts(found['buckets'])}",
-        f"  on disk    {_number(found['units'], 'unit')}, {found['bytes'] / 1e6:.1f} MB",
+        f"  on disk    {counted(found['units'], 'unit')}, {found['bytes'] / 1e6:.1f} MB",
         f"  normalised {_formula(found)}",
     ]
     if found["statistics"]:
@@ -158,11 +163,8 @@ def describe(found: dict[str, Any]) -> str:
 
 def describe_columns(found: Mapping[str, Any], most: int, command: str) -> list[str]:
     """A line for each column and how many rows have it; of more than `most`, the last names the command that lists all."""
-    total, lines = found["rows"].get("ok", 0), []
-    for name, filling in found["columns"].items():
-        full = f"all {total} rows" if filling["rows"] == total > 1 else f"{filling['rows']} of {_number(total, 'row')}"
-        empty = f", {filling['empty']} of them empty" if filling["empty"] else ""
-        lines.append(f"{on_one_line(name)} ({filling['kind']}): {full}{empty}")
+    columns = {name: Filling(**filling) for name, filling in found["columns"].items()}
+    lines = describe_filling(columns, found["rows"].get("ok", 0), "row")
     if len(lines) <= most:
         return lines
     return [*lines[: most - 1], f"{len(lines) - most + 1} other columns; `{command}` lists them"]
@@ -192,10 +194,6 @@ def _skipped(found: Mapping[str, Any], command: str) -> list[str]:
 def name_keys(found: Mapping[str, Any], reason: str) -> str:
     """The first few samples that were skipped for a reason."""
     return "such as " + ", ".join(map(on_one_line, found["skipped_samples"].get(reason, [])))
-
-
-def _number(count: int, thing: str) -> str:
-    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
 def _formula(found: dict[str, Any]) -> str:

@@ -29,6 +29,7 @@ from latentkit.runtime.device import can_compile, kind_of
 from latentkit.sources.remarks import remarks_of
 from latentkit.store.changes import Changes, compare_samples, compare_shards
 from latentkit.store.claims import Claims
+from latentkit.store.contents import column_filling, describe_filling
 from latentkit.store.dataset import read_dataset, read_index, refuse_missing_units
 from latentkit.store.folder import Folder
 from latentkit.store.plan import Plan, PlanSettings, list_entries, newest_plan, plan_of, write_plan
@@ -104,7 +105,10 @@ class EncodeInputs:
 
         Raises:
             PluginError: they are not what remarks are.
+            SourceError: as `entries`.
         """
+        if not isinstance(self.source, StreamSource):
+            self.entries  # noqa: B018  # which reads captions; a source that wasn't asked would read them twice
         return remarks_of(self.source)
 
 
@@ -187,6 +191,13 @@ def refuse_removal(folder: Folder, changes: Changes, prune: bool) -> None:
         gone = f"{changes.counts.removed} of the {changes.num_before} samples of {folder} are gone from the source"
         advice = "put them back, or leave them out with --prune, an option of latentkit run; for another source give another output"
         raise SourceError(f"{gone}; {advice}")
+
+
+def describe_entries(inputs: EncodeInputs) -> list[str]:
+    """A line for each attribute: how many of the source's samples have it. A stream doesn't say before it is read."""
+    if isinstance(inputs.source, StreamSource):
+        return []
+    return describe_filling(column_filling(inputs.entries["attributes"]), inputs.entries.num_rows, "sample")
 
 
 def describe_changes(folder: Folder, changes: Changes) -> str:

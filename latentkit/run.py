@@ -216,12 +216,14 @@ def _encode_together(lines: Mapping[str, Line], opened: Mapping[str, OpenLine]) 
 
 def _foretell(recipe: EncodeRecipe, options: RunOptions) -> str:
     from latentkit.encode import foretell
+    from latentkit.planning import describe_entries
     from latentkit.sources.remarks import list_remarks
 
     lines = []
     for line in lines_of(recipe):
         parts = open_line(line, recipe, options)
         lines.append(foretell(parts.folder, parts.inputs, parts.settings))
+        lines += [f"  column {text}" for text in describe_entries(parts.inputs)]
         lines += [f"  note {text}" for text in list_remarks(parts.inputs.remarks, MOST_REMARKS, "latentkit inspect --json")]
     return "\n".join(lines)
 
@@ -243,6 +245,7 @@ class OpenLine:
 
 def open_line(line: Line, recipe: EncodeRecipe, options: RunOptions = DEFAULT_OPTIONS) -> OpenLine:
     """Everything that encoding one line of a recipe needs."""
+    from latentkit.contracts import StreamSource
     from latentkit.planning import EncodeInputs, EncodeSettings
     from latentkit.runtime.device import choose_device
     from latentkit.store.folder import open_folder
@@ -258,7 +261,8 @@ def open_line(line: Line, recipe: EncodeRecipe, options: RunOptions = DEFAULT_OP
         source, line.open_modality(encoder), line.views, opener, line.fingerprint_parts(encoder), described, opener.in_float32(),
         line.default_parts(),
     )  # fmt: skip
-    inputs.remarks  # noqa: B018  # a stream that has been read remarks more, in each process other things
+    if isinstance(source, StreamSource):
+        inputs.remarks  # noqa: B018  # now: once it has been read it remarks more, in each process other things
     settings = EncodeSettings(
         recipe.output.store, recipe.output.dtype, recipe.output.unit_size, recipe.batch_size, recipe.threads, recipe.compile,
         recipe.seed, recipe.on_bad_sample, recipe.max_bad, recipe.on_overflow, recipe.preview, options.prune, options.retry_skipped,

@@ -62,13 +62,32 @@ class Filling:
     empty: int = 0
 
 
-def column_filling(index: pa.Table) -> dict[str, Filling]:
-    """Every attribute of the dataset, and how many of its good rows have it."""
-    attributes = index["attributes"]
+def column_filling(attributes: pa.ChunkedArray) -> dict[str, Filling]:
+    """Every field of some rows' attributes, and how many of the rows have it."""
     if not pa.types.is_struct(attributes.type):
         return {}
-    good = attributes.filter(pc.equal(index["status"], "ok"))
-    return {field.name: _filling(pc.struct_field(good, field.name)) for field in attributes.type}
+    return {field.name: _filling(pc.struct_field(attributes, field.name)) for field in attributes.type}
+
+
+def describe_filling(columns: Mapping[str, Filling], total: int, thing: str) -> list[str]:
+    """A line for each column: how many of `total` rows (or what `thing` is) have it."""
+    lines = []
+    for name, filling in columns.items():
+        is_full = filling.rows == total > 1
+        full = f"all {total} {thing}s" if is_full else f"{filling.rows} of {counted(total, thing)}"
+        empty = f", {filling.empty} of them empty" if filling.empty else ""
+        lines.append(f"{on_one_line(name)} ({filling.kind}): {full}{empty}")
+    return lines
+
+
+def counted(count: int, thing: str) -> str:
+    """Such as "1 row" or "2 rows"."""
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+
+
+def on_one_line(text: str) -> str:
+    """Text whose line breaks are escaped; a key may hold any."""
+    return text.replace("\r", "\\r").replace("\n", "\\n")
 
 
 def _filling(values: pa.ChunkedArray) -> Filling:

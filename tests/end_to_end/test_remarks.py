@@ -19,7 +19,7 @@ from latentkit.inspect import inspect_dataset
 from latentkit.repair import repair_dataset
 from latentkit.sources.remarks import list_remarks, merged
 from latentkit.store.compact import compact
-from latentkit.store.contents import column_filling, row_remarks
+from latentkit.store.contents import column_filling, describe_filling, row_remarks
 
 LEFT_OUT = "left out by their ending .heic"
 MISSING = "a caption that names no file"
@@ -146,7 +146,7 @@ def test_what_is_no_remark_is_refused_before_any_work(
     monkeypatch.setattr(waves.Waves, "remarks", lambda self: [given])
     with pytest.raises(PluginError, match=r"Waves\.remarks\(\) gave .*, expected"):
         lk.run(recipe())
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out" / "units").exists()
 
 
 def test_remarks_are_bounded_in_number() -> None:
@@ -168,8 +168,11 @@ def test_row_remarks_count_samples_and_not_views() -> None:
 
 
 def test_columns_say_how_many_rows_have_them() -> None:
-    rows = [{"text": "a", "tags": ["x"], "n": 1}, {"text": "", "tags": []}, {"text": None}, {"text": "skipped", "n": 2}]
-    index = pa.table({"status": ["ok", "ok", "ok", "skipped"], "attributes": pa.array(rows)})
-    found = {name: (filling.kind, filling.rows, filling.empty) for name, filling in column_filling(index).items()}
-    assert found == {"text": ("text", 2, 1), "tags": ("list of text", 2, 1), "n": ("integer", 1, 0)}
-    assert column_filling(pa.table({"status": ["ok"], "attributes": pa.nulls(1)})) == {}
+    rows = [{"text": "a", "tags": ["x"], "n": 1}, {"text": "", "tags": []}, {"text": None}]
+    found = column_filling(pa.chunked_array([pa.array(rows)]))
+    assert describe_filling(found, 3, "row") == [
+        "text (text): 2 of 3 rows, 1 of them empty",
+        "tags (list of text): 2 of 3 rows, 1 of them empty",
+        "n (integer): 1 of 3 rows",
+    ]
+    assert column_filling(pa.chunked_array([pa.nulls(1)])) == {}
