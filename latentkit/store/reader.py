@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -169,11 +169,13 @@ class LatentDataset(BatchedRows):
         """
         return self._stored.stackable_buckets()[self._index.bucket_of_row[rows]]
 
-    def twins(self, partner: LatentDataset) -> tuple[Rows, npt.NDArray[np.bool_]] | None:
+    def twins(
+        self, partner: LatentDataset, shared_of: Callable[[str], str] | None = None
+    ) -> tuple[Rows, npt.NDArray[np.bool_]] | None:
         """The partner's row with the key and view of each row of the index here, and for which
         positions there is one whichever view is drawn; None where the views have nothing to do with
-        each other."""
-        twins = self._index.twins(partner._index)
+        each other. `shared_of` a key stands for it."""
+        twins = self._index.twins(partner._index, shared_of)
         return None if twins is None else (twins, self._index.lowest(twins) >= 0)
 
     def load(self, items: Rows, draw: Draw, pool: BufferPool) -> dict[str, Any]:
