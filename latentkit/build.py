@@ -141,7 +141,8 @@ class Line:
         return {f"{kind}.with.{name}": value for kind, found in fields for name, value in found.items()}
 
     def _context(self, encoder: Encoder | None = None) -> BuildContext:
-        return BuildContext(seed=self.recipe.seed, recipe_dir=self.recipe.base_dir, input=encoder.input if encoder else None)
+        taken, modality = encoder.input if encoder else None, self.modality.provided.spec.name
+        return BuildContext(seed=self.recipe.seed, recipe_dir=self.recipe.base_dir, input=taken, modality=modality)
 
 
 def lines_of(recipe: EncodeRecipe) -> list[Line]:

@@ -63,7 +63,10 @@ class FolderConfig(Config):
 class DatasetsConfig(Config):
     """Source `datasets`: anything the library `datasets` opens."""
 
-    path: str = Field(description="hub id, or local: parquet, arrow, csv, json, webdataset tars, image folder, what save_to_disk wrote")
+    path: str | list[str] = Field(
+        description="hub id, or local: parquet, arrow, csv, json, webdataset tars, a table of paths, image folder, what save_to_disk "
+        "wrote; a pattern of files such as wds/*.tar or wds/{00000..00012}.tar, or a list of them"
+    )
     name: str | None = Field(None, description="configuration of the data set; none: its default")
     split: str = Field("train", description="split, slices such as train[:100] allowed when not streaming")
     revision: str | None = Field(None, description="git revision on the hub; none: the newest")

@@ -29,6 +29,10 @@ _SCHEME = re.compile(r"[^/\\]{2,}://")
 _KEY = re.compile(r"NAME(INDEX)*(\.NAME(INDEX)*)*".replace("NAME", r"[^.\[\]=\s]+").replace("INDEX", r"\[\d+\]"))
 
 
+PATTERN_SIGNS = "*?[{"
+"""Signs of a pattern of files, such as wds/*.tar or wds/{00000..00012}.tar."""
+
+
 def is_url(path: str) -> bool:
     """Whether the text is a URL, such as s3://bucket/photos, which is never made absolute."""
     return bool(_SCHEME.match(path))
@@ -37,12 +41,12 @@ def is_url(path: str) -> bool:
 def find_local_path(text: str, base: Path) -> Path | None:
     """The absolute path that `text` names, or None where it is something else, such as a hub id.
 
-    It is a path when it exists below `base`, is absolute, or starts with `.` or `~`.
+    It is a path when it exists below `base`, is absolute, starts with `.` or `~`, or is a pattern of files, which no hub id is.
     """
     if not text or is_url(text):
         return None
     path = os.path.abspath(base / os.path.expanduser(text))
-    is_path = text.startswith((".", "/", "~")) or os.path.isabs(text)
+    is_path = text.startswith((".", "/", "~")) or os.path.isabs(text) or any(sign in text for sign in PATTERN_SIGNS)
     return Path(path) if is_path or os.path.exists(path) else None
 
 
@@ -65,7 +69,8 @@ def anchor(value: Any, key: tuple[str | int, ...], base: Path) -> Any:
         return text
     if key == ("output", "path"):
         return text if is_url(text) else os.path.abspath(base / os.path.expanduser(text))
-    if "with" in key[:-1] and key[-1] in PATH_KEYS:
+    name = next(part for part in reversed(key) if isinstance(part, str))  # of a list of paths, the list's
+    if "with" in key[:-1] and name in PATH_KEYS:
         return str(find_local_path(text, base) or text)
     return text
 

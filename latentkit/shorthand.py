@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import glob
+import itertools
 import json
 import os
 import re
+import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +16,15 @@ from latentkit.contracts import ModalitySpec
 from latentkit.errors import RecipeError
 from latentkit.plugins import DISABLE, discover
 
-DATA_SUFFIXES = (".parquet", ".tar", ".csv", ".arrow")
-CAPTION_TABLES = ("metadata.csv", "metadata.jsonl")
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+TEXT_TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
+DATA_SUFFIXES = (*TAR_SUFFIXES, ".parquet", ".csv", ".tsv", ".jsonl", ".ndjson", ".arrow")
+CAPTION_TABLES = (*TEXT_TABLES, "metadata.parquet")
 """What the source `folder` reads beside media."""
+PATTERN = re.compile(r"[*?\[{]|::")
+"""Signs of a pattern of files, as the source `datasets` takes."""
+PEEKED_BYTES, PEEKED_FILES = 1 << 20, 300
+"""Of a table, and of a tar: what is looked at to tell which media it is about."""
 LATENT_DATASET = {"plans", "units"}
 """Sub-folders by which an earlier output is known, whose preview is no sample."""
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -58,32 +67,59 @@ def _source(source: str, remarks: list[str]) -> tuple[dict[str, Any], str]:
     path = Path(source).expanduser()
     if path.exists():
         return _source_for(path, remarks)
+    if PATTERN.search(source):
+        found = sorted(glob.glob(os.path.expanduser(re.sub(r"\{[^}]*\}", "*", source.split("::")[0])), recursive=True))
+        _refuse_media(Path(found[0]) if found else path, _endings())
+        parts = (os.path.abspath(os.path.expanduser(part)) for part in source.split("::"))
+        return {"use": "datasets", "with": {"path": "::".join(parts)}}, _modality_in(Path(found[0])) if found else "image"
     if HUB_ID.fullmatch(source) and not source.startswith("."):
         return {"use": "datasets", "with": {"path": source}}, "image"
     raise RecipeError(_nothing("source", source))
 
 
+def _endings() -> dict[str, tuple[str, ...]]:
+    return {one.spec.name: tuple(one.spec.suffixes) for one in discover().provided if isinstance(one.spec, ModalitySpec)}
+
+
+def _modality_in(file: Path) -> str:
+    """The modality of the media in a tar, or that a table names, by their endings; that of pictures where it can't be told."""
+    try:
+        if file.name.lower().endswith(TAR_SUFFIXES):
+            with tarfile.open(file) as tar:
+                names = [member.name.lower() for member in itertools.islice(tar, PEEKED_FILES)]
+        else:
+            with file.open("rb") as opened:
+                names = re.findall(r"[^\s\"',;|]+", opened.read(PEEKED_BYTES).decode("latin-1").lower())
+    except (OSError, EOFError, tarfile.TarError):
+        return "image"
+    counts = {modality: sum(name.endswith(ends) for name in names) for modality, ends in _endings().items() if ends}
+    return max(counts, key=lambda one: (counts[one], one == "image"))
+
+
 def _source_for(path: Path, remarks: list[str]) -> tuple[dict[str, Any], str]:
-    """`folder` for pictures, or what another modality reads where that is more; `datasets` for tables and tars.
+    """`folder` for media of the modality that reads most of them; `datasets` for tars and tables.
 
     Raises:
         RecipeError: a single picture, film ...
     """
     here = {"path": os.path.abspath(path)}
-    endings = {one.spec.name: tuple(one.spec.suffixes) for one in discover().provided if isinstance(one.spec, ModalitySpec)}
+    endings = _endings()
     if path.is_file():
         _refuse_media(path, endings)
-        return {"use": "datasets", "with": here}, "image"
+        return {"use": "datasets", "with": here}, _modality_in(path)
     names = _names(path)
     counts = {modality: sum(name.endswith(ends) for name in names) for modality, ends in endings.items()}
-    tables = [name for name in names if name.endswith(DATA_SUFFIXES) and not (name in CAPTION_TABLES and any(counts.values()))]
+    tables = [name for name in names if name.endswith(DATA_SUFFIXES) and not (name.endswith(CAPTION_TABLES) and any(counts.values()))]
     modality = max(counts, key=lambda one: (counts[one], one == "image"))
     if counts[modality] <= len(tables):
         modality = "image"  # in the tables, unless pictures lie beside them
     in_tables = bool(tables) and not counts["image"] and modality == "image"
     remarks += _left_out(path, names, endings, None if in_tables else modality)
+    if in_tables:
+        tar = next((file for file in sorted(path.rglob("*")) if file.name.lower().endswith(TAR_SUFFIXES)), None)
+        return {"use": "datasets", "with": here}, "image" if tar is None else _modality_in(tar)
     if modality == "image":
-        return {"use": "datasets" if in_tables else "folder", "with": here}, modality
+        return {"use": "folder", "with": here}, modality
     remarks.append(f"{path}: taken for files of the modality {modality}, by their endings")
     return {"use": "folder", "with": {**here, "suffixes": list(endings[modality])}}, modality
 

@@ -23,14 +23,16 @@ from huggingface_hub import errors as hub_errors
 from latentkit.contracts import BuildContext, Entry, Sample, Shard
 from latentkit.errors import SourceError
 from latentkit.sources.columns import KEY_COLUMN, Columns, choose_columns
-from latentkit.sources.path_table import PathTable, open_path_table
+from latentkit.sources.local_data import list_files, open_local
+from latentkit.sources.path_table import PathTable
+from latentkit.sources.webdataset import TarSource, TarStream
 
 if TYPE_CHECKING:
     from latentkit.builtin import DatasetsConfig
 
 BUILDERS = {
     **{".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".tsv": "csv"},
-    **{".json": "json", ".jsonl": "json", ".tar": "webdataset"},
+    **{".json": "json", ".jsonl": "json"},
 }
 
 # What the library raises about names it doesn't know and files it can't make sense of.
@@ -43,7 +45,6 @@ CONTENT_ERRORS = (
 REACH_ERRORS = (OSError, hub_errors.HTTPError)  # type: ignore[attr-defined]
 
 ROWS_PER_READ = 1000
-TAR_BLOCK_BYTES = 512
 HUB_TIMEOUT_SECONDS = 10.0
 
 
@@ -182,20 +183,25 @@ class Origin:
     local: Path | None
 
 
-def open_datasets(config: DatasetsConfig, context: BuildContext) -> DatasetsSource | DatasetsStream | PathTable:
+def open_datasets(
+    config: DatasetsConfig, context: BuildContext
+) -> DatasetsSource | DatasetsStream | TarSource | TarStream | PathTable:
     """The data set of a recipe: a `Source`, or with `streaming` a `StreamSource`; of a table whose rows name files always a `Source`.
 
     Raises:
         SourceError: no such path, hub id or split, files that can't be read, the hub out of reach, or columns that don't fit the recipe.
     """
-    origin = _find(config, context.recipe_dir)
-    if origin.local is not None and (table := open_path_table(config, origin.local)) is not None:
-        return table
+    files = list_files(config, context.recipe_dir)
+    if (local := open_local(config, context)) is not None:
+        return local
+    if files is None:
+        origin = _find(str(config.path), config, context.recipe_dir)
+    else:
+        origin = Origin(str(config.path), Path(os.path.commonpath([file.parent for file in files])))
     try:
         if origin.local is not None and _is_saved(origin.local):
             return _open_saved(config, origin.local)
-        builder = _builder(config, origin)
-        _check_tars([file for files in (builder.config.data_files or {}).values() for file in files])
+        builder = _builder(config, origin, files)
         if config.streaming:
             return _open_stream(config, builder, origin)
         builder.download_and_prepare()
@@ -205,21 +211,21 @@ def open_datasets(config: DatasetsConfig, context: BuildContext) -> DatasetsSour
         raise SourceError(f"source datasets: can't open {origin.path}, split {config.split!r}: {_root_cause(err)}") from err
 
 
-def _find(config: DatasetsConfig, recipe_dir: Path) -> Origin:
-    local = (recipe_dir / Path(config.path).expanduser()).resolve()
+def _find(path: str, config: DatasetsConfig, recipe_dir: Path) -> Origin:
+    local = (recipe_dir / Path(path).expanduser()).resolve()
     if local.exists():
         return Origin(str(local), local)
-    if config.path.startswith((".", "/", "~")):
+    if path.startswith((".", "/", "~")):
         raise SourceError(f"source datasets: {local} does not exist")
-    _check_hub(config, local)
-    return Origin(config.path, None)
+    _check_hub(path, config, local)
+    return Origin(path, None)
 
 
-def _check_hub(config: DatasetsConfig, local: Path) -> None:
+def _check_hub(path: str, config: DatasetsConfig, local: Path) -> None:
     """Ask the hub once, without the half minute of retries that the library starts with."""
-    missing = f"source datasets: {config.path!r} is not a path ({local} does not exist)"
+    missing = f"source datasets: {path!r} is not a path ({local} does not exist)"
     try:
-        HfApi().dataset_info(config.path, revision=config.revision, timeout=HUB_TIMEOUT_SECONDS)
+        HfApi().dataset_info(path, revision=config.revision, timeout=HUB_TIMEOUT_SECONDS)
     except hub_errors.HFValidationError as err:
         raise SourceError(f"{missing}, and not a hub id such as owner/name either") from err
     except (hub_errors.RepositoryNotFoundError, hub_errors.RevisionNotFoundError) as err:
@@ -228,7 +234,7 @@ def _check_hub(config: DatasetsConfig, local: Path) -> None:
             "check the spelling; if it is private or gated, log in with: hf auth login"
         ) from err
     except REACH_ERRORS as err:
-        cached = Path(datasets.config.HF_DATASETS_CACHE) / config.path.replace("/", "___")
+        cached = Path(datasets.config.HF_DATASETS_CACHE) / path.replace("/", "___")
         if not cached.is_dir():
             raise SourceError(
                 f"{missing}, and the hub, which may have a data set of that name, can't be reached: {err}; "
@@ -254,24 +260,16 @@ def _open_saved(config: DatasetsConfig, path: Path) -> DatasetsSource:
     return DatasetsSource(dataset, choose_columns(dataset.features, config), _digest([config.split, *stamps]))
 
 
-def _builder(config: DatasetsConfig, origin: Origin) -> datasets.DatasetBuilder:
-    if origin.local is None or origin.local.is_dir():
+def _builder(config: DatasetsConfig, origin: Origin, files: list[Path] | None) -> datasets.DatasetBuilder:
+    """What reads a data set; `files` are those of a pattern or a list."""
+    if files is None and (origin.local is None or origin.local.is_dir()):
         return datasets.load_dataset_builder(origin.path, name=config.name, revision=config.revision)
-    suffix = origin.local.suffix.lower()
+    names = [origin.path] if files is None else [str(file) for file in files]
+    suffix = os.path.splitext(names[0])[1].lower()
     if suffix not in BUILDERS:
         raise SourceError(f"source datasets: {origin.path} ends in none of {', '.join(BUILDERS)}; give its folder, or another file")
     options = {"sep": "\t"} if suffix == ".tsv" else {}
-    return datasets.load_dataset_builder(BUILDERS[suffix], data_files={"train": [origin.path]}, **options)
-
-
-def _check_tars(files: list[str]) -> None:
-    """Refuse local tars that are cut off, most of which the library would read as far as they go without a word."""
-    for file in files:
-        if file.endswith(".tar") and os.path.isfile(file):
-            with open(file, "rb") as tar:
-                tar.seek(-min(TAR_BLOCK_BYTES, os.path.getsize(file)), os.SEEK_END)
-                if any(tar.read()):
-                    raise SourceError(f"source datasets: {file} is cut off: it lacks the zeros that end a tar; fetch or write it again")
+    return datasets.load_dataset_builder(BUILDERS[suffix], data_files={"train": names}, **options)
 
 
 def _open_stream(config: DatasetsConfig, builder: datasets.DatasetBuilder, origin: Origin) -> DatasetsStream:

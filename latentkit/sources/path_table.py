@@ -18,7 +18,7 @@ from latentkit.errors import SampleError, SourceError
 from latentkit.sources.captions import name_caption
 from latentkit.sources.encodings import UTF8
 from latentkit.sources.files import Files, LocalFiles
-from latentkit.sources.table_rows import Table, plain, read_table
+from latentkit.sources.table_rows import Table, holds_media, plain, read_table
 from latentkit.sources.tables import FILE_COLUMNS, FileNames, choose_file_column, encoding_remark, plain_name
 
 if TYPE_CHECKING:
@@ -81,10 +81,12 @@ def open_path_table(config: DatasetsConfig, file: Path) -> PathTable | None:
         return None
     files = LocalFiles(file.parent)
     try:
+        if holds_media(files, file.name):
+            return None
         table = read_table(files, file.name)
     except SourceError:
         return None  # the library says what is wrong, or reads it all the same
-    if table.has_bytes or (config.media is not None and config.media not in table.columns()):
+    if config.media is not None and config.media not in table.columns():
         return None
     finder = _Finder(files)
     try:
@@ -128,8 +130,7 @@ def _rows(
             again.append(f"{table.name}, {where}: {name!r}")
             continue
         problem = "" if len(paths) == 1 else _problem(name, paths)
-        stamp = finder.stamps[path] if not problem else problem
-        rows[key] = Row(key, path, stamp, _attributes(table, row, column, config), problem)
+        rows[key] = Row(key, path, problem or finder.stamps[path], _attributes(table, row, column, config), problem)
     return list(rows.values()), again
 
 

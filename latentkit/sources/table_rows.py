@@ -28,13 +28,11 @@ class Table:
     Args:
         name: full path of the file, for people.
         encoding: of its text; "UTF-8" for Parquet.
-        has_bytes: it has columns of bytes, as of pictures, that the rows are without.
     """
 
     name: str
     rows: Sequence[tuple[str, dict[str, Any]]]
     encoding: str = UTF8
-    has_bytes: bool = False
 
     def columns(self) -> list[str]:
         """All names of columns, in the order in which they come."""
@@ -60,6 +58,21 @@ def read_table(files: Files, path: str) -> Table:
     return Table(name, list(rows), encoding)
 
 
+def holds_media(files: Files, path: str) -> bool:
+    """Whether a table has columns of bytes, such as pictures.
+
+    Raises:
+        SourceError: it can't be read.
+    """
+    if not path.lower().endswith(".parquet"):
+        return False
+    try:
+        with files.open(path) as opened:
+            return any(_holds_bytes(column.type) for column in pq.ParquetFile(opened).schema_arrow)
+    except (OSError, pa.ArrowException) as err:
+        raise SourceError(f"source folder: {files.name(path)} can't be read: {err}") from err
+
+
 def plain(value: Any) -> Any:
     """A scalar or a list of scalars as it is; anything deeper as JSON text."""
     if isinstance(value, Mapping) or (isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value)):
@@ -76,8 +89,7 @@ def _parquet_table(files: Files, path: str) -> Table:
         columns = [column.name for column in file.schema_arrow if not _holds_bytes(column.type)]
         batches = file.iter_batches(columns=columns, use_threads=False)
         rows = [row for batch in batches for row in batch.to_pylist()] if columns else []
-        numbered = [(f"row {number}", row) for number, row in enumerate(rows, start=1)]
-        return Table(files.name(path), numbered, has_bytes=len(columns) < len(file.schema_arrow))
+        return Table(files.name(path), [(f"row {number}", row) for number, row in enumerate(rows, start=1)])
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:

@@ -112,6 +112,7 @@ def read_tables(files: Files, tables: Sequence[str], names: FileNames, must_fit:
         return path.count("/"), os.path.basename(path) in must_fit, path
 
     merged = TableColumns()
+    otherwise: list[str] = []
     for path in sorted(tables, key=rank):
         try:
             table = read_table(files, path)
@@ -123,7 +124,12 @@ def read_tables(files: Files, tables: Sequence[str], names: FileNames, must_fit:
             continue
         merged.remarks += said.remarks
         for name, values in said.columns.items():
-            merged.columns.setdefault(name, {}).update(values)
+            before = merged.columns.setdefault(name, {})
+            otherwise += [name] if any(before.get(column, value) != value for column, value in values.items()) else []
+            before.update(values)
+    if otherwise:
+        text = "files of which two tables say different things; the one further down or later by name wins"
+        merged.remarks.append(Remark(text, len(otherwise), otherwise[0]))
     return merged
 
 

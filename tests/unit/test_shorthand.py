@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from latentkit import shorthand
 from latentkit.contracts import Config, ModalitySpec
 from latentkit.errors import RecipeError
 from latentkit.plugins import Problem, Provided, Registry, discover
-from latentkit.recipe import EncodeRecipe, parse_recipe
+from latentkit.recipe import EncodeRecipe, parse_recipe, resolve
 
 
 class NoConfig(Config):
@@ -165,3 +166,44 @@ def test_what_the_usual_encoder_cannot_take_needs_one(tmp_path: Path) -> None:
 def test_suffixes_are_endings_in_lower_case(suffixes: Any) -> None:
     with pytest.raises(ValueError, match="suffixes must be like"):
         ModalitySpec("sound", "sounds", NoConfig, lambda config, context: None, suffixes=suffixes)
+
+
+def write_sounds(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "b.wav").write_bytes(b"sound")
+    for name in ("00.tar", "01.tar"):
+        with tarfile.open(folder / name, "w") as tar:
+            tar.add(folder / "b.wav", "b.wav")
+    (folder / "b.wav").unlink()
+    (folder / "list.csv").write_text("path,text\nx/b.wav,said\n")
+
+
+@pytest.mark.parametrize("source", ["wds", "wds/00.tar", "wds/*.tar", "wds/{00..01}.tar", "wds/00.tar::wds/01.tar", "wds/list.csv"])
+def test_tars_patterns_of_them_and_tables_are_of_the_modality_of_their_media(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_sounds(tmp_path / "wds")
+    monkeypatch.chdir(tmp_path)
+    values, _ = shorthand.encode_recipe(source, "out", "tiny-kl")
+    assert (values["source"]["use"], values["modality"]["use"]) == ("datasets", "sound")
+    paths = values["source"]["with"]["path"].split("::")
+    assert paths == [str(tmp_path / part) for part in source.split("::")]
+
+
+def test_pattern_stays_what_it_names_in_the_recipe_of_an_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    values, _ = shorthand.encode_recipe("wds/{0..1}.tar", "out", "tiny-kl")
+    values["source"]["with"]["path"] = ["wds/{0..1}.tar", "more/*.tar"]
+    recipe = parse_recipe(values, "encode", tmp_path)
+    assert resolve(recipe)["source"]["with"]["path"] == [str(tmp_path / "wds/{0..1}.tar"), str(tmp_path / "more/*.tar")]
+
+
+def test_pattern_of_pictures_asks_for_their_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").touch()
+    with pytest.raises(RecipeError, match="expected a folder of such files"):
+        shorthand.encode_recipe(str(tmp_path / "*.jpg"), "out", "tiny-kl")
+
+
+def test_tables_beside_media_are_their_captions(tmp_path: Path) -> None:
+    values, _ = recipe_of(tmp_path, ["a.wav", "train.csv", "test.csv", "metadata.parquet"])
+    assert (values["source"]["use"], values["modality"]["use"]) == ("folder", "sound")

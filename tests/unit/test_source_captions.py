@@ -253,6 +253,15 @@ def test_table_that_names_nothing_here_is_remarked_unless_the_recipe_names_it(tm
         open_folder(tmp_path, metadata="prices.csv")
 
 
+def test_of_tables_that_differ_the_later_wins_and_it_is_remarked(tmp_path: Path) -> None:
+    tables = {name: f"image,text\nsub/a.png,{name}\nb.png,same\n" for name in ("1.csv", "2.csv", "metadata.csv")}
+    source = open_folder(write(tmp_path, {"sub/a.png": "x", "b.png": "y", **tables}))
+    assert texts(source) == {"b.png": "same", "sub/a.png": "metadata.csv"}
+    assert remarks(source) == {"files of which two tables say different things; the one further down or later by name wins": 2}
+    write(tmp_path, {"sub/0.csv": "image,text\na.png,below\n"})
+    assert texts(open_folder(tmp_path))["sub/a.png"] == "below"
+
+
 def test_empty_cell_of_a_table_leaves_the_caption_beside(tmp_path: Path) -> None:
     source = open_folder(write(tmp_path, {"a.png": "x", "a.txt": "beside", "metadata.csv": "file_name,text,mood\na.png,,\n"}))
     assert source[0].attributes == {"text": "beside", "mood": ""}

@@ -1,0 +1,90 @@
+"""Local tars and tables of paths among what the source `datasets` is given; the library reads the rest."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from datasets.data_files import DataFilesDict, get_data_patterns
+from datasets.exceptions import DatasetsError
+
+from latentkit.contracts import BuildContext, Remark
+from latentkit.errors import SourceError
+from latentkit.sources.path_table import PathTable, open_path_table
+from latentkit.sources.patterns import find_matches, is_pattern
+from latentkit.sources.tars import TAR_ENDINGS
+from latentkit.sources.webdataset import TarSource, TarStream, is_tar, open_tars
+
+if TYPE_CHECKING:
+    from latentkit.builtin import DatasetsConfig
+
+NOTES = (".json", ".jsonl", ".txt", ".md", ".yaml", ".yml", ".csv", ".tsv", ".idx", ".log")
+"""Endings of files that lie beside tars as a rule, and say something of them."""
+
+
+def open_local(config: DatasetsConfig, context: BuildContext) -> TarSource | TarStream | PathTable | None:
+    """The source of tars, or of a table whose rows name files; None for anything else.
+
+    Raises:
+        SourceError: they can't be read, or the recipe doesn't fit them.
+    """
+    files = list_files(config, context.recipe_dir)
+    if files is not None:
+        if not all(is_tar(str(file)) for file in files):
+            return None
+        root = Path(os.path.commonpath([file.parent for file in files]))
+        return open_tars(config, context, root, {"train": [file.relative_to(root).as_posix() for file in files]})
+    place = (context.recipe_dir / Path(str(config.path)).expanduser()).absolute()
+    if place.is_file():
+        if is_tar(place.name):
+            return open_tars(config, context, place.parent, {"train": [place.name]})
+        return open_path_table(config, place)
+    return _open_folder(config, context, place) if place.is_dir() and config.name is None else None
+
+
+def list_files(config: DatasetsConfig, recipe_dir: Path) -> list[Path] | None:
+    """The files of a pattern or a list; None where `path` is one path or a hub id.
+
+    Raises:
+        SourceError: a pattern fits no file, or they are of several kinds.
+    """
+    if isinstance(config.path, str) and (not is_pattern(config.path) or (recipe_dir / config.path).exists()):
+        return None
+    files = [path for path in find_matches(config.path, recipe_dir) if path.is_file()]
+    kinds = Counter("tar" if is_tar(file.name) else file.suffix.lower() for file in files)
+    if len(kinds) != 1:
+        found = ", ".join(f"{kind} ({count})" for kind, count in kinds.items()) or "folders alone"
+        raise SourceError(f"source datasets: {config.path}: expected files of one kind, got {found}; write a narrower pattern")
+    return files
+
+
+def _open_folder(config: DatasetsConfig, context: BuildContext, place: Path) -> TarSource | TarStream | None:
+    """The tars of a folder by split, unless other data files in it are more."""
+    try:
+        found = DataFilesDict.from_patterns(get_data_patterns(str(place)), base_path=str(place))
+    except (DatasetsError, OSError, ValueError):
+        return None
+    names = {str(split): [os.path.relpath(file, place).replace(os.sep, "/") for file in files] for split, files in found.items()}
+    splits = {split: [name for name in files if is_tar(name)] for split, files in names.items()}
+    splits = {split: tars for split, tars in splits.items() if tars}
+    others = [name for files in names.values() for name in files if not is_tar(name)]
+    tars = [name for files in splits.values() for name in files]
+    if not tars or _are_more(others, tars):
+        return None
+    remarks = [Remark("files beside tars, not read", len(others), others[0])] if others else []
+    return open_tars(config, context, place, splits, remarks)
+
+
+def _are_more(others: Sequence[str], tars: Sequence[str]) -> bool:
+    """Whether another kind of data file is there more often than tars; one that bears the name of a tar says something of it."""
+    stems = {_stem(name) for name in tars}
+    kinds = Counter(os.path.splitext(name)[1].lower() for name in others if _stem(name) not in stems and not name.lower().endswith(NOTES))
+    return bool(kinds) and kinds.most_common(1)[0][1] > len(tars)
+
+
+def _stem(name: str) -> str:
+    ending = next((ending for ending in TAR_ENDINGS if name.lower().endswith(ending)), os.path.splitext(name)[1])
+    return name[: len(name) - len(ending)]

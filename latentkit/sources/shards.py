@@ -1,0 +1,217 @@
+"""Samples in tars, as the library `webdataset` and others write them: files of one name and several endings.
+
+Read here instead of by the library `datasets`, which takes all samples to have the fields, and the fields the types, of the first few.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import IO, Any
+
+from latentkit.contracts import Remark
+from latentkit.errors import SampleError, SourceError
+from latentkit.sources.captions import name_caption
+from latentkit.sources.encodings import UnknownEncodingError, decode_text
+from latentkit.sources.tars import Member, Tar
+
+TEXT_FIELDS = ("text", "txt", "caption", "prompt", "transcript")
+"""Endings of texts; the first that a sample has is its caption, before what a JSON object of it says."""
+NUMBER_FIELDS = ("cls", "cls2", "index", "inx", "id")
+JSON_FIELDS = ("json", "jsn")
+
+NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
+"""Key and field of a file's name, parted at the first dot, as webdataset's `base_plus_ext` does."""
+FIELD_PART = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*|mp[34]|7z")
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The files of one sample in a tar: its key, and its files by field, such as "jpg"."""
+
+    key: str
+    fields: Mapping[str, Member]
+
+
+def split_name(name: str) -> tuple[str, str] | None:
+    """Key and field of a file's name; None where it has no ending.
+
+    What stands between the dots belongs to the field, as in "1.left.jpg", unless no field is called so, as in "Track 8.0.jpg".
+    """
+    if (match := NAME.fullmatch(name)) is None:
+        return None
+    key, parts = match[1], match[2].split(".")
+    while len(parts) > 1 and not FIELD_PART.fullmatch(parts[0]):
+        key = f"{key}.{parts.pop(0)}"
+    return key, ".".join(parts).lower()
+
+
+def group_members(members: Iterable[Member]) -> tuple[list[Group], list[str]]:
+    """The samples in a tar, in the order of their first files, and the names of the files that have no ending.
+
+    A sample's files need not follow each other. A name that is there again begins another sample, called "key#2".
+    """
+    groups: dict[str, dict[str, Member]] = {}
+    newest: dict[str, str] = {}
+    unnamed = []
+    for member in members:
+        if (names := split_name(member.name)) is None:
+            unnamed.append(member.name)
+            continue
+        key, field = names
+        current = newest.setdefault(key, key)
+        if field in groups.get(current, ()):
+            number = 2 if current == key else int(current.rpartition("#")[2]) + 1
+            current = newest[key] = f"{key}#{number}"
+        groups.setdefault(current, {})[field] = member
+    return [Group(key, fields) for key, fields in groups.items()], unnamed
+
+
+# ---------------------------------------------------------------- which file is the media
+
+
+@dataclass(frozen=True)
+class MediaChoice:
+    """Which of a sample's fields is its media.
+
+    Args:
+        field: the one that the recipe names; None: the one that ends as `endings` do.
+        endings: of the files that the modality reads, with the dot.
+    """
+
+    field: str | None
+    endings: tuple[str, ...]
+
+    def of(self, group: Group) -> str | None:
+        """The field of a sample; None where it has none.
+
+        Raises:
+            SourceError: several may be it.
+        """
+        if self.field is not None:
+            return self.field if self.field in group.fields else None
+        matches = [field for field in group.fields if f".{field}".endswith(self.endings)]
+        plain = [field for field in matches if f".{field}" in self.endings] or matches
+        if len(plain) > 1:
+            several = f"the sample {group.key!r} has several files of media: {', '.join(plain)}"
+            raise SourceError(f"source datasets: {several}; name the ending of one in source.with.media")
+        return plain[0] if plain else None
+
+
+def kind_of(field: str) -> str:
+    """How a field is read: "text", "number", "json", or "bytes"."""
+    ending = field.rpartition(".")[2]
+    kinds = {"text": TEXT_FIELDS, "number": NUMBER_FIELDS, "json": JSON_FIELDS}
+    return next((kind for kind, endings in kinds.items() if ending in endings), "bytes")
+
+
+def no_media(groups: Iterable[Group], choice: MediaChoice) -> str:
+    """Why no sample has media: what was looked for, and what is there."""
+    counts = Counter(field for group in groups for field in group.fields)
+    there = ", ".join(f"{field} ({count})" for field, count in counts.most_common(8)) or "none"
+    wanted = f"the ending {choice.field}" if choice.field is not None else f"an ending of {', '.join(choice.endings)}"
+    advice = "name one in source.with.media, or set modality.use to the modality that reads them"
+    return f"no file in the tars has {wanted}; endings there: {there}; {advice}"
+
+
+def unused_fields(groups: Iterable[Group], choice: MediaChoice) -> list[Remark]:
+    """Of the files that are neither media nor attributes, one for each ending."""
+    counts: Counter[str] = Counter()
+    examples: dict[str, str] = {}
+    for group in groups:
+        media = choice.of(group)
+        for field in group.fields:
+            if field != media and kind_of(field) == "bytes":
+                counts[field] += 1
+                examples.setdefault(field, f"{group.key}.{field}")
+    return [Remark(f"files in tars, not used: .{field}", count, examples[field]) for field, count in sorted(counts.items())]
+
+
+# ---------------------------------------------------------------- reading a sample
+
+
+def read_media(file: IO[bytes], group: Group, field: str) -> bytes | str:
+    """The media of a sample out of its open tar; a text where the field is one.
+
+    Raises:
+        SampleError: it is cut off, or a text that can't be read.
+        OSError: the tar can't be reached.
+    """
+    member = group.fields[field]
+    if not member.is_whole:
+        raise SampleError(f"its tar is cut off in .{field}")
+    content = _read(file, member)
+    return content if kind_of(field) == "bytes" else _text(content, field)[0]
+
+
+def read_attributes(file: IO[bytes], group: Group, encodings: Counter[str] | None = None) -> dict[str, Any]:
+    """Attributes of a sample: its caption as "text", its texts and numbers by their fields, and what its JSON objects hold.
+
+    Args:
+        encodings: counts the encodings of its texts.
+
+    Raises:
+        SampleError: a field can't be read; says which.
+        OSError: the tar can't be reached.
+    """
+    texts: dict[str, Any] = {}
+    records: dict[str, Any] = {}
+    for field, member in group.fields.items():
+        kind = kind_of(field)
+        if kind == "bytes" or not member.is_whole:
+            continue
+        text, encoding = _text(_read(file, member), field)
+        if encodings is not None:
+            encodings[encoding] += 1
+        if kind == "json":
+            records |= _record(text, field)
+        else:
+            texts[field] = _number(text) if kind == "number" else text
+    caption = next((texts[field] for field in TEXT_FIELDS if field in texts), None)
+    return {**records, **texts, **({} if caption is None else {"text": caption})}
+
+
+def choose_attributes(file: IO[bytes], group: Group, values: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Of `read_attributes` those that a recipe names, where the field of a JSON object stands for its text."""
+    texts = {name: group.fields[name] for name in names if name in group.fields and kind_of(name) == "json"}
+    whole = {name: _text(_read(file, member), name)[0] for name, member in texts.items() if member.is_whole}
+    return {name: whole.get(name, values.get(name)) for name in names}
+
+
+def _read(file: IO[bytes], member: Member) -> bytes:
+    file.seek(member.offset)
+    content = file.read(member.size)
+    if len(content) < member.size:
+        raise OSError(f"{member.name}: {len(content)} of its {member.size} bytes are in the tar; it changed while it was read")
+    return content
+
+
+def _text(content: bytes, field: str) -> tuple[str, str]:
+    try:
+        text, encoding = decode_text(content)
+    except UnknownEncodingError as err:
+        raise SampleError(f"its .{field} can't be read: {err}") from err
+    return text.strip(), encoding
+
+
+def _record(text: str, field: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as err:
+        raise SampleError(f"its .{field} is not JSON: {err}") from err
+    return name_caption(found if isinstance(found, dict) else {"text": found} if isinstance(found, str) else {field: found})
+
+
+def _number(text: str) -> int | str:
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
+def with_prefix(groups: Iterable[Group], tar: Tar) -> Iterator[Group]:
+    """The samples under keys that begin with the name of their tar, which no other has."""
+    return (replace(group, key=f"{tar.name}/{group.key}") for group in groups)

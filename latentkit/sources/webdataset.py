@@ -1,0 +1,341 @@
+"""Tars of samples on this machine as a source: by position, or shard by shard."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from operator import itemgetter
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import datasets
+
+from latentkit.builtin import PICTURE_SUFFIXES
+from latentkit.contracts import BuildContext, Entry, ModalitySpec, Remark, Sample, Shard
+from latentkit.errors import SampleError, SourceError
+from latentkit.plugins import discover
+from latentkit.sources.encodings import UTF8
+from latentkit.sources.files import Files, LocalFiles
+from latentkit.sources.shards import (
+    Group,
+    MediaChoice,
+    choose_attributes,
+    group_members,
+    kind_of,
+    no_media,
+    read_attributes,
+    read_media,
+    unused_fields,
+    with_prefix,
+)
+from latentkit.sources.tables import encoding_remark
+from latentkit.sources.tars import TAR_ENDINGS, Tar, list_members, open_tar
+
+if TYPE_CHECKING:
+    from latentkit.builtin import DatasetsConfig
+
+
+@dataclass(frozen=True)
+class IndexedTar:
+    """A tar whose samples are known.
+
+    Args:
+        stamp: size and time of change in ns.
+        damage: what is wrong with it, or "".
+        unnamed: files without an ending, which belong to no sample.
+    """
+
+    tar: Tar
+    stamp: str
+    groups: Sequence[Group]
+    damage: str
+    unnamed: Sequence[str]
+
+
+@dataclass(frozen=True)
+class BadSample(Sample):
+    """A sample of a stream that can't be used; says so when it is read."""
+
+    reason: str = ""
+
+    def read(self) -> bytes:
+        """Raises SampleError: the reason."""
+        raise SampleError(self.reason)
+
+    def content(self) -> str:
+        """Raises SampleError: the reason."""
+        raise SampleError(self.reason)
+
+
+class SampleReader:
+    """Reads samples out of open tars.
+
+    Args:
+        choice: which file of a sample is its media.
+        key, attributes: as the recipe has them.
+    """
+
+    def __init__(self, choice: MediaChoice, key: str | None, attributes: Sequence[str] | None) -> None:
+        self.choice, self._key, self._attributes = choice, key, attributes
+
+    def sample(self, file: IO[bytes], group: Group, stamp: str) -> Sample:
+        """A sample.
+
+        Raises:
+            SampleError: its media is cut off, or an attribute can't be read.
+            OSError: the tar can't be reached.
+        """
+        key, attributes = self._describe(file, group)
+        return Sample(key, read_media(file, group, self.choice.of(group) or ""), attributes, stamp)
+
+    def entry(self, file: IO[bytes], group: Group, stamp: str, encodings: Counter[str]) -> Entry:
+        """What is known of a sample without its media; one that can't be used has another stamp.
+
+        Raises:
+            OSError: the tar can't be reached.
+        """
+        try:
+            key, attributes = self._describe(file, group, encodings)
+        except SampleError as err:
+            return Entry(group.key, f"{stamp} {err}")
+        return Entry(key, stamp, attributes)
+
+    def _describe(self, file: IO[bytes], group: Group, encodings: Counter[str] | None = None) -> tuple[str, dict[str, Any]]:
+        """Key and attributes: those that the recipe names, else all but the key. Raises as `read_attributes`."""
+        values = read_attributes(file, group, encodings)
+        key = group.key if self._key in (None, "__key__") else str(values.get(str(self._key), group.key))
+        if self._attributes is not None:
+            return key, choose_attributes(file, group, values, self._attributes)
+        return key, {name: value for name, value in values.items() if name != self._key}
+
+
+class TarSource:
+    """The samples in tars, by position; keys are their names in the tar, behind the tar's own where several tars use one."""
+
+    def __init__(self, tars: Sequence[IndexedTar], reader: SampleReader, remarks: list[Remark]) -> None:
+        self._tars, self._reader, self._remarks = tars, reader, remarks
+        self._places = [(number, place) for number, tar in enumerate(tars) for place in range(len(tar.groups))]
+        self._text_remarks: list[Remark] | None = None
+
+    def part(self, positions: Iterable[int]) -> TarSource:
+        """The samples at some positions."""
+        chosen = TarSource(self._tars, self._reader, self._remarks)
+        chosen._places = [self._places[position] for position in positions]
+        return chosen
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> Sample:
+        """The sample at a position. Raises as `SampleReader.sample`."""
+        number, place = self._places[index]
+        tar = self._tars[number]
+        with tar.tar.open() as file:
+            return self._reader.sample(file, tar.groups[place], self._stamp(tar, place))
+
+    def entries(self) -> Iterator[Entry]:
+        """One entry per sample, in order; reads texts, no media."""
+        encodings: Counter[str] = Counter()
+        for number, places in itertools.groupby(self._places, key=itemgetter(0)):
+            tar = self._tars[number]
+            with tar.tar.open() as file:
+                for _, place in places:
+                    yield self._reader.entry(file, tar.groups[place], self._stamp(tar, place), encodings)
+        del encodings[UTF8]
+        self._text_remarks = [encoding_remark(encoding, count, "") for encoding, count in sorted(encodings.items())]
+
+    def remarks(self) -> list[Remark]:
+        """What of the tars is not used, or is read otherwise than expected."""
+        if self._text_remarks is None:
+            for _ in self.entries():
+                pass
+        return [*self._remarks, *(self._text_remarks or [])]
+
+    @staticmethod
+    def _stamp(tar: IndexedTar, place: int) -> str:
+        return f"{tar.stamp}-{place}"
+
+
+class TarStream:
+    """The samples in tars, shard by shard; keys begin with the name of the tar."""
+
+    def __init__(self, files: Files, shards: Sequence[Shard], reader: SampleReader, remarks: Sequence[Remark] = ()) -> None:
+        self._files, self._shards, self._reader, self._remarks = files, list(shards), reader, list(remarks)
+        self._damaged: dict[str, str] = {}
+
+    def shards(self) -> list[Shard]:
+        """All tars, in order; a stamp is size and time of change in ns."""
+        return list(self._shards)
+
+    def read(self, shard: Shard) -> Iterator[Sample]:
+        """The samples of a tar, in their order; one that can't be used says so when it is read.
+
+        Raises:
+            OSError: the tar can't be reached.
+            ValueError: not one of `shards`.
+        """
+        if shard not in self._shards:
+            raise ValueError(f"{shard} is not in list of shards")
+        indexed = index_tar(self._files, shard)
+        if indexed.damage:
+            self._damaged[shard.name] = indexed.damage
+        with_media = (group for group in indexed.groups if self._reader.choice.of(group) is not None)
+        with indexed.tar.open() as file:
+            for place, group in enumerate(with_prefix(with_media, indexed.tar)):
+                stamp = f"{shard.stamp}-{place}"
+                try:
+                    yield self._reader.sample(file, group, stamp)
+                except SampleError as err:
+                    yield BadSample(group.key, b"", {}, stamp, reason=str(err))
+
+    def remarks(self) -> list[Remark]:
+        """What lies beside the tars, and what is wrong with those that were read."""
+        return self._remarks + _damage_remarks(sorted(self._damaged.items()))
+
+
+# ---------------------------------------------------------------- opening
+
+
+def index_tar(files: Files, shard: Shard) -> IndexedTar:
+    """The samples of a tar.
+
+    Raises:
+        OSError: it can't be reached.
+    """
+    tar = open_tar(files, shard.name, shard.stamp)
+    members, damage = list_members(tar)
+    groups, unnamed = group_members(members)
+    return IndexedTar(tar, shard.stamp, groups, damage, unnamed)
+
+
+def is_tar(path: str) -> bool:
+    """Whether a file's name says that it is a tar."""
+    return path.lower().endswith(TAR_ENDINGS)
+
+
+def open_tars(
+    config: DatasetsConfig, context: BuildContext, root: Path, splits: dict[str, list[str]], remarks: Sequence[Remark] = ()
+) -> TarSource | TarStream:
+    """The source of tars.
+
+    Args:
+        root: folder that their names start from.
+        splits: name of each split to the names of its tars, in order.
+        remarks: on what lies beside them.
+
+    Raises:
+        SourceError: no tar of the split that the recipe asks for, none with media, or options that don't fit.
+    """
+    files = LocalFiles(root)
+    endings = _endings(context.modality)
+    choice = MediaChoice(config.media.lower() if config.media else None, endings)
+    reader = SampleReader(choice, config.key, config.attributes)
+    wanted = list(dict.fromkeys(re.sub(r"\[.*?\]", "", part).strip() for part in config.split.split("+")))
+    if missing := [name for name in wanted if name not in splits]:
+        raise SourceError(f"source datasets: {root} has no split {missing[0]!r}; it has {', '.join(splits)}")
+    shards = {name: [Shard(tar, files.stamp(tar)) for tar in splits[name]] for name in wanted}
+    try:
+        if config.streaming:
+            return _open_stream(files, shards[config.split], reader, root, remarks)
+        indexed = {name: [index_tar(files, shard) for shard in shards[name]] for name in wanted}
+    except OSError as err:
+        raise SourceError(f"source datasets: {root}: a tar can't be read: {err}") from err
+    except KeyError as err:
+        raise SourceError(f"source datasets: split {config.split!r}: a stream has whole splits alone") from err
+    return _open_source(indexed, reader, config, root, list(remarks))
+
+
+def _open_stream(files: Files, shards: list[Shard], reader: SampleReader, root: Path, remarks: Sequence[Remark]) -> TarStream:
+    """A stream, of whose tars one at least has media."""
+    looked_at = []
+    for shard in shards:
+        indexed = index_tar(files, shard)
+        looked_at.append(indexed)
+        if any(reader.choice.of(group) is not None for group in indexed.groups):
+            return TarStream(files, shards, reader, remarks)
+    raise SourceError(_why_nothing(looked_at, reader.choice, root))
+
+
+def _open_source(
+    indexed: dict[str, list[IndexedTar]], reader: SampleReader, config: DatasetsConfig, root: Path, remarks: list[Remark]
+) -> TarSource:
+    choice = reader.choice
+    tars = [tar for each in indexed.values() for tar in each]
+    groups = [group for tar in tars for group in tar.groups]
+    without = [group.key for group in groups if choice.of(group) is None]
+    if len(without) == len(groups):
+        raise SourceError(_why_nothing(tars, choice, root))
+    _check_attributes(groups, config, root)
+    remarks += [*_tar_remarks(tars), *unused_fields(groups, choice)]
+    if without:
+        remarks.append(Remark("samples in tars that have no media of the kind that is read, left out", len(without), without[0]))
+    kept = {name: [_with_media(tar, choice) for tar in each] for name, each in indexed.items()}
+    keys = Counter(group.key for each in kept.values() for tar in each for group in tar.groups)
+    if len(keys) < sum(keys.values()):
+        kept = {name: [replace(tar, groups=list(with_prefix(tar.groups, tar.tar))) for tar in each] for name, each in kept.items()}
+    source = TarSource([tar for each in kept.values() for tar in each], reader, remarks)
+    return source.part(_positions(config.split, {name: sum(len(tar.groups) for tar in each) for name, each in kept.items()}))
+
+
+def _positions(split: str, lengths: dict[str, int]) -> list[int]:
+    """Where the samples of a split such as "train[:100]+test" are, among those of all splits in their order."""
+    starts = {name: sum(list(lengths.values())[:number]) for number, name in enumerate(lengths)}
+    try:
+        parts = datasets.ReadInstruction.from_spec(split).to_absolute(lengths)
+    except (ValueError, AssertionError) as err:
+        raise SourceError(f"source datasets: split {split!r}: {err}") from err
+    positions = [starts[part.splitname] + place for part in parts for place in range(part.from_, part.to)]
+    if not positions:
+        raise SourceError(f"source datasets: split {split!r}: no data, no samples are in it")
+    return positions
+
+
+def _with_media(tar: IndexedTar, choice: MediaChoice) -> IndexedTar:
+    return replace(tar, groups=[group for group in tar.groups if choice.of(group) is not None])
+
+
+def _check_attributes(groups: Iterable[Group], config: DatasetsConfig, root: Path) -> None:
+    """Names of fields can be checked; those of what JSON objects hold can't, without reading all."""
+    fields = {field for group in groups for field in group.fields}
+    for name in config.attributes or []:
+        if name in fields and kind_of(name) == "bytes":
+            raise SourceError(f"source datasets: attributes: .{name} holds media or other bytes, not an attribute")
+        if name not in {*fields, "text"} and not any(kind_of(field) == "json" for field in fields):
+            raise SourceError(f"source datasets: attributes: the column {name!r} is not there; {root} has {', '.join(sorted(fields))}")
+
+
+def _endings(modality: str) -> tuple[str, ...]:
+    """Endings of the files that the recipe's modality reads; where that doesn't say, of pictures."""
+    found = [tuple(one.spec.suffixes) for one in discover().provided if isinstance(one.spec, ModalitySpec) and one.spec.name == modality]
+    return found[0] if found and found[0] else PICTURE_SUFFIXES
+
+
+def _why_nothing(tars: Sequence[IndexedTar], choice: MediaChoice, root: Path) -> str:
+    damaged = [f"{os.path.join(root, tar.tar.name)}: {tar.damage}" for tar in tars if tar.damage]
+    if not any(tar.groups for tar in tars):
+        what = "; ".join(damaged[:3]) or f"no files in {', '.join(os.path.join(root, tar.tar.name) for tar in tars[:3])}"
+        return f"source datasets: there is nothing to read: {what}"
+    return f"source datasets: {root}: {no_media((group for tar in tars for group in tar.groups), choice)}" + "".join(
+        f"; {one}" for one in damaged[:3]
+    )
+
+
+def _tar_remarks(tars: Sequence[IndexedTar]) -> list[Remark]:
+    empty = [tar.tar.name for tar in tars if not tar.groups and not tar.damage]
+    unnamed = [f"{tar.tar.name}: {name}" for tar in tars for name in tar.unnamed]
+    again = [group.key for tar in tars for group in tar.groups if re.search(r"#\d+$", group.key)]
+    kinds = {
+        "tars without any sample": empty,
+        "files in tars that belong to no sample, having no ending": unnamed,
+        "samples of a name that their tar has already, kept as name#2 and so on": again,
+    }
+    found = _damage_remarks([(tar.tar.name, tar.damage) for tar in tars if tar.damage])
+    return found + [Remark(text, len(names), names[0]) for text, names in kinds.items() if names]
+
+
+def _damage_remarks(damaged: Sequence[tuple[str, str]]) -> list[Remark]:
+    return [Remark("damaged tars, read as far as they go", len(damaged), ": ".join(damaged[0]))] if damaged else []

@@ -1,0 +1,385 @@
+"""Tars of samples as people's tools write them: what is read, under which keys, and what is said of the rest."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import pickle
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+
+from latentkit.builtin import DatasetsConfig, latentkit_sources
+from latentkit.contracts import BuildContext, Entry, Sample, Source, StreamSource
+from latentkit.errors import SampleError, SourceError
+from latentkit.sources.datasets import open_datasets
+from latentkit.sources.shards import split_name
+from latentkit.sources.webdataset import TarSource, TarStream
+from latentkit.testing import SourceContract, StreamSourceContract
+
+Content = bytes | str | dict[str, Any]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def tar_of(files: Iterable[tuple[str, Content]]) -> bytes:
+    memory = io.BytesIO()
+    with tarfile.open(fileobj=memory, mode="w") as tar:
+        for name, content in files:
+            data = json.dumps(content).encode() if isinstance(content, dict) else content.encode() if isinstance(content, str) else content
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return memory.getvalue()
+
+
+def write_tar(path: Path, files: Iterable[tuple[str, Content]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(tar_of(files))
+    return path
+
+
+def open_tars(path: Path | str | list[str], base: Path | None = None, modality: str = "image", **options: Any) -> TarSource:
+    config = DatasetsConfig(path=path if isinstance(path, list) else str(path), **options)
+    source = open_datasets(config, BuildContext(recipe_dir=base or Path(), modality=modality))
+    assert isinstance(source, TarSource)
+    assert isinstance(source, Source)
+    return source
+
+
+def open_stream(path: Path | str, **options: Any) -> TarStream:
+    stream = open_datasets(DatasetsConfig(path=str(path), streaming=True, **options), BuildContext(modality="image"))
+    assert isinstance(stream, TarStream)
+    assert isinstance(stream, StreamSource)
+    return stream
+
+
+def list_samples(source: TarSource) -> list[Sample]:
+    samples = [source[index] for index in range(len(source))]
+    assert list(source.entries()) == [Entry(sample.key, sample.stamp, sample.attributes) for sample in samples]
+    return samples
+
+
+def read_stream(stream: TarStream) -> list[Sample]:
+    return [sample for shard in stream.shards() for sample in stream.read(shard)]
+
+
+def remarks(source: TarSource | TarStream) -> dict[str, tuple[int, str]]:
+    return {remark.text: (remark.count, remark.example) for remark in source.remarks()}
+
+
+def find_error(path: Path | str, **options: Any) -> str:
+    with pytest.raises(SourceError) as caught:
+        open_tars(path, **options)
+    return str(caught.value)
+
+
+SPEC = next(spec for spec in latentkit_sources() if spec.name == "datasets")
+
+
+class TestTarContract(SourceContract):
+    spec = SPEC
+
+    def make_config(self, tmp_path: Path) -> DatasetsConfig:
+        write_tar(tmp_path / "wds" / "0.tar", [("a.jpg", "a"), ("a.txt", "of a"), ("b.png", "b"), ("b.json", {"n": 1})])
+        write_tar(tmp_path / "wds" / "1.tar", [("c.jpg", "c")])
+        return DatasetsConfig(path=str(tmp_path / "wds"))
+
+
+class TestTarStreamContract(StreamSourceContract):
+    spec = SPEC
+
+    def make_config(self, tmp_path: Path) -> DatasetsConfig:
+        for number in range(3):
+            write_tar(tmp_path / "wds" / f"{number}.tar", [("a.jpg", f"a{number}"), ("a.txt", "of a"), ("b.png", "b")])
+        return DatasetsConfig(path=str(tmp_path / "wds"), streaming=True)
+
+
+# ---------------------------------------------------------------- what is in a tar
+
+
+def test_tar_of_the_library_webdataset_is_read_as_it_was_written(tmp_path: Path) -> None:
+    with webdataset.TarWriter(str(tmp_path / "a.tar")) as writer:
+        for number in range(3):
+            content = {"jpg": bytes([number]) * 700, "txt": f"caption {number}", "cls": number, "json": {"n": number}}
+            writer.write({"__key__": f"folder/{number:05d}", **content})
+    samples = list_samples(open_tars(tmp_path / "a.tar"))
+    assert [sample.key for sample in samples] == [f"folder/{number:05d}" for number in range(3)]
+    assert [sample.media for sample in samples] == [bytes([number]) * 700 for number in range(3)]
+    assert samples[2].attributes == {"text": "caption 2", "txt": "caption 2", "cls": 2, "n": 2}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_kinds_and_fields_may_change_from_sample_to_sample(streaming: bool, tmp_path: Path) -> None:
+    endings = ["jpg", "jpg", "jpg", "jpg", "jpg", "jpg", "png", "webp", "JPG"]
+    files: list[tuple[str, Content]] = []
+    for number, ending in enumerate(endings):
+        files.append((f"{number}.{ending}", f"media {number}"))
+        if number:
+            files.append((f"{number}.json", {"caption": f"caption {number}", "note": None if number < 7 else "late", "n": number}))
+        if number == 8:
+            files.append((f"{number}.cls", "7"))
+    write_tar(tmp_path / "a.tar", files)
+    samples = read_stream(open_stream(tmp_path / "a.tar")) if streaming else list_samples(open_tars(tmp_path / "a.tar"))
+    assert [sample.media for sample in samples] == [f"media {number}".encode() for number in range(9)]
+    assert [sample.attributes.get("text") for sample in samples] == [None, *(f"caption {number}" for number in range(1, 9))]
+    assert samples[0].attributes == {}
+    assert samples[8].attributes == {"text": "caption 8", "note": "late", "n": 8, "cls": 7}
+    assert samples[1].attributes == {"text": "caption 1", "note": None, "n": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a.jpg", ("a", "jpg")),
+        ("f/g.h/a.JPG", ("f/g.h/a", "jpg")),
+        ("Track 8.0.jpg", ("Track 8.0", "jpg")),
+        ("Mr. Smith.jpg", ("Mr. Smith", "jpg")),
+        ("v1.2.3.left.png", ("v1.2.3", "left.png")),
+        ("a.left.png", ("a", "left.png")),
+        ("a.nii.gz", ("a", "nii.gz")),
+        ("a.mp4", ("a", "mp4")),
+        ("2024.01.01.txt", ("2024.01.01", "txt")),
+        ("a", None),
+        ("folder.x/a", None),
+    ],
+)
+def test_name_is_parted_into_key_and_field(name: str, expected: tuple[str, str] | None) -> None:
+    assert split_name(name) == expected
+
+
+def test_names_with_dots_and_folders_and_a_leading_dot_slash_are_samples_of_their_own(tmp_path: Path) -> None:
+    keys = ["x/Track 8.0", "x/Track 8.1", "y/0", "0"]
+    write_tar(tmp_path / "a.tar", [(f"./{key}.{ending}", f"{ending} of {key}") for key in keys for ending in ("jpg", "txt")])
+    samples = list_samples(open_tars(tmp_path / "a.tar"))
+    assert [(sample.key, sample.media) for sample in samples] == [(key, f"jpg of {key}".encode()) for key in keys]
+    assert [sample.attributes["text"] for sample in samples] == [f"txt of {key}" for key in keys]
+
+
+def test_files_of_a_sample_need_not_follow_each_other(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", [("0.jpg", "a"), ("1.jpg", "b"), ("0.txt", "of a"), ("1.txt", "of b")])
+    assert [sample.attributes["text"] for sample in list_samples(open_tars(tmp_path / "a.tar"))] == ["of a", "of b"]
+
+
+def test_name_that_is_there_again_is_another_sample_and_remarked(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", [(name, f"{name} {time}") for time in range(3) for name in ("0.jpg", "0.txt")])
+    source = open_tars(tmp_path / "a.tar")
+    assert [(sample.key, sample.media, sample.attributes["text"]) for sample in list_samples(source)] == [
+        ("0", b"0.jpg 0", "0.txt 0"),
+        ("0#2", b"0.jpg 1", "0.txt 1"),
+        ("0#3", b"0.jpg 2", "0.txt 2"),
+    ]
+    assert remarks(source) == {"samples of a name that their tar has already, kept as name#2 and so on": (2, "0#2")}
+
+
+def test_hidden_files_and_folders_in_a_tar_are_no_samples(tmp_path: Path) -> None:
+    names = ["0.jpg", "._0.jpg", "x/.DS_Store", "__meta__.json", "PaxHeaders.1/0.jpg"]
+    write_tar(tmp_path / "a.tar", [(name, "x") for name in names])
+    with tarfile.open(tmp_path / "a.tar", "a") as tar:
+        folder = tarfile.TarInfo("x.jpg")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+    source = open_tars(tmp_path / "a.tar")
+    assert ([sample.key for sample in list_samples(source)], remarks(source)) == (["0"], {})
+
+
+# ---------------------------------------------------------------- which file is the media
+
+SOUNDS_AND_PICTURES: list[tuple[str, Content]] = [("0.jpg", "picture"), ("0.wav", "sound"), ("0.txt", "text"), ("1.wav", "sound alone")]
+
+
+def test_modality_decides_which_of_several_files_is_the_media(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", SOUNDS_AND_PICTURES)
+    source = open_tars(tmp_path / "a.tar")
+    assert [sample.media for sample in list_samples(source)] == [b"picture"]
+    assert remarks(source) == {
+        "files in tars, not used: .wav": (2, "0.wav"),
+        "samples in tars that have no media of the kind that is read, left out": (1, "1"),
+    }
+    assert [sample.media for sample in list_samples(open_tars(tmp_path / "a.tar", media="wav"))] == [b"sound", b"sound alone"]
+    assert [sample.media for sample in list_samples(open_tars(tmp_path / "a.tar", media="txt"))] == ["text"]
+
+
+def test_plain_ending_wins_over_a_longer_one_and_two_plain_ones_ask_for_a_choice(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", [("0.jpg", "x"), ("0.mask.png", "m")])
+    assert open_tars(tmp_path / "a.tar")[0].media == b"x"
+    assert open_tars(tmp_path / "a.tar", media="mask.png")[0].media == b"m"
+    write_tar(tmp_path / "b.tar", [("0.jpg", "x"), ("0.png", "m")])
+    assert "the sample '0' has several files of media: jpg, png; name the ending of one" in find_error(tmp_path / "b.tar")
+
+
+def test_tars_without_media_say_what_they_hold(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", [("0.xyz", "x"), ("0.txt", "t")])
+    error = find_error(tmp_path / "a.tar")
+    assert "no file in the tars has an ending of .jpg" in error
+    assert "endings there: xyz (1), txt (1)" in error
+
+
+def test_recipe_chooses_attributes_and_key(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", [("0.jpg", "x"), ("0.json", {"caption": "c", "key": "k0", "box": [1, 2], "deep": {"x": 1}})])
+    [sample] = list_samples(open_tars(tmp_path / "a.tar"))
+    assert sample.attributes == {"text": "c", "key": "k0", "box": [1, 2], "deep": '{"x": 1}'}
+    [sample] = list_samples(open_tars(tmp_path / "a.tar", attributes=["text", "json"], key="key"))
+    assert (sample.key, set(sample.attributes), json.loads(sample.attributes["json"])["deep"]) == ("k0", {"text", "json"}, {"x": 1})
+    write_tar(tmp_path / "b.tar", [("0.jpg", "x"), ("0.txt", "t")])
+    assert "the column 'caption' is not there" in find_error(tmp_path / "b.tar", attributes=["caption"])
+    assert ".jpg holds media" in find_error(tmp_path / "b.tar", attributes=["jpg"])
+
+
+def test_text_that_cannot_be_read_makes_a_bad_sample(tmp_path: Path) -> None:
+    texts = {"0.txt": b"\xff\x81\xfe", "1.json": b"{", "2.txt": "Käfer".encode("cp1252")}
+    source = open_tars(write_tar(tmp_path / "a.tar", [("0.jpg", b"x"), ("1.jpg", b"y"), ("2.jpg", b"z"), *texts.items()]))
+    for index, reason in enumerate([r"its \.txt can't be read: not UTF-8", r"its \.json is not JSON"]):
+        with pytest.raises(SampleError, match=reason):
+            source[index]
+    assert source[2].attributes["text"] == "Käfer"
+    assert [entry.key for entry in source.entries()] == ["0", "1", "2"]
+    assert remarks(source) == {"read as cp1252, not UTF-8": (1, "")}
+    bad, worse, good = read_stream(open_stream(tmp_path / "a.tar"))
+    assert good.read() == b"z"
+    for sample in (bad, worse):
+        with pytest.raises(SampleError, match="its "):
+            sample.content()
+
+
+# ---------------------------------------------------------------- many tars
+
+
+def fill(folder: Path, names: Iterable[str]) -> Path:
+    for name in names:
+        write_tar(folder / name, [(f"{name.partition('.')[0]}.jpg", f"of {name}")])
+    return folder
+
+
+def test_tars_win_over_what_img2dataset_writes_beside_them(tmp_path: Path) -> None:
+    fill(tmp_path / "wds", ["00000.tar", "00001.tar"])
+    for name in ("00000", "00001"):
+        pq.write_table(pa.table({"url": ["http://example.org"], "key": [name]}), tmp_path / "wds" / f"{name}.parquet")
+        (tmp_path / "wds" / f"{name}_stats.json").write_text("{}")
+    source = open_tars(tmp_path / "wds")
+    assert [sample.media for sample in list_samples(source)] == [b"of 00000.tar", b"of 00001.tar"]
+    assert remarks(source) == {"files beside tars, not read": (4, "00000.parquet")}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("wds/*.tar", ["0", "1", "2"]),
+        ("wds/{0..1}.tar", ["0", "1"]),
+        ("wds/{2,0}.tar", ["2", "0"]),
+        ("wds/1.tar::wds/0.tar", ["1", "0"]),
+        (["wds/2.tar", "wds/{0..1}.tar"], ["2", "0", "1"]),
+        ("**/[02].tar", ["0", "2"]),
+    ],
+)
+def test_patterns_braces_and_lists_name_tars(pattern: str | list[str], expected: list[str], tmp_path: Path) -> None:
+    fill(tmp_path / "wds", ["0.tar", "1.tar", "2.tar"])
+    assert [sample.key for sample in list_samples(open_tars(pattern, tmp_path))] == expected
+
+
+def test_pattern_that_fits_nothing_or_several_kinds_is_named(tmp_path: Path) -> None:
+    fill(tmp_path, ["00.tar"])
+    (tmp_path / "a.parquet").touch()
+    assert "no file fits 'wds/01.tar'" in find_error("wds/{01..02}.tar")
+    assert "expected files of one kind, got tar (1), .parquet (1)" in find_error(str(tmp_path / "*"), split="train")
+
+
+def test_pattern_of_tables_is_read_by_the_library(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        pq.write_table(pa.table({"photo": pa.array([name.encode()], pa.binary())}), tmp_path / f"{name}.parquet")
+    source = open_datasets(DatasetsConfig(path="*.parquet"), BuildContext(recipe_dir=tmp_path))
+    assert isinstance(source, Source)
+    assert [source[index].media for index in range(2)] == [b"a", b"b"]
+
+
+def test_keys_that_several_tars_use_stand_behind_the_names_of_their_tars(tmp_path: Path) -> None:
+    for name in ("a/0.tar", "b/0.tar"):
+        write_tar(tmp_path / "wds" / name, [("0.jpg", name)])
+    assert [sample.key for sample in list_samples(open_tars(tmp_path / "wds"))] == ["a/0.tar/0", "b/0.tar/0"]
+
+
+def test_split_names_tars_and_slices_count_samples(tmp_path: Path) -> None:
+    fill(tmp_path / "wds", ["train-0.tar", "train-1.tar", "train-2.tar", "test-0.tar"])
+    assert [sample.key for sample in list_samples(open_tars(tmp_path / "wds"))] == ["train-0", "train-1", "train-2"]
+    chosen = open_tars(tmp_path / "wds", split="test+train[1:]")
+    assert [sample.key for sample in list_samples(chosen)] == ["test-0", "train-1", "train-2"]
+    assert "has no split 'validation'; it has train, test" in find_error(tmp_path / "wds", split="validation")
+    assert [shard.name for shard in open_stream(tmp_path / "wds", split="test").shards()] == ["test-0.tar"]
+    assert "no data" in find_error(tmp_path / "wds", split="train[:0]")
+
+
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.tgz", "a.tar.bz2", "a.tar.xz", "a.tar"])
+def test_compressed_tars_are_read_whatever_they_are_called(name: str, tmp_path: Path) -> None:
+    pack = {"bz2": bz2.compress, "xz": lzma.compress}.get(name.rpartition(".")[2], gzip.compress)
+    (tmp_path / "wds").mkdir()
+    (tmp_path / "wds" / name).write_bytes(pack(tar_of([("0.jpg", "x"), ("0.txt", "t"), ("1.jpg", "y")])))
+    source = open_tars(tmp_path / "wds")
+    assert [(sample.media, sample.attributes.get("text")) for sample in list_samples(source)] == [(b"x", "t"), (b"y", None)]
+    assert [sample.media for sample in list_samples(open_tars(tmp_path / "wds"))] == [b"x", b"y"]
+    assert len(list((tmp_path / "cache" / "latentkit-tars").iterdir())) == 1
+
+
+# ---------------------------------------------------------------- damage
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_tar_that_is_cut_off_is_read_as_far_as_it_goes_and_named(packed: bool, tmp_path: Path) -> None:
+    whole = tar_of([(f"{number}.jpg", bytes([number]) * 700) for number in range(4)])  # 1536 bytes each, with its header
+    fill(tmp_path / "wds", ["b.tar"])
+    for cut in range(0, 6145, 512):
+        content = gzip.compress(whole)[: cut // 80 + 30] if packed else whole[:cut]
+        (tmp_path / "wds" / "a.tar").write_bytes(content)
+        source = open_tars(tmp_path / "wds")
+        samples = []
+        for index in range(len(source)):
+            try:
+                samples.append(source[index].media)
+            except SampleError as err:
+                assert "its tar is cut off in .jpg" in str(err)  # noqa: PT017
+        known = [bytes([number]) * 700 for number in range(4)]
+        assert samples == [*known[: len(samples) - 1], b"of b.tar"]
+        if not packed:
+            assert len(samples) - 1 == (cut + 324) // 1536  # a file ends 324 bytes before its last block
+        assert remarks(source)["damaged tars, read as far as they go"][0] == 1
+
+
+def test_empty_or_foreign_tar_among_others_is_named_and_alone_it_is_refused(tmp_path: Path) -> None:
+    fill(tmp_path / "wds", ["c.tar"])
+    write_tar(tmp_path / "wds" / "a.tar", [])
+    (tmp_path / "wds" / "b.tar").write_bytes(b"nonsense" * 300)
+    source = open_tars(tmp_path / "wds")
+    assert [sample.key for sample in list_samples(source)] == ["c"]
+    assert remarks(source)["tars without any sample"] == (1, "a.tar")
+    assert remarks(source)["damaged tars, read as far as they go"][1].startswith("b.tar: not a tar")
+    assert "no files in" in find_error(tmp_path / "wds" / "a.tar")
+    assert f"{tmp_path / 'wds' / 'b.tar'}: not a tar" in find_error(tmp_path / "wds" / "b.tar")
+
+
+def test_stream_reads_damaged_tars_as_far_as_they_go(tmp_path: Path) -> None:
+    fill(tmp_path / "wds", ["b.tar"])
+    (tmp_path / "wds" / "a.tar").write_bytes(tar_of([("0.jpg", "x" * 700), ("1.jpg", "y" * 700)])[:2200])
+    stream = open_stream(tmp_path / "wds")
+    first, cut, last = read_stream(stream)
+    assert (first.key, last.key, first.read()) == ("a.tar/0", "b.tar/b", b"x" * 700)
+    with pytest.raises(SampleError, match="cut off"):
+        cut.read()
+    assert remarks(stream) == {"damaged tars, read as far as they go": (1, "a.tar: damaged: unexpected end of data")}
+
+
+def test_source_outlives_pickling(tmp_path: Path) -> None:
+    fill(tmp_path / "wds", ["a.tar", "b.tar"])
+    source = open_tars(tmp_path / "wds")
+    assert list_samples(pickle.loads(pickle.dumps(source))) == list_samples(source)
