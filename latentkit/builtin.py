@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -24,7 +24,15 @@ from latentkit.contracts import (
 )
 from latentkit.hooks import hookimpl
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".mpo", ".ppm", ".avif", ".jp2")
+PICTURE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".jif", ".pjpeg", ".mpo", ".png", ".apng", ".webp", ".gif"),
+    *(".bmp", ".dib", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
+    *(".jp2", ".j2k", ".jpx", ".jpf", ".qoi", ".avif", ".heic", ".heif", ".hif", ".jxl"),
+)
+PICTURE_PACKAGES = {".heic": "pillow-heif", ".heif": "pillow-heif", ".hif": "pillow-heif", ".jxl": "pillow-jxl-plugin"} | {
+    ".avif": "pillow>=11.3"
+}
+"""What reads pictures of these endings, beside Pillow as it is required."""
 
 TABLE_ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 """Files that the sources take for tables."""
@@ -88,17 +96,41 @@ class SamplePhotosConfig(Config):
 class BucketsConfig(Config):
     """Aspect-ratio buckets: each picture is prepared to the bucket whose aspect is nearest to its own."""
 
-    area: int = Field(gt=0, description="pixels of a bucket, at most (height x width)")
+    area: int | None = Field(None, gt=0, description="pixels of a bucket, at most (height x width); or give shapes")
+    shapes: list[tuple[int, int]] | Literal["sdxl"] | None = Field(
+        None, description="the buckets themselves, [height, width] each, or sdxl: the 40 that SDXL was trained on; or give area"
+    )
     step: int = Field(64, gt=0, description="heights and widths are multiples of this, in pixels")
     min: int | None = Field(None, gt=0, description="shortest side allowed, in pixels; none: half the side of the square")
     max: int | None = Field(None, gt=0, description="longest side allowed, in pixels; none: twice the side of the square")
     aspect: float = Field(2.0, ge=1.0, description="longest over shortest side, at most")
 
+    @field_validator("shapes")
+    @classmethod
+    def _one_order(cls, shapes: list[tuple[int, int]] | Literal["sdxl"] | None) -> list[tuple[int, int]] | None:
+        """One way to write a list, so that every order of it has one fingerprint."""
+        from latentkit.modalities.geometry import SDXL_SHAPES
+
+        if shapes is None:
+            return None
+        listed = list(SDXL_SHAPES) if shapes == "sdxl" else sorted(shapes)
+        if not listed or min(map(min, listed)) < 1:
+            raise ValueError("list at least one shape, [height, width], each side at least 1 pixel")
+        if len(set(listed)) < len(listed):
+            raise ValueError("a shape is listed twice")
+        return listed
+
     @model_validator(mode="after")
     def _some_shape_fits(self) -> Self:
         from latentkit.modalities.geometry import bucket_shapes
 
-        if not bucket_shapes(self.area, self.step, self.min, self.max, self.aspect):
+        if (self.area is None) == (self.shapes is None):
+            raise ValueError("give area (shapes are computed) or shapes (listed by hand), one of them")
+        if self.area is None:
+            idle = sorted({"step", "min", "max", "aspect"} & self.model_fields_set)
+            if idle:
+                raise ValueError(f"{', '.join(idle)}: has no effect on shapes that are listed")
+        elif not bucket_shapes(self.area, self.step, self.min, self.max, self.aspect):
             raise ValueError("no shape fits: lower step or min, or raise area or max")
         return self
 
@@ -120,8 +152,15 @@ class FramingConfig(Config):
         (1.0, 1.0), description="side of a random crop over that of the largest that fits: drawn between these two, above 0 and at most 1"
     )
     views: list[str] = Field(["plain"], min_length=1, description=VIEW_HELP)
-    min_size: int = Field(8, ge=1, description="shortest side in pixels that is not small")
+    min_size: Annotated[int, Field(ge=1)] | Literal["target"] = Field(
+        8, description="shortest side in pixels that is not small; target: what would be enlarged to its size or bucket is small"
+    )
     on_small: Literal["skip", "upscale", "fail"] = Field("skip", description="what happens to a picture below min_size")
+
+    @field_validator("buckets", mode="before")
+    @classmethod
+    def _named_buckets(cls, buckets: Any) -> Any:
+        return {"shapes": buckets} if isinstance(buckets, str) else buckets
 
     @field_validator("size")
     @classmethod

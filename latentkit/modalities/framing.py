@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from latentkit.errors import SampleError, SourceError
-from latentkit.modalities.geometry import Box, Shape, bucket_shapes, crop_box, draw_fractions, whole
+from latentkit.modalities.geometry import (
+    Box,
+    Shape,
+    bucket_shapes,
+    crop_box,
+    draw_fractions,
+    nearest_shape,
+    whole,
+)
 
 if TYPE_CHECKING:
     from latentkit.builtin import FramingConfig
@@ -16,6 +24,8 @@ def target_shapes(config: FramingConfig) -> list[Shape]:
     if config.buckets is None:
         return [(config.size, config.size) if isinstance(config.size, int) else config.size]
     buckets = config.buckets
+    if buckets.area is None:
+        return cast("list[Shape]", buckets.shapes)  # the config made a list of a name
     return bucket_shapes(buckets.area, buckets.step, buckets.min, buckets.max, buckets.aspect)
 
 
@@ -26,12 +36,39 @@ def check_small(config: FramingConfig, key: str, picture: Shape) -> None:
         SampleError: it is too small under `on_small: skip`.
         SourceError: it is too small under `on_small: fail`.
     """
-    if min(picture) >= config.min_size or config.on_small == "upscale":
+    if config.on_small == "upscale":
         return
-    reason = f"{picture[1]} x {picture[0]} pixels (width x height), too small: min_size is {config.min_size}"
+    size = f"{picture[1]} x {picture[0]} pixels (width x height)"
+    if config.min_size == "target":
+        shape = nearest_shape(target_shapes(config), picture)
+        if picture[0] >= shape[0] and picture[1] >= shape[1]:
+            return
+        reason = f"{size}, too small for {shape[1]} x {shape[0]}: min_size is target"
+    elif min(picture) < config.min_size:
+        reason = f"{size}, too small: min_size is {config.min_size}"
+    else:
+        return
     if config.on_small == "skip":
         raise SampleError(reason)
     raise SourceError(f"sample {key!r}: {reason}; lower modality.with.min_size, or set on_small to skip or upscale")
+
+
+ENLARGED_ADVICE = "modality.with.min_size: target with on_small: skip leaves such samples out"
+ENLARGED = f"enlarged to its size, at most twofold ({ENLARGED_ADVICE})"
+ENLARGED_FAR = f"enlarged to its size, more than twofold ({ENLARGED_ADVICE})"
+
+
+def enlarged_remarks(box: Box, shape: Shape) -> list[str]:
+    """What to say of a view that shows fewer pixels of the picture than it has itself: one of two texts, or nothing.
+
+    Args:
+        box: the part of the picture that it shows.
+        shape: to which it is prepared.
+    """
+    factor = max(shape[0] / box.height, shape[1] / box.width)
+    if factor <= 1 + 1e-6:  # arithmetic of the box, not a pixel
+        return []
+    return [ENLARGED if factor <= 2 else ENLARGED_FAR]
 
 
 def unflipped(view: str) -> str:

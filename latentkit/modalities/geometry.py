@@ -10,8 +10,12 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from latentkit.contracts import SizeRule
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Shape = tuple[int, int]
 
@@ -66,7 +70,32 @@ def draw_fractions(seed: int, key: str, view: str, count: int) -> list[float]:
     return [int.from_bytes(digest[8 * i : 8 * i + 8], "big") / 2**64 for i in range(count)]
 
 
+Numbers = TypeVar("Numbers", float, "np.ndarray[Any, Any]")
+
+
+def left_out_share(height: Numbers, width: Numbers, crop_height: Numbers, crop_width: Numbers) -> Numbers:
+    """The share of a picture's area, from 0 to 1, that lies outside its crop; of columns of them, too.
+
+    The numbers are those of a row's geometry: `height`, `width`, and `crop[2]`, `crop[3]`.
+    """
+    share: Numbers = 1 - (crop_height / height) * (crop_width / width)
+    return share
+
+
 # ---------------------------------------------------------------- buckets
+
+# Podell et al. 2023, SDXL (arXiv:2307.01952), appendix I: height, and the widths trained with it.
+_SDXL_WIDTHS = {
+    **{512: (2048, 1984, 1920, 1856), 576: (1792, 1728, 1664), 640: (1600, 1536)},
+    **{704: (1472, 1408, 1344), 768: (1344, 1280), 832: (1216, 1152), 896: (1152, 1088)},
+    **{960: (1088, 1024), 1024: (1024, 960), 1088: (960, 896), 1152: (896, 832), 1216: (832,)},
+    **{1280: (768,), 1344: (768,), 1408: (704,), 1472: (704,), 1536: (640,), 1600: (640,)},
+    **{1664: (576,), 1728: (576,), 1792: (576,), 1856: (512,), 1920: (512,), 1984: (512,)},
+    2048: (512,),
+}
+SDXL_SHAPES: Sequence[Shape] = sorted(
+    (height, width) for height, widths in _SDXL_WIDTHS.items() for width in widths
+)
 
 
 def bucket_shapes(area: int, step: int, shortest: int | None, longest: int | None, aspect: float) -> list[Shape]:

@@ -13,9 +13,10 @@ from PIL import Image
 from latentkit.buffers import BufferPool, prepared_memory
 from latentkit.contracts import BuildContext, InputSpec, Prepared, Sample
 from latentkit.errors import RecipeError
-from latentkit.modalities.framing import check_small, target_shapes, unflipped, view_box
+from latentkit.modalities.framing import check_small, enlarged_remarks, target_shapes, unflipped, view_box
 from latentkit.modalities.geometry import Box, Shape, nearest_allowed, nearest_shape
-from latentkit.modalities.picture import decode_picture, known_formats, open_picture
+from latentkit.modalities.picture import decode_picture, open_picture
+from latentkit.modalities.picture_formats import known_formats
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,7 +78,8 @@ class ImageModality:
             if view != crop:
                 resized = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             geometry = {"height": original[0], "width": original[1], "crop": box.rounded(), "flip": view != crop}
-            yield Prepared(view, f"{shape[0]}x{shape[1]}", self._to_tensor(resized), geometry)
+            bucket, remarks = f"{shape[0]}x{shape[1]}", enlarged_remarks(box, shape)
+            yield Prepared(view, bucket, self._to_tensor(resized), geometry, remarks)
 
     def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
         """Write a PNG with a row of pictures per inner sequence, whatever the sizes; parent folders are made.
@@ -118,6 +120,11 @@ def _allowed_shapes(config: ImageConfig, spec: InputSpec) -> list[Shape]:
             rule = spec.sizes.get(axis)
             if rule is None or rule.allows(size):
                 continue
+            if config.buckets is not None and config.buckets.shapes is not None:
+                near = " and ".join(str(other) for other in nearest_allowed(size, rule))
+                raise RecipeError(
+                    f"modality.with.buckets.shapes: {[*shape]} has a {name} of {size}, but the encoder takes {rule}; nearest: {near}"
+                )
             if config.buckets is not None:
                 raise RecipeError(
                     f"modality.with.buckets: the bucket {shape[0]}x{shape[1]} has a {name} of {size}, but the encoder takes {rule}; "

@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import io
 import re
-import struct
 import threading
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, TiffImagePlugin, UnidentifiedImageError
 
 from latentkit.errors import SampleError
-
-# Named one by one, because Pillow also opens EPS (by starting Ghostscript) and formats without a signature, which any text may seem to be.
-FORMATS = ("JPEG", "PNG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF")
-
-# What Pillow raises about the content of a file. A warning is among them only where warnings are errors.
-CONTENT_ERRORS = (
-    *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError),
-    *(struct.error, zlib.error, Image.DecompressionBombError, Warning),
-)
+from latentkit.modalities.picture_formats import CONTENT_ERRORS, JXL_SIGNATURES, describe_unread, read_jxl_header
+from latentkit.modalities.picture_headers import complete_header
+from latentkit.modalities.tiff_kinds import gray_levels
 
 # What undoes each value of the EXIF tag; 0, 1 and anything unknown are upright.
 UPRIGHT = {
@@ -41,19 +33,11 @@ COLOUR_SPACE_MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 _pillow_limit_lock = threading.Lock()
 
 
-def known_formats() -> list[str]:
-    """Those of `FORMATS` that the installed Pillow opens; loads its plugins, so that no thread has to."""
-    Image.init()
-    return [name for name in FORMATS if name in Image.OPEN]
-
-
 @contextmanager
 def _as_sample_error() -> Iterator[None]:
     """Turn what Pillow raises into a `SampleError` whose text is the same in every run."""
     try:
         yield
-    except UnidentifiedImageError as err:
-        raise SampleError(f"not a picture; known formats: {', '.join(FORMATS)}") from err
     except CONTENT_ERRORS as err:
         text = re.sub(r"<[^<>]* at 0x[0-9a-fA-F]+>", "the file", str(err)) or type(err).__name__
         raise SampleError(f"broken picture: {text}") from err
@@ -63,21 +47,35 @@ def open_picture(media: bytes, formats: list[str], max_pixels: int) -> Image.Ima
     """A picture whose header is read and whose pixels, as a rule, are not.
 
     Raises:
-        SampleError: not a picture of these formats, or one with more than `max_pixels` pixels.
+        SampleError: not a picture of these formats, one with more than `max_pixels` pixels, or of a kind that would come out wrong.
     """
     if not media:
         raise SampleError("empty file: 0 bytes")
+    if "JXL" in formats and media.startswith(JXL_SIGNATURES):  # decoded as soon as it is opened
+        _check_size(*read_jxl_header(media)[:2], max_pixels)
+    with _as_sample_error():
+        picture = _open_within_limit(media, formats, max_pixels)
+        complete_header(picture, media)
+    return picture
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise SampleError(f"{width} x {height} pixels, more than max_pixels allows ({max_pixels})")
+
+
+def _open_within_limit(media: bytes, formats: list[str], max_pixels: int) -> Image.Image:
     # Pillow's limit is one for the whole process and warns at half of what it refuses, so ours stands in for it while a header is read.
-    with _as_sample_error(), _pillow_limit_lock:
+    with _pillow_limit_lock:
         pillow_limit = Image.MAX_IMAGE_PIXELS
         Image.MAX_IMAGE_PIXELS = None
         try:
             picture = Image.open(io.BytesIO(media), formats=formats)
-            num_pixels = picture.width * picture.height
-            if num_pixels > max_pixels:
-                raise SampleError(f"{picture.width} x {picture.height} pixels, more than max_pixels allows ({max_pixels})")
-            if pillow_limit is not None and num_pixels > pillow_limit:
+            _check_size(picture.width, picture.height, max_pixels)
+            if pillow_limit is not None and picture.width * picture.height > pillow_limit:
                 picture.load()  # some formats look at the limit once more here
+        except UnidentifiedImageError as err:
+            raise SampleError(describe_unread(media, formats)) from err
         finally:
             Image.MAX_IMAGE_PIXELS = pillow_limit
     return picture
@@ -96,16 +94,18 @@ def decode_picture(picture: Image.Image, mode: str, background: tuple[int, int, 
     """
     with _as_sample_error():
         picture.load()
+        levels = gray_levels(picture) if isinstance(picture, TiffImagePlugin.TiffImageFile) else (0, 65535)
         picture = _turn_upright(picture)
         profile = picture.info.get("icc_profile")
         if picture.mode.startswith("I"):
-            picture = _to_8_bits(picture)
+            picture = _to_8_bits(picture, *levels)
         elif picture.mode == "F":
             raise SampleError("floating-point pixels, whose white is not defined; convert the file to 8 or 16 bits")
         is_grey = picture.mode in ("1", "L", "LA", "La")
         alpha = None
         if picture.has_transparency_data:
-            picture = _convert(picture, "RGBA")
+            # Pillow has no way from "La" to any mode but "LA".
+            picture = _convert(_convert(picture, "LA") if picture.mode == "La" else picture, "RGBA")
             alpha = picture.getchannel("A")
         colours = _convert(picture, "L" if is_grey else "CMYK" if picture.mode == "CMYK" else "RGB")
         return _blend(_to_srgb(colours, profile), alpha, mode, background)
@@ -125,13 +125,29 @@ def _convert(picture: Image.Image, mode: str) -> Image.Image:
     return picture if picture.mode == mode else picture.convert(mode)
 
 
-def _to_8_bits(picture: Image.Image) -> Image.Image:
-    """Grey of 16 bits, which Pillow keeps in 16 or in 32, to 8: 65535 becomes 255, rounded to the nearest."""
+def _to_8_bits(picture: Image.Image, black: int, white: int) -> Image.Image:
+    """Gray of more bits to 8, rounded to the nearest: "L", or "LA" where a value of it is transparent.
+
+    Args:
+        picture: of mode "I" or one of the modes "I;16".
+        black: value that becomes 0.
+        white: value that becomes 255; below `black` where the file counts ink.
+    """
     values = np.asarray(picture)
+    limit = max(black, white)
+    if limit > 0x7FFFFFFF:
+        values = values.view(np.uint32)  # Pillow has no unsigned mode of 32 bits
     low, high = int(values.min()), int(values.max())
-    if low < 0 or high > 65535:
-        raise SampleError(f"grey values from {low} to {high}, whose white is not defined; expected 0 to 65535 (16 bits)")
-    return Image.fromarray(((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
+    if low < 0 or high > limit:
+        raise SampleError(f"gray values from {low} to {high}, whose white is not defined; expected 0 to {limit}")
+    if limit > 65535 and high <= 65535:
+        raise SampleError(f"gray values of 32 bits up to {high}, where white is {limit}; convert the file to 8 or 16 bits")
+    levels = (np.abs(values.astype(np.int64) - black) * 255 + limit // 2) // limit
+    gray = Image.fromarray(levels.astype(np.uint8))
+    key = picture.info.get("transparency")
+    if key is None:
+        return gray
+    return Image.merge("LA", (gray, Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8))))
 
 
 def _blend(colours: Image.Image, alpha: Image.Image | None, mode: str, background: tuple[int, int, int]) -> Image.Image:

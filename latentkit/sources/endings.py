@@ -22,8 +22,6 @@ MODALITY_ENDINGS = {
 """Endings of each modality here and in plugins/, whether or not that is installed."""
 
 REMEDIES = {
-    "pictures that need a package: pip install pillow-heif": (".heic", ".heif", ".hif"),
-    "pictures that need a package: pip install pillow-jxl-plugin": (".jxl",),
     "camera raw; develop it to TIFF or JPEG": (
         *(".arw", ".cr2", ".cr3", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw"),
         *(".rw2", ".srw"),
@@ -65,10 +63,10 @@ def is_clutter(path: str) -> bool:
 def explain_ending(ending: str) -> str:
     """What files of an ending are, and what to do to have them; "" where that isn't known."""
     for remedy, endings in REMEDIES.items():
-        if ending in endings and ending not in PICTURE_SUFFIXES:
+        if ending in endings:
             return remedy
     modality = modality_of(ending)
-    return f"the modality {modality} reads them" if modality else ""
+    return f"the modality {modality} reads it, once source.with.suffixes has it" if modality else ""
 
 
 def modality_of(ending: str) -> str | None:

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from latentkit.contracts import SizeRule
-from latentkit.modalities.geometry import Box, bucket_shapes, crop_box, draw_fractions, nearest_allowed, nearest_shape, whole
+from latentkit.modalities.geometry import (
+    SDXL_SHAPES,
+    Box,
+    bucket_shapes,
+    crop_box,
+    draw_fractions,
+    left_out_share,
+    nearest_allowed,
+    nearest_shape,
+    whole,
+)
 
 SIDES = st.integers(1, 40_000)
 
@@ -37,6 +48,24 @@ def test_every_bucket_keeps_the_limits_and_could_not_be_larger(root: int, step: 
         assert (width, height) in shapes
         grown = [(height + step) * width <= area, height * (width + step) <= area]
         assert height == width or not all(grown)
+
+
+def test_shapes_of_sdxl_are_the_published_ones() -> None:
+    assert len(SDXL_SHAPES) == 40
+    assert {(512, 2048), (832, 1216), (1024, 1024), (1152, 832), (2048, 512)} <= set(SDXL_SHAPES)
+    assert all(height % 64 == width % 64 == 0 for height, width in SDXL_SHAPES)
+    assert {height for height, _ in SDXL_SHAPES} == set(range(512, 2049, 64))
+    areas = [height * width / 1024**2 for height, width in SDXL_SHAPES]
+    assert 0.9 <= min(areas) <= max(areas) <= 1.01  # "as close to 1024 x 1024 as possible"
+    mirrored = {(width, height) for height, width in SDXL_SHAPES}
+    assert mirrored - set(SDXL_SHAPES) == {(1344, 704)}  # the one without its mirror image
+
+
+def test_share_outside_a_crop_is_that_of_its_area() -> None:
+    box = crop_box((400, 600), (100, 100))
+    assert left_out_share(400.0, 600.0, box.height, box.width) == pytest.approx(1 / 3)
+    columns = np.array([[400.0, 600, 400, 400], [100, 100, 100, 100], [100, 400, 50, 100]]).T
+    np.testing.assert_allclose(left_out_share(*columns), [1 / 3, 0, 0.875])
 
 
 def test_smallest_and_largest_side_of_a_bucket_are_kept() -> None:

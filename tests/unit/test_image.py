@@ -18,8 +18,12 @@ from PIL import Image
 
 from latentkit.builtin import BucketsConfig, ImageConfig
 from latentkit.contracts import BuildContext, InputSpec, Modality, Prepared, Sample, SizeRule
-from latentkit.errors import RecipeError
+from latentkit.errors import RecipeError, SampleError
+from latentkit.modalities.framing import ENLARGED, ENLARGED_FAR
 from latentkit.modalities.image import ImageModality
+from latentkit.plugins import fingerprint_fields
+
+SIZES = {"H": SizeRule(multiple=8), "W": SizeRule(multiple=16, maximum=512)}
 
 
 def make_modality(seed: int = 0, spec: InputSpec | None = None, **options: Any) -> ImageModality:
@@ -170,6 +174,47 @@ def test_picture_is_prepared_to_the_bucket_of_its_aspect(shape: tuple[int, int],
     assert to_tensor(prepared).shape == (3, height, width)
 
 
+@pytest.mark.parametrize(
+    ("shape", "bucket"), [((300, 300), "64x64"), ((300, 480), "48x80"), ((480, 300), "96x64"), ((30, 3000), "48x80")]
+)
+def test_picture_is_prepared_to_the_nearest_of_the_buckets_listed_by_hand(shape: tuple[int, int], bucket: str) -> None:
+    buckets = {"shapes": [[64, 64], [96, 64], [48, 80]]}
+    [prepared] = prepare(make_modality(buckets=buckets, spec=InputSpec(3, sizes=SIZES)), make_photo(*shape))
+    assert prepared.bucket == bucket
+    assert "x".join(map(str, to_tensor(prepared).shape[1:])) == bucket
+
+
+def test_buckets_listed_in_any_order_are_the_same_setting() -> None:
+    one, other = ({"shapes": shapes} for shapes in ([[64, 64], [96, 48]], [[96, 48], [64, 64]]))
+    assert fingerprint_fields(ImageConfig(buckets=one)) == fingerprint_fields(ImageConfig(buckets=other))
+    assert fingerprint_fields(ImageConfig(buckets={"area": 4096})) == {"buckets": '{"area":4096}'}  # as ever
+    assert ImageConfig(buckets="sdxl") == ImageConfig(buckets={"shapes": "sdxl"})
+    assert (832, 1216) in ImageConfig(buckets="sdxl").buckets.shapes
+
+
+@pytest.mark.parametrize(
+    ("size", "said"), [((64, 64), []), ((63, 64), [ENLARGED]), ((32, 90), [ENLARGED]), ((31, 90), [ENLARGED_FAR]), ((90, 90), [])]
+)
+@pytest.mark.parametrize("crop", ["center", "random", "none"])
+def test_row_that_was_enlarged_says_so(size: tuple[int, int], said: list[str], crop: str) -> None:
+    views = prepare(make_modality(size=64, crop=crop, views=["plain", "hflip"]), make_photo(*size))
+    assert [list(view.remarks) for view in views] == [said, said]
+    assert all("on_small" in text and "min_size" in text for text in (ENLARGED, ENLARGED_FAR))
+
+
+def test_crop_that_zooms_in_beyond_the_pixels_says_so() -> None:
+    plain, zoomed = prepare(make_modality(size=64, views=["plain", "crop-1"], crop_scale=(0.5, 0.5)), make_photo(64, 64))
+    assert (plain.remarks, zoomed.remarks) == ([], [ENLARGED])
+
+
+@pytest.mark.parametrize("options", [{"size": 64}, {"size": 64, "crop": "none"}, {"buckets": {"area": 4096, "step": 16}}])
+def test_min_size_target_skips_what_would_be_enlarged_and_nothing_else(options: dict[str, Any]) -> None:
+    modality = make_modality(min_size="target", **options)
+    with pytest.raises(SampleError, match=r"63 x 64 pixels \(width x height\), too small for 64 x 64: min_size is target"):
+        prepare(modality, make_photo(64, 63))
+    assert [view.remarks for view in prepare(modality, make_photo(64, 64))] == [[]]
+
+
 @pytest.mark.parametrize(("channels", "value"), [(1, [76]), (3, [255, 0, 0]), (4, [255, 0, 0, 255])])
 def test_channels_are_those_of_the_encoder(channels: int, value: list[int]) -> None:
     red = Image.new("RGB", (20, 20), (255, 0, 0))  # luma of ITU-R 601: 0.299 * 255 = 76.2
@@ -178,14 +223,12 @@ def test_channels_are_those_of_the_encoder(channels: int, value: list[int]) -> N
     assert to_tensor(prepared)[:, 8, 8].tolist() == value
 
 
-SIZES = {"H": SizeRule(multiple=8), "W": SizeRule(multiple=16, maximum=512)}
-
-
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
         ({"size": 250}, ["modality.with.size", "height 250", "a multiple of 8", "248 and 256"]),
         ({"size": (256, 520)}, ["modality.with.size", "width 520", "a multiple of 16, at most 512", "nearest: 512"]),
+        ({"buckets": {"shapes": [[64, 64], [64, 72]]}}, ["modality.with.buckets.shapes: [64, 72] has a width of 72", "nearest: 64 and 80"]),
         ({"buckets": {"area": 250 * 250, "step": 24}}, ["modality.with.buckets", "a multiple of 16", "make step a multiple of 16"]),
     ],
 )
@@ -211,6 +254,15 @@ def test_number_of_channels_without_a_meaning_is_refused() -> None:
         {"background": (0, 0, 256)},
         {"buckets": {"area": 4096, "step": 64, "min": 128}},
         {"size": 64, "buckets": {"area": 4096}},
+        {"buckets": {}},
+        {"buckets": "sd3"},
+        {"buckets": {"shapes": []}},
+        {"buckets": {"shapes": [[64, 0]]}},
+        {"buckets": {"shapes": [[64, 64], [64, 64]]}},
+        {"buckets": {"area": 4096, "shapes": [[64, 64]]}},
+        {"buckets": {"shapes": [[64, 64]], "step": 32}},
+        {"min_size": 0},
+        {"min_size": "large"},
     ],
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any]) -> None:
