@@ -38,6 +38,7 @@ from latentkit.planning import (
 from latentkit.quantisation import measure_psnr
 from latentkit.store.claims import Claims
 from latentkit.store.compact import finish_compaction
+from latentkit.store.contents import counted
 from latentkit.store.dataset import DATASET, RECIPE, Description, finalize, newest_number, read_dataset
 from latentkit.store.folder import Folder, host
 from latentkit.store.index import committed, first_rows, read_unit, reason_by_key
@@ -138,8 +139,8 @@ def foretell(folder: Folder, inputs: EncodeInputs, settings: EncodeSettings) -> 
     """
     chain = _chain_there(folder, inputs, settings)
     if not chain:
-        things = "shards" if isinstance(inputs.source, StreamSource) else "samples"
-        return f"{folder}: {inputs.entries.num_rows} {things} to encode, {len(inputs.views)} views of each ({', '.join(inputs.views)})"
+        things = counted(inputs.entries.num_rows, "shard" if isinstance(inputs.source, StreamSource) else "sample")
+        return f"{folder}: {things} to encode, {counted(len(inputs.views), 'view')} of each ({', '.join(inputs.views)})"
     if not is_finished(folder, chain[-1]):
         units, done = chain[-1].units(), committed(folder)
         left = [unit for unit in units if unit.name not in done]

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentkit.contracts import Remark
+from latentkit.modalities.geometry import left_out_share
 from latentkit.sources.remarks import list_remarks
 from latentkit.store.contents import (
     Filling,
@@ -29,11 +30,17 @@ from latentkit.store.index import committed, superseded_rows
 from latentkit.store.plan import newest_plan, read_chain
 from latentkit.store.writer import unit_name
 
-COLUMNS = ["key", "view", "status", "reason", "unit", "bucket", "row", "attributes", "geometry.remarks"]
+COLUMNS = [
+    *("key", "view", "status", "reason", "unit", "bucket", "row", "attributes"),
+    *("geometry.remarks", "geometry.height", "geometry.width", "geometry.crop"),
+]
 """What is read of the index."""
 
 MOST_KEYS = 3
 """Samples that are named for each reason to skip some."""
+
+LEAST_LEFT_OUT = 0.1
+"""Of a picture's area: the share that crops leave out from which it is said."""
 
 MOST_REMARKS = 20
 MOST_COLUMNS = 20
@@ -60,6 +67,7 @@ def inspect_dataset(path: str, with_ledger: bool = False) -> dict[str, Any]:
         "rows": _count(index["status"]) | ({"superseded": num_old} if num_old else {}),
         "skipped": _count(index["reason"]),
         "skipped_samples": _first_keys(skipped_samples(index)),
+        "left_out_by_crops": _left_out(index),
         "columns": {name: asdict(filling) for name, filling in column_filling(good).items()},
         "remarks": {
             "source": [asdict(remark) for remark in source_remarks(document)],
@@ -72,6 +80,23 @@ def inspect_dataset(path: str, with_ledger: bool = False) -> dict[str, Any]:
         **{name: document[name] for name in said if name in document},
     }
     return found | ({"ledger": _ledger(folder, newest_number(document), index)} if with_ledger else {})
+
+
+def _left_out(index: pa.Table) -> float | None:
+    """The share of their pictures that crops leave out, on average over all rows; None where rows say no crop."""
+    names = ("height", "width", "crop")
+    kind = index["geometry"].type if "geometry" in index.column_names else pa.null()
+    if not pa.types.is_struct(kind) or any(kind.get_field_index(name) < 0 for name in names):
+        return None
+    height, width, crop = (pc.struct_field(index["geometry"], name) for name in names)
+    if not pa.types.is_list(crop.type) or not pa.types.is_integer(height.type):
+        return None
+    cropped = pc.fill_null(pc.equal(pc.list_value_length(crop), 4), False)
+    if not pc.any(cropped).as_py():
+        return None
+    sides = (pc.list_element(crop.filter(cropped), place) for place in (2, 3))
+    numbers = [column.to_numpy() for column in (height.filter(cropped), width.filter(cropped), *sides)]
+    return float(left_out_share(*numbers).mean())
 
 
 def list_skipped(path: str) -> str:
@@ -180,7 +205,10 @@ def describe_remarks(found: Mapping[str, Any], most: int, command: str, source: 
     """
     stated = [Remark(**remark) for remark in found["remarks"]["source"]]
     remarks = [*(stated if source is None else source), *(Remark(**remark) for remark in found["remarks"]["samples"])]
-    return list_remarks(remarks, most, command)
+    lines, share = list_remarks(remarks, most, command), found["left_out_by_crops"]
+    if share is not None and share >= LEAST_LEFT_OUT:
+        lines.append(f"crops leave out {share:.0%} of the pictures' area on average; buckets, or another crop, keep more")
+    return lines
 
 
 def _skipped(found: Mapping[str, Any], command: str) -> list[str]:

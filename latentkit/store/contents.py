@@ -81,7 +81,7 @@ def describe_filling(columns: Mapping[str, Filling], total: int, thing: str) -> 
 
 
 def counted(count: int, thing: str) -> str:
-    """Such as "1 row" or "2 rows"."""
+    """A number and what it counts, such as "1 row" or "2 rows"."""
     return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 import latentkit as lk
 from latentkit.cli import main
@@ -176,3 +177,19 @@ def test_columns_say_how_many_rows_have_them() -> None:
         "n (integer): 1 of 3 rows",
     ]
     assert column_filling(pa.chunked_array([pa.nulls(1)])) == {}
+
+
+def test_what_crops_leave_out_is_said_where_it_is_much(
+    kl_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "photos").mkdir()
+    for name, size in {"wide": (96, 48), "square": (48, 48), "tall": (48, 80)}.items():
+        Image.new("RGB", size, "teal").save(tmp_path / "photos" / f"{name}.png")
+    options = {"batch_size": 2, "preview": 0, "threads": 1, "output.unit_size": 2, "compile": False}
+    shares = {"center": (1 / 2 + 0 + 2 / 5) / 3, "none": 0}
+    for crop, share in shares.items():
+        out = tmp_path / crop
+        lk.encode(tmp_path / "photos", out, encoder=kl_folder, size=32, overrides={**options, "modality.with.crop": crop})
+        assert inspect_dataset(str(out))["left_out_by_crops"] == pytest.approx(share)
+        assert main(["inspect", str(out)]) == 0
+        assert ("crops leave out 30% of the pictures' area" in capsys.readouterr().out) == (crop == "center")
