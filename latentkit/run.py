@@ -177,7 +177,7 @@ def is_first_process() -> bool:
 
 
 def _run_encode(recipe: EncodeRecipe, options: RunOptions) -> EncodeRun:
-    from latentkit.sources.remarks import remarks_of
+    from latentkit.sources.remarks import remarks_of, say_remarks
 
     folders, summaries, previews, remarks = {}, {}, {}, {}
     lines = {line.name: line for line in lines_of(recipe)}
@@ -188,6 +188,8 @@ def _run_encode(recipe: EncodeRecipe, options: RunOptions) -> EncodeRun:
         parts = opened.pop(name)
         summaries[name], preview = _encode_line(line, recipe, parts, shared.get(name))
         remarks[name] = remarks_of(parts.inputs.source)
+        if not is_first_process():  # the first says its own; what another has read of a stream, nobody else knows
+            say_remarks([remark for remark in remarks[name] if remark not in parts.inputs.remarks])
         if preview:
             previews[name] = preview
     return EncodeRun(folders, summaries, previews, remarks)

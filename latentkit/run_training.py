@@ -46,7 +46,7 @@ def run_training(recipe: TrainRecipe, is_first_process: bool, device: str = "aut
         LatentkitError: whatever the user can mend.
     """
     from latentkit.runtime.processes import run_on_first
-    from latentkit.sources.remarks import say_remarks
+    from latentkit.sources.remarks import remarks_of, say_remarks
     from latentkit.train import train
     from latentkit.training_start import join_processes
 
@@ -63,7 +63,7 @@ def run_training(recipe: TrainRecipe, is_first_process: bool, device: str = "aut
         for warning in [*remarks, *find_odd_weights(recipe), *tried] if is_first_process else []:
             print(f"warning: {warning}", file=sys.stderr)
         if is_first_process:
-            say_remarks(source)
+            say_remarks(remarks_of(source))
         evaluation = (
             parts.evaluation(recipe.evaluate, model, folder, is_first_process)
             if recipe.evaluate

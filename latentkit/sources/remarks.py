@@ -50,9 +50,9 @@ def list_remarks(remarks: Sequence[Remark], most: int, command: str = "") -> lis
     return [*map(str, remarks[: most - 1]), others]
 
 
-def say_remarks(source: Source | StreamSource) -> None:
-    """Print what the source found and does not use, a line each, as far as they are few."""
-    for text in list_remarks(remarks_of(source), MOST_SAID):
+def say_remarks(remarks: Sequence[Remark]) -> None:
+    """Print what a source found and does not use, a line each, as far as they are few."""
+    for text in list_remarks(remarks, MOST_SAID):
         print(f"note: {text}", file=sys.stderr, flush=True)
 
 

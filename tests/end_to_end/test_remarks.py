@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import subprocess
+import sys
+import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -193,3 +197,59 @@ def test_what_crops_leave_out_is_said_where_it_is_much(
         assert inspect_dataset(str(out))["left_out_by_crops"] == pytest.approx(share)
         assert main(["inspect", str(out)]) == 0
         assert ("crops leave out 30% of the pictures' area" in capsys.readouterr().out) == (crop == "center")
+
+
+def test_two_processes_write_the_same_remarks_and_count_the_dataset(make_photos: Callable[..., Path], tmp_path: Path) -> None:
+    photos = make_photos(12)
+    for name, content in {"bad.png": b"", "bad2.png": b"", "x.svg": b"", "y.svg": b""}.items():
+        (photos / name).write_bytes(content)
+    (photos / "003.txt").unlink()
+    options = {"batch_size": 2, "preview": 0, "threads": 1, "output.unit_size": 2, "compile": False}
+    lk.encode(photos, tmp_path / "alone", size=32, overrides=options)
+    recipe = (tmp_path / "alone" / "recipe.yaml").read_text()
+    (tmp_path / "r.yaml").write_text(recipe)
+    words = [sys.executable, "-m", "latentkit", "run", "r.yaml", "--set", "output.path=both"]
+    runs = [subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [run.communicate(timeout=300)[0] for run in runs]
+    for text in said:
+        assert text.startswith("both: 12 latents, 2 skipped")
+        assert notes(text) == ["2: left out by their ending .svg: a drawing or document without pixels; render it to PNG, such as x.svg"]
+        assert "text (text): 11 of 12 rows" in text
+        assert "such as bad.png, bad2.png" in text
+    alone, both = ((tmp_path / name / "dataset.json").read_bytes() for name in ("alone", "both"))
+    assert alone == both
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_what_a_process_learned_by_reading_a_stream_is_said_by_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: str
+) -> None:
+    picture = io.BytesIO()
+    Image.new("RGB", (32, 32), "teal").save(picture, "PNG")
+    (tmp_path / "tars").mkdir()
+    for name in ("0.tar", "1.tar"):
+        with tarfile.open(tmp_path / "tars" / name, "w") as tar:
+            for number in range(3):
+                member = tarfile.TarInfo(f"{number}.png")
+                member.size = len(picture.getvalue())
+                tar.addfile(member, io.BytesIO(picture.getvalue()))
+    whole = (tmp_path / "tars" / "1.tar").read_bytes()
+    (tmp_path / "tars" / "1.tar").write_bytes(whole[: 2 * 512 + 1024 + 100])
+    recipe = {
+        "task": "encode",
+        "source": {"use": "datasets", "with": {"path": str(tmp_path / "tars"), "streaming": True}},
+        "modality": {"use": "image", "with": {"size": 32}},
+        "encoder": {"use": "tiny-kl"},
+        "output": {"path": str(tmp_path / "out")},
+        "executor": {"use": "local"},
+        "batch_size": 2,
+        "threads": 1,
+        "compile": False,
+        "preview": 0,
+    }
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    monkeypatch.setenv("RANK", rank)
+    assert command(recipe, tmp_path) == 0
+    said = capsys.readouterr()
+    (note,) = [line for line in (said.out if rank == "0" else said.err).splitlines() if line.lstrip().startswith("note")]
+    assert "1.tar" in note
