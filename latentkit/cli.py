@@ -267,10 +267,12 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _compact(options: argparse.Namespace) -> int:
     from latentkit.store.compact import compact
+    from latentkit.store.contents import counted
     from latentkit.store.folder import open_folder
 
     done = compact(open_folder(options.path))
-    print(f"{options.path}: {done.num_dropped} superseded rows dropped, {done.units_before} units are now {done.units_after}")
+    dropped = counted(done.num_dropped, "superseded row")
+    print(f"{options.path}: {dropped} dropped, {done.units_before} units are now {done.units_after}")
     return 0
 
 
@@ -287,12 +289,13 @@ def _preview(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     from latentkit.exporting import export_dataset
     from latentkit.overrides import apply_override, split_overrides
+    from latentkit.store.contents import counted
 
     values: dict[str, Any] = {}
     for key, value in split_overrides(options.set):
         apply_override(values, key, value)
     num_rows = export_dataset(options.path, options.output, options.to, values)
-    print(f"{options.output}: {num_rows} rows as {options.to}")
+    print(f"{options.output}: {counted(num_rows, 'row')} as {options.to}")
     return 0
 
 

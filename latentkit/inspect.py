@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -13,6 +12,7 @@ import pyarrow.compute as pc
 
 from latentkit.contracts import Remark
 from latentkit.modalities.geometry import left_out_share
+from latentkit.overrides import in_shell
 from latentkit.sources.remarks import list_remarks
 from latentkit.store.contents import (
     Filling,
@@ -155,13 +155,13 @@ def _unfinished(folder: Folder) -> dict[str, Any] | None:
 
 def describe(found: dict[str, Any]) -> str:
     """The mapping of `inspect_dataset` as lines for a person."""
-    command = f"latentkit inspect {shlex.quote(found['path'])}"
+    command = f"latentkit inspect {in_shell(found['path'])}"
     if not found["finished"]:
         units = f"{found['units_done']} of {counted(found['units'], 'unit')}"
         return "\n".join([
             f"{found['path']}: unfinished",
             f"  samples    {found['samples_done']} of {found['samples']} done, {units}",
-            f"  go on with latentkit run {shlex.quote(found['path'] + '/recipe.yaml')}",
+            f"  go on with latentkit run {in_shell(found['path'] + '/recipe.yaml')}",
         ])
     layout, rows = found["layout"], found["rows"]
     ok = rows.get("ok", 0)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentkit.errors import LatentkitError, StoreError
-from latentkit.overrides import is_url
+from latentkit.overrides import in_shell, is_url
 from latentkit.plugins import Registry
 from latentkit.recipe import EncodeRecipe, EvaluateRecipe, Recipe, TrainRecipe, load_recipe
 
@@ -58,7 +57,7 @@ def _encoding_with(model: Path) -> str:
     recipe = load_recipe(model.parent / "recipe.yaml")
     assert isinstance(recipe, TrainRecipe)
     if recipe.model.use in KNOWN_BY_CONFIG:
-        return f"latentkit encode SOURCE OUT --encoder {shlex.quote(_near(model))}"
+        return f"latentkit encode SOURCE OUT --encoder {in_shell(_near(model))}"
     return f"encoder: {{use: {recipe.model.use}, with: {{model: {_near(model)}}}}} in a recipe"
 
 
@@ -66,7 +65,7 @@ def _report_encode(name: str, result: EncodeRun) -> str:
     from latentkit.inspect import describe_columns, describe_remarks, inspect_dataset
 
     found, folder = inspect_dataset(result.folders[name]), _near(result.folders[name])
-    command = f"latentkit inspect {shlex.quote(folder)}"
+    command = f"latentkit inspect {in_shell(folder)}"
     lines = [f"{folder}: {_did(found['rows'], result.summaries[name])}"]
     lines += [f"  slow          {text}" for text in _slow(result.summaries[name])]
     lines += _skipped(found, command)
@@ -149,7 +148,7 @@ def go_on_with(recipe: Recipe) -> str:
         kept = "what is committed is kept; go on with"
         if isinstance(recipe, TrainRecipe) and not os.path.isdir(os.path.join(output, "checkpoints")):
             kept = f"no checkpoint was written yet (output.checkpoint_every: {recipe.output.checkpoint_every}); begin again with"
-        return f"{kept}: latentkit run {shlex.quote(_near(f'{output}/recipe.yaml'))}"
+        return f"{kept}: latentkit run {in_shell(_near(f'{output}/recipe.yaml'))}"
     kept = "what is committed is kept" if os.path.isdir(output) else "nothing was committed yet"
     return f"{kept}; run the same command again"
 

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from latentkit.contracts import LatentLayout, Normalization, Unit
 from latentkit.errors import DamagedError, StoreError
 from latentkit.masks import MASK
+from latentkit.overrides import in_shell
 from latentkit.store import quantise, statistics, writer
 from latentkit.store.claims import Claims
 from latentkit.store.dataset import (
@@ -79,7 +80,7 @@ def _compact(folder: Folder) -> Compacted:
         finish_compaction(folder, chain[-1])
         document = read_dataset(folder)
     if not chain or newest_number(document) != chain[-1].number:
-        raise StoreError(f"{folder} is unfinished; run `latentkit run {folder}/recipe.yaml` first")
+        raise StoreError(f"{folder} is unfinished; run `latentkit run {in_shell(f'{folder}/recipe.yaml')}` first")
     index = read_index(folder, document)
     num_dropped, num_units = num_superseded(document, index.num_rows), len(document["units"])
     plan = _plan_compaction(chain[-1], index, document)
@@ -148,7 +149,7 @@ def _copy_all(folder: Folder, plan: Plan, document: Mapping[str, Any]) -> None:
     are_whole = folder.ask_each(functools.partial(has_its_data, folder), units.values())
     for name, is_whole in zip(units, are_whole, strict=True):
         if not is_whole:
-            raise DamagedError(f"{folder}/{unit_name(name)} is damaged; `latentkit verify {folder} --repair` mends it")
+            raise DamagedError(f"{folder}/{unit_name(name)} is damaged; `latentkit verify {in_shell(folder)} --repair` mends it")
     index = index_of_chain(chain, units)
     opened = folder.ask_each(lambda name: MappedUnit(folder, name, document["units"][name]), units)
     mapped = dict(zip(units, opened, strict=True))

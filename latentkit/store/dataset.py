@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, StringConstraints, ValidationError
 from latentkit.contracts import LatentLayout, Normalization, Remark
 from latentkit.errors import DamagedError, PluginError, SourceError, StoreError
 from latentkit.masks import MASK, masked_axes
+from latentkit.overrides import in_shell
 from latentkit.store.columns import read_parquet
 from latentkit.store.folder import Folder, canonical_json
 from latentkit.store.index import COLUMNS, ReadUnit, index_bytes, index_of_chain, read_unit
@@ -171,7 +172,7 @@ def refuse_missing_units(folder: Folder, document: Mapping[str, Any]) -> None:
     there = set(folder.list("units"))
     missing = sorted(name for name in map(unit_name, document["units"]) if name.removeprefix("units/") not in there)
     if missing:
-        raise StoreError(f"{folder}/{missing[0]} is missing; `latentkit verify {folder} --repair` makes it again")
+        raise StoreError(f"{folder}/{missing[0]} is missing; `latentkit verify {in_shell(folder)} --repair` makes it again")
 
 
 def num_superseded(document: Mapping[str, Any], num_index_rows: int) -> int:
@@ -231,17 +232,17 @@ def read_dataset(folder: Folder) -> dict[str, Any]:
         DamagedError: it is not what was written.
         StoreError: missing, unfinished, or of a version that this program doesn't read.
     """
-    where = f"{folder}/{DATASET}"
+    where, run = f"{folder}/{DATASET}", f"`latentkit run {in_shell(f'{folder}/recipe.yaml')}`"
     if not folder.exists(DATASET):
         if folder.list("plans"):
-            raise StoreError(f"{folder}: the run that makes this dataset is unfinished; run `latentkit run {folder}/recipe.yaml` to go on")
+            raise StoreError(f"{folder}: the run that makes this dataset is unfinished; run {run} to go on")
         raise StoreError(f"{folder} is not a latent dataset: there is no {DATASET}")
     try:
         document = json.loads(folder.read(DATASET))
         stated = document.pop("sha256")
         actual = hashlib.sha256(canonical_json(document).encode()).hexdigest()
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise DamagedError(f"{where} is damaged ({type(error).__name__}); `latentkit run {folder}/recipe.yaml` writes it again") from error
+        raise DamagedError(f"{where} is damaged ({type(error).__name__}); {run} writes it again") from error
     if document.get("format") != FORMAT:
         raise DamagedError(f"{where} is not a latent dataset's")
     if document.get("version") != VERSION:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latentkit.buffers import BufferPool
+from latentkit.store.contents import counted
 from latentkit.store.draws import Draw
 from latentkit.store.loader import BatchedRows
 from latentkit.store.order import Rows
@@ -96,8 +97,8 @@ class JoinedDataset(BatchedRows):
 
     def __repr__(self) -> str:
         parts = zip(self.datasets, self.names, self.left_out, strict=True)
-        lines = [f"  {name}: {data.folder}" + (f", {left} keys left out" if left else "") for data, name, left in parts]
-        return "\n".join([f"JoinedDataset of {len(self)} rows, on {self._on}", *lines])
+        lines = [f"  {name}: {data.folder}" + (f", {counted(left, 'key')} left out" if left else "") for data, name, left in parts]
+        return "\n".join([f"JoinedDataset of {counted(len(self), 'row')}, on {self._on}", *lines])
 
     def __len__(self) -> int:
         return len(self._places[0])

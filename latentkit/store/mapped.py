@@ -21,6 +21,7 @@ from latentkit.buffers import BufferPool
 from latentkit.contracts import LatentLayout
 from latentkit.errors import DamagedError, StoreError
 from latentkit.masks import MASK
+from latentkit.overrides import in_shell
 from latentkit.store.dataset import read_dataset
 from latentkit.store.folder import Folder, LocalFolder
 from latentkit.store.format import NUMPY_DTYPES, StoredTensor, UnitHeader, read_header
@@ -60,10 +61,10 @@ class MappedUnit:
             # Unlike Python's own maps, torch's keep no file open: there may be more units than files that a process may open.
             self._bytes: Array = torch.from_file(str(self.path), shared=False, size=size, dtype=torch.uint8).numpy()
         except (OSError, RuntimeError, UnicodeEncodeError) as error:
-            advice = f"`latentkit verify {folder} --repair` makes what is lost again"
+            advice = f"`latentkit verify {in_shell(folder)} --repair` makes what is lost again"
             raise StoreError(f"{self.where} can't be mapped into memory: {error}; {advice}") from error
         if self.header.sha256 != expected["header_sha256"]:
-            raise DamagedError(f"{self.where} is not the unit that dataset.json describes; `latentkit verify {folder}` says more")
+            raise DamagedError(f"{self.where} is not the unit that dataset.json describes; `latentkit verify {in_shell(folder)}` says more")
 
     def tensor(self, name: str, codes: Sequence[str]) -> tuple[Array, StoredTensor]:
         """A tensor of the unit, (rows, ...), without copying, and where it lies in the file.

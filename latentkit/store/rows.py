@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentkit.errors import DamagedError, StoreError
+from latentkit.overrides import in_shell
 from latentkit.store.dataset import read_index
 from latentkit.store.draws import Draw
 from latentkit.store.folder import Folder
@@ -61,7 +62,7 @@ class ReadableRows:
         _check_views(views, document["views"], folder)
         table = self._good(self._read(folder, document, columns), views)
         if not table.num_rows:
-            raise StoreError(f"{folder}: no latents; every sample was skipped (`latentkit inspect {folder}` says why)")
+            raise StoreError(f"{folder}: no latents; every sample was skipped (`latentkit inspect {in_shell(folder)}` says why)")
         empty = [name for name in ("unit", "bucket", "row") if table[name].null_count]
         if empty:
             raise DamagedError(f"{self._where}: there are stored rows without {empty[0]}")

@@ -51,7 +51,7 @@ def test_pictures_and_sounds_of_one_name_are_pairs(make: Make, on: Any) -> None:
     said = repr(joined)
     assert said.splitlines()[0].startswith("JoinedDataset of 4 rows, on ")
     assert "pictures, 2 keys left out" in said
-    assert "sounds, 1 keys left out" in said
+    assert "sounds, 1 key left out" in said
     if on == "stem":
         assert len(pickle.loads(pickle.dumps(joined))) == 4
 
