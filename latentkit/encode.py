@@ -312,18 +312,19 @@ def add_result(job: EncodeJob, summary: EncodeSummary, result: UnitResult, max_b
     num_bad, num_samples = summary.num_skipped // len(job.views) - num_gone, job.plan.table.num_rows
     if not job.plan.settings.stream and are_too_many(num_bad, num_samples, max_bad):
         bad = _bad_so_far(job)
-        raise SourceError(f"{bad.total()} of {num_samples} samples could not be used so far{_more_than(max_bad, job.folder, bad)}")
+        raise SourceError(f"{len(bad)} of {num_samples} samples could not be used so far{_more_than(max_bad, job.folder, bad)}")
     return summary
 
 
-def _bad_so_far(job: EncodeJob) -> Counter[str]:
-    """How many samples can't be used for each reason, by the units that are committed, of this run or an earlier one."""
-    done = committed(job.folder)
+def _bad_so_far(job: EncodeJob) -> dict[str, str]:
+    """Key to reason of each sample that can't be used, by the units that are committed, of this run or an earlier one."""
+    done, keys = committed(job.folder), job.plan.work["key"]
     reasons: dict[int, str] = {}
     for rows in (read_unit(job.folder, unit).rows for unit in job.plan.units() if unit.name in done):
         skipped = rows.filter(pc.equal(rows["status"], "skipped"))
         reasons |= dict(zip(skipped["position"].to_pylist(), skipped["reason"].to_pylist(), strict=True))
-    return Counter(reason for position, reason in reasons.items() if job.places is None or job.places[position] >= 0)
+    there = {place: why for place, why in reasons.items() if job.places is None or job.places[place] >= 0}
+    return {keys[place].as_py(): why for place, why in sorted(there.items())}
 
 
 def _log(folder: Folder, result: UnitResult) -> None:
@@ -333,24 +334,25 @@ def _log(folder: Folder, result: UnitResult) -> None:
     folder.append(f"events/{host()}-{os.getpid()}.jsonl", json.dumps(line))
 
 
-def _most_common(reasons: Counter[str]) -> str:
-    return "; ".join(f"{reason} ({count} times)" for reason, count in reasons.most_common(3))
+def _most_common(bad: Mapping[str, str]) -> str:
+    return "; ".join(f"{why} ({count} times)" for why, count in Counter(bad.values()).most_common(3))
 
 
-def _more_than(max_bad: float, folder: Folder, bad: Counter[str]) -> str:
-    advice = f"Mend the source and write to another output, or raise max_bad and run {folder}/recipe.yaml again"
-    return f": {_most_common(bad)}, more than max_bad ({max_bad:g}) allows. {advice}"
+def _more_than(max_bad: float, folder: Folder, bad: Mapping[str, str]) -> str:
+    advice = f"Repair the source and write to another output, or raise max_bad and run {folder}/recipe.yaml again"
+    allowed = f"more than max_bad ({max_bad:g}) allows, such as {', '.join(list(bad)[:3])}"
+    return f": {_most_common(bad)}, {allowed}. {advice}"
 
 
 def _check_bad(folder: Folder, inputs: EncodeInputs, max_bad: float, index: pa.Table) -> None:
     """Refuse to finish a dataset of mostly bad samples; those that the source no longer has don't count, the next plan drops them."""
     if not isinstance(inputs.source, StreamSource):
         index = index.filter(pc.is_in(index["key"], value_set=inputs.entries["key"].combine_chunks()))
-    num_samples, bad = first_rows(index).num_rows, Counter(reason_by_key(index).values())
-    if num_samples and bad.total() == num_samples:
-        raise SourceError(f"none of the {num_samples} samples could be used: {_most_common(bad)}")
-    if are_too_many(bad.total(), num_samples, max_bad):
-        raise SourceError(f"{bad.total()} of {num_samples} samples could not be used{_more_than(max_bad, folder, bad)}")
+    num_samples, bad = first_rows(index).num_rows, reason_by_key(index)
+    if num_samples and len(bad) == num_samples:
+        raise SourceError(f"none of the {num_samples} samples could be used: {_most_common(bad)}, such as {next(iter(bad))}")
+    if are_too_many(len(bad), num_samples, max_bad):
+        raise SourceError(f"{len(bad)} of {num_samples} samples could not be used{_more_than(max_bad, folder, bad)}")
 
 
 # ---------------------------------------------------------------- what is there already

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from latentkit.recipe import EncodeRecipe, EvaluateRecipe, Recipe, TrainRecipe, 
 
 if TYPE_CHECKING:
     from latentkit.encode import EncodeSummary
+    from latentkit.evaluation_batches import Row
     from latentkit.run import EncodeRun
     from latentkit.run_evaluating import EvaluateResult
     from latentkit.train import TrainResult
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 RECIPES = Path(__file__).parents[1] / "recipes"
 MOST_REASONS = 4
 """Lines about skipped samples; the last one stands for several reasons where there are more."""
+MOST_KEYS = 3
 MOST_REMARKS = 6
 MOST_COLUMNS = 4
 SLOW_SECONDS, SLOW_WAITED, SLOW_FULL = 60.0, 0.3, 0.7
@@ -100,9 +102,22 @@ def _report_evaluation(result: EvaluateResult) -> str:
     skipped = len(found.rows) - found.num_samples
     width = max(len(name) for name in found.figures)
     lines = [f"{folder}: {found.num_samples} samples evaluated" + (f", {skipped} skipped" if skipped else "")]
+    lines += _skipped_rows(found.rows, folder)
     lines += [f"  {name:<{width}}  {figure.value:.6g} {figure.unit}".rstrip() for name, figure in found.figures.items()]
     lines += [f"  note: {warning}" for warning in found.warnings]
     return "\n".join([*lines, f"  look at {folder}/report.html; how each number is measured stands in {folder}/metrics.json"])
+
+
+def _skipped_rows(rows: Sequence[Row], folder: str) -> list[str]:
+    """The most frequent reasons why samples were not evaluated, with the first samples of each."""
+    keys: dict[str, list[str]] = {}
+    for row in rows:
+        if row.reason:
+            keys.setdefault(row.reason, []).append(row.key)
+    lines = []
+    for reason, named in sorted(keys.items(), key=lambda item: (-len(item[1]), item[0]))[: MOST_REASONS]:
+        lines.append(f"  skipped {len(named)}: {reason}, such as {', '.join(named[:MOST_KEYS])}")
+    return lines + ([f"  each skipped sample and its reason stand in {folder}/samples.parquet"] if lines else [])
 
 
 def _did(rows: Mapping[str, int], summary: EncodeSummary) -> str:

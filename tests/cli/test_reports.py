@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -99,3 +100,33 @@ def test_what_slows_a_run_is_said_with_what_to_do_where_it_cost_time() -> None:
     assert _slow(EncodeSummary(100, 0, SLOW_SECONDS / 2, SLOW_SECONDS / 4, 200)) == []
     assert _slow(EncodeSummary(100, 0, 2 * SLOW_SECONDS, 0.0, 100)) == []
     assert _did({"ok": 1}, EncodeSummary(1, 0, 2.0)) == "1 latent in 2.0 s (0.5/s); the encoder waited 0% of the time"
+
+
+def test_samples_that_end_a_run_are_named(make_photos: Callable[..., Path], tmp_path: Path, capsys: Words) -> None:
+    photos = make_photos(15)
+    for number in range(2, 14):
+        (photos / f"{number:03d}.png").write_bytes(b"")
+    words = [f"--set={key}={json.dumps(value)}" for key, value in FIXED.items()]
+    assert main(["encode", str(photos), str(tmp_path / "out"), "--size", "32", *words]) == 2
+    said = capsys.readouterr().err
+    assert re.search(r"1[12] of 15 samples could not be used so far: empty file: 0 bytes \(1[12] times\), ", said)
+    assert "more than max_bad (0.05) allows, such as 002.png, 003.png, 004.png. " in said
+
+
+def test_an_evaluation_names_what_it_skipped(photos: Path, tmp_path: Path, capsys: Words) -> None:
+    for name in ("b.png", "c.png"):
+        (photos / name).write_bytes(b"")
+    recipe = {
+        "task": "evaluate",
+        "source": {"use": "folder", "with": {"path": str(photos)}},
+        "modality": {"use": "image", "with": {"size": 32}},
+        "batch_size": 2,
+        "output": {"path": str(tmp_path / "run")},
+        "model": {"use": "tiny-kl"},
+        "metrics": [{"use": "psnr"}],
+    }
+    (tmp_path / "r.yaml").write_text(json.dumps(recipe))
+    assert main(["run", str(tmp_path / "r.yaml")]) == 0
+    said = capsys.readouterr().out
+    assert "4 samples evaluated, 2 skipped" in said
+    assert "  skipped 2: empty file: 0 bytes, such as b.png, c.png\n" in said
