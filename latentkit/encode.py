@@ -379,10 +379,10 @@ def _chain_there(folder: Folder, inputs: EncodeInputs, settings: EncodeSettings)
 
 
 def check_parts(folder: Folder, there: Mapping[str, str], wanted: Mapping[str, str], defaults: Mapping[str, str]) -> None:
-    """Hold what decides a latent's value to what the folder's latents were made with; options at their `defaults` are in neither.
+    """Hold what decides a latent's value to what the folder's latents were made with.
 
     Raises:
-        FingerprintError: names every field that differs.
+        FingerprintError: names every field that differs; an option in neither has its default.
     """
     there, wanted = counting_parts(there), counting_parts(wanted)
     different = [name for name in sorted({*there, *wanted}) if there.get(name) != wanted.get(name)]

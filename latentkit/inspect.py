@@ -83,7 +83,7 @@ def inspect_dataset(path: str, with_ledger: bool = False) -> dict[str, Any]:
 
 
 def _left_out(index: pa.Table) -> float | None:
-    """The share of their pictures that crops leave out, on average over all rows; None where rows say no crop."""
+    """The share of pictures that crops leave out, on average; None where rows say no crop."""
     names = ("height", "width", "crop")
     kind = index["geometry"].type if "geometry" in index.column_names else pa.null()
     if not pa.types.is_struct(kind) or any(kind.get_field_index(name) < 0 for name in names):
@@ -187,7 +187,10 @@ def describe(found: dict[str, Any]) -> str:
 
 
 def describe_columns(found: Mapping[str, Any], most: int, command: str) -> list[str]:
-    """A line for each column and how many rows have it; of more than `most`, the last names the command that lists all."""
+    """A line for each column and how many rows have it.
+
+    Of more than `most`, the last names the command that lists all.
+    """
     columns = {name: Filling(**filling) for name, filling in found["columns"].items()}
     lines = describe_filling(columns, found["rows"].get("ok", 0), "row")
     if len(lines) <= most:
@@ -195,7 +198,9 @@ def describe_columns(found: Mapping[str, Any], most: int, command: str) -> list[
     return [*lines[: most - 1], f"{len(lines) - most + 1} other columns; `{command}` lists them"]
 
 
-def describe_remarks(found: Mapping[str, Any], most: int, command: str, source: Sequence[Remark] | None = None) -> list[str]:
+def describe_remarks(
+    found: Mapping[str, Any], most: int, command: str, source: Sequence[Remark] | None = None
+) -> list[str]:
     """A line for each remark of the source and of samples.
 
     Args:
@@ -204,10 +209,12 @@ def describe_remarks(found: Mapping[str, Any], most: int, command: str, source: 
         source: what the source remarks now; None: what it did when the dataset was written.
     """
     stated = [Remark(**remark) for remark in found["remarks"]["source"]]
-    remarks = [*(stated if source is None else source), *(Remark(**remark) for remark in found["remarks"]["samples"])]
+    of_samples = [Remark(**remark) for remark in found["remarks"]["samples"]]
+    remarks = [*(stated if source is None else source), *of_samples]
     lines, share = list_remarks(remarks, most, command), found["left_out_by_crops"]
     if share is not None and share >= LEAST_LEFT_OUT:
-        lines.append(f"crops leave out {share:.0%} of the pictures' area on average; buckets, or another crop, keep more")
+        left_out = f"crops leave out {share:.0%} of the pictures' area on average"
+        lines.append(f"{left_out}; buckets, or another crop, keep more")
     return lines
 
 

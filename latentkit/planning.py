@@ -101,14 +101,14 @@ class EncodeInputs:
 
     @functools.cached_property
     def remarks(self) -> list[Remark]:
-        """What the source found and does not use; of a stream, as far as it knows before it is read.
+        """What the source found and does not use; of a stream, what it knows before it is read.
 
         Raises:
             PluginError: they are not what remarks are.
             SourceError: as `entries`.
         """
         if not isinstance(self.source, StreamSource):
-            self.entries  # noqa: B018  # which reads captions; a source that wasn't asked would read them twice
+            self.entries  # noqa: B018  # which reads captions, that else were read twice
         return remarks_of(self.source)
 
 
@@ -194,7 +194,7 @@ def refuse_removal(folder: Folder, changes: Changes, prune: bool) -> None:
 
 
 def describe_entries(inputs: EncodeInputs) -> list[str]:
-    """A line for each attribute: how many of the source's samples have it. A stream doesn't say before it is read."""
+    """A line for each attribute: how many samples have it; a stream doesn't say before it is read."""
     if isinstance(inputs.source, StreamSource):
         return []
     return describe_filling(column_filling(inputs.entries["attributes"]), inputs.entries.num_rows, "sample")

@@ -28,7 +28,8 @@ MOST_KEYS = 3
 MOST_REMARKS = 6
 MOST_COLUMNS = 4
 SLOW_SECONDS, SLOW_WAITED, SLOW_FULL = 60.0, 0.3, 0.7
-"""From how long a run is told what slowed it: the share of the time that the encoder waited, and how full batches were."""
+"""From how many seconds on a run is told what slowed it: an encoder that waited this share of the
+time, and batches less full than this."""
 KNOWN_BY_CONFIG = ("diffusers", "tiny-kl", "tiny-kl-16")
 """Encoders whose model folders `latentkit encode` tells apart by their config.json."""
 
@@ -81,7 +82,7 @@ def _report_encode(name: str, result: EncodeRun) -> str:
 
 
 def _skipped(found: Mapping[str, Any], command: str) -> list[str]:
-    """The most frequent reasons in a finished dataset, with their counts and the first samples of each."""
+    """The most frequent reasons in a finished dataset, and the first samples of each."""
     from latentkit.inspect import name_keys
 
     reasons: dict[str, int] = found["skipped"]
@@ -115,7 +116,8 @@ def _skipped_rows(rows: Sequence[Row], folder: str) -> list[str]:
         if row.reason:
             keys.setdefault(row.reason, []).append(row.key)
     lines = []
-    for reason, named in sorted(keys.items(), key=lambda item: (-len(item[1]), item[0]))[: MOST_REASONS]:
+    by_count = sorted(keys.items(), key=lambda item: (-len(item[1]), item[0]))
+    for reason, named in by_count[:MOST_REASONS]:
         lines.append(f"  skipped {len(named)}: {reason}, such as {', '.join(named[:MOST_KEYS])}")
     return lines + ([f"  each skipped sample and its reason stand in {folder}/samples.parquet"] if lines else [])
 

@@ -117,8 +117,14 @@ MOST_REMARKS = 20
 
 @dataclass(frozen=True)
 class EncodeRun:
-    """What an encode task made: by name of the encoder ("" for the only one), the folder, what this process did, and
-    what the source found and did not use (a stream: as far as this process has read it)."""
+    """What an encode task made, by name of the encoder ("" for the only one).
+
+    Args:
+        folders: of the datasets.
+        summaries: what this process did.
+        previews: files to look at, where there are any.
+        remarks: what the source found and did not use; of a stream, as far as this process read it.
+    """
 
     folders: Mapping[str, str]
     summaries: Mapping[str, EncodeSummary]

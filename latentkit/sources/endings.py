@@ -31,9 +31,7 @@ REMEDIES = {
     ),
     "layers; export them to PNG or TIFF": (".clip", ".kra", ".psb", ".psd", ".xcf"),
     "light without a defined white; convert it to 8 or 16 bits": (".exr", ".hdr", ".pfm"),
-    "packed files; unpack them": (
-        *(".7z", ".bz2", ".gz", ".rar", ".tgz", ".xz", ".zip", ".zst"),
-    ),
+    "packed files; unpack them": (*(".7z", ".bz2", ".gz", ".rar", ".tgz", ".xz", ".zip", ".zst"),),
     "a tar; give it as the source": (".tar",),
     "an unfinished download": (".crdownload", ".download", ".part", ".partial"),
 }
@@ -80,6 +78,8 @@ def how_to_read(ending: str) -> str:
     if modality is None:
         return explain_ending(ending)
     if any(row.kind == "modality" and row.name == modality for row in discover().rows()):
-        return f"take them with --set modality.use={modality} --set 'source.with.suffixes=[{ending}]'"
+        return (
+            f"take them with --set modality.use={modality} --set 'source.with.suffixes=[{ending}]'"
+        )
     plugin = COMPANIONS[modality]
     return f"read by {plugin}: pip install ./plugins/{plugin} in a clone of latentkit"

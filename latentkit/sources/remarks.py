@@ -16,7 +16,9 @@ MOST_SAID = 6
 
 
 def remarks_of(source: Source | StreamSource) -> list[Remark]:
-    """What the source remarks, one per text, the most frequent first; nothing where it has no `remarks`.
+    """What the source remarks, one per text, the most frequent first.
+
+    Nothing where it has no `remarks`.
 
     Raises:
         PluginError: what it gives are not remarks, or not on one line.
@@ -26,7 +28,10 @@ def remarks_of(source: Source | StreamSource) -> list[Remark]:
 
 
 def merged(remarks: Iterable[Remark]) -> list[Remark]:
-    """One remark per text, the most frequent first, with the first example; counts of nothing are left out."""
+    """One remark per text, the most frequent first, with the first example.
+
+    Those that count nothing are left out.
+    """
     by_text: dict[str, Remark] = {}
     for remark in remarks:
         before = by_text.get(remark.text, Remark(remark.text, 0))
@@ -46,7 +51,9 @@ def list_remarks(remarks: Sequence[Remark], most: int, command: str = "") -> lis
     """A line each; of more than `most`, the last says how many others the command shows."""
     if len(remarks) <= most:
         return [str(remark) for remark in remarks]
-    others = f"{len(remarks) - most + 1} other remarks" + (f"; `{command}` lists them" if command else "")
+    others = f"{len(remarks) - most + 1} other remarks" + (
+        f"; `{command}` lists them" if command else ""
+    )
     return [*map(str, remarks[: most - 1]), others]
 
 

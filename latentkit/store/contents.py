@@ -1,4 +1,4 @@
-"""What a latent dataset says besides its latents: remarks, skipped samples, and how full its columns are."""
+"""What a latent dataset says of its rows: remarks, skipped samples, and how full columns are."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ def source_remarks(document: Mapping[str, Any]) -> list[Remark]:
 
 
 def row_remarks(index: pa.Table) -> list[Remark]:
-    """What the modality remarked: how many samples each text is of, and the first of them, the most frequent text first."""
+    """What the modality remarked: how many samples each text is of, and the first of them.
+
+    The most frequent text comes first.
+    """
     lists = _field(index, "geometry", "remarks")
     if lists is None or not pa.types.is_list(lists.type):
         return []
@@ -30,7 +33,9 @@ def row_remarks(index: pa.Table) -> list[Remark]:
     if not pairs.num_rows:
         return []
     coded = pairs["text"].combine_chunks().dictionary_encode()
-    codes, firsts, counts = np.unique(coded.indices.to_numpy(), return_index=True, return_counts=True)
+    codes, firsts, counts = np.unique(
+        coded.indices.to_numpy(), return_index=True, return_counts=True
+    )
     names, examples = coded.dictionary.to_pylist(), pairs["key"].take(pa.array(firsts)).to_pylist()
     found = zip(codes.tolist(), counts.tolist(), examples, strict=True)
     remarks = [Remark(names[code], count, example) for code, count, example in found]
@@ -38,7 +43,7 @@ def row_remarks(index: pa.Table) -> list[Remark]:
 
 
 def skipped_samples(index: pa.Table) -> dict[str, str]:
-    """Key to reason of every sample that has a view that can't be had, in the order of the source."""
+    """Key to reason of every sample with a view that can't be had, in the order of the source."""
     skipped = index.filter(pc.equal(index["status"], "skipped")).select(["key", "reason"])
     pairs = zip(*(column.to_pylist() for column in skipped.columns), strict=True)
     found: dict[str, str] = {}
@@ -66,7 +71,9 @@ def column_filling(attributes: pa.ChunkedArray) -> dict[str, Filling]:
     """Every field of some rows' attributes, and how many of the rows have it."""
     if not pa.types.is_struct(attributes.type):
         return {}
-    return {field.name: _filling(pc.struct_field(attributes, field.name)) for field in attributes.type}
+    return {
+        field.name: _filling(pc.struct_field(attributes, field.name)) for field in attributes.type
+    }
 
 
 def describe_filling(columns: Mapping[str, Filling], total: int, thing: str) -> list[str]:

@@ -39,12 +39,13 @@ def join_datasets(
             One with views="random" that has all of the first's views gives the view that the first
             gives; a key of which it lacks one of them is left out.
         names: of each dataset's tensor; None, or None among them, is its `layout.name`. A mask goes by that name and "_mask".
-        on: what rows must share: their "key"; its "stem", the key without the ending of a file (`a/1.png` and `a/1.wav` have `a/1`,
-            and of a part of a file the span stays: `a/1.mp4#t=0,2` has `a/1#t=0,2`); or what a function makes of the key.
+        on: what rows must share: their "key"; its "stem", which is the key without the ending of a
+            file (`a/1.png` and `a/1.wav` have `a/1`; the span of a part of a file stays, so that
+            `a/1.mp4#t=0,2` has `a/1#t=0,2`); or what a function makes of the key.
 
     Raises:
-        ValueError: no key is in all, a later dataset has several rows for one key, two keys of one dataset share what rows are
-            joined on, or a name would stand for two things.
+        ValueError: no key is in all, a later dataset has several rows for one key, two keys of one
+            dataset share what rows are joined on, or a name would stand for two things.
     """
     return JoinedDataset(*datasets, names=names, on=on)
 

@@ -1,4 +1,4 @@
-"""Statistics of the rows that a dataset still names, read from units that hold superseded ones too."""
+"""Statistics of the rows that a dataset still names, where units hold superseded ones too."""
 
 from __future__ import annotations
 
@@ -194,9 +194,7 @@ class _Reader:
         self.rows_at_once = max(1, READ_BYTES * num_rows // max(1, self._stored.num_bytes))
 
     @classmethod
-    def of(
-        cls, file: BinaryIO, tensors: Mapping[str, StoredTensor], name: str
-    ) -> _Reader | None:
+    def of(cls, file: BinaryIO, tensors: Mapping[str, StoredTensor], name: str) -> _Reader | None:
         """A reader of the tensor; None where the unit has none of that name."""
         return cls(file, tensors, name) if name in tensors else None
 

@@ -45,8 +45,9 @@ def open_dataset(
         posterior: "sample" draws from the posterior, anew each epoch; "mean"; "moments" gives them as stored, raw, under the
             name "moments". None: "sample" where there are moments, else "mean", which is the latent as stored.
         views: "all" gives a row per sample and view, a list only those views, "random" a row per sample whose view is drawn each epoch.
-        columns: attributes to give besides key and view, such as ["text"], or one of them. A row without the attribute has None there;
-            `latentkit inspect` says how many those are.
+        columns: attributes to give with key and view, such as ["text"], or a single one. A row that
+            lacks it has None, which `latentkit.collate` takes and torch's own collate function
+            doesn't; `latentkit inspect` says how many rows have each.
         seed: of all draws and shuffles.
         cache: where whole units of a URL are kept: a limit in bytes, a folder, or both; None is 64 GiB in the user's cache folder.
 

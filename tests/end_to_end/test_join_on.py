@@ -22,15 +22,23 @@ Make = Callable[..., Any]
 def make(tmp_path: Path, write_dataset: Callable[..., Path]) -> Make:
     """A dataset of some keys, each of whose values is the number in its key, plus a half in the second view."""
 
-    def write(folder: str, keys: Sequence[str], there: Sequence[str] = VIEWS[:1], **options: Any) -> Any:
+    def write(
+        folder: str, keys: Sequence[str], there: Sequence[str] = VIEWS[:1], **options: Any
+    ) -> Any:
         rows = [(key, view) for key in keys for view in there]
         moments = np.full((len(rows), 4, 2, 3), -30, np.float16)
-        numbers = [int("".join(filter(str.isdigit, key))) + VIEWS.index(view) / 2 for key, view in rows]
+        numbers = [
+            int("".join(filter(str.isdigit, key))) + VIEWS.index(view) / 2 for key, view in rows
+        ]
         moments[:, :2] = np.array(numbers)[:, None, None, None]
-        entries = [(key, view, "000-000000", "only", place) for place, (key, view) in enumerate(rows)]
+        entries = [
+            (key, view, "000-000000", "only", place) for place, (key, view) in enumerate(rows)
+        ]
         plain = {"shift": 0.0, "scale": 1.0, "fold": {}}
         units = {"000-000000": {"only/moments": moments}}
-        return lk.open(write_dataset(tmp_path / folder, units, entries, normalization=plain), **options)
+        return lk.open(
+            write_dataset(tmp_path / folder, units, entries, normalization=plain), **options
+        )
 
     return write
 
@@ -58,7 +66,9 @@ def test_pictures_and_sounds_of_one_name_are_pairs(make: Make, on: Any) -> None:
 
 def test_views_are_drawn_alike_when_joined_by_stem(make: Make) -> None:
     one = make("one", [f"{number}.png" for number in range(8)], VIEWS, views="random")
-    two = make("two", [f"{number}.npy" for number in range(7, -1, -1)], VIEWS, views="random", seed=3)
+    two = make(
+        "two", [f"{number}.npy" for number in range(7, -1, -1)], VIEWS, views="random", seed=3
+    )
     joined = lk.join(one, two, names=["one", "two"], on="stem")
     for _ in range(3):
         (batch,) = joined.batches(8, shuffle=True)
@@ -85,10 +95,22 @@ def test_what_cannot_be_paired_is_named(make: Make) -> None:
     pictures, sounds = make("pictures", ["1.png", "1.jpg", "2.png"]), make("sounds", ["1.wav"])
     join = functools.partial(cast("Any", lk.join), names=["a", "b"])
     wrong = [
-        (lambda: join(pictures, sounds, on="stem"), r"pictures: '1\.png' and '1\.jpg' are both '1', so it isn't clear"),
-        (lambda: join(sounds, pictures, on="stem"), r"pictures: '1\.png' and '1\.jpg' are both '1'"),
-        (lambda: join(pictures, sounds, on="name"), "on must be 'key', 'stem' or a function of a key, got 'name'"),
-        (lambda: join(pictures, sounds, on=len), r"on must make a text of a key; of '1\.png' it makes 5"),
+        (
+            lambda: join(pictures, sounds, on="stem"),
+            r"pictures: '1\.png' and '1\.jpg' are both '1', so it isn't clear",
+        ),
+        (
+            lambda: join(sounds, pictures, on="stem"),
+            r"pictures: '1\.png' and '1\.jpg' are both '1'",
+        ),
+        (
+            lambda: join(pictures, sounds, on="name"),
+            "on must be 'key', 'stem' or a function of a key, got 'name'",
+        ),
+        (
+            lambda: join(pictures, sounds, on=len),
+            r"on must make a text of a key; of '1\.png' it makes 5",
+        ),
         (lambda: join(pictures, sounds), "have no key in common"),
         (lambda: join(sounds, make("others", ["7.png"]), on="stem"), "have no stem in common"),
     ]

@@ -25,7 +25,13 @@ NAMES = ("mean", "mean_std", "std")
 
 
 def encode(photos: Path, output: Path, encoder: Path, dtype: str) -> Any:
-    options = {"batch_size": 2, "threads": 1, "output.unit_size": 5, "preview": 0, "output.dtype": dtype}
+    options = {
+        "batch_size": 2,
+        "threads": 1,
+        "output.unit_size": 5,
+        "preview": 0,
+        "output.dtype": dtype,
+    }
     return lk.encode(photos, output, encoder=encoder, size=32, overrides=options)
 
 
@@ -92,7 +98,9 @@ def test_statistics_of_whole_units_of_an_earlier_version_are_no_damage(
     assert "statistics differ" in found.what
 
 
-@pytest.mark.parametrize(("ragged", "dtype"), [(True, "float32"), (True, "int8"), (False, "float32")])
+@pytest.mark.parametrize(
+    ("ragged", "dtype"), [(True, "float32"), (True, "int8"), (False, "float32")]
+)
 @pytest.mark.parametrize("keep", [2, 3], ids=["every second", "two of three"])
 def test_only_what_counts_of_live_rows_is_measured(
     waves: Any, tmp_path: Path, ragged: bool, dtype: str, keep: int

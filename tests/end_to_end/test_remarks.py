@@ -29,7 +29,11 @@ from latentkit.store.contents import column_filling, describe_filling, row_remar
 LEFT_OUT = "left out by their ending .heic"
 MISSING = "a caption that names no file"
 SHORT = "shorter than asked"
-GIVEN = [Remark(MISSING, 2, "a\nb.txt"), Remark(LEFT_OUT, 1, "x.heic"), Remark(LEFT_OUT, 2, "y.heic")]
+GIVEN = [
+    Remark(MISSING, 2, "a\nb.txt"),
+    Remark(LEFT_OUT, 1, "x.heic"),
+    Remark(LEFT_OUT, 2, "y.heic"),
+]
 SAID = [f"3: {LEFT_OUT}, such as x.heic", rf"2: {MISSING}, such as a\nb.txt"]
 """By their number; the same text is one remark."""
 
@@ -69,13 +73,23 @@ def recipe(waves: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 def of_samples(waves: Any) -> list[str]:
     """What the modality remarks, by hand: the most frequent text first."""
     lengths = {number: waves.length_of(number) for number in range(12) if number % 10 != waves.BAD}
-    found = {SHORT: [n for n in lengths if lengths[n] < 20], "even": [n for n in lengths if lengths[n] % 2 == 0]}
-    lines = [(-len(numbers), text, f"{len(numbers)}: {text}, such as {numbers[0]:03d}") for text, numbers in found.items()]
+    found = {
+        SHORT: [n for n in lengths if lengths[n] < 20],
+        "even": [n for n in lengths if lengths[n] % 2 == 0],
+    }
+    lines = [
+        (-len(numbers), text, f"{len(numbers)}: {text}, such as {numbers[0]:03d}")
+        for text, numbers in found.items()
+    ]
     return [line for _, _, line in sorted(lines)]
 
 
 def notes(text: str) -> list[str]:
-    return [line.split("note", 1)[1].strip() for line in text.splitlines() if line.lstrip().startswith("note ")]
+    return [
+        line.split("note", 1)[1].strip()
+        for line in text.splitlines()
+        if line.lstrip().startswith("note ")
+    ]
 
 
 def command(recipe: dict[str, Any], tmp_path: Path, *words: str) -> int:
@@ -117,7 +131,9 @@ def test_remarks_stay_when_a_dataset_is_compacted_or_repaired(recipe: Run, tmp_p
     assert inspect_dataset(str(folder))["remarks"] == remarks
 
 
-def test_skipped_samples_are_named(recipe: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_skipped_samples_are_named(
+    recipe: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert command(recipe(source={"use": "waves", "with": {"count": 60}}), tmp_path) == 0
     said = capsys.readouterr().out.splitlines()
     place = said.index("  skipped       6: a wave without values")
@@ -139,12 +155,19 @@ def test_last_lines_count_the_dataset_and_then_what_this_process_did(
     assert command(recipe(), tmp_path) == 0
     capsys.readouterr()
     assert command(recipe(source={"use": "waves", "with": {"count": 17}}), tmp_path) == 0
-    assert "out: 15 latents, 2 skipped; 4 latents, 1 skipped of them here in " in capsys.readouterr().out
+    assert (
+        "out: 15 latents, 2 skipped; 4 latents, 1 skipped of them here in "
+        in capsys.readouterr().out
+    )
     assert command(recipe(source={"use": "waves", "with": {"count": 17}}), tmp_path) == 0
-    assert "out: 15 latents, 2 skipped; finished already, nothing was left" in capsys.readouterr().out
+    assert (
+        "out: 15 latents, 2 skipped; finished already, nothing was left" in capsys.readouterr().out
+    )
 
 
-@pytest.mark.parametrize("given", ["text", Remark("two\nlines"), Remark(""), Remark("fewer than none", -1)])
+@pytest.mark.parametrize(
+    "given", ["text", Remark("two\nlines"), Remark(""), Remark("fewer than none", -1)]
+)
 def test_what_is_no_remark_is_refused_before_any_work(
     waves: Any, recipe: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: Any
 ) -> None:
@@ -157,14 +180,23 @@ def test_what_is_no_remark_is_refused_before_any_work(
 def test_remarks_are_bounded_in_number() -> None:
     many = [Remark(f"kind {number:03d}", number, "one") for number in range(150)]
     kept = merged(many)
-    assert [str(remark) for remark in kept[:2]] == ["149: kind 149, such as one", "148: kind 148, such as one"]
+    assert [str(remark) for remark in kept[:2]] == [
+        "149: kind 149, such as one",
+        "148: kind 148, such as one",
+    ]
     assert str(kept[100]) == f"{sum(range(50))}: of 49 other kinds, which are not listed"
-    assert list_remarks(kept, 3, "do this") == [str(kept[0]), str(kept[1]), "99 other remarks; `do this` lists them"]
+    assert list_remarks(kept, 3, "do this") == [
+        str(kept[0]),
+        str(kept[1]),
+        "99 other remarks; `do this` lists them",
+    ]
 
 
 def test_row_remarks_count_samples_and_not_views() -> None:
     rows = [("a", ["x"]), ("a", ["x", "y"]), ("b", None), ("c", ["y"]), ("d", ["y", "y"])]
-    geometry = pa.array([None if texts is None else {"remarks": texts, "top": 1} for _, texts in rows])
+    geometry = pa.array(
+        [None if texts is None else {"remarks": texts, "top": 1} for _, texts in rows]
+    )
     index = pa.table({"key": [key for key, _ in rows], "geometry": geometry})
     assert row_remarks(index) == [Remark("y", 3, "a"), Remark("x", 1, "a")]
     assert row_remarks(index.slice(2, 1)) == []
@@ -193,13 +225,23 @@ def test_what_crops_leave_out_is_said_where_it_is_much(
     shares = {"center": (1 / 2 + 0 + 2 / 5) / 3, "none": 0}
     for crop, share in shares.items():
         out = tmp_path / crop
-        lk.encode(tmp_path / "photos", out, encoder=kl_folder, size=32, overrides={**options, "modality.with.crop": crop})
+        lk.encode(
+            tmp_path / "photos",
+            out,
+            encoder=kl_folder,
+            size=32,
+            overrides={**options, "modality.with.crop": crop},
+        )
         assert inspect_dataset(str(out))["left_out_by_crops"] == pytest.approx(share)
         assert main(["inspect", str(out)]) == 0
-        assert ("crops leave out 30% of the pictures' area" in capsys.readouterr().out) == (crop == "center")
+        assert ("crops leave out 30% of the pictures' area" in capsys.readouterr().out) == (
+            crop == "center"
+        )
 
 
-def test_two_processes_write_the_same_remarks_and_count_the_dataset(make_photos: Callable[..., Path], tmp_path: Path) -> None:
+def test_two_processes_write_the_same_remarks_and_count_the_dataset(
+    make_photos: Callable[..., Path], tmp_path: Path
+) -> None:
     photos = make_photos(12)
     for name, content in {"bad.png": b"", "bad2.png": b"", "x.svg": b"", "y.svg": b""}.items():
         (photos / name).write_bytes(content)
@@ -209,11 +251,15 @@ def test_two_processes_write_the_same_remarks_and_count_the_dataset(make_photos:
     recipe = (tmp_path / "alone" / "recipe.yaml").read_text()
     (tmp_path / "r.yaml").write_text(recipe)
     words = [sys.executable, "-m", "latentkit", "run", "r.yaml", "--set", "output.path=both"]
-    runs = [subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    runs = [
+        subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
     said = [run.communicate(timeout=300)[0] for run in runs]
     for text in said:
         assert text.startswith("both: 12 latents, 2 skipped")
-        assert notes(text) == ["2: left out by their ending .svg: a drawing or document without pixels; render it to PNG, such as x.svg"]
+        assert notes(text) == [
+            "2: left out by their ending .svg: a drawing or document without pixels; render it to PNG, such as x.svg"
+        ]
         assert "text (text): 11 of 12 rows" in text
         assert "such as bad.png, bad2.png" in text
     alone, both = ((tmp_path / name / "dataset.json").read_bytes() for name in ("alone", "both"))
@@ -251,5 +297,9 @@ def test_what_a_process_learned_by_reading_a_stream_is_said_by_it(
     monkeypatch.setenv("RANK", rank)
     assert command(recipe, tmp_path) == 0
     said = capsys.readouterr()
-    (note,) = [line for line in (said.out if rank == "0" else said.err).splitlines() if line.lstrip().startswith("note")]
+    (note,) = [
+        line
+        for line in (said.out if rank == "0" else said.err).splitlines()
+        if line.lstrip().startswith("note")
+    ]
     assert "1.tar" in note

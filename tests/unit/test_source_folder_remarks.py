@@ -14,7 +14,9 @@ from latentkit.sources.folder import FolderSource
 from latentkit.sources.remarks import remarks_of
 
 
-def found(folder: Path, names: list[str], suffixes: tuple[str, ...] = (".jpg", ".png")) -> list[str]:
+def found(
+    folder: Path, names: list[str], suffixes: tuple[str, ...] = (".jpg", ".png")
+) -> list[str]:
     """Remarks of a folder with files of these names and a picture."""
     for name in ["a.jpg", *names]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -24,12 +26,31 @@ def found(folder: Path, names: list[str], suffixes: tuple[str, ...] = (".jpg", "
 
 
 def test_a_folder_all_of_which_is_taken_is_not_remarked_on(tmp_path: Path) -> None:
-    names = ["b.JPG", "c/d.png", "a.txt", "b.json", ".DS_Store", "._a.jpg", "Thumbs.db", ".git/objects/1.png"]
+    names = [
+        "b.JPG",
+        "c/d.png",
+        "a.txt",
+        "b.json",
+        ".DS_Store",
+        "._a.jpg",
+        "Thumbs.db",
+        ".git/objects/1.png",
+    ]
     assert found(tmp_path, names) == []
 
 
 def test_files_are_left_out_by_their_endings_with_what_to_do(tmp_path: Path) -> None:
-    names = ["x.SVG", "deep/b.svg", "c.mov", "d.nii.gz", "e.xyz", "README", "f.cr2", "g.webp", "h.zip"]
+    names = [
+        "x.SVG",
+        "deep/b.svg",
+        "c.mov",
+        "d.nii.gz",
+        "e.xyz",
+        "README",
+        "f.cr2",
+        "g.webp",
+        "h.zip",
+    ]
     assert found(tmp_path, names) == [
         "2: left out by their ending .svg: a drawing or document without pixels; render it to PNG, such as deep/b.svg",
         "1: left out by their ending .cr2: camera raw; develop it to TIFF or JPEG, such as f.cr2",
@@ -49,7 +70,13 @@ def test_a_picture_whose_ending_nobody_takes_names_its_package(tmp_path: Path) -
 
 
 def test_what_is_not_looked_into_is_remarked(tmp_path: Path) -> None:
-    names = [".hidden/b.jpg", "c/.secret.png", "old/plans/000.parquet", "old/units/0.safetensors", "old/preview.png"]
+    names = [
+        ".hidden/b.jpg",
+        "c/.secret.png",
+        "old/plans/000.parquet",
+        "old/units/0.safetensors",
+        "old/preview.png",
+    ]
     assert found(tmp_path, names) == [
         "2: hidden by a dot before their name, so not looked at, such as .hidden",
         "1: folders with a latent dataset, not looked into, such as old/",
@@ -62,7 +89,9 @@ def test_names_that_no_file_can_store_are_examples_all_the_same(tmp_path: Path) 
         (Path(tmp_path) / "\udcff\n.svg").write_bytes(b"")
     except OSError:
         pytest.skip("this file system has no such names")
-    (remark,) = remarks_of(FolderSource(FolderConfig(path=str(tmp_path), suffixes=[".jpg"]), BuildContext()))
+    (remark,) = remarks_of(
+        FolderSource(FolderConfig(path=str(tmp_path), suffixes=[".jpg"]), BuildContext())
+    )
     assert remark == Remark(remark.text, 1, "\\xff\n.svg")
     assert "\n" not in str(remark)
 
@@ -74,9 +103,13 @@ def test_a_folder_of_another_modality_says_what_reads_it(tmp_path: Path) -> None
         FolderSource(FolderConfig(path=str(tmp_path)), BuildContext())
     assert "others there: .mkv (2), .part (1); .mkv: " in str(caught.value)
     installed = "take them with --set modality.use=video"
-    assert installed in str(caught.value) or "pip install ./plugins/latentkit-video" in str(caught.value)
+    assert installed in str(caught.value) or "pip install ./plugins/latentkit-video" in str(
+        caught.value
+    )
 
 
 def test_every_ending_is_written_as_it_is_looked_up() -> None:
-    known = [ending for group in (*MODALITY_ENDINGS.values(), *REMEDIES.values()) for ending in group]
+    known = [
+        ending for group in (*MODALITY_ENDINGS.values(), *REMEDIES.values()) for ending in group
+    ]
     assert [ending for ending in known if ending_of(f"a{ending}") != ending] == []
