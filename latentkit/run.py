@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -232,7 +232,7 @@ def _foretell(recipe: EncodeRecipe, options: RunOptions) -> str:
         parts = open_line(line, recipe, options)
         lines.append(foretell(parts.folder, parts.inputs, parts.settings))
         lines += [f"  column {text}" for text in describe_entries(parts.inputs)]
-        lines += [f"  note {text}" for text in list_remarks(parts.inputs.remarks, MOST_REMARKS, "latentkit inspect --json")]
+        lines += [f"  note {text}" for text in list_remarks(parts.inputs.remarks, MOST_REMARKS)]
     return "\n".join(lines)
 
 
@@ -279,9 +279,10 @@ def open_line(line: Line, recipe: EncodeRecipe, options: RunOptions = DEFAULT_OP
 
 
 def _encode_line(line: Line, recipe: EncodeRecipe, opened: OpenLine, passed: Passed | None) -> tuple[EncodeSummary, str | None]:
+    from latentkit.contracts import StreamSource
     from latentkit.encode import encode_source
     from latentkit.preview import preview_suffix, store_preview
-    from latentkit.store.dataset import DATASET
+    from latentkit.store.dataset import DATASET, restate_remarks
 
     folder, inputs = opened.folder, opened.inputs
     before = folder.read(DATASET) if folder.exists(DATASET) else None
@@ -290,6 +291,8 @@ def _encode_line(line: Line, recipe: EncodeRecipe, opened: OpenLine, passed: Pas
     summary = encode_source(
         folder, inputs, opened.executor, opened.device, opened.settings, text, show_progress=shown, is_compared=is_compared
     )
+    if not isinstance(inputs.source, StreamSource):
+        restate_remarks(folder, [asdict(remark) for remark in inputs.remarks])
     summary = summary if passed is None else passed.summary + summary
     if not recipe.preview or not shown:
         return summary, None

@@ -17,6 +17,7 @@ from latentkit.contracts import LatentLayout, Normalization, Remark
 from latentkit.errors import DamagedError, PluginError, SourceError, StoreError
 from latentkit.masks import MASK, masked_axes
 from latentkit.overrides import in_shell
+from latentkit.store.claims import Claims
 from latentkit.store.columns import read_parquet
 from latentkit.store.folder import Folder, canonical_json
 from latentkit.store.index import COLUMNS, ReadUnit, index_bytes, index_of_chain, read_unit
@@ -138,8 +139,31 @@ def dataset_json(
     error = summarize_error(unit.header.metadata for unit in used)
     if error is not None:
         document["quantisation"] = {**error, **description.decoded}
-    document["sha256"] = hashlib.sha256(canonical_json(document).encode()).hexdigest()
-    return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()
+    return _sealed(document)
+
+
+def restate_remarks(folder: Folder, remarks: Sequence[Mapping[str, Any]]) -> None:
+    """Let dataset.json say what its source remarks now, though none of its samples has changed.
+
+    Raises:
+        StoreError: there is no finished dataset.
+    """
+    claims = Claims(folder)
+    if read_dataset(folder)["source"].get("remarks", []) == [*remarks]:
+        return
+    with claims.beating():
+        if not claims.take("finalize"):
+            return  # another process closes a later plan, and says it then
+        document = read_dataset(folder)
+        others = {name: said for name, said in document["source"].items() if name != "remarks"}
+        document["source"] = {**others, "remarks": [*remarks]} if remarks else others
+        folder.replace(DATASET, _sealed(document))
+
+
+def _sealed(document: dict[str, Any]) -> bytes:
+    """A document with its own sha256, as dataset.json holds it."""
+    sealed = {**document, "sha256": hashlib.sha256(canonical_json(document).encode()).hexdigest()}
+    return (json.dumps(sealed, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def _used(units: Mapping[str, ReadUnit], index: pa.Table) -> list[ReadUnit]:

@@ -25,6 +25,7 @@ from latentkit.repair import repair_dataset
 from latentkit.sources.remarks import list_remarks, merged
 from latentkit.store.compact import compact
 from latentkit.store.contents import column_filling, describe_filling, row_remarks
+from latentkit.store.verify import verify_dataset
 
 LEFT_OUT = "left out by their ending .heic"
 MISSING = "a caption that names no file"
@@ -129,6 +130,24 @@ def test_remarks_stay_when_a_dataset_is_compacted_or_repaired(recipe: Run, tmp_p
     assert (tmp_path / "out" / "dataset.json").read_bytes() == document
     assert compact(folder).units_after == 1
     assert inspect_dataset(str(folder))["remarks"] == remarks
+
+
+def test_remarks_of_a_run_with_nothing_to_do_take_the_place_of_older_ones(
+    waves: Any, recipe: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lk.run(recipe())
+    before = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    for now in ([Remark("another", 4, "z")], []):
+        monkeypatch.setattr(waves.Waves, "remarks", lambda self, now=now: now)
+        data = lk.run(recipe())
+        assert data.remarks[: len(now)] == now
+        assert [str(remark) for remark in data.remarks[len(now) :]] == of_samples(waves)
+    after = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    assert before["source"].pop("remarks")
+    differing = {name for name in {*before, *after} if before.get(name) != after.get(name)}
+    assert differing == {"sha256"}
+    assert not verify_dataset(str(tmp_path / "out")).damage
+    assert not list((tmp_path / "out" / "claims").iterdir())
 
 
 def test_skipped_samples_are_named(
