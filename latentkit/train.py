@@ -106,7 +106,9 @@ def train(
     with contextlib.closing(log), run.stop.watching(), _explain_memory(run.state), many_graphs(settings.compile):
         with contextlib.closing(read_batches(source, views, shares, run.state.position, bad)) as batches:
             _train_steps(run, rehearse(run, batches), saver, order, evaluate)
-        left_out = {source[index].key: reason for index, reason in sorted(bad.reasons.items())}
+        # Not source[index]: a sample may be bad because the source can't give it.
+        entries = enumerate(source.entries()) if bad.reasons else ()
+        left_out = {entry.key: bad.reasons[index] for index, entry in entries if index in bad.reasons}
         finish(run, model, source, views, folder, left_out)
     path, state = folder / "model", run.state
     return TrainResult(path, state.step, len(bad.reasons), state.num_skipped_steps, best=state.best)

@@ -31,11 +31,14 @@ def try_samples(source: Source, prepare: Callable[[Sample], Iterable[object]], o
     count = min(len(source), NUM_TRIED)
 
     def tried(place: int) -> tuple[str, bool]:
-        sample = source[place * len(source) // count]
+        index = place * len(source) // count
+        name = f"sample {index}"
         try:
-            return "", any(_is_enlarged(view) for view in retried(lambda: list(prepare(sample)), f"sample {sample.key!r}"))
+            sample = retried(lambda: source[index], name)
+            name = repr(sample.key)
+            return "", any(_is_enlarged(view) for view in retried(lambda: list(prepare(sample)), f"sample {name}"))
         except SampleError as error:
-            return f"{sample.key!r}: {error}", False
+            return f"{name}: {error}", False
 
     with ThreadPoolExecutor(share_of_cores()) as pool:
         found = list(pool.map(tried, range(count)))

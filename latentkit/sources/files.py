@@ -87,7 +87,8 @@ class LocalFiles:
         """See `Files`; links are followed, but never in a circle."""
         if not self.root.is_dir():
             what = "is a file, not a folder" if self.root.exists() else "does not exist"
-            raise SourceError(f"source folder: {self.root} {what}; expected a folder of media files")
+            expected = "expected a folder of media files; the source datasets reads tars and tables"
+            raise SourceError(f"source folder: {self.root} {what}; {expected}")
         listing = Listing()
         try:
             self._visit("", frozenset(), recursive, listing)

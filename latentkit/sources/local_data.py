@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from datasets.data_files import DataFilesDict, get_data_patterns
-from datasets.exceptions import DatasetsError
-
 from latentkit.contracts import BuildContext, Remark
 from latentkit.errors import SourceError
+from latentkit.sources.files import LocalFiles
 from latentkit.sources.path_table import PathTable, open_path_table
 from latentkit.sources.patterns import find_matches, is_pattern
+from latentkit.sources.splits import split_files
 from latentkit.sources.tars import TAR_ENDINGS
 from latentkit.sources.webdataset import TarSource, TarStream, is_tar, open_tars
 
@@ -61,21 +60,16 @@ def list_files(config: DatasetsConfig, recipe_dir: Path) -> list[Path] | None:
     return files
 
 
-def _open_folder(config: DatasetsConfig, context: BuildContext, place: Path) -> TarSource | TarStream | None:
-    """The tars of a folder by split, unless other data files in it are more."""
-    try:
-        found = DataFilesDict.from_patterns(get_data_patterns(str(place)), base_path=str(place))
-    except (DatasetsError, OSError, ValueError):
-        return None
-    names = {str(split): [os.path.relpath(file, place).replace(os.sep, "/") for file in files] for split, files in found.items()}
-    splits = {split: [name for name in files if is_tar(name)] for split, files in names.items()}
-    splits = {split: tars for split, tars in splits.items() if tars}
-    others = [name for files in names.values() for name in files if not is_tar(name)]
-    tars = [name for files in splits.values() for name in files]
+def _open_folder(config: DatasetsConfig, context: BuildContext, place: Path) -> TarSource | TarStream | PathTable | None:
+    """The tars of a folder by split, unless other data files in it are more; or the only file in it, a table of paths."""
+    found = sorted(LocalFiles(place).list(recursive=True).files)
+    tars, others = [name for name in found if is_tar(name)], [name for name in found if not is_tar(name)]
+    if len(others) == 1 and not tars:
+        return open_path_table(config, place / others[0])
     if not tars or _are_more(others, tars):
         return None
     remarks = [Remark("files beside tars, not read", len(others), others[0])] if others else []
-    return open_tars(config, context, place, splits, remarks)
+    return open_tars(config, context, place, split_files(tars), remarks)
 
 
 def _are_more(others: Sequence[str], tars: Sequence[str]) -> bool:

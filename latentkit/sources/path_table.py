@@ -15,11 +15,10 @@ import datasets
 from latentkit.builtin import TABLE_ENDINGS
 from latentkit.contracts import Entry, Remark, Sample
 from latentkit.errors import SampleError, SourceError
-from latentkit.sources.captions import name_caption
-from latentkit.sources.encodings import UTF8
+from latentkit.sources.captions import TEXT_ENDINGS, name_caption
 from latentkit.sources.files import Files, LocalFiles
 from latentkit.sources.table_rows import Table, holds_media, plain, read_table
-from latentkit.sources.tables import FILE_COLUMNS, FileNames, choose_file_column, encoding_remark, plain_name
+from latentkit.sources.tables import FILE_COLUMNS, FileNames, choose_file_column, plain_name
 
 if TYPE_CHECKING:
     from latentkit.builtin import DatasetsConfig
@@ -90,15 +89,15 @@ def open_path_table(config: DatasetsConfig, file: Path) -> PathTable | None:
         return None
     finder = _Finder(files)
     try:
-        column, found = choose_file_column(table, "", finder, config.media)
+        chosen = choose_file_column(table, "", finder, config.media)
     except SourceError as err:
         if column_of_paths(table, config.media):
             raise SourceError(f"source datasets: {err}; files on the web have to be fetched first, as img2dataset does") from err
         return None
-    rows, again = _rows(table, column, found, finder, config)
-    remarks = [Remark("rows of a table that name a file which an earlier row names, not used", len(again), again[0])] if again else []
-    if table.encoding != UTF8:
-        remarks.append(encoding_remark(table.encoding, 1, table.name))
+    rows, again = _rows(chosen.table, chosen.name, chosen.files, finder, config)
+    remarks = chosen.remarks()
+    if again:
+        remarks.append(Remark("rows of a table that name a file which an earlier row names, not used", len(again), again[0]))
     return PathTable(files, _part(rows, config, table.name), remarks)
 
 
@@ -170,6 +169,7 @@ class _Finder:
         self._files = files
         self._root = files.name("").replace(os.sep, "/").rstrip("/") + "/"
         self._folders: dict[str, FileNames | None] = {}
+        self._all: FileNames | None = None
         self.stamps: dict[str, str] = {}
 
     def find(self, name: str, folder: str) -> list[str]:
@@ -183,6 +183,14 @@ class _Finder:
         names = self._names_in(folder)
         found = [f"{folder}/{one}" if folder else one for one in names.find(base, "")] if names is not None else []
         return [path for path in found if self._is_there(path)]
+
+    def find_elsewhere(self, name: str, folder: str) -> list[str]:
+        """See `FileNames.find_elsewhere`; looks into all folders below the table's."""
+        if self._all is None:
+            files = self._files.list(recursive=True).files
+            stems = {path: path.rsplit(".", 1)[0] for path in files if not path.lower().endswith((*TABLE_ENDINGS, *TEXT_ENDINGS))}
+            self._all = FileNames(stems, (), self._files.name(""))
+        return [path for path in self._all.find_elsewhere(name, "") if self._is_there(path)]
 
     def key(self, name: str) -> str:
         """A path in its shortest form; relative where it is below the table's folder."""

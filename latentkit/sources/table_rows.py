@@ -17,6 +17,7 @@ from latentkit.sources.encodings import UTF8, UnknownEncodingError, decode_text
 from latentkit.sources.files import Files
 
 DELIMITERS = ",;\t|"
+SNIFFED_LINES = 10
 PATH_OF_ENTRY = "file_name"
 """The column that gets the names of entries, where a JSON object has one for each file."""
 
@@ -37,6 +38,14 @@ class Table:
     def columns(self) -> list[str]:
         """All names of columns, in the order in which they come."""
         return list(dict.fromkeys(column for _, row in self.rows for column in row))
+
+    def without_names(self) -> Table:
+        """The same, where the first line of a text is a row too, as in LJSpeech; the columns are file_name, text, column_3 ..."""
+        names = self.columns()
+        new = [PATH_OF_ENTRY, "text", *(f"column_{number}" for number in range(3, len(names) + 1))]
+        rows = [("line 1", dict(zip(names, names, strict=True))), *self.rows]
+        renamed = [(where, {to: row.get(name) for name, to in zip(names, new, strict=False)}) for where, row in rows]
+        return Table(self.name, renamed, self.encoding)
 
 
 def read_table(files: Files, path: str) -> Table:
@@ -172,8 +181,13 @@ def _csv_rows(name: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _delimiter(name: str, text: str) -> str:
-    """What parts the names in the first line into most; a comma where there is one name."""
+    """What parts the first lines into equally many columns, as many as can be; a comma where there is one column."""
     if name.lower().endswith(".tsv"):
         return "\t"
-    first = text.lstrip("\r\n").split("\n", 1)[0]
-    return max(DELIMITERS, key=lambda sign: (len(next(csv.reader([first], delimiter=sign), [])), -DELIMITERS.index(sign)))
+    lines = text.lstrip("\r\n").splitlines()[:SNIFFED_LINES]
+
+    def fit(sign: str) -> tuple[bool, int, int]:
+        counts = [len(row) for row in csv.reader(lines, delimiter=sign) if row]
+        return len(set(counts)) == 1 and counts[0] > 1, max(counts[:1], default=0), -DELIMITERS.index(sign)
+
+    return max(DELIMITERS, key=fit)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from latentkit.contracts import Remark
 from latentkit.errors import SourceError
-from latentkit.sources.captions import name_caption, normal_form
+from latentkit.sources.captions import CAPTION_COLUMNS, name_caption, normal_form
 from latentkit.sources.encodings import UTF8
 from latentkit.sources.files import Files
 from latentkit.sources.table_rows import Table, read_table
@@ -34,6 +34,8 @@ class FindsFiles(Protocol):
 
     def find(self, name: str, folder: str) -> list[str]: ...
 
+    def find_elsewhere(self, name: str, folder: str) -> list[str]: ...
+
 
 class FileNames:
     """Finds the file that a table means: by its path, with "/" or Windows' backslashes, from the table's folder or from the source's,
@@ -51,6 +53,7 @@ class FileNames:
         self._roots = {one.replace(os.sep, "/").rstrip("/") + "/" for one in (root, os.path.realpath(root))}
         self._folded: dict[str, list[str]] = {}
         self._endless: dict[str, list[str]] = {}
+        self._by_name: dict[str, list[str]] = {}
 
     def find(self, name: str, folder: str) -> list[str]:
         """Paths of the files that a name in a table in `folder` may mean; more than one where it can't be told."""
@@ -67,6 +70,22 @@ class FileNames:
                     exact = [one for one in found if normal_form(one) == normal_form(path)]
                     return exact or found
         return next((found for path in paths if (found := self._endless.get(normal_form(path)))), [])
+
+    def find_elsewhere(self, name: str, folder: str) -> list[str]:
+        """Paths below `folder` that end as the name does: a bare name in another folder, or a path of another machine."""
+        if not self._by_name:
+            for path, stem in self._stems.items():
+                for form in {normal_form(os.path.basename(one)) for one in (path, stem)}:
+                    self._by_name.setdefault(form, []).append(path)
+        parts = os.path.normpath(name.strip().replace("\\", "/")).replace(os.sep, "/").split("/")
+        start = f"{folder}/" if folder else ""
+        found = [path for path in self._by_name.get(normal_form(parts[-1]), ()) if path.startswith(start)]
+        for number in range(len(parts) - 1, 0, -1):
+            end = "/" + normal_form("/".join(parts[-number:]))
+            spellings = {path: (f"/{normal_form(path)}", f"/{normal_form(self._stems[path])}") for path in found}
+            if longest := [path for path, pair in spellings.items() if any(one.endswith(end) for one in pair)]:
+                return longest
+        return found
 
     def _relative(self, name: str, folder: str) -> tuple[str, ...]:
         """The paths below the root that a name may stand for."""
@@ -133,22 +152,61 @@ def read_tables(files: Files, tables: Sequence[str], names: FileNames, must_fit:
     return merged
 
 
-def choose_file_column(table: Table, folder: str, names: FindsFiles, wanted: str | None = None) -> tuple[str, list[list[str]]]:
-    """The column that names files, and for each row the files that it may mean.
+@dataclass(frozen=True)
+class FileColumn:
+    """The column of a table that names files.
 
-    Of the usual names the one with most cells that name a file; else any other column of texts that does.
+    Args:
+        table: the table; without its first line as names where that is a row too.
+        name: of the column.
+        files: for each row the files that it may mean.
+        is_elsewhere: the files are found by the ends of their paths, below the table's folder.
+    """
+
+    table: Table
+    name: str
+    files: list[list[str]]
+    is_elsewhere: bool = False
+
+    def remarks(self) -> list[Remark]:
+        """How the table was read, where that may surprise."""
+        found = sum(map(bool, self.files))
+        elsewhere = Remark("rows of tables whose file was found by its name, in another folder than the row says", found, self.table.name)
+        encoding = encoding_remark(self.table.encoding, 1, self.table.name)
+        return [elsewhere] * self.is_elsewhere + [encoding] * (self.table.encoding != UTF8)
+
+
+def choose_file_column(table: Table, folder: str, names: FindsFiles, wanted: str | None = None) -> FileColumn:
+    """The column that names files, and the files that its rows may mean.
+
+    Of the usual names the one with most cells that name a file, else any other column of texts that does. Where no cell does, the first
+    line may be a row instead of names, and the files may lie in other folders than the rows say.
 
     Raises:
         SourceError: no cell of any names a file; lists the columns that were looked at.
     """
+    for is_elsewhere, find in ((False, names.find), (True, names.find_elsewhere)):
+        read = _with_first_line(table, folder, find)
+        for group in _groups(read, wanted):
+            found = {column: [_find(row.get(column), folder, find) for _, row in read.rows] for column in group}
+            counts = {column: sum(len(files) == 1 for files in found[column]) for column in group}
+            best = max(group, key=counts.__getitem__)
+            if counts[best] or (any(found[best]) and not is_elsewhere):
+                return FileColumn(read, best, found[best], is_elsewhere)
+    raise SourceError(_names_nothing(table, next(iter(_groups(table, wanted)), [])))
+
+
+def _with_first_line(table: Table, folder: str, find: Callable[[str, str], list[str]]) -> Table:
+    """The table; where the first line of a text names a file too, with that as a row."""
+    unusual = [name for name in table.columns() if plain_name(name) not in (*FILE_COLUMNS, *CAPTION_COLUMNS)]
+    return table.without_names() if any(_find(name, folder, find) for name in unusual) else table
+
+
+def _groups(table: Table, wanted: str | None) -> list[list[str]]:
+    """The columns that may name files: those of usual names in their order, then the others."""
     columns = table.columns() if wanted is None else [wanted]
     usual = sorted((one for one in columns if plain_name(one) in FILE_COLUMNS), key=lambda one: FILE_COLUMNS.index(plain_name(one)))
-    others = [one for one in columns if one not in usual]
-    for group in (usual, others):
-        found = {column: [_find(row.get(column), folder, names) for _, row in table.rows] for column in group}
-        if group and (best := max(group, key=lambda column: sum(map(bool, found[column])))) and any(found[best]):
-            return best, found[best]
-    raise SourceError(_names_nothing(table, usual or others))
+    return [group for group in (usual, [one for one in columns if one not in usual]) if group]
 
 
 def _names_nothing(table: Table, looked_at: Sequence[str]) -> str:
@@ -161,17 +219,18 @@ def _names_nothing(table: Table, looked_at: Sequence[str]) -> str:
     return f"{table.name}, {where}: there is no file {first!r} in the source, nor one that another row names; {looked}; {advice}"
 
 
-def _find(cell: Any, folder: str, names: FindsFiles) -> list[str]:
-    return names.find(cell, folder) if isinstance(cell, str) and cell.strip() else []
+def _find(cell: Any, folder: str, find: Callable[[str, str], list[str]]) -> list[str]:
+    return find(cell, folder) if isinstance(cell, str) and cell.strip() else []
 
 
 def _match(table: Table, folder: str, names: FileNames) -> TableColumns:
-    column, found = choose_file_column(table, folder, names)
-    said = TableColumns()
+    chosen = choose_file_column(table, folder, names)
+    table, column = chosen.table, chosen.name
+    said = TableColumns(remarks=chosen.remarks())
     gone: list[str] = []
     unsure: list[str] = []
     again: list[str] = []
-    for (where, row), paths in zip(table.rows, found, strict=True):
+    for (where, row), paths in zip(table.rows, chosen.files, strict=True):
         if len(paths) != 1:
             (unsure if paths else gone).append(f"{table.name}, {where}: {row.get(column)!r}" + (f" ({', '.join(paths)})" if paths else ""))
         elif paths[0] in said.columns:
@@ -184,8 +243,6 @@ def _match(table: Table, folder: str, names: FileNames) -> TableColumns:
         "rows of tables that name a file which an earlier row names": again,
     }
     said.remarks += [Remark(f"{text}, not used", len(rows), rows[0]) for text, rows in kinds.items() if rows]
-    if table.encoding != UTF8:
-        said.remarks.append(encoding_remark(table.encoding, 1, table.name))
     return said
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
@@ -18,6 +20,7 @@ from latentkit.builtin import PICTURE_SUFFIXES
 from latentkit.contracts import BuildContext, Entry, ModalitySpec, Remark, Sample, Shard
 from latentkit.errors import SampleError, SourceError
 from latentkit.plugins import discover
+from latentkit.runtime.cores import num_cores
 from latentkit.sources.encodings import UTF8
 from latentkit.sources.files import Files, LocalFiles
 from latentkit.sources.shards import (
@@ -241,7 +244,8 @@ def open_tars(
     try:
         if config.streaming:
             return _open_stream(files, shards[config.split], reader, root, remarks)
-        indexed = {name: [index_tar(files, shard) for shard in shards[name]] for name in wanted}
+        with ThreadPoolExecutor(num_cores()) as threads:
+            indexed = {name: list(threads.map(functools.partial(index_tar, files), shards[name])) for name in wanted}
     except OSError as err:
         raise SourceError(f"source datasets: {root}: a tar can't be read: {err}") from err
     except KeyError as err:

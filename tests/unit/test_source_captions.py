@@ -223,6 +223,35 @@ def test_name_in_the_other_form_of_accents_is_found(forms: tuple[str, str], tmp_
     assert list(texts(source).values()) == ["a beetle"]
 
 
+@pytest.mark.parametrize("name", ["a.png", "a", "/home/other/data/x/a.png", "D:\\data\\x\\a.png"])
+def test_files_in_other_folders_are_found_where_no_row_fits_as_it_stands_and_it_is_remarked(name: str, tmp_path: Path) -> None:
+    rows = [{"image": name, "caption": "it"}, {"image": name.replace("a", "gone"), "caption": "no"}]
+    write(tmp_path, {"train/x/a.png": "x", "train/y/b.png": "y", "list.jsonl": "\n".join(map(json.dumps, rows))})
+    source = open_folder(tmp_path)
+    assert texts(source) == {"train/x/a.png": "it", "train/y/b.png": None}
+    assert remarks(source)["rows of tables whose file was found by its name, in another folder than the row says"] == 1
+    write(tmp_path, {"train/y/a.png": "z"})
+    is_unsure = "x" not in name
+    assert texts(open_folder(tmp_path))["train/x/a.png"] == (None if is_unsure else "it")
+
+
+def test_file_that_is_gone_is_not_taken_for_one_of_its_name_in_another_folder(tmp_path: Path) -> None:
+    write(tmp_path, {"other/a.png": "x", "b.png": "y", "list.csv": "image,text\na.png,of a\nb.png,of b\n"})
+    assert texts(open_folder(tmp_path)) == {"other/a.png": None, "b.png": "of b"}
+
+
+def test_signs_inside_captions_do_not_part_columns(tmp_path: Path) -> None:
+    write(tmp_path, {"a.png": "x", "b.png": "y", "list.csv": "image\tcaption, long\na.png\tone, two; three\nb.png\tfour\n"})
+    assert open_folder(tmp_path)[0].attributes == {"caption, long": "one, two; three"}
+
+
+def test_table_without_names_of_columns_is_read(tmp_path: Path) -> None:
+    write(tmp_path, {"wavs/LJ1.wav": "x", "wavs/LJ2.wav": "y", "metadata.csv": "LJ1|One.|one\nLJ2|Two, and.|two and\n"})
+    source = open_folder(tmp_path, suffixes=[".wav"])
+    assert source[1].attributes == {"label": "wavs", "text": "Two, and.", "column_3": "two and"}
+    assert source[0].attributes["text"] == "One."
+
+
 def test_name_that_fits_several_files_is_named_and_not_used(tmp_path: Path) -> None:
     write(tmp_path, {"a.png": "x", "a.jpg": "y", "b.png": "z", "list.csv": "image,text\na,which?\nb,one\n"})
     source = open_folder(tmp_path)

@@ -76,6 +76,18 @@ def test_paths_may_be_absolute_climb_or_be_written_otherwise(tmp_path: Path) -> 
     assert [source[index].read() for index in range(6)] == [b"a", b"b", b"c", b"d", b"e", b"b"]
 
 
+def test_folder_of_one_table_is_the_table(tmp_path: Path) -> None:
+    write(tmp_path, {"far/a.png": "x", "lists/t.csv": "image,text\n../far/a.png,it\n"})
+    assert [entry.key for entry in open_table(tmp_path / "lists").entries()] == ["../far/a.png"]
+
+
+def test_files_in_a_folder_below_are_found_where_no_row_fits_as_it_stands(tmp_path: Path) -> None:
+    write(tmp_path, {"images/0.png": "zero", "images/1.png": "one", "t.csv": "id,caption\n1,first\n0,second\n7,gone\n"})
+    source = open_table(tmp_path / "t.csv")
+    assert [entry.key for entry in source.entries()] == ["images/1.png", "images/0.png", "7"]
+    assert [remark.count for remark in source.remarks()] == [2]
+
+
 def test_row_whose_file_is_gone_or_unsure_is_a_bad_sample_until_it_is_there(tmp_path: Path) -> None:
     write(tmp_path, {"a.png": "x", "b.png": "x", "b.jpg": "x", "t.csv": "image,text\na.png,1\ngone.png,2\nb,3\n,4\na.png,5\n"})
     source = open_table(tmp_path / "t.csv")

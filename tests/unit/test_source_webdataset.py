@@ -18,12 +18,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset
+from PIL import Image
 
+import latentkit as lk
 from latentkit.builtin import DatasetsConfig, latentkit_sources
 from latentkit.contracts import BuildContext, Entry, Sample, Source, StreamSource
 from latentkit.errors import SampleError, SourceError
 from latentkit.sources.datasets import open_datasets
+from latentkit.sources.files import LocalFiles
 from latentkit.sources.shards import split_name
+from latentkit.sources.splits import split_files
+from latentkit.sources.tars import Member, Tar, list_members
 from latentkit.sources.webdataset import TarSource, TarStream
 from latentkit.testing import SourceContract, StreamSourceContract
 
@@ -316,9 +321,28 @@ def test_split_names_tars_and_slices_count_samples(tmp_path: Path) -> None:
     assert [sample.key for sample in list_samples(open_tars(tmp_path / "wds"))] == ["train-0", "train-1", "train-2"]
     chosen = open_tars(tmp_path / "wds", split="test+train[1:]")
     assert [sample.key for sample in list_samples(chosen)] == ["test-0", "train-1", "train-2"]
-    assert "has no split 'validation'; it has train, test" in find_error(tmp_path / "wds", split="validation")
+    assert "has no split 'validation'; it has test, train" in find_error(tmp_path / "wds", split="validation")
     assert [shard.name for shard in open_stream(tmp_path / "wds", split="test").shards()] == ["test-0.tar"]
     assert "no data" in find_error(tmp_path / "wds", split="train[:0]")
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        *(("train-0.tar", "train"), ("a/val/0.tar", "validation"), ("x_test.tar", "test"), ("eval.0.tar", "test"), ("0.tar", "train")),
+        *(("training/0.tar", "train"), ("latest/0.tar", "train"), ("strain-0.tar", "train"), ("train/dev-1.tar", "validation")),
+    ],
+)
+def test_split_of_a_file_is_the_last_word_for_one_in_its_path(name: str, split: str) -> None:
+    assert split_files([name]) == {split: [name]}
+
+
+def test_linked_tars_and_folders_of_them_are_read(tmp_path: Path) -> None:
+    fill(tmp_path / "far", ["0.tar", "sub/1.tar"])
+    (tmp_path / "wds").mkdir()
+    (tmp_path / "wds" / "0.tar").symlink_to(tmp_path / "far" / "0.tar")
+    (tmp_path / "wds" / "more").symlink_to(tmp_path / "far" / "sub")
+    assert [sample.media for sample in list_samples(open_tars(tmp_path / "wds"))] == [b"of 0.tar", b"of sub/1.tar"]
 
 
 @pytest.mark.parametrize("name", ["a.tar.gz", "a.tgz", "a.tar.bz2", "a.tar.xz", "a.tar"])
@@ -330,6 +354,56 @@ def test_compressed_tars_are_read_whatever_they_are_called(name: str, tmp_path: 
     assert [(sample.media, sample.attributes.get("text")) for sample in list_samples(source)] == [(b"x", "t"), (b"y", None)]
     assert [sample.media for sample in list_samples(open_tars(tmp_path / "wds"))] == [b"x", b"y"]
     assert len(list((tmp_path / "cache" / "latentkit-tars").iterdir())) == 1
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_files_are_where_the_standard_library_finds_them(form: int, tmp_path: Path) -> None:
+    names = ["a.jpg", f"{'folder/' * 20}b.jpg", "zoë/ü.jpg", "x y.jpg"] + ([f"{'n' * 300}.jpg"] if form != tarfile.USTAR_FORMAT else [])
+    with tarfile.open(tmp_path / "a.tar", "w", format=form) as tar:
+        for number, name in enumerate(names):
+            member = tarfile.TarInfo(name)
+            member.size, member.mtime = 300 * number, 1.5 if form == tarfile.PAX_FORMAT else 1
+            tar.addfile(member, io.BytesIO(bytes([number]) * member.size))
+            link = tarfile.TarInfo(f"{name}.link")
+            link.type, link.linkname = tarfile.SYMTYPE, "m" * (99 + 200 * (form != tarfile.USTAR_FORMAT))
+            tar.addfile(link)
+    tar = Tar(LocalFiles(tmp_path), "a.tar")
+    members, damage = list_members(tar)
+    with tarfile.open(tmp_path / "a.tar") as opened:
+        expected = [Member(one.name, one.offset_data, one.size) for one in opened if one.isreg()]
+    assert (members, damage) == (expected, "")
+    assert [member.name for member in members] == names
+
+
+def test_tar_with_sparse_files_or_settings_for_all_is_read_by_the_standard_library(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "for all"}) as tar:
+        member = tarfile.TarInfo("a.jpg")
+        member.size = 5
+        tar.addfile(member, io.BytesIO(b"media"))
+    assert [sample.media for sample in list_samples(open_tars(tmp_path / "a.tar"))] == [b"media"]
+
+
+@pytest.mark.parametrize("byte", [0, 0x80, 0xFF, ord("7"), ord("-")])
+def test_damage_of_any_byte_of_a_header_is_a_remark_never_a_crash(byte: int, tmp_path: Path) -> None:
+    with webdataset.TarWriter(str(tmp_path / "whole.tar")) as writer:  # with a pax header before each file
+        writer.write({"__key__": "a" * 120, "jpg": b"x", "txt": "t"})
+    whole = (tmp_path / "whole.tar").read_bytes()
+    tar = Tar(LocalFiles(tmp_path), "a.tar")
+    for position in [*range(512, 600), *range(600, 1536, 23)]:
+        content = bytearray(whole)
+        content[position] = byte
+        (tmp_path / "a.tar").write_bytes(content)
+        members, damage = list_members(tar)
+        assert len(members) == 2 or damage
+
+
+def test_tar_damaged_in_the_middle_is_read_up_to_there(tmp_path: Path) -> None:
+    content = bytearray(tar_of([(f"{number}.jpg", f"media {number}") for number in range(3)]))
+    content[1024 + 5] ^= 1  # in the second header
+    (tmp_path / "a.tar").write_bytes(content)
+    source = open_tars(tmp_path / "a.tar")
+    assert [sample.media for sample in list_samples(source)] == [b"media 0"]
+    assert remarks(source) == {"damaged tars, read as far as they go": (1, "a.tar: damaged: bad checksum")}
 
 
 # ---------------------------------------------------------------- damage
@@ -376,10 +450,28 @@ def test_stream_reads_damaged_tars_as_far_as_they_go(tmp_path: Path) -> None:
     assert (first.key, last.key, first.read()) == ("a.tar/0", "b.tar/b", b"x" * 700)
     with pytest.raises(SampleError, match="cut off"):
         cut.read()
-    assert remarks(stream) == {"damaged tars, read as far as they go": (1, "a.tar: damaged: unexpected end of data")}
+    assert remarks(stream) == {"damaged tars, read as far as they go": (1, "a.tar: damaged: cut off: it lacks the zeros that end a tar")}
 
 
 def test_source_outlives_pickling(tmp_path: Path) -> None:
     fill(tmp_path / "wds", ["a.tar", "b.tar"])
     source = open_tars(tmp_path / "wds")
     assert list_samples(pickle.loads(pickle.dumps(source))) == list_samples(source)
+
+
+def test_encode_of_a_pattern_of_tars_reads_all_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def picture(level: int, kind: str) -> bytes:
+        memory = io.BytesIO()
+        Image.new("RGB", (32, 32), (level, 80, 40)).save(memory, kind)
+        return memory.getvalue()
+
+    first = [("0.jpg", picture(9, "JPEG")), ("0.json", {"caption": "first"}), ("1.png", picture(99, "PNG"))]
+    write_tar(tmp_path / "wds" / "00000.tar", first)
+    whole = tar_of([("2.webp", picture(199, "WEBP")), ("2.txt", "third"), ("3.png", picture(200, "PNG"))])
+    (tmp_path / "wds" / "00001.tar").write_bytes(whole[: len(whole.rstrip(b"\0")) - 20])
+    monkeypatch.chdir(tmp_path)
+    lk.encode("wds/{00000..00001}.tar", "out", encoder="tiny-kl", size=32, overrides={"preview": 0})
+    data = lk.open("out", columns=["text"])
+    assert [(row["key"], row["text"]) for row in data] == [("0", "first"), ("1", None), ("2", "third")]
+    monkeypatch.chdir("/")
+    assert lk.run(str(tmp_path / "out" / "recipe.yaml")).keys == data.keys

@@ -128,6 +128,15 @@ def test_a_share_of_bad_samples_that_would_end_the_run_ends_it_before_the_first_
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+def test_a_sample_that_the_source_cannot_give_is_left_out_and_recorded(recipe: dict[str, Any], tmp_path: Path) -> None:
+    photos = Path(recipe["source"]["with"]["path"])
+    first = min(photos.glob("*.png"))
+    first.with_suffix(".txt").write_bytes(b"\xff\x81\xfe")
+    latentkit.run(recipe)
+    left_out = json.loads((tmp_path / "run" / "result.json").read_text())["left_out"]
+    assert (list(left_out), left_out[first.name].partition(" can't")[0]) == ([first.name], f"its caption {first.stem}.txt")
+
+
 def test_a_loss_that_needs_a_posterior_is_refused_for_a_model_without_one(
     recipe: dict[str, Any], tmp_path: Path, taesd_folder: Path
 ) -> None:
