@@ -199,6 +199,11 @@ class ImageConfig(FramingConfig):
     """Modality `image`."""
 
     background: tuple[int, int, int] = Field((255, 255, 255), description="red, green, blue from 0 to 255 behind transparent parts")
+    resize: Literal["pillow", "lanczos", "draft"] = Field(
+        "pillow",
+        description="pillow: its Lanczos filter; lanczos: the same filter, nearer to the ideal and twice as fast; draft: like lanczos, but "
+        "of JPEGs decoded at a half, quarter or eighth of their size, at least twice the pixels needed",
+    )
     max_pixels: int = neutral(
         178_956_970, gt=0, description="pictures with more pixels are refused before they are decoded (decompression bombs)"
     )

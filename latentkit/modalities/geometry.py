@@ -21,6 +21,22 @@ Shape = tuple[int, int]
 
 
 @dataclass(frozen=True)
+class Shrink:
+    """How a picture was made smaller while it was decoded.
+
+    Args:
+        divisor: pixels of the original for one of the shrunk picture, along each side.
+        top: where the original's upper edge lies in the shrunk picture, in its pixels: inside it where that was turned over, since the
+            row that only partly shows the original then comes first.
+        left: the same of its left edge.
+    """
+
+    divisor: int = 1
+    top: float = 0.0
+    left: float = 0.0
+
+
+@dataclass(frozen=True)
 class Box:
     """A part of a picture, in pixels of the upright original; the corner counts from the top left one."""
 
@@ -32,6 +48,11 @@ class Box:
     def edges(self) -> tuple[float, float, float, float]:
         """Left, top, right, bottom: the order that Pillow wants."""
         return self.left, self.top, self.left + self.width, self.top + self.height
+
+    def shrunk(self, shrink: Shrink) -> Box:
+        """The same part of a picture that was shrunk."""
+        top, left, height, width = (side / shrink.divisor for side in (self.top, self.left, self.height, self.width))
+        return Box(top + shrink.top, left + shrink.left, height, width)
 
     def rounded(self) -> list[float]:
         """Top, left, height, width to a ten-thousandth of a pixel, for a ledger."""

@@ -14,9 +14,10 @@ from latentkit.buffers import BufferPool, prepared_memory
 from latentkit.contracts import BuildContext, InputSpec, Prepared, Sample
 from latentkit.errors import RecipeError
 from latentkit.modalities.framing import check_small, enlarged_remarks, target_shapes, unflipped, view_box
-from latentkit.modalities.geometry import Box, Shape, nearest_allowed, nearest_shape
-from latentkit.modalities.picture import decode_picture, open_picture
+from latentkit.modalities.geometry import Box, Shape, Shrink, nearest_allowed, nearest_shape
+from latentkit.modalities.picture import decode_picture, open_picture, shrink_on_load, upright_shape
 from latentkit.modalities.picture_formats import known_formats
+from latentkit.modalities.resizing import Levels, Resizer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     from latentkit.builtin import ImageConfig
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-
-LINES = {"L": "L", "RGB": "RGB;L", "RGBA": "RGBA;L"}
-"""Pillow's name for the pixels of a mode line by line, in each line channel after channel."""
 
 SHEET_GAP_PIXELS = 4
 SHEET_COLOUR = (255, 255, 255)
@@ -64,22 +62,39 @@ class ImageModality:
             OSError: the media can't be reached.
         """
         picture = open_picture(sample.read(), self._formats, self._config.max_pixels)
-        check_small(self._config, sample.key, (picture.height, picture.width))
+        if self._config.min_size != "target":
+            check_small(self._config, sample.key, (picture.height, picture.width))
+        shrink = Shrink()
+        if self._config.resize == "draft":
+            original = upright_shape(picture)
+            shrink = shrink_on_load(picture, self._cut(sample.key, original)[1])
         picture = decode_picture(picture, MODES[self._input.channels], self._config.background)
-        original = (picture.height, picture.width)
+        if shrink.divisor == 1:
+            original = (picture.height, picture.width)
+        if self._config.min_size == "target":
+            check_small(self._config, sample.key, original)
+        yield from self._views(sample.key, Resizer(picture, self._config.resize, shrink), original)
+
+    def _cut(self, key: str, original: Shape) -> tuple[dict[str, Box], float]:
+        """The box of every crop, and how many pixels of the picture a pixel of the result covers at least."""
         shape = nearest_shape(self._shapes, original)
-        crops: dict[str, tuple[Box, Image.Image]] = {}
+        crops = dict.fromkeys(unflipped(view) for view in self._config.views)
+        boxes = {crop: view_box(self._config, self._seed, key, crop, original, shape) for crop in crops}
+        return boxes, min(min(box.height / shape[0], box.width / shape[1]) for box in boxes.values())
+
+    def _views(self, key: str, resizer: Resizer, original: Shape) -> Iterator[Prepared]:
+        shape = nearest_shape(self._shapes, original)
+        boxes, _ = self._cut(key, original)
+        resized: dict[str, Levels] = {}
         for view in self._config.views:
             crop = unflipped(view)
-            if crop not in crops:
-                box = view_box(self._config, self._seed, sample.key, crop, original, shape)
-                crops[crop] = box, picture.resize((shape[1], shape[0]), Image.Resampling.LANCZOS, box=box.edges())
-            box, resized = crops[crop]
-            if view != crop:
-                resized = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            box = boxes[crop]
+            if crop not in resized:
+                resized[crop] = resizer.resize(box, shape)
+            levels = resized[crop] if view == crop else resized[crop][..., ::-1]
             geometry = {"height": original[0], "width": original[1], "crop": box.rounded(), "flip": view != crop}
             bucket, remarks = f"{shape[0]}x{shape[1]}", enlarged_remarks(box, shape)
-            yield Prepared(view, bucket, self._to_tensor(resized), geometry, remarks)
+            yield Prepared(view, bucket, self._to_tensor(levels), geometry, remarks)
 
     def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
         """Write a PNG with a row of pictures per inner sequence, whatever the sizes; parent folders are made.
@@ -97,14 +112,12 @@ class ImageModality:
         path.parent.mkdir(parents=True, exist_ok=True)
         _contact_sheet(rows).save(path, format="PNG")
 
-    def _to_tensor(self, picture: Image.Image) -> Tensor:
-        """(C, H, W) float32 of an 8-bit picture: 0 is the lower limit of the encoder's range, 255 the upper one, both exactly."""
+    def _to_tensor(self, levels: Levels) -> Tensor:
+        """(C, H, W) float32 of levels: 0 is the lower limit of the encoder's range, 255 the upper one, both exactly."""
         low, high = self._input.range
-        channels = len(picture.getbands())
-        lines = np.frombuffer(picture.tobytes("raw", LINES[picture.mode]), np.uint8).reshape(picture.height, channels, picture.width)
-        values = prepared_memory((channels, picture.height, picture.width), np.float32, self._buffers)
+        values = prepared_memory(levels.shape, np.float32, self._buffers)
         # Divided rather than multiplied by the inverse, which is not a float: 255 would miss the limit.
-        np.divide(lines.transpose(1, 0, 2), np.float32(255 / (high - low)), out=values, dtype=np.float32)
+        np.divide(levels, np.float32(255 / (high - low)), out=values, dtype=np.float32)
         np.add(values, np.float32(low), out=values)
         return torch.from_numpy(values)
 

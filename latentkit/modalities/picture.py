@@ -13,6 +13,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms, TiffImagePlugin, UnidentifiedImageError
 
 from latentkit.errors import SampleError
+from latentkit.modalities.geometry import Shrink
 from latentkit.modalities.picture_formats import CONTENT_ERRORS, JXL_SIGNATURES, describe_unread, read_jxl_header
 from latentkit.modalities.picture_headers import complete_header
 from latentkit.modalities.tiff_kinds import gray_levels
@@ -27,6 +28,9 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+# Orientations that are stored from the bottom up, and from the right to the left, as the upright picture has them.
+BOTTOM_FIRST, RIGHT_FIRST = (3, 4, 7, 8), (2, 3, 6, 7)
 
 COLOUR_SPACE_MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 
@@ -111,13 +115,43 @@ def decode_picture(picture: Image.Image, mode: str, background: tuple[int, int, 
         return _blend(_to_srgb(colours, profile), alpha, mode, background)
 
 
+def upright_shape(picture: Image.Image) -> tuple[int, int]:
+    """(height, width) that a JPEG will have once it is decoded and upright."""
+    is_turned = _orientation(picture) in (5, 6, 7, 8)
+    return (picture.width, picture.height) if is_turned else (picture.height, picture.width)
+
+
+def shrink_on_load(picture: Image.Image, factor: float) -> Shrink:
+    """Have an opened JPEG decoded smaller, where at least twice the pixels that are needed remain.
+
+    Args:
+        picture: not decoded yet.
+        factor: pixels of the picture for a pixel of the result, along the axis that has fewer.
+    """
+    divisor = next((number for number in (8, 4, 2) if factor >= 2 * number), 1)
+    if picture.format not in ("JPEG", "MPO") or divisor == 1:
+        return Shrink()
+    height, width = upright_shape(picture)
+    drafted = picture.draft(None, (picture.width // divisor, picture.height // divisor))
+    if drafted is None:
+        return Shrink()
+    orientation = _orientation(picture)
+    top = -height / divisor % 1 if orientation in BOTTOM_FIRST else 0.0
+    return Shrink(divisor, top, -width / divisor % 1 if orientation in RIGHT_FIRST else 0.0)
+
+
 def _turn_upright(picture: Image.Image) -> Image.Image:
     """A decoded picture as its EXIF orientation says; as it lies where the EXIF data is broken, like in any viewer."""
-    try:  # not ImageOps.exif_transpose: it refuses good pixels for bad EXIF data, which it also writes anew
-        method = UPRIGHT.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
-    except CONTENT_ERRORS:
-        return picture
+    # Not ImageOps.exif_transpose: it refuses good pixels for bad EXIF data, which it also writes again.
+    method = UPRIGHT.get(_orientation(picture))
     return picture if method is None else picture.transpose(method)
+
+
+def _orientation(picture: Image.Image) -> int:
+    try:
+        return int(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    except CONTENT_ERRORS:
+        return 1
 
 
 def _convert(picture: Image.Image, mode: str) -> Image.Image:

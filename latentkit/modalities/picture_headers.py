@@ -24,6 +24,9 @@ def complete_header(picture: Image.Image, media: bytes) -> None:
         check_tiff(picture)
     elif isinstance(picture, PngImagePlugin.PngImageFile):
         _scale_transparency(picture, depth=media[24], color_type=media[25])
+    elif picture.mode == "CMYK" and picture.format in ("JPEG", "MPO") and "adobe" not in picture.info:
+        # Adobe counts ink upside down, and programs differ about all others.
+        raise SampleError("CMYK JPEG without Adobe's mark, whose white is not known; save it as RGB")
     elif picture.format == "HEIF":
         _turn_heif(picture, media)
     elif picture.format == "JXL":

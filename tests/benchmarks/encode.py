@@ -1,9 +1,11 @@
 """Encoding: the whole pipeline beside the bare encoder, beside decoding alone, and beside the loops that people write today.
 
-    python tests/benchmarks/encode.py [--photos FOLDER] [--parts free sleep bare loops] [--images 24] [--rounds 3]
+    python tests/benchmarks/encode.py [--photos FOLDER] [--parts free resize sleep bare loops] [--images 24] [--rounds 3]
 
 free    an encoder that costs nothing: how near does the pipeline come to decoding and resizing the same JPEGs in as many threads as there
         are cores?
+resize  the same encoder that costs nothing: how much quicker are the other ways of the option `resize` than Pillow's, and on JPEGs of 12
+        megapixels?
 sleep   an encoder that sleeps as long as decoding takes: do the two overlap?
 bare    SD-sized AutoencoderKL with random weights at 256 px: how much is left of the same batches as ready tensors?
 loops   the same model beside a loop over a torch DataLoader (2 workers, float32, contiguous, a file per batch), and beside one picture at a
@@ -40,7 +42,8 @@ from latentkit.sources.folder import FolderSource
 from latentkit.store.folder import LocalFolder
 
 SIZE = 256
-PARTS = ["free", "sleep", "bare", "loops"]
+PARTS = ["free", "resize", "sleep", "bare", "loops"]
+WAYS = ["pillow", "lanczos", "draft"]
 
 
 class FreeEncoder:
@@ -63,13 +66,13 @@ class FreeEncoder:
         return {}
 
 
-def draw_photos(folder: Path, count: int) -> Path:
-    """JPEGs of ImageNet's usual size with photographic detail, for machines without a folder of photographs."""
+def draw_photos(folder: Path, count: int, height: int = 375, width: int = 500) -> Path:
+    """JPEGs, by default of ImageNet's usual size, with photographic detail, for machines without a folder of photographs."""
     generator = np.random.default_rng(0)
     folder.mkdir()
     for number in range(count):
-        rough = Image.fromarray(generator.integers(0, 256, (47, 63, 3), np.uint8)).resize((500, 375), Image.Resampling.BICUBIC)
-        noise = generator.normal(0, 8, (375, 500, 3))
+        rough = Image.fromarray(generator.integers(0, 256, (47, 63, 3), np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+        noise = generator.normal(0, 8, (height, width, 3))
         Image.fromarray((np.asarray(rough) + noise).clip(0, 255).astype(np.uint8)).save(folder / f"{number:05d}.jpg", quality=92)
     return folder
 
@@ -89,9 +92,9 @@ def save_sd_sized(folder: Path) -> Path:
     return folder
 
 
-def time_pipeline(source: FolderSource, encoder: Encoder, output: Path, batch_size: int, unit_size: int) -> float:
+def time_pipeline(source: FolderSource, encoder: Encoder, output: Path, batch_size: int, unit_size: int, resize: str = "pillow") -> float:
     """Seconds from source to closed dataset."""
-    modality = ImageModality(ImageConfig(size=SIZE), BuildContext(input=encoder.input))
+    modality = ImageModality(ImageConfig.model_validate({"size": SIZE, "resize": resize}), BuildContext(input=encoder.input))
     inputs = EncodeInputs(source, modality, ["plain"], lambda device: encoder, {"encoder.name": "benchmark"})
     settings = EncodeSettings(batch_size=batch_size, unit_size=unit_size, compile=False)
     begun = time.perf_counter()
@@ -181,6 +184,17 @@ def measure_decoding(source: FolderSource, scratch: Path, rounds: int, sleeping:
     report(f"{what}, {len(files)} JPEGs to {SIZE} px", limits[1:], ours[1:], len(files))
 
 
+def measure_resizing(source: FolderSource, scratch: Path, rounds: int, title: str) -> None:
+    """Part `resize`."""
+    times: dict[str, list[float]] = {way: [] for way in WAYS}
+    for number in range(rounds + 1):  # the first is the warm-up
+        for way in WAYS:
+            output = scratch / f"{title}-{way}-{number}"
+            times[way].append(time_pipeline(source, FreeEncoder(), output, 32, 512, way))
+    for way in WAYS[1:]:
+        report(f"free encoder, {title}, pillow beside resize: {way}", times["pillow"][1:], times[way][1:], len(source))
+
+
 def measure_bare(source: FolderSource, folder: Path, scratch: Path, rounds: int, batch_size: int) -> None:
     """Part `bare`."""
     encoder = DiffusersEncoder(folder, None, torch.float32, False, "cpu")
@@ -224,6 +238,10 @@ def main() -> None:
         scratch = Path(scratch_name)
         photos = given.photos or draw_photos(scratch / "photos", 1000)
         source = FolderSource(FolderConfig(path=str(photos)), BuildContext())
+        if "resize" in given.parts:
+            large = FolderSource(FolderConfig(path=str(draw_photos(scratch / "large", 16, 3024, 4032))), BuildContext())
+            measure_resizing(source, scratch, given.rounds, "photos")
+            measure_resizing(large, scratch, given.rounds, "12 megapixels")
         for part in ("free", "sleep"):
             if part in given.parts:
                 measure_decoding(source, scratch, given.rounds, part == "sleep")

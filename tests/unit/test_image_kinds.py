@@ -218,6 +218,21 @@ def test_cmyk_jpeg_of_adobe_counts_ink_upside_down() -> None:
     np.testing.assert_allclose(show(file.getvalue())[8, 8], [0, 255, 255], atol=1)
 
 
+def test_cmyk_jpeg_of_others_is_refused_since_its_white_is_not_known() -> None:
+    file = io.BytesIO()
+    Image.new("CMYK", (16, 16), (255, 0, 0, 0)).save(file, "JPEG")
+    media = file.getvalue()
+    at = media.index(b"\xff\xee")
+    unmarked = media[:at] + media[at + 2 + int.from_bytes(media[at + 2 : at + 4], "big") :]
+    assert "CMYK JPEG without Adobe's mark" in find_reason(unmarked)
+
+
+def test_jpeg_inside_a_tiff_is_right() -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16), (200, 100, 50)).save(file, "TIFF", compression="jpeg", quality=100)
+    np.testing.assert_allclose(show(file.getvalue())[8, 8], [200, 100, 50], atol=2)
+
+
 # ---------------------------------------------------------------- PNG, third edition
 
 
@@ -381,6 +396,14 @@ def test_profile_in_jpeg_2000_is_used() -> None:
 
 def test_color_space_of_jpeg_2000_that_is_not_read_is_refused() -> None:
     assert "color space 14" in find_reason(make_jp2(b"\1\0\0" + pack([14], ">", "I")))  # CIELab
+
+
+@pytest.mark.parametrize("is_linear", [False, True])
+def test_linear_colors_of_qoi_are_converted_to_srgb(is_linear: bool) -> None:
+    pixels = b"".join(b"\xfe" + bytes(color) for color in COLORS.tolist())
+    media = b"qoif" + struct.pack(">IIBB", 5, 1, 3, is_linear) + pixels + bytes(7) + b"\1"
+    expected = from_linear(COLORS / 255) if is_linear else COLORS
+    np.testing.assert_allclose(show(media)[0], expected, atol=2)
 
 
 @pytest.mark.parametrize("white", [100, 255, 1023, 4095, 65535])

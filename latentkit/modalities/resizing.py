@@ -1,0 +1,46 @@
+"""Resize one decoded picture, in the way that the recipe names, to as many crops as it wants."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from latentkit.modalities.geometry import Box, Shape, Shrink
+from latentkit.modalities.lanczos import resize_levels
+
+Levels = np.ndarray[Any, np.dtype[Any]]
+"""(C, H, W) whole numbers from 0 to 255, uint8 or float32."""
+
+LINES = {"L": "L", "RGB": "RGB;L", "RGBA": "RGBA;L"}
+"""Pillow's name for the pixels of a mode line by line, in each line channel after channel."""
+
+
+class Resizer:
+    """One picture, whose pixels are laid out once for all its crops.
+
+    Args:
+        picture: "L", "RGB" or "RGBA".
+        way: as the option `resize` of `ImageConfig`.
+        shrink: how it was made smaller while it was decoded.
+    """
+
+    def __init__(
+        self, picture: Image.Image, way: Literal["pillow", "lanczos", "draft"], shrink: Shrink
+    ) -> None:
+        self._picture = picture
+        self._shrink = shrink
+        self._levels = None
+        if way != "pillow":
+            self._levels = np.asarray(picture).reshape(picture.height, picture.width, -1)
+
+    def resize(self, box: Box, shape: Shape) -> Levels:
+        """A part of the original, in pixels of the original, at (height, width) `shape`."""
+        if self._levels is not None:
+            return resize_levels(self._levels, box.shrunk(self._shrink), shape)
+        resized = self._picture.resize(
+            (shape[1], shape[0]), Image.Resampling.LANCZOS, box=box.edges()
+        )
+        lines = np.frombuffer(resized.tobytes("raw", LINES[resized.mode]), np.uint8)
+        return lines.reshape(shape[0], -1, shape[1]).transpose(1, 0, 2)
