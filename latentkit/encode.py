@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentkit.bad_samples import are_too_many
-from latentkit.contracts import Encoder, Executor, Sample, Shard, StreamSource, UnitResult
+from latentkit.contracts import Encoder, Executor, StreamSource, UnitResult
 from latentkit.errors import DamagedError, FingerprintError, SourceError, StoreError
 from latentkit.masks import without_mask
 from latentkit.numerics import fixed_numerics
@@ -36,6 +36,7 @@ from latentkit.planning import (
     settings_in_force,
 )
 from latentkit.quantisation import measure_psnr
+from latentkit.sources.gone_shards import WithGoneShards
 from latentkit.store.claims import Claims
 from latentkit.store.compact import finish_compaction
 from latentkit.store.contents import counted
@@ -226,7 +227,7 @@ def make_job(folder: Folder, plan: Plan, inputs: EncodeInputs, settings: EncodeS
     inputs.remarks  # noqa: B018  # lest what is no remark ends the run at its end
     source = inputs.source
     if isinstance(source, StreamSource) and plan.number:
-        source = _WithGone(source, set(plan.work["key"].to_pylist()) - set(inputs.entries["key"].to_pylist()))
+        source = WithGoneShards(source, set(plan.work["key"].to_pylist()) - set(inputs.entries["key"].to_pylist()))
     return EncodeJob(
         folder, plan, source, inputs.modality, inputs.views, inputs.open_encoder, settings.store, settings.dtype, settings.seed,
         settings.on_bad_sample, settings_in_force(plan.settings, settings), _places(folder, plan, inputs), show_progress,
@@ -262,20 +263,6 @@ def _places(folder: Folder, plan: Plan, inputs: EncodeInputs) -> npt.NDArray[np.
             f"source and {num_changed} changed, such as {example!r}; put them back, or write to another output"
         )
     return places
-
-
-@dataclass(frozen=True)
-class _WithGone:
-    """A stream that has the shards that are gone too, with nothing in them: the next plan leaves them out."""
-
-    source: StreamSource
-    gone: Collection[str]
-
-    def shards(self) -> list[Shard]:
-        return [*self.source.shards(), *(Shard(name, "") for name in self.gone)]
-
-    def read(self, shard: Shard) -> Iterator[Sample]:
-        return iter(()) if shard.name in self.gone else self.source.read(shard)
 
 
 def _run_units(job: EncodeJob, executor: Executor, settings: EncodeSettings) -> EncodeSummary:
