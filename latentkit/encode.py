@@ -39,10 +39,10 @@ from latentkit.quantisation import measure_psnr
 from latentkit.sources.gone_shards import WithGoneShards
 from latentkit.store.claims import Claims
 from latentkit.store.compact import finish_compaction
-from latentkit.store.contents import counted
+from latentkit.store.contents import counted, skipped_so_far
 from latentkit.store.dataset import DATASET, RECIPE, Description, finalize, newest_number, read_dataset
 from latentkit.store.folder import Folder, host
-from latentkit.store.index import committed, first_rows, read_unit, reason_by_key
+from latentkit.store.index import committed, first_rows, reason_by_key
 from latentkit.store.plan import Plan, counting_parts, read_chain
 
 
@@ -304,14 +304,12 @@ def add_result(job: EncodeJob, summary: EncodeSummary, result: UnitResult, max_b
 
 
 def _bad_so_far(job: EncodeJob) -> dict[str, str]:
-    """Key to reason of each sample that can't be used, by the units that are committed, of this run or an earlier one."""
-    done, keys = committed(job.folder), job.plan.work["key"]
-    reasons: dict[int, str] = {}
-    for rows in (read_unit(job.folder, unit).rows for unit in job.plan.units() if unit.name in done):
-        skipped = rows.filter(pc.equal(rows["status"], "skipped"))
-        reasons |= dict(zip(skipped["position"].to_pylist(), skipped["reason"].to_pylist(), strict=True))
-    there = {place: why for place, why in reasons.items() if job.places is None or job.places[place] >= 0}
-    return {keys[place].as_py(): why for place, why in sorted(there.items())}
+    """Key to reason of each bad sample, of this run or an earlier one; of none that is gone."""
+    found = skipped_so_far(job.folder, job.plan)
+    if job.places is not None:
+        gone = set(job.plan.work["key"].filter(pa.array(job.places < 0)).to_pylist())
+        found = {key: reason for key, reason in found.items() if key not in gone}
+    return found
 
 
 def _log(folder: Folder, result: UnitResult) -> None:

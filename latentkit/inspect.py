@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -22,6 +23,7 @@ from latentkit.store.contents import (
     on_one_line,
     row_remarks,
     skipped_samples,
+    skipped_so_far,
     source_remarks,
 )
 from latentkit.store.dataset import DATASET, newest_number, num_superseded, read_dataset, read_index, read_units
@@ -100,14 +102,19 @@ def _left_out(index: pa.Table) -> float | None:
 
 
 def list_skipped(path: str) -> str:
-    """A line for each sample that was skipped, with its reason.
+    """A line for each sample that was skipped, with its reason; of a run under way, so far.
 
     Raises:
-        StoreError: there is no finished latent dataset, or it is damaged.
+        StoreError: there is no latent dataset, or it is damaged.
     """
     folder = open_folder(path)
-    index = read_index(folder, read_dataset(folder), ["key", "status", "reason"])
-    lines = [f"{on_one_line(key)}: {reason}" for key, reason in skipped_samples(index).items()]
+    plan = None if folder.exists(DATASET) else newest_plan(folder)
+    if plan is not None:
+        skipped = skipped_so_far(folder, plan)
+    else:
+        index = read_index(folder, read_dataset(folder), ["key", "status", "reason"])
+        skipped = skipped_samples(index)
+    lines = [f"{on_one_line(key)}: {reason}" for key, reason in skipped.items()]
     return "\n".join(lines or [f"{folder}: no sample was skipped"])
 
 
@@ -139,7 +146,7 @@ def _unfinished(folder: Folder) -> dict[str, Any] | None:
     plan = newest_plan(folder) if folder.list("plans") else None
     if plan is None:
         return None
-    units, done = plan.units(), committed(folder)
+    units, done, skipped = plan.units(), committed(folder), skipped_so_far(folder, plan)
     return {
         "path": str(folder),
         "finished": False,
@@ -148,6 +155,8 @@ def _unfinished(folder: Folder) -> dict[str, Any] | None:
         "units": len(units),
         "units_done": sum(unit.name in done for unit in units),
         "bytes": sum(folder.ask_each(folder.size, [unit_name(u.name) for u in units if u.name in done])),
+        "skipped": dict(sorted(Counter(skipped.values()).items(), key=lambda pair: (-pair[1], pair[0]))),
+        "skipped_samples": _first_keys(skipped),
         "fingerprint": plan.settings.fingerprint,
         "parts": dict(plan.settings.parts),
     }
@@ -162,6 +171,7 @@ def describe(found: dict[str, Any]) -> str:
             f"{found['path']}: unfinished",
             f"  samples    {found['samples_done']} of {found['samples']} done, {units}",
             f"  go on with latentkit run {in_shell(found['path'] + '/recipe.yaml')}",
+            *_skipped(found, command),
         ])
     layout, rows = found["layout"], found["rows"]
     ok = rows.get("ok", 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentkit.contracts import Remark
+from latentkit.store.folder import Folder
+from latentkit.store.index import committed, read_unit
+from latentkit.store.plan import Plan
 
 
 def source_remarks(document: Mapping[str, Any]) -> list[Remark]:
@@ -49,6 +53,22 @@ def skipped_samples(index: pa.Table) -> dict[str, str]:
     found: dict[str, str] = {}
     for key, reason in pairs:
         found.setdefault(key, reason)
+    return found
+
+
+def skipped_so_far(folder: Folder, plan: Plan) -> dict[str, str]:
+    """Key to reason of every sample that a run under way has skipped, in the order of the plan.
+
+    Raises:
+        StoreError: a unit is damaged.
+    """
+    done, found = committed(folder), dict[str, str]()
+    units = [unit for unit in plan.units() if unit.name in done]
+    for unit in folder.ask_each(functools.partial(read_unit, folder), units):
+        skipped = unit.rows.filter(pc.equal(unit.rows["status"], "skipped"))
+        is_named = plan.settings.stream  # else by its place in the plan
+        keys = skipped["key"] if is_named else plan.work["key"].take(skipped["position"])
+        found |= zip(keys.to_pylist(), skipped["reason"].to_pylist(), strict=True)
     return found
 
 

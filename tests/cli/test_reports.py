@@ -140,6 +140,13 @@ def test_samples_that_end_a_run_are_named(
         r"1[12] of 15 samples could not be used so far: empty file: 0 bytes \(1[12] times\), ", said
     )
     assert "more than max_bad (0.05) allows, such as 002.png, 003.png, 004.png. " in said
+    assert main(["inspect", str(tmp_path / "out")]) == 0  # which is unfinished
+    said = capsys.readouterr().out
+    assert re.search(r"  skipped    1[12]: empty file: 0 bytes\n +such as 002.png, 003.png, 004.png\n", said)
+    assert main(["inspect", str(tmp_path / "out"), "--skipped"]) == 0
+    keys = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
+    assert keys == [f"{number:03d}.png" for number in range(2, 2 + len(keys))]
+    assert len(keys) in (11, 12)
 
 
 def test_an_evaluation_names_what_it_skipped(photos: Path, tmp_path: Path, capsys: Words) -> None:
