@@ -69,4 +69,8 @@ def _checked(remark: object, source: object) -> Remark:
     if not remark.text or "\n" in remark.text or remark.count < 0:
         expected = "expected a text of one line and a count from 0 on"
         raise PluginError(f"{type(source).__name__}.remarks() gave {remark!r}, {expected}")
-    return remark
+    # Names of files may hold bytes that are no UTF-8, which dataset.json couldn't.
+    text, example = (
+        part.encode("utf-8", "backslashreplace").decode() for part in (remark.text, remark.example)
+    )
+    return Remark(text, remark.count, example)

@@ -137,10 +137,10 @@ def test_remarks_of_a_run_with_nothing_to_do_take_the_place_of_older_ones(
 ) -> None:
     lk.run(recipe())
     before = json.loads((tmp_path / "out" / "dataset.json").read_text())
-    for now in ([Remark("another", 4, "z")], []):
+    for now in ([Remark("another", 4, "z\udcff")], []):
         monkeypatch.setattr(waves.Waves, "remarks", lambda self, now=now: now)
         data = lk.run(recipe())
-        assert data.remarks[: len(now)] == now
+        assert data.remarks[: len(now)] == [Remark("another", 4, "z\\udcff")][: len(now)]
         assert [str(remark) for remark in data.remarks[len(now) :]] == of_samples(waves)
     after = json.loads((tmp_path / "out" / "dataset.json").read_text())
     assert before["source"].pop("remarks")
