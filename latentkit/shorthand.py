@@ -92,7 +92,8 @@ def _modality_in(file: Path) -> str:
                 names = re.findall(r"[^\s\"',;|]+", opened.read(PEEKED_BYTES).decode("latin-1").lower())
     except (OSError, EOFError, tarfile.TarError):
         return "image"
-    counts = {modality: sum(name.endswith(ends) for name in names) for modality, ends in _endings().items() if ends}
+    media = [name for name in names if not name.endswith((".txt", ".json"))] or names  # a caption beside each picture
+    counts = {modality: sum(name.endswith(ends) for name in media) for modality, ends in _endings().items() if ends}
     return max(counts, key=lambda one: (counts[one], one == "image"))
 
 

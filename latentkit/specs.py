@@ -37,7 +37,8 @@ class BuildContext:
         seed: the recipe's.
         recipe_dir: folder that relative paths in the config start from.
         input: the encoder's `InputSpec`, for a modality or a loss; None elsewhere.
-        modality: name of the recipe's modality, for an encoder that takes several; empty where there is none.
+        modality: name of the recipe's modality, for an encoder that takes several and a source with files of several; empty where there
+            is none.
     """
 
     device: str = "cpu"

@@ -106,12 +106,15 @@ def train(
     with contextlib.closing(log), run.stop.watching(), _explain_memory(run.state), many_graphs(settings.compile):
         with contextlib.closing(read_batches(source, views, shares, run.state.position, bad)) as batches:
             _train_steps(run, rehearse(run, batches), saver, order, evaluate)
-        # Not source[index]: a sample may be bad because the source can't give it.
-        entries = enumerate(source.entries()) if bad.reasons else ()
-        left_out = {entry.key: bad.reasons[index] for index, entry in entries if index in bad.reasons}
-        finish(run, model, source, views, folder, left_out)
+        finish(run, model, source, views, folder, _left_out(source, bad))
     path, state = folder / "model", run.state
     return TrainResult(path, state.step, len(bad.reasons), state.num_skipped_steps, best=state.best)
+
+
+def _left_out(source: Source, bad: BadSamples) -> dict[str, str]:
+    """Key to reason of the bad samples; not by `source[index]`, which may be what fails."""
+    entries = enumerate(source.entries()) if bad.reasons else ()
+    return {entry.key: bad.reasons[index] for index, entry in entries if index in bad.reasons}
 
 
 def _find_newest(folder: Path, log: TrainingLog) -> Checkpoint | None:

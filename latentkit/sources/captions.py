@@ -1,7 +1,8 @@
-"""Captions that lie in a file beside their media, and what of a row or a JSON object is the caption.
+"""Captions that lie in a file beside their media, and what of a row or a JSON object is the
+caption.
 
-Where a file has several, this order decides, for each of its attributes: a table's row; `name.txt`, `name.caption`, `name.jpg.txt`,
-`name.jpg.caption`; `name.json`, `name.jpg.json`.
+Where a file has several, this order decides, for each of its attributes: a table's row; `name.txt`,
+`name.caption`, `name.jpg.txt`, `name.jpg.caption`; `name.json`, `name.jpg.json`.
 """
 
 from __future__ import annotations
@@ -19,13 +20,26 @@ from latentkit.sources.table_rows import plain
 
 TEXT_ENDINGS = (".txt", ".caption")
 RECORD_ENDING = ".json"
-CAPTION_COLUMNS = ("text", "caption", "prompt", "description", "txt", "captions", "prompts", "sentence", "sentences", "comment", "tags")
+CAPTION_COLUMNS = (
+    "text",
+    "caption",
+    "prompt",
+    "description",
+    "txt",
+    "captions",
+    "prompts",
+    "sentence",
+    "sentences",
+    "comment",
+    "tags",
+)
 """Names of what becomes the attribute "text", in any case; the first that a row has."""
 
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """The files with a caption beside one of media: one with its text, one with a JSON object; empty where there is none."""
+    """The files with a caption beside one of media: one with its text, one with a JSON object;
+    empty where there is none."""
 
     text: str = ""
     record: str = ""
@@ -48,13 +62,17 @@ class Sidecars:
         self.unused: list[str] = []
         """Captions that lie beside no media."""
         self._of: dict[str, list[str]] = {}
-        captions = sorted(path for path in others if path.lower().endswith((*TEXT_ENDINGS, RECORD_ENDING)))
-        names = {normal_form(name) for pair in stems.items() for name in pair} if captions else set()
+        captions = sorted(
+            path for path in others if path.lower().endswith((*TEXT_ENDINGS, RECORD_ENDING))
+        )
+        names = (
+            {normal_form(name) for pair in stems.items() for name in pair} if captions else set()
+        )
+        named = {path: normal_form(path[: path.rindex(".")]) for path in captions}
         folded: dict[str, list[str]] = {}
-        for name in names:
+        for name in names if any(name not in names for name in named.values()) else ():
             folded.setdefault(name.casefold(), []).append(name)
-        for path in captions:
-            name = normal_form(path[: path.rindex(".")])
+        for path, name in named.items():
             owners = [name] if name in names else folded.get(name.casefold(), [])
             if len(owners) == 1:
                 self._of.setdefault(owners[0], []).append(path)
@@ -99,7 +117,8 @@ def read_beside(files: Files, beside: Beside) -> tuple[dict[str, Any], list[tupl
 
 
 def name_caption(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row's plain values, with its caption as "text": the first of `CAPTION_COLUMNS` that holds one; an empty one is none."""
+    """A row's plain values, with its caption as "text": the first of `CAPTION_COLUMNS` that holds
+    one; an empty one is none."""
     by_name: dict[str, str] = {}
     for column in row:
         by_name.setdefault(column.strip().lower().replace(" ", "_"), column)
@@ -107,7 +126,11 @@ def name_caption(row: Mapping[str, Any]) -> dict[str, Any]:
     for name, column in ((name, by_name[name]) for name in CAPTION_COLUMNS if name in by_name):
         if caption := _one_text(row[column], name):
             is_whole = isinstance(row[column], str) and name != "tags"
-            others = {key: value for key, value in values.items() if key != "text" and not (is_whole and key == column)}
+            others = {
+                key: value
+                for key, value in values.items()
+                if key != "text" and not (is_whole and key == column)
+            }
             return {"text": caption, **others}
     return {key: value for key, value in values.items() if key != "text"}
 
@@ -120,7 +143,8 @@ def _one_text(value: Any, name: str) -> str:
 
 
 def _record(text: str, path: str) -> dict[str, Any]:
-    """What a JSON file says of the media beside it; nothing where it has no caption, as notes of other programs."""
+    """What a JSON file says of the media beside it; nothing where it has no caption, as notes of
+    other programs."""
     try:
         found = json.loads(text)
     except ValueError as err:

@@ -1,7 +1,9 @@
-"""Texts in the encodings that people's tools write; one that can't be told for certain is refused, never guessed.
+"""Texts in the encodings that people's tools write; one that can't be told for certain is refused,
+never guessed.
 
-A general detector needs more text than a caption has: to charset-normalizer, b"caf\\xe9" may as well end in a Cyrillic letter. The rules
-here ask instead whether a text can be words of the languages that an encoding is for. Two encodings that give the same text agree.
+A general detector needs more text than a caption has: to charset-normalizer, b"caf\\xe9" may as
+well end in a Cyrillic letter. The rules here ask instead whether a text can be words of the
+languages that an encoding is for. Two encodings that give the same text agree.
 """
 
 from __future__ import annotations
@@ -57,7 +59,9 @@ def _decode(content: bytes, name: str) -> tuple[str, str]:
     try:
         return content.decode("utf-8-sig" if name == UTF8 else name), name
     except UnicodeDecodeError as err:
-        raise UnknownEncodingError(f"it begins as {name} does, and is not: {err.reason} at byte {err.start}; save it as UTF-8") from err
+        raise UnknownEncodingError(
+            f"it begins as {name} does, and is not: {err.reason} at byte {err.start}; save it as UTF-8"
+        ) from err
 
 
 def _decode_unmarked(content: bytes) -> tuple[str, str]:
@@ -83,7 +87,9 @@ def _tell(content: bytes) -> tuple[str, str]:
         korean = next(text for text, name in found.items() if name == "cp949")
         found = {korean: "cp949"} if len("".join(CJK_RUN.findall(korean))) >= SURE_HANGUL else found
     if len(found) != 1:
-        several = f"it may be {' or '.join(found.values())}" if found else "no known encoding gives words"
+        several = (
+            f"it may be {' or '.join(found.values())}" if found else "no known encoding gives words"
+        )
         raise UnknownEncodingError(f"not UTF-8, and {several}; save it as UTF-8")
     [(text, name)] = found.items()
     return text, name
@@ -93,7 +99,8 @@ def _tell(content: bytes) -> tuple[str, str]:
 
 
 def _is_latin(text: str) -> bool:
-    """Words of Western Europe: some ASCII letter in every longer one, no capital after a small letter, no sign inside."""
+    """Words of Western Europe: some ASCII letter in every longer one, no capital after a small
+    letter, no sign inside."""
     accented = [word for word in WORD.findall(text) if not word.isascii()]
     signs = {sign for sign in text if not sign.isascii() and not sign.isalpha()}
     has_ascii = all(len(word) == 1 or any(letter.isascii() for letter in word) for word in accented)
@@ -113,7 +120,10 @@ def _is_cyrillic(text: str) -> bool:
     small = sum("CYRILLIC SMALL" in unicodedata.name(letter, "") for letter in letters)
     if 2 * small < len(letters):
         return False
-    return all(word.isascii() or (not any(letter.isascii() for letter in word) and _has_plain_case(word)) for word in words)
+    return all(
+        word.isascii() or (not any(letter.isascii() for letter in word) and _has_plain_case(word))
+        for word in words
+    )
 
 
 def _has_plain_case(word: str) -> bool:
@@ -121,7 +131,8 @@ def _has_plain_case(word: str) -> bool:
 
 
 def _is_common(codec: str, lowest: int, highest: int) -> Callable[[str], bool]:
-    """Whether nearly all of a text's East Asian characters are the common ones: with a first byte from `lowest` to `highest`."""
+    """Whether nearly all of a text's East Asian characters are the common ones: with a first byte
+    from `lowest` to `highest`."""
 
     def can_be_words(text: str) -> bool:
         runs = CJK_RUN.findall(text)
@@ -135,7 +146,10 @@ def _is_common(codec: str, lowest: int, highest: int) -> Callable[[str], bool]:
             # Few of them among Latin letters are rather accents and quotation marks of another encoding.
             and 2 * len(characters) >= len(re.findall(r"[a-zA-Z]", text))
             and (not re.search(r"[a-zA-Z0-9]", text) or any(len(run) > 1 for run in runs))
-            and all(ord(sign) < 128 or not sign.isalpha() or CJK_RUN.match(sign) for sign in unicodedata.normalize("NFKC", text))
+            and all(
+                ord(sign) < 128 or not sign.isalpha() or CJK_RUN.match(sign)
+                for sign in unicodedata.normalize("NFKC", text)
+            )
         )
 
     return can_be_words
@@ -149,7 +163,9 @@ def _first_byte(character: str, codec: str, lowest: int, highest: int) -> bool:
 
 
 def _is_korean(text: str) -> bool:
-    return _is_common("cp949", 0xB0, 0xC8)(text) and all(HANGUL_ONLY.fullmatch(run) for run in CJK_RUN.findall(text))
+    return _is_common("cp949", 0xB0, 0xC8)(text) and all(
+        HANGUL_ONLY.fullmatch(run) for run in CJK_RUN.findall(text)
+    )
 
 
 # The first bytes are those of each standard's first level, which holds the characters in daily use.

@@ -1,4 +1,5 @@
-"""Files by pattern: with `*`, `?`, `**`, and braces such as {00000..00012} or {a,b}, as webdataset's lists of shards are written."""
+"""Files by pattern: with `*`, `?`, `**`, and braces such as {00000..00012} or {a,b}, as
+webdataset's lists of shards are written."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ def is_pattern(text: str) -> bool:
 
 
 def find_matches(patterns: str | Sequence[str], base: Path) -> list[Path]:
-    """Absolute paths of the files that patterns name: in the order of the patterns, those of one by name.
+    """Absolute paths of the files that patterns name: in the order of the patterns, those of one by
+    name.
 
     Raises:
         SourceError: a pattern, or a name out of its braces, has no file.
@@ -30,9 +32,15 @@ def find_matches(patterns: str | Sequence[str], base: Path) -> list[Path]:
     found: dict[Path, None] = {}
     for text in itertools.chain.from_iterable(map(expand_braces, texts)):
         path = base / Path(text).expanduser()
-        matches = [path] if path.exists() else sorted(Path(match) for match in glob.glob(str(path), recursive=True))
+        matches = (
+            [path]
+            if path.exists()
+            else sorted(Path(match) for match in glob.glob(str(path), recursive=True))
+        )
         if not matches:
-            raise SourceError(f"source datasets: no file fits {text!r} (looked for {path.absolute()}), and it is not a hub id")
+            raise SourceError(
+                f"source datasets: no file fits {text!r} (looked for {path.absolute()}), and it is not a hub id"
+            )
         found |= dict.fromkeys(match.absolute() for match in matches)
     return list(found)
 
@@ -45,6 +53,10 @@ def expand_braces(text: str) -> Iterator[str]:
         return
     first, last, names = match.groups()
     numbers = () if names is not None else range(int(first), int(last) + 1)
-    parts = names.split(",") if names is not None else [str(number).zfill(len(first)) for number in numbers]
+    parts = (
+        names.split(",")
+        if names is not None
+        else [str(number).zfill(len(first)) for number in numbers]
+    )
     for part in parts:
         yield from expand_braces(text[: match.start()] + part + text[match.end() :])

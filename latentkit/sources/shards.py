@@ -1,6 +1,8 @@
-"""Samples in tars, as the library `webdataset` and others write them: files of one name and several endings.
+"""Samples in tars, as the library `webdataset` and others write them: files of one name and several
+endings.
 
-Read here instead of by the library `datasets`, which takes all samples to have the fields, and the fields the types, of the first few.
+Read here instead of by the library `datasets`, which takes all samples to have the fields, and the
+fields the types, of the first few.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from latentkit.sources.encodings import UnknownEncodingError, decode_text
 from latentkit.sources.tars import Member, Tar
 
 TEXT_FIELDS = ("text", "txt", "caption", "prompt", "transcript")
-"""Endings of texts; the first that a sample has is its caption, before what a JSON object of it says."""
+"""Endings of texts; the first that a sample has is its caption, before what a JSON object of it
+says."""
 NUMBER_FIELDS = ("cls", "cls2", "index", "inx", "id")
 JSON_FIELDS = ("json", "jsn")
 
@@ -39,7 +42,8 @@ class Group:
 def split_name(name: str) -> tuple[str, str] | None:
     """Key and field of a file's name; None where it has no ending.
 
-    What stands between the dots belongs to the field, as in "1.left.jpg", unless no field is called so, as in "Track 8.0.jpg".
+    What stands between the dots belongs to the field, as in "1.left.jpg", unless no field is called
+    so, as in "Track 8.0.jpg".
     """
     if (match := NAME.fullmatch(name)) is None:
         return None
@@ -50,9 +54,11 @@ def split_name(name: str) -> tuple[str, str] | None:
 
 
 def group_members(members: Iterable[Member]) -> tuple[list[Group], list[str]]:
-    """The samples in a tar, in the order of their first files, and the names of the files that have no ending.
+    """The samples in a tar, in the order of their first files, and the names of the files that have
+    no ending.
 
-    A sample's files need not follow each other. A name that is there again begins another sample, called "key#2".
+    A sample's files need not follow each other. A name that is there again begins another sample,
+    called "key#2".
     """
     groups: dict[str, dict[str, Member]] = {}
     newest: dict[str, str] = {}
@@ -97,7 +103,9 @@ class MediaChoice:
         plain = [field for field in matches if f".{field}" in self.endings] or matches
         if len(plain) > 1:
             several = f"the sample {group.key!r} has several files of media: {', '.join(plain)}"
-            raise SourceError(f"source datasets: {several}; name the ending of one in source.with.media")
+            raise SourceError(
+                f"source datasets: {several}; name the ending of one in source.with.media"
+            )
         return plain[0] if plain else None
 
 
@@ -112,7 +120,11 @@ def no_media(groups: Iterable[Group], choice: MediaChoice) -> str:
     """Why no sample has media: what was looked for, and what is there."""
     counts = Counter(field for group in groups for field in group.fields)
     there = ", ".join(f"{field} ({count})" for field, count in counts.most_common(8)) or "none"
-    wanted = f"the ending {choice.field}" if choice.field is not None else f"an ending of {', '.join(choice.endings)}"
+    wanted = (
+        f"the ending {choice.field}"
+        if choice.field is not None
+        else f"an ending of {', '.join(choice.endings)}"
+    )
     advice = "name one in source.with.media, or set modality.use to the modality that reads them"
     return f"no file in the tars has {wanted}; endings there: {there}; {advice}"
 
@@ -127,7 +139,10 @@ def unused_fields(groups: Iterable[Group], choice: MediaChoice) -> list[Remark]:
             if field != media and kind_of(field) == "bytes":
                 counts[field] += 1
                 examples.setdefault(field, f"{group.key}.{field}")
-    return [Remark(f"files in tars, not used: .{field}", count, examples[field]) for field, count in sorted(counts.items())]
+    return [
+        Remark(f"files in tars, not used: .{field}", count, examples[field])
+        for field, count in sorted(counts.items())
+    ]
 
 
 # ---------------------------------------------------------------- reading a sample
@@ -147,8 +162,11 @@ def read_media(file: IO[bytes], group: Group, field: str) -> bytes | str:
     return content if kind_of(field) == "bytes" else _text(content, field)[0]
 
 
-def read_attributes(file: IO[bytes], group: Group, encodings: Counter[str] | None = None) -> dict[str, Any]:
-    """Attributes of a sample: its caption as "text", its texts and numbers by their fields, and what its JSON objects hold.
+def read_attributes(
+    file: IO[bytes], group: Group, encodings: Counter[str] | None = None
+) -> dict[str, Any]:
+    """Attributes of a sample: its caption as "text", its texts and numbers by their fields, and
+    what its JSON objects hold.
 
     Args:
         encodings: counts the encodings of its texts.
@@ -174,10 +192,21 @@ def read_attributes(file: IO[bytes], group: Group, encodings: Counter[str] | Non
     return {**records, **texts, **({} if caption is None else {"text": caption})}
 
 
-def choose_attributes(file: IO[bytes], group: Group, values: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Of `read_attributes` those that a recipe names, where the field of a JSON object stands for its text."""
-    texts = {name: group.fields[name] for name in names if name in group.fields and kind_of(name) == "json"}
-    whole = {name: _text(_read(file, member), name)[0] for name, member in texts.items() if member.is_whole}
+def choose_attributes(
+    file: IO[bytes], group: Group, values: Mapping[str, Any], names: Sequence[str]
+) -> dict[str, Any]:
+    """Of `read_attributes` those that a recipe names, where the field of a JSON object stands for
+    its text."""
+    texts = {
+        name: group.fields[name]
+        for name in names
+        if name in group.fields and kind_of(name) == "json"
+    }
+    whole = {
+        name: _text(_read(file, member), name)[0]
+        for name, member in texts.items()
+        if member.is_whole
+    }
     return {name: whole.get(name, values.get(name)) for name in names}
 
 
@@ -185,7 +214,9 @@ def _read(file: IO[bytes], member: Member) -> bytes:
     file.seek(member.offset)
     content = file.read(member.size)
     if len(content) < member.size:
-        raise OSError(f"{member.name}: {len(content)} of its {member.size} bytes are in the tar; it changed while it was read")
+        raise OSError(
+            f"{member.name}: {len(content)} of its {member.size} bytes are in the tar; it changed while it was read"
+        )
     return content
 
 
@@ -202,7 +233,13 @@ def _record(text: str, field: str) -> dict[str, Any]:
         found = json.loads(text)
     except ValueError as err:
         raise SampleError(f"its .{field} is not JSON: {err}") from err
-    return name_caption(found if isinstance(found, dict) else {"text": found} if isinstance(found, str) else {field: found})
+    return name_caption(
+        found
+        if isinstance(found, dict)
+        else {"text": found}
+        if isinstance(found, str)
+        else {field: found}
+    )
 
 
 def _number(text: str) -> int | str:

@@ -7,14 +7,29 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 WORDS = {
-    **{"train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation"},
-    **{"dev": "validation", "test": "test", "testing": "test", "eval": "test", "evaluation": "test"},
+    **{
+        "train": "train",
+        "training": "train",
+        "validation": "validation",
+        "valid": "validation",
+        "val": "validation",
+    },
+    **{
+        "dev": "validation",
+        "test": "test",
+        "testing": "test",
+        "eval": "test",
+        "evaluation": "test",
+    },
 }
-SPLIT_WORD = re.compile(rf"(?<![^-._ 0-9/])({'|'.join(sorted(WORDS, key=len, reverse=True))})(?=[-._ 0-9/])")
+SPLIT_WORD = re.compile(
+    rf"(?<![^-._ 0-9/])({'|'.join(sorted(WORDS, key=len, reverse=True))})(?=[-._ 0-9/])"
+)
 
 
 def split_files(names: Sequence[str]) -> dict[str, list[str]]:
-    """Names of splits to those of their files, in order; the last word of a path counts, and without one it is "train"."""
+    """Names of splits to those of their files, in order; the last word of a path counts, and
+    without one it is "train"."""
     splits: defaultdict[str, list[str]] = defaultdict(list)
     for name in names:
         words = SPLIT_WORD.findall(name.lower())

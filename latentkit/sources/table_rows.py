@@ -1,4 +1,5 @@
-"""The rows of a table in any form that people keep them in: CSV and its kin, JSON, JSON lines, Parquet."""
+"""The rows of a table in any form that people keep them in: CSV and its kin, JSON, JSON lines,
+Parquet."""
 
 from __future__ import annotations
 
@@ -40,11 +41,15 @@ class Table:
         return list(dict.fromkeys(column for _, row in self.rows for column in row))
 
     def without_names(self) -> Table:
-        """The same, where the first line of a text is a row too, as in LJSpeech; the columns are file_name, text, column_3 ..."""
+        """The same, where the first line of a text is a row too, as in LJSpeech; the columns are
+        file_name, text, column_3 ..."""
         names = self.columns()
         new = [PATH_OF_ENTRY, "text", *(f"column_{number}" for number in range(3, len(names) + 1))]
         rows = [("line 1", dict(zip(names, names, strict=True))), *self.rows]
-        renamed = [(where, {to: row.get(name) for name, to in zip(names, new, strict=False)}) for where, row in rows]
+        renamed = [
+            (where, {to: row.get(name) for name, to in zip(names, new, strict=False)})
+            for where, row in rows
+        ]
         return Table(self.name, renamed, self.encoding)
 
 
@@ -63,7 +68,9 @@ def read_table(files: Files, path: str) -> Table:
         raise SourceError(f"source folder: {name} can't be read as UTF-8 text: {err}") from err
     except (OSError, pa.ArrowException) as err:
         raise SourceError(f"source folder: {name} can't be read: {err}") from err
-    rows = {"json": _json_rows, "jsonl": _line_rows, "ndjson": _line_rows}.get(ending, _csv_rows)(name, text)
+    rows = {"json": _json_rows, "jsonl": _line_rows, "ndjson": _line_rows}.get(ending, _csv_rows)(
+        name, text
+    )
     return Table(name, list(rows), encoding)
 
 
@@ -84,9 +91,13 @@ def holds_media(files: Files, path: str) -> bool:
 
 def plain(value: Any) -> Any:
     """A scalar or a list of scalars as it is; anything deeper as JSON text."""
-    if isinstance(value, Mapping) or (isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value)):
+    if isinstance(value, Mapping) or (
+        isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value)
+    ):
         return json.dumps(value, ensure_ascii=False, default=str)
-    return value if value is None or isinstance(value, (str, bool, int, float, list)) else str(value)
+    return (
+        value if value is None or isinstance(value, (str, bool, int, float, list)) else str(value)
+    )
 
 
 # ---------------------------------------------------------------- Parquet
@@ -98,13 +109,19 @@ def _parquet_table(files: Files, path: str) -> Table:
         columns = [column.name for column in file.schema_arrow if not _holds_bytes(column.type)]
         batches = file.iter_batches(columns=columns, use_threads=False)
         rows = [row for batch in batches for row in batch.to_pylist()] if columns else []
-        return Table(files.name(path), [(f"row {number}", row) for number, row in enumerate(rows, start=1)])
+        return Table(
+            files.name(path), [(f"row {number}", row) for number, row in enumerate(rows, start=1)]
+        )
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
     if pa.types.is_nested(kind):
         return any(_holds_bytes(kind.field(number).type) for number in range(kind.num_fields))
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind))
+    return bool(
+        pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_fixed_size_binary(kind)
+    )
 
 
 # ---------------------------------------------------------------- JSON
@@ -118,14 +135,19 @@ def _line_rows(name: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             row = json.loads(line)
         except ValueError as err:
-            raise SourceError(f"{name}, line {number}: not JSON: {err}; expected one object a line") from err
+            raise SourceError(
+                f"{name}, line {number}: not JSON: {err}; expected one object a line"
+            ) from err
         if not isinstance(row, dict):
-            raise SourceError(f"{name}, line {number}: expected a JSON object with 'file_name', got {type(row).__name__}")
+            raise SourceError(
+                f"{name}, line {number}: expected a JSON object with 'file_name', got {type(row).__name__}"
+            )
         yield f"line {number}", row
 
 
 def _json_rows(name: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Of a list of objects; of an object with an entry for each file; of one that holds such a list; or of JSON lines."""
+    """Of a list of objects; of an object with an entry for each file; of one that holds such a
+    list; or of JSON lines."""
     try:
         found = json.loads(text)
     except ValueError:
@@ -137,13 +159,20 @@ def _json_rows(name: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield from ((f"entry {key!r}", _entry(key, value)) for key, value in found.items())
         return
     if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
-        raise SourceError(f"{name}: expected a list of objects, or an object with an entry for each file")
+        raise SourceError(
+            f"{name}: expected a list of objects, or an object with an entry for each file"
+        )
     yield from ((f"entry {number}", row) for number, row in enumerate(found, start=1))
 
 
 def _list_in(found: dict[str, Any]) -> Any:
-    """The rows of COCO's captions, of a list under a name such as "data", and of columns as pandas writes them; else the object."""
-    lists = {key: value for key, value in found.items() if isinstance(value, list) and value and all(isinstance(x, dict) for x in value)}
+    """The rows of COCO's captions, of a list under a name such as "data", and of columns as pandas
+    writes them; else the object."""
+    lists = {
+        key: value
+        for key, value in found.items()
+        if isinstance(value, list) and value and all(isinstance(x, dict) for x in value)
+    }
     if {"images", "annotations"} <= set(lists):
         captions: dict[Any, Any] = {}
         for note in lists["annotations"]:
@@ -152,13 +181,17 @@ def _list_in(found: dict[str, Any]) -> Any:
     if len(lists) == 1 and not any(isinstance(value, dict) for value in found.values()):
         return next(iter(lists.values()))
     columns = list(found.values())
-    if len(columns) > 1 and all(isinstance(column, dict) and list(column) == [str(n) for n in range(len(column))] for column in columns):
+    if len(columns) > 1 and all(
+        isinstance(column, dict) and list(column) == [str(n) for n in range(len(column))]
+        for column in columns
+    ):
         return [{key: column.get(number) for key, column in found.items()} for number in columns[0]]
     return found
 
 
 def _entry(key: str, value: Any) -> dict[str, Any]:
-    """A row of an object such as sd-scripts' {path: {"caption": ..., "tags": ...}}, or {path: caption}."""
+    """A row of an object such as sd-scripts' {path: {"caption": ..., "tags": ...}}, or {path:
+    caption}."""
     return {**(value if isinstance(value, dict) else {"text": value}), PATH_OF_ENTRY: key}
 
 
@@ -166,14 +199,20 @@ def _entry(key: str, value: Any) -> dict[str, Any]:
 
 
 def _csv_rows(name: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    reader: csv.DictReader[Any] = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=_delimiter(name, text))
+    reader: csv.DictReader[Any] = csv.DictReader(
+        io.StringIO(text, newline=""), strict=True, delimiter=_delimiter(name, text)
+    )
     try:
         names = list(reader.fieldnames or [])
         if not names or len(set(names)) < len(names):
-            raise SourceError(f"{name}, line 1: expected column names, each once, one of a file; got {', '.join(names) or 'none'}")
+            raise SourceError(
+                f"{name}, line 1: expected column names, each once, one of a file; got {', '.join(names) or 'none'}"
+            )
         for row in reader:
             if None in row or None in row.values():
-                raise SourceError(f"{name}, line {reader.line_num}: expected {len(names)} columns, as in line 1")
+                raise SourceError(
+                    f"{name}, line {reader.line_num}: expected {len(names)} columns, as in line 1"
+                )
             row.pop("", None)  # the column of row numbers that pandas writes
             yield f"line {reader.line_num}", row
     except csv.Error as err:
@@ -181,13 +220,18 @@ def _csv_rows(name: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _delimiter(name: str, text: str) -> str:
-    """What parts the first lines into equally many columns, as many as can be; a comma where there is one column."""
+    """What parts the first lines into equally many columns, as many as can be; a comma where there
+    is one column."""
     if name.lower().endswith(".tsv"):
         return "\t"
     lines = text.lstrip("\r\n").splitlines()[:SNIFFED_LINES]
 
     def fit(sign: str) -> tuple[bool, int, int]:
         counts = [len(row) for row in csv.reader(lines, delimiter=sign) if row]
-        return len(set(counts)) == 1 and counts[0] > 1, max(counts[:1], default=0), -DELIMITERS.index(sign)
+        return (
+            len(set(counts)) == 1 and counts[0] > 1,
+            max(counts[:1], default=0),
+            -DELIMITERS.index(sign),
+        )
 
     return max(DELIMITERS, key=fit)

@@ -1,4 +1,5 @@
-"""Tables that say something of files: which column names the file, which file a name means, and what the rows say of it."""
+"""Tables that say something of files: which column names the file, which file a name means, and
+what the rows say of it."""
 
 from __future__ import annotations
 
@@ -18,19 +19,27 @@ from latentkit.sources.table_rows import Table, read_table
 TABLE_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet", "metadata.tsv")
 """Tables that must fit the files; others are read where they do."""
 MAX_TABLES = 64
-"""Tables of other names that are looked at; where there are more, they are rather notes on single files."""
+"""Tables of other names that are looked at; where there are more, they are rather notes on single
+files."""
+MAX_TABLE_BYTES = 1 << 28
+"""Of a table of another name; COCO's annotations of objects are larger, and no captions."""
+PROBED_ROWS = 1000
+"""Rows whose cells are looked at in columns of other than usual names."""
 
 FILE_COLUMNS = (
-    *("file_name", "filename", "file_path", "filepath", "file", "path", "relative_path", "rel_path", "local_path"),
-    *("image", "image_path", "image_file", "image_name", "image_filename", "img", "img_path", "img_file", "img_name", "picture", "photo"),
-    *("video", "video_path", "video_file", "video_name", "clip", "clip_path", "audio", "audio_path", "audio_file", "audio_filepath"),
-    *("sound", "wav", "wav_path", "media", "media_path", "volume", "volume_path", "name", "key", "id", "image_id", "video_id", "url"),
-)
-"""Usual names of the column that names a file, in any case, in the order in which they are tried."""
+    "file_name", "filename", "file_path", "filepath", "file", "path", "relative_path", "rel_path", "local_path",
+    "image", "image_path", "image_file", "image_name", "image_filename", "img", "img_path", "img_file",
+    "img_name", "picture", "photo", "video", "video_path", "video_file", "video_name", "clip", "clip_path",
+    "audio", "audio_path", "audio_file", "audio_filepath", "sound", "wav", "wav_path",
+    "media", "media_path", "volume", "volume_path", "name", "key", "id", "image_id", "video_id", "url",
+)  # fmt: skip
+"""Usual names of the column that names a file, in any case, in the order in which they are
+tried."""
 
 
 class FindsFiles(Protocol):
-    """Finds the files that a name in a table of `folder` may mean; more than one where it can't be told."""
+    """Finds the files that a name in a table of `folder` may mean; more than one where it can't be
+    told."""
 
     def find(self, name: str, folder: str) -> list[str]: ...
 
@@ -38,8 +47,9 @@ class FindsFiles(Protocol):
 
 
 class FileNames:
-    """Finds the file that a table means: by its path, with "/" or Windows' backslashes, from the table's folder or from the source's,
-    or absolute; in either form that systems write accents in; in another case or without its ending where one file alone fits.
+    """Finds the file that a table means: by its path, with "/" or Windows' backslashes, from the
+    table's folder or from the source's, or absolute; in either form that systems write accents in;
+    in another case or without its ending where one file alone fits.
 
     Args:
         stems: path of each file that is a sample, to the path without its ending.
@@ -50,14 +60,19 @@ class FileNames:
     def __init__(self, stems: Mapping[str, str], others: Iterable[str], root: str) -> None:
         self._stems = stems
         self._others = set(others)
-        self._roots = {one.replace(os.sep, "/").rstrip("/") + "/" for one in (root, os.path.realpath(root))}
+        self._roots = {
+            one.replace(os.sep, "/").rstrip("/") + "/" for one in (root, os.path.realpath(root))
+        }
         self._folded: dict[str, list[str]] = {}
         self._endless: dict[str, list[str]] = {}
         self._by_name: dict[str, list[str]] = {}
 
     def find(self, name: str, folder: str) -> list[str]:
-        """Paths of the files that a name in a table in `folder` may mean; more than one where it can't be told."""
-        spellings = dict.fromkeys(self._relative(one, folder) for one in (name, name.replace("\\", "/")))
+        """Paths of the files that a name in a table in `folder` may mean; more than one where it
+        can't be told."""
+        spellings = dict.fromkeys(
+            self._relative(one, folder) for one in (name, name.replace("\\", "/"))
+        )
         paths = [path for pair in spellings for path in pair]
         for path in paths:
             if path in self._stems or path in self._others:
@@ -69,21 +84,31 @@ class FileNames:
                 if found := self._folded.get(forms(path)):
                     exact = [one for one in found if normal_form(one) == normal_form(path)]
                     return exact or found
-        return next((found for path in paths if (found := self._endless.get(normal_form(path)))), [])
+        return next(
+            (found for path in paths if (found := self._endless.get(normal_form(path)))), []
+        )
 
     def find_elsewhere(self, name: str, folder: str) -> list[str]:
-        """Paths below `folder` that end as the name does: a bare name in another folder, or a path of another machine."""
+        """Paths below `folder` that end as the name does: a bare name in another folder, or a path
+        of another machine."""
         if not self._by_name:
             for path, stem in self._stems.items():
                 for form in {normal_form(os.path.basename(one)) for one in (path, stem)}:
                     self._by_name.setdefault(form, []).append(path)
         parts = os.path.normpath(name.strip().replace("\\", "/")).replace(os.sep, "/").split("/")
         start = f"{folder}/" if folder else ""
-        found = [path for path in self._by_name.get(normal_form(parts[-1]), ()) if path.startswith(start)]
+        found = [
+            path for path in self._by_name.get(normal_form(parts[-1]), ()) if path.startswith(start)
+        ]
         for number in range(len(parts) - 1, 0, -1):
             end = "/" + normal_form("/".join(parts[-number:]))
-            spellings = {path: (f"/{normal_form(path)}", f"/{normal_form(self._stems[path])}") for path in found}
-            if longest := [path for path, pair in spellings.items() if any(one.endswith(end) for one in pair)]:
+            spellings = {
+                path: (f"/{normal_form(path)}", f"/{normal_form(self._stems[path])}")
+                for path in found
+            }
+            if longest := [
+                path for path, pair in spellings.items() if any(one.endswith(end) for one in pair)
+            ]:
                 return longest
         return found
 
@@ -116,8 +141,11 @@ class TableColumns:
     remarks: list[Remark] = field(default_factory=list)
 
 
-def read_tables(files: Files, tables: Sequence[str], names: FileNames, must_fit: Sequence[str] = TABLE_NAMES) -> TableColumns:
-    """What tables say of files; those further down win over those above them, and those of `must_fit` over others beside them.
+def read_tables(
+    files: Files, tables: Sequence[str], names: FileNames, must_fit: Sequence[str] = TABLE_NAMES
+) -> TableColumns:
+    """What tables say of files; those further down win over those above them, and those of
+    `must_fit` over others beside them.
 
     Args:
         tables: relative paths.
@@ -127,29 +155,38 @@ def read_tables(files: Files, tables: Sequence[str], names: FileNames, must_fit:
         SourceError: one of those can't be read, or names no file of the source.
     """
 
-    def rank(path: str) -> tuple[int, bool, str]:
-        return path.count("/"), os.path.basename(path) in must_fit, path
+    def must(path: str) -> bool:
+        return path in must_fit or os.path.basename(path) in must_fit
 
     merged = TableColumns()
     otherwise: list[str] = []
-    for path in sorted(tables, key=rank):
-        try:
-            table = read_table(files, path)
-            said = _match(table, os.path.dirname(path), names)
-        except SourceError as err:
-            if os.path.basename(path) in must_fit:
-                raise
-            merged.remarks.append(Remark("table not used: it can't be read, or names no file here", 1, str(err)))
-            continue
+    for path in sorted(tables, key=lambda path: (path.count("/"), must(path), path)):
+        said = _read_one(files, path, names, must(path))
         merged.remarks += said.remarks
         for name, values in said.columns.items():
             before = merged.columns.setdefault(name, {})
-            otherwise += [name] if any(before.get(column, value) != value for column, value in values.items()) else []
+            if any(before.get(column, value) != value for column, value in values.items()):
+                otherwise.append(name)
             before.update(values)
     if otherwise:
-        text = "files of which two tables say different things; the one further down or later by name wins"
+        wins = "the one further down or later by name wins"
+        text = f"files of which two tables say different things; {wins}"
         merged.remarks.append(Remark(text, len(otherwise), otherwise[0]))
     return merged
+
+
+def _read_one(files: Files, path: str, names: FileNames, must_fit: bool) -> TableColumns:
+    """What one table says; of one that isn't used, a remark, unless it must fit."""
+    try:
+        if not must_fit and _size(files, path) > MAX_TABLE_BYTES:
+            text = "large tables, not looked at unless source.with.metadata names one"
+            return TableColumns(remarks=[Remark(text, 1, path)])
+        return _match(read_table(files, path), os.path.dirname(path), names)
+    except SourceError as err:
+        if must_fit:
+            raise
+        text = "table not used: it can't be read, or names no file here"
+        return TableColumns(remarks=[Remark(text, 1, " ".join(str(err).split()))])
 
 
 @dataclass(frozen=True)
@@ -168,44 +205,82 @@ class FileColumn:
     files: list[list[str]]
     is_elsewhere: bool = False
 
+    @property
+    def num_found(self) -> int:
+        """Rows that name a file, or where it lies elsewhere, one alone."""
+        return sum(len(paths) == 1 if self.is_elsewhere else bool(paths) for paths in self.files)
+
     def remarks(self) -> list[Remark]:
         """How the table was read, where that may surprise."""
-        found = sum(map(bool, self.files))
-        elsewhere = Remark("rows of tables whose file was found by its name, in another folder than the row says", found, self.table.name)
+        text = (
+            "rows of tables whose file was found by its name, in another folder than the row says"
+        )
+        elsewhere = Remark(text, self.num_found, self.table.name)
         encoding = encoding_remark(self.table.encoding, 1, self.table.name)
         return [elsewhere] * self.is_elsewhere + [encoding] * (self.table.encoding != UTF8)
 
 
-def choose_file_column(table: Table, folder: str, names: FindsFiles, wanted: str | None = None) -> FileColumn:
+def choose_file_column(
+    table: Table, folder: str, names: FindsFiles, wanted: str | None = None
+) -> FileColumn:
     """The column that names files, and the files that its rows may mean.
 
-    Of the usual names the one with most cells that name a file, else any other column of texts that does. Where no cell does, the first
-    line may be a row instead of names, and the files may lie in other folders than the rows say.
+    The first of a usual name that names a file in half of its cells or more, else the one that does
+    in most, else one of another name. Where none does, the files may lie in other folders than the
+    rows say. The first line may be a row instead of names.
 
     Raises:
         SourceError: no cell of any names a file; lists the columns that were looked at.
     """
     for is_elsewhere, find in ((False, names.find), (True, names.find_elsewhere)):
         read = _with_first_line(table, folder, find)
+        best = FileColumn(read, "", [], is_elsewhere)
         for group in _groups(read, wanted):
-            found = {column: [_find(row.get(column), folder, find) for _, row in read.rows] for column in group}
-            counts = {column: sum(len(files) == 1 for files in found[column]) for column in group}
-            best = max(group, key=counts.__getitem__)
-            if counts[best] or (any(found[best]) and not is_elsewhere):
-                return FileColumn(read, best, found[best], is_elsewhere)
+            for column in group:
+                is_probed = wanted is None and plain_name(column) not in FILE_COLUMNS
+                if is_probed and not any(
+                    _find(row.get(column), folder, find) for _, row in read.rows[:PROBED_ROWS]
+                ):
+                    continue
+                found = FileColumn(
+                    read,
+                    column,
+                    [_find(row.get(column), folder, find) for _, row in read.rows],
+                    is_elsewhere,
+                )
+                best = max(best, found, key=lambda one: one.num_found)
+                if 2 * best.num_found >= len(read.rows) > 0:
+                    return best
+            if best.num_found:
+                return best
     raise SourceError(_names_nothing(table, next(iter(_groups(table, wanted)), [])))
+
+
+def _size(files: Files, path: str) -> int:
+    try:
+        with files.open(path) as file:
+            return file.seek(0, os.SEEK_END)
+    except OSError as err:
+        raise SourceError(f"{files.name(path)} can't be read: {err}") from err
 
 
 def _with_first_line(table: Table, folder: str, find: Callable[[str, str], list[str]]) -> Table:
     """The table; where the first line of a text names a file too, with that as a row."""
-    unusual = [name for name in table.columns() if plain_name(name) not in (*FILE_COLUMNS, *CAPTION_COLUMNS)]
+    unusual = [
+        name
+        for name in table.columns()
+        if plain_name(name) not in (*FILE_COLUMNS, *CAPTION_COLUMNS)
+    ]
     return table.without_names() if any(_find(name, folder, find) for name in unusual) else table
 
 
 def _groups(table: Table, wanted: str | None) -> list[list[str]]:
     """The columns that may name files: those of usual names in their order, then the others."""
     columns = table.columns() if wanted is None else [wanted]
-    usual = sorted((one for one in columns if plain_name(one) in FILE_COLUMNS), key=lambda one: FILE_COLUMNS.index(plain_name(one)))
+    usual = sorted(
+        (one for one in columns if plain_name(one) in FILE_COLUMNS),
+        key=lambda one: FILE_COLUMNS.index(plain_name(one)),
+    )
     return [group for group in (usual, [one for one in columns if one not in usual]) if group]
 
 
@@ -214,9 +289,14 @@ def _names_nothing(table: Table, looked_at: Sequence[str]) -> str:
         return f"{table.name}: the table has no rows"
     where, row = table.rows[0]
     first = next((row[column] for column in looked_at if row.get(column)), None)
-    looked = f"looked at the columns {', '.join(looked_at)}" if looked_at else "there is no column that may name files"
+    looked = (
+        f"looked at the columns {', '.join(looked_at)}"
+        if looked_at
+        else "there is no column that may name files"
+    )
     advice = "names are relative to the folder of the table or of the source"
-    return f"{table.name}, {where}: there is no file {first!r} in the source, nor one that another row names; {looked}; {advice}"
+    gone = f"there is no file {first!r} in the source, nor one that another row names"
+    return f"{table.name}, {where}: {gone}; {looked}; {advice}"
 
 
 def _find(cell: Any, folder: str, find: Callable[[str, str], list[str]]) -> list[str]:
@@ -232,17 +312,24 @@ def _match(table: Table, folder: str, names: FileNames) -> TableColumns:
     again: list[str] = []
     for (where, row), paths in zip(table.rows, chosen.files, strict=True):
         if len(paths) != 1:
-            (unsure if paths else gone).append(f"{table.name}, {where}: {row.get(column)!r}" + (f" ({', '.join(paths)})" if paths else ""))
+            (unsure if paths else gone).append(
+                f"{table.name}, {where}: {row.get(column)!r}"
+                + (f" ({', '.join(paths)})" if paths else "")
+            )
         elif paths[0] in said.columns:
             again.append(f"{table.name}, {where}: {row[column]!r}")
         else:
-            said.columns[paths[0]] = name_caption({name: value for name, value in row.items() if name != column})
+            said.columns[paths[0]] = name_caption(
+                {name: value for name, value in row.items() if name != column}
+            )
     kinds = {
         "rows of tables that name no file of the source": gone,
         "rows of tables whose name fits several files": unsure,
         "rows of tables that name a file which an earlier row names": again,
     }
-    said.remarks += [Remark(f"{text}, not used", len(rows), rows[0]) for text, rows in kinds.items() if rows]
+    said.remarks += [
+        Remark(f"{text}, not used", len(rows), rows[0]) for text, rows in kinds.items() if rows
+    ]
     return said
 
 

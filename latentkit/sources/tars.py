@@ -1,4 +1,5 @@
-"""The files in a tar, by their place in it, so that any of them is read without the others; compressed ones are unpacked once."""
+"""The files in a tar, by their place in it, so that any of them is read without the others;
+compressed ones are unpacked once."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ MAX_HEADER_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A file in a tar: its name without a leading "./", where its bytes begin, how many they are, and whether all are there."""
+    """A file in a tar: its name without a leading "./", where its bytes begin, how many they are,
+    and whether all are there."""
 
     name: str
     offset: int
@@ -71,7 +73,8 @@ class Tar:
 
 
 def open_tar(files: Files, name: str, stamp: str) -> Tar:
-    """The tar of a name; a compressed one is unpacked into the cache of the library `datasets`, once for each stamp.
+    """The tar of a name; a compressed one is unpacked into the cache of the library `datasets`,
+    once for each stamp.
 
     Raises:
         OSError: it can't be reached, or there is no room to unpack it.
@@ -81,7 +84,9 @@ def open_tar(files: Files, name: str, stamp: str) -> Tar:
         unpack = next((unpack for mark, unpack in PACKED.items() if first.startswith(mark)), None)
         if unpack is None:
             return Tar(files, name)
-        digest = hashlib.sha256(f"{files.name(name)} {stamp}".encode("utf-8", "surrogatepass")).hexdigest()[:32]
+        digest = hashlib.sha256(
+            f"{files.name(name)} {stamp}".encode("utf-8", "surrogatepass")
+        ).hexdigest()[:32]
         target = Path(datasets.config.HF_DATASETS_CACHE) / "latentkit-tars" / f"{digest}.tar"
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +99,10 @@ def _unpack(packed: IO[bytes], target: Path) -> None:
     """Write what can be read of it; where it is cut off, so is the copy."""
     handle, partial = tempfile.mkstemp(dir=target.parent, prefix=".unpacking-")
     try:
-        with os.fdopen(handle, "wb") as copy, contextlib.suppress(EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile):
+        with (
+            os.fdopen(handle, "wb") as copy,
+            contextlib.suppress(EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile),
+        ):
             shutil.copyfileobj(packed, copy, COPIED_BYTES)
         os.replace(partial, target)
     except BaseException:
@@ -130,13 +138,15 @@ class _UnusualTarError(Exception):
 
 
 def _walk(file: IO[bytes], num_bytes: int, members: list[Member]) -> None:
-    """Append the files in a tar, from its headers alone, three times as fast as `tarfile` goes over them.
+    """Append the files in a tar, from its headers alone, three times as fast as `tarfile` goes over
+    them.
 
     The headers of ustar, with long names and sizes as pax and GNU write them; see
     https://pubs.opengroup.org/onlinepubs/9699919799/utilities/pax.html
 
     Raises:
-        tarfile.ReadError: something else than a header is in the place of one, or the tar is cut off.
+        tarfile.ReadError: something else than a header is in the place of one, or the tar is cut
+        off.
         _UnusualTarError: it holds what this doesn't read.
     """
     offset = 0
@@ -161,7 +171,9 @@ def _walk(file: IO[bytes], num_bytes: int, members: list[Member]) -> None:
                 names = [_text(header[345:500])] * any(header[345:500]) + [_text(header[:100])]
                 name = said.get("path", "/".join(names)).removeprefix("./")
                 is_folder = kind == tarfile.AREGTYPE and name.endswith("/")
-                members += [] if is_folder else [Member(name, start, size, start + size <= num_bytes)]
+                members += (
+                    [] if is_folder else [Member(name, start, size, start + size <= num_bytes)]
+                )
             elif kind in tarfile.SUPPORTED_TYPES and kind != tarfile.GNUTYPE_LONGLINK:
                 size = 0  # of links and folders, whatever their headers say
             said = {}
@@ -175,7 +187,11 @@ def _walk_slowly(file: IO[bytes], num_bytes: int, members: list[Member]) -> None
     while (entry := opened.next()) is not None:
         if entry.isreg():
             end = entry.offset_data + entry.size
-            members.append(Member(entry.name.removeprefix("./"), entry.offset_data, entry.size, end <= num_bytes))
+            members.append(
+                Member(
+                    entry.name.removeprefix("./"), entry.offset_data, entry.size, end <= num_bytes
+                )
+            )
         opened.members = []  # which tarfile would keep all of
     if any(_read_block(file, opened.offset)):
         raise tarfile.ReadError("no header where one is expected")
@@ -190,7 +206,8 @@ def _read_block(file: IO[bytes], offset: int) -> bytes:
 
 
 def _pax_records(content: bytes) -> dict[str, str]:
-    """Path and size out of records such as b"18 path=folder/a\\n", which begin with their length."""
+    """Path and size out of records such as b"18 path=folder/a\\n", which begin with their
+    length."""
     found = {}
     while content:
         digits, _, _ = content.partition(b" ")

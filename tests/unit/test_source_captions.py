@@ -261,6 +261,11 @@ def test_name_that_fits_several_files_is_named_and_not_used(tmp_path: Path) -> N
     assert remark.example.endswith("list.csv, line 2: 'a' (a.png, a.jpg)") or remark.example.endswith("line 2: 'a' (a.jpg, a.png)")
 
 
+def test_table_whose_names_all_fit_several_files_says_so(tmp_path: Path) -> None:
+    write(tmp_path, {"a.png": "x", "a.jpg": "y", "metadata.csv": "file_name,text\na,which?\n"})
+    assert remarks(open_folder(tmp_path)) == {"rows of tables whose name fits several files, not used": 1}
+
+
 @pytest.mark.parametrize("table", ["metadata.jsonl", "list.jsonl"])
 def test_rows_that_name_no_file_or_one_again_are_counted_and_never_end_a_run(table: str, tmp_path: Path) -> None:
     names = ["a.png", "gone.png", "../outside.png", "./a.png", "lost.png"]
@@ -276,8 +281,9 @@ def test_rows_that_name_no_file_or_one_again_are_counted_and_never_end_a_run(tab
 
 def test_table_that_names_nothing_here_is_remarked_unless_the_recipe_names_it(tmp_path: Path) -> None:
     write(tmp_path, {"a.png": "x", "prices.csv": "item,price\nmilk,2\n", "broken.json": "{", "a.tsv": "x\n"})
+    (tmp_path / "gone.csv").symlink_to(tmp_path / "nothing.csv")
     source = open_folder(tmp_path)
-    assert remarks(source) == {"table not used: it can't be read, or names no file here": 2}
+    assert remarks(source) == {"table not used: it can't be read, or names no file here": 3}
     with pytest.raises(SourceError, match="looked at the columns item, price"):
         open_folder(tmp_path, metadata="prices.csv")
 
@@ -299,3 +305,20 @@ def test_empty_cell_of_a_table_leaves_the_caption_beside(tmp_path: Path) -> None
 def test_metadata_may_be_a_path_in_the_folder(tmp_path: Path) -> None:
     write(tmp_path, {"a.png": "x", "one/t.csv": "image,text\na.png,one\n", "two/t.csv": "image,text\na.png,two\n"})
     assert texts(open_folder(tmp_path, metadata="one/t.csv")) == {"a.png": "one"}
+    write(tmp_path, {"one/t.csv": "image,text\ngone.png,one\n"})
+    with pytest.raises(SourceError, match=r"there is no file 'gone\.png'"):
+        open_folder(tmp_path, metadata="one/t.csv")
+
+
+def test_large_table_is_read_when_the_recipe_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("latentkit.sources.tables.MAX_TABLE_BYTES", 10)
+    write(tmp_path, {"a.png": "x", "list.csv": "image,text\na.png,one\n"})
+    source = open_folder(tmp_path)
+    assert texts(source) == {"a.png": None}
+    assert remarks(source) == {"large tables, not looked at unless source.with.metadata names one": 1}
+    assert texts(open_folder(tmp_path, metadata="list.csv")) == {"a.png": "one"}
+
+
+def test_column_whose_cells_name_files_wins_over_a_usual_name_that_does_not(tmp_path: Path) -> None:
+    write(tmp_path, {"a.png": "x", "b.png": "y", "list.csv": "name,shot\nAnn,a.png\nBob,b.png\n"})
+    assert open_folder(tmp_path)[0].attributes == {"name": "Ann"}
