@@ -13,7 +13,7 @@ from latentkit.contracts import BuildContext, Encoder, Executor, Modality, Sourc
 from latentkit.errors import DeviceError, RecipeError
 from latentkit.layouts import readable_input
 from latentkit.overrides import is_url
-from latentkit.plugins import discover, fingerprint_fields
+from latentkit.plugins import default_fields, discover, fingerprint_fields
 from latentkit.recipe import EncodeRecipe, Recipe, parse_recipe
 from latentkit.yaml_loader import parse_yaml
 
@@ -166,6 +166,12 @@ class Line:
         if getattr(self.modality.config, "crop", None) == "random" or any("-" in view for view in self.views):
             parts["modality.seed"] = str(self.recipe.seed)
         return parts
+
+    def default_parts(self) -> dict[str, str]:
+        """Name to value of the options that `fingerprint_parts` leaves out where they have it."""
+        plugins = (("encoder", self.encoder), ("modality", self.modality))
+        fields = ((kind, default_fields(plugin.config)) for kind, plugin in plugins)
+        return {f"{kind}.with.{name}": value for kind, found in fields for name, value in found.items()}
 
     def _context(self, encoder: Encoder | None = None) -> BuildContext:
         taken = None

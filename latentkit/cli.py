@@ -15,12 +15,23 @@ from typing import Any
 from latentkit import __version__
 from latentkit.errors import InterruptedRunError, LatentkitError
 
+RECIPE_TASKS = ("train", "evaluate")
+"""Tasks that have no command of their own."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
     if isinstance(sys.stdout, TextIOWrapper):  # a pipe of Windows can't encode every caption
         sys.stdout.reconfigure(errors="backslashreplace")
-    options = parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if not words:
+        parser().print_help()
+        return 0
+    if words[0] in RECIPE_TASKS:
+        advice = f"a recipe with task: {words[0]} is run by `latentkit run RECIPE`; `latentkit recipes` lists some to begin with"
+        print(f"latentkit: there is no command {words[0]}; {advice}", file=sys.stderr)
+        return 2
+    options = parser().parse_args(words)
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
     try:
@@ -110,6 +121,7 @@ def _add_dataset_commands(commands: Any) -> None:
     inspect = _command(commands, "inspect", _inspect, "say what is in a latent dataset")
     inspect.add_argument("path", metavar="PATH", help="folder of the latent dataset")
     inspect.add_argument("--json", action="store_true", help="all of it, row by row, for programs")
+    inspect.add_argument("--skipped", action="store_true", help="list every skipped sample with its reason, and nothing else")
 
     verify = _command(commands, "verify", _verify, "find what is missing, damaged or foreign in a latent dataset; exit code 1 when broken")
     verify.add_argument("path", metavar="PATH", help="folder of the latent dataset")
@@ -226,8 +238,13 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from latentkit.inspect import describe, inspect_dataset
+    from latentkit.inspect import describe, inspect_dataset, list_skipped
 
+    if options.skipped:
+        if options.json:
+            raise LatentkitError("--skipped is a list to read; with --json alone, every row is in `ledger`, with its status and reason")
+        print(printable(list_skipped(options.path)))
+        return 0
     found = inspect_dataset(options.path, with_ledger=options.json)
     print(json.dumps(found, indent=1, ensure_ascii=True) if options.json else printable(describe(found)))
     return 0
@@ -256,10 +273,12 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _compact(options: argparse.Namespace) -> int:
     from latentkit.store.compact import compact
+    from latentkit.store.contents import counted
     from latentkit.store.folder import open_folder
 
     done = compact(open_folder(options.path))
-    print(f"{options.path}: {done.num_dropped} superseded rows dropped, {done.units_before} units are now {done.units_after}")
+    dropped = counted(done.num_dropped, "superseded row")
+    print(f"{options.path}: {dropped} dropped, {done.units_before} units are now {done.units_after}")
     return 0
 
 
@@ -276,12 +295,13 @@ def _preview(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     from latentkit.exporting import export_dataset
     from latentkit.overrides import apply_override, split_overrides
+    from latentkit.store.contents import counted
 
     values: dict[str, Any] = {}
     for key, value in split_overrides(options.set):
         apply_override(values, key, value)
     num_rows = export_dataset(options.path, options.output, options.to, values)
-    print(f"{options.output}: {num_rows} rows as {options.to}")
+    print(f"{options.output}: {counted(num_rows, 'row')} as {options.to}")
     return 0
 
 

@@ -8,8 +8,8 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentkit.bad_samples import advise, are_too_many
-from latentkit.contracts import Encoder, Executor, Sample, Shard, StreamSource, UnitResult
+from latentkit.contracts import Encoder, Executor, StreamSource, UnitResult
 from latentkit.errors import DamagedError, FingerprintError, SourceError, StoreError
 from latentkit.masks import without_mask
 from latentkit.numerics import fixed_numerics
@@ -36,11 +36,13 @@ from latentkit.planning import (
     settings_in_force,
 )
 from latentkit.quantisation import measure_psnr
+from latentkit.sources.gone_shards import WithGoneShards
 from latentkit.store.claims import Claims
 from latentkit.store.compact import finish_compaction
+from latentkit.store.contents import counted, skipped_so_far
 from latentkit.store.dataset import DATASET, RECIPE, Description, finalize, newest_number, read_dataset
 from latentkit.store.folder import Folder, host
-from latentkit.store.index import committed, first_rows, read_unit, reason_by_key
+from latentkit.store.index import committed, first_rows, reason_by_key
 from latentkit.store.plan import Plan, counting_parts, read_chain
 
 
@@ -138,8 +140,8 @@ def foretell(folder: Folder, inputs: EncodeInputs, settings: EncodeSettings) -> 
     """
     chain = _chain_there(folder, inputs, settings)
     if not chain:
-        things = "shards" if isinstance(inputs.source, StreamSource) else "samples"
-        return f"{folder}: {inputs.entries.num_rows} {things} to encode, {len(inputs.views)} views of each ({', '.join(inputs.views)})"
+        things = counted(inputs.entries.num_rows, "shard" if isinstance(inputs.source, StreamSource) else "sample")
+        return f"{folder}: {things} to encode, {counted(len(inputs.views), 'view')} of each ({', '.join(inputs.views)})"
     if not is_finished(folder, chain[-1]):
         units, done = chain[-1].units(), committed(folder)
         left = [unit for unit in units if unit.name not in done]
@@ -181,8 +183,10 @@ def describe(inputs: EncodeInputs, encoder: Encoder, settings: EncodeSettings, t
             rows = [tensor.to(device) for tensor in tensors if tensor is not None]
             psnr = measure_psnr(encoder, rows, settings.store, inputs.open_decoder(device))
         decoded = {} if psnr is None else {"psnr_db": psnr, "num_samples": len(rows)}
+    remarks = {"remarks": [asdict(remark) for remark in inputs.remarks]} if inputs.remarks else {}
+    source = {**inputs.described_source, **remarks}
     return Description(
-        encoder.layout, encoder.normalization, settings.store, settings.dtype, inputs.described_source, list(inputs.views), decoded
+        encoder.layout, encoder.normalization, settings.store, settings.dtype, source, list(inputs.views), decoded
     )
 
 
@@ -220,9 +224,10 @@ def make_job(folder: Folder, plan: Plan, inputs: EncodeInputs, settings: EncodeS
     Raises:
         SourceError: samples that are left are gone, or most of them changed.
     """
+    inputs.remarks  # noqa: B018  # lest what is no remark ends the run at its end
     source = inputs.source
     if isinstance(source, StreamSource) and plan.number:
-        source = _WithGone(source, set(plan.work["key"].to_pylist()) - set(inputs.entries["key"].to_pylist()))
+        source = WithGoneShards(source, set(plan.work["key"].to_pylist()) - set(inputs.entries["key"].to_pylist()))
     return EncodeJob(
         folder, plan, source, inputs.modality, inputs.views, inputs.open_encoder, settings.store, settings.dtype, settings.seed,
         settings.on_bad_sample, settings_in_force(plan.settings, settings), _places(folder, plan, inputs), show_progress,
@@ -260,20 +265,6 @@ def _places(folder: Folder, plan: Plan, inputs: EncodeInputs) -> npt.NDArray[np.
     return places
 
 
-@dataclass(frozen=True)
-class _WithGone:
-    """A stream that has the shards that are gone too, with nothing in them: the next plan leaves them out."""
-
-    source: StreamSource
-    gone: Collection[str]
-
-    def shards(self) -> list[Shard]:
-        return [*self.source.shards(), *(Shard(name, "") for name in self.gone)]
-
-    def read(self, shard: Shard) -> Iterator[Sample]:
-        return iter(()) if shard.name in self.gone else self.source.read(shard)
-
-
 def _run_units(job: EncodeJob, executor: Executor, settings: EncodeSettings) -> EncodeSummary:
     """Do this process's share, then what nobody does, then wait for the others."""
     summary, begun, claims = EncodeSummary(), time.monotonic(), Claims(job.folder)
@@ -308,18 +299,17 @@ def add_result(job: EncodeJob, summary: EncodeSummary, result: UnitResult, max_b
     num_bad, num_samples = summary.num_skipped // len(job.views) - num_gone, job.plan.table.num_rows
     if not job.plan.settings.stream and are_too_many(num_bad, num_samples, max_bad):
         bad = _bad_so_far(job)
-        raise SourceError(f"{bad.total()} of {num_samples} samples could not be used so far{_more_than(max_bad, job.folder, bad)}")
+        raise SourceError(f"{len(bad)} of {num_samples} samples could not be used so far{_more_than(max_bad, job.folder, bad)}")
     return summary
 
 
-def _bad_so_far(job: EncodeJob) -> Counter[str]:
-    """How many samples can't be used for each reason, by the units that are committed, of this run or an earlier one."""
-    done = committed(job.folder)
-    reasons: dict[int, str] = {}
-    for rows in (read_unit(job.folder, unit).rows for unit in job.plan.units() if unit.name in done):
-        skipped = rows.filter(pc.equal(rows["status"], "skipped"))
-        reasons |= dict(zip(skipped["position"].to_pylist(), skipped["reason"].to_pylist(), strict=True))
-    return Counter(reason for position, reason in reasons.items() if job.places is None or job.places[position] >= 0)
+def _bad_so_far(job: EncodeJob) -> dict[str, str]:
+    """Key to reason of each bad sample, of this run or an earlier one; of none that is gone."""
+    found = skipped_so_far(job.folder, job.plan)
+    if job.places is not None:
+        gone = set(job.plan.work["key"].filter(pa.array(job.places < 0)).to_pylist())
+        found = {key: reason for key, reason in found.items() if key not in gone}
+    return found
 
 
 def _log(folder: Folder, result: UnitResult) -> None:
@@ -329,24 +319,24 @@ def _log(folder: Folder, result: UnitResult) -> None:
     folder.append(f"events/{host()}-{os.getpid()}.jsonl", json.dumps(line))
 
 
-def _most_common(reasons: Counter[str]) -> str:
-    return "; ".join(f"{reason} ({count} times)" for reason, count in reasons.most_common(3))
+def _most_common(bad: Mapping[str, str]) -> str:
+    return "; ".join(f"{why} ({count} times)" for why, count in Counter(bad.values()).most_common(3))
 
 
-def _more_than(max_bad: float, folder: Folder, bad: Counter[str]) -> str:
-    advice = advise(set(bad), str(folder))
-    return f": {_most_common(bad)}, more than max_bad ({max_bad:g}) allows. {advice}"
+def _more_than(max_bad: float, folder: Folder, bad: Mapping[str, str]) -> str:
+    allowed = f"more than max_bad ({max_bad:g}) allows, such as {', '.join(list(bad)[:3])}"
+    return f": {_most_common(bad)}, {allowed}. {advise(set(bad.values()), str(folder))}"
 
 
 def _check_bad(folder: Folder, inputs: EncodeInputs, max_bad: float, index: pa.Table) -> None:
     """Refuse to finish a dataset of mostly bad samples; those that the source no longer has don't count, the next plan drops them."""
     if not isinstance(inputs.source, StreamSource):
         index = index.filter(pc.is_in(index["key"], value_set=inputs.entries["key"].combine_chunks()))
-    num_samples, bad = first_rows(index).num_rows, Counter(reason_by_key(index).values())
-    if num_samples and bad.total() == num_samples:
-        raise SourceError(f"none of the {num_samples} samples could be used: {_most_common(bad)}")
-    if are_too_many(bad.total(), num_samples, max_bad):
-        raise SourceError(f"{bad.total()} of {num_samples} samples could not be used{_more_than(max_bad, folder, bad)}")
+    num_samples, bad = first_rows(index).num_rows, reason_by_key(index)
+    if num_samples and len(bad) == num_samples:
+        raise SourceError(f"none of the {num_samples} samples could be used: {_most_common(bad)}, such as {next(iter(bad))}")
+    if are_too_many(len(bad), num_samples, max_bad):
+        raise SourceError(f"{len(bad)} of {num_samples} samples could not be used{_more_than(max_bad, folder, bad)}")
 
 
 # ---------------------------------------------------------------- what is there already
@@ -364,7 +354,7 @@ def _chain_there(folder: Folder, inputs: EncodeInputs, settings: EncodeSettings)
         if foreign:
             raise StoreError(f"{folder} holds something else ({', '.join(foreign[:3])}); give the latent dataset a folder of its own")
         return []
-    check_parts(folder, chain[-1].settings.parts, all_parts(inputs, settings))
+    check_parts(folder, chain[-1].settings.parts, all_parts(inputs, settings), inputs.defaults)
     streams = chain[-1].settings.stream
     if streams != isinstance(inputs.source, StreamSource):
         then, now = ("a stream", "single samples") if streams else ("single samples", "a stream")
@@ -372,22 +362,23 @@ def _chain_there(folder: Folder, inputs: EncodeInputs, settings: EncodeSettings)
     return chain
 
 
-def check_parts(folder: Folder, there: Mapping[str, str], wanted: Mapping[str, str]) -> None:
+def check_parts(folder: Folder, there: Mapping[str, str], wanted: Mapping[str, str], defaults: Mapping[str, str]) -> None:
     """Hold what decides a latent's value to what the folder's latents were made with.
 
     Raises:
-        FingerprintError: names every field that differs.
+        FingerprintError: names every field that differs; an option in neither has its default.
     """
     there, wanted = counting_parts(there), counting_parts(wanted)
     different = [name for name in sorted({*there, *wanted}) if there.get(name) != wanted.get(name)]
     if different:
-        lines = [f"  {name}: {_short(there.get(name))} there, {_short(wanted.get(name))} now" for name in different]
+        lines = [f"  {name}: {_value(there, name, defaults)} there, {_value(wanted, name, defaults)} now" for name in different]
         raise FingerprintError(
             "\n".join([f"{folder} holds latents that were made otherwise:", *lines, "Write to another output, or set these back"])
         )
 
 
-def _short(value: str | None) -> str:
+def _value(parts: Mapping[str, str], name: str, defaults: Mapping[str, str]) -> str:
+    value = parts.get(name)
     if value is None:
-        return "not set"
+        return f"{defaults[name]} (the default)" if name in defaults else "not set"
     return value if len(value) <= 60 else f"{value[:16]}..."

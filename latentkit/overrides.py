@@ -9,6 +9,9 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -31,6 +34,12 @@ _KEY = re.compile(r"NAME(INDEX)*(\.NAME(INDEX)*)*".replace("NAME", r"[^.\[\]=\s]
 
 PATTERN_SIGNS = "*?[{"
 """Signs of a pattern of files, such as wds/*.tar or wds/{00000..00012}.tar."""
+
+
+def in_shell(path: object) -> str:
+    """A path or URL as a word of a command line, in quotes where it needs them."""
+    text = str(path)
+    return subprocess.list2cmdline([text]) if sys.platform == "win32" else shlex.quote(text)
 
 
 def is_url(path: str) -> bool:

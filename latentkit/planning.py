@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from latentkit.contracts import Encoder, Entry, Modality, Prepared, Sample, Source, StreamSource
+from latentkit.contracts import Encoder, Entry, Modality, Prepared, Remark, Sample, Source, StreamSource
 from latentkit.errors import RecipeError, SampleError, SourceError
 from latentkit.measure import Measured, choose_unit_size, measure_batches
 from latentkit.numerics import fixed_numerics
@@ -28,8 +28,10 @@ from latentkit.runtime.cores import num_cores
 from latentkit.runtime.device import can_compile, kind_of
 from latentkit.runtime.memory import available_bytes, describe_bytes
 from latentkit.runtime.plugin_faults import faults_cost_the_sample
+from latentkit.sources.remarks import remarks_of
 from latentkit.store.changes import Changes, compare_samples, compare_shards
 from latentkit.store.claims import Claims
+from latentkit.store.contents import column_filling, describe_filling
 from latentkit.store.dataset import read_dataset, read_index, refuse_missing_units
 from latentkit.store.folder import Folder
 from latentkit.store.plan import Plan, PlanSettings, list_entries, newest_plan, plan_of, write_plan
@@ -77,6 +79,7 @@ class EncodeInputs:
         described_source: what dataset.json says of the source.
         open_float32: device to the same encoder computing in float32, which may be the same one;
             None where there is none.
+        defaults: name to value of options that `parts` leaves out where they have it, for messages.
     """
 
     source: Source | StreamSource
@@ -86,6 +89,7 @@ class EncodeInputs:
     parts: Mapping[str, str]
     described_source: Mapping[str, Any] = field(default_factory=dict)
     open_float32: Callable[[str], Encoder] | None = None
+    defaults: Mapping[str, str] = field(default_factory=dict)
 
     def open_decoder(self, device: str) -> Encoder:
         """The encoder to decode with: in float32 where that can be had, as half may overflow."""
@@ -101,6 +105,18 @@ class EncodeInputs:
         if isinstance(self.source, StreamSource):
             return list_entries(Entry(shard.name, shard.stamp) for shard in self.source.shards())
         return list_entries(self.source.entries())
+
+    @functools.cached_property
+    def remarks(self) -> list[Remark]:
+        """What the source found and does not use; of a stream, what it knows before it is read.
+
+        Raises:
+            PluginError: they are not what remarks are.
+            SourceError: as `entries`.
+        """
+        if not isinstance(self.source, StreamSource):
+            self.entries  # noqa: B018  # which reads captions, that else were read twice
+        return remarks_of(self.source)
 
 
 def first_plan(folder: Folder, inputs: EncodeInputs, device: str, settings: EncodeSettings, parts: Mapping[str, str]) -> Plan:
@@ -182,6 +198,13 @@ def refuse_removal(folder: Folder, changes: Changes, prune: bool) -> None:
         gone = f"{changes.counts.removed} of the {changes.num_before} samples of {folder} are gone from the source"
         advice = "put them back, or leave them out with --prune, an option of latentkit run; for another source give another output"
         raise SourceError(f"{gone}; {advice}")
+
+
+def describe_entries(inputs: EncodeInputs) -> list[str]:
+    """A line for each attribute: how many samples have it; a stream doesn't say before it is read."""
+    if isinstance(inputs.source, StreamSource):
+        return []
+    return describe_filling(column_filling(inputs.entries["attributes"]), inputs.entries.num_rows, "sample")
 
 
 def describe_changes(folder: Folder, changes: Changes) -> str:

@@ -352,6 +352,14 @@ def fingerprint_fields(config: BaseModel) -> dict[str, str]:
     return {name: json.dumps(value, sort_keys=True, separators=(",", ":")) for name, value in _changed_fields(config).items()}
 
 
+def default_fields(config: BaseModel) -> dict[str, str]:
+    """The defaults of all fields, in the form of `fingerprint_fields`; those of required ones are left out."""
+    infos = type(config).model_fields.items()
+    defaults = {name: info.get_default(call_default_factory=True) for name, info in infos if not info.is_required()}
+    plain = {name: _to_plain(value) for name, value in defaults.items()}
+    return {name: json.dumps(value, sort_keys=True, separators=(",", ":")) for name, value in plain.items()}
+
+
 def _changed_fields(config: BaseModel) -> dict[str, Any]:
     changed = {}
     for name, info in type(config).model_fields.items():

@@ -41,7 +41,7 @@ def open_dataset_line(found: Verification, device: str = "auto") -> OpenLine:
     line = line_of_dataset(found.folder)
     assert isinstance(line.recipe, EncodeRecipe)
     opened = replace(open_line(line, line.recipe, RunOptions(device=device)), folder=found.folder)
-    check_parts(found.folder, found.plans[found.newest].settings.parts, all_parts(opened.inputs, opened.settings))
+    check_parts(found.folder, found.plans[found.newest].settings.parts, all_parts(opened.inputs, opened.settings), opened.inputs.defaults)
     return opened
 
 

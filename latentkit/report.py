@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentkit.errors import LatentkitError, StoreError
-from latentkit.overrides import is_url
+from latentkit.overrides import in_shell, is_url
 from latentkit.plugins import Registry
 from latentkit.recipe import EncodeRecipe, EvaluateRecipe, Recipe, TrainRecipe, load_recipe
 
 if TYPE_CHECKING:
     from latentkit.encode import EncodeSummary
+    from latentkit.evaluation_batches import Row
     from latentkit.run import EncodeRun
     from latentkit.run_evaluating import EvaluateResult
     from latentkit.train import TrainResult
@@ -22,6 +24,12 @@ if TYPE_CHECKING:
 RECIPES = Path(__file__).parents[1] / "recipes"
 MOST_REASONS = 4
 """Lines about skipped samples; the last one stands for several reasons where there are more."""
+MOST_KEYS = 3
+MOST_REMARKS = 6
+MOST_COLUMNS = 4
+SLOW_SECONDS, SLOW_WAITED, SLOW_FULL = 60.0, 0.3, 0.7
+"""From how many seconds on a run is told what slowed it: an encoder that waited this share of the
+time, and batches less full than this."""
 KNOWN_BY_CONFIG = ("diffusers", "tiny-kl", "tiny-kl-16")
 """Encoders whose model folders `latentkit encode` tells apart by their config.json."""
 
@@ -52,33 +60,40 @@ def _encoding_with(model: Path) -> str:
     recipe = load_recipe(model.parent / "recipe.yaml")
     assert isinstance(recipe, TrainRecipe)
     if recipe.model.use in KNOWN_BY_CONFIG:
-        return f"latentkit encode SOURCE OUT --encoder {_near(model)}"
+        return f"latentkit encode SOURCE OUT --encoder {in_shell(_near(model))}"
     return f"encoder: {{use: {recipe.model.use}, with: {{model: {_near(model)}}}}} in a recipe"
 
 
 def _report_encode(name: str, result: EncodeRun) -> str:
-    folder, summary = _near(result.folders[name]), result.summaries[name]
-    lines = [f"{folder}: {_did(summary)}"]
-    if summary.num_skipped:
-        lines += [f"  skipped       {text}" for text in _why_skipped(result.folders[name])]
+    from latentkit.inspect import describe_columns, describe_remarks, inspect_dataset
+
+    found, folder = inspect_dataset(result.folders[name]), _near(result.folders[name])
+    command = f"latentkit inspect {in_shell(folder)}"
+    lines = [f"{folder}: {_did(found['rows'], result.summaries[name])}"]
+    lines += [f"  slow          {text}" for text in _slow(result.summaries[name])]
+    lines += _skipped(found, command)
+    lines += [f"  note          {text}" for text in describe_remarks(found, MOST_REMARKS, command, result.remarks[name])]
+    lines += [f"  column        {text}" for text in describe_columns(found, MOST_COLUMNS, command)]
     if name in result.previews:
         lines.append(f"  look at       {_near(result.previews[name])}")
-    lines.append(f"  what is in it latentkit inspect {folder}")
-    lines.append(f'  read it       latentkit.open("{folder}").batches(256, shuffle=True)')
+    lines.append(f"  what is in it {command}")
+    lines.append(f"  read it       latentkit.open({json.dumps(folder, ensure_ascii=False)}).batches(256, shuffle=True)")
     return "\n".join(lines)
 
 
-def _why_skipped(folder: str) -> list[str]:
-    """The most frequent reasons in a finished dataset, with their counts."""
-    from latentkit.inspect import inspect_dataset
+def _skipped(found: Mapping[str, Any], command: str) -> list[str]:
+    """The most frequent reasons in a finished dataset, and the first samples of each."""
+    from latentkit.inspect import name_keys
 
-    reasons: dict[str, int] = inspect_dataset(folder)["skipped"]
-    lines = [f"{count}: {reason}" for reason, count in reasons.items()]
-    if len(lines) <= MOST_REASONS:
-        return lines
-    others = list(reasons.values())[MOST_REASONS - 1 :]
-    folded = f"{sum(others)}: for {len(others)} other reasons; `latentkit inspect {_near(folder)}` lists them"
-    return [*lines[: MOST_REASONS - 1], folded]
+    reasons: dict[str, int] = found["skipped"]
+    shown = list(reasons) if len(reasons) <= MOST_REASONS else list(reasons)[: MOST_REASONS - 1]
+    lines = []
+    for reason in shown:
+        lines += [f"  skipped       {reasons[reason]}: {reason}", f"                {name_keys(found, reason)}"]
+    others = [count for reason, count in reasons.items() if reason not in shown]
+    if others:
+        lines.append(f"  skipped       {sum(others)}: for {len(others)} other reasons; `{command}` lists them")
+    return lines + ([f"  all of them   {command} --skipped"] if reasons else [])
 
 
 def _report_evaluation(result: EvaluateResult) -> str:
@@ -88,19 +103,57 @@ def _report_evaluation(result: EvaluateResult) -> str:
     skipped = len(found.rows) - found.num_samples
     width = max(len(name) for name in found.figures)
     lines = [f"{folder}: {found.num_samples} samples evaluated" + (f", {skipped} skipped" if skipped else "")]
+    lines += _skipped_rows(found.rows, folder)
     lines += [f"  {name:<{width}}  {figure.value:.6g} {figure.unit}".rstrip() for name, figure in found.figures.items()]
     lines += [f"  note: {warning}" for warning in found.warnings]
     return "\n".join([*lines, f"  look at {folder}/report.html; how each number is measured stands in {folder}/metrics.json"])
 
 
-def _did(summary: EncodeSummary) -> str:
+def _skipped_rows(rows: Sequence[Row], folder: str) -> list[str]:
+    """The most frequent reasons why samples were not evaluated, with the first samples of each."""
+    keys: dict[str, list[str]] = {}
+    for row in rows:
+        if row.reason:
+            keys.setdefault(row.reason, []).append(row.key)
+    lines = []
+    by_count = sorted(keys.items(), key=lambda item: (-len(item[1]), item[0]))
+    for reason, named in by_count[:MOST_REASONS]:
+        lines.append(f"  skipped {len(named)}: {reason}, such as {', '.join(named[:MOST_KEYS])}")
+    return lines + ([f"  each skipped sample and its reason stand in {folder}/samples.parquet"] if lines else [])
+
+
+def _did(rows: Mapping[str, int], summary: EncodeSummary) -> str:
+    """What the dataset has, whoever made it, and what of it this process made."""
+    held = _latents(rows.get("ok", 0), rows.get("skipped", 0))
     if not summary.num_ok and not summary.num_skipped:
-        return "finished already, nothing was left to do here"
-    skipped = f", {summary.num_skipped} skipped" if summary.num_skipped else ""
-    share = summary.waited_seconds / max(summary.seconds, 1e-9)
+        return f"{held}; finished already, nothing was left to do here"
+    here = _latents(summary.num_ok, summary.num_skipped)
     rate = summary.num_ok / max(summary.seconds, 1e-9)
-    full = f", batches were {summary.num_ok / summary.num_slots:.0%} full" if summary.num_slots else ""
-    return f"{summary.num_ok} latents{skipped} in {summary.seconds:.1f} s ({rate:.1f}/s); the encoder waited {share:.0%} of the time{full}"
+    speed = f"in {summary.seconds:.1f} s ({rate:.1f}/s); the encoder waited {_share_waited(summary):.0%} of the time"
+    return f"{held} {speed}" if here == held else f"{held}; {here} of them here {speed}"
+
+
+def _slow(summary: EncodeSummary) -> list[str]:
+    """What kept the encoder from being busy, and what to do, where that cost some time."""
+    if summary.seconds < SLOW_SECONDS:
+        return []
+    lines, share = [], _share_waited(summary)
+    if share >= SLOW_WAITED:
+        lost = f"the encoder waited for samples, {share:.0%} of the time"
+        lines.append(f"{lost}; more CPU cores, a faster disk, or smaller files would feed it")
+    if summary.num_slots and (full := summary.num_ok / summary.num_slots) < SLOW_FULL:
+        fuller = "fewer buckets, a larger output.unit_size or a smaller batch_size would fill them"
+        lines.append(f"batches were {full:.0%} full; {fuller}")
+    return lines
+
+
+def _share_waited(summary: EncodeSummary) -> float:
+    return summary.waited_seconds / max(summary.seconds, 1e-9)
+
+
+def _latents(num_ok: int, num_skipped: int) -> str:
+    skipped = f", {num_skipped} skipped" if num_skipped else ""
+    return f"{num_ok} latent{'' if num_ok == 1 else 's'}{skipped}"
 
 
 def go_on_with(recipe: Recipe) -> str:
@@ -112,7 +165,7 @@ def go_on_with(recipe: Recipe) -> str:
         kept = "what is committed is kept; go on with"
         if isinstance(recipe, TrainRecipe) and not os.path.isdir(os.path.join(output, "checkpoints")):
             kept = f"no checkpoint was written yet (output.checkpoint_every: {recipe.output.checkpoint_every}); begin again with"
-        return f"{kept}: latentkit run {_near(f'{output}/recipe.yaml')}"
+        return f"{kept}: latentkit run {in_shell(_near(f'{output}/recipe.yaml'))}"
     kept = "what is committed is kept" if os.path.isdir(output) else "nothing was committed yet"
     return f"{kept}; run the same command again"
 

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from latentkit.masks import MASK
+from latentkit.overrides import in_shell
 from latentkit.reencode import NO_LONGER_NEEDED, encode_again, open_dataset_line
 from latentkit.store import quantise
 from latentkit.store.folder import LocalFolder
@@ -74,7 +75,7 @@ def _compare_description(found: Verification, encoder: Any) -> Iterator[Finding]
             ("normalization", described.normalization, encoder.normalization),
         ):
             if _plain(there) != _plain(now):
-                mend = f"`latentkit verify {found.folder} --deep --repair` writes it again"
+                mend = f"`latentkit verify {in_shell(found.folder)} --deep --repair` writes it again"
                 yield Finding("dataset.json", "dataset.json", f"its {name} is not the encoder's: {there} there, {now} now", mend)
 
 
@@ -107,7 +108,7 @@ def _judge(found: Verification, name: str, difference: Difference, tolerance: fl
     if difference.num_other:
         rows += f" ({difference.num_other} more have other media by now)"
     largest = f"differ by up to {difference.largest:.2g} standard deviations of their channel, by {difference.row_rms:.2g} over a row"
-    mend = f"`latentkit verify {found.folder} --deep --repair` puts in what the encoder gives"
+    mend = f"`latentkit verify {in_shell(found.folder)} --deep --repair` puts in what the encoder gives"
     if difference.problem:
         return Finding("unit", unit_name(name), f"{rows}: {difference.problem}", mend)
     if difference.row_rms > tolerance:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from latentkit.run_training import open_training, run_training
 from latentkit.shorthand import HUB_ID, encode_recipe
 
 if TYPE_CHECKING:
-    from latentkit.contracts import Executor
+    from latentkit.contracts import Executor, Remark
     from latentkit.encode import EncodeSummary
     from latentkit.one_pass import Passed
     from latentkit.planning import EncodeInputs, EncodeSettings
@@ -118,15 +118,24 @@ class RunOptions:
 
 
 DEFAULT_OPTIONS = RunOptions()
+MOST_REMARKS = 20
 
 
 @dataclass(frozen=True)
 class EncodeRun:
-    """What an encode task made: by name of the encoder ("" for the only one), the folder and what this process did."""
+    """What an encode task made, by name of the encoder ("" for the only one).
+
+    Args:
+        folders: of the datasets.
+        summaries: what this process did.
+        previews: files to look at, where there are any.
+        remarks: what the source found and did not use; of a stream, as far as this process read it.
+    """
 
     folders: Mapping[str, str]
     summaries: Mapping[str, EncodeSummary]
     previews: Mapping[str, str]
+    remarks: Mapping[str, Sequence[Remark]]
 
     def datasets(self) -> dict[str, LatentDataset]:
         """The datasets, opened."""
@@ -220,16 +229,22 @@ def is_first_process() -> bool:
 
 
 def _run_encode(recipe: EncodeRecipe, options: RunOptions) -> EncodeRun:
-    folders, summaries, previews = {}, {}, {}
+    from latentkit.sources.remarks import remarks_of, say_remarks
+
+    folders, summaries, previews, remarks = {}, {}, {}, {}
     lines = {line.name: line for line in lines_of(recipe)}
     opened = {name: open_line(line, recipe, options) for name, line in lines.items()}
     shared = _encode_together(lines, opened) if len(lines) > 1 else {}
     for name, line in lines.items():
         folders[name] = _output(recipe, line)
-        summaries[name], preview = _encode_line(opened.pop(name), shared.get(name))
+        parts = opened.pop(name)
+        summaries[name], preview = _encode_line(parts, shared.get(name))
+        remarks[name] = remarks_of(parts.inputs.source)
+        if not is_first_process():  # the first says its own; what another has read of a stream, nobody else knows
+            say_remarks([remark for remark in remarks[name] if remark not in parts.inputs.remarks])
         if preview:
             previews[name] = preview
-    return EncodeRun(folders, summaries, previews)
+    return EncodeRun(folders, summaries, previews, remarks)
 
 
 def _encode_together(lines: Mapping[str, Line], opened: Mapping[str, OpenLine]) -> dict[str, Passed]:
@@ -255,11 +270,15 @@ def _encode_together(lines: Mapping[str, Line], opened: Mapping[str, OpenLine]) 
 
 def _foretell(recipe: EncodeRecipe, options: RunOptions) -> str:
     from latentkit.encode import foretell
+    from latentkit.planning import describe_entries
+    from latentkit.sources.remarks import list_remarks
 
     lines = []
     for line in lines_of(recipe):
         parts = open_line(line, recipe, options)
         lines.append(foretell(parts.folder, parts.inputs, parts.settings))
+        lines += [f"  column {text}" for text in describe_entries(parts.inputs)]
+        lines += [f"  note {text}" for text in list_remarks(parts.inputs.remarks, MOST_REMARKS)]
     return "\n".join(lines)
 
 
@@ -281,6 +300,7 @@ class OpenLine:
 
 def open_line(line: Line, recipe: EncodeRecipe, options: RunOptions = DEFAULT_OPTIONS) -> OpenLine:
     """Everything that encoding one line of a recipe needs."""
+    from latentkit.contracts import StreamSource
     from latentkit.planning import EncodeInputs, EncodeSettings
     from latentkit.runtime.device import choose_device
     from latentkit.store.folder import open_folder
@@ -299,8 +319,11 @@ def open_line(line: Line, recipe: EncodeRecipe, options: RunOptions = DEFAULT_OP
             say(text)
     described = {"use": line.source.provided.spec.name, "with": recipe.source.with_}
     inputs = EncodeInputs(
-        source, line.open_modality(encoder), line.views, opener, line.fingerprint_parts(encoder), described, opener.in_float32()
-    )
+        source, line.open_modality(encoder), line.views, opener, line.fingerprint_parts(encoder), described, opener.in_float32(),
+        line.default_parts(),
+    )  # fmt: skip
+    if isinstance(source, StreamSource):
+        inputs.remarks  # noqa: B018  # now: once it has been read it remarks more, in each process other things
     settings = EncodeSettings(
         recipe.output.store, recipe.output.dtype, recipe.output.unit_size, recipe.batch_size, recipe.threads, recipe.compile,
         recipe.seed, recipe.on_bad_sample, recipe.max_bad, recipe.on_overflow, recipe.preview, options.prune, options.retry_skipped,
@@ -309,9 +332,10 @@ def open_line(line: Line, recipe: EncodeRecipe, options: RunOptions = DEFAULT_OP
 
 
 def _encode_line(opened: OpenLine, passed: Passed | None) -> tuple[EncodeSummary, str | None]:
+    from latentkit.contracts import StreamSource
     from latentkit.encode import encode_source
     from latentkit.preview import preview_suffix, store_preview
-    from latentkit.store.dataset import DATASET
+    from latentkit.store.dataset import DATASET, restate_remarks
 
     folder, inputs, recipe = opened.folder, opened.inputs, opened.line.recipe
     before = folder.read(DATASET) if folder.exists(DATASET) else None
@@ -320,6 +344,8 @@ def _encode_line(opened: OpenLine, passed: Passed | None) -> tuple[EncodeSummary
     summary = encode_source(
         folder, inputs, opened.executor, opened.device, opened.settings, text, show_progress=shown, is_compared=is_compared
     )
+    if not isinstance(inputs.source, StreamSource):
+        restate_remarks(folder, [asdict(remark) for remark in inputs.remarks])
     summary = summary if passed is None else passed.summary + summary
     if not opened.settings.preview or not shown:
         return summary, None

@@ -92,6 +92,7 @@ def _prepare_model(recipe: EvaluateRecipe, device: str) -> Any:
     """What evaluates a model, with all that can be checked before the work checked."""
     from latentkit.contracts import Decodes
     from latentkit.evaluate import check_metrics, evaluate_model
+    from latentkit.sources.remarks import remarks_of, say_remarks
 
     plugins = {plugin.where: plugin for plugin in check_recipe(recipe, discover())}
 
@@ -110,6 +111,7 @@ def _prepare_model(recipe: EvaluateRecipe, device: str) -> Any:
         check_metrics(metrics, model.layout, recipe.posterior, isinstance(model, Decodes), modality)
     except RecipeError as error:
         raise _placed(error, recipe) from error
+    say_remarks(remarks_of(source))
     return lambda: evaluate_model(model, source, modality, metrics, _settings(recipe, device))
 
 

@@ -46,6 +46,7 @@ def run_training(recipe: TrainRecipe, is_first_process: bool, device: str = "aut
         LatentkitError: whatever the user can mend.
     """
     from latentkit.runtime.processes import run_on_first
+    from latentkit.sources.remarks import remarks_of, say_remarks
     from latentkit.train import train
     from latentkit.training_start import join_processes
 
@@ -61,6 +62,8 @@ def run_training(recipe: TrainRecipe, is_first_process: bool, device: str = "aut
         tried = run_on_first(lambda: _try_samples(recipe, source, prepare, folder))
         for warning in [*remarks, *find_odd_weights(recipe), *tried] if is_first_process else []:
             print(f"warning: {warning}", file=sys.stderr)
+        if is_first_process:
+            say_remarks(remarks_of(source))
         wanted = recipe.evaluate
         evaluation = parts.evaluation(wanted, model, folder, is_first_process) if wanted else None
         return train(model, source, prepare, losses, _settings(recipe), folder, evaluation, device)
@@ -113,9 +116,7 @@ def export_checkpoint(
     try:
         model.module.load_state_dict(read_weights(path, raw=not is_average))
     except RuntimeError as error:
-        raise TrainingError(
-            f"{path} is not of the model that {recipe.origin} names; restore that model. {error}"
-        ) from error
+        raise TrainingError(f"{path} is not of the model that {recipe.origin} names; restore that model. {error}") from error
     save_result(model, None, target)
     told = f"{output}: step {chosen} with {'averaged' if is_average else 'raw'} weights"
     if recipe.model.train == "decoder" or chosen == 0:  # then the encoder is as it was
@@ -277,18 +278,15 @@ class _Parts:
             expected = f"expected a metric with a better side, here {known}; got {wanted.best!r}"
             raise RecipeError(f"{self.recipe.origin}: evaluate.best: {expected}")
         batch_size = wanted.batch_size or self.recipe.batch_size
-        settings = EvaluateSettings(
-            "mean", batch_size, self.recipe.seed, self.device, num_pictures=NUM_PICTURES
-        )
+        settings = EvaluateSettings("mean", batch_size, self.recipe.seed, self.device, num_pictures=NUM_PICTURES)
         settings = replace(settings, keep_tensors=model.input.axes != "CHW")  # no pictures
 
         def measure(module: nn.Module, step: int) -> Mapping[str, float]:
             if not is_first_process:
                 return {}
             shown = replace(settings, show_always=hasattr(module, "decode"))
-            found = evaluate_model(
-                ModuleCodec(module, model.input, model.layout), source, modality, metrics, shown
-            )
+            codec = ModuleCodec(module, model.input, model.layout)
+            found = evaluate_model(codec, source, modality, metrics, shown)
             _show(found.gallery, modality, folder / "evaluations" / f"{step:08d}")
             return found.values()
 

@@ -90,6 +90,11 @@ class Remark:
     count: int = 1
     example: str = ""
 
+    def __str__(self) -> str:
+        """One line: how many, what, and an example."""
+        example = self.example.replace("\r", "\\r").replace("\n", "\\n")
+        return f"{self.count}: {self.text}" + (f", such as {example}" if example else "")
+
 
 @dataclass(frozen=True)
 class Shard:

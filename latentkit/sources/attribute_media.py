@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
 
-from latentkit.contracts import Entry, Sample, Shard, Source, StreamSource
+from latentkit.contracts import Entry, Remark, Sample, Shard, Source, StreamSource
+from latentkit.sources.remarks import remarks_of
 
 
 def take_attribute(source: Source | StreamSource, name: str) -> Source | StreamSource:
@@ -33,6 +34,10 @@ class AttributeSource:
         """One entry per sample, whose stamp is a hash of the text."""
         return (replace(entry, stamp=_stamp(_text(entry, self._name))) for entry in self._source.entries())
 
+    def remarks(self) -> list[Remark]:
+        """Those of the source below."""
+        return remarks_of(self._source)
+
 
 class AttributeStream:
     """Samples shard by shard; see `take_attribute`."""
@@ -45,6 +50,10 @@ class AttributeStream:
 
     def read(self, shard: Shard) -> Iterator[Sample]:
         return (_taken(sample, self._name) for sample in self._source.read(shard))
+
+    def remarks(self) -> list[Remark]:
+        """Those of the source below."""
+        return remarks_of(self._source)
 
 
 def _taken(sample: Sample, name: str) -> Sample:

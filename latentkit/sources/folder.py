@@ -13,8 +13,9 @@ from latentkit.builtin import TABLE_ENDINGS
 from latentkit.contracts import BuildContext, Entry, Remark, Sample
 from latentkit.errors import SampleError, SourceError
 from latentkit.overrides import find_file_path, is_url
-from latentkit.sources.captions import NOTHING_BESIDE, Beside, Sidecars, read_beside
+from latentkit.sources.captions import NOTHING_BESIDE, RECORD_ENDING, TEXT_ENDINGS, Beside, Sidecars, read_beside
 from latentkit.sources.encodings import UTF8
+from latentkit.sources.endings import ending_of, explain_ending, how_to_read, is_clutter
 from latentkit.sources.files import Files, LocalFiles
 from latentkit.sources.tables import MAX_TABLES, TABLE_NAMES, FileNames, encoding_remark, merge_remarks, read_tables
 
@@ -141,8 +142,24 @@ class _Scan:
             "captions of a file that has another, which wins": sorted(set(self.sidecars.passed_over)),
             "texts beside no file that is taken": texts,
             f"tables not looked at, being more than {MAX_TABLES}; name one in source.with.metadata": self.too_many_tables,
+            "hidden by a dot before their name, so not looked at": sorted(self.listing.hidden),
+            "folders with a latent dataset, not looked into": sorted(self.listing.latent_datasets),
+            **self._left_out(),
         }
-        return [Remark(text, len(paths), paths[0]) for text, paths in kinds.items() if paths]
+        kinds = {text: [path for path in paths if not is_clutter(path)] for text, paths in kinds.items()}
+        return [Remark(text, len(paths), _storable(paths[0])) for text, paths in kinds.items() if paths]
+
+    def _left_out(self) -> dict[str, list[str]]:
+        """Files that are neither media, nor captions, nor tables, in order, by what is to be said of them."""
+        others = (*TEXT_ENDINGS, RECORD_ENDING, *TABLE_ENDINGS)  # which are spoken of elsewhere
+        found: dict[str, list[str]] = {}
+        for path in sorted(self.others):
+            ending = ending_of(path)
+            if ending not in others:
+                what = explain_ending(ending)
+                ended = f"left out by their ending {ending}" if ending else "left out, having no ending"
+                found.setdefault(ended + (f": {what}" if what else ""), []).append(path)
+        return found
 
     def _media_file(self, path: str) -> MediaFile:
         beside = self.sidecars.of(path, self.stems[path])
@@ -165,11 +182,12 @@ class _Scan:
 
     def _why_empty(self, config: FolderConfig) -> str:
         others = (path for path in self.others if _file_name(path) not in self.table_names)
-        endings = Counter(os.path.splitext(path)[1].lower() or "no suffix" for path in others)
+        endings = Counter(ending_of(path) or "no suffix" for path in others)
         there = ", ".join(f"{suffix} ({count})" for suffix, count in endings.most_common(6))
+        advice = next((f"{one}: {how}; " for one, _ in endings.most_common() if (how := how_to_read(one))), "")
         depth = "below" if config.recursive else "directly in"
         return f"source folder: no file {depth} {self._folder.name('')} ends in {', '.join(config.suffixes)}; " + (
-            f"others there: {there}; name the ones to take in source.with.suffixes" if there else "there are no other files either"
+            f"others there: {there}; {advice}name the ones to take in source.with.suffixes" if there else "there are no other files either"
         )
 
 

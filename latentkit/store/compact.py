@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentkit.contracts import LatentLayout, Normalization, Unit
 from latentkit.errors import DamagedError, StoreError
-from latentkit.masks import MASK, counted_positions
+from latentkit.masks import MASK
+from latentkit.overrides import in_shell
 from latentkit.store import quantise, statistics, writer
 from latentkit.store.claims import Claims
 from latentkit.store.dataset import (
@@ -33,9 +33,10 @@ from latentkit.store.dataset import (
     refuse_missing_units,
 )
 from latentkit.store.folder import Folder
-from latentkit.store.format import TensorToWrite, write_unit
+from latentkit.store.format import NUMPY_DTYPES, TensorToWrite, write_unit
 from latentkit.store.index import has_its_data, index_of_chain
-from latentkit.store.mapped import NUMPY_DTYPES, Array, MappedUnit
+from latentkit.store.live_statistics import measure_stored
+from latentkit.store.mapped import Array, MappedUnit
 from latentkit.store.order import Rows
 from latentkit.store.plan import Plan, plan_name, plan_numbers, read_chain, read_plan, with_units, write_plan
 from latentkit.store.ragged import OFFSETS, offsets_of
@@ -79,7 +80,7 @@ def _compact(folder: Folder) -> Compacted:
         finish_compaction(folder, chain[-1])
         document = read_dataset(folder)
     if not chain or newest_number(document) != chain[-1].number:
-        raise StoreError(f"{folder} is unfinished; run `latentkit run {folder}/recipe.yaml` first")
+        raise StoreError(f"{folder} is unfinished; run `latentkit run {in_shell(f'{folder}/recipe.yaml')}` first")
     index = read_index(folder, document)
     num_dropped, num_units = num_superseded(document, index.num_rows), len(document["units"])
     plan = _plan_compaction(chain[-1], index, document)
@@ -148,7 +149,7 @@ def _copy_all(folder: Folder, plan: Plan, document: Mapping[str, Any]) -> None:
     are_whole = folder.ask_each(functools.partial(has_its_data, folder), units.values())
     for name, is_whole in zip(units, are_whole, strict=True):
         if not is_whole:
-            raise DamagedError(f"{folder}/{unit_name(name)} is damaged; `latentkit verify {folder} --repair` mends it")
+            raise DamagedError(f"{folder}/{unit_name(name)} is damaged; `latentkit verify {in_shell(folder)} --repair` mends it")
     index = index_of_chain(chain, units)
     opened = folder.ask_each(lambda name: MappedUnit(folder, name, document["units"][name]), units)
     mapped = dict(zip(units, opened, strict=True))
@@ -272,22 +273,8 @@ def _measure(bucket: str, copies: Mapping[str, _Copy]) -> list[statistics.Channe
         at_once = latents.rows_at_once
         others = [other.chunks(at_once) if other else itertools.repeat((None, None)) for other in (scales, masks)]
         for (chunk, lengths), (scale, _), (mask, _) in zip(latents.chunks(at_once), *others, strict=False):
-            if scale is not None:
-                values = quantise.dequantise(chunk, scale if lengths is None else np.repeat(scale, lengths, axis=0))
-            else:
-                values = _as_float32(chunk)
-            if mask is not None:
-                values = counted_positions(values, mask.astype(np.bool_))
-            channels = values.shape[1] // 2 if name == "moments" else values.shape[1]
-            pieces.append(statistics.measure(values[:, :channels], values[:, channels:] if name == "moments" else None))
+            pieces.append(measure_stored(name, chunk, scale, mask, lengths))
     return pieces
-
-
-def _as_float32(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Mapped latents as numbers; bfloat16 is mapped as its bits, the upper half of a float32's."""
-    if values.dtype == np.uint16:
-        return (values.astype(np.uint32) << 16).view(np.float32)
-    return values.astype(np.float32)
 
 
 def _ledger(plan: Plan, unit: Unit, rows: pa.Table, new_rows: Rows) -> memoryview:

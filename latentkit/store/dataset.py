@@ -13,13 +13,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, Field, StringConstraints, ValidationError
 
-from latentkit.contracts import LatentLayout, Normalization
+from latentkit.contracts import LatentLayout, Normalization, Remark
 from latentkit.errors import DamagedError, PluginError, SourceError, StoreError
 from latentkit.masks import MASK, masked_axes
-from latentkit.store import statistics
+from latentkit.overrides import in_shell
+from latentkit.store.claims import Claims
 from latentkit.store.columns import read_parquet
 from latentkit.store.folder import Folder, canonical_json
 from latentkit.store.index import COLUMNS, ReadUnit, index_bytes, index_of_chain, read_unit
+from latentkit.store.live_statistics import measure_live, whole_statistics
 from latentkit.store.plan import Plan, number_of, plan_name
 from latentkit.store.quantise import summarize_error
 from latentkit.store.writer import unit_name
@@ -108,7 +110,7 @@ def dataset_json(
 ) -> bytes:
     """The document for an index that is written as `content` under `name`."""
     used = _used(units, index)
-    merged = _statistics(used)
+    merged = measure_live(folder, {unit.unit.name: unit for unit in used}, index)
     settings = plans[-1].settings
     document: dict[str, Any] = {
         "format": FORMAT,
@@ -137,14 +139,45 @@ def dataset_json(
     error = summarize_error(unit.header.metadata for unit in used)
     if error is not None:
         document["quantisation"] = {**error, **description.decoded}
-    document["sha256"] = hashlib.sha256(canonical_json(document).encode()).hexdigest()
-    return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()
+    return _sealed(document)
+
+
+def restate_remarks(folder: Folder, remarks: Sequence[Mapping[str, Any]]) -> None:
+    """Let dataset.json say what its source remarks now, though none of its samples has changed.
+
+    Raises:
+        StoreError: there is no finished dataset.
+    """
+    claims = Claims(folder)
+    if read_dataset(folder)["source"].get("remarks", []) == [*remarks]:
+        return
+    with claims.beating():
+        if not claims.take("finalize"):
+            return  # another process closes a later plan, and says it then
+        document = read_dataset(folder)
+        others = {name: said for name, said in document["source"].items() if name != "remarks"}
+        document["source"] = {**others, "remarks": [*remarks]} if remarks else others
+        folder.replace(DATASET, _sealed(document))
+
+
+def _sealed(document: dict[str, Any]) -> bytes:
+    """A document with its own sha256, as dataset.json holds it."""
+    sealed = {**document, "sha256": hashlib.sha256(canonical_json(document).encode()).hexdigest()}
+    return (json.dumps(sealed, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def _used(units: Mapping[str, ReadUnit], index: pa.Table) -> list[ReadUnit]:
-    """Units that hold rows of the index. They are measured as a whole: superseded rows weigh until `compact` drops them."""
+    """Units that hold rows of the index."""
     names = set(index["unit"].unique().to_pylist())
     return [unit for name, unit in units.items() if name in names]
+
+
+def accepts_statistics(
+    document: Mapping[str, Any], units: Mapping[str, ReadUnit], index: pa.Table
+) -> bool:
+    """Whether a document states its units' statistics as a whole, as earlier versions wrote them."""
+    whole = whole_statistics(_used(units, index))
+    return bool(document["statistics"] == (whole.summary() if whole else None))
 
 
 def _masked_axes(unit: ReadUnit, layout: LatentLayout) -> Iterator[str]:
@@ -152,14 +185,6 @@ def _masked_axes(unit: ReadUnit, layout: LatentLayout) -> Iterator[str]:
     for name, tensor in unit.header.tensors.items():
         if name.endswith(f"/{MASK}"):
             yield masked_axes(layout, len(tensor.shape) - 1)
-
-
-def _statistics(units: Sequence[ReadUnit]) -> statistics.ChannelStatistics | None:
-    try:
-        pieces = [json.loads(unit.header.metadata["statistics"]) for unit in units]
-        return statistics.merge(statistics.ChannelStatistics.from_json(piece) for piece in pieces if piece)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DamagedError(f"a unit's statistics are damaged ({type(error).__name__})") from error
 
 
 def refuse_missing_units(folder: Folder, document: Mapping[str, Any]) -> None:
@@ -171,7 +196,7 @@ def refuse_missing_units(folder: Folder, document: Mapping[str, Any]) -> None:
     there = set(folder.list("units"))
     missing = sorted(name for name in map(unit_name, document["units"]) if name.removeprefix("units/") not in there)
     if missing:
-        raise StoreError(f"{folder}/{missing[0]} is missing; `latentkit verify {folder} --repair` makes it again")
+        raise StoreError(f"{folder}/{missing[0]} is missing; `latentkit verify {in_shell(folder)} --repair` makes it again")
 
 
 def num_superseded(document: Mapping[str, Any], num_index_rows: int) -> int:
@@ -201,6 +226,10 @@ class _Unit(BaseModel):
     header_sha256: Sha256
 
 
+class _Source(BaseModel, extra="allow"):
+    remarks: list[Remark] = []
+
+
 class _Document(BaseModel):
     """What dataset.json may say; names in it become files' names."""
 
@@ -212,7 +241,7 @@ class _Document(BaseModel):
     layout: LatentLayout
     normalization: Normalization
     statistics: dict[str, Any] | None
-    source: dict[str, Any]
+    source: _Source
     index: _Index
     plans: Annotated[dict[Annotated[str, StringConstraints(pattern=r"^plans/[0-9]{3,10}\.parquet$")], Sha256], Field(min_length=1)]
     quantisation: dict[str, Any] | None = None
@@ -227,17 +256,17 @@ def read_dataset(folder: Folder) -> dict[str, Any]:
         DamagedError: it is not what was written.
         StoreError: missing, unfinished, or of a version that this program doesn't read.
     """
-    where = f"{folder}/{DATASET}"
+    where, run = f"{folder}/{DATASET}", f"`latentkit run {in_shell(f'{folder}/recipe.yaml')}`"
     if not folder.exists(DATASET):
         if folder.list("plans"):
-            raise StoreError(f"{folder}: the run that makes this dataset is unfinished; run `latentkit run {folder}/recipe.yaml` to go on")
+            raise StoreError(f"{folder}: the run that makes this dataset is unfinished; run {run} to go on")
         raise StoreError(f"{folder} is not a latent dataset: there is no {DATASET}")
     try:
         document = json.loads(folder.read(DATASET))
         stated = document.pop("sha256")
         actual = hashlib.sha256(canonical_json(document).encode()).hexdigest()
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise DamagedError(f"{where} is damaged ({type(error).__name__}); `latentkit run {folder}/recipe.yaml` writes it again") from error
+        raise DamagedError(f"{where} is damaged ({type(error).__name__}); {run} writes it again") from error
     if document.get("format") != FORMAT:
         raise DamagedError(f"{where} is not a latent dataset's")
     if document.get("version") != VERSION:

@@ -13,12 +13,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from latentkit.errors import StoreError
 
 ALIGNMENT = 4096
 FORMAT_VERSION = 1
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors library itself."""
+
+NUMPY_DTYPES: dict[str, type[np.generic]] = {
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": np.uint16,  # numpy has no bfloat16; the bits travel as they are
+    "I64": np.int64,
+    "I32": np.int32,
+    "U8": np.uint8,
+    "I8": np.int8,
+}
 
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 

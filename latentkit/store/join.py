@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from latentkit.buffers import BufferPool
+from latentkit.store.contents import counted
 from latentkit.store.draws import Draw
 from latentkit.store.loader import BatchedRows
 from latentkit.store.order import Rows
 from latentkit.store.reader import LatentDataset
 
+On = Literal["key", "stem"] | Callable[[str], str]
 
-def join_datasets(*datasets: LatentDataset, names: Sequence[str | None] | None = None) -> JoinedDataset:
+SPAN = re.compile(r"#t=[0-9.]+,[0-9.]+$")
+"""What the key of a part of a video or of audio has more than that of the whole."""
+
+PACKED = (".gz", ".bz2", ".xz", ".zst")
+"""Endings before which another stands."""
+
+
+def join_datasets(
+    *datasets: LatentDataset, names: Sequence[str | None] | None = None, on: On = "key"
+) -> JoinedDataset:
     """The rows of two or more datasets for the keys that all have.
 
     Args:
@@ -25,11 +39,15 @@ def join_datasets(*datasets: LatentDataset, names: Sequence[str | None] | None =
             One with views="random" that has all of the first's views gives the view that the first
             gives; a key of which it lacks one of them is left out.
         names: of each dataset's tensor; None, or None among them, is its `layout.name`. A mask goes by that name and "_mask".
+        on: what rows must share: their "key"; its "stem", which is the key without the ending of a
+            file (`a/1.png` and `a/1.wav` have `a/1`; the span of a part of a file stays, so that
+            `a/1.mp4#t=0,2` has `a/1#t=0,2`); or what a function makes of the key.
 
     Raises:
-        ValueError: no key is in all, a later dataset has several rows for one key, or a name would stand for two things.
+        ValueError: no key is in all, a later dataset has several rows for one key, two keys of one
+            dataset share what rows are joined on, or a name would stand for two things.
     """
-    return JoinedDataset(*datasets, names=names)
+    return JoinedDataset(*datasets, names=names, on=on)
 
 
 class JoinedDataset(BatchedRows):
@@ -42,31 +60,46 @@ class JoinedDataset(BatchedRows):
         datasets: all of them, in the order given.
         first, second: of them.
         names: of the tensor of each.
+        left_out: how many keys of each dataset are not here, because others lack them.
     """
 
-    def __init__(self, *datasets: LatentDataset, names: Sequence[str | None] | None = None) -> None:
+    def __init__(self, *datasets: LatentDataset, names: Sequence[str | None] | None = None, on: On = "key") -> None:
         _check_datasets(datasets)
+        shared_of = _shared(on)
         self.datasets = datasets
         self.first, self.second = datasets[:2]
         super().__init__(self.first.seed, "+".join(data.index_hash for data in datasets))
         self.names = _checked_names(datasets, names)
-        places = [{key: place for place, key in enumerate(data.keys)} for data in datasets[1:]]
+        shared = [_shared_names(data, shared_of) for data in datasets]
+        places = [{name: place for place, name in enumerate(found)} for found in shared[1:]]
         for data, place_of in zip(datasets[1:], places, strict=True):
             if len(place_of) < len(data):
                 raise ValueError(f"{data.folder} has several rows for a key; open it with one view, or views='random'")
-        keys = self.first.keys
-        twins = [self.first.twins(data) for data in datasets[1:]]
-        has_twins = np.ones(len(keys), bool)
+        twins = [self.first.twins(data, shared_of) for data in datasets[1:]]
+        has_twins = np.ones(len(self.first), bool)
         for _, there in filter(None, twins):
             has_twins &= there
+        wanted = shared[0]
         items = np.flatnonzero(has_twins).tolist()
         for place_of in places:
-            items = [item for item in items if keys[item] in place_of]
+            items = [item for item in items if wanted[item] in place_of]
         if not items:
-            raise ValueError(f"{_listed(data.folder for data in datasets)} have no key in common")
-        partners = ([place_of[keys[item]] for item in items] for place_of in places)
+            what = "key" if on == "key" else "name" if callable(on) else on
+            raise ValueError(f"{_listed(data.folder for data in datasets)} have no {what} in common")
+        partners = ([place_of[wanted[item]] for item in items] for place_of in places)
         self._places: list[Rows] = [np.array(rows, np.int64) for rows in (items, *partners)]
         self._twins = [None if found is None else found[0] for found in (None, *twins)]
+        kept = len({wanted[item] for item in items})
+        self.left_out = tuple(len(set(found)) - kept for found in shared)
+        self._on = on if isinstance(on, str) else getattr(on, "__name__", repr(on))
+        if on != "key":  # a state must not be taken for one of other pairs
+            pairs = hashlib.sha256(b"".join(rows.tobytes() for rows in self._places)).hexdigest()
+            self.index_hash = f"{self.index_hash}+{pairs}"
+
+    def __repr__(self) -> str:
+        parts = zip(self.datasets, self.names, self.left_out, strict=True)
+        lines = [f"  {name}: {data.folder}" + (f", {counted(left, 'key')} left out" if left else "") for data, name, left in parts]
+        return "\n".join([f"JoinedDataset of {counted(len(self), 'row')}, on {self._on}", *lines])
 
     def __len__(self) -> int:
         return len(self._places[0])
@@ -114,6 +147,45 @@ class JoinedDataset(BatchedRows):
             else:
                 chosen.append(twins[chosen[0]])
         return chosen
+
+
+def stem_of(key: str) -> str:
+    """A key without the ending of a file, and with its span where it has one."""
+    span = SPAN.search(key)
+    whole = key if span is None else key[: span.start()]
+    stem, ending = os.path.splitext(whole)
+    if ending.lower() in PACKED:
+        stem = os.path.splitext(stem)[0]
+    return stem + (span[0] if span else "")
+
+
+def _shared(on: On) -> Callable[[str], str] | None:
+    """What makes of a key what rows are joined on; None where that is the key."""
+    if on not in ("key", "stem") and not callable(on):
+        raise ValueError(f"on must be 'key', 'stem' or a function of a key, got {on!r}")
+    return stem_of if on == "stem" else None if isinstance(on, str) else on
+
+
+def _shared_names(data: LatentDataset, shared_of: Callable[[str], str] | None) -> list[str]:
+    """What each row is joined on.
+
+    Raises:
+        ValueError: two keys have the same.
+    """
+    if shared_of is None:
+        return data.keys
+    names, key_of = [], dict[str, str]()
+    for key in data.keys:
+        name = shared_of(key)
+        if not isinstance(name, str):
+            raise ValueError(f"on must make a text of a key; of {key!r} it makes {name!r}")
+        if key_of.setdefault(name, key) != key:
+            raise ValueError(
+                f"{data.folder}: {key_of[name]!r} and {key!r} are both {name!r}, so it isn't clear which to take; "
+                "give a function that keeps them apart as on=, or leave one out"
+            )
+        names.append(name)
+    return names
 
 
 def _check_datasets(datasets: Sequence[LatentDataset]) -> None:

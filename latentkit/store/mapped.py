@@ -21,24 +21,15 @@ from latentkit.buffers import BufferPool
 from latentkit.contracts import LatentLayout
 from latentkit.errors import DamagedError, StoreError
 from latentkit.masks import MASK
+from latentkit.overrides import in_shell
 from latentkit.store.dataset import read_dataset
 from latentkit.store.folder import Folder, LocalFolder
-from latentkit.store.format import StoredTensor, UnitHeader, read_header
+from latentkit.store.format import NUMPY_DTYPES, StoredTensor, UnitHeader, read_header
 from latentkit.store.order import Rows
 from latentkit.store.quantise import SCALE
 from latentkit.store.ragged import OFFSETS, are_offsets, starts_of
 from latentkit.store.rows import Codes, Group, ReadableRows
 from latentkit.store.writer import unit_name
-
-NUMPY_DTYPES: dict[str, type[np.generic]] = {
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": np.uint16,  # numpy has no bfloat16; the bits travel as they are
-    "I64": np.int64,
-    "I32": np.int32,
-    "U8": np.uint8,
-    "I8": np.int8,
-}
 
 CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "I8"}
 """How safetensors calls the dtypes of dataset.json."""
@@ -70,10 +61,10 @@ class MappedUnit:
             # Unlike Python's own maps, torch's keep no file open: there may be more units than files that a process may open.
             self._bytes: Array = torch.from_file(str(self.path), shared=False, size=size, dtype=torch.uint8).numpy()
         except (OSError, RuntimeError, UnicodeEncodeError) as error:
-            advice = f"`latentkit verify {folder} --repair` makes what is lost again"
+            advice = f"`latentkit verify {in_shell(folder)} --repair` makes what is lost again"
             raise StoreError(f"{self.where} can't be mapped into memory: {error}; {advice}") from error
         if self.header.sha256 != expected["header_sha256"]:
-            raise DamagedError(f"{self.where} is not the unit that dataset.json describes; `latentkit verify {folder}` says more")
+            raise DamagedError(f"{self.where} is not the unit that dataset.json describes; `latentkit verify {in_shell(folder)}` says more")
 
     def tensor(self, name: str, codes: Sequence[str]) -> tuple[Array, StoredTensor]:
         """A tensor of the unit, (rows, ...), without copying, and where it lies in the file.

@@ -24,6 +24,7 @@ from pydantic import TypeAdapter
 
 from latentkit.contracts import Entry, Unit
 from latentkit.errors import DamagedError, SourceError
+from latentkit.overrides import in_shell
 from latentkit.store.columns import StructBuilder, escape, read_parquet
 from latentkit.store.folder import Folder, canonical_json
 
@@ -192,7 +193,8 @@ def read_plan(folder: Folder, number: int) -> Plan:
         _check_table(plan.table)
         stated = plan.settings.fingerprint
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        advice = f"`latentkit verify {folder} --repair` makes it again where the dataset was finished; delete it only if no unit is there"
+        repair = f"`latentkit verify {in_shell(folder)} --repair`"
+        advice = f"{repair} makes it again where the dataset was finished; delete it only if no unit is there"
         raise DamagedError(f"{folder}/{name}: the plan is damaged ({type(error).__name__}); {advice}") from error
     if fingerprint != stated:
         raise DamagedError(f"{folder}/{name}: the plan's fingerprint doesn't belong to its parts; the file was changed")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from latentkit.buffers import BufferPool, as_tensor
-from latentkit.contracts import Decodes, LatentLayout, Normalization
+from latentkit.contracts import Decodes, LatentLayout, Normalization, Remark
 from latentkit.errors import DamagedError, EncoderError, FingerprintError
 from latentkit.runtime.device import choose_device
-from latentkit.store.dataset import DATASET, read_dataset
+from latentkit.store.contents import row_remarks, skipped_samples, source_remarks
+from latentkit.store.dataset import DATASET, read_dataset, read_index
 from latentkit.store.draws import Draw
 from latentkit.store.folder import Folder, open_folder
 from latentkit.store.loader import BatchedRows
@@ -33,7 +34,7 @@ def open_dataset(
     path: str | os.PathLike[str],
     posterior: Posterior | None = None,
     views: Views = "all",
-    columns: Sequence[str] = (),
+    columns: str | Sequence[str] = (),
     seed: int = 0,
     cache: Cache = None,
 ) -> LatentDataset:
@@ -44,7 +45,9 @@ def open_dataset(
         posterior: "sample" draws from the posterior, anew each epoch; "mean"; "moments" gives them as stored, raw, under the
             name "moments". None: "sample" where there are moments, else "mean", which is the latent as stored.
         views: "all" gives a row per sample and view, a list only those views, "random" a row per sample whose view is drawn each epoch.
-        columns: attributes to give besides key and view, such as ["text"].
+        columns: attributes to give with key and view, such as ["text"], or a single one. A row that
+            lacks it has None, which `latentkit.collate` takes and torch's own collate function
+            doesn't; `latentkit inspect` says how many rows have each.
         seed: of all draws and shuffles.
         cache: where whole units of a URL are kept: a limit in bytes, a folder, or both; None is 64 GiB in the user's cache folder.
 
@@ -58,11 +61,11 @@ def open_dataset(
 class LatentDataset(BatchedRows):
     """A map-style dataset of latents, normalised as their encoder's own trainers expect; see `open_dataset`."""
 
-    def __init__(self, folder: Folder, posterior: Posterior | None, views: Views, columns: Sequence[str], seed: int) -> None:
+    def __init__(self, folder: Folder, posterior: Posterior | None, views: Views, columns: str | Sequence[str], seed: int) -> None:
         document = read_dataset(folder)
         super().__init__(seed, document["index"]["sha256"])
         self.folder = folder
-        self.columns = tuple(columns)
+        self.columns = (columns,) if isinstance(columns, str) else tuple(columns)
         self.fingerprint: str = document["fingerprint"]
         self.layout = LatentLayout(**_tupled(document["layout"]))
         self.normalization = Normalization(**document["normalization"])
@@ -75,7 +78,7 @@ class LatentDataset(BatchedRows):
         self._parts, self._store, self._dtype = document["parts"], document["store"], document["dtype"]
         self.has_masks = self.layout.ragged_axis is not None or bool(document.get("masked"))
         self.posterior = self._check_posterior(posterior)
-        self._index = ReadableRows(folder, document, views, columns)
+        self._index = ReadableRows(folder, document, views, self.columns)
         self._stored = StoredRows(folder, document, self.layout, self.tensor_name, self._index)
         self._scratch = BufferPool(False)
         self._opened_decoder: tuple[str, Decodes] | None = None
@@ -89,6 +92,25 @@ class LatentDataset(BatchedRows):
     def keys(self) -> list[str]:
         """Key of every row, in order."""
         return self._index.keys()
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Key to reason of every sample that has no latent, or lacks one of a view.
+
+        Raises:
+            StoreError: the index is missing or damaged.
+        """
+        return skipped_samples(read_index(self.folder, read_dataset(self.folder), ["key", "status", "reason"]))
+
+    @property
+    def remarks(self) -> list[Remark]:
+        """What the source found and did not use, then what the modality says of samples, by kind.
+
+        Raises:
+            StoreError: the index is missing or damaged.
+        """
+        document = read_dataset(self.folder)
+        return [*source_remarks(document), *row_remarks(read_index(self.folder, document, ["key", "geometry.remarks"]))]
 
     @property
     def has_moments(self) -> bool:
@@ -148,11 +170,13 @@ class LatentDataset(BatchedRows):
         """
         return self._stored.stackable_buckets()[self._index.bucket_of_row[rows]]
 
-    def twins(self, partner: LatentDataset) -> tuple[Rows, npt.NDArray[np.bool_]] | None:
+    def twins(
+        self, partner: LatentDataset, shared_of: Callable[[str], str] | None = None
+    ) -> tuple[Rows, npt.NDArray[np.bool_]] | None:
         """The partner's row with the key and view of each row of the index here, and for which
         positions there is one whichever view is drawn; None where the views have nothing to do with
-        each other."""
-        twins = self._index.twins(partner._index)
+        each other. `shared_of` a key stands for it."""
+        twins = self._index.twins(partner._index, shared_of)
         return None if twins is None else (twins, self._index.lowest(twins) >= 0)
 
     def load(self, items: Rows, draw: Draw, pool: BufferPool) -> dict[str, Any]:

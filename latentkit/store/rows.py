@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentkit.errors import DamagedError, StoreError
+from latentkit.overrides import in_shell
 from latentkit.store.dataset import read_index
 from latentkit.store.draws import Draw
 from latentkit.store.folder import Folder
@@ -61,7 +62,7 @@ class ReadableRows:
         _check_views(views, document["views"], folder)
         table = self._good(self._read(folder, document, columns), views)
         if not table.num_rows:
-            raise StoreError(f"{folder}: no latents; every sample was skipped (`latentkit inspect {folder}` says why)")
+            raise StoreError(f"{folder}: no latents; every sample was skipped (`latentkit inspect {in_shell(folder)}` says why)")
         empty = [name for name in ("unit", "bucket", "row") if table[name].null_count]
         if empty:
             raise DamagedError(f"{self._where}: there are stored rows without {empty[0]}")
@@ -99,23 +100,26 @@ class ReadableRows:
             drawn = self._drawn = asked, rows
         return drawn[1][items]
 
-    def twins(self, other: ReadableRows) -> Rows | None:
-        """The row of `other` with the key and view of each row here, or -1.
+    def twins(self, other: ReadableRows, shared_of: Callable[[str], str] | None = None) -> Rows | None:
+        """The row of `other` with the key (or what `shared_of` makes of it) and view of each row here, or -1.
 
         None where `other` draws no views, or doesn't have all of those here.
         """
         if other._counts is None or not {*self._views} <= {*other._views}:
             return None
-        return _numbers(pc.fill_null(pc.index_in(self._names(), value_set=other._names()), -1))
+        return _numbers(pc.fill_null(pc.index_in(self._names(shared_of), value_set=other._names(shared_of)), -1))
 
     def lowest(self, values: Rows) -> Rows:
         """The lowest of the values of the rows that each position may choose."""
         return np.minimum.reduceat(values, self._starts)
 
-    def _names(self) -> pa.Array:
+    def _names(self, shared_of: Callable[[str], str] | None) -> pa.Array:
         """Key and view of each row as one text."""
+        keys = self._labels["key"]
+        if shared_of is not None:
+            keys = pa.array(map(shared_of, keys.to_pylist()), TEXT)
         views = pa.array(self._views, TEXT).take(_arrow(self._view_of_row.astype(np.int64)))
-        return pc.binary_join_element_wise(self._labels["key"], views, pa.scalar("\0", TEXT))
+        return pc.binary_join_element_wise(keys, views, pa.scalar("\0", TEXT))
 
     def keys(self) -> list[str]:
         """Key of every position."""

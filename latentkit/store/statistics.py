@@ -44,6 +44,21 @@ class ChannelStatistics:
         """The inverse of `as_json`."""
         return cls(int(piece["count"]), *(np.array(piece[name], np.float64) for name in ("mean", "squares", "variance_sum")))
 
+    def without(self, part: ChannelStatistics) -> ChannelStatistics:
+        """What is left when some of the values are taken away; the inverse of `merge`.
+
+        Where hardly anything of a sum is left, its last digits are lost; it never falls below zero.
+        """
+        count = self.count - part.count
+        if count <= 0:
+            zeros = np.zeros_like(self.mean)
+            return ChannelStatistics(0, zeros, zeros, zeros)
+        mean = self.mean + (self.mean - part.mean) * (part.count / count)
+        between = np.square(part.mean - mean) * (part.count * count / self.count)
+        squares = np.maximum(self.squares - part.squares - between, 0)
+        variances = np.maximum(self.variance_sum - part.variance_sum, 0)
+        return ChannelStatistics(count, mean, squares, variances)
+
     def summary(self) -> dict[str, Any]:
         """For dataset.json, in raw latent space, per channel.
 

@@ -15,10 +15,21 @@ import pyarrow as pa
 
 from latentkit.contracts import LatentLayout, Normalization
 from latentkit.errors import DamagedError, SourceError, StoreError
+from latentkit.overrides import in_shell
 from latentkit.runtime.cores import share_of_cores
 from latentkit.store.claims import PART, Claims
 from latentkit.store.columns import read_parquet
-from latentkit.store.dataset import DATASET, RECIPE, Description, check_complete, dataset_json, newest_number, read_dataset
+from latentkit.store.contents import counted
+from latentkit.store.dataset import (
+    DATASET,
+    RECIPE,
+    Description,
+    accepts_statistics,
+    check_complete,
+    dataset_json,
+    newest_number,
+    read_dataset,
+)
 from latentkit.store.folder import ASIDE, Folder, host, open_folder
 from latentkit.store.index import ReadUnit, committed, index_bytes, index_of_chain
 from latentkit.store.plan import Plan, number_of, plan_name, plan_numbers, read_plan
@@ -76,7 +87,7 @@ class Report:
         return [finding.file for finding in self.findings if finding.part == part]
 
     def __str__(self) -> str:
-        checked = f"{self.num_units} units, {self.num_rows} rows, {self.num_bytes / 1e6:.1f} MB"
+        checked = f"{counted(self.num_units, 'unit')}, {counted(self.num_rows, 'row')}, {self.num_bytes / 1e6:.1f} MB"
         verdict = f"{len(self.damage)} found broken" if self.damage else "nothing broken"
         lines = [f"{self.folder}/{finding}" for finding in self.findings]
         return "\n".join([*lines, f"{self.folder}: {self.state}; {checked} read; {verdict}"])
@@ -102,7 +113,7 @@ class Verification:
 
     def add(self, part: Part, file: str, what: str, mend: str | None = None) -> None:
         """One more finding; without `mend`, `--repair` is what mends it."""
-        self.findings.append(Finding(part, file, what, mend or f"`latentkit verify {self.folder} --repair` makes it again"))
+        self.findings.append(Finding(part, file, what, mend or f"`latentkit verify {in_shell(self.folder)} --repair` makes it again"))
 
     def names(self, part: Part) -> list[str]:
         """Files of one kind that something is wrong with."""
@@ -216,7 +227,8 @@ def _find_gaps(found: Verification, known: Sequence[int]) -> None:
 
 
 def _restore(folder: Folder) -> str:
-    return f"`latentkit verify {folder} --repair` makes it again where the index still says what was in it; else copy it back"
+    repair = f"`latentkit verify {in_shell(folder)} --repair`"
+    return f"{repair} makes it again where the index still says what was in it; else copy it back"
 
 
 # ---------------------------------------------------------------- units
@@ -267,15 +279,16 @@ def _check_index(found: Verification) -> None:
 def _check_document(found: Verification, problem: str | None) -> None:
     """dataset.json, held to what plans and units say where all of those are sound."""
     folder = found.folder
+    run = f"`latentkit run {in_shell(f'{folder}/{RECIPE}')}` writes it"
     if problem:
         found.add("dataset.json", DATASET, problem)
     elif not found.document:
         if not found.left and not any(finding.part in ("plan", "unit", "dataset.json") for finding in found.findings):
-            found.add("dataset.json", DATASET, "missing, though every unit is there", f"`latentkit run {folder}/{RECIPE}` writes it")
+            found.add("dataset.json", DATASET, "missing, though every unit is there", run)
     else:
         if found.newest > found.described and not found.left:
             older = f"of an older run: plan {found.newest:03d} is newer, and all of its units are there"
-            found.add("dataset.json", DATASET, older, f"`latentkit run {folder}/{RECIPE}` writes it")
+            found.add("dataset.json", DATASET, older, run)
         chain = found.chain(found.described)
         if chain and all(unit.name in found.units for plan in chain for unit in plan.units()):
             _compare(found, chain, found.document)
@@ -302,6 +315,8 @@ def _compare(found: Verification, chain: Sequence[Plan], document: Mapping[str, 
         return
     skipped = {"index", "sha256"}
     expected |= {key: value for key, value in chain[-1].settings.parts.items() if key in ("store", "dtype")}
+    if accepts_statistics(document, units, index):
+        expected["statistics"] = document["statistics"]
     different = sorted(key for key in {*expected, *document} - skipped if expected.get(key) != document.get(key))
     if different:
         found.add("dataset.json", DATASET, f"not what plans and units say: {', '.join(different)} differ")
@@ -347,7 +362,7 @@ def _list_foreign(found: Verification) -> None:
                 found.add("foreign", file, "belongs to no plan of this dataset", "move it elsewhere")
     if replaced:
         what = f"and {len(replaced) - 1} more files of plans that a compaction replaced" if replaced[1:] else "of a plan that was replaced"
-        found.add("remark", replaced[0], what, f"`latentkit compact {found.folder}` removes what is left")
+        found.add("remark", replaced[0], what, f"`latentkit compact {in_shell(found.folder)}` removes what is left")
 
 
 def _all_units(found: Verification) -> Iterable[str]:

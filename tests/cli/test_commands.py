@@ -48,7 +48,7 @@ def test_commands_and_options_are_these(capsys: pytest.CaptureFixture[str]) -> N
         "encode": ["SOURCE", "OUT", "--encoder", "--size", "--set", "--device", "--devices"],
         "run": ["RECIPE", "--set", "--device", "--devices", "--dry-run", "--prune", "--retry-skipped"],
         "check": ["RECIPE", "--set"],
-        "inspect": ["PATH", "--json"],
+        "inspect": ["PATH", "--json", "--skipped"],
         "preview": ["PATH", "OUT", "--rows", "--device"],
         "verify": ["PATH", "--deep", "--repair", "--device"],
         "compact": ["PATH"],

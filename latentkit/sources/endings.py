@@ -1,0 +1,85 @@
+"""What files are by their endings, and what to do about those that a source leaves out."""
+
+from __future__ import annotations
+
+import os
+
+from latentkit.builtin import PICTURE_SUFFIXES
+from latentkit.plugins import COMPANIONS, discover
+
+MODALITY_ENDINGS = {
+    "image": PICTURE_SUFFIXES,
+    "video": (
+        *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts"),
+        *(".mts", ".wmv", ".flv", ".ogv", ".3gp"),
+    ),
+    "audio": (
+        *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".aac", ".aif", ".aiff"),
+        *(".aifc", ".au", ".snd", ".caf", ".w64", ".rf64", ".wma"),
+    ),
+    "volume": (".nii", ".nii.gz", ".dcm", ".dicom"),
+}
+"""Endings of each modality here and in plugins/, whether or not that is installed."""
+
+REMEDIES = {
+    "camera raw; develop it to TIFF or JPEG": (
+        *(".arw", ".cr2", ".cr3", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw"),
+        *(".rw2", ".srw"),
+    ),
+    "a drawing or document without pixels; render it to PNG": (
+        *(".ai", ".cdr", ".emf", ".eps", ".pdf", ".ps", ".svg", ".svgz", ".wmf"),
+    ),
+    "layers; export them to PNG or TIFF": (".clip", ".kra", ".psb", ".psd", ".xcf"),
+    "light without a defined white; convert it to 8 or 16 bits": (".exr", ".hdr", ".pfm"),
+    "packed files; unpack them": (*(".7z", ".bz2", ".gz", ".rar", ".tgz", ".xz", ".zip", ".zst"),),
+    "a tar; give it as the source": (".tar",),
+    "an unfinished download": (".crdownload", ".download", ".part", ".partial"),
+}
+"""What to do, to the endings that it is for."""
+
+CLUTTER = {"desktop.ini", "thumbs.db", ".ds_store", ".localized", ".git", ".gitattributes"} | {
+    ".gitignore",
+    ".gitkeep",
+    ".cache",
+    ".ipynb_checkpoints",
+}
+"""Names, in lower case, of what systems and tools leave in any folder."""
+
+
+def ending_of(path: str) -> str:
+    """A file's ending in lower case, with the dot; "" where it has none."""
+    name = path.rsplit("/", 1)[-1].lower()
+    return ".nii.gz" if name.endswith(".nii.gz") else os.path.splitext(name)[1]
+
+
+def is_clutter(path: str) -> bool:
+    """Whether a file or folder is of those that nobody means to be taken."""
+    name = path.rsplit("/", 1)[-1].lower()
+    return name in CLUTTER or name.startswith("._")  # which macOS leaves on other disks
+
+
+def explain_ending(ending: str) -> str:
+    """What files of an ending are, and what to do to have them; "" where that isn't known."""
+    for remedy, endings in REMEDIES.items():
+        if ending in endings:
+            return remedy
+    modality = modality_of(ending)
+    return f"the modality {modality} reads it, once source.with.suffixes has it" if modality else ""
+
+
+def modality_of(ending: str) -> str | None:
+    """The modality that reads files of an ending, as far as that is known."""
+    return next((name for name, ends in MODALITY_ENDINGS.items() if ending in ends), None)
+
+
+def how_to_read(ending: str) -> str:
+    """The options that take files of another modality's ending, or what to install for it."""
+    modality = modality_of(ending)
+    if modality is None:
+        return explain_ending(ending)
+    if any(row.kind == "modality" and row.name == modality for row in discover().rows()):
+        return (
+            f"take them with --set modality.use={modality} --set 'source.with.suffixes=[{ending}]'"
+        )
+    plugin = COMPANIONS[modality]
+    return f"read by {plugin}: pip install ./plugins/{plugin} in a clone of latentkit"
