@@ -9,6 +9,7 @@ import zlib
 from typing import Any
 
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image
 
@@ -482,12 +483,12 @@ def check_corners(media: bytes) -> None:
 @pytest.mark.parametrize("file_format", ["AVIF", "HEIF"])
 def test_heic_and_avif_come_out_upright(file_format: str, orientation: int) -> None:
     if file_format == "HEIF":
-        pytest.importorskip("pillow_heif").register_heif_opener()
+        pillow_heif.register_heif_opener()
     check_corners(save_turned(file_format, orientation, quality=100))
 
 
 def test_heic_whose_writer_left_the_turn_to_exif_comes_out_upright() -> None:
-    pytest.importorskip("pillow_heif").register_heif_opener()
+    pillow_heif.register_heif_opener()
     exif = Image.Exif()
     exif[0x0112] = 6
     media = save_turned("HEIF", 6, quality=100, exif=exif)
@@ -496,7 +497,7 @@ def test_heic_whose_writer_left_the_turn_to_exif_comes_out_upright() -> None:
 
 
 def test_limit_of_pixels_holds_for_heic() -> None:
-    pytest.importorskip("pillow_heif").register_heif_opener()
+    pillow_heif.register_heif_opener()
     modality = ImageModality(ImageConfig(size=8, max_pixels=6143), BuildContext())
     with pytest.raises(SampleError, match="more than max_pixels allows"):
         list(modality.prepare(Sample("key", save_turned("HEIF", 1))))

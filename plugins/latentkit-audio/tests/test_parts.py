@@ -239,11 +239,12 @@ def test_spans_in_order_decode_a_file_once(
     spans as for one."""
     path, opened = write(Case("a.ogg"), tmp_path), []
     original = soundfile.SoundFile.read
-    monkeypatch.setattr(
-        soundfile.SoundFile,
-        "read",
-        lambda self, *args, **kwargs: opened.append(len(args)) or original(self, *args, **kwargs),
-    )
+
+    def read(self: Any, *args: Any, **kwargs: Any) -> Any:
+        opened.append(len(args))
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", read)
     modality = open_audio(44_100, length=0.2)
     for number in range(10):
         list(modality.prepare(Sample("a", path, span=(number * 0.2, number * 0.2 + 0.2))))

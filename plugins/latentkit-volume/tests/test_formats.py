@@ -12,30 +12,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 from latentkit_volume.modality import VolumeModality
 from latentkit_volume.plugin import DicomConfig, VolumeConfig, latentkit_sources
 from latentkit_volume.reading import read_any
+from latentkit_volume.series import LOCALIZERS, NO_PIXELS, NOT_DICOM, DicomSource
 from latentkit_volume.volumes import Volume
-
-from latentkit.contracts import BuildContext, InputSpec, Sample
-from latentkit.errors import SampleError, SourceError
-from latentkit.shorthand import encode_recipe
-from latentkit.testing import SourceContract
-
-pydicom = pytest.importorskip("pydicom")
-pytest.importorskip("nrrd")
-
-from latentkit_volume.series import LOCALIZERS, NO_PIXELS, NOT_DICOM, DicomSource  # noqa: E402
-from pydicom.dataset import Dataset, FileMetaDataset  # noqa: E402
-from pydicom.sequence import Sequence  # noqa: E402
-from pydicom.uid import (  # noqa: E402
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.sequence import Sequence
+from pydicom.uid import (
     CTImageStorage,
     EnhancedCTImageStorage,
     ExplicitVRLittleEndian,
     RLELossless,
     generate_uid,
 )
+from torch import Tensor
+
+from latentkit.contracts import BuildContext, InputSpec, Sample
+from latentkit.errors import SampleError, SourceError
+from latentkit.shorthand import encode_recipe
+from latentkit.testing import SourceContract
 
 MakeFile = Callable[..., bytes]
 
@@ -61,7 +59,7 @@ def affine_of(
 
 
 def meta(uid: str, syntax: str) -> Any:
-    found = FileMetaDataset()
+    found: Any = FileMetaDataset()
     found.MediaStorageSOPClassUID, found.MediaStorageSOPInstanceUID = CTImageStorage, uid
     found.TransferSyntaxUID = syntax
     return found
@@ -367,6 +365,8 @@ def test_series_and_nifti_file_give_equal_rows(
     series = DicomSource(DicomConfig(path=str(tmp_path)), BuildContext())[0]
     twin = Sample(series.key, nifti(voxels, affine_of(), slope=SLOPE, inter=INTERCEPT))
     for found, expected in zip(modality.prepare(series), modality.prepare(twin), strict=True):
+        assert isinstance(found.tensor, Tensor)
+        assert isinstance(expected.tensor, Tensor)
         assert found.tensor.equal(expected.tensor)
 
 
@@ -422,7 +422,7 @@ def nrrd_file(
         **fields,
     }
     lines = "".join(f"{name}: {value}\n" for name, value in text.items() if value)
-    return b"NRRD0005\n" + lines.encode() + b"\n" + payload
+    return bytes(b"NRRD0005\n" + lines.encode() + b"\n" + payload)
 
 
 @pytest.mark.parametrize("encoding", ["raw", "gzip", "ascii"])

@@ -10,7 +10,8 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
-from latentkit_volume.nifti import Volume, read_volume
+from latentkit_volume.nifti import read_volume
+from latentkit_volume.volumes import Volume
 
 from latentkit.errors import SampleError
 
