@@ -187,7 +187,7 @@ def _encode(options: argparse.Namespace) -> int:
     from latentkit.recipe import parse_recipe
     from latentkit.shorthand import encode_recipe
 
-    values, remarks = encode_recipe(options.source, options.output, options.encoder, options.size)
+    values, remarks = encode_recipe(options.source, options.output, options.encoder, options.size, options.set)
     for remark in remarks:
         print(remark, file=sys.stderr)
     from latentkit.run import RunOptions

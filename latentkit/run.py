@@ -51,7 +51,8 @@ def encode(
     Raises:
         LatentkitError: whatever the user can mend; the message says how.
     """
-    values, remarks = encode_recipe(os.fspath(source), os.fspath(output), None if encoder is None else os.fspath(encoder), size)
+    named = None if encoder is None else os.fspath(encoder)
+    values, remarks = encode_recipe(os.fspath(source), os.fspath(output), named, size, overrides)
     for remark in remarks:
         say(remark)
     recipe = parse_recipe(values, "encode", Path.cwd(), overrides)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import itertools
 import json
 import os
 import re
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from latentkit.contracts import ModalitySpec, SourceSpec
+from latentkit.contracts import BuildContext, ModalitySpec, SourceSpec
 from latentkit.errors import RecipeError
-from latentkit.overrides import find_file_path, is_url
+from latentkit.overrides import Overrides, find_file_path, is_url, split_overrides
 from latentkit.plugins import DISABLE, discover
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
@@ -37,7 +38,9 @@ MAX_OPENED, START_BYTES = 16, 512
 """Files that are opened where no ending tells anything, and what is read of each."""
 
 
-def encode_recipe(source: str, output: str, encoder: str | None, size: Any = None) -> tuple[dict[str, Any], list[str]]:
+def encode_recipe(
+    source: str, output: str, encoder: str | None, size: Any = None, overrides: Overrides = ()
+) -> tuple[dict[str, Any], list[str]]:
     """Recipe values for one `encode` command, and remarks for the user.
 
     Args:
@@ -45,12 +48,15 @@ def encode_recipe(source: str, output: str, encoder: str | None, size: Any = Non
         output: folder of the latent dataset.
         encoder: name of an encoder plugin, a path, or a hub id; None is `tiny-kl`.
         size: of the modality, in pixels; None leaves it to the modality.
+        overrides: what the recipe will be given besides; a modality among them is the one whose files are looked for.
 
     Raises:
         RecipeError: source or encoder is none of these.
     """
     remarks: list[str] = []
-    use_source, modality = _source(source, remarks)
+    use_encoder = _encoder(encoder or "tiny-kl", remarks)
+    wanted = functools.partial(_modality_wanted, use_encoder if encoder else None, dict(split_overrides(overrides)))
+    use_source, modality = _source(source, remarks, wanted)
     if encoder is None and modality != "image":
         raise RecipeError(f"source {source}: taken for {modality}, and no --encoder is given; tiny-kl, the default, takes pictures only")
     if encoder is None:
@@ -59,13 +65,42 @@ def encode_recipe(source: str, output: str, encoder: str | None, size: Any = Non
         "task": "encode",
         "source": use_source,
         "modality": {"use": modality, "with": {} if size is None else {"size": size}},
-        "encoder": _encoder(encoder or "tiny-kl", remarks),
+        "encoder": use_encoder,
         "output": {"path": output},
     }
     return values, remarks
 
 
-def _source(source: str, remarks: list[str]) -> tuple[dict[str, Any], str]:
+def _modality_wanted(encoder: dict[str, Any] | None, overrides: Mapping[str, Any]) -> str:
+    """The modality that the overrides name, or that the encoder takes, which is built to say so; "" where neither tells.
+
+    A model of the class `diffusers` is not opened for this: it may be gigabytes, on the hub, and take several.
+    """
+    if "modality.use" in overrides:
+        return str(overrides["modality.use"])
+    if encoder is None or encoder["use"] == "diffusers":
+        return ""
+    given = encoder.get("with", {}) | {
+        name.removeprefix("encoder.with."): value for name, value in overrides.items() if name.startswith("encoder.with.")
+    }
+    registry = discover()
+    try:
+        config = registry.configure("encoder", encoder["use"], given, "encoder")
+        return str(registry.find("encoder", encoder["use"]).spec.build(config, BuildContext()).modality)
+    except Exception:  # noqa: BLE001  whatever keeps it from being built is said when it is built to encode
+        return ""
+
+
+def _choose(counts: Mapping[str, int], wanted: Callable[[], str]) -> str:
+    """The modality of media of which there are so many for each modality: the one wanted, else that of most, pictures before others."""
+    most = max(counts, key=lambda one: (counts[one], one == "image"))
+    if sum(map(bool, counts.values())) < 2:
+        return most
+    name = wanted()
+    return name if counts.get(name) else most
+
+
+def _source(source: str, remarks: list[str], wanted: Callable[[], str]) -> tuple[dict[str, Any], str]:
     """The recipe's source, and the modality that goes with it."""
     if _names_plugin("source", source, remarks):
         return {"use": source}, _sources()[source].modality
@@ -73,18 +108,18 @@ def _source(source: str, remarks: list[str]) -> tuple[dict[str, Any], str]:
         source = file
     path = Path(source).expanduser()
     if path.exists():
-        return _source_for(path, remarks)
+        return _source_for(path, remarks, wanted)
     from latentkit.runtime.hub_places import parse_hub_place
 
     if is_url(source) and parse_hub_place(source, "dataset") is None:
-        return _source_at(source, remarks)
+        return _source_at(source, remarks, wanted)
     if is_url(source) or (HUB_ID.fullmatch(source) and not source.startswith(".")):
         return {"use": "datasets", "with": {"path": source}}, "image"
     if PATTERN.search(source):
         found = sorted(glob.glob(os.path.expanduser(re.sub(r"\{[^}]*\}", "*", source.split("::")[0])), recursive=True))
         _refuse_media(Path(found[0]) if found else path, _endings())
         parts = (os.path.abspath(os.path.expanduser(part)) for part in source.split("::"))
-        return {"use": "datasets", "with": {"path": "::".join(parts)}}, _modality_in(Path(found[0])) if found else "image"
+        return {"use": "datasets", "with": {"path": "::".join(parts)}}, _modality_in(Path(found[0]), wanted) if found else "image"
     raise RecipeError(_nothing("source", source))
 
 
@@ -92,7 +127,7 @@ def _endings() -> dict[str, tuple[str, ...]]:
     return {one.spec.name: tuple(one.spec.suffixes) for one in discover().provided if isinstance(one.spec, ModalitySpec)}
 
 
-def _modality_in(file: Path) -> str:
+def _modality_in(file: Path, wanted: Callable[[], str]) -> str:
     """The modality of the media in a tar, or that a table names, by their endings; that of pictures where it can't be told."""
     try:
         if file.name.lower().endswith(TAR_SUFFIXES):
@@ -105,10 +140,10 @@ def _modality_in(file: Path) -> str:
         return "image"
     media = [name for name in names if not name.endswith((".txt", ".json"))] or names  # a caption beside each picture
     counts = {modality: sum(name.endswith(ends) for name in media) for modality, ends in _endings().items() if ends}
-    return max(counts, key=lambda one: (counts[one], one == "image"))
+    return _choose(counts, wanted)
 
 
-def _source_for(path: Path, remarks: list[str]) -> tuple[dict[str, Any], str]:
+def _source_for(path: Path, remarks: list[str], wanted: Callable[[], str]) -> tuple[dict[str, Any], str]:
     """`folder` for media of the modality that reads most of them; `datasets` for tars and tables.
 
     Raises:
@@ -116,29 +151,29 @@ def _source_for(path: Path, remarks: list[str]) -> tuple[dict[str, Any], str]:
     """
     if path.is_file():
         _refuse_media(path, _endings())
-        return {"use": "datasets", "with": {"path": os.path.abspath(path)}}, _modality_in(path)
-    use, modality = _source_of(os.path.abspath(path), _names(path), remarks)
+        return {"use": "datasets", "with": {"path": os.path.abspath(path)}}, _modality_in(path, wanted)
+    use, modality = _source_of(os.path.abspath(path), _names(path), remarks, wanted)
     if use["use"] == "datasets":
         tar = next((file for file in sorted(path.rglob("*")) if file.name.lower().endswith(TAR_SUFFIXES)), None)
-        modality = "image" if tar is None else _modality_in(tar)
+        modality = "image" if tar is None else _modality_in(tar, wanted)
     return use, modality
 
 
-def _source_at(url: str, remarks: list[str]) -> tuple[dict[str, Any], str]:
+def _source_at(url: str, remarks: list[str], wanted: Callable[[], str]) -> tuple[dict[str, Any], str]:
     """As `_source_for`, at a URL: what lies below it is listed, but a table or a tar is known by its ending."""
     from latentkit.sources.url_files import UrlFiles
 
     if url.lower().endswith((*DATA_SUFFIXES, ".json")) or PATTERN.search(url):
         return {"use": "datasets", "with": {"path": url}}, "image"
-    return _source_of(url, [path.lower() for path in UrlFiles(url).list(recursive=True).files], remarks)
+    return _source_of(url, [path.lower() for path in UrlFiles(url).list(recursive=True).files], remarks, wanted)
 
 
-def _source_of(path: str, names: Sequence[str], remarks: list[str]) -> tuple[dict[str, Any], str]:
+def _source_of(path: str, names: Sequence[str], remarks: list[str], wanted: Callable[[], str]) -> tuple[dict[str, Any], str]:
     """The source for a folder with files of these names, in lower case."""
     here, endings = {"path": path}, _endings()
     counts = {modality: sum(name.endswith(ends) for name in names) for modality, ends in endings.items()}
     tables = [name for name in names if name.endswith(DATA_SUFFIXES) and not (name.endswith(CAPTION_TABLES) and any(counts.values()))]
-    modality = max(counts, key=lambda one: (counts[one], one == "image"))
+    modality = _choose(counts, wanted)
     num_others = max(counts[modality], len(tables))
     special = None if is_url(path) else _special_source(Path(path), names, num_others)
     if special is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from latentkit.modalities.geometry import Box, Shape, Shrink, nearest_allowed, n
 from latentkit.modalities.picture import decode_picture, open_picture, shrink_on_load, upright_shape
 from latentkit.modalities.picture_formats import known_formats
 from latentkit.modalities.resizing import Levels, Resizer
+from latentkit.runtime.memory import refuse_beyond_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,6 +52,8 @@ class ImageModality:
         if self._input.channels not in MODES:
             raise RecipeError(f"modality image makes 1, 3 or 4 channels, but the encoder takes {self._input.channels}")
         self._shapes = _allowed_shapes(config, self._input)
+        where = "modality.with.size" if config.buckets is None else "modality.with.buckets"
+        refuse_beyond_memory(where, (self._input.channels, *max(self._shapes, key=math.prod)))
         self._formats = known_formats()
         self._buffers = BufferPool(pinned=False)
 

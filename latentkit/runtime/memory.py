@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
+
+from latentkit.errors import RecipeError
 
 LIMIT_FILES = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
@@ -36,6 +40,24 @@ def peak_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def refuse_beyond_memory(where: str, shape: Sequence[int]) -> None:
+    """Refuse a row, float32 of this shape, that alone is larger than the free memory.
+
+    Args:
+        where: key of the recipe that decides the shape.
+
+    Raises:
+        RecipeError: says what it takes and what there is.
+    """
+    needed, there = 4 * math.prod(shape), available_bytes()
+    if needed > there:
+        values = " x ".join(map(str, shape))
+        raise RecipeError(
+            f"{where}: a row of {values} values in float32 takes {describe_bytes(needed)}, and {describe_bytes(there)} of "
+            "memory are free; ask for less"
+        )
 
 
 def describe_bytes(number: int) -> str:

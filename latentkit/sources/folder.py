@@ -186,7 +186,9 @@ class _Scan:
         there = ", ".join(f"{suffix} ({count})" for suffix, count in endings.most_common(6))
         advice = next((f"{one}: {how}; " for one, _ in endings.most_common() if (how := how_to_read(one))), "")
         depth = "below" if config.recursive else "directly in"
-        return f"source folder: no file {depth} {self._folder.name('')} ends in {', '.join(config.suffixes)}; " + (
+        few, rest = config.suffixes[:4], len(config.suffixes) - 4
+        wanted = ", ".join(few) + (f" or {rest} other endings" if rest > 0 else "")
+        return f"source folder: no file {depth} {self._folder.name('')} ends in {wanted}; " + (
             f"others there: {there}; {advice}name the ones to take in source.with.suffixes" if there else "there are no other files either"
         )
 

@@ -6,12 +6,13 @@ import json
 import shlex
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from latentkit import shorthand
-from latentkit.contracts import Config, ModalitySpec, SourceSpec
+from latentkit.contracts import BuildContext, Config, EncoderSpec, ModalitySpec, SourceSpec
 from latentkit.errors import RecipeError
 from latentkit.plugins import Problem, Provided, Registry, discover
 from latentkit.recipe import EncodeRecipe, parse_recipe, resolve
@@ -33,7 +34,7 @@ def _sounds_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shorthand, "discover", lambda: found)
 
 
-def recipe_of(folder: Path, names: list[str], encoder: str | None = "tiny-kl") -> tuple[dict[str, Any], list[str]]:
+def recipe_of(folder: Path, names: list[str], encoder: str | None = "owner/name") -> tuple[dict[str, Any], list[str]]:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
@@ -252,3 +253,37 @@ def test_a_source_takes_the_files_that_it_makes_better_samples_of(
 def test_suffixes_of_a_source_are_endings_in_lower_case(suffixes: Any) -> None:
     with pytest.raises(ValueError, match="suffixes must be like"):
         SourceSpec("series", "slices", NoConfig, lambda config, context: None, suffixes=suffixes)
+
+
+def test_of_media_of_two_modalities_the_encoder_decides(tmp_path: Path) -> None:
+    """Where it says which it takes; one of a hub, which isn't opened to ask, leaves it to what there is most of."""
+    names = ["cover.jpg", "a.wav", "b.wav"]
+    values, remarks = recipe_of(tmp_path, names, "tiny-kl")
+    assert (values["source"]["use"], values["modality"]["use"]) == ("folder", "image")
+    assert any("2 files of the modality sound are left out" in remark for remark in remarks)
+    assert recipe_of(tmp_path, names)[0]["modality"]["use"] == "sound"
+
+
+def test_an_ending_of_two_modalities_is_read_as_the_encoder_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = []
+
+    def build(config: NoConfig, context: BuildContext) -> Any:
+        built.append(config)
+        return SimpleNamespace(modality="points")
+
+    points = ModalitySpec("points", "points", NoConfig, lambda config, context: None, suffixes=[".wav"])
+    encoder = EncoderSpec("pointnet", "points", NoConfig, build)
+    registry = Registry([*with_sounds().provided, Provided(points, "acme-points", "1"), Provided(encoder, "acme-points", "1")])
+    monkeypatch.setattr(shorthand, "discover", lambda: registry)
+    values, remarks = recipe_of(tmp_path, ["a.wav"], "pointnet")
+    assert values["modality"]["use"] == "points"
+    assert not any("sound" in remark for remark in remarks)
+    assert built == [NoConfig()]
+
+
+def test_a_modality_that_the_overrides_name_is_the_one_looked_for(tmp_path: Path) -> None:
+    for name in ("cover.jpg", "a.wav", "b.wav"):
+        (tmp_path / name).touch()
+    values, _ = shorthand.encode_recipe(str(tmp_path), "out", "tiny-kl", None, ["modality.use=sound"])
+    assert values["modality"]["use"] == "sound"
+    assert values["source"]["with"]["suffixes"] == [".wav", ".nii.gz"]

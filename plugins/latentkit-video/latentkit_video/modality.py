@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from latentkit.contracts import BuildContext, InputSpec, Prepared, Sample
 from latentkit.errors import RecipeError
 from latentkit.modalities.framing import check_small, target_shapes, unflipped, view_box
 from latentkit.modalities.geometry import nearest_shape
+from latentkit.runtime.memory import refuse_beyond_memory
 from latentkit_video.color import color_remarks, refuse_hdr
 from latentkit_video.decoding import Shown, Video, open_video
 from latentkit_video.packets import UnprovenSeekError
@@ -73,6 +75,7 @@ class VideoModality:
             )
         check_sizes(config, config.frames, self._input)
         self._shapes = target_shapes(config)
+        refuse_beyond_memory("modality.with.frames and size", (3, config.frames, *max(self._shapes, key=math.prod)))
         self._buffers = BufferPool(pinned=False)
         self._seeks = True
 

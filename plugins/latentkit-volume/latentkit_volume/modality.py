@@ -12,6 +12,7 @@ import torch
 from latentkit.contracts import BuildContext, InputSpec, Prepared, Sample
 from latentkit.errors import RecipeError, SampleError
 from latentkit.modalities.geometry import draw_fractions, nearest_allowed
+from latentkit.runtime.memory import refuse_beyond_memory
 from latentkit_volume.reading import read_any
 from latentkit_volume.resampling import make_grid, sample_patch
 from latentkit_volume.slices import draw_sheet
@@ -51,6 +52,7 @@ class VolumeModality:
                 "frame: channels makes channels of a 4-D volume's frames"
             )
         self._shape = _patch_shape(config.size, self._input)
+        refuse_beyond_memory("modality.with.size", (self._input.channels, *self._shape))
 
     def prepare(self, sample: Sample) -> Iterator[Prepared]:
         """Every view of a volume, in the recipe's order: (C, D, H, W) float32 in the encoder's range, from one reading of the file.
