@@ -32,6 +32,9 @@ _SCHEME = re.compile(r"[^/\\]{2,}://")
 _KEY = re.compile(r"NAME(INDEX)*(\.NAME(INDEX)*)*".replace("NAME", r"[^.\[\]=\s]+").replace("INDEX", r"\[\d+\]"))
 
 
+SEPARATOR = "::"
+"""What stands between several paths in one text, as in webdataset."""
+
 PATTERN_SIGNS = "*?[{"
 """Signs of a pattern of files, such as wds/*.tar or wds/{00000..00012}.tar."""
 
@@ -95,8 +98,15 @@ def anchor(value: Any, key: tuple[str | int, ...], base: Path) -> Any:
         return text if is_url(text) else os.path.abspath(base / os.path.expanduser(text))
     name = next(part for part in reversed(key) if isinstance(part, str))  # of a list of paths, the list's
     if "with" in key[:-1] and name in PATH_KEYS:
+        if SEPARATOR in text and not is_url(text) and not (base / text).exists():
+            return SEPARATOR.join(_anchor_part(part, base) for part in text.split(SEPARATOR))
         return str(find_local_path(text, base) or text)
     return text
+
+
+def _anchor_part(text: str, base: Path) -> str:
+    """One of several files in a text, which are paths, whether they are there or not."""
+    return text if is_url(text) else os.path.abspath(base / os.path.expanduser(text))
 
 
 def split_overrides(overrides: Overrides) -> Iterator[tuple[str, Any]]:

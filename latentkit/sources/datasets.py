@@ -24,19 +24,15 @@ from latentkit.errors import SourceError
 from latentkit.overrides import find_file_path
 from latentkit.runtime.hub_places import HubPlace
 from latentkit.sources.columns import KEY_COLUMN, Columns, choose_columns
+from latentkit.sources.files import LocalFiles
 from latentkit.sources.hub_data import explain_failure, find_hub_data, options_of
 from latentkit.sources.local_data import list_files, open_local
 from latentkit.sources.path_table import PathTable
-from latentkit.sources.remote_data import RemoteData, find_remote, open_remote
+from latentkit.sources.remote_data import BUILDERS, RemoteData, find_remote, open_remote
 from latentkit.sources.webdataset import TarSource, TarStream
 
 if TYPE_CHECKING:
     from latentkit.builtin import DatasetsConfig
-
-BUILDERS = {
-    **{".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".tsv": "csv"},
-    **{".json": "json", ".jsonl": "json"},
-}
 
 # What the library raises about names it doesn't know and files it can't make sense of.
 CONTENT_ERRORS = (
@@ -268,7 +264,7 @@ def _open_saved(config: DatasetsConfig, path: Path) -> DatasetsSource:
     chosen = [splits[part.splitname].select(range(part.from_, part.to)) for part in parts]
     dataset = datasets.concatenate_datasets(chosen) if len(chosen) > 1 else chosen[0]
     files = sorted({file["filename"] for split in splits.values() for file in split.cache_files})
-    stamps = [[os.path.relpath(file, path), _file_stamp(file)] for file in files]
+    stamps = [[os.path.relpath(file, path), LocalFiles(path).stamp(file)] for file in files]
     return DatasetsSource(dataset, choose_columns(dataset.features, config), _digest([config.split, *stamps]))
 
 
@@ -318,12 +314,7 @@ def _shard_name(file: str, origin: Origin) -> str:
 
 
 def _data_file_stamp(file: str, version: tuple[str, ...]) -> str:
-    return _file_stamp(file) if os.path.isfile(file) else "-".join(version)
-
-
-def _file_stamp(file: str) -> str:
-    status = os.stat(file)
-    return f"{status.st_size}-{status.st_mtime_ns}"
+    return LocalFiles(Path()).stamp(file) if os.path.isfile(file) else "-".join(version)
 
 
 def _digest(parts: list[Any]) -> str:

@@ -1,9 +1,10 @@
-"""Texts in the encodings that people's tools write; one that can't be told for certain is refused,
-never guessed.
+"""Texts in the encodings that people's tools write; where two of those known here give words, and
+not the same, the text is refused.
 
 A general detector needs more text than a caption has: to charset-normalizer, b"caf\\xe9" may as
 well end in a Cyrillic letter. The rules here ask instead whether a text can be words of the
-languages that an encoding is for. Two encodings that give the same text agree.
+languages that an encoding is for. Two encodings that give the same text agree. `DOUBTS` are never
+chosen: the letters of each are those of a sibling too, such as ISO 8859-2 of Windows-1250.
 """
 
 from __future__ import annotations
@@ -29,6 +30,28 @@ HANGUL_ONLY = re.compile(r"[\uac00-\ud7a3]+")
 LATIN_MARKS = set("‘’“”„–—…•€£¥§©®°±²³µ·¼½¾×÷«»¡¿™ªº\xa0")
 MARK_IN_A_WORD = re.compile(r"[^\W\d_][‘“”„…•€£¥§©®°±²³¼½¾×÷«»¡¿™ªº]+[^\W\d_]|[²³µ¼½¾][^\W\d_]")
 """Signs that no word holds, or begins with."""
+
+CYRILLIC_SIGNS = LATIN_MARKS | set("№")
+RUSSIAN = set("абвгдежзийклмнопрстуфхцчшщъыьэюяё")
+COMMON_RUSSIAN = set("оеаинтсрвлк")
+HEBREW_WORD = re.compile(r"[א-יכלמנסעפצ-ת]+[א-יךלםןסעףץק-ת]")
+GREEK_WORD = re.compile(r"(?=.*[αεηιουωάέήίόύώ])(?!.*[ΐΰ])[Ͱ-ρσ-Ͽ]*[Ͱ-ρς-ςτ-Ͽ]")
+GREEK_ACCENT = re.compile(r"[άέήίόύώΆΈΉΊΌΎΏ]")
+LONG_GREEK = 4
+NOT_CENTRAL_EUROPEAN = re.compile(
+    r"""
+    (?<![^\W\d_])[čęůňřăćđďľńťţąěőűłśźżšž](?![^\W\d_]|\.)   # no word of one letter; "č." stands for a number
+    | (?<![^\W\d_aeiouyáéíóúýäôö])[ŕĺ]         # between consonants alone
+    | [ŕĺ](?![^\W\d_aeiouyáéíóúýäôö])
+    | (?<![^\W\d_aeiouyáéíóúýäôö])ů            # after consonants alone
+    | ń(?=[aeiouyáéíóú])
+    | (?<!\w)[ęń]
+    | ă(?=[aoe])
+    """,
+    re.VERBOSE,
+)
+"""Where letters of Polish, Czech, Slovak, Hungarian and Romanian never stand; in their place are
+those of Windows-1252, such as in "à", "año", "São", "où" and "être"."""
 
 SURE_HANGUL = 10
 """Syllables of Korean from which on a text is not Chinese, whose characters are as often others."""
@@ -76,7 +99,7 @@ def _decode_unmarked(content: bytes) -> tuple[str, str]:
 def _tell(content: bytes) -> tuple[str, str]:
     """The one reading that can be words."""
     found: dict[str, str] = {}
-    for name, can_be_words in READINGS.items():
+    for name, can_be_words in (READINGS | DOUBTS).items():
         try:
             text = content.decode(name)
         except UnicodeDecodeError:
@@ -86,7 +109,7 @@ def _tell(content: bytes) -> tuple[str, str]:
     if len(found) == 2 and set(found.values()) == {"gb18030", "cp949"}:
         korean = next(text for text, name in found.items() if name == "cp949")
         found = {korean: "cp949"} if len("".join(CJK_RUN.findall(korean))) >= SURE_HANGUL else found
-    if len(found) != 1:
+    if len(found) != 1 or not READINGS.keys() >= set(found.values()):
         several = (
             f"it may be {' or '.join(found.values())}" if found else "no known encoding gives words"
         )
@@ -102,19 +125,50 @@ def _is_latin(text: str) -> bool:
     """Words of Western Europe: some ASCII letter in every longer one, no capital after a small
     letter, no sign inside."""
     accented = [word for word in WORD.findall(text) if not word.isascii()]
-    signs = {sign for sign in text if not sign.isascii() and not sign.isalpha()}
     has_ascii = all(len(word) == 1 or any(letter.isascii() for letter in word) for word in accented)
     return (
         has_ascii
         and any(letter.isascii() and letter.isalpha() for letter in text)
-        and signs <= LATIN_MARKS
+        and _signs(text) <= LATIN_MARKS
         and not MARK_IN_A_WORD.search(text)
         and all(_has_plain_case(word) for word in accented)
     )
 
 
+def _is_central_european(text: str) -> bool:
+    """As `_is_latin`, with letters only in the places that they have in the languages of
+    Windows-1250."""
+    return _is_latin(text) and not NOT_CENTRAL_EUROPEAN.search(text.lower())
+
+
+def _is_hebrew(text: str) -> bool:
+    """Words all Hebrew or all ASCII; the final forms of letters end words, the others do not."""
+    words = [word for word in WORD.findall(text) if not word.isascii()]
+    return _are_most(words, text) and all(HEBREW_WORD.fullmatch(word) for word in words)
+
+
+def _is_greek(text: str) -> bool:
+    """Words all Greek or all ASCII, with a vowel, and of one accent each where they are long; a
+    final sigma ends words, another does not."""
+    words = [word for word in WORD.findall(text) if not word.isascii()]
+    return _are_most(words, text) and all(
+        GREEK_WORD.fullmatch(word)
+        and _has_plain_case(word)
+        and (len(word) < LONG_GREEK or len(GREEK_ACCENT.findall(word)) == 1)
+        for word in words
+    )
+
+
+def _are_most(words: list[str], text: str) -> bool:
+    """Whether most of the letters are in these words, and no sign is there that texts have not."""
+    return _signs(text) <= LATIN_MARKS and 2 * len("".join(words)) > len("".join(WORD.findall(text)))
+
+
 def _is_cyrillic(text: str) -> bool:
-    """Words all Cyrillic or all Latin, most of the letters Cyrillic and small."""
+    """Words all Cyrillic or all Latin, most of the letters Cyrillic and small, with no signs
+    between them such as lines of boxes."""
+    if not _signs(text) <= CYRILLIC_SIGNS:
+        return False
     words = WORD.findall(text)
     letters = [letter for word in words for letter in word]
     small = sum("CYRILLIC SMALL" in unicodedata.name(letter, "") for letter in letters)
@@ -124,6 +178,21 @@ def _is_cyrillic(text: str) -> bool:
         word.isascii() or (not any(letter.isascii() for letter in word) and _has_plain_case(word))
         for word in words
     )
+
+
+def _is_common_russian(text: str) -> bool:
+    """As `_is_cyrillic`, of Russian letters, half of them or more the most common ones; a text of
+    one of these encodings read as another has few of those."""
+    letters = [letter for letter in "".join(WORD.findall(text)).lower() if not letter.isascii()]
+    return (
+        _is_cyrillic(text)
+        and all(letter in RUSSIAN for letter in letters)
+        and 2 * sum(letter in COMMON_RUSSIAN for letter in letters) >= len(letters)
+    )
+
+
+def _signs(text: str) -> set[str]:
+    return {sign for sign in text if not sign.isascii() and not sign.isalpha()}
 
 
 def _has_plain_case(word: str) -> bool:
@@ -178,3 +247,14 @@ READINGS: dict[str, Callable[[str], bool]] = {
     "big5": _is_common("big5", 0xA4, 0xC6),
     "cp949": _is_korean,
 }
+DOUBTS: dict[str, Callable[[str], bool]] = {
+    "cp1250": _is_central_european,
+    "cp1254": _is_latin,
+    "iso8859_2": _is_central_european,
+    "koi8_r": _is_common_russian,
+    "cp866": _is_common_russian,
+    "iso8859_5": _is_common_russian,
+    "cp1255": _is_hebrew,
+    "cp1253": _is_greek,
+}
+"""What a text may be too, which is never certain."""

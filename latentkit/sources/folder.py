@@ -17,6 +17,7 @@ from latentkit.sources.captions import NOTHING_BESIDE, RECORD_ENDING, TEXT_ENDIN
 from latentkit.sources.encodings import UTF8
 from latentkit.sources.endings import ending_of, explain_ending, how_to_read, is_clutter
 from latentkit.sources.files import Files, LocalFiles
+from latentkit.sources.remarks import one_line
 from latentkit.sources.tables import MAX_TABLES, TABLE_NAMES, FileNames, encoding_remark, merge_remarks, read_tables
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ class _Scan:
             ending = ending_of(path)
             if ending not in others:
                 what = explain_ending(ending)
-                ended = f"left out by their ending {ending}" if ending else "left out, having no ending"
+                ended = f"left out by their ending {one_line(ending)}" if ending else "left out, having no ending"
                 found.setdefault(ended + (f": {what}" if what else ""), []).append(path)
         return found
 

@@ -14,6 +14,7 @@ import datasets
 from latentkit.builtin import TABLE_ENDINGS
 from latentkit.contracts import Entry, Remark, Sample
 from latentkit.errors import SampleError, SourceError
+from latentkit.overrides import is_url
 from latentkit.sources.captions import TEXT_ENDINGS, name_caption
 from latentkit.sources.files import Files
 from latentkit.sources.table_rows import Table, holds_media, plain, read_table
@@ -118,7 +119,8 @@ def _rows(
         path = paths[0] if len(paths) == 1 else finder.key(name) if isinstance(name, str) and name.strip() else ""
         key = path or where
         if config.key is not None:
-            key = str(row.get(config.key) or "")
+            value = row.get(config.key)
+            key = "" if value is None else str(value)
         if not key:
             raise SourceError(f"source datasets: {table.name}, {where}: there is no key in column {config.key!r}")
         if key in rows:
@@ -126,15 +128,17 @@ def _rows(
                 raise SourceError(f"source datasets: {table.name}, {where}: the key {key!r} is there twice; name another column as key")
             again.append(f"{table.name}, {where}: {name!r}")
             continue
-        problem = "" if len(paths) == 1 else _problem(name, paths)
+        problem = "" if len(paths) == 1 else _problem(name, bool(paths))
         rows[key] = Row(key, path, problem or finder.stamps[path], _attributes(table, row, column, config), problem)
     return list(rows.values()), again
 
 
-def _problem(name: Any, paths: list[str]) -> str:
-    if paths:
-        return f"the table's {name!r} fits several files: {', '.join(sorted(os.path.basename(path) for path in paths))}"
-    return f"the table names a file that is not there: {name!r}" if isinstance(name, str) and name.strip() else "the table names no file"
+def _problem(name: Any, fits: bool) -> str:
+    """Why a row can't be used, in the same words for all rows of a kind; the key has the name."""
+    if fits:
+        return "the name that the table has fits several files"
+    is_named = isinstance(name, str) and name.strip()
+    return "the table names a file that is not there" if is_named else "the table names no file"
 
 
 def _attributes(table: Table, row: dict[str, Any], column: str, config: DatasetsConfig) -> dict[str, Any]:
@@ -172,6 +176,8 @@ class _Finder:
 
     def find(self, name: str, folder: str) -> list[str]:
         """Paths that a name may mean, from the table's folder, or absolute; see `FileNames.find`."""
+        if not self._is_below(name):
+            return []
         for spelling in dict.fromkeys((name, name.replace("\\", "/"))):
             path = self.key(spelling)
             for form in dict.fromkeys((path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD")))):
@@ -183,17 +189,30 @@ class _Finder:
         return [path for path in found if self._is_there(path)]
 
     def find_elsewhere(self, name: str, folder: str) -> list[str]:
-        """See `FileNames.find_elsewhere`; looks into all folders below the table's."""
+        """See `FileNames.find_elsewhere`; looks into all folders below the table's.
+
+        A full URL says where its file is.
+        """
+        if is_url(name.strip()):
+            return []
         if self._all is None:
             files = self._files.list(recursive=True).files
             stems = {path: path.rsplit(".", 1)[0] for path in files if not path.lower().endswith((*TABLE_ENDINGS, *TEXT_ENDINGS))}
             self._all = FileNames(stems, (), self._files.name(""))
-        return [path for path in self._all.find_elsewhere(name, "") if self._is_there(path)]
+        found = self._all.find_elsewhere(name, "")
+        return found if len(found) > 1 else [path for path in found if self._is_there(path)]
 
     def key(self, name: str) -> str:
         """A path in its shortest form; relative where it is below the table's folder."""
-        path = os.path.normpath(name.strip()).replace(os.sep, "/")
+        name = name.strip()
+        if is_url(name) and not name.startswith(self._root):
+            return name
+        path = os.path.normpath(name.removeprefix(self._root)).replace(os.sep, "/")
         return path.removeprefix(self._root)
+
+    def _is_below(self, name: str) -> bool:
+        """Whether a name may be one of a file here: a URL below another root is not."""
+        return not is_url(self.key(name))
 
     def _is_there(self, path: str) -> bool:
         if path not in self.stamps:

@@ -10,10 +10,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from latentkit.errors import SourceError
+from latentkit.overrides import SEPARATOR
 
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
-SEPARATOR = "::"
-"""What stands between several in one text, as in webdataset."""
 
 
 def is_pattern(text: str) -> bool:

@@ -69,8 +69,11 @@ def _checked(remark: object, source: object) -> Remark:
     if not remark.text or "\n" in remark.text or remark.count < 0:
         expected = "expected a text of one line and a count from 0 on"
         raise PluginError(f"{type(source).__name__}.remarks() gave {remark!r}, {expected}")
-    # Names of files may hold bytes that are no UTF-8, which dataset.json couldn't.
-    text, example = (
-        part.encode("utf-8", "backslashreplace").decode() for part in (remark.text, remark.example)
-    )
-    return Remark(text, remark.count, example)
+    # Names of files may hold bytes that are no UTF-8, which dataset.json couldn't, and line breaks.
+    text = remark.text.encode("utf-8", "backslashreplace").decode()
+    return Remark(text, remark.count, one_line(remark.example))
+
+
+def one_line(text: str) -> str:
+    """A text, such as a file's name, with its line breaks and the like as escapes."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)

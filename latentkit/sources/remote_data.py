@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from typing import TYPE_CHECKING
 
 import datasets
+from fsspec.utils import glob_translate
 
 from latentkit.contracts import BuildContext, Remark
 from latentkit.errors import SourceError
@@ -26,10 +27,11 @@ from latentkit.sources.webdataset import TarSource, TarStream, is_tar, open_tars
 if TYPE_CHECKING:
     from latentkit.builtin import DatasetsConfig
 
-KINDS = {
+BUILDERS = {
     **{".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".tsv": "csv"},
     **{".json": "json", ".jsonl": "json", ".ndjson": "json"},
 }
+"""Endings of files of data to what of the library reads them, here and at URLs."""
 
 @dataclass(frozen=True)
 class RemoteData:
@@ -55,7 +57,7 @@ class RemoteData:
         ending = os.path.splitext(self.names[0])[1].lower()
         cache = os.path.join(datasets.config.HF_DATASETS_CACHE, "latentkit-urls", self.digest)
         options = {"sep": "\t"} if ending == ".tsv" else {}
-        return datasets.load_dataset_builder(KINDS[ending], data_files=self.urls, cache_dir=cache, **options)
+        return datasets.load_dataset_builder(BUILDERS[ending], data_files=self.urls, cache_dir=cache, **options)
 
     @property
     def urls(self) -> dict[str, list[str]]:
@@ -83,7 +85,8 @@ def find_remote(config: DatasetsConfig) -> RemoteData | None:
         return _of_folder(files)
     if any(map(_has_magic, urls)):
         patterns = [url.removeprefix(f"{base}/") for url in urls]
-        names = [name for name in sorted(files.list(recursive=True).files) if any(fnmatch(name, one) for one in patterns)]
+        wanted = re.compile("|".join(map(glob_translate, patterns)))
+        names = [name for name in sorted(files.list(recursive=True).files) if wanted.match(name)]
     else:
         names = [url.removeprefix(f"{base}/") for url in urls]
         files.look_at(names)
@@ -107,7 +110,7 @@ def open_remote(config: DatasetsConfig, context: BuildContext, data: RemoteData)
 def _of_folder(files: UrlFiles) -> RemoteData:
     found = sorted(name for name in files.list(recursive=True).files if _is_data(name))
     if not found:
-        endings = ", ".join((*KINDS, ".tar"))
+        endings = ", ".join((*BUILDERS, ".tar"))
         raise SourceError(f"source datasets: no file below {files.url} ends in {endings}; for pictures and other media use: folder")
     tars = [name for name in found if is_tar(name)]
     others = [name for name in found if not is_tar(name)]
@@ -122,11 +125,11 @@ def _of_folder(files: UrlFiles) -> RemoteData:
 
 
 def _kind(name: str) -> str:
-    return "tar" if is_tar(name) else KINDS.get(os.path.splitext(name)[1].lower(), os.path.splitext(name)[1] or "no ending")
+    return "tar" if is_tar(name) else BUILDERS.get(os.path.splitext(name)[1].lower(), os.path.splitext(name)[1] or "no ending")
 
 
 def _is_data(name: str) -> bool:
-    return is_tar(name) or os.path.splitext(name)[1].lower() in KINDS
+    return is_tar(name) or os.path.splitext(name)[1].lower() in BUILDERS
 
 
 def _has_magic(url: str) -> bool:

@@ -18,6 +18,7 @@ from latentkit.contracts import Remark
 from latentkit.errors import SampleError, SourceError
 from latentkit.sources.captions import name_caption
 from latentkit.sources.encodings import UnknownEncodingError, decode_text
+from latentkit.sources.remarks import one_line
 from latentkit.sources.tars import Member, Tar
 
 TEXT_FIELDS = ("text", "txt", "caption", "prompt", "transcript")
@@ -60,20 +61,33 @@ def group_members(members: Iterable[Member]) -> tuple[list[Group], list[str]]:
     A sample's files need not follow each other. A name that is there again begins another sample,
     called "key#2".
     """
-    groups: dict[str, dict[str, Member]] = {}
-    newest: dict[str, str] = {}
+    groups: dict[tuple[str, int], dict[str, Member]] = {}
+    newest: dict[str, int] = {}
     unnamed = []
     for member in members:
         if (names := split_name(member.name)) is None:
             unnamed.append(member.name)
             continue
         key, field = names
-        current = newest.setdefault(key, key)
-        if field in groups.get(current, ()):
-            number = 2 if current == key else int(current.rpartition("#")[2]) + 1
-            current = newest[key] = f"{key}#{number}"
-        groups.setdefault(current, {})[field] = member
-    return [Group(key, fields) for key, fields in groups.items()], unnamed
+        number = newest.setdefault(key, 1)
+        if field in groups.get((key, number), ()):
+            number = newest[key] = number + 1
+        groups.setdefault((key, number), {})[field] = member
+    keys = _unlike_keys(groups)
+    return [Group(key, fields) for key, fields in zip(keys, groups.values(), strict=True)], unnamed
+
+
+def _unlike_keys(numbered: Iterable[tuple[str, int]]) -> Iterator[str]:
+    """The keys of samples with the number of each among those of its name; a name that stands in
+    the tar, such as "a#2", is no other's."""
+    numbered = list(numbered)
+    taken = {key for key, _ in numbered}
+    for key, number in numbered:
+        name = key
+        while number > 1 and name in taken:
+            name, number = f"{key}#{number}", number + 1
+        taken.add(name)
+        yield name
 
 
 # ---------------------------------------------------------------- which file is the media
@@ -140,7 +154,7 @@ def unused_fields(groups: Iterable[Group], choice: MediaChoice) -> list[Remark]:
                 counts[field] += 1
                 examples.setdefault(field, f"{group.key}.{field}")
     return [
-        Remark(f"files in tars, not used: .{field}", count, examples[field])
+        Remark(f"files in tars, not used: .{one_line(field)}", count, examples[field])
         for field, count in sorted(counts.items())
     ]
 

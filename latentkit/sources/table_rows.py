@@ -3,12 +3,13 @@ Parquet."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +20,7 @@ from latentkit.sources.files import Files
 
 DELIMITERS = ",;\t|"
 SNIFFED_LINES = 10
+MAX_FIELD = 1 << 30
 PATH_OF_ENTRY = "file_name"
 """The column that gets the names of entries, where a JSON object has one for each file."""
 
@@ -30,11 +32,13 @@ class Table:
     Args:
         name: full path of the file, for people.
         encoding: of its text; "UTF-8" for Parquet.
+        has_first_line: its names of columns are a first line, as in CSV, which may be a row.
     """
 
     name: str
     rows: Sequence[tuple[str, dict[str, Any]]]
     encoding: str = UTF8
+    has_first_line: bool = False
 
     def columns(self) -> list[str]:
         """All names of columns, in the order in which they come."""
@@ -50,7 +54,7 @@ class Table:
             (where, {to: row.get(name) for name, to in zip(names, new, strict=False)})
             for where, row in rows
         ]
-        return Table(self.name, renamed, self.encoding)
+        return replace(self, rows=renamed, has_first_line=False)
 
 
 def read_table(files: Files, path: str) -> Table:
@@ -68,10 +72,11 @@ def read_table(files: Files, path: str) -> Table:
         raise SourceError(f"source folder: {name} can't be read as UTF-8 text: {err}") from err
     except (OSError, pa.ArrowException) as err:
         raise SourceError(f"source folder: {name} can't be read: {err}") from err
-    rows = {"json": _json_rows, "jsonl": _line_rows, "ndjson": _line_rows}.get(ending, _csv_rows)(
-        name, text
-    )
-    return Table(name, list(rows), encoding)
+    readers = {"json": _json_rows, "jsonl": _line_rows, "ndjson": _line_rows}
+    if ending in readers:
+        return Table(name, list(readers[ending](name, text)), encoding)
+    with _long_fields():
+        return Table(name, _csv_rows(name, text), encoding, has_first_line=True)
 
 
 def holds_media(files: Files, path: str) -> bool:
@@ -198,9 +203,42 @@ def _entry(key: str, value: Any) -> dict[str, Any]:
 # ---------------------------------------------------------------- CSV
 
 
-def _csv_rows(name: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+@contextlib.contextmanager
+def _long_fields() -> Iterator[None]:
+    """A field may be longer than the 131,072 characters that the library `csv` allows, as masks
+    are."""
+    before = csv.field_size_limit(MAX_FIELD)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _csv_rows(name: str, text: str) -> list[tuple[str, dict[str, Any]]]:
+    """Where tabs or bars part the columns, quotes may be plain signs, as in `"Hello" sign`: they
+    are where the rows fit the first line only so, or one would hold the end of another."""
+    sign = _delimiter(name, text)
+    try:
+        rows, problem = list(_parted_rows(name, text, sign, csv.QUOTE_MINIMAL)), None
+    except SourceError as err:
+        rows, problem = [], err
+    if sign in "\t|" and '"' in text and (problem or any(_spans_rows(row, sign) for _, row in rows)):
+        with contextlib.suppress(SourceError):
+            return list(_parted_rows(name, text, sign, csv.QUOTE_NONE))
+    if problem:
+        raise problem
+    return rows
+
+
+def _spans_rows(row: Mapping[str, Any], sign: str) -> bool:
+    return any(sign in value and "\n" in value for value in row.values())
+
+
+def _parted_rows(
+    name: str, text: str, sign: str, quoting: Literal[0, 3]
+) -> Iterator[tuple[str, dict[str, Any]]]:
     reader: csv.DictReader[Any] = csv.DictReader(
-        io.StringIO(text, newline=""), strict=True, delimiter=_delimiter(name, text)
+        io.StringIO(text, newline=""), strict=True, delimiter=sign, quoting=quoting
     )
     try:
         names = list(reader.fieldnames or [])
@@ -227,7 +265,10 @@ def _delimiter(name: str, text: str) -> str:
     lines = text.lstrip("\r\n").splitlines()[:SNIFFED_LINES]
 
     def fit(sign: str) -> tuple[bool, int, int]:
-        counts = [len(row) for row in csv.reader(lines, delimiter=sign) if row]
+        try:
+            counts = [len(row) for row in csv.reader(lines, delimiter=sign) if row]
+        except csv.Error:
+            counts = []
         return (
             len(set(counts)) == 1 and counts[0] > 1,
             max(counts[:1], default=0),

@@ -4,6 +4,7 @@ what the rows say of it."""
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ MAX_TABLES = 64
 files."""
 MAX_TABLE_BYTES = 1 << 28
 """Of a table of another name; COCO's annotations of objects are larger, and no captions."""
+MAX_LISTED = 6
 PROBED_ROWS = 1000
 """Rows whose cells are looked at in columns of other than usual names."""
 
@@ -35,6 +37,8 @@ FILE_COLUMNS = (
 )  # fmt: skip
 """Usual names of the column that names a file, in any case, in the order in which they are
 tried."""
+
+FILE_ENDING = re.compile(r"\.[A-Za-z0-9]{2,5}$")
 
 
 class FindsFiles(Protocol):
@@ -65,7 +69,7 @@ class FileNames:
         }
         self._folded: dict[str, list[str]] = {}
         self._endless: dict[str, list[str]] = {}
-        self._by_name: dict[str, list[str]] = {}
+        self._tails: dict[str, dict[str, list[str]]] = {}
 
     def find(self, name: str, folder: str) -> list[str]:
         """Paths of the files that a name in a table in `folder` may mean; more than one where it
@@ -91,26 +95,26 @@ class FileNames:
     def find_elsewhere(self, name: str, folder: str) -> list[str]:
         """Paths below `folder` that end as the name does: a bare name in another folder, or a path
         of another machine."""
-        if not self._by_name:
-            for path, stem in self._stems.items():
-                for form in {normal_form(os.path.basename(one)) for one in (path, stem)}:
-                    self._by_name.setdefault(form, []).append(path)
-        parts = os.path.normpath(name.strip().replace("\\", "/")).replace(os.sep, "/").split("/")
-        start = f"{folder}/" if folder else ""
-        found = [
-            path for path in self._by_name.get(normal_form(parts[-1]), ()) if path.startswith(start)
-        ]
-        for number in range(len(parts) - 1, 0, -1):
-            end = "/" + normal_form("/".join(parts[-number:]))
-            spellings = {
-                path: (f"/{normal_form(path)}", f"/{normal_form(self._stems[path])}")
-                for path in found
-            }
-            if longest := [
-                path for path, pair in spellings.items() if any(one.endswith(end) for one in pair)
-            ]:
-                return longest
-        return found
+        if folder not in self._tails:
+            self._tails[folder] = self._list_tails(f"{folder}/" if folder else "")
+        tails = self._tails[folder]
+        path = os.path.normpath(name.strip().replace("\\", "/")).replace(os.sep, "/")
+        parts = normal_form(path).split("/")
+        whole = len(parts) > 1  # which `find` looks for
+        ends = ("/".join(parts[number:]) for number in range(whole, len(parts)))
+        return next((tails[end] for end in ends if end in tails), [])
+
+    def _list_tails(self, start: str) -> dict[str, list[str]]:
+        """The paths that begin so, by each of their ends, such as "b/c.png", "c.png" and "c"."""
+        tails: dict[str, list[str]] = {}
+        for path, stem in self._stems.items():
+            if not path.startswith(start):
+                continue
+            for form in dict.fromkeys((normal_form(path), normal_form(stem))):
+                parts = form.split("/")
+                for number in range(len(parts)):
+                    tails.setdefault("/".join(parts[number:]), []).append(path)
+        return tails
 
     def _relative(self, name: str, folder: str) -> tuple[str, ...]:
         """The paths below the root that a name may stand for."""
@@ -265,13 +269,26 @@ def _size(files: Files, path: str) -> int:
 
 
 def _with_first_line(table: Table, folder: str, find: Callable[[str, str], list[str]]) -> Table:
-    """The table; where the first line of a text names a file too, with that as a row."""
-    unusual = [
-        name
-        for name in table.columns()
-        if plain_name(name) not in (*FILE_COLUMNS, *CAPTION_COLUMNS)
-    ]
-    return table.without_names() if any(_find(name, folder, find) for name in unusual) else table
+    """The table; where the first line of a CSV is a row too, with that as a row.
+
+    It is none where it has a usual name of a column, nor where it names a file, such as source.png,
+    without the ending that the rows below write.
+    """
+    names = table.columns()
+    if not table.has_first_line or not table.rows:
+        return table
+    if any(plain_name(name) in (*FILE_COLUMNS, *CAPTION_COLUMNS) for name in names):
+        return table
+    first = table.rows[0][1]
+    is_row = any(
+        _find(name, folder, find) and _has_ending(name) == _has_ending(str(first[name]))
+        for name in names
+    )
+    return table.without_names() if is_row else table
+
+
+def _has_ending(name: str) -> bool:
+    return bool(FILE_ENDING.search(name.strip()))
 
 
 def _groups(table: Table, wanted: str | None) -> list[list[str]]:
@@ -314,7 +331,7 @@ def _match(table: Table, folder: str, names: FileNames) -> TableColumns:
         if len(paths) != 1:
             (unsure if paths else gone).append(
                 f"{table.name}, {where}: {row.get(column)!r}"
-                + (f" ({', '.join(paths)})" if paths else "")
+                + (f" ({_list_few(paths)})" if paths else "")
             )
         elif paths[0] in said.columns:
             again.append(f"{table.name}, {where}: {row[column]!r}")
@@ -331,6 +348,12 @@ def _match(table: Table, folder: str, names: FileNames) -> TableColumns:
         Remark(f"{text}, not used", len(rows), rows[0]) for text, rows in kinds.items() if rows
     ]
     return said
+
+
+def _list_few(paths: Sequence[str]) -> str:
+    """A few of many paths, so that a row that fits all files stays short."""
+    others = len(paths) - MAX_LISTED
+    return ", ".join(paths[:MAX_LISTED]) + (f" and {others} others" if others > 0 else "")
 
 
 def encoding_remark(encoding: str, count: int, example: str) -> Remark:

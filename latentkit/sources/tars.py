@@ -10,7 +10,6 @@ import hashlib
 import lzma
 import os
 import re
-import shutil
 import tarfile
 import tempfile
 import zlib
@@ -34,7 +33,9 @@ PACKED: dict[bytes, Callable[[IO[bytes]], Any]] = {
 OWN_FILES = re.compile(r"__[^/]*__([/.]|$)|(.*/)?(\.|PaxHeaders?)")
 """Names that are no data: webdataset's own, and hidden ones such as macOS's "._a.jpg"."""
 
-COPIED_BYTES = 1 << 20
+BZ2_DAMAGE = "Invalid data stream"
+COPIED_BYTES = 1 << 16
+"""Little, since what is read together with damage is lost."""
 MAX_HEADER_BYTES = 1 << 20
 """Of a name and its like, at most."""
 
@@ -96,17 +97,28 @@ def open_tar(files: Files, name: str, stamp: str) -> Tar:
 
 
 def _unpack(packed: IO[bytes], target: Path) -> None:
-    """Write what can be read of it; where it is cut off, so is the copy."""
+    """Write what can be read of it; where it is cut off or damaged, the copy ends."""
     handle, partial = tempfile.mkstemp(dir=target.parent, prefix=".unpacking-")
     try:
         with (
             os.fdopen(handle, "wb") as copy,
             contextlib.suppress(EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile),
         ):
-            shutil.copyfileobj(packed, copy, COPIED_BYTES)
+            while content := _read_on(packed):
+                copy.write(content)
         os.replace(partial, target)
     except BaseException:
         os.unlink(partial)
+        raise
+
+
+def _read_on(packed: Any) -> bytes:
+    """What comes next, b"" at the end and at damage that `bz2` has no error of its own for."""
+    try:
+        return bytes(packed.read1(COPIED_BYTES))
+    except OSError as err:
+        if isinstance(packed, bz2.BZ2File) and err.args == (BZ2_DAMAGE,):
+            return b""
         raise
 
 

@@ -109,14 +109,15 @@ class SampleReader:
     def _describe(self, file: IO[bytes], group: Group, encodings: Counter[str] | None = None) -> tuple[str, dict[str, Any]]:
         """Key and attributes: those that the recipe names, else all but the key. Raises as `read_attributes`."""
         values = read_attributes(file, group, encodings)
-        key = group.key if self._key in (None, "__key__") else str(values.get(str(self._key), group.key))
+        value = None if self._key in (None, "__key__") else values.get(str(self._key))
+        key = group.key if value is None else str(value)
         if self._attributes is not None:
             return key, choose_attributes(file, group, values, self._attributes)
         return key, {name: value for name, value in values.items() if name != self._key}
 
 
 class TarSource:
-    """The samples in tars, by position; keys are their names in the tar, behind the tar's own where several tars use one."""
+    """The samples in tars, by position; keys are their names in the tar, behind the tar's own where an earlier tar uses one."""
 
     def __init__(self, tars: Sequence[IndexedTar], reader: SampleReader, remarks: list[Remark]) -> None:
         self._tars, self._reader, self._remarks = tars, reader, remarks
@@ -277,9 +278,8 @@ def _open_source(
     if without:
         remarks.append(Remark("samples in tars that have no media of the kind that is read, left out", len(without), without[0]))
     kept = {name: [_with_media(tar, choice) for tar in each] for name, each in indexed.items()}
-    keys = Counter(group.key for each in kept.values() for tar in each for group in tar.groups)
-    if len(keys) < sum(keys.values()):
-        kept = {name: [replace(tar, groups=list(with_prefix(tar.groups, tar.tar))) for tar in each] for name, each in kept.items()}
+    seen: set[str] = set()
+    kept = {name: [replace(tar, groups=list(with_unlike_keys(tar, seen))) for tar in each] for name, each in kept.items()}
     source = TarSource([tar for each in kept.values() for tar in each], reader, remarks)
     return source.part(_positions(config.split, {name: sum(len(tar.groups) for tar in each) for name, each in kept.items()}))
 
@@ -295,6 +295,16 @@ def _positions(split: str, lengths: dict[str, int]) -> list[int]:
     if not positions:
         raise SourceError(f"source datasets: split {split!r}: no data, no samples are in it")
     return positions
+
+
+def with_unlike_keys(tar: IndexedTar, seen: set[str]) -> Iterator[Group]:
+    """The samples of a tar, those whose keys are `seen` under ones that begin with the tar's name; another tar after it renames none."""
+    for group in tar.groups:
+        key = group.key
+        while key in seen:
+            key = f"{tar.tar.name}/{key}"
+        seen.add(key)
+        yield replace(group, key=key)
 
 
 def _with_media(tar: IndexedTar, choice: MediaChoice) -> IndexedTar:

@@ -118,6 +118,18 @@ def test_a_typed_path_starts_from_the_working_directory(tmp_path: Path, monkeypa
     assert changed["encoder"]["with"] == {"model": f"{here}/vae", "revision": "photos"}
 
 
+@pytest.mark.parametrize("text", ["w1/*.tar::w2/*.tar", "a.tar::b.tar", "a.tar::gone.tar", "{0..1}.tar::b.tar"])
+def test_each_of_several_paths_in_one_text_is_anchored(text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(b"")
+    expected = "::".join(str(tmp_path / part) for part in text.split("::"))
+    for key in (("source", "with", "path"), ("source", "with", "path", 0)):
+        assert anchor(text, key, tmp_path) == expected
+    assert anchor(expected, ("source", "with", "path"), Path("/elsewhere")) == expected
+    assert anchor("simplecache::s3://bucket/a.tar", ("source", "with", "path"), tmp_path) == "simplecache::s3://bucket/a.tar"
+    (tmp_path / "x::y").write_bytes(b"")
+    assert anchor("x::y", ("source", "with", "path"), tmp_path) == str(tmp_path / "x::y")
+
+
 def test_only_paths_below_with_and_the_output_are_anchored(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     given = {

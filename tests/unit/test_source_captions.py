@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import unicodedata
@@ -93,6 +94,8 @@ def test_text_beside_nothing_is_remarked(tmp_path: Path) -> None:
 
 ENCODED = [
     *(("cp1252", text) for text in ("café", "un café noir", "Größe", "a photo – “nice” one", "it’s here", "El niño", "25°C")),
+    *(("cp1252", text) for text in ("à la plage", "où est", "le chat noir à côté", "São Paulo", "España", "på vej", "£5 a café")),
+    *(("cp1251", text) for text in ("привет", "любовь", "где авто", "суббота")),
     *(("cp1251", text) for text in ("Привет", "кошка сидит на окне", "Красный автомобиль, photo")),
     *(("shift_jis", text) for text in ("猫の写真", "赤い車", "公園で遊ぶ子供たち、夏の日")),
     *(("gb18030", text) for text in ("一辆红色的汽车停在路边", "在公园里玩耍的孩子们", "海边的日落，照片")),
@@ -113,7 +116,12 @@ def test_text_of_another_encoding_is_read_where_it_is_certain(encoding: str, tex
         *(("mac_roman", text) for text in ("café noir", "Käfer")),
         *(("cp437", text) for text in ("café noir", "schön")),
         *(("koi8-r", text) for text in ("кошка сидит", "Привет")),
-        *(("iso8859-2", text) for text in ("łódź", "Żółw w wodzie")),
+        *(("iso8859-2", text) for text in ("łódź", "Żółw w wodzie", "są")),
+        *(("cp1250", text) for text in ("erdő", "egy kutya az erdőben", "casă", "kuća na moru", "pes u řeky", "vŕba", "kůň", "stół")),
+        *(("cp1254", text) for text in ("güneşli bir gün", "kırmızı araba", "İstanbul")),
+        *((encoding, text) for encoding in ("koi8-r", "cp866", "iso8859-5") for text in ("привет", "бега", "где авто", "Кошка на окне")),
+        *(("cp1255", text) for text in ("כלב", "שלום", "חתול על החלון")),
+        *(("cp1253", text) for text in ("σκύλος", "όχι", "γάτα στο παράθυρο")),
         *(("gb18030", "狗"), ("cp949", "고양이"), ("cp866", "кошка")),
     ],
 )
@@ -250,6 +258,48 @@ def test_table_without_names_of_columns_is_read(tmp_path: Path) -> None:
     source = open_folder(tmp_path, suffixes=[".wav"])
     assert source[1].attributes == {"label": "wavs", "text": "Two, and.", "column_3": "two and"}
     assert source[0].attributes["text"] == "One."
+
+
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("m.csv", "caption,file_name,source\na dog,1.png,web\na cat,source.png,web\n"),
+        ("m.jsonl", '{"caption": "a dog", "file_name": "1.png", "source": 3}\n{"caption": "a cat", "file_name": "source.png"}\n'),
+        ("m.json", '[{"source": "1.png", "caption": "a dog"}, {"source": "source.png", "caption": "a cat"}]'),
+        ("m.jsonl", '{"source": "1.png", "words": "a dog"}\n{"source": "source.png", "words": "a cat"}\n'),
+        ("m.csv", "source,words\n1.png,a dog\nsource.png,a cat\n"),
+        ("m.tsv", "words\tsource\na dog\t1.png\na cat\tsource.png\n"),
+    ],
+)
+def test_name_of_a_column_that_is_a_files_too_is_no_row(name: str, table: str, tmp_path: Path) -> None:
+    source = open_folder(write(tmp_path, {"1.png": "x", "source.png": "y", name: table}))
+    caption = "text" if "caption" in table else "words"
+    assert [entry.attributes.get(caption) for entry in source.entries()] == ["a dog", "a cat"]
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "expected"),
+    [
+        ("m.tsv", 'file_name\ttext\na.png\t"Hello" sign\nb.png\t5" disk\n', ('"Hello" sign', '5" disk')),
+        ("m.tsv", 'file_name\ttext\na.png\t"Hello\nb.png\tbye"\n', ('"Hello', 'bye"')),
+        ("m.tsv", 'file_name\ttext\na.png\t"Hello there\nb.png\tbye\n', ('"Hello there', "bye")),
+        ("m.tsv", 'file_name\ttext\na.png\t"two\nlines"\nb.png\t"a ""b"""\n', ("two\nlines", 'a "b"')),
+        ("m.txt.csv", 'a.png|"Hello" sign\nb.png|bye\n', ('"Hello" sign', "bye")),
+    ],
+)
+def test_quotes_where_tabs_part_the_columns_may_be_plain_signs(name: str, table: str, expected: tuple[str, str], tmp_path: Path) -> None:
+    source = open_folder(write(tmp_path, {"a.png": "x", "b.png": "y", name: table}))
+    assert tuple(texts(source).values()) == expected
+    assert list(source.remarks()) == []
+
+
+@pytest.mark.parametrize("name", ["masks.csv", "metadata.csv", "m.tsv"])
+def test_field_of_a_table_may_be_long(name: str, tmp_path: Path) -> None:
+    sign = "\t" if name.endswith("tsv") else ","
+    before = csv.field_size_limit()
+    source = open_folder(write(tmp_path, {"a.png": "x", name: sign.join(["file_name", "mask\na.png", "1 " * 80000 + "\n"])}))
+    assert source[0].attributes == {"mask": "1 " * 80000}
+    assert csv.field_size_limit() == before
 
 
 def test_name_that_fits_several_files_is_named_and_not_used(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_names_that_no_file_can_store_are_examples_all_the_same(tmp_path: Path) 
     (remark,) = remarks_of(
         FolderSource(FolderConfig(path=str(tmp_path), suffixes=[".jpg"]), BuildContext())
     )
-    assert remark == Remark(remark.text, 1, "\\xff\n.svg")
+    assert remark == Remark(remark.text, 1, "\\xff\\n.svg")
     assert "\n" not in str(remark)
 
 
@@ -113,3 +113,11 @@ def test_every_ending_is_written_as_it_is_looked_up() -> None:
         ending for group in (*MODALITY_ENDINGS.values(), *REMEDIES.values()) for ending in group
     ]
     assert [ending for ending in known if ending_of(f"a{ending}") != ending] == []
+
+
+@pytest.mark.parametrize("ending", ["a\nb", "a\rb", "a\u2028b"])
+def test_line_break_in_an_ending_is_one_line_in_a_remark(ending: str, tmp_path: Path) -> None:
+    for name in ("a.png", f"x.{ending}"):
+        (tmp_path / name).write_bytes(b"x")
+    [remark] = remarks_of(FolderSource(FolderConfig(path=str(tmp_path)), BuildContext()))
+    assert (remark.count, str(remark).splitlines()) == (1, [str(remark)])

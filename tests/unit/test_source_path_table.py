@@ -93,7 +93,7 @@ def test_row_whose_file_is_gone_or_unsure_is_a_bad_sample_until_it_is_there(tmp_
     source = open_table(tmp_path / "t.csv")
     stamps = {entry.key: entry.stamp for entry in source.entries()}
     assert list(stamps) == ["a.png", "gone.png", "b", "line 5"]
-    for index, reason in {1: "a file that is not there: 'gone.png'", 2: "fits several files: b.jpg, b.png", 3: "names no file"}.items():
+    for index, reason in {1: "a file that is not there$", 2: "fits several files$", 3: "names no file"}.items():
         with pytest.raises(SampleError, match=reason):
             source[index]
     assert [(remark.text, remark.count) for remark in source.remarks()] == [
@@ -113,6 +113,15 @@ def test_key_attributes_and_split_are_the_recipes(tmp_path: Path) -> None:
     assert "split 'test'" in find_error(tmp_path / "t.csv", split="test")
     write(tmp_path, {"t.csv": "image,id\na.png,1\nb.png,1\n"})
     assert "the key '1' is there twice" in find_error(tmp_path / "t.csv", key="id")
+
+
+def test_key_of_zero_is_a_key_and_an_empty_one_is_refused(tmp_path: Path) -> None:
+    rows = [{"file_name": "a.png", "id": 0}, {"file_name": "b.png", "id": 1}, {"file_name": "c.png", "id": False}]
+    write(tmp_path, {"a.png": "x", "b.png": "y", "c.png": "z", "t.jsonl": "\n".join(map(json.dumps, rows))})
+    assert [entry.key for entry in open_table(tmp_path / "t.jsonl", key="id").entries()] == ["0", "1", "False"]
+    for empty in ("", None):
+        write(tmp_path, {"t.jsonl": json.dumps({"file_name": "a.png", "id": empty})})
+        assert "line 1: there is no key in column 'id'" in find_error(tmp_path / "t.jsonl", key="id")
 
 
 @pytest.mark.parametrize("cell", ["gone/a.png", "https://example.org/a.png"])

@@ -17,7 +17,7 @@ import pytest
 
 from latentkit.builtin import DatasetsConfig
 from latentkit.contracts import BuildContext
-from latentkit.errors import SourceError
+from latentkit.errors import SampleError, SourceError
 from latentkit.shorthand import encode_recipe
 from latentkit.sources.datasets import open_datasets
 
@@ -107,6 +107,33 @@ def test_table_of_paths_reads_the_files_that_it_names(data: Path) -> None:
     assert [entry.key for entry in source.entries()] == ["img/b.png", "img/a.png", "img/gone.png"]
     assert source[0].read() == b"\x89PNG b"
     assert source[0].attributes == {"text": "two"}
+
+
+@pytest.mark.parametrize("there", ["img/a.png", "memory://bucket/paths/img/a.png", "memory://bucket/paths/x/../img/a.png"])
+def test_full_urls_of_a_table_name_files_below_its_root_and_no_others(there: str, data: Path, memory: Any) -> None:
+    memory.pipe("/bucket/paths/sub/gone.png", b"\x89PNG other")
+    gone = ["memory://bucket/paths/gone.png", "memory://bucket/far/gone.png", "https://example.org/gone.png"]
+    memory.pipe("/bucket/paths/urls.csv", "\n".join(["file_name,text", f"{there},one", *(f"{url},x" for url in gone)]).encode())
+    source = open_datasets(DatasetsConfig(path="memory://bucket/paths/urls.csv"), BuildContext())
+    assert [entry.key for entry in source.entries()] == ["img/a.png", "gone.png", *gone[1:]]
+    assert source[0].read() == b"\x89PNG a"
+    for index in (1, 2, 3):
+        with pytest.raises(SampleError, match="a file that is not there"):
+            source[index]
+    memory.pipe("/bucket/paths/urls.csv", "\n".join(["file_name,text", *(f"{url},x" for url in gone)]).encode())
+    with pytest.raises(SourceError, match="have to be fetched first"):
+        open_datasets(DatasetsConfig(path="memory://bucket/paths/urls.csv"), BuildContext())
+
+
+@pytest.mark.parametrize("pattern", ["*.tar", "?.tar", "[a-z].tar", "**/*.tar", "*/*.tar", "old/*.tar", "**/b.tar"])
+def test_patterns_take_the_files_that_they_take_here(pattern: str, memory: Any, tmp_path: Path) -> None:
+    for name in ("a.tar", "old/b.tar", "old/far/b.tar", "c.tar"):
+        (tmp_path / "wds" / name).parent.mkdir(parents=True, exist_ok=True)
+        write_tar((tmp_path / "wds" / name).parent, name.rsplit("/", 1)[-1], {name: (name.encode(), name)})
+    memory.put(str(tmp_path / "wds"), "/bucket/wds", recursive=True)
+    here = samples(f"{tmp_path}/wds/{pattern}")
+    there = samples(f"memory://bucket/wds/{pattern}")
+    assert sorted(here.values()) == sorted(there.values())
 
 
 def test_what_lies_beside_tars_is_remarked(data: Path) -> None:

@@ -26,6 +26,7 @@ from latentkit.contracts import BuildContext, Entry, Sample, Source, StreamSourc
 from latentkit.errors import SampleError, SourceError
 from latentkit.sources.datasets import open_datasets
 from latentkit.sources.files import LocalFiles
+from latentkit.sources.remarks import remarks_of
 from latentkit.sources.shards import split_name
 from latentkit.sources.splits import split_files
 from latentkit.sources.tars import Member, Tar, list_members
@@ -188,6 +189,30 @@ def test_name_that_is_there_again_is_another_sample_and_remarked(tmp_path: Path)
         ("0#3", b"0.jpg 2", "0.txt 2"),
     ]
     assert remarks(source) == {"samples of a name that their tar has already, kept as name#2 and so on": (2, "0#2")}
+
+
+@pytest.mark.parametrize("order", ["a#2.jpg a.jpg a.jpg", "a.jpg a.jpg a#2.jpg", "a.jpg a#2.jpg a.jpg a.jpg", "a.jpg a.jpg a#2.txt"])
+def test_name_that_looks_like_a_repeated_one_keeps_its_files_to_itself(order: str, tmp_path: Path) -> None:
+    names = order.split()
+    write_tar(tmp_path / "a.tar", [(name, f"{name} {number}") for number, name in enumerate(names)])
+    samples = list_samples(open_tars(tmp_path / "a.tar"))
+    pictures = [f"{name} {number}".encode() for number, name in enumerate(names) if name.endswith(".jpg")]
+    assert sorted(sample.media for sample in samples) == sorted(pictures)
+    assert len({sample.key for sample in samples}) == len(samples)
+    assert [sample.attributes for sample in samples] == [{}] * len(samples)
+
+
+@pytest.mark.parametrize("ending", ["a\nb", "a\rb", "a\u2028b", "a\x85b"])
+def test_line_break_in_a_name_is_one_line_in_a_remark(ending: str, tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", [("0.jpg", "x"), (f"0.{ending}", "y"), (f"x{ending}", "z")])
+    found = remarks_of(open_tars(tmp_path / "a.tar"))
+    assert len(found) == 2
+    assert all(str(remark).splitlines() == [str(remark)] for remark in found)
+
+
+def test_key_that_is_null_is_the_name_of_the_sample(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", [("a.jpg", "x"), ("a.json", {"id": 0}), ("b.jpg", "x"), ("b.json", {"id": None})])
+    assert [sample.key for sample in list_samples(open_tars(tmp_path / "a.tar", key="id"))] == ["0", "b"]
 
 
 def test_hidden_files_and_folders_in_a_tar_are_no_samples(tmp_path: Path) -> None:
