@@ -36,6 +36,10 @@ PICTURE_PACKAGES = {".heic": "pillow-heif", ".heif": "pillow-heif", ".hif": "pil
 }
 """What reads pictures of these endings, beside Pillow as it is required."""
 
+TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+LATENT_DATASET = {"plans", "units"}
+"""Sub-folders by which an earlier output is known, whose preview is no sample."""
+
 TABLE_ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 """Files that the sources take for tables."""
 

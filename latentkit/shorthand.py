@@ -13,22 +13,20 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from latentkit.builtin import LATENT_DATASET, TAR_ENDINGS
 from latentkit.contracts import BuildContext, ModalitySpec, SourceSpec
 from latentkit.errors import RecipeError
 from latentkit.overrides import Overrides, find_file_path, is_url, split_overrides
 from latentkit.plugins import DISABLE, discover
 
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 TEXT_TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
-DATA_SUFFIXES = (*TAR_SUFFIXES, ".parquet", ".csv", ".tsv", ".jsonl", ".ndjson", ".arrow")
+DATA_SUFFIXES = (*TAR_ENDINGS, ".parquet", ".csv", ".tsv", ".jsonl", ".ndjson", ".arrow")
 CAPTION_TABLES = (*TEXT_TABLES, "metadata.parquet")
 """What the source `folder` reads beside media."""
 PATTERN = re.compile(r"[*?\[{]|::")
 """Signs of a pattern of files, as the source `datasets` takes."""
 PEEKED_BYTES, PEEKED_FILES = 1 << 20, 300
 """Of a table, and of a tar: what is looked at to tell which media it is about."""
-LATENT_DATASET = {"plans", "units"}
-"""Sub-folders by which an earlier output is known, whose preview is no sample."""
 WEIGHTS = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin")
 """Files that the encoder `diffusers` opens without a config."""
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -130,7 +128,7 @@ def _endings() -> dict[str, tuple[str, ...]]:
 def _modality_in(file: Path, wanted: Callable[[], str]) -> str:
     """The modality of the media in a tar, or that a table names, by their endings; that of pictures where it can't be told."""
     try:
-        if file.name.lower().endswith(TAR_SUFFIXES):
+        if file.name.lower().endswith(TAR_ENDINGS):
             with tarfile.open(file) as tar:
                 names = [member.name.lower() for member in itertools.islice(tar, PEEKED_FILES)]
         else:
@@ -154,7 +152,7 @@ def _source_for(path: Path, remarks: list[str], wanted: Callable[[], str]) -> tu
         return {"use": "datasets", "with": {"path": os.path.abspath(path)}}, _modality_in(path, wanted)
     use, modality = _source_of(os.path.abspath(path), _names(path), remarks, wanted)
     if use["use"] == "datasets":
-        tar = next((file for file in sorted(path.rglob("*")) if file.name.lower().endswith(TAR_SUFFIXES)), None)
+        tar = next((file for file in sorted(path.rglob("*")) if file.name.lower().endswith(TAR_ENDINGS)), None)
         modality = "image" if tar is None else _modality_in(tar, wanted)
     return use, modality
 

@@ -264,7 +264,7 @@ def _open_saved(config: DatasetsConfig, path: Path) -> DatasetsSource:
     chosen = [splits[part.splitname].select(range(part.from_, part.to)) for part in parts]
     dataset = datasets.concatenate_datasets(chosen) if len(chosen) > 1 else chosen[0]
     files = sorted({file["filename"] for split in splits.values() for file in split.cache_files})
-    stamps = [[os.path.relpath(file, path), LocalFiles(path).stamp(file)] for file in files]
+    stamps = [[os.path.relpath(file, path), LocalFiles(Path()).stamp(file)] for file in files]
     return DatasetsSource(dataset, choose_columns(dataset.features, config), _digest([config.split, *stamps]))
 
 

@@ -8,10 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Protocol
 
+from latentkit.builtin import LATENT_DATASET
 from latentkit.errors import SourceError
-
-LATENT_DATASET = {"plans", "units"}
-"""Sub-folders by which a latent dataset is known."""
 
 
 @dataclass

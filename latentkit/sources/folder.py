@@ -17,8 +17,8 @@ from latentkit.sources.captions import NOTHING_BESIDE, RECORD_ENDING, TEXT_ENDIN
 from latentkit.sources.encodings import UTF8
 from latentkit.sources.endings import ending_of, explain_ending, how_to_read, is_clutter
 from latentkit.sources.files import Files, LocalFiles
-from latentkit.sources.remarks import one_line
-from latentkit.sources.tables import MAX_TABLES, TABLE_NAMES, FileNames, encoding_remark, merge_remarks, read_tables
+from latentkit.sources.remarks import merged, one_line
+from latentkit.sources.tables import MAX_TABLES, TABLE_NAMES, FileNames, encoding_remark, read_tables
 
 if TYPE_CHECKING:
     from latentkit.builtin import FolderConfig
@@ -52,7 +52,7 @@ class FolderSource:
         names = FileNames(scan.stems, scan.others, self._folder.name(""))
         said = read_tables(self._folder, scan.tables, names, must_fit=scan.table_names)
         self._columns = said.columns
-        self._remarks = merge_remarks([*said.remarks, *scan.remarks()])
+        self._remarks = merged([*said.remarks, *scan.remarks()])
         self._caption_remarks: list[Remark] | None = None
 
     def __len__(self) -> int:
@@ -95,7 +95,7 @@ class FolderSource:
         if self._caption_remarks is None:
             for _ in self.entries():
                 pass
-        return merge_remarks([*self._remarks, *(self._caption_remarks or [])])
+        return merged([*self._remarks, *(self._caption_remarks or [])])
 
     def _attributes(self, file: MediaFile) -> tuple[dict[str, Any], list[tuple[str, str]]]:
         """Of a file, and the encodings of the captions that were read for it."""

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from latentkit.builtin import TAR_ENDINGS
 from latentkit.contracts import BuildContext, Remark
 from latentkit.errors import SourceError
 from latentkit.sources.files import LocalFiles
 from latentkit.sources.path_table import PathTable, open_path_table
 from latentkit.sources.patterns import find_matches, is_pattern
 from latentkit.sources.splits import split_files
-from latentkit.sources.tars import TAR_ENDINGS
 from latentkit.sources.webdataset import TarSource, TarStream, is_tar, open_tars
 
 if TYPE_CHECKING:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -359,16 +358,6 @@ def _list_few(paths: Sequence[str]) -> str:
 def encoding_remark(encoding: str, count: int, example: str) -> Remark:
     """That texts were read in another encoding than UTF-8."""
     return Remark(f"read as {encoding}, not UTF-8", count, example)
-
-
-def merge_remarks(remarks: Iterable[Remark]) -> list[Remark]:
-    """One of each text, with the sum of the counts and the first example."""
-    counts: Counter[str] = Counter()
-    examples: dict[str, str] = {}
-    for remark in remarks:
-        counts[remark.text] += remark.count
-        examples.setdefault(remark.text, remark.example)
-    return [Remark(text, count, examples[text]) for text, count in counts.items()]
 
 
 def plain_name(column: str) -> str:

@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import bz2
 import contextlib
+import functools
 import gzip
 import hashlib
+import io
 import lzma
 import os
 import re
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -22,7 +24,6 @@ import datasets
 
 from latentkit.sources.files import Files
 
-TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 PACKED: dict[bytes, Callable[[IO[bytes]], Any]] = {
     b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
     b"BZh": bz2.BZ2File,
@@ -36,6 +37,8 @@ OWN_FILES = re.compile(r"__[^/]*__([/.]|$)|(.*/)?(\.|PaxHeaders?)")
 BZ2_DAMAGE = "Invalid data stream"
 COPIED_BYTES = 1 << 16
 """Little, since what is read together with damage is lost."""
+MAX_GAPS = 1 << 16
+"""Bytes between the files of a sample that are read with them."""
 MAX_HEADER_BYTES = 1 << 20
 """Of a name and its like, at most."""
 
@@ -71,6 +74,55 @@ class Tar:
             OSError: it can't be reached.
         """
         return self.files.open(self.name) if self.unpacked is None else self.unpacked.open("rb")
+
+
+    def open_part(self, members: Iterable[Member]) -> IO[bytes]:
+        """The uncompressed tar, to read these files of it; at a URL no others are asked for.
+
+        Raises:
+            OSError: it can't be reached.
+        """
+        read = getattr(self.files, "read_range", None)
+        if read is None or self.unpacked is not None:
+            return self.open()
+        return io.BufferedReader(_Part(functools.partial(read, self.name), list(members)), 1)
+
+
+class _Part(io.RawIOBase):
+    """Files in a tar at a URL, by one request where they lie together, else by one each."""
+
+    def __init__(self, read: Callable[[int, int], bytes], members: Sequence[Member]) -> None:
+        self._read_range, self._place, self._start, self._held = read, 0, 0, b""
+        whole = [member for member in members if member.is_whole]
+        if whole:
+            self._start = min(member.offset for member in whole)
+            stop = max(member.offset + member.size for member in whole)
+            if stop - self._start <= sum(member.size for member in whole) + MAX_GAPS:
+                self._held = read(self._start, stop)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        if whence != io.SEEK_SET:
+            raise io.UnsupportedOperation("only places from the start")
+        self._place = offset
+        return offset
+
+    def tell(self) -> int:
+        return self._place
+
+    def readinto(self, buffer: Any, /) -> int:
+        begin = self._place - self._start
+        content = self._held[begin : begin + len(buffer)] if begin >= 0 else b""
+        if len(content) == 0 < len(buffer):
+            content = self._read_range(self._place, self._place + len(buffer))
+        buffer[: len(content)] = content
+        self._place += len(content)
+        return len(content)
 
 
 def open_tar(files: Files, name: str, stamp: str) -> Tar:

@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from latentkit.builtin import LATENT_DATASET
 from latentkit.errors import SourceError, StoreError
-from latentkit.sources.files import LATENT_DATASET, Listing
+from latentkit.sources.files import Listing
 from latentkit.store.unit_cache import open_cache
 from latentkit.store.url_folder import UrlFolder
 
@@ -129,9 +130,27 @@ class UrlFiles:
         """All bytes of a file.
 
         Raises:
-            SourceError: it is gone, or can't be reached for so long that waiting is given up.
+            FileNotFoundError: it is gone.
+            SourceError: it can't be reached for so long that waiting is given up.
         """
-        return self._ahead.read(path) if self.size(path) <= SMALL_BYTES else self.fetch(path)
+        try:
+            return self._ahead.read(path) if self.size(path) <= SMALL_BYTES else self.fetch(path)
+        except SourceError as error:
+            if isinstance(error.__cause__, StoreError) and _is_gone(error.__cause__):
+                raise FileNotFoundError(str(error)) from error
+            raise
+
+    def read_range(self, path: str, start: int, stop: int) -> bytes:
+        """Bytes `start` to `stop` of a file, in one request.
+
+        Raises:
+            SourceError: it is gone, or can't be reached.
+        """
+        with _as_source_error():
+            content = self._folder.read_range(path, start, stop)
+        # Some web servers know no ranges, and send the whole.
+        is_whole = len(content) == self.size(path) > stop - start
+        return content[start:stop] if is_whole else content
 
     def fetch(self, path: str) -> bytes:
         """As `read`, by a request of its own."""
@@ -147,9 +166,18 @@ class UrlFiles:
         return self._folder.read(path)
 
     def fetch_each(self, paths: Sequence[str]) -> dict[str, bytes]:
-        """The bytes of several files, by as many requests at once as the driver bears."""
+        """The bytes of several files but those that are gone, by as many requests at once as the driver bears."""
         with _as_source_error():
-            return dict(zip(paths, self._folder.ask_each(self._fetch, paths), strict=True))
+            found = zip(paths, self._folder.ask_each(self._fetch_if_there, paths), strict=True)
+        return {path: content for path, content in found if content is not None}
+
+    def _fetch_if_there(self, path: str) -> bytes | None:
+        try:
+            return self._fetch(path)
+        except StoreError as error:
+            if _is_gone(error):
+                return None
+            raise
 
     def open(self, path: str) -> IO[bytes]:
         """See `Files`; a large one is read part by part."""
@@ -314,7 +342,8 @@ class _ReadAhead:
                 found = self._files.fetch_each(wanted)
                 self._frontiers[ending] = place + len(wanted)
                 self._keep(found)
-                return found[path]
+                if path in found:
+                    return found[path]
         return self._files.fetch(path)
 
     def _keep(self, contents: Mapping[str, bytes]) -> None:
@@ -331,6 +360,10 @@ def _as_source_error() -> Iterator[None]:
         yield
     except StoreError as error:
         raise SourceError(f"source {error}") from error
+
+
+def _is_gone(error: StoreError) -> bool:
+    return isinstance(error.__cause__, FileNotFoundError)
 
 
 def _ending(path: str) -> str:

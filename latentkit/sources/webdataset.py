@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import datasets
 
-from latentkit.builtin import PICTURE_SUFFIXES
+from latentkit.builtin import PICTURE_SUFFIXES, TAR_ENDINGS
 from latentkit.contracts import BuildContext, Entry, ModalitySpec, Remark, Sample, Shard
 from latentkit.errors import SampleError, SourceError
 from latentkit.plugins import discover
@@ -35,7 +35,7 @@ from latentkit.sources.shards import (
     with_prefix,
 )
 from latentkit.sources.tables import encoding_remark
-from latentkit.sources.tars import TAR_ENDINGS, Tar, list_members, open_tar
+from latentkit.sources.tars import Member, Tar, list_members, open_tar
 
 if TYPE_CHECKING:
     from latentkit.builtin import DatasetsConfig
@@ -94,6 +94,11 @@ class SampleReader:
         key, attributes = self._describe(file, group)
         return Sample(key, read_media(file, group, self.choice.of(group) or ""), attributes, stamp)
 
+    def members(self, group: Group) -> list[Member]:
+        """The files of a sample that are read for it."""
+        media = self.choice.of(group)
+        return [member for field, member in group.fields.items() if field == media or kind_of(field) != "bytes"]
+
     def entry(self, file: IO[bytes], group: Group, stamp: str, encodings: Counter[str]) -> Entry:
         """What is known of a sample without its media; one that can't be used has another stamp.
 
@@ -137,8 +142,9 @@ class TarSource:
         """The sample at a position. Raises as `SampleReader.sample`."""
         number, place = self._places[index]
         tar = self._tars[number]
-        with tar.tar.open() as file:
-            return self._reader.sample(file, tar.groups[place], self._stamp(tar, place))
+        group = tar.groups[place]
+        with tar.tar.open_part(self._reader.members(group)) as file:
+            return self._reader.sample(file, group, self._stamp(tar, place))
 
     def entries(self) -> Iterator[Entry]:
         """One entry per sample, in order; reads texts, no media."""

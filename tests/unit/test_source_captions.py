@@ -17,8 +17,11 @@ import pytest
 from latentkit.builtin import FolderConfig
 from latentkit.contracts import BuildContext, Remark
 from latentkit.errors import SampleError, SourceError
+from latentkit.sources import tables
+from latentkit.sources.captions import normal_form
 from latentkit.sources.encodings import UnknownEncodingError, decode_text
 from latentkit.sources.folder import FolderSource
+from latentkit.sources.tables import FileNames
 
 
 def write(root: Path, files: dict[str, str | bytes]) -> Path:
@@ -241,6 +244,34 @@ def test_files_in_other_folders_are_found_where_no_row_fits_as_it_stands_and_it_
     write(tmp_path, {"train/y/a.png": "z"})
     is_unsure = "x" not in name
     assert texts(open_folder(tmp_path))["train/x/a.png"] == (None if is_unsure else "it")
+
+
+def test_files_of_one_name_are_found_by_their_folders_without_looking_at_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [f"scenes/{number:04d}/rgb.png" for number in range(3000)]
+    names = FileNames({path: path[:-4] for path in paths}, (), "/data")
+    forms = 0
+
+    def count(path: str) -> str:
+        nonlocal forms
+        forms += 1
+        return normal_form(path)
+
+    monkeypatch.setattr(tables, "normal_form", count)
+    assert [names.find_elsewhere(f"/other/{path.removeprefix('scenes/')}", "") for path in paths] == [[path] for path in paths]
+    assert names.find_elsewhere("C:\\x\\0007\\rgb", "scenes") == ["scenes/0007/rgb.png"]
+    assert len(names.find_elsewhere("/other/gone/rgb.png", "")) == 3000
+    assert names.find_elsewhere("/other/0007/rgb.png", "scenes/0008") == ["scenes/0008/rgb.png"]
+    assert names.find_elsewhere("gone.png", "") == []
+    assert forms < 10 * len(paths)
+
+
+def test_row_that_fits_very_many_files_is_named_shortly(tmp_path: Path) -> None:
+    files = {f"{number}/rgb.png": "x" for number in range(9)}
+    rows = "file_name,text\nx/0/rgb.png,zero\n" + "gone/rgb.png,no\n"
+    source = open_folder(write(tmp_path, {**files, "m.csv": rows}))
+    assert texts(source)["0/rgb.png"] == "zero"
+    [remark] = [one for one in source.remarks() if "fits several" in one.text]
+    assert remark.example.endswith("and 3 others)")
 
 
 def test_file_that_is_gone_is_not_taken_for_one_of_its_name_in_another_folder(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from latentkit.builtin import FolderConfig, latentkit_sources
 from latentkit.contracts import BuildContext, Source
-from latentkit.errors import LatentkitError, RecipeError, SourceError
+from latentkit.errors import LatentkitError, RecipeError, SampleError, SourceError
 from latentkit.overrides import find_file_path
 from latentkit.shorthand import encode_recipe
 from latentkit.sources import url_files
@@ -120,6 +120,20 @@ def test_captions_are_read_once_and_media_not_at_all_for_entries(memory: Memory,
     assert all(path.endswith(".txt") for path in counting.read)
     assert source[5].attributes["text"] == "text 5"
     assert len(counting.read) == 600
+
+
+def test_caption_that_is_gone_since_it_was_listed_makes_a_bad_sample(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(memory, {f"bucket/{name}.{ending}": name for name in "abcde" for ending in ("png", "txt")})
+    source = open_at("memory://bucket")
+    memory.rm("/bucket/a.txt")
+    memory.rm("/bucket/c.txt")
+    entries = list(source.entries())
+    assert [entry.attributes for entry in entries] == [{}, {"text": "b"}, {}, {"text": "d"}, {"text": "e"}]
+    with pytest.raises(SampleError, match=r"^its caption c\.txt is gone$"):
+        source[2]
+    fail_with(monkeypatch, "cat_file", PermissionError("no"), 99)
+    with pytest.raises(LatentkitError, match="no"):
+        list(open_at("memory://bucket").entries())
 
 
 def test_captions_that_there_is_no_room_for_are_read_again_one_by_one(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -184,6 +184,39 @@ def test_file_url_is_the_file(data: Path) -> None:
     assert samples(f"file://{data}/tar") == samples(f"{data}/tar")
 
 
+def test_sample_of_a_tar_at_a_url_is_read_without_the_others(memory: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {f"{number:02d}": (bytes([number]) * 20_000, f"text {number}") for number in range(50)}
+    write_tar(tmp_path, "a.tar", rows)
+    memory.put(str(tmp_path / "a.tar"), "/bucket/a.tar")
+    source: Any = open_datasets(DatasetsConfig(path="memory://bucket/a.tar"), BuildContext(modality="image"))
+    read = []
+    cat_file = type(memory).cat_file
+
+    def count(self: Any, path: str, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
+        content = cat_file(self, path, start, end, **options)
+        read.append(len(content))
+        return content
+
+    monkeypatch.setattr(type(memory), "cat_file", count)
+    for number in (3, 49, 0):
+        sample = source[number]
+        assert (sample.read(), sample.attributes["text"]) == rows[f"{number:02d}"]
+    assert (len(read), sum(read) < 3 * 23_000) == (3, True)
+
+
+def test_files_of_a_sample_that_lie_far_apart_are_read_one_by_one(memory: Any, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, content in (("0.png", b"x" * 9), ("1.png", b"y" * 300_000), ("0.txt", b"zero"), ("1.txt", b"one"), ("0.npy", b"n")):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    memory.put(str(tmp_path / "a.tar"), "/bucket/a.tar")
+    assert samples("memory://bucket/a.tar") == samples(str(tmp_path / "a.tar")) == {
+        "0": (b"x" * 9, "zero"),
+        "1": (b"y" * 300_000, "one"),
+    }
+
+
 def test_web_server_gives_tables_and_tars(data: Path) -> None:
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, format: str, *args: object) -> None:
@@ -195,6 +228,8 @@ def test_web_server_gives_tables_and_tars(data: Path) -> None:
         try:
             url = f"http://127.0.0.1:{server.server_port}"
             assert samples(f"{url}/tar/0.tar") == samples(f"{data}/tar/0.tar")
+            source: Any = open_datasets(DatasetsConfig(path=f"{url}/tar/0.tar"), BuildContext(modality="image"))
+            assert [source[index].read() for index in (1, 0)] == [b"\x89PNG b", b"\x89PNG a"]
             assert samples(f"{url}/parquet/0.parquet", key="id") == samples(f"{data}/parquet/0.parquet", key="id")
             with pytest.raises(SourceError, match=r"tar/9\.tar: there is no such file"):
                 samples(f"{url}/tar/9.tar")

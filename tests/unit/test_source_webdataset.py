@@ -8,6 +8,7 @@ import io
 import json
 import lzma
 import pickle
+import random
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -335,10 +336,17 @@ def test_pattern_of_tables_is_read_by_the_library(tmp_path: Path) -> None:
     assert [source[index].media for index in range(2)] == [b"a", b"b"]
 
 
-def test_keys_that_several_tars_use_stand_behind_the_names_of_their_tars(tmp_path: Path) -> None:
-    for name in ("a/0.tar", "b/0.tar"):
-        write_tar(tmp_path / "wds" / name, [("0.jpg", name)])
-    assert [sample.key for sample in list_samples(open_tars(tmp_path / "wds"))] == ["a/0.tar/0", "b/0.tar/0"]
+def test_key_that_an_earlier_tar_uses_stands_behind_the_name_of_its_tar_and_a_later_tar_renames_none(tmp_path: Path) -> None:
+    files = {"a/0.tar": ["0.jpg", "1.jpg"], "b/0.tar": ["1.jpg", "2.jpg"], "c.tar": ["b/0.tar/1.jpg", "0.jpg", "2.jpg"]}
+    expected = ["0", "1", "b/0.tar/1", "2", "c.tar/b/0.tar/1", "c.tar/0", "c.tar/2"]
+    keys: list[str] = []
+    for name, names in files.items():
+        write_tar(tmp_path / "wds" / name, [(one, f"{name} {one}") for one in names])
+        samples = list_samples(open_tars(tmp_path / "wds"))
+        assert [sample.key for sample in samples][: len(keys)] == keys
+        keys = [sample.key for sample in samples]
+    assert keys == expected
+    assert [sample.media.decode() for sample in samples] == [f"{name} {one}" for name, names in files.items() for one in names]
 
 
 def test_split_names_tars_and_slices_count_samples(tmp_path: Path) -> None:
@@ -452,6 +460,22 @@ def test_tar_that_is_cut_off_is_read_as_far_as_it_goes_and_named(packed: bool, t
         assert samples == [*known[: len(samples) - 1], b"of b.tar"]
         if not packed:
             assert len(samples) - 1 == (cut + 324) // 1536  # a file ends 324 bytes before its last block
+        assert remarks(source)["damaged tars, read as far as they go"][0] == 1
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+@pytest.mark.parametrize("place", ["flipped", "cut"])
+def test_damaged_packed_tar_is_read_as_far_as_it_goes(pack: Any, place: str, tmp_path: Path) -> None:
+    noise = random.Random(3)
+    pictures = [noise.randbytes(3000) for _ in range(700)]
+    content = bytearray(pack(tar_of((f"{number:03d}.jpg", picture) for number, picture in enumerate(pictures))))
+    if place == "flipped":
+        content[len(content) - 5000] ^= 255
+    (tmp_path / "a.tar").write_bytes(content if place == "flipped" else content[:-5000])
+    source = open_tars(tmp_path / "a.tar")
+    assert 300 < len(source) <= 700
+    assert [source[index].media for index in range(0, 300, 50)] == pictures[:300:50]
+    if pack is bz2.compress or place == "cut":
         assert remarks(source)["damaged tars, read as far as they go"][0] == 1
 
 
