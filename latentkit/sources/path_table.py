@@ -6,7 +6,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -17,8 +17,8 @@ from latentkit.errors import SampleError, SourceError
 from latentkit.overrides import is_url
 from latentkit.sources.captions import TEXT_ENDINGS, name_caption
 from latentkit.sources.files import Files
-from latentkit.sources.table_rows import Table, holds_media, plain, read_table
-from latentkit.sources.tables import FILE_COLUMNS, FileNames, choose_file_column, plain_name
+from latentkit.sources.table_rows import Table, holds_media, plain, read_head, read_table
+from latentkit.sources.tables import FILE_COLUMNS, PROBED_ROWS, FileNames, choose_file_column, plain_name
 
 if TYPE_CHECKING:
     from latentkit.builtin import DatasetsConfig
@@ -78,15 +78,18 @@ def open_path_table(config: DatasetsConfig, files: Files, name: str) -> PathTabl
     """
     if not name.lower().endswith(TABLE_ENDINGS):
         return None
+    finder = _Finder(files)
     try:
         if holds_media(files, name):
             return None
-        table = read_table(files, name)
+        head, is_whole = read_head(files, name, PROBED_ROWS)
+        if not _may_name_files(head, finder, config.media):
+            return None
+        table = head if is_whole else read_table(files, name)
     except SourceError:
         return None  # the library says what is wrong, or reads it all the same
     if config.media is not None and config.media not in table.columns():
         return None
-    finder = _Finder(files)
     try:
         chosen = choose_file_column(table, "", finder, config.media)
     except SourceError as err:
@@ -98,6 +101,17 @@ def open_path_table(config: DatasetsConfig, files: Files, name: str) -> PathTabl
     if again:
         remarks.append(Remark("rows of a table that name a file which an earlier row names, not used", len(again), again[0]))
     return PathTable(files, _part(rows, config, table.name), remarks)
+
+
+def _may_name_files(table: Table, finder: _Finder, wanted: str | None) -> bool:
+    """Whether the first rows of a table name files here, or look as if they did; where not, the rest of it isn't read."""
+    if column_of_paths(table, wanted):
+        return True
+    try:
+        choose_file_column(replace(table, rows=table.rows[:PROBED_ROWS]), "", finder, wanted)
+    except SourceError:
+        return False
+    return True
 
 
 def column_of_paths(table: Table, wanted: str | None) -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,8 @@ from latentkit.sources.files import Files
 DELIMITERS = ",;\t|"
 SNIFFED_LINES = 10
 MAX_FIELD = 1 << 30
+HEAD_BYTES = 1 << 20
+PARQUET_ROWS = 1 << 16
 PATH_OF_ENTRY = "file_name"
 """The column that gets the names of entries, where a JSON object has one for each file."""
 
@@ -66,7 +69,7 @@ def read_table(files: Files, path: str) -> Table:
     name, ending = files.name(path), path.lower().rpartition(".")[2]
     try:
         if ending == "parquet":
-            return _parquet_table(files, path)
+            return Table(name, _parquet_rows(files, path))
         text, encoding = decode_text(files.read(path))
     except UnknownEncodingError as err:
         raise SourceError(f"source folder: {name} can't be read as UTF-8 text: {err}") from err
@@ -77,6 +80,38 @@ def read_table(files: Files, path: str) -> Table:
         return Table(name, list(readers[ending](name, text)), encoding)
     with _long_fields():
         return Table(name, _csv_rows(name, text), encoding, has_first_line=True)
+
+
+def read_head(files: Files, path: str, most_rows: int) -> tuple[Table, bool]:
+    """The first rows of a large Parquet file or of JSON lines, else the table, and whether that is
+    all of it.
+
+    Raises:
+        SourceError: it can't be read.
+    """
+    name, ending = files.name(path), path.lower().rpartition(".")[2]
+    try:
+        if ending == "parquet":
+            return Table(name, _parquet_rows(files, path, most_rows)), False
+        if ending not in ("jsonl", "ndjson"):
+            return read_table(files, path), True
+        head = _read_start(files, path, HEAD_BYTES + 1)
+        if len(head) <= HEAD_BYTES or b"\n" not in head:
+            return read_table(files, path), True
+        text, encoding = decode_text(head[: head.rindex(b"\n") + 1])
+    except UnknownEncodingError:  # of letters of two bytes, the last is cut off
+        return read_table(files, path), True
+    except (OSError, pa.ArrowException) as err:
+        raise SourceError(f"source folder: {name} can't be read: {err}") from err
+    return Table(name, list(itertools.islice(_line_rows(name, text), most_rows)), encoding), False
+
+
+def _read_start(files: Files, path: str, num_bytes: int) -> bytes:
+    read_range = getattr(files, "read_range", None)
+    if read_range is not None:
+        return bytes(read_range(path, 0, num_bytes))
+    with files.open(path) as file:
+        return file.read(num_bytes)
 
 
 def holds_media(files: Files, path: str) -> bool:
@@ -108,15 +143,15 @@ def plain(value: Any) -> Any:
 # ---------------------------------------------------------------- Parquet
 
 
-def _parquet_table(files: Files, path: str) -> Table:
+def _parquet_rows(
+    files: Files, path: str, most: int | None = None
+) -> list[tuple[str, dict[str, Any]]]:
     with files.open(path) as opened:
         file = pq.ParquetFile(opened)
         columns = [column.name for column in file.schema_arrow if not _holds_bytes(column.type)]
-        batches = file.iter_batches(columns=columns, use_threads=False)
-        rows = [row for batch in batches for row in batch.to_pylist()] if columns else []
-        return Table(
-            files.name(path), [(f"row {number}", row) for number, row in enumerate(rows, start=1)]
-        )
+        batches = file.iter_batches(most or PARQUET_ROWS, columns=columns, use_threads=False)
+        rows = (row for batch in batches for row in batch.to_pylist()) if columns else ()
+        return [(f"row {number}", row) for number, row in enumerate(itertools.islice(rows, most), 1)]
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:

@@ -4,7 +4,6 @@ compressed ones are unpacked once."""
 from __future__ import annotations
 
 import bz2
-import contextlib
 import functools
 import gzip
 import hashlib
@@ -35,6 +34,7 @@ OWN_FILES = re.compile(r"__[^/]*__([/.]|$)|(.*/)?(\.|PaxHeaders?)")
 """Names that are no data: webdataset's own, and hidden ones such as macOS's "._a.jpg"."""
 
 BZ2_DAMAGE = "Invalid data stream"
+"""What `bz2` says of it, in an error that is no other than that of a disk."""
 COPIED_BYTES = 1 << 16
 """Little, since what is read together with damage is lost."""
 MAX_GAPS = 1 << 16
@@ -149,29 +149,36 @@ def open_tar(files: Files, name: str, stamp: str) -> Tar:
 
 
 def _unpack(packed: IO[bytes], target: Path) -> None:
-    """Write what can be read of it; where it is cut off or damaged, the copy ends."""
+    """Write what can be read of it; where it is cut off or damaged, the copy ends, and a note
+    beside it says why."""
     handle, partial = tempfile.mkstemp(dir=target.parent, prefix=".unpacking-")
     try:
-        with (
-            os.fdopen(handle, "wb") as copy,
-            contextlib.suppress(EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile),
-        ):
-            while content := _read_on(packed):
-                copy.write(content)
+        with os.fdopen(handle, "wb") as copy:
+            if damage := _copy(packed, copy):
+                _note_of(target).write_text(damage, encoding="utf-8")
         os.replace(partial, target)
     except BaseException:
         os.unlink(partial)
         raise
 
 
-def _read_on(packed: Any) -> bytes:
-    """What comes next, b"" at the end and at damage that `bz2` has no error of its own for."""
+def _copy(packed: Any, copy: IO[bytes]) -> str:
+    """Copy as far as it goes; what ended it, or "" at the end."""
     try:
-        return bytes(packed.read1(COPIED_BYTES))
+        while content := packed.read1(COPIED_BYTES):
+            copy.write(content)
+    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as err:
+        return str(err)
     except OSError as err:
-        if isinstance(packed, bz2.BZ2File) and err.args == (BZ2_DAMAGE,):
-            return b""
-        raise
+        if err.args != (BZ2_DAMAGE,):
+            raise
+        return str(err)
+    return ""
+
+
+def _note_of(unpacked: Path) -> Path:
+    """What says that a tar was damaged when it was unpacked, which the copy need not show."""
+    return unpacked.with_suffix(".damage")
 
 
 def list_members(tar: Tar) -> tuple[list[Member], str]:
@@ -194,6 +201,8 @@ def list_members(tar: Tar) -> tuple[list[Member], str]:
                 _walk_slowly(file, num_bytes, members)
         except tarfile.TarError as err:
             damage = f"damaged: {err}" if members else f"not a tar: {err}"
+    if not damage and tar.unpacked is not None and _note_of(tar.unpacked).exists():
+        damage = f"damaged: {_note_of(tar.unpacked).read_text(encoding='utf-8')}"
     return [member for member in members if not OWN_FILES.match(member.name)], damage
 
 

@@ -116,8 +116,11 @@ def make_json(folder: Path) -> Path:
     return folder
 
 
-def test_texts_are_media_when_the_recipe_names_their_column(tmp_path: Path) -> None:
-    source = open_source(make_json(tmp_path / "texts"), media="text")
+@pytest.mark.parametrize("name", ["", "texts.jsonl", "texts.ndjson", "texts.json"])
+def test_texts_are_media_when_the_recipe_names_their_column(name: str, tmp_path: Path) -> None:
+    folder = make_json(tmp_path / "texts")
+    (folder / "texts.jsonl").rename(folder / (name or "texts.jsonl"))
+    source = open_source(folder / name, media="text")
     assert [(sample.media, sample.attributes) for sample in list_samples(source)] == [("one", {"n": 1}), ("two", {"n": 2})]
 
 

@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -15,8 +17,10 @@ import latentkit as lk
 from latentkit.builtin import DatasetsConfig
 from latentkit.contracts import BuildContext, Source
 from latentkit.errors import SampleError, SourceError
+from latentkit.sources import path_table
 from latentkit.sources.datasets import open_datasets
-from latentkit.sources.path_table import PathTable
+from latentkit.sources.files import LocalFiles
+from latentkit.sources.path_table import PROBED_ROWS, PathTable, open_path_table
 from latentkit.testing import SourceContract
 
 
@@ -113,6 +117,31 @@ def test_key_attributes_and_split_are_the_recipes(tmp_path: Path) -> None:
     assert "split 'test'" in find_error(tmp_path / "t.csv", split="test")
     write(tmp_path, {"t.csv": "image,id\na.png,1\nb.png,1\n"})
     assert "the key '1' is there twice" in find_error(tmp_path / "t.csv", key="id")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "ndjson", "parquet"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_table_of_texts_is_not_read_whole(streaming: bool, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"text": f"a dog/cat of {number}, nice/ly done", "n": number} for number in range(30_000)]
+    path = tmp_path / f"t.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        path.write_text("\n".join(map(json.dumps, rows)))
+    monkeypatch.setattr(path_table, "read_table", lambda *_: pytest.fail("read whole"))
+    asked: list[str] = []
+    stamp = LocalFiles.stamp
+    monkeypatch.setattr(LocalFiles, "stamp", lambda self, path: asked.append(path) or stamp(self, path))
+    config = DatasetsConfig(path=str(path), media="text", streaming=streaming)
+    assert open_path_table(config, LocalFiles(tmp_path), path.name) is None
+    assert len(asked) <= 10 * PROBED_ROWS
+
+
+def test_table_whose_first_files_are_gone_is_a_table_of_paths(tmp_path: Path) -> None:
+    lines = [json.dumps({"image": f"img/{number:05d}.png", "note": "x" * 900}) for number in range(3000)]
+    write(tmp_path, {"t.jsonl": "\n".join(lines), "img/02999.png": "there"})
+    source = open_table(tmp_path / "t.jsonl")
+    assert (len(source), source[2999].read()) == (3000, b"there")
 
 
 def test_key_of_zero_is_a_key_and_an_empty_one_is_refused(tmp_path: Path) -> None:

@@ -467,16 +467,16 @@ def test_tar_that_is_cut_off_is_read_as_far_as_it_goes_and_named(packed: bool, t
 @pytest.mark.parametrize("place", ["flipped", "cut"])
 def test_damaged_packed_tar_is_read_as_far_as_it_goes(pack: Any, place: str, tmp_path: Path) -> None:
     noise = random.Random(3)
-    pictures = [noise.randbytes(3000) for _ in range(700)]
+    pictures = [noise.randbytes(3000) for _ in range(400)]
     content = bytearray(pack(tar_of((f"{number:03d}.jpg", picture) for number, picture in enumerate(pictures))))
     if place == "flipped":
         content[len(content) - 5000] ^= 255
     (tmp_path / "a.tar").write_bytes(content if place == "flipped" else content[:-5000])
     source = open_tars(tmp_path / "a.tar")
-    assert 300 < len(source) <= 700
-    assert [source[index].media for index in range(0, 300, 50)] == pictures[:300:50]
-    if pack is bz2.compress or place == "cut":
-        assert remarks(source)["damaged tars, read as far as they go"][0] == 1
+    assert 90 < len(source) <= 400
+    assert [source[index].media for index in range(0, 90, 30)] == pictures[:90:30]
+    for one in (source, open_tars(tmp_path / "a.tar")):  # the second finds it unpacked
+        assert remarks(one)["damaged tars, read as far as they go"][0] == 1
 
 
 def test_empty_or_foreign_tar_among_others_is_named_and_alone_it_is_refused(tmp_path: Path) -> None:
