@@ -40,7 +40,7 @@ GREEK_ACCENT = re.compile(r"[άέήίόύώΆΈΉΊΌΎΏ]")
 LONG_GREEK = 4
 NOT_CENTRAL_EUROPEAN = re.compile(
     r"""
-    (?<![^\W\d_])[čęůňřăćđďľńťţąěőűłśźżšž](?![^\W\d_]|\.)   # no word of one letter; "č." stands for a number
+    (?<![^\W\d_])[čęůňřăćđďľńťţąěőűłśźżšž](?![^\W\d_]|\.)  # no word of one letter but "č."
     | (?<![^\W\d_aeiouyáéíóúýäôö])[ŕĺ]         # between consonants alone
     | [ŕĺ](?![^\W\d_aeiouyáéíóúýäôö])
     | (?<![^\W\d_aeiouyáéíóúýäôö])ů            # after consonants alone
@@ -161,7 +161,8 @@ def _is_greek(text: str) -> bool:
 
 def _are_most(words: list[str], text: str) -> bool:
     """Whether most of the letters are in these words, and no sign is there that texts have not."""
-    return _signs(text) <= LATIN_MARKS and 2 * len("".join(words)) > len("".join(WORD.findall(text)))
+    letters = "".join(WORD.findall(text))
+    return _signs(text) <= LATIN_MARKS and 2 * len("".join(words)) > len(letters)
 
 
 def _is_cyrillic(text: str) -> bool:

@@ -219,6 +219,7 @@ class _Finder:
     def key(self, name: str) -> str:
         """A path in its shortest form; relative where it is below the table's folder."""
         name = name.strip()
+        name = name.removeprefix("file://") if name.startswith("file:///") else name
         if is_url(name) and not name.startswith(self._root):
             return name
         path = os.path.normpath(name.removeprefix(self._root)).replace(os.sep, "/")

@@ -9,7 +9,7 @@ import io
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -22,6 +22,7 @@ from latentkit.sources.files import Files
 DELIMITERS = ",;\t|"
 SNIFFED_LINES = 10
 MAX_FIELD = 1 << 30
+COLUMN_NAMES = "expected column names, each once, one of a file"
 HEAD_BYTES = 1 << 20
 PARQUET_ROWS = 1 << 16
 PATH_OF_ENTRY = "file_name"
@@ -35,13 +36,14 @@ class Table:
     Args:
         name: full path of the file, for people.
         encoding: of its text; "UTF-8" for Parquet.
-        has_first_line: its names of columns are a first line, as in CSV, which may be a row.
+        first_line: of a CSV, the cells of its first line by column, which may be a row; the columns
+            are its names, with a number where a name is there again.
     """
 
     name: str
     rows: Sequence[tuple[str, dict[str, Any]]]
     encoding: str = UTF8
-    has_first_line: bool = False
+    first_line: Mapping[str, str] = field(default_factory=dict)
 
     def columns(self) -> list[str]:
         """All names of columns, in the order in which they come."""
@@ -52,12 +54,12 @@ class Table:
         file_name, text, column_3 ..."""
         names = self.columns()
         new = [PATH_OF_ENTRY, "text", *(f"column_{number}" for number in range(3, len(names) + 1))]
-        rows = [("line 1", dict(zip(names, names, strict=True))), *self.rows]
+        rows = [("line 1", dict(self.first_line)), *self.rows]
         renamed = [
             (where, {to: row.get(name) for name, to in zip(names, new, strict=False)})
             for where, row in rows
         ]
-        return replace(self, rows=renamed, has_first_line=False)
+        return replace(self, rows=renamed, first_line={})
 
 
 def read_table(files: Files, path: str) -> Table:
@@ -79,7 +81,8 @@ def read_table(files: Files, path: str) -> Table:
     if ending in readers:
         return Table(name, list(readers[ending](name, text)), encoding)
     with _long_fields():
-        return Table(name, _csv_rows(name, text), encoding, has_first_line=True)
+        names, rows = _csv_rows(name, text)
+        return Table(name, rows, encoding, names)
 
 
 def read_head(files: Files, path: str, most_rows: int) -> tuple[Table, bool]:
@@ -151,7 +154,8 @@ def _parquet_rows(
         columns = [column.name for column in file.schema_arrow if not _holds_bytes(column.type)]
         batches = file.iter_batches(most or PARQUET_ROWS, columns=columns, use_threads=False)
         rows = (row for batch in batches for row in batch.to_pylist()) if columns else ()
-        return [(f"row {number}", row) for number, row in enumerate(itertools.islice(rows, most), 1)]
+        chosen = itertools.islice(rows, most)
+        return [(f"row {number}", row) for number, row in enumerate(chosen, start=1)]
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
@@ -249,20 +253,21 @@ def _long_fields() -> Iterator[None]:
         csv.field_size_limit(before)
 
 
-def _csv_rows(name: str, text: str) -> list[tuple[str, dict[str, Any]]]:
+def _csv_rows(name: str, text: str) -> tuple[dict[str, str], list[tuple[str, dict[str, Any]]]]:
     """Where tabs or bars part the columns, quotes may be plain signs, as in `"Hello" sign`: they
     are where the rows fit the first line only so, or one would hold the end of another."""
     sign = _delimiter(name, text)
     try:
-        rows, problem = list(_parted_rows(name, text, sign, csv.QUOTE_MINIMAL)), None
+        (names, rows), problem = _parted_rows(name, text, sign, csv.QUOTE_MINIMAL), None
     except SourceError as err:
-        rows, problem = [], err
-    if sign in "\t|" and '"' in text and (problem or any(_spans_rows(row, sign) for _, row in rows)):
+        names, rows, problem = {}, [], err
+    are_plain = problem is not None or any(_spans_rows(row, sign) for _, row in rows)
+    if sign in "\t|" and '"' in text and are_plain:
         with contextlib.suppress(SourceError):
-            return list(_parted_rows(name, text, sign, csv.QUOTE_NONE))
+            return _parted_rows(name, text, sign, csv.QUOTE_NONE)
     if problem:
         raise problem
-    return rows
+    return names, rows
 
 
 def _spans_rows(row: Mapping[str, Any], sign: str) -> bool:
@@ -271,23 +276,29 @@ def _spans_rows(row: Mapping[str, Any], sign: str) -> bool:
 
 def _parted_rows(
     name: str, text: str, sign: str, quoting: Literal[0, 3]
-) -> Iterator[tuple[str, dict[str, Any]]]:
+) -> tuple[dict[str, str], list[tuple[str, dict[str, Any]]]]:
+    """The first line, and the rows after it by its names."""
     reader: csv.DictReader[Any] = csv.DictReader(
         io.StringIO(text, newline=""), strict=True, delimiter=sign, quoting=quoting
     )
     try:
-        names = list(reader.fieldnames or [])
-        if not names or len(set(names)) < len(names):
-            raise SourceError(
-                f"{name}, line 1: expected column names, each once, one of a file; got {', '.join(names) or 'none'}"
-            )
+        cells = list(reader.fieldnames or [])
+        if not cells:
+            raise SourceError(f"{name}, line 1: {COLUMN_NAMES}; got none")
+        names = [
+            f"{cell} ({number})" if cell in cells[: number - 1] else cell
+            for number, cell in enumerate(cells, start=1)
+        ]
+        reader.fieldnames = names
+        rows = []
         for row in reader:
             if None in row or None in row.values():
                 raise SourceError(
                     f"{name}, line {reader.line_num}: expected {len(names)} columns, as in line 1"
                 )
             row.pop("", None)  # the column of row numbers that pandas writes
-            yield f"line {reader.line_num}", row
+            rows.append((f"line {reader.line_num}", row))
+        return {one: cell for one, cell in zip(names, cells, strict=True) if one}, rows
     except csv.Error as err:
         raise SourceError(f"{name}, line {reader.reader.line_num}: not CSV: {err}") from err
 

@@ -14,7 +14,7 @@ from latentkit.errors import SourceError
 from latentkit.sources.captions import CAPTION_COLUMNS, name_caption, normal_form
 from latentkit.sources.encodings import UTF8
 from latentkit.sources.files import Files
-from latentkit.sources.table_rows import Table, read_table
+from latentkit.sources.table_rows import COLUMN_NAMES, Table, read_table
 
 TABLE_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet", "metadata.tsv")
 """Tables that must fit the files; others are read where they do."""
@@ -273,17 +273,18 @@ def _with_first_line(table: Table, folder: str, find: Callable[[str, str], list[
     It is none where it has a usual name of a column, nor where it names a file, such as source.png,
     without the ending that the rows below write.
     """
-    names = table.columns()
-    if not table.has_first_line or not table.rows:
-        return table
-    if any(plain_name(name) in (*FILE_COLUMNS, *CAPTION_COLUMNS) for name in names):
-        return table
-    first = table.rows[0][1]
-    is_row = any(
-        _find(name, folder, find) and _has_ending(name) == _has_ending(str(first[name]))
-        for name in names
-    )
-    return table.without_names() if is_row else table
+    cells = list(table.first_line.values())
+    is_usual = any(plain_name(cell) in (*FILE_COLUMNS, *CAPTION_COLUMNS) for cell in cells)
+    below = table.rows[0][1] if table.rows else {}
+    if not is_usual and any(
+        _find(cell, folder, find) and _has_ending(cell) == _has_ending(str(below[name]))
+        for name, cell in table.first_line.items()
+        if name in below
+    ):
+        return table.without_names()
+    if is_usual and len(set(cells)) < len(cells):
+        raise SourceError(f"{table.name}, line 1: {COLUMN_NAMES}; got {', '.join(cells)}")
+    return table
 
 
 def _has_ending(name: str) -> bool:

@@ -333,6 +333,16 @@ def test_field_of_a_table_may_be_long(name: str, tmp_path: Path) -> None:
     assert csv.field_size_limit() == before
 
 
+def test_first_row_of_a_table_without_names_may_say_a_thing_twice_but_names_may_not(tmp_path: Path) -> None:
+    write(tmp_path, {"wavs/LJ1.wav": "x", "wavs/LJ2.wav": "y", "metadata.csv": 'LJ1|One "and.|One "and.\nLJ2|"Two" and.|two and\n'})
+    source = open_folder(tmp_path, suffixes=[".wav"])
+    assert [sample.attributes["text"] for sample in (source[0], source[1])] == ['One "and.', '"Two" and.']
+    assert [sample.attributes["column_3"] for sample in (source[0], source[1])] == ['One "and.', "two and"]
+    write(tmp_path, {"metadata.csv": "file_name,text,text\nwavs/LJ1.wav,a,b\n"})
+    with pytest.raises(SourceError, match="line 1: expected column names, each once, one of a file; got file_name, text, text"):
+        open_folder(tmp_path, suffixes=[".wav"])
+
+
 def test_name_that_fits_several_files_is_named_and_not_used(tmp_path: Path) -> None:
     write(tmp_path, {"a.png": "x", "a.jpg": "y", "b.png": "z", "list.csv": "image,text\na,which?\nb,one\n"})
     source = open_folder(tmp_path)

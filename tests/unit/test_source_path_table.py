@@ -72,7 +72,7 @@ def test_rows_are_read_in_their_order_under_their_paths(options: dict[str, Any],
 
 def test_paths_may_be_absolute_climb_or_be_written_otherwise(tmp_path: Path) -> None:
     write(tmp_path, {"lists/a.png": "a", "far/b.png": "b", "lists/sub/C.PNG": "c", "lists/d.png": "d", "lists/e.png": "e"})
-    names = [str(tmp_path / "lists" / "a.png"), "../far/b.png", "sub\\c.png", "./d.png", "e", str(tmp_path / "far" / "b.png")]
+    names = [(tmp_path / "lists" / "a.png").as_uri(), "../far/b.png", "sub\\c.png", "./d.png", "e", str(tmp_path / "far" / "b.png")]
     write(tmp_path, {"lists/t.jsonl": "\n".join(json.dumps({"file": name}) for name in names)})
     source = open_table(tmp_path / "lists" / "t.jsonl")
     keys = ["a.png", "../far/b.png", "sub/C.PNG", "d.png", "e.png", (tmp_path / "far" / "b.png").as_posix()]
