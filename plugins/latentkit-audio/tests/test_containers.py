@@ -288,7 +288,8 @@ def test_damage_is_no_error_of_the_medium(
     tmp_path: Path, open_audio: Any, kind: str, subtype: str
 ) -> None:
     """Sizes that lead FFmpeg to before the start of the file, on disk and in memory."""
-    media, path, outcomes = io.BytesIO(), tmp_path / "a", []
+    media, path = io.BytesIO(), tmp_path / "a"
+    outcomes: list[Any] = []
     soundfile.write(media, chirp(2000, 48_000).T, 48_000, format=kind, subtype=subtype)
     modality = open_audio(48_000, channels=2, length=0.1)
     for place in range(8, 80):

@@ -194,7 +194,7 @@ def _files(media: bytes, max_voxels: int) -> Iterator[bytes]:
 
 def _unpack(packed: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
     with packed.open(member) as file:
-        return file.read(member.file_size)  # which no more is unpacked than, even if it is wrong
+        return file.read(member.file_size)  # a limit, where the file is longer than stated
 
 
 def _check_unpacked(media: bytes, num_bytes: int, max_voxels: int) -> None:
@@ -202,7 +202,7 @@ def _check_unpacked(media: bytes, num_bytes: int, max_voxels: int) -> None:
     most = len(media) + LARGEST_VOXEL_BYTES * max_voxels
     if num_bytes > most:
         raise SampleError(
-            f"it unpacks to more than {most} bytes, which max_voxels: {max_voxels} allows"
+            f"it unpacks to more than {most} bytes, the most that max_voxels: {max_voxels} allows"
         )
 
 
