@@ -374,7 +374,8 @@ def latentkit_sources() -> Iterator[SourceSpec]:
 
 @hookimpl
 def latentkit_modalities() -> Iterator[ModalitySpec]:
-    yield ModalitySpec("image", "pictures, in sRGB", ImageConfig, _build_image, suffixes=PICTURE_SUFFIXES)
+    # Version 2: the white and the colors of formats that Pillow reads otherwise; before, such files came out wrong.
+    yield ModalitySpec("image", "pictures, in sRGB", ImageConfig, _build_image, version=2, suffixes=PICTURE_SUFFIXES)
 
 
 @hookimpl

@@ -13,7 +13,7 @@ from latentkit.buffers import BufferPool
 from latentkit.contracts import Encoder, Prepared
 from latentkit.masks import without_mask
 from latentkit.runtime.device import is_out_of_memory, pins_memory, synchronize
-from latentkit.runtime.memory import available_bytes, peak_bytes
+from latentkit.runtime.memory import available_bytes, forget_peak, peak_bytes
 from latentkit.runtime.transfer import Transfer
 
 CANDIDATES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -103,6 +103,7 @@ class _Trials:
 
     def measure(self, size: int) -> Measured:
         """Encode a batch of this size, once to warm up and once for its time."""
+        forget_peak()  # of loading the weights, below which no growth would show
         peak = peak_bytes()
         batch = self._transfer.to_device(stack([self._prepared.tensor] * size, self._pool))
         num_bytes = _stored_bytes(self._encoder, batch, self._store, self._dtype)

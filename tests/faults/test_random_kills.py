@@ -2,7 +2,7 @@
 
     LATENTKIT_KILLS=60 LATENTKIT_KILL_SEED=1 pytest tests/faults/test_random_kills.py -s
 
-kills so often (8 times when nothing is said), in 1 to 4 processes, and says at which moments.
+kills so often (9 times when nothing is said), in 1 to 4 processes, and says at which moments.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import pytest
 
 from latentkit.store.verify import verify_dataset
 
-KILLS = int(os.environ.get("LATENTKIT_KILLS", "12"))
+KILLS = int(os.environ.get("LATENTKIT_KILLS", "9"))
 SEED = int(os.environ.get("LATENTKIT_KILL_SEED", "0"))
 NUM_PHOTOS = 40
 SIZE = 192
