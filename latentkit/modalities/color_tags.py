@@ -38,9 +38,6 @@ PRIMARIES: dict[int, tuple[tuple[Point, ...], Point]] = {
 CURVES: dict[int, float] = {4: 2.2, 5: 2.8, 8: 1.0, 17: 2.6}
 HDR = {16: "PQ", 18: "HLG"}
 
-QOI_COLOR_SPACE = 13
-"""Where the header of a QOI file says 0 (sRGB) or 1 (linear)."""
-
 JPEG2000_SPACES = {12: "CMYK", 16: "sRGB", 17: "gray", 18: "sYCC", 0: "bilevel", 15: "bilevel"}
 
 # What encoders write beside or in place of sRGB's own name (PNG, 11.3.2): within these it is meant.
@@ -69,8 +66,6 @@ def find_profile(picture: Image.Image, media: bytes) -> bytes | None:
         return None if codes is None else _of_codes(*codes)
     if picture.format == "JPEG2000":
         return _of_jpeg2000(media)
-    if picture.format == "QOI":
-        return make_profile(curve=1.0) if media[QOI_COLOR_SPACE] == 1 else None
     return _of_exif(picture)
 
 

@@ -176,7 +176,9 @@ def _to_8_bits(picture: Image.Image, black: int, white: int) -> Image.Image:
         raise SampleError(f"gray values from {low} to {high}, whose white is not defined; expected 0 to {limit}")
     if limit > 65535 and high <= 65535:
         raise SampleError(f"gray values of 32 bits up to {high}, where white is {limit}; convert the file to 8 or 16 bits")
-    levels = (np.abs(values.astype(np.int64) - black) * 255 + limit // 2) // limit
+    # 65535 * 255 fits 32 bits, which take half the memory.
+    wide = values.astype(np.int64 if limit > 65535 else np.int32)
+    levels = (np.abs(wide - black) * 255 + limit // 2) // limit
     gray = Image.fromarray(levels.astype(np.uint8))
     key = picture.info.get("transparency")
     if key is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from latentkit.builtin import ImageConfig
 from latentkit.contracts import BuildContext, InputSpec, Sample
 from latentkit.errors import SampleError
 from latentkit.modalities.image import ImageModality
+from latentkit.modalities.picture import decode_picture
 
 Pixels = np.ndarray[Any, Any]
 
@@ -81,6 +83,18 @@ def test_16_bits_are_scaled_to_8_rather_than_clipped(file_format: str) -> None:
     deep = np.linspace(0, 65535, 96).astype(np.uint16).reshape(8, 12)
     expected = np.rint(deep / 257)
     np.testing.assert_array_equal(show(encode(Image.fromarray(deep), file_format), 8, 12)[..., 0], expected)
+
+
+def test_gray_of_16_bits_takes_no_64_bits_a_pixel() -> None:
+    picture = Image.fromarray(np.arange(1 << 16, dtype=np.uint16).reshape(256, 256))
+    tracemalloc.start()
+    try:
+        shown = np.asarray(decode_picture(picture, "L", (0, 0, 0)))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(shown.ravel(), np.round(np.arange(1 << 16) / 257))
+    assert peak / picture.width / picture.height < 16
 
 
 def test_16_bits_in_a_32_bit_picture_are_scaled_too() -> None:

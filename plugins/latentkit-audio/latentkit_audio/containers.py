@@ -3,6 +3,7 @@ videos."""
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 from collections.abc import Iterator
@@ -261,3 +262,8 @@ def _explained(what: str) -> Iterator[None]:
         yield
     except av.FFmpegError as err:
         raise SampleError(f"{what}: {err.strerror}") from err
+    except OSError as err:
+        if err.errno != errno.EINVAL:
+            raise
+        # A size in the file is wrong: FFmpeg seeks to before its start, which files on disk refuse.
+        raise SampleError(f"{what}: Invalid data found when processing input") from err

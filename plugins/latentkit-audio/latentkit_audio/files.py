@@ -19,13 +19,24 @@ from latentkit.errors import SampleError
 from latentkit.samples import file_state
 from latentkit_audio.containers import decode_container, find_container, read_facts
 from latentkit_audio.forward import Chunks, Frames, open_forward
-from latentkit_audio.sndfile import LengthUnknownError, SndFile, decode_forward, explained, open_sndfile
+from latentkit_audio.sndfile import (
+    SYSTEM_ERROR,
+    LengthUnknownError,
+    SndFile,
+    decode_forward,
+    explained,
+    open_sndfile,
+)
 
 RATES_HZ = (1_000, 1_000_000)
 """Lowest and highest sample rate that is believed."""
 
 MP3_TOLERANCE_SECONDS = 0.1
 """By which an mp3 file may be shorter than its Xing header says."""
+
+CONTEXT_SECONDS = 2
+"""In front of a span, where its first part may begin: resampling reads at most 0.24 s of context,
+and begins on a frame that both rates share, of which there is at least one per second."""
 
 
 class Facts(Protocol):
@@ -120,13 +131,19 @@ def open_sound(sample: Sample, seeks: bool = True) -> Iterator[Sound]:
 
 
 def _open_or_none(sample: Sample, stack: ExitStack) -> SndFile | None:
-    """The file by libsndfile; None where it takes PyAV."""
+    """The file by libsndfile; None where it takes PyAV.
+
+    Raises:
+        SampleError: it is not a sound.
+        OSError: the file can't be reached.
+    """
     try:
         return stack.enter_context(open_sndfile(sample))
     except LengthUnknownError:
         return None
     except soundfile.LibsndfileError as err:
-        if find_container(sample) is None:
+        # A medium that fails once must not choose another decoder, whose sound differs.
+        if err.code == SYSTEM_ERROR or find_container(sample) is None:
             raise explained(err, "not a sound file, or damaged") from err
         return None
 
@@ -147,4 +164,6 @@ def _forward(sample: Sample, facts: Facts, chunks: Chunks, stack: ExitStack) -> 
     if sample.span is not None and isinstance(media, os.PathLike):
         name = os.fspath(media), file_state(media)
     reader = stack.enter_context(open_forward(name, chunks, facts.num_channels))
+    if sample.span is not None:  # views of a span are in no order
+        reader.keep_from = int((sample.span[0] - CONTEXT_SECONDS) * facts.rate_hz)
     return lambda start, stop, _: reader.read(start, stop)

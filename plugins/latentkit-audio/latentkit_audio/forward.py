@@ -17,14 +17,21 @@ Chunks = Callable[[ExitStack], Iterator[Frames]]
 """Opens a file from its start; what has to be closed afterwards goes on the stack."""
 
 
+KEPT_FRAMES = 1 << 24
+"""The most that is kept for a part that begins earlier: 6 minutes at 44.1 kHz."""
+
+
 class ForwardReader:
-    """Any part of a file, decoded from its start: a part that begins after the last one goes on
+    """Any part of a file, decoded from its start: a part of which nothing was dropped yet goes on
     from there, another begins at the start again.
 
     Args:
         open_chunks: what decodes.
         num_channels: of a frame.
     """
+
+    keep_from: int | None = None
+    """First frame that later parts may begin with; None drops all that lies before each part."""
 
     def __init__(self, open_chunks: Chunks, num_channels: int) -> None:
         self._open, self._num_channels = open_chunks, num_channels
@@ -40,8 +47,11 @@ class ForwardReader:
             self._end += len(chunk)
             self._drop_before(start)
         self._drop_before(start)
-        frames = np.concatenate([np.empty((0, self._num_channels), np.float32), *self._pieces])
-        return frames[max(start - self._start, 0) : max(stop - self._start, 0)]
+        at, parts = self._start, [np.empty((0, self._num_channels), np.float32)]
+        for piece in self._pieces:
+            parts.append(piece[max(start - at, 0) : max(stop - at, 0)])
+            at += len(piece)
+        return np.concatenate(parts)
 
     def close(self) -> None:
         """Close the file."""
@@ -59,6 +69,8 @@ class ForwardReader:
         """What was decoded last, from `_start` to `_end`: the next part may overlap this one."""
 
     def _drop_before(self, start: int) -> None:
+        if self.keep_from is not None:
+            start = min(start, max(self.keep_from, self._end - KEPT_FRAMES))
         while self._pieces and self._start + len(self._pieces[0]) <= start:
             self._start += len(self._pieces.popleft())
 

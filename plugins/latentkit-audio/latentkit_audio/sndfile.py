@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import re
@@ -16,6 +17,7 @@ import soundfile
 from latentkit.buffers import BufferPool
 from latentkit.contracts import Sample
 from latentkit.errors import SampleError
+from latentkit.samples import file_state
 from latentkit_audio.forward import Frames
 
 CHUNK_FRAMES = 1 << 16
@@ -140,7 +142,8 @@ def decode_forward(sample: Sample, stack: ExitStack) -> Iterator[Frames]:
         SampleError: it is damaged.
         OSError: the file can't be reached.
     """
-    file, position = _open(sample, stack), 0
+    with explaining("damaged at its start"):
+        file, position = _open(sample, stack), 0
     rate_hz = file.samplerate
 
     def chunks() -> Iterator[Frames]:
@@ -247,8 +250,26 @@ def _says_its_length(mp3: Sample) -> bool:
 
 def _measured_frames(sample: Sample, file: soundfile.SoundFile) -> tuple[int, tuple[str, ...]]:
     """Frames of an mp3 file that doesn't say them: what there are up to libsndfile's guess, and
-    what to say of a file that may go on."""
-    guess, behind = file.frames, file.samplerate
+    what to say of a file that may go on; of a file that many samples are spans of, found once."""
+    media, facts = sample.media, (file.frames, file.samplerate)
+    if isinstance(media, os.PathLike):
+        return _measured_of_file(Path(media), file_state(media), *facts)
+    return _measure(sample, *facts)
+
+
+@functools.lru_cache(maxsize=256)
+def _measured_of_file(
+    path: Path, state: tuple[int, int], guess: int, rate_hz: int
+) -> tuple[int, tuple[str, ...]]:
+    return _measure(Sample("", path), guess, rate_hz)
+
+
+def _measure(sample: Sample, guess: int, behind: int) -> tuple[int, tuple[str, ...]]:
+    """See `_measured_frames`.
+
+    Args:
+        behind: frames in front of the guess to look for the end in, at first.
+    """
     while True:
         begin = max(guess - behind, 0)
         with ExitStack() as stack, explaining("damaged near its end"):

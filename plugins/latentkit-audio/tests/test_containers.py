@@ -13,6 +13,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+import soundfile
 from latentkit_audio.clips import open_audio_clips
 from latentkit_audio.plugin import AudioClipsConfig
 
@@ -280,6 +281,29 @@ def test_bad_media_is_refused_with_the_reason(tmp_path: Path, open_audio: Any, w
             list(open_audio(AAC_HZ, length=5.0).prepare(Sample("bad", media)))
         reasons.append(str(raised.value))
     assert reasons[0] == reasons[1]
+
+
+@pytest.mark.parametrize(("kind", "subtype"), [("CAF", "PCM_16"), ("CAF", "ALAC_16")])
+def test_damage_is_no_error_of_the_medium(
+    tmp_path: Path, open_audio: Any, kind: str, subtype: str
+) -> None:
+    """Sizes that lead FFmpeg to before the start of the file, on disk and in memory."""
+    media, path = io.BytesIO(), tmp_path / "a"
+    outcomes: list[Any] = []
+    soundfile.write(media, chirp(2000, 48_000).T, 48_000, format=kind, subtype=subtype)
+    modality = open_audio(48_000, channels=2, length=0.1)
+    for place in range(8, 80):
+        damaged = bytearray(media.getvalue())
+        damaged[place] ^= 0xFF
+        path.write_bytes(damaged)
+        outcomes.clear()
+        for given in (path, bytes(damaged)):
+            try:
+                (row,) = modality.prepare(Sample("a", given))
+                outcomes.append(row.tensor["audio"].numpy().tobytes())
+            except SampleError as err:
+                outcomes.append(str(err))
+        assert outcomes[0] == outcomes[1], place
 
 
 def test_without_pyav_the_reason_names_it(open_audio: Any, monkeypatch: pytest.MonkeyPatch) -> None:

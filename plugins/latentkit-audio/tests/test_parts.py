@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
+import torch
+from latentkit_audio import forward, sndfile
 from latentkit_audio.clips import open_audio_clips
 from latentkit_audio.plugin import AudioClipsConfig
 from latentkit_audio.sndfile import SndFile
@@ -251,6 +253,85 @@ def test_spans_in_order_decode_a_file_once(
     assert len(opened) == 2  # chunks of 65,536 frames
 
 
+@pytest.mark.parametrize("rate_hz", [44_100, 8000])
+def test_views_of_spans_in_order_decode_a_file_once(
+    tmp_path: Path, open_audio: Any, monkeypatch: pytest.MonkeyPatch, rate_hz: int
+) -> None:
+    """Views of a span, and their context of resampling, begin in no order."""
+    path = write(Case("a.ogg", channels=MONO), tmp_path, 30.0)
+    whole, _ = soundfile.read(path, dtype="float32", always_2d=True)
+    expected, decoded = resampled(whole, 44_100, rate_hz), []
+    original = soundfile.SoundFile.read
+
+    def read(self: Any, *args: Any, **kwargs: Any) -> Any:
+        frames = original(self, *args, **kwargs)
+        decoded.append(len(frames))
+        return frames
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", read)
+    modality = open_audio(
+        rate_hz, length=0.5, crop="random", views=["plain", "crop-1", "crop-2"], on_short="skip"
+    )
+    for start in range(0, 30, 6):
+        for view in modality.prepare(Sample(f"{start}", path, span=(start, start + 6.0))):
+            row, first = view.tensor[0].numpy(), round(view.geometry["start"] * rate_hz)
+            assert difference(row, expected[first : first + len(row)]) <= RESAMPLED_TOLERANCE
+    assert sum(decoded) <= len(whole)
+
+
+def test_long_spans_keep_no_more_than_a_limit(
+    tmp_path: Path, open_audio: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forward, "KEPT_FRAMES", 1 << 17)
+    path = write(Case("a.ogg", channels=MONO), tmp_path, 20.0)
+    whole, _ = soundfile.read(path, dtype="float32")
+    modality = open_audio(44_100, length=0.2, crop="random", views=["plain", "crop-1", "crop-2"])
+    for view in modality.prepare(Sample("b", path, span=(1.0, 20.0))):
+        first = round(view.geometry["start"] * 44_100)
+        assert np.array_equal(view.tensor["audio"][0].numpy(), whole[first : first + 8820])
+    kept = forward._KEPT.reader
+    assert kept is not None
+    assert sum(map(len, kept._pieces)) <= 1 << 18
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg", "a.caf", "a.mp3", "bare.mp3"])
+@pytest.mark.parametrize("method", ["__init__", "read", "seek"])
+def test_a_medium_that_fails_once_is_an_error_of_the_medium(
+    tmp_path: Path, open_audio: Any, monkeypatch: pytest.MonkeyPatch, name: str, method: str
+) -> None:
+    """Whichever call fails: no damaged sound, and none by another decoder."""
+    original, calls = getattr(soundfile.SoundFile, method), 0
+    modality = open_audio(44_100, length=1.0, crop="center")
+    for failing in range(20):
+        folder = tmp_path / str(failing)
+        folder.mkdir()
+        path = folder / name
+        if name == "bare.mp3":
+            path.write_bytes(bare_mp3())
+        else:
+            write(Case(name), folder)
+        (expected,) = modality.prepare(Sample("a", path.read_bytes()))
+
+        def fail(self: Any, *args: Any, failing: int = failing, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == failing + 1:
+                raise soundfile.LibsndfileError(2)
+            return original(self, *args, **kwargs)
+
+        calls = 0
+        with monkeypatch.context() as patched:
+            patched.setattr(soundfile.SoundFile, method, fail)
+            try:
+                (row,) = modality.prepare(Sample("a", path))
+            except OSError:
+                continue
+        assert calls <= failing
+        assert torch.equal(row.tensor["audio"], expected.tensor["audio"])
+        return
+    raise AssertionError(f"{method} is called 20 times or more")
+
+
 def test_a_file_that_changed_is_decoded_anew(tmp_path: Path, open_audio: Any) -> None:
     modality, rows = open_audio(44_100, length=0.2), []
     for seconds in (2.0, 1.0):
@@ -299,6 +380,32 @@ def test_an_mp3_that_does_not_say_its_length_is_counted(tmp_path: Path, open_aud
         assert int(row.tensor["mask"].sum()) == len(whole)
         assert any("its length is counted" in text for text in row.remarks)
         assert np.array_equal(row.tensor["audio"][:, : len(whole)].numpy(), whole.T)
+
+
+def test_the_length_of_an_mp3_is_counted_once_for_all_its_spans(
+    tmp_path: Path, open_audio: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And again when the file has changed."""
+    path, measured, original = tmp_path / "a.mp3", [], sndfile._measure
+
+    def measure(*args: Any) -> Any:
+        measured.append(original(*args))
+        return measured[-1]
+
+    monkeypatch.setattr(sndfile, "_measure", measure)
+    for seconds in (3.0, 2.0):
+        path.write_bytes(bare_mp3(seconds=seconds))
+        whole, _ = soundfile.read(path, dtype="float32")
+        for start in (0.0, 0.5, 1.0, 1.5):
+            span = (start, start + 0.5)
+            (row,) = open_audio(44_100, channels=2, length=0.5).prepare(
+                Sample("a", path, span=span)
+            )
+            first = round(start * 44_100)
+            part = whole[first : first + 22_050].T
+            assert difference(row.tensor["audio"].numpy(), part) <= MP3_TOLERANCE
+        assert measured.pop()[0] == len(whole)
+        assert not measured
 
 
 def test_a_flac_stream_that_does_not_say_its_length_is_counted(

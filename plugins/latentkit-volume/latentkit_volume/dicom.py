@@ -30,6 +30,11 @@ CONVERTER = "convert it with dcm2niix (github.com/rordenlab/dcm2niix)"
 
 ZIP_START = b"PK\x03\x04"
 PREAMBLE_BYTES, DICOM_START = 128, b"DICM"
+FILE_META = PREAMBLE_BYTES + len(DICOM_START)
+DEFLATED = b"1.2.840.10008.1.2.1.99"
+
+LARGEST_VOXEL_BYTES = 8
+"""Of a float64."""
 
 PLACE_TOLERANCE = 0.05
 """Of the distance between slices, by which one may lie elsewhere: scanners round positions. A
@@ -86,18 +91,20 @@ def read_series(media: bytes, frame: Frame, assume: str | None, max_voxels: int)
         SampleError: slices that don't make one volume, that can't be decoded, or pydicom is
         missing.
     """
-    slices = [one for file in _files(media) for one in _read_slices(file, max_voxels)]
+    slices: list[Slice] = []
+    for file in _files(media, max_voxels):
+        for one in _read_slices(file, max_voxels):
+            slices.append(one)
+            _check_alike(slices[0], one)
+            check_size((*one.values.shape[::-1], len(slices)), max_voxels)
     if len(slices) == 1 and is_dicom(media):
         raise SampleError(
             "one slice of a DICOM series; source: {use: dicom} makes a volume of a series"
         )
     first = slices[0]
-    for one in slices:
-        _check_alike(first, one)
     normal = np.cross(first.across, first.down)
     slices.sort(key=lambda one: float(one.place @ normal))
     shape = (first.values.shape[1], first.values.shape[0], len(slices))
-    check_size(shape, max_voxels)
     check_frame(shape, 1, frame)
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1] = first.across * first.sides[0], first.down * first.sides[1]
@@ -105,7 +112,7 @@ def read_series(media: bytes, frame: Frame, assume: str | None, max_voxels: int)
     affine[:3, 3] = slices[0].place
     affine[:2] *= -1  # left and back to right and front
     voxels = np.stack([one.values for one in slices], axis=-1).transpose(1, 0, 2)[..., None]
-    remarks = (INVERTED,) if first.is_inverted else ()
+    remarks = (INVERTED,) if any(one.is_inverted for one in slices) else ()
     return make_volume(take_frames(voxels, None), check_affine(affine), remarks)
 
 
@@ -166,14 +173,15 @@ def _step(slices: Sequence[Slice], normal: Floats) -> Floats:
 # ---------------------------------------------------------------- files
 
 
-def _files(media: bytes) -> Iterator[bytes]:
+def _files(media: bytes, max_voxels: int) -> Iterator[bytes]:
     if is_dicom(media):
         yield media
         return
     try:
         with zipfile.ZipFile(io.BytesIO(media)) as packed:
-            names = [name for name in packed.namelist() if not name.endswith("/")]
-            files = [packed.read(name) for name in names]
+            members = [member for member in packed.infolist() if not member.is_dir()]
+            _check_unpacked(media, sum(member.file_size for member in members), max_voxels)
+            files = [_unpack(packed, member) for member in members]
     except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, NotImplementedError) as error:
         raise SampleError("a damaged zip file") from error
     found = [file for file in files if is_dicom(file)]
@@ -184,6 +192,30 @@ def _files(media: bytes) -> Iterator[bytes]:
     yield from found
 
 
+def _unpack(packed: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    with packed.open(member) as file:
+        return file.read(member.file_size)  # a limit, where the file is longer than stated
+
+
+def _check_unpacked(media: bytes, num_bytes: int, max_voxels: int) -> None:
+    """Refuse what unpacks to more than as many voxels can be."""
+    most = len(media) + LARGEST_VOXEL_BYTES * max_voxels
+    if num_bytes > most:
+        raise SampleError(
+            f"it unpacks to more than {most} bytes, the most that max_voxels: {max_voxels} allows"
+        )
+
+
+def _check_deflated(file: bytes, max_voxels: int) -> None:
+    """Refuse a DICOM file that is packed as a whole (PS3.5, A.5) and unpacks to too much: pydicom
+    unpacks all of it before its header is known."""
+    start = FILE_META + 12 + int.from_bytes(file[FILE_META + 8 : FILE_META + 12], "little")
+    if DEFLATED in file[FILE_META:start]:
+        most = len(file) + LARGEST_VOXEL_BYTES * max_voxels
+        unpacked = zlib.decompressobj(-zlib.MAX_WBITS).decompress(file[start:], most + 1)
+        _check_unpacked(file, len(unpacked), max_voxels)
+
+
 def _read_slices(file: bytes, max_voxels: int) -> Iterator[Slice]:
     try:
         import pydicom
@@ -191,6 +223,7 @@ def _read_slices(file: bytes, max_voxels: int) -> Iterator[Slice]:
     except ImportError:
         raise SampleError(f"a DICOM file, which takes pydicom to read: {INSTALL}") from None
     try:
+        _check_deflated(file, max_voxels)
         header = pydicom.dcmread(io.BytesIO(file))
         _check_kind(header)
         num_frames = int(header.get("NumberOfFrames", 1) or 1)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
+import itertools
+import math
 import zlib
 from typing import Any
 
@@ -36,6 +40,14 @@ time."""
 BROKEN = (LookupError, TypeError, ValueError, OSError, EOFError, zlib.error)
 """What pynrrd and numpy raise on damaged bytes, which are in memory."""
 
+PACKED: dict[str, Any] = {
+    **{"gzip": gzip.open, "gz": gzip.open},
+    **{"bzip2": bz2.open, "bz2": bz2.open},
+}
+"""What opens each encoding."""
+
+CHUNK_BYTES = 1 << 20
+
 MILLIMETRES = {"mm": 1.0, "cm": 10.0, "m": 1000.0, "um": 0.001, "microns": 0.001, "micron": 0.001}
 
 
@@ -60,7 +72,7 @@ def read_nrrd(media: bytes, frame: Frame, assume: str | None, max_voxels: int) -
             )
         sizes = tuple(int(size) for size in header["sizes"])
         check_size(sizes, max_voxels)
-        voxels, axes = _frames_last(nrrd.read_data(header, stream), header)
+        voxels, axes = _frames_last(_read_voxels(header, stream), header)
         affine = _affine(header, axes, assume)
     except BROKEN as error:
         raise SampleError("a damaged NRRD file: its header or its voxels can't be read") from error
@@ -68,6 +80,51 @@ def read_nrrd(media: bytes, frame: Frame, assume: str | None, max_voxels: int) -
         raise SampleError(f"a damaged NRRD file: {error}") from error
     check_frame(sizes, voxels.shape[3], frame)
     return make_volume(take_frames(voxels, frame), affine)
+
+
+def _read_voxels(header: dict[str, Any], stream: io.BytesIO) -> Any:
+    """The array behind a header: pynrrd would unpack all that there is, however much that is."""
+    import nrrd
+
+    opener = PACKED.get(str(header.get("encoding")))
+    if opener is None:
+        return nrrd.read_data(header, stream)
+    sizes = [int(size) for size in header["sizes"]]
+    # pynrrd alone knows what the types are called.
+    one = {"sizes": np.ones(len(sizes), int), "encoding": "raw"}
+    kept = {name: header[name] for name in ("type", "dimension", "endian") if name in header}
+    dtype = nrrd.read_data(kept | one, io.BytesIO(bytes(16))).dtype
+    num_bytes = math.prod(sizes) * dtype.itemsize
+    num_lines = header.get("line skip", header.get("lineskip", 0))
+    for _ in itertools.islice(stream, num_lines):
+        pass  # these lie in front of what is packed, the bytes to skip in it
+    rest = io.BytesIO(stream.read())
+    with opener(rest) as unpacked:
+        voxels = _unpack(unpacked, num_bytes, header.get("byte skip", header.get("byteskip", 0)))
+    return np.frombuffer(voxels, dtype).reshape(sizes, order="F")
+
+
+def _unpack(stream: gzip.GzipFile | bz2.BZ2File, num_bytes: int, skip: int) -> bytearray:
+    """So many bytes behind the ones to skip, or the last ones where that is -1.
+
+    Raises:
+        SampleError: there are more.
+    """
+    if skip < -1:
+        raise SampleError(f"a damaged NRRD file: byte skip: {skip}, expected -1 or more")
+    found = bytearray()
+    if skip > 0:
+        stream.seek(skip)
+    while chunk := stream.read(CHUNK_BYTES):
+        found += chunk
+        if skip == -1:
+            del found[: max(len(found) - num_bytes, 0)]
+        elif len(found) > num_bytes:
+            raise SampleError(
+                f"a damaged NRRD file: its voxels take {num_bytes} bytes by its header, "
+                "and it unpacks to more"
+            )
+    return found
 
 
 def _frames_last(voxels: Any, header: dict[str, Any]) -> tuple[Any, list[int]]:

@@ -6,25 +6,39 @@ import hashlib
 import io
 import json
 import os
+import stat
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentkit.contracts import BuildContext, Entry, Sample
-from latentkit.errors import SourceError
+from latentkit.errors import SampleError, SourceError
 from latentkit.samples import Remark
+from latentkit.sources.endings import is_clutter
+from latentkit.sources.files import LocalFiles
 from latentkit_volume.dicom import BROKEN, DICOM_START, INSTALL, PREAMBLE_BYTES
+from latentkit_volume.plugin import DICOM_SUFFIXES
 
 if TYPE_CHECKING:
     from latentkit_volume.plugin import DicomConfig
 
-TAGS = ["SeriesInstanceUID", "ImageType", "Rows", "Modality", "SeriesDescription"]
+TAGS = ["SOPClassUID", "SeriesInstanceUID", "ImageType", "Rows", "Modality", "SeriesDescription"]
+
+DIRECTORY = "1.2.840.10008.1.3.10"
+"""What a DICOMDIR is (PS3.6, table A-1): the one DICOM file without a SOPClassUID."""
+
+ROWS, PIXEL_DATA = 0x00280010, 0x7FE00010
 
 NOT_DICOM = "left out, as they aren't DICOM files"
 NO_PIXELS = "left out, as they are DICOM files without pixels (reports, structures, directories)"
 LOCALIZERS = "left out, as they are localizers (ImageType)"
+DAMAGED = "DICOM files cut off or broken in their header, whose series are refused"
+NO_FILES = "left out, as they are links to nothing, or not files"
+AGAIN = "left out, as they are links to files that are found without them"
+HIDDEN = "hidden by a dot before their name, so not looked at"
+LATENTS = "folders with a latent dataset, not looked into"
 
 
 @dataclass
@@ -35,30 +49,33 @@ class Series:
         uid: its SeriesInstanceUID.
         attributes: what there is to know of it.
         files: paths relative to the folder, with size and time of change in ns.
+        damaged: likewise, those that are, or may be, slices of it.
     """
 
     uid: str
     attributes: dict[str, Any]
     files: list[tuple[str, int, int]] = field(default_factory=list)
+    damaged: list[tuple[str, int, int]] = field(default_factory=list)
 
     @property
     def key(self) -> str:
         """The folder that all its files lie in, and its UID."""
-        folder = os.path.commonpath([os.path.dirname(path) for path, _, _ in self.files])
+        files = self.files or self.damaged
+        folder = os.path.commonpath([os.path.dirname(path) for path, _, _ in files])
         parts = [*Path(folder).parts, self.uid]
         return os.fsencode("/".join(parts)).decode("utf-8", "backslashreplace")
 
     @property
     def stamp(self) -> str:
         """Changes when a file comes, goes or changes."""
-        return hashlib.sha256(json.dumps(self.files).encode()).hexdigest()[:32]
+        return hashlib.sha256(json.dumps(self.files + self.damaged).encode()).hexdigest()[:32]
 
 
 class DicomSource:
     """Samples whose media is a zip of a series' files, unpacked, in the order of their paths.
 
     Files are known by their content, whatever their names end in. Attributes are "modality", such
-    as CT, and "series", its description; nothing that names a patient.
+    as CT, and "series", its description; nothing that names a patient. Links are followed.
 
     Args:
         config: the folder.
@@ -71,16 +88,18 @@ class DicomSource:
     def __init__(self, config: DicomConfig, context: BuildContext) -> None:
         self._root = (context.recipe_dir / Path(config.path).expanduser()).absolute()
         self._left_out: dict[str, list[str]] = {}
+        self._lost: list[tuple[str, int, int]] = []
         if not self._root.is_dir():
             raise SourceError(
                 f"source dicom: {self._root} is not a folder; expected one with DICOM files"
             )
         found: dict[str, Series] = {}
         try:
-            for path in _walk(self._root):
+            for path in self._list():
                 self._add(path, found)
         except OSError as err:
             raise SourceError(f"source dicom: {self._root} can't be read: {err}") from err
+        _share_damaged(self._lost, found.values())
         self._series = sorted(found.values(), key=lambda series: series.key)
         if not self._series:
             left = "; ".join(f"{len(paths)} {text}" for text, paths in self._left_out.items())
@@ -96,9 +115,16 @@ class DicomSource:
         """The sample at a position, its files read.
 
         Raises:
+            SampleError: a slice of it is damaged, or may be: the volume would lack it.
             OSError: a file can't be reached.
         """
         series, packed = self._series[index], io.BytesIO()
+        if series.damaged:
+            path = os.fsencode(series.damaged[0][0]).decode("utf-8", "backslashreplace")
+            raise SampleError(
+                f"{path} is damaged in its header, and is or may be a slice of this series; "
+                "restore it, or remove it if it belongs elsewhere"
+            )
         with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
             for number, (path, _, _) in enumerate(series.files):
                 # Without its name and time, which change nothing.
@@ -118,44 +144,115 @@ class DicomSource:
                 text, len(paths), os.fsencode(paths[0]).decode("utf-8", "backslashreplace")
             )
 
+    def _list(self) -> list[str]:
+        """Paths of the files below the folder, each file once: files before folders, both in the
+        order of their names; nothing hidden."""
+        listing, paths = LocalFiles(self._root).list(True), {}
+        real_root = os.path.realpath(self._root)
+        self._leave_out(HIDDEN, *(path for path in sorted(listing.hidden) if not is_clutter(path)))
+        self._leave_out(LATENTS, *sorted(listing.latent_datasets))
+        links = []
+        for path in sorted(listing.files, key=_place):
+            real = os.path.realpath(self._root / path)
+            if real == os.path.join(real_root, path):
+                paths[real] = path
+            else:
+                links.append((real, path))
+        for real, path in links:
+            if paths.setdefault(real, path) != path:
+                self._leave_out(AGAIN, path)
+        return sorted(paths.values(), key=_place)
+
+    def _leave_out(self, text: str, *paths: str) -> None:
+        if paths:
+            self._left_out.setdefault(text, []).extend(paths)
+
     def _add(self, path: str, found: dict[str, Series]) -> None:
-        header = _read_header(self._root / path)
-        if header is None:
-            self._left_out.setdefault(NOT_DICOM, []).append(path)
-        elif "Rows" not in header or "SeriesInstanceUID" not in header:
-            self._left_out.setdefault(NO_PIXELS, []).append(path)
+        status = _find_status(self._root / path)
+        header = None if status is None else _read_header(self._root / path)
+        if status is None or header is None:
+            self._leave_out(NO_FILES if status is None else NOT_DICOM, path)
+            return
+        uid, is_whole = str(header.get("SeriesInstanceUID", "")), "Rows" in header
+        file, is_damaged = (path, status.st_size, status.st_mtime_ns), not (uid and is_whole)
+        if is_damaged and not _should_have_pixels(header, self._root / path):
+            self._leave_out(NO_PIXELS, path)
         elif "LOCALIZER" in (header.get("ImageType") or []):
-            self._left_out.setdefault(LOCALIZERS, []).append(path)
+            self._leave_out(LOCALIZERS, path)
+        elif is_damaged and not uid:
+            self._leave_out(DAMAGED, path)
+            self._lost.append(file)
         else:
-            uid, status = str(header.SeriesInstanceUID), os.stat(self._root / path)
             about = {
                 "modality": str(header.get("Modality", "")),
                 "series": str(header.get("SeriesDescription", "")),
             }
             series = found.setdefault(uid, Series(uid, about))
-            series.files.append((path, status.st_size, status.st_mtime_ns))
+            if is_damaged:
+                self._leave_out(DAMAGED, path)
+            (series.damaged if is_damaged else series.files).append(file)
 
 
-def _walk(root: Path) -> Iterator[str]:
-    """Paths of the files below a folder, relative to it, in order; nothing hidden."""
-    for parent, folders, names in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith("."):
-                yield os.path.relpath(os.path.join(parent, name), root)
+def _find_status(path: Path) -> os.stat_result | None:
+    """The status of a file; None of a link to nothing, and of a pipe and the like."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        if path.is_symlink():
+            return None
+        raise
+    return status if stat.S_ISREG(status.st_mode) else None
+
+
+def _place(path: str) -> list[tuple[bool, str]]:
+    """What sorts the files of a folder before its folders."""
+    *folders, name = path.split("/")
+    return [*((True, folder) for folder in folders), (False, name)]
+
+
+def _share_damaged(lost: list[tuple[str, int, int]], found: Iterable[Series]) -> None:
+    """Give the damaged files that don't say their series to every series of the same folder."""
+    by_folder: dict[str, list[tuple[str, int, int]]] = {}
+    for file in lost:
+        by_folder.setdefault(os.path.dirname(file[0]), []).append(file)
+    for series in found:
+        for folder in sorted({os.path.dirname(path) for path, _, _ in series.files}):
+            series.damaged += by_folder.get(folder, [])
+
+
+def _should_have_pixels(header: Any, path: Path) -> bool:
+    """Whether a file without Rows is a damaged picture: one by its class that ends before Rows, or
+    has pixels, or a file that ends before its class."""
+    import pydicom
+
+    kind = header.get("SOPClassUID")
+    if not kind:
+        meta = getattr(header, "file_meta", {})
+        return bool(meta.get("MediaStorageSOPClassUID") != DIRECTORY)
+    if "Image Storage" not in pydicom.uid.UID(kind).name:
+        return False
+    try:
+        tags = pydicom.dcmread(path).keys()
+    except BROKEN:
+        return True
+    return PIXEL_DATA in tags or max(tags) < ROWS
 
 
 def _read_header(path: Path) -> Any:
-    """The tags of a DICOM file that tell its series; None of another file."""
+    """The tags of a DICOM file that tell its series, none of one that can't be read; None of
+    another file."""
     try:
         import pydicom
         from pydicom.errors import BytesLengthException, InvalidDicomError
     except ImportError:
         raise SourceError(f"source dicom takes pydicom: {INSTALL}") from None
     with path.open("rb") as file:
-        if file.read(PREAMBLE_BYTES + len(DICOM_START))[PREAMBLE_BYTES:] != DICOM_START:
-            return None
+        head = file.read(PREAMBLE_BYTES + len(DICOM_START))
+    if head[PREAMBLE_BYTES:] != DICOM_START:
+        # A copy that broke off leaves nothing, or zeros.
+        is_lost = path.suffix.lower() in DICOM_SUFFIXES and not head.strip(b"\0")
+        return {} if is_lost else None
     try:
         return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=TAGS)
     except (InvalidDicomError, BytesLengthException, *BROKEN):
-        return None
+        return {}

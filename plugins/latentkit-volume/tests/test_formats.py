@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import builtins
+import bz2
 import contextlib
 import gzip
 import io
+import os
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,15 +17,26 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
+from latentkit_volume import dicom
 from latentkit_volume.modality import VolumeModality
 from latentkit_volume.plugin import DicomConfig, VolumeConfig, latentkit_sources
 from latentkit_volume.reading import read_any
-from latentkit_volume.series import LOCALIZERS, NO_PIXELS, NOT_DICOM, DicomSource
+from latentkit_volume.series import (
+    AGAIN,
+    DAMAGED,
+    HIDDEN,
+    LOCALIZERS,
+    NO_FILES,
+    NO_PIXELS,
+    NOT_DICOM,
+    DicomSource,
+)
 from latentkit_volume.volumes import Volume
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import (
     CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
     EnhancedCTImageStorage,
     ExplicitVRLittleEndian,
     RLELossless,
@@ -206,6 +220,12 @@ def test_monochrome1_is_inverted_and_said(nifti: MakeFile, voxels: Any) -> None:
     assert found.remarks == ("MONOCHROME1: inverted, so that high values are bright",)
 
 
+def test_monochrome1_is_said_of_any_slice(voxels: Any) -> None:
+    files = make_series(voxels.astype(np.uint16), affine_of())
+    files[3].PhotometricInterpretation = "MONOCHROME1"
+    assert read(pack(files)).remarks == ("MONOCHROME1: inverted, so that high values are bright",)
+
+
 def test_packed_pixels_are_unpacked_or_named(nifti: MakeFile, voxels: Any) -> None:
     files = make_series(voxels, affine_of())
     for file in files:
@@ -326,6 +346,117 @@ def test_each_series_of_a_folder_is_a_sample(tmp_path: Path, nifti: MakeFile, vo
         NO_PIXELS: (1, "day 1/report"),
         NOT_DICOM: (1, "day 1/notes.txt"),
     }
+
+
+def open_folder(folder: Path) -> tuple[DicomSource, dict[str, tuple[int, str]]]:
+    """The source, and what it remarks."""
+    source = DicomSource(DicomConfig(path=str(folder)), BuildContext())
+    return source, {remark.text: (remark.count, remark.example) for remark in source.remarks()}
+
+
+def write_series(folder: Path, voxels: Any, series: str = "1.2.3", ending: str = ".dcm") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, file in enumerate(make_series(voxels, affine_of(), series)):
+        (folder / f"{number}{ending}").write_bytes(to_bytes(file))
+
+
+def test_linked_folders_are_read_and_links_to_nothing_are_said(tmp_path: Path, voxels: Any) -> None:
+    write_series(tmp_path / "here" / "b", voxels)
+    write_series(tmp_path / "elsewhere", voxels, "1.2.4")
+    write_series(tmp_path / "here" / ".hidden", voxels, "1.2.5")
+    here = tmp_path / "here"
+    (here / "c").symlink_to(tmp_path / "elsewhere")
+    (here / "a").symlink_to(here / "b")
+    (here / "circle").symlink_to(here)
+    (here / "gone.dcm").symlink_to("nowhere")
+    os.mkfifo(here / "pipe.dcm")
+    source, said = open_folder(here)
+    assert [entry.key for entry in source.entries()] == ["b/1.2.3", "c/1.2.4"]
+    assert all(read(source[place].read()).voxels.shape == (1, 6, 4, 5) for place in (0, 1))
+    assert said == {
+        HIDDEN: (1, ".hidden"),
+        NO_FILES: (2, "gone.dcm"),
+        AGAIN: (6, "a/0.dcm"),
+    }
+
+
+def test_a_folder_that_can_not_be_read_is_an_error(
+    tmp_path: Path, voxels: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_series(tmp_path / "a", voxels)
+    write_series(tmp_path / "b", voxels, "1.2.4")
+    original = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if os.path.basename(os.path.normpath(path)) == "b":
+            raise PermissionError(13, "Permission denied", str(path))
+        return original(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(SourceError, match=r"can't be read: .*Permission denied: .*b"):
+        open_folder(tmp_path)
+
+
+@pytest.mark.parametrize("number", [0, 3, 5])
+def test_a_slice_cut_in_its_header_refuses_its_series_alone(
+    tmp_path: Path, voxels: Any, number: int
+) -> None:
+    """Wherever it is cut, and at the series' end too, where the others make a volume. Only in
+    front of its number of series it may belong to all series of its folder."""
+    write_series(tmp_path / "a", voxels)
+    write_series(tmp_path / "a", voxels, "1.2.4", ending="")
+    write_series(tmp_path / "b", voxels, "1.2.5")
+    cut = tmp_path / "a" / f"{number}.dcm"
+    whole = cut.read_bytes()
+    for size in (0, 100, 132, 150, 200, whole.index(b"1.2.3\0") + 6, whole.index(b"\x28\0\x10\0")):
+        cut.write_bytes(whole[:size])
+        source, said = open_folder(tmp_path)
+        assert said == {DAMAGED: (1, f"a/{number}.dcm")}
+        refused = [entry.key for entry in source.entries() if entry.key != "b/1.2.5"]
+        assert refused == ["a/1.2.3", "a/1.2.4"]
+        is_known = size > 250
+        for place in range(1 if is_known else 2):
+            with pytest.raises(SampleError, match=rf"a/{number}.dcm is damaged in its header"):
+                source[place]
+        for place in range(1 if is_known else 2, 3):
+            assert read(source[place].read()).voxels.shape == (1, 6, 4, 5)
+    cut.write_bytes(whole)
+    source, said = open_folder(tmp_path)
+    assert not said
+    assert read(source[0].read()).voxels.shape == (1, 6, 4, 5)
+
+
+def test_a_repaired_slice_changes_the_stamp_of_its_series(tmp_path: Path, voxels: Any) -> None:
+    write_series(tmp_path, voxels)
+    last, stamps = tmp_path / "5.dcm", set()
+    whole = last.read_bytes()
+    for content in (whole[:200], None, whole):
+        if content is None:
+            last.unlink()
+        else:
+            last.write_bytes(content)
+        stamps |= {entry.stamp for entry in open_folder(tmp_path)[0].entries()}
+    assert len(stamps) == 3
+
+
+def test_other_files_than_pictures_are_not_taken_for_damaged_ones(
+    tmp_path: Path, voxels: Any
+) -> None:
+    """Reports, directories, and classes of one vendor; a marker without content."""
+    write_series(tmp_path, voxels)
+    classes = {"report": "1.2.840.10008.5.1.4.1.1.88.11", "vendor": "1.3.12.2.1107.5.9.1"}
+    for name, kind in {**classes, "DICOMDIR": "1.2.840.10008.1.3.10"}.items():
+        file = make_series(voxels, affine_of(), "1.2.6")[0]
+        for tag in ("Rows", "Columns", "PixelData"):
+            delattr(file, tag)
+        file.SOPClassUID = file.file_meta.MediaStorageSOPClassUID = kind
+        if name == "DICOMDIR":
+            del file.SOPClassUID
+        (tmp_path / name).write_bytes(to_bytes(file))
+    (tmp_path / "DONE").touch()
+    source, said = open_folder(tmp_path)
+    assert said == {NO_PIXELS: (3, "DICOMDIR"), NOT_DICOM: (1, "DONE")}
+    assert read(source[0].read()).voxels.shape == (1, 6, 4, 5)
 
 
 def test_a_changed_file_changes_its_series_alone(tmp_path: Path, voxels: Any) -> None:
@@ -518,3 +649,96 @@ def test_damage_is_a_reason_and_never_another_error(voxels: Any, kind: str) -> N
         media = bytes(damaged) if kind == "nrrd" else pack([bytes(damaged), *files[1:]])
         with contextlib.suppress(SampleError):
             read(media)
+
+
+# ---------------------------------------------------------------- more than max_voxels
+
+
+def deflated(file: Any) -> bytes:
+    """The file packed as a whole (PS3.5, A.5)."""
+    file.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    return to_bytes(file)
+
+
+def zipped(content: bytes, stated: int | None = None) -> bytes:
+    """A packed file in a zip, of which a wrong size may be stated."""
+    media = io.BytesIO()
+    with zipfile.ZipFile(media, "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("a", content)
+    whole = media.getvalue()
+    if stated is None:
+        return whole
+    size, wrong = (number.to_bytes(4, "little") for number in (len(content), stated))
+    return whole.replace(size, wrong)
+
+
+LARGE = 24 << 20
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        lambda: nrrd_file(np.zeros((4, 4, 4), np.uint8), affine_of()).replace(b"raw", b"gzip")[:-64]
+        + gzip.compress(bytes(LARGE)),
+        lambda: nrrd_file(np.zeros((4, 4, 4), np.uint8), affine_of()).replace(b"raw", b"bz2")[:-64]
+        + bz2.compress(bytes(LARGE)),
+        lambda: zipped(bytes(LARGE)),
+        lambda: zipped(bytes(LARGE), 1000),
+        lambda: deflated(pixel_module(np.zeros((4096, LARGE // 4096), np.uint8))),
+        lambda: pack([deflated(pixel_module(np.zeros((4096, LARGE // 4096), np.uint8)))] * 2),
+    ],
+    ids=["gzip", "bzip2", "zip", "zip that states less", "deflated", "deflated in a zip"],
+)
+def test_a_bomb_is_refused_before_it_is_unpacked(bomb: Callable[[], bytes]) -> None:
+    media = bomb()
+    tracemalloc.start()
+    try:
+        with pytest.raises(SampleError, match=r"unpacks to more|damaged zip"):
+            read_any(media, None, None, 64)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < LARGE / 4
+
+
+def test_deflated_files_are_read(nifti: MakeFile, voxels: Any) -> None:
+    media = pack([deflated(file) for file in make_series(voxels, affine_of())])
+    assert_same(read(media), read(nifti(voxels, affine_of(), slope=SLOPE, inter=INTERCEPT)))
+
+
+def test_slices_of_a_series_are_counted_as_they_are_decoded(
+    monkeypatch: pytest.MonkeyPatch, voxels: Any
+) -> None:
+    decoded, original = [], dicom._make_slice
+
+    def make_slice(*args: Any) -> Any:
+        decoded.append(args)
+        return original(*args)
+
+    monkeypatch.setattr(dicom, "_make_slice", make_slice)
+    with pytest.raises(SampleError, match="5 x 4 x 3 voxels, more than max_voxels: 59"):
+        read_any(pack(make_series(voxels, affine_of())), None, None, 59)
+    assert len(decoded) == 3
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "bz2"])
+@pytest.mark.parametrize("skip", ["", "lines", "bytes", "to the end"])
+def test_packed_nrrd_files_are_read_behind_what_is_to_be_skipped(
+    nifti: MakeFile, voxels: Any, encoding: str, skip: str
+) -> None:
+    """Lines lie in front of what is packed, bytes in it (teem.sourceforge.net/nrrd/format.html)."""
+    pack_with: Any = {"gzip": gzip.compress, "bz2": bz2.compress}[encoding]
+    field = {"lines": "line skip: 2\n", "bytes": "byte skip: 7\n", "to the end": "byte skip: -1\n"}
+    header = nrrd_file(voxels, affine_of(), encoding=encoding).partition(b"\n\n")[0]
+    in_front = b"one\ntwo\n" if skip == "lines" else b""
+    content = (b"skipped" if skip in ("bytes", "to the end") else b"") + voxels.tobytes(order="F")
+    media = header + b"\n" + field.get(skip, "").encode() + b"\n" + in_front + pack_with(content)
+    assert_same(read(media), read(nifti(voxels, affine_of())))
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_packed_nrrd_files_hold_as_much_as_they_say(voxels: Any, change: int) -> None:
+    header = nrrd_file(voxels, affine_of(), encoding="gzip").partition(b"\n\n")[0] + b"\n\n"
+    content = voxels.tobytes() + b"\0" if change > 0 else voxels.tobytes()[:-1]
+    with pytest.raises(SampleError, match="damaged NRRD"):
+        read(header + gzip.compress(content))
