@@ -92,8 +92,13 @@ class Remark:
 
     def __str__(self) -> str:
         """One line: how many, what, and an example."""
-        example = self.example.replace("\r", "\\r").replace("\n", "\\n")
+        example = one_line(self.example)
         return f"{self.count}: {self.text}" + (f", such as {example}" if example else "")
+
+
+def one_line(text: str) -> str:
+    """A text, such as a file's name, with its line breaks and the like as escapes."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,12 @@ from latentkit.builtin import TABLE_ENDINGS
 from latentkit.contracts import BuildContext, Entry, Remark, Sample
 from latentkit.errors import SampleError, SourceError
 from latentkit.overrides import find_file_path, is_url
+from latentkit.samples import one_line
 from latentkit.sources.captions import NOTHING_BESIDE, RECORD_ENDING, TEXT_ENDINGS, Beside, Sidecars, read_beside
 from latentkit.sources.encodings import UTF8
 from latentkit.sources.endings import ending_of, explain_ending, how_to_read, is_clutter
 from latentkit.sources.files import Files, LocalFiles
-from latentkit.sources.remarks import merged, one_line
+from latentkit.sources.remarks import summed
 from latentkit.sources.tables import MAX_TABLES, TABLE_NAMES, FileNames, encoding_remark, read_tables
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class FolderSource:
         names = FileNames(scan.stems, scan.others, self._folder.name(""))
         said = read_tables(self._folder, scan.tables, names, must_fit=scan.table_names)
         self._columns = said.columns
-        self._remarks = merged([*said.remarks, *scan.remarks()])
+        self._remarks = summed([*said.remarks, *scan.remarks()])
         self._caption_remarks: list[Remark] | None = None
 
     def __len__(self) -> int:
@@ -95,7 +96,7 @@ class FolderSource:
         if self._caption_remarks is None:
             for _ in self.entries():
                 pass
-        return merged([*self._remarks, *(self._caption_remarks or [])])
+        return summed([*self._remarks, *(self._caption_remarks or [])])
 
     def _attributes(self, file: MediaFile) -> tuple[dict[str, Any], list[tuple[str, str]]]:
         """Of a file, and the encodings of the captions that were read for it."""

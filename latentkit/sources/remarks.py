@@ -28,6 +28,16 @@ def remarks_of(source: Source | StreamSource) -> list[Remark]:
 
 
 def merged(remarks: Iterable[Remark]) -> list[Remark]:
+    """As `summed`, with all kinds beyond `MOST_KINDS` as one more."""
+    found = summed(remarks)
+    others = found[MOST_KINDS:]
+    if not others:
+        return found
+    text = f"of {len(others)} other kinds, which are not listed"
+    return [*found[:MOST_KINDS], Remark(text, sum(one.count for one in others))]
+
+
+def summed(remarks: Iterable[Remark]) -> list[Remark]:
     """One remark per text, the most frequent first, with the first example.
 
     Those that count nothing are left out.
@@ -37,14 +47,9 @@ def merged(remarks: Iterable[Remark]) -> list[Remark]:
         before = by_text.get(remark.text, Remark(remark.text, 0))
         example = before.example or remark.example
         by_text[remark.text] = Remark(remark.text, before.count + remark.count, example)
-    found = sorted(
+    return sorted(
         (one for one in by_text.values() if one.count), key=lambda one: (-one.count, one.text)
     )
-    others = found[MOST_KINDS:]
-    if not others:
-        return found
-    text = f"of {len(others)} other kinds, which are not listed"
-    return [*found[:MOST_KINDS], Remark(text, sum(one.count for one in others))]
 
 
 def list_remarks(remarks: Sequence[Remark], most: int, command: str = "") -> list[str]:
@@ -69,11 +74,8 @@ def _checked(remark: object, source: object) -> Remark:
     if not remark.text or "\n" in remark.text or remark.count < 0:
         expected = "expected a text of one line and a count from 0 on"
         raise PluginError(f"{type(source).__name__}.remarks() gave {remark!r}, {expected}")
-    # Names of files may hold bytes that are no UTF-8, which dataset.json couldn't, and line breaks.
-    text = remark.text.encode("utf-8", "backslashreplace").decode()
-    return Remark(text, remark.count, one_line(remark.example))
-
-
-def one_line(text: str) -> str:
-    """A text, such as a file's name, with its line breaks and the like as escapes."""
-    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
+    # Names of files may hold bytes that are no UTF-8, which dataset.json couldn't.
+    text, example = (
+        part.encode("utf-8", "backslashreplace").decode() for part in (remark.text, remark.example)
+    )
+    return Remark(text, remark.count, example)

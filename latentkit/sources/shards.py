@@ -16,9 +16,9 @@ from typing import IO, Any
 
 from latentkit.contracts import Remark
 from latentkit.errors import SampleError, SourceError
+from latentkit.samples import one_line
 from latentkit.sources.captions import name_caption
 from latentkit.sources.encodings import UnknownEncodingError, decode_text
-from latentkit.sources.remarks import one_line
 from latentkit.sources.tars import Member, Tar
 
 TEXT_FIELDS = ("text", "txt", "caption", "prompt", "transcript")

@@ -92,7 +92,7 @@ def test_names_that_no_file_can_store_are_examples_all_the_same(tmp_path: Path) 
     (remark,) = remarks_of(
         FolderSource(FolderConfig(path=str(tmp_path), suffixes=[".jpg"]), BuildContext())
     )
-    assert remark == Remark(remark.text, 1, "\\xff\\n.svg")
+    assert remark == Remark(remark.text, 1, "\\xff\n.svg")
     assert "\n" not in str(remark)
 
 
