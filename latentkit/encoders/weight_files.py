@@ -173,17 +173,21 @@ def _load(file: Path | IO[bytes], mmap: bool) -> Any:
 
 
 def _groups(
-    found: object, name: str = "", depth: int = 0
+    found: object, name: str = "", above: tuple[int, ...] = ()
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Mappings of tensors, by their dotted names, "" for the outermost; what else lies in them is left out."""
-    if not isinstance(found, dict) or depth > DEEPEST:
+    """Mappings of tensors, by their dotted names, "" for the outermost; what else lies in them is left out.
+
+    Args:
+        above: ids of the mappings that it lies in, which may lie in it.
+    """
+    if not isinstance(found, dict) or len(above) > DEEPEST or id(found) in above:
         return
     entries = [(key, value) for key, value in dict.items(found) if isinstance(key, str)]
     tensors = {key: value.detach() for key, value in entries if isinstance(value, Tensor)}
     if tensors:
         yield name, tensors
     for key, value in entries:
-        yield from _groups(value, f"{name}.{key}" if name else key, depth + 1)
+        yield from _groups(value, f"{name}.{key}" if name else key, (*above, id(found)))
 
 
 def _why_unreadable(path: Path, start: bytes, error: Exception) -> str:
