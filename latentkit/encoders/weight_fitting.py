@@ -78,10 +78,19 @@ def find_fits(tensors: Mapping[str, Tensor], model: Any) -> list[Fit]:
         EncoderError: the weights are scaled fp8 ones.
     """
     own = model.state_dict()
-    fits = [_fit(prefix, named, own, model) for prefix, named in _networks(tensors, own)]
+    fits: list[Fit] = []
+    for prefix, named in _networks(tensors, own):
+        within = tuple(  # whole networks of their own, such as averages beside what is averaged
+            fit.prefix.removeprefix(prefix)
+            for fit in fits
+            if fit.is_good and fit.prefix != prefix and fit.prefix.startswith(prefix)
+        )
+        rest = {name: tensor for name, tensor in named.items() if not name.startswith(within)}
+        fits.append(_fit(prefix, rest, own, model))
     fits.sort(
         key=lambda fit: (
-            len(fit.missing) + len(fit.unexpected) + len(fit.misshaped) + fit.lacks_decoder
+            len(fit.missing) + len(fit.unexpected) + len(fit.misshaped) + fit.lacks_decoder,
+            fit.prefix,
         )
     )
     good: dict[Any, Fit] = {}
@@ -156,7 +165,7 @@ def refuse_scaled(path: Path, names: Iterable[str]) -> None:
 def _networks(
     tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Prefixes and what is under them, without the prefix."""
+    """Prefixes and what is under them, without the prefix; the longest first."""
     first = next((name for name in own if name.startswith("encoder.")), next(iter(own)))
     prefixes = {""}
     for name in tensors:
@@ -165,20 +174,13 @@ def _networks(
             prefixes.add(found[1])
         if name.endswith(f".{first}"):
             prefixes.add(name.removesuffix(first))
-    for prefix in sorted(prefixes):
-        within = tuple(
-            one
-            for one in prefixes
-            if one != prefix
-            and one.startswith(prefix)
-            and not any(name.startswith(one.removeprefix(prefix)) for name in own)
-        )  # other networks, such as averages beside what is averaged
+    for prefix in sorted(prefixes, key=lambda one: (-len(one), one)):
         yield (
             prefix,
             {
                 name.removeprefix(prefix): tensor
                 for name, tensor in tensors.items()
-                if name.startswith(prefix) and not name.startswith(within)
+                if name.startswith(prefix)
             },
         )
     if prefixes == {""} and not any(
