@@ -195,7 +195,7 @@ class Encoder(Protocol):
     def fingerprint(self) -> dict[str, str]:
         """Everything of its own that decides a latent's value, by name: hash of the tensors `encode` uses, compute dtype, tiling.
 
-        A key that starts with "decoder" or "commit" is recorded, but not part of the fingerprint.
+        A key that starts with "decoder" or "hub_commit" is recorded, but not part of the fingerprint.
         """
         ...
 

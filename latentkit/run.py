@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentkit.build import Line, is_launched, lines_of, open_executor
-from latentkit.errors import PluginError, RecipeError
+from latentkit.errors import EncoderError, PluginError, RecipeError
 from latentkit.overrides import find_local_path, is_url
 from latentkit.recipe import EncodeRecipe, EvaluateRecipe, Overrides, Recipe, TrainRecipe, dump_recipe, load_recipe, parse_recipe, resolve
 from latentkit.recipe_parts import Use
@@ -200,9 +200,19 @@ def _hub_name(use: Use, recipe: Recipe) -> str:
         name = use.with_.get(key)
         if not isinstance(name, str) or use.use == "folder":
             continue
-        if is_url(name) or (HUB_ID.fullmatch(name) and find_local_path(name, recipe.base_dir) is None):
+        if is_url(name) or (find_local_path(name, recipe.base_dir) is None and _is_hub_id(use, key, name)):
             return name
     return ""
+
+
+def _is_hub_id(use: Use, key: str, name: str) -> bool:
+    """Whether a name that is no path here is looked for on the hub."""
+    from latentkit.runtime.hub_places import ID_PART, parse_hub_place
+
+    if key == "path" and use.use != "datasets":  # a path of other sources may have more than one slash
+        return HUB_ID.fullmatch(name) is not None
+    is_bare = key == "path" and ID_PART.fullmatch(name) is not None  # the oldest data sets have no owner
+    return is_bare or parse_hub_place(name) is not None
 
 
 def _heed_launcher(recipe: Recipe) -> None:
@@ -336,7 +346,8 @@ def _encode_line(opened: OpenLine, passed: Passed | None) -> tuple[EncodeSummary
     from latentkit.contracts import StreamSource
     from latentkit.encode import encode_source
     from latentkit.preview import preview_suffix, store_preview
-    from latentkit.store.dataset import DATASET, restate_remarks
+    from latentkit.runtime.device import is_out_of_memory
+    from latentkit.store.dataset import DATASET, compare_normalizations, restate
 
     folder, inputs, recipe = opened.folder, opened.inputs, opened.line.recipe
     before = folder.read(DATASET) if folder.exists(DATASET) else None
@@ -345,20 +356,27 @@ def _encode_line(opened: OpenLine, passed: Passed | None) -> tuple[EncodeSummary
     summary = encode_source(
         folder, inputs, opened.executor, opened.device, opened.settings, text, show_progress=shown, is_compared=is_compared
     )
-    if not isinstance(inputs.source, StreamSource):
-        restate_remarks(folder, [asdict(remark) for remark in inputs.remarks])
+    is_stream = isinstance(inputs.source, StreamSource)
+    remarks = None if is_stream else [asdict(remark) for remark in inputs.remarks]
+    restate(folder, inputs.open_encoder(opened.device).normalization, remarks)
+    if before and (difference := compare_normalizations(before, folder.read(DATASET))):
+        say(f"{folder}: {difference}")
     summary = summary if passed is None else passed.summary + summary
     if not opened.settings.preview or not shown:
         return summary, None
     name = f"preview{preview_suffix(inputs.modality)}"
     is_current = folder.exists(name) and folder.read(DATASET) == before
-    decoder, num_rows = inputs.open_decoder(opened.device), opened.settings.preview
     try:
+        decoder, num_rows = inputs.open_decoder(opened.device), opened.settings.preview
         made = is_current or store_preview(
             folder, inputs.source, inputs.modality, decoder, name, num_rows
         )
-    except PluginError as error:  # no reason to call a finished dataset a failure
-        say(f"{folder}: no preview: {error}; the dataset is complete without it")
+    except Exception as error:
+        if not (isinstance(error, (PluginError, EncoderError)) or is_out_of_memory(error)):
+            raise
+        # No reason to call a finished dataset a failure.
+        reason = " ".join(str(error).split())
+        say(f"{folder}: no preview: {reason}; the dataset is complete without it")
         made = False
     return summary, f"{folder}/{name}" if made else None
 

@@ -170,7 +170,7 @@ class DiffusersEncoder:
     def fingerprint(self) -> dict[str, str]:
         """Class and config, hash of the tensors that `encode` uses in the dtype it uses them in, tiling.
 
-        Recorded only: "decoder", and of a model of the hub "commit", which is owner/name@commit.
+        Recorded only: "decoder", and of a model of the hub "hub_commit", which is owner/name@commit.
         """
         text = json.dumps(computing_config(self._complete_config, self._traits, self._tiling), sort_keys=True)
         tensors = self._encoding_half.state_dict()
@@ -181,7 +181,7 @@ class DiffusersEncoder:
             "decoder": self._decoder_hash,
         }
         commit = hub_commit(self._path)
-        return parts | ({"tiling": "on"} if self._tiling else {}) | ({"commit": commit} if commit else {})
+        return parts | ({"tiling": "on"} if self._tiling else {}) | ({"hub_commit": commit} if commit else {})
 
     # ------------------------------------------------------------ training
 

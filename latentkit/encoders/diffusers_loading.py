@@ -22,7 +22,7 @@ from latentkit.encoders.hub import find_model_folder
 from latentkit.encoders.published_configs import find_published, list_published, recognize
 from latentkit.encoders.weight_files import read_metadata
 from latentkit.encoders.weight_fitting import Fit, choose_fit, find_fits
-from latentkit.encoders.weight_folders import WeightFiles, find_weights
+from latentkit.encoders.weight_folders import SUFFIXES, WeightFiles, find_weights
 from latentkit.errors import EncoderError
 from latentkit.samples import Remark
 
@@ -57,7 +57,7 @@ def _choose_folder(model: str, subfolder: str | None, modality: str, path: Path)
     folders = _model_folders(path, subfolder)
     if not folders:
         if not subfolder and _has_weights(path):
-            return path  # what it holds is told by its names
+            return path  # what it holds is told by its names; and what is wrong, when they are read
         where = subfolder or f"it, {', '.join(SUBFOLDERS)}"
         wanted = (
             "the folder of a diffusers autoencoder or pipeline, or a file of weights "
@@ -89,9 +89,7 @@ def _model_folders(path: Path, subfolder: str | None) -> list[Path]:
 
 
 def _has_weights(folder: Path) -> bool:
-    with contextlib.suppress(EncoderError):
-        return bool(find_weights(folder, None).files)
-    return False
+    return any(file.is_file() and file.name.lower().endswith(SUFFIXES) for file in folder.iterdir())
 
 
 def _is_driven(folder: Path) -> bool:
@@ -144,17 +142,14 @@ def _might_be_driven(name: str) -> bool:
 
 
 def find_config_file(name: str, recipe_dir: Path) -> Path:
-    """The config.json that the option config means: a name of `published_configs`, a file, or a folder with one.
+    """The config.json that the option config means: a file, a folder with one, or a name of `published_configs`.
 
     Raises:
         EncoderError: it is none of these; lists the names.
     """
-    published = find_published(name)
-    if published is not None:
-        return published
     path = recipe_dir / Path(name).expanduser()
     places = [path, *(path / folder / "config.json" for folder in ("", *SUBFOLDERS))]
-    found = next((place for place in places if place.is_file()), None)
+    found = next((place for place in places if place.is_file()), None) or find_published(name)
     if found is None:
         raise EncoderError(
             f"config {name}: there is no such file, no folder with a config.json, and no published autoencoder of that "
@@ -203,8 +198,9 @@ def look_at_model(path: Path, config_file: Path | None, variant: str | None = No
     tensors = weights.read()
     remarks = [weights.remark] if weights.remark else []
     if config_file is None:
-        config_file = recognize(path, tensors, read_metadata(weights.files[0]), modality)
-        remarks.append(Remark(f"no config.json: taken for {config_file.stem}, by the names and shapes of the weights"))
+        config_file, *equals = recognize(path, tensors, read_metadata(weights.files[0]), modality)
+        same = f" ({', '.join(file.stem for file in equals)} would give the same latents)" if equals else ""
+        remarks.append(Remark(f"no config.json: taken for {config_file.stem}, by the names and shapes of the weights{same}"))
     model = build_shapes(read_config(config_file))
     fit = choose_fit(weights.files[0], find_fits(tensors, model), _other_variant(weights, variant))
     if any("float8" in str(tensor.dtype) for tensor in fit.tensors.values()):

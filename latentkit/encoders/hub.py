@@ -173,9 +173,12 @@ class RepositoryFiles:
         try:
             if root is None or not all((root / name).is_file() for name in names):
                 root = self._root = self._fetch(names, self.silence is not None)
-            return root
         except HUB_ERRORS as error:
             raise EncoderError(self._failure(explain_hub_error(error, self.place))) from error
+        missing = sorted(name for name in names if not (root / name).is_file())
+        if missing:  # the hub's library returns what it has where the hub refuses to say more
+            raise EncoderError(self._failure(f"{', '.join(missing)} can't be had from the hub now; run again in a few minutes"))
+        return root
 
     def _cached(self, error: Exception) -> Path:
         try:

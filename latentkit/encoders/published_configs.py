@@ -23,7 +23,7 @@ ALIASES = {
     "dc-ae-f32c32-sana": "sana",
     "flux": "flux1",
     "flux2-klein": "flux2",
-    "hunyuan-dit": "sd15",
+    "hunyuan-dit": "sdxl",
     "kl-f8": "sd15",
     "kolors": "sdxl",
     "ltx-0.9": "ltx-0.9.0",
@@ -84,11 +84,11 @@ def find_published(name: str) -> Path | None:
 
 def recognize(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], modality: str
-) -> Path:
-    """The published config that a file's names and shapes fit.
+) -> list[Path]:
+    """The published config that a file's names and shapes fit, and after it those that give the same latents.
 
     Args:
-        path: of the file, for messages; its name decides between configs that give the same latents.
+        path: of the file, for messages.
         tensors: all of it, by full names.
         metadata: texts in the file.
         modality: the recipe's; of several networks in a file, the one that takes it is meant.
@@ -108,10 +108,8 @@ def recognize(
     told = _told(tensors, metadata)
     if told in names:
         names = [told]
-    if len({_scaling(name) for name in names}) == 1:  # the same latents
-        word = path.name.lower()
-        name = next((name for name in names if name.split("-")[0] in word), names[-1])
-        return FOLDER / f"{name}.json"
+    if len({_scaling(name) for name in names}) == 1:  # the same latents, of a class that no file's name decides
+        return [FOLDER / f"{name}.json" for name in reversed(names)]
     raise EncoderError(
         f"{path}: its weights fit {', '.join(names)}, which {_differences(names)}. Say which it is: "
         f"--set encoder.with.config={names[-1]} (or another of these)"

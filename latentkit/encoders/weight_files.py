@@ -173,17 +173,26 @@ def _load(file: Path | IO[bytes], mmap: bool) -> Any:
 
 
 def _groups(
-    found: object, name: str = "", depth: int = 0
+    found: object, name: str = "", above: tuple[int, ...] = (), seen: set[int] | None = None
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Mappings of tensors, by their dotted names, "" for the outermost; what else lies in them is left out."""
-    if not isinstance(found, dict) or depth > DEEPEST:
+    """Mappings of tensors, by their dotted names, "" for the outermost; what else lies in them is left out.
+
+    Args:
+        above: ids of the mappings that it lies in, which may lie in it.
+        seen: ids of those looked into; one that lies in several gives its own tensors under each name, and the rest once.
+    """
+    seen = set() if seen is None else seen
+    if not isinstance(found, dict) or len(above) > DEEPEST or id(found) in above:
         return
     entries = [(key, value) for key, value in dict.items(found) if isinstance(key, str)]
     tensors = {key: value.detach() for key, value in entries if isinstance(value, Tensor)}
     if tensors:
         yield name, tensors
+    if id(found) in seen:
+        return
+    seen.add(id(found))
     for key, value in entries:
-        yield from _groups(value, f"{name}.{key}" if name else key, depth + 1)
+        yield from _groups(value, f"{name}.{key}" if name else key, (*above, id(found)), seen)
 
 
 def _why_unreadable(path: Path, start: bytes, error: Exception) -> str:

@@ -15,6 +15,9 @@ from latentkit.encoders.original_names import to_own_names
 from latentkit.errors import EncoderError
 
 MOST_NAMED = 8
+OUTERMOST = "outermost"
+"""What names without a prefix are called."""
+
 TRAINERS = re.compile(
     r"(loss|losses|model_ema|discriminator|optimizer|lr_scheduler|global_step|epoch|step)(\.|$)"
 )
@@ -75,10 +78,19 @@ def find_fits(tensors: Mapping[str, Tensor], model: Any) -> list[Fit]:
         EncoderError: the weights are scaled fp8 ones.
     """
     own = model.state_dict()
-    fits = [_fit(prefix, named, own, model) for prefix, named in _networks(tensors, own)]
+    fits: list[Fit] = []
+    for prefix, named in _networks(tensors, own):
+        within = tuple(  # whole networks of their own, such as averages beside what is averaged
+            fit.prefix.removeprefix(prefix)
+            for fit in fits
+            if fit.is_good and fit.prefix != prefix and fit.prefix.startswith(prefix)
+        )
+        rest = {name: tensor for name, tensor in named.items() if not name.startswith(within)}
+        fits.append(_fit(prefix, rest, own, model))
     fits.sort(
         key=lambda fit: (
-            len(fit.missing) + len(fit.unexpected) + len(fit.misshaped) + fit.lacks_decoder
+            len(fit.missing) + len(fit.unexpected) + len(fit.misshaped) + fit.lacks_decoder,
+            fit.prefix,
         )
     )
     good: dict[Any, Fit] = {}
@@ -96,7 +108,7 @@ def choose_fit(path: Path, fits: Sequence[Fit], variant: str | None) -> Fit:
     Args:
         path: of the checkpoint, for messages.
         fits: of `find_fits`.
-        variant: a word of the prefix, where several are good.
+        variant: the prefix or a word of it, where several are good; "outermost" for names without one.
 
     Raises:
         EncoderError: none is good, or several are and the variant doesn't tell which.
@@ -106,19 +118,32 @@ def choose_fit(path: Path, fits: Sequence[Fit], variant: str | None) -> Fit:
         raise EncoderError(
             f"{path}: the weights don't fit the model: keys {fits[0].describe()}. It would run, and be wrong"
         )
-    meant = [fit for fit in fits if variant is None or variant in fit.prefix.split(".")]
+    meant = _find_meant(fits, variant)
     if len(meant) == 1:
         return meant[0]
-    names = ", ".join(fit.prefix.rstrip(".") or "the outermost names" for fit in fits)
+    names = ", ".join(map(_name_of, fits))
     if len(fits) == 1:
         raise EncoderError(
             f"{path}: there are no weights {variant!r} in it, only one model ({names}); leave out variant"
         )
-    words = [word for fit in fits for word in fit.prefix.split(".")[:1] if word]
-    advice = f"Choose one by the option variant, such as --set encoder.with.variant={words[0]}"
+    word = _name_of(fits[0]).split(".")[-1]
+    word = word if len(_find_meant(fits, word)) == 1 else _name_of(fits[0])
+    advice = f"Choose one by the option variant, such as --set encoder.with.variant={word}"
     raise EncoderError(
         f"{path} holds the weights of {len(fits)} such models, under {names}. {advice}"
     )
+
+
+def _name_of(fit: Fit) -> str:
+    return fit.prefix.rstrip(".") or OUTERMOST
+
+
+def _find_meant(fits: Sequence[Fit], variant: str | None) -> list[Fit]:
+    """The fits of which a variant is the whole name; where there is none, those of which it is a word."""
+    if variant is None:
+        return list(fits)
+    named = [fit for fit in fits if variant == _name_of(fit)]
+    return named or [fit for fit in fits if variant in _name_of(fit).split(".")]
 
 
 def refuse_scaled(path: Path, names: Iterable[str]) -> None:
@@ -140,7 +165,7 @@ def refuse_scaled(path: Path, names: Iterable[str]) -> None:
 def _networks(
     tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Prefixes and what is under them, without the prefix."""
+    """Prefixes and what is under them, without the prefix; the longest first."""
     first = next((name for name in own if name.startswith("encoder.")), next(iter(own)))
     prefixes = {""}
     for name in tensors:
@@ -149,7 +174,7 @@ def _networks(
             prefixes.add(found[1])
         if name.endswith(f".{first}"):
             prefixes.add(name.removesuffix(first))
-    for prefix in sorted(prefixes):
+    for prefix in sorted(prefixes, key=lambda one: (-len(one), one)):
         yield (
             prefix,
             {

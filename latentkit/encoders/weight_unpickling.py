@@ -67,10 +67,22 @@ def _drop_state(unpickler: Any) -> None:
     unpickler.stack.pop()
 
 
+def _make_stand_in(unpickler: Any) -> None:
+    """In the place of the opcode that makes an object by keywords, such as the address of an allocator of a storage."""
+    del unpickler.stack[-2:]
+    unpickler.stack[-1] = StandIn()
+
+
 class Unpickler(pickle._Unpickler):
     """An unpickler that looks up no name but those of `REBUILDING` and torch's dtypes, and changes no object."""
 
-    dispatch = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: _drop_state}  # noqa: RUF012 (of Python's own class)
+    dispatch = {  # noqa: RUF012 (of Python's own class)
+        **pickle._Unpickler.dispatch,
+        pickle.BUILD[0]: _drop_state,
+        pickle.NEWOBJ_EX[0]: _make_stand_in,
+        # A bytearray is made, zeros and all, in the stated length before it is read: more than there is memory.
+        pickle.BYTEARRAY8[0]: pickle._Unpickler.dispatch[pickle.BINBYTES8[0]],
+    }
 
     def find_class(self, module: str, name: str) -> Any:
         """What a pickle gets for a name."""

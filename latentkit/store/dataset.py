@@ -142,22 +142,65 @@ def dataset_json(
     return _sealed(document)
 
 
-def restate_remarks(folder: Folder, remarks: Sequence[Mapping[str, Any]]) -> None:
-    """Let dataset.json say what its source remarks now, though none of its samples has changed.
+def restate(
+    folder: Folder, normalization: Normalization, remarks: Sequence[Mapping[str, Any]] | None
+) -> None:
+    """Let dataset.json say how its latents are normalized and what its source remarks now, though no sample has changed.
+
+    Args:
+        normalization: the encoder's, which reading applies; stored latents are without it.
+        remarks: None leaves those that are there.
 
     Raises:
         StoreError: there is no finished dataset.
     """
     claims = Claims(folder)
-    if read_dataset(folder)["source"].get("remarks", []) == [*remarks]:
+    document = read_dataset(folder)
+    if document == _restated(document, normalization, remarks):
         return
     with claims.beating():
         if not claims.take("finalize"):
             return  # another process closes a later plan, and says it then
-        document = read_dataset(folder)
-        others = {name: said for name, said in document["source"].items() if name != "remarks"}
-        document["source"] = {**others, "remarks": [*remarks]} if remarks else others
+        document = _restated(read_dataset(folder), normalization, remarks)
         folder.replace(DATASET, _sealed(document))
+
+
+def _restated(
+    document: dict[str, Any],
+    normalization: Normalization,
+    remarks: Sequence[Mapping[str, Any]] | None,
+) -> dict[str, Any]:
+    source = dict(document["source"])
+    if remarks is not None:
+        source.pop("remarks", None)
+        source |= {"remarks": [*remarks]} if remarks else {}
+    plain = json.loads(json.dumps(asdict(normalization)))  # as it is read back
+    return {**document, "normalization": plain, "source": source}
+
+
+def compare_normalizations(before: bytes, now: bytes) -> str:
+    """What one dataset.json says of the normalization and the next says otherwise, in one line; "" where they say the same."""
+    there, here = (_stated_normalization(content) for content in (before, now))
+    if there is None or there == here:
+        return ""
+    was, now_is = (_describe_normalization(value) for value in (there, here))
+    return f"latents are read with {now_is} now, as the encoder's config says; it was {was}"
+
+
+def _stated_normalization(content: bytes) -> Any:
+    try:
+        return json.loads(content)["normalization"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None  # damaged, and written again by now
+
+
+def _describe_normalization(value: Any) -> str:
+    """Such as "shift 0.0, scale 0.18215"; of numbers per channel the first."""
+    texts = []
+    for name, part in dict(value).items():
+        text = json.dumps(part)
+        texts += [f"{name} {text if len(text) <= 40 else f'{text[:40]} ...'}"] if part != {} else []
+    return ", ".join(texts)
 
 
 def _sealed(document: dict[str, Any]) -> bytes:

@@ -64,11 +64,11 @@ class PlanSettings:
         return fingerprint_of(self.parts)
 
 
-RECORDED_ONLY = ("encoder.decoder", "encoder.commit")
+RECORDED_ONLY = ("encoder.decoder", "encoder.hub_commit")
 
 
 def fingerprint_of(parts: Mapping[str, str]) -> str:
-    """sha256 of name-value pairs; an encoder's "decoder..." and "commit" are recorded but don't count."""
+    """sha256 of name-value pairs; an encoder's "decoder..." and "hub_commit" are recorded but don't count."""
     return hashlib.sha256(canonical_json(counting_parts(parts)).encode()).hexdigest()
 
 

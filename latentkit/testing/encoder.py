@@ -350,7 +350,7 @@ def flip_bit(weight: Tensor) -> None:
 
 def deciding_parts(encoder: Encoder) -> dict[str, str]:
     """The part of an encoder's fingerprint that decides latents: not the decoder's, nor where it came from."""
-    return {name: part for name, part in encoder.fingerprint().items() if not name.startswith(("decoder", "commit"))}
+    return {name: part for name, part in encoder.fingerprint().items() if not name.startswith(("decoder", "hub_commit"))}
 
 
 def are_equal(first: Latents, second: Latents) -> bool:

@@ -274,9 +274,36 @@ def test_check_of_a_training_recipe_finds_a_tracker_that_is_not_installed(tmp_pa
     assert not (tmp_path / "run").exists()
 
 
-def test_check_downloads_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("where", "name"),
+    [
+        ("encoder", "owner/name"),
+        ("encoder", "owner/name@v1"),
+        ("encoder", "owner/name/vae"),
+        ("encoder", "owner/name/vae/model.safetensors"),
+        ("encoder", "hf.co/owner/name"),
+        ("encoder", "hf://owner/name"),
+        ("encoder", "https://huggingface.co/owner/name/tree/main/vae"),
+        ("source", "owner/name@v1"),
+        ("source", "owner/name/data"),
+        ("source", "mnist"),
+    ],
+)
+def test_check_downloads_nothing(
+    where: str,
+    name: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # where nobody answers
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(RECIPE)
-    assert cli.main(["check", str(recipe), "--set", "encoder.use=diffusers", "--set", "encoder.with.model=owner/name"]) == 0
-    assert "not looked at, as it may have to be downloaded: encoder (owner/name)" in capsys.readouterr().out
+    values = {
+        "encoder": ["encoder.use=diffusers", f"encoder.with.model={name}"],
+        "source": [f"source={{use: datasets, with: {{path: {name}}}}}"],
+    }
+    sets = [part for value in values[where] for part in ("--set", value)]
+    assert cli.main(["check", str(recipe), *sets]) == 0
+    said = f"not looked at, as it may have to be downloaded: {where} ({name})"
+    assert said in capsys.readouterr().out

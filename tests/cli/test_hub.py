@@ -61,7 +61,7 @@ def test_address_of_a_page_is_encoded_with_and_its_commit_is_kept(
     assert "Loading" not in said
     assert "allow_patterns" not in said
     parts = json.loads((tmp_path / "out/dataset.json").read_text())["parts"]
-    assert parts["encoder.commit"] == f"somebody/pipeline@{commit_of(files)}"
+    assert parts["encoder.hub_commit"] == f"somebody/pipeline@{commit_of(files)}"
     overrides = {"batch_size": 2, "threads": 1, "preview": 0}
     local = lk.encode(tmp_path / "photos", tmp_path / "local", encoder=kl_folder, size=32, overrides=overrides)
     assert lk.open(tmp_path / "out").fingerprint == local.fingerprint

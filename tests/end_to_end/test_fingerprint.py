@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -14,7 +15,10 @@ import torch
 
 import latentkit as lk
 from latentkit import cli
+from latentkit.contracts import Normalization
 from latentkit.errors import FingerprintError, SourceError
+from latentkit.store.plan import counting_parts, fingerprint_of
+from latentkit.store.verify import verify_dataset
 
 FIXED = {"batch_size": 2, "threads": 1, "output.unit_size": 2, "preview": 0}
 NUM_PHOTOS = 6
@@ -138,6 +142,49 @@ def test_what_changes_no_value_may_change(override: dict[str, Any], photos: Path
 def test_finished_dataset_may_be_run_with_compile(photos: Path, vae: Path, tmp_path: Path) -> None:
     fingerprint = encode(photos, tmp_path / "out", vae).fingerprint
     assert encode(photos, tmp_path / "out", vae, compile=True).fingerprint == fingerprint
+
+
+def set_scaling(folder: Path, scale: float, shift: float) -> None:
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"scaling_factor": scale, "shift_factor": shift}))
+
+
+@pytest.mark.parametrize("num_more", [0, 1])
+def test_corrected_normalization_takes_the_place_of_the_old_and_both_are_said(
+    num_more: int, photos: Path, vae: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is applied when latents are read, so none is encoded again; with more samples or without."""
+    out = tmp_path / "out"
+    set_scaling(vae, 0.18215, 0.25)
+    encode(photos, out, vae)
+    before = lk.open(out, posterior="mean")[0]
+    units = set((out / "units").iterdir())
+    for number in range(num_more):
+        shutil.copy(photos / "000.png", photos / f"more-{number}.png")
+    set_scaling(vae, 0.13025, 0.5)
+    capsys.readouterr()
+    encode(photos, out, vae)
+    said = [line for line in capsys.readouterr().err.splitlines() if "scale" in line]
+    now, was = "shift 0.5, scale 0.13025", "shift 0.25, scale 0.18215"
+    words = f"latents are read with {now} now, as the encoder's config says; it was {was}"
+    assert said == [f"{out}: {words}"]
+    after = lk.open(out, posterior="mean")
+    assert (after.normalization, len(after)) == (Normalization(0.5, 0.13025), NUM_PHOTOS + num_more)
+    latent = next(item for item in after if item["key"] == before["key"])["latent"]
+    expected = (before["latent"] / 0.18215 + 0.25 - 0.5) * 0.13025
+    torch.testing.assert_close(torch.as_tensor(latent), torch.as_tensor(expected))
+    assert len(set((out / "units").iterdir()) - units) == num_more
+    assert not verify_dataset(out).damage
+    encode(photos, out, vae)
+    assert "scale" not in capsys.readouterr().err
+
+
+def test_only_the_commit_on_the_hub_and_the_decoder_are_recorded_without_counting() -> None:
+    counting = {f"encoder.{name}": "1" for name in ("commit", "commitment_cost", "hub", "weights")}
+    recorded = {"encoder.hub_commit": "o/n@1", "encoder.decoder": "2"}
+    assert counting_parts(counting | recorded) == counting
+    assert fingerprint_of(counting | recorded) == fingerprint_of(counting)
 
 
 def test_same_model_in_another_place_is_the_same(photos: Path, vae: Path, tmp_path: Path) -> None:

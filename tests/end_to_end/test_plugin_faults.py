@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import latentkit as lk
 from latentkit.contracts import Prepared, Sample
@@ -120,13 +121,30 @@ def test_latents_that_are_no_mapping_are_an_error_of_the_encoder(
 
 
 @pytest.mark.parametrize("part", ["render", "decode"])
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("no pen"), "acme_waves.Wave"),
+        (EncoderError("another number of channels"), "another number of channels"),
+        (torch.OutOfMemoryError("CUDA out of memory.\nTried"), "CUDA out of memory. Tried"),
+        (MemoryError("no room"), "no room"),
+    ],
+)
 def test_a_preview_that_fails_does_not_fail_the_run(
-    recipe: dict[str, Any], waves: Any, part: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    recipe: dict[str, Any],
+    waves: Any,
+    part: str,
+    error: Exception,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     def broken(*_: Any) -> None:
-        raise ValueError("no pen")
+        raise error
 
     monkeypatch.setattr(waves.Wave if part == "render" else waves.WaveEncoder, part, broken)
     assert len(lk.run(recipe)) == 11
-    assert f"{recipe['output']['path']}: no preview: acme_waves.Wave" in capfd.readouterr().err
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"{recipe['output']['path']}: no preview: {said}")
+    assert line.endswith("; the dataset is complete without it")
     assert not (Path(recipe["output"]["path"]) / "preview.npz").exists()

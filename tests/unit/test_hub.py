@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -278,6 +279,23 @@ def test_failures_leave_what_is_in_the_cache_usable(hub: FakeHub, kl_folder: Pat
     for failure, _ in FAILURES.values():
         hub.failure = failure
         assert find("o/m") == folder
+
+
+@pytest.mark.parametrize("model", ["o/m", "o/m/vae.safetensors"])
+def test_files_that_the_hubs_library_leaves_out_are_missed_at_once(
+    hub: FakeHub, kl_folder: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Versions before 1.0 give the folder of the cache, as it is, where the limit is reached between listing and fetching."""
+    hub.add("o/m", read_files(kl_folder) | {"vae.safetensors": b"x"})
+    folder = find("o/m")
+    shutil.rmtree(folder.parent.parent / "blobs")
+    (folder / "config.json").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr("latentkit.encoders.hub.snapshot_download", lambda *_, **__: str(folder))
+        message = find_error(model)
+    assert "vae.safetensors" in message if "/vae" in model else "config.json" in message
+    assert "can't be had from the hub now; run again in a few minutes" in message
+    assert find(model).exists()
 
 
 @pytest.fixture

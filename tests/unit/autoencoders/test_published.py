@@ -22,6 +22,7 @@ from latentkit.builtin import DiffusersConfig
 from latentkit.contracts import BuildContext, LatentLayout, Normalization
 from latentkit.encode import encode_source
 from latentkit.encoders.diffusers import DiffusersEncoder, open_diffusers
+from latentkit.encoders.published_configs import ALIASES, find_published
 from latentkit.executors.local import LocalExecutor
 from latentkit.planning import EncodeInputs, EncodeSettings
 from latentkit.store.folder import LocalFolder
@@ -210,3 +211,39 @@ def test_old_configs_without_a_scaling_factor_have_that_of_stable_diffusion(tmp_
     (tmp_path / "config.json").write_text(json.dumps(config))
     encoder = open_diffusers(DiffusersConfig(model=str(tmp_path)), BuildContext())
     assert encoder.normalization == Normalization(0.0, 0.18215)
+
+
+SCALED = {
+    "sd1 sd14 sd2 sd21 sd-ft-mse sd-ft-ema kl-f8": ("AutoencoderKL", 4, 0.18215, None),
+    "sdxl-fp16-fix kolors pixart-sigma hunyuan-dit": ("AutoencoderKL", 4, 0.13025, None),
+    "sd35": ("AutoencoderKL", 16, 1.5305, 0.0609),
+    "flux chroma lumina2 z-image": ("AutoencoderKL", 16, 0.3611, 0.1159),
+    "dc-ae-f32c32-sana": ("AutoencoderDC", 32, 0.41407, None),
+    "taesdxl": ("AutoencoderTiny", 4, 1.0, 0.0),
+    "taesd3": ("AutoencoderTiny", 16, 1.0, 0.0),
+    "flux2-klein": ("AutoencoderKLFlux2", 32, None, None),
+    "ltx-0.9 ltx-0.9.7 ltx-0.9.8": ("AutoencoderKLLTXVideo", 128, 1.0, None),
+    "oobleck": ("AutoencoderOobleck", None, None, None),
+    "wan2.2-14b": ("AutoencoderKLWan", None, None, None),
+    "wan2.2-5b": ("AutoencoderKLWan", None, None, None),
+}
+"""Class, latent channels, scale and shift in the config.json of each alias's own model on the hub; None where it has none."""
+
+
+def test_an_alias_has_the_scale_of_its_own_model() -> None:
+    known = {alias: facts for aliases, facts in SCALED.items() for alias in aliases.split()}
+    assert set(known) == set(ALIASES)
+    for alias, (kind, channels, scale, shift) in known.items():
+        file = find_published(alias)
+        assert file is not None
+        config = json.loads(file.read_text())
+        assert config["_class_name"] == kind
+        assert channels is None or config["latent_channels"] == channels
+        assert scale in (None, config.get("scaling_factor", 1.0)), alias
+        assert (shift or 0.0) == (config.get("shift_factor") or 0.0), alias
+    means = [
+        json.loads(path.read_text())["latents_mean"][0]
+        for alias in ("wan2.2-14b", "wan2.2-5b")
+        if (path := find_published(alias))
+    ]
+    assert means == [-0.7571, -0.2289]

@@ -455,11 +455,17 @@ def test_scales_of_a_transformer_in_the_same_file_are_no_matter(tmp_path: Path) 
         taken_for(tmp_path / "vae.safetensors")
 
 
-def test_wan_and_qwen_are_told_apart_by_the_files_name_alone(tmp_path: Path) -> None:
-    """Both give the same latents."""
-    for file, name in (("wan_2.1_vae.safetensors", "wan2.1"), ("qwen_image_vae.safetensors", "qwen-image"), ("vae.safetensors", "wan2.1")):
-        write_empty(published("wan2.1", "", wan21), tmp_path / file)
-        assert taken_for(tmp_path / file, "image") == name
+@pytest.mark.parametrize("modality", ["image", "video", ""])
+def test_a_files_name_does_not_decide_between_configs_of_the_same_latents(modality: str, tmp_path: Path) -> None:
+    """The class is a part of the fingerprint: a file that is renamed must stay the same encoder."""
+    file = tmp_path / "vae.safetensors"
+    write_empty(published("wan2.1", "", wan21), file)
+    for name in ("vae", "wan_2.1_vae", "qwen_image_vae"):
+        file = file.rename(tmp_path / f"{name}.safetensors")
+        found = look_at_model(file, None, None, modality)
+        assert found.config_file.stem == "wan2.1"
+        assert "taken for wan2.1, " in str(found.remarks[-1])
+        assert "(qwen-image would give the same latents)" in str(found.remarks[-1])
 
 
 def test_weights_that_nobody_published_are_said_to_need_a_config(tmp_path: Path) -> None:

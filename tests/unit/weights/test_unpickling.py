@@ -9,6 +9,8 @@ import io
 import os
 import pathlib
 import pickle
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -145,6 +147,62 @@ def test_the_programs_would_run_in_a_plain_unpickler(tmp_path: Path) -> None:
             ran.append((tmp_path / "mark").exists())
             (tmp_path / "mark").unlink(missing_ok=True)
     assert ran == [True] * 7
+
+
+STORAGE = global_("torch.storage", "UntypedStorage")
+ADDRESS = b"}" + text("allocator") + b"J\x41\x41\x41\x41s"
+CRASHES = {
+    "address of an allocator": STORAGE + b"K\x08\x85" + ADDRESS + b"\x92",
+    "address alone": STORAGE + b")" + ADDRESS + b"\x92",
+    "keywords as arguments": STORAGE + ADDRESS + b"\x85R",
+    "keywords as arguments of new": STORAGE + b"K\x08" + ADDRESS + b"\x86\x81",
+    "value out of bounds": STORAGE + b"K\x08\x85RJ\xff\xff\xff\x7fK\x01s",
+    "negative size": STORAGE + b"J\xff\xff\xff\xff\x85\x81",
+    "size beyond any memory": STORAGE + b"\x8a\x08" + b"\xff" * 7 + b"\x3f\x85R",
+    "bytearray beyond any memory": b"\x96" + (1 << 38).to_bytes(8, "little") + b"x",
+}
+"""Programs that crash the process, or fill its memory, where a pickle's numbers are taken as they are."""
+
+
+def test_no_numbers_of_a_checkpoint_crash_the_process(
+    tmp_path: Path, tensors: dict[str, Tensor]
+) -> None:
+    """In a process of its own, which would die."""
+    few = {name: tensors[name] for name in list(tensors)[:2]}
+    for number, program in enumerate(CRASHES.values()):
+        write_checkpoint(program, few, tmp_path / f"{number}.ckpt")
+    code = f"""
+from pathlib import Path
+from latentkit.encoders.weight_files import read_tensors
+from latentkit.errors import EncoderError
+for number in range({len(CRASHES)}):
+    try:
+        print(number, len(read_tensors(Path(f"{{number}}.ckpt"))), flush=True)
+    except EncoderError:
+        print(number, 0, flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    said = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [number for number, _ in said] == list(range(len(CRASHES)))
+    assert {num_tensors for _, num_tensors in said} <= {0, len(few)}
+    assert said[0] == (0, len(few))  # its stand-in keeps nobody from the tensors beside it
+
+
+def test_mappings_that_hold_each_other_are_looked_into_once(tensors: dict[str, Tensor], tmp_path: Path) -> None:
+    """A trainer's objects refer back to it, and share others: thirty references on each of eight levels would take years."""
+    shared: dict[str, Any] = {}
+    for _ in range(8):
+        shared = dict.fromkeys(map(str, range(30)), shared)
+    outer: dict[str, Any] = {"tensor": torch.ones(1)}
+    inner: dict[str, Any] = {f"back {number}": outer for number in range(30)}
+    outer |= {f"down {number}": inner for number in range(30)}
+    held = {"state_dict": tensors, "callbacks": outer, "shared": shared, "model": tensors}
+    torch.save({**held, "object": Callback()}, tmp_path / "last.ckpt")
+    assert list(read_tensors(tmp_path / "last.ckpt")) == list(tensors)
+    every = set(read_all_tensors(tmp_path / "last.ckpt"))
+    named = {f"{group}.{name}" for group in ("state_dict", "model") for name in tensors}
+    assert every == named | {"callbacks.tensor"}
 
 
 class Reduces:

@@ -163,7 +163,7 @@ def test_a_lone_variant_is_taken_and_said_and_of_several_the_named_one(saved: Pa
     save_file(tensors, tmp_path / WEIGHTS)
     plain = load_model(tmp_path, None, torch.float32).state_dict()
     assert all(torch.equal(plain[name], tensors[name]) for name in tensors)
-    assert open_model(tmp_path).remarks() == ()
+    assert list(open_model(tmp_path).remarks()) == []
 
 
 def test_missing_shards_are_counted(saved: Path, tensors: dict[str, Tensor], tmp_path: Path) -> None:
@@ -190,6 +190,34 @@ def test_of_several_models_in_a_checkpoint_the_named_one_is_taken(saved: Path, t
     assert open_model(file).fingerprint() == open_model(saved).fingerprint()
     with pytest.raises(EncoderError, match=r"no weights 'ema' in it, only one model \(model\); leave out variant"):
         open_model(file, "ema")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "offered"),
+    [
+        ("", "ema.", ("outermost", "ema")),
+        ("model.", "model.ema.", ("model", "ema")),
+        ("state_dict.vae.", "state_dict.teacher.", ("vae", "teacher")),
+        ("vae.", "ema.vae.", ("vae", "ema")),
+    ],
+)
+def test_an_average_or_teacher_beside_a_model_is_asked_about_wherever_it_lies(
+    first: str, second: str, offered: tuple[str, str], tensors: dict[str, Tensor], saved: Path, tmp_path: Path
+) -> None:
+    other = {name: tensor / 2 for name, tensor in tensors.items()}
+    held = {f"{first}{name}": tensor for name, tensor in tensors.items()}
+    held |= {f"{second}{name}": tensor for name, tensor in other.items()}
+    save_file(held, tmp_path / "last.safetensors")
+    with pytest.raises(EncoderError, match="holds the weights of 2 such models") as refused:
+        open_model(tmp_path / "last.safetensors", config=saved / "config.json")
+    advised = str(refused.value).rpartition("=")[2]
+    assert advised in (*offered, "ema.vae")
+    taken = {
+        variant: load_model(tmp_path / "last.safetensors", saved / "config.json", torch.float32, variant).state_dict()
+        for variant in {*offered, advised}
+    }
+    for variant, expected in zip(offered, (tensors, other), strict=True):
+        assert all(torch.equal(taken[variant][name], expected[name]) for name in expected)
 
 
 def test_a_checkpoint_without_its_decoder_encodes_and_says_so(saved: Path, tensors: dict[str, Tensor], tmp_path: Path) -> None:
@@ -335,6 +363,10 @@ def test_a_config_is_a_name_a_file_or_a_folder(saved: Path, tmp_path: Path) -> N
     for given in ("pipeline", "pipeline/vae", "pipeline/vae/config.json", str(own)):
         assert find_config_file(given, tmp_path).resolve() == own.resolve()
     assert find_config_file("sd-ft-mse", tmp_path) == find_config_file("SD15", tmp_path)
+    (tmp_path / "sana").mkdir()  # without a config in it
+    assert find_config_file("sana", tmp_path).parent.name == "published"
+    shutil.copy(own, tmp_path / "sana")
+    assert find_config_file("sana", tmp_path) == tmp_path / "sana" / "config.json"
     with pytest.raises(EncoderError, match=r"config sd16: .* or one of allegro, .*, x4-upscaler"):
         find_config_file("sd16", tmp_path)
 
@@ -347,8 +379,12 @@ def test_a_folder_of_one_file_without_a_config_takes_the_named_one(saved: Path, 
     config = find_config_file("config", tmp_path)
     assert open_model(path, config=config).fingerprint() == open_model(saved).fingerprint()
     save_file(tensors, tmp_path / "weights" / "other.safetensors")
+    for given in (None, config):
+        with pytest.raises(EncoderError, match=r"there are several files of weights \(other\.safetensors, vae\.safetensors\)"):
+            open_model(find_model("weights", None, None, tmp_path, "image"), config=given).fingerprint()
+    (tmp_path / "empty").mkdir()
     with pytest.raises(EncoderError, match=r"no config\.json in it, .*expected the folder of a diffusers autoencoder"):
-        find_model("weights", None, None, tmp_path, "image")
+        find_model("empty", None, None, tmp_path, "image")
 
 
 def test_a_config_of_something_else_beside_a_file_is_no_config_of_it(tensors: dict[str, Tensor], tmp_path: Path) -> None:
