@@ -221,7 +221,8 @@ def test_hub_id_without_network_is_explained(make_photos: MakePhotos, tmp_path: 
     line = [sys.executable, "-m", "latentkit", "encode", str(make_photos(1)), str(tmp_path / "out"), "--encoder", "nobody/nothing"]
     done = subprocess.run(line, text=True, capture_output=True, env=environment, timeout=120)
     assert done.returncode == 2
-    assert "can't be had from the hub" in done.stderr
+    assert "no such file or folder here" in done.stderr
+    assert "check the network" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
 

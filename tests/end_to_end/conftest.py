@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -121,5 +122,6 @@ def waves(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.syspath_prepend(folder)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")])))
     discover.cache_clear()
+    sys.modules.pop("acme_waves", None)  # classes of its own for each test: what one lacks of a protocol is remembered for a class
     yield importlib.import_module("acme_waves")
     discover.cache_clear()

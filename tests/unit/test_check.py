@@ -47,7 +47,7 @@ def test_the_problems_of_all_plugins_are_told_together() -> None:
         check_recipe(recipe, discover())
     lines = str(caught.value).splitlines()
     assert lines[:3] == [
-        "vae.yaml: source.with.path: missing; expected folder to read; relative to the recipe",
+        "vae.yaml: source.with.path: missing; expected folder to read, relative to the recipe, or its URL, such as s3://bucket/photos",
         "vae.yaml: modality.with.crop: expected 'center', 'random' or 'none', got 'mid'",
         "vae.yaml: modality.with.sizee: unknown key, did you mean 'size'?",
     ]
