@@ -1,3 +1,3 @@
 """Captions as latent datasets: text encoders that transformers loads."""
 
-requires_contract = 2
+requires_contract = 3

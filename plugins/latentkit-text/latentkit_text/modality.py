@@ -56,7 +56,10 @@ class TextModality:
         tokens[: len(ids)] = torch.tensor(ids)
         mask = torch.zeros(length)
         mask[: len(ids)] = 1
-        yield Prepared("plain", str(length), {"tokens": tokens, "mask": mask}, {"tokens": num_tokens, "kept": len(ids)})
+        geometry = {"tokens": num_tokens, "kept": len(ids)}
+        cut = f"cut to {len(ids)} tokens, the encoder's most (modality.with.on_long: skip leaves them out)"
+        remarks = (cut,) if num_tokens > len(ids) else ()
+        yield Prepared("plain", str(length), {"tokens": tokens, "mask": mask}, geometry, remarks)
 
     def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
         """Write a line per row at `path`: of each text the number of its tokens, then what they say.

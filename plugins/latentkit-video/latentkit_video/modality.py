@@ -17,7 +17,7 @@ from torch import Tensor
 from latentkit.buffers import BufferPool, prepared_memory
 from latentkit.contracts import BuildContext, InputSpec, Prepared, Sample
 from latentkit.errors import RecipeError
-from latentkit.modalities.framing import check_small, target_shapes, unflipped, view_box
+from latentkit.modalities.framing import check_small, enlarged_remarks, target_shapes, unflipped, view_box
 from latentkit.modalities.geometry import nearest_shape
 from latentkit.runtime.memory import refuse_beyond_memory
 from latentkit_video.color import color_remarks, refuse_hdr
@@ -156,16 +156,18 @@ class VideoModality:
         refuse_hdr(int(frame.color_trc))
         turn = turn_of(frame)
         shape = nearest_shape(self._shapes, turn.shape(video.display_size))
-        remarks = color_remarks(frame, self._config.color)
+        color, enlarged = color_remarks(frame, self._config.color), dict[str, list[str]]()
         cuts: dict[str, Cut] = {}
         views = []
         for name in self._config.views:
             crop = unflipped(name)
             if crop not in cuts:
                 box = view_box(self._config, self._seed, key, crop, turn.shape(video.display_size), shape)
+                enlarged[crop] = enlarged_remarks(box, shape)
                 cuts[crop] = Cut(frame, self._config.color, turn, box, video.display_size, shape)
             geometry = {**cuts[crop].geometry(), "flip": name != crop, "start": round(clip.start, 6), "fps": round(clip.rate, 6)}
             values = prepared_memory((3, clip.frames, *shape), np.float32, self._buffers)
+            remarks = [*color, *enlarged[crop]]
             views.append(_View(name, cuts[crop], name != crop, values, geometry, remarks))
         return views
 

@@ -322,3 +322,11 @@ def test_hdr_is_refused(tmp_path: Path, transfer: int, name: str) -> None:
     video = encode(tmp_path / "a.mkv", [draw(32, 32)] * 4, pix_fmt="yuv420p10le", prepare=tag)
     with pytest.raises(SampleError, match=rf"HDR \({name}\)"):
         prepare_one(video)
+
+
+@pytest.mark.parametrize(("side", "said"), [(64, []), (32, []), (24, ["at most twofold"]), (12, ["more than twofold"])])
+def test_a_clip_that_was_enlarged_says_so(tmp_path: Path, side: int, said: list[str]) -> None:
+    video = encode(tmp_path / "a.avi", [draw(side, side)] * 4, codec="ffv1", pix_fmt="bgr0")
+    remarks = prepare_one(video, size=32).remarks
+    assert len(remarks) == len(said)
+    assert all(part in remark for part, remark in zip(said, remarks, strict=True))
