@@ -87,7 +87,7 @@ def test_the_short_command_takes_as_many_frames_as_the_model_takes(
     )  # fmt: skip
     model.save_pretrained(tmp_path / "mochi")
     data = lk.encode(
-        folder / "films",
+        folder / "videos",
         tmp_path / "out",
         encoder=tmp_path / "mochi",
         size=16,
@@ -103,7 +103,7 @@ def test_the_short_command_takes_as_many_frames_as_the_model_takes(
         lk.errors.RecipeError, match="17 is not a number of frames that the encoder takes"
     ):
         lk.encode(
-            folder / "films",
+            folder / "videos",
             tmp_path / "other",
             encoder=tmp_path / "mochi",
             size=16,
