@@ -55,6 +55,11 @@ def select_rows(batch: Any, chosen: Tensor) -> Any:
     return {name: part[chosen] for name, part in batch.items()} if isinstance(batch, Mapping) else batch[chosen]
 
 
+def num_bytes_of(tensor: Tensor | Mapping[str, Tensor]) -> int:
+    """Return the bytes of a row or batch, of all its tensors together."""
+    return tensor.nbytes if isinstance(tensor, Tensor) else sum(part.nbytes for part in tensor.values())
+
+
 def num_rows_of(batch: Any) -> int:
     """Rows of a batch, or of a mapping of batches."""
     return len(next(iter(batch.values())) if isinstance(batch, Mapping) else batch)

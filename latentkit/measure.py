@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 
-from latentkit.batching import check_readable, encode_batch, stack, stored_tensors
+from latentkit.batching import check_readable, encode_batch, num_bytes_of, stack, stored_tensors
 from latentkit.buffers import BufferPool
 from latentkit.contracts import Encoder, Prepared
 from latentkit.masks import without_mask
@@ -129,8 +129,7 @@ class _Trials:
 def _row_bytes(prepared: Prepared) -> int:
     """Bytes of a row as it is prepared: more than it takes when stored."""
     tensor = without_mask(prepared.tensor)
-    parts = [tensor] if tensor is not None else list(prepared.tensor.values()) if isinstance(prepared.tensor, Mapping) else []
-    return max(1, sum(part.nbytes for part in parts))
+    return max(1, num_bytes_of(prepared.tensor if tensor is None else tensor))
 
 
 def choose_unit_size(num_samples: int, rows_per_sample: int, measured: Measured) -> int:

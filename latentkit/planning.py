@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from latentkit.batching import num_bytes_of
 from latentkit.contracts import Encoder, Entry, Modality, Prepared, Remark, Sample, Source, StreamSource
 from latentkit.errors import RecipeError, SampleError, SourceError
 from latentkit.measure import Measured, choose_unit_size, measure_batches
@@ -284,8 +285,7 @@ def _refuse_huge(prepared: Prepared, batch_size: int) -> None:
     Raises:
         RecipeError: says what it takes and what there is.
     """
-    tensors = prepared.tensor.values() if isinstance(prepared.tensor, Mapping) else [prepared.tensor]
-    row_bytes = sum(tensor.nbytes for tensor in tensors)
+    row_bytes = num_bytes_of(prepared.tensor)
     if (needed := row_bytes * batch_size) > (there := available_bytes()):
         fits = max(1, there // (4 * row_bytes))
         what = f"{batch_size} rows of {prepared.bucket} are {describe_bytes(needed)}"

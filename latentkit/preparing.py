@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from latentkit.batching import stack
+from latentkit.batching import num_bytes_of, stack
 from latentkit.buffers import BatchMemory, BufferPool, as_tensor, preparing_into
 from latentkit.contracts import Modality, Prepared, Sample, Shard, Source, StreamSource, Unit
 from latentkit.errors import PluginError, SampleError, SourceError
@@ -76,8 +76,7 @@ class Row:
     @property
     def num_bytes(self) -> int:
         """Of its tensors."""
-        tensor = self.view.tensor
-        return tensor.nbytes if isinstance(tensor, Tensor) else sum(part.nbytes for part in tensor.values())
+        return num_bytes_of(self.view.tensor)
 
 
 @dataclass(frozen=True)

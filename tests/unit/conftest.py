@@ -1,4 +1,4 @@
-"""What tests of the training loop share: a run of six drawn pictures and an autoencoder of two convolutions."""
+"""What unit tests share: a training run of six drawn pictures and an autoencoder of two convolutions; a store in memory."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import torch
 from torch import Tensor, nn
@@ -99,3 +100,14 @@ class SmallTraining:
 @pytest.fixture
 def small() -> SmallTraining:
     return SmallTraining()
+
+
+@pytest.fixture
+def memory() -> Iterator[Any]:
+    """fsspec's store in memory, empty."""
+    store = fsspec.filesystem("memory")
+    for clear in (True, False):
+        store.store.clear()
+        store.pseudo_dirs[:] = [""]
+        if clear:
+            yield store

@@ -5,11 +5,10 @@ from __future__ import annotations
 import gc
 import os
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
@@ -24,17 +23,6 @@ from latentkit.store import outage
 from latentkit.testing import SourceContract
 
 Memory = Any
-
-
-@pytest.fixture
-def memory() -> Iterator[Memory]:
-    """fsspec's store in memory, empty."""
-    store = fsspec.filesystem("memory")
-    for clear in (True, False):
-        store.store.clear()
-        store.pseudo_dirs[:] = [""]
-        if clear:
-            yield store
 
 
 def fill(store: Memory, files: dict[str, bytes | str]) -> None:

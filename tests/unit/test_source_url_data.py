@@ -6,13 +6,11 @@ import functools
 import io
 import tarfile
 import threading
-from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import datasets
-import fsspec
 import pytest
 
 from latentkit.builtin import DatasetsConfig
@@ -25,16 +23,11 @@ Rows = dict[str, tuple[bytes, str]]
 
 
 @pytest.fixture
-def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def memory(memory: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """fsspec's store in memory, empty, and a cache of the library's own."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(datasets.config, "DOWNLOADED_DATASETS_PATH", tmp_path / "cache" / "downloads")
-    store = fsspec.filesystem("memory")
-    for clear in (True, False):
-        store.store.clear()
-        store.pseudo_dirs[:] = [""]
-        if clear:
-            yield store
+    return memory
 
 
 def write_parquet(folder: Path, name: str, rows: Rows) -> None:
