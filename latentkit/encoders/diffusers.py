@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from latentkit.contracts import BuildContext, Moments, Normalization, Reconstruction, Remark
+from latentkit.contracts.encoder_description import readable_input
 from latentkit.encoders.diffusers_driver import Driver
 from latentkit.encoders.diffusers_loading import (
     FoundModel,
@@ -27,22 +28,16 @@ from latentkit.encoders.diffusers_loading import (
     read_config,
     read_some,
 )
-from latentkit.encoders.diffusers_measuring import measure_model, prepare_model
-from latentkit.encoders.diffusers_statistics import (
-    PLACES,
-    has_statistics,
-    put_statistics,
-    read_normalization,
-)
+from latentkit.encoders.diffusers_normalization import PLACES, has_statistics, put_statistics, read_normalization
+from latentkit.encoders.diffusers_sizes import measure_model, prepare_model
 from latentkit.encoders.diffusers_table import computing_config
 from latentkit.encoders.hashing import hash_tensors
 from latentkit.encoders.hub import hub_commit
 from latentkit.errors import EncoderError
-from latentkit.layouts import readable_input
 from latentkit.runtime.device import is_out_of_memory, memory_format
 
 if TYPE_CHECKING:
-    from latentkit.builtin import DiffusersConfig
+    from latentkit.encoders.options import DiffusersConfig
 
 ENCODING_ONLY = ("encoder", "quant_conv")
 """Modules that no `decode` uses."""

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from latentkit.contracts.encoder_description import LOGVAR_RANGE
 from latentkit.encoders.diffusers_table import Traits
 from latentkit.errors import EncoderError
-from latentkit.layouts import LOGVAR_RANGE
 from latentkit.runtime.device import memory_format
 
 

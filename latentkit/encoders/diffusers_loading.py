@@ -14,6 +14,7 @@ import diffusers
 import torch
 from torch import Tensor, nn
 
+from latentkit.contracts.samples import Remark
 from latentkit.encoders.diffusers_building import build_model as build_model
 from latentkit.encoders.diffusers_building import build_shapes, build_unset
 from latentkit.encoders.diffusers_building import quiet as quiet
@@ -24,7 +25,6 @@ from latentkit.encoders.weight_files import read_metadata
 from latentkit.encoders.weight_fitting import Fit, choose_fit, find_fits
 from latentkit.encoders.weight_folders import SUFFIXES, WeightFiles, find_weights
 from latentkit.errors import EncoderError
-from latentkit.samples import Remark
 
 SUBFOLDERS = ("vae", "audio_vae")
 """Where a pipeline keeps its autoencoder."""

@@ -14,16 +14,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-import latentkit
-from latentkit.builtin import TinyKLConfig
 from latentkit.contracts import BuildContext, InputSpec, LatentLayout, Normalization, SizeRule
 from latentkit.encoders.hashing import hash_tensors
+from latentkit.encoders.options import TinyKLConfig
 from latentkit.encoders.tiny_kl_network import DOWNSCALE, TinyKL
 from latentkit.encoders.weight_files import refuse_pages
 from latentkit.errors import EncoderError
 from latentkit.runtime.device import memory_format
 
-SHIPPED = Path(latentkit.__file__).parent / "weights"
+SHIPPED = Path(__file__).parents[1] / "weights"
 NETWORKS: Mapping[str, Mapping[str, Any]] = {"tiny-kl": {}, "tiny-kl-16": {"channels": 16, "decoder_widths": (64, 124)}}
 """Of random weights, by the encoder's name: arguments of `TinyKL` that aren't its defaults."""
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle, silu
 
 from latentkit.contracts import Moments, Reconstruction
-from latentkit.layouts import LOGVAR_RANGE
+from latentkit.contracts.encoder_description import LOGVAR_RANGE
 
 DOWNSCALE = 8
 LUMA, WARMTH, GREEN = (1.0, 1.0, 1.0), (1.0, 0.0, -1.0), (1.0, -2.0, 1.0)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from latentkit.contracts.samples import Remark
 from latentkit.encoders.weight_files import read_all_tensors
 from latentkit.errors import EncoderError
-from latentkit.samples import Remark
 
 STEM = "diffusion_pytorch_model"
 SUFFIXES = (".safetensors", ".sft", ".bin", ".ckpt", ".pt", ".pth")

@@ -14,7 +14,7 @@ from torch import Tensor
 from latentkit.errors import StoreError
 
 if TYPE_CHECKING:
-    from latentkit.store.reader import LatentDataset
+    from latentkit.reading.dataset import LatentDataset
 
 Values = Literal["latent", "moments"]
 

@@ -12,7 +12,7 @@ from latentkit.errors import StoreError
 from latentkit.exporters.rows import Values, read_rows, write_description
 
 if TYPE_CHECKING:
-    from latentkit.store.reader import LatentDataset
+    from latentkit.reading.dataset import LatentDataset
 
 ROWS_PER_FOLDER = 10_000
 """File systems and people are slow with folders that hold more."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from latentkit.exporters.rows import Values, read_rows, write_description
 
 if TYPE_CHECKING:
-    from latentkit.store.reader import LatentDataset
+    from latentkit.reading.dataset import LatentDataset
 
 
 class WebdatasetExporter:

@@ -18,7 +18,7 @@ from latentkit.errors import TrainingError
 from latentkit.losses.reconstruction import l1, mse
 
 if TYPE_CHECKING:
-    from latentkit.builtin_losses import EquivarianceConfig
+    from latentkit.losses.options import EquivarianceConfig
 
 FINENESS = 32
 """Scales are whole numbers over this, as in the authors' code."""

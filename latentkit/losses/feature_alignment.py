@@ -17,7 +17,7 @@ from latentkit.errors import TrainingError
 from latentkit.losses.features import Features
 
 if TYPE_CHECKING:
-    from latentkit.builtin_losses import FeatureAlignmentConfig
+    from latentkit.losses.options import FeatureAlignmentConfig
 
 
 def open_feature_alignment(config: FeatureAlignmentConfig, features: Features, seed: int) -> FeatureAlignment:

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from latentkit.contracts import LossBatch, Moments
+from latentkit.contracts.encoder_description import LOGVAR_RANGE
 from latentkit.errors import TrainingError
-from latentkit.layouts import LOGVAR_RANGE
 from latentkit.losses.reconstruction import num_values
 
 if TYPE_CHECKING:
-    from latentkit.builtin_losses import AnnealConfig
+    from latentkit.losses.options import AnnealConfig
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from latentkit.builtin_losses import LOWEST_LOG_SCALE
 from latentkit.contracts import Loss, LossBatch
+from latentkit.losses.options import LOWEST_LOG_SCALE
 from latentkit.losses.reconstruction import l1, mse
 
 if TYPE_CHECKING:
-    from latentkit.builtin_losses import LikelihoodConfig
+    from latentkit.losses.options import LikelihoodConfig
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from latentkit.contracts import LossBatch
 from latentkit.errors import TrainingError
 
 if TYPE_CHECKING:
-    from latentkit.builtin_losses import PatchGanConfig
+    from latentkit.losses.options import PatchGanConfig
 
 MOST_GROUPS = 32
 WEIGHT_DEVIATION = 0.02

@@ -21,7 +21,7 @@ from latentkit.metrics.inception import FID_CLASSES, build_inception
 from latentkit.plugins import discover
 
 if TYPE_CHECKING:
-    from latentkit.builtin_metrics import RfidConfig
+    from latentkit.metrics.options import RfidConfig
 
 PICTURE_RANGE = (0.0, 1.0)
 GRID = (16, 16)

@@ -12,9 +12,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from latentkit.builtin_metrics import Better as Better
 from latentkit.contracts import LatentLayout, Moments
-from latentkit.store.posterior import Noise
+from latentkit.contracts.plugin_specs import Better as Better
+from latentkit.reading.posterior import Noise
 
 Floats = npt.NDArray[np.float64]
 

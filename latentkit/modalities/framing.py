@@ -5,18 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from latentkit.errors import SampleError, SourceError
-from latentkit.modalities.geometry import (
-    Box,
-    Shape,
-    bucket_shapes,
-    crop_box,
-    draw_fractions,
-    nearest_shape,
-    whole,
-)
+from latentkit.modalities.buckets import bucket_shapes, nearest_shape
+from latentkit.modalities.geometry import Box, Shape, crop_box, draw_fractions, whole
 
 if TYPE_CHECKING:
-    from latentkit.builtin import FramingConfig
+    from latentkit.modalities.options import FramingConfig
 
 
 def target_shapes(config: FramingConfig) -> list[Shape]:

@@ -11,20 +11,21 @@ import numpy as np
 import torch
 from PIL import Image
 
-from latentkit.buffers import BufferPool, prepared_memory
 from latentkit.contracts import BuildContext, InputSpec, Prepared, Sample
 from latentkit.errors import RecipeError
+from latentkit.modalities.buckets import nearest_shape
+from latentkit.modalities.decode_image import decode_picture, open_picture, shrink_on_load, upright_shape
 from latentkit.modalities.framing import check_small, enlarged_remarks, target_shapes, unflipped, view_box
-from latentkit.modalities.geometry import Box, Shape, Shrink, nearest_allowed, nearest_shape
-from latentkit.modalities.picture import decode_picture, open_picture, shrink_on_load, upright_shape
-from latentkit.modalities.picture_formats import known_formats
+from latentkit.modalities.geometry import Box, Shape, Shrink, nearest_allowed
+from latentkit.modalities.image_formats import known_formats
 from latentkit.modalities.resizing import Levels, Resizer
+from latentkit.runtime.buffers import BufferPool, prepared_memory
 from latentkit.runtime.memory import refuse_beyond_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from latentkit.builtin import ImageConfig
+    from latentkit.modalities.options import ImageConfig
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 

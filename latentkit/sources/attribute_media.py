@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from latentkit.contracts import Entry, Remark, Sample, Shard, Source, StreamSource
-from latentkit.sources.remarks import remarks_of
+from latentkit.runtime.source_remarks import remarks_of
 
 
 def take_attribute(source: Source | StreamSource, name: str) -> Source | StreamSource:

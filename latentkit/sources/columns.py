@@ -16,7 +16,7 @@ import pyarrow as pa
 from latentkit.errors import SourceError
 
 if TYPE_CHECKING:
-    from latentkit.builtin import DatasetsConfig
+    from latentkit.sources.options import DatasetsConfig
 
 KEY_COLUMN = "__key__"
 WEBDATASET_COLUMNS = (KEY_COLUMN, "__url__")

@@ -21,8 +21,8 @@ from huggingface_hub import errors as hub_errors
 
 from latentkit.contracts import BuildContext, Entry, Remark, Sample, Shard
 from latentkit.errors import SourceError
-from latentkit.overrides import find_file_path
 from latentkit.runtime.hub_places import HubPlace
+from latentkit.runtime.paths import find_file_path
 from latentkit.sources.columns import KEY_COLUMN, Columns, choose_columns
 from latentkit.sources.files import LocalFiles
 from latentkit.sources.hub_data import explain_failure, find_hub_data, options_of
@@ -32,7 +32,7 @@ from latentkit.sources.remote_data import BUILDERS, RemoteData, find_remote, ope
 from latentkit.sources.webdataset import TarSource, TarStream
 
 if TYPE_CHECKING:
-    from latentkit.builtin import DatasetsConfig
+    from latentkit.sources.options import DatasetsConfig
 
 # What the library raises about names it doesn't know and files it can't make sense of.
 CONTENT_ERRORS = (

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Protocol
 
-from latentkit.builtin import LATENT_DATASET
 from latentkit.errors import SourceError
+from latentkit.runtime.file_endings import LATENT_DATASET
 
 
 @dataclass

@@ -9,20 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentkit.builtin import TABLE_ENDINGS
 from latentkit.contracts import BuildContext, Entry, Remark, Sample
+from latentkit.contracts.samples import one_line
 from latentkit.errors import SampleError, SourceError
-from latentkit.overrides import find_file_path, is_url
-from latentkit.samples import one_line
+from latentkit.runtime.file_endings import TABLE_ENDINGS
+from latentkit.runtime.paths import find_file_path, is_url
+from latentkit.runtime.source_remarks import summed
 from latentkit.sources.captions import NOTHING_BESIDE, RECORD_ENDING, TEXT_ENDINGS, Beside, Sidecars, read_beside
 from latentkit.sources.encodings import UTF8
 from latentkit.sources.endings import ending_of, explain_ending, how_to_read, is_clutter
 from latentkit.sources.files import Files, LocalFiles
-from latentkit.sources.remarks import summed
 from latentkit.sources.tables import MAX_TABLES, TABLE_NAMES, FileNames, encoding_remark, read_tables
 
 if TYPE_CHECKING:
-    from latentkit.builtin import FolderConfig
+    from latentkit.sources.options import FolderConfig
 
 
 @dataclass(frozen=True, slots=True)

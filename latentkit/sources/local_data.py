@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latentkit.builtin import TAR_ENDINGS
 from latentkit.contracts import BuildContext, Remark
 from latentkit.errors import SourceError
+from latentkit.runtime.file_endings import TAR_ENDINGS
 from latentkit.sources.files import LocalFiles
 from latentkit.sources.path_table import PathTable, open_path_table
 from latentkit.sources.patterns import find_matches, is_pattern
@@ -18,7 +18,7 @@ from latentkit.sources.splits import split_files
 from latentkit.sources.webdataset import TarSource, TarStream, is_tar, open_tars
 
 if TYPE_CHECKING:
-    from latentkit.builtin import DatasetsConfig
+    from latentkit.sources.options import DatasetsConfig
 
 NOTES = (".json", ".jsonl", ".txt", ".md", ".yaml", ".yml", ".csv", ".tsv", ".idx", ".log")
 """Endings of files that lie beside tars as a rule, and say something of them."""

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 
-from latentkit.builtin import TABLE_ENDINGS
 from latentkit.contracts import Entry, Remark, Sample
 from latentkit.errors import SampleError, SourceError
-from latentkit.overrides import is_url
+from latentkit.runtime.file_endings import TABLE_ENDINGS
+from latentkit.runtime.paths import is_url
 from latentkit.sources.captions import TEXT_ENDINGS, name_caption
 from latentkit.sources.files import Files
 from latentkit.sources.table_rows import Table, holds_media, plain, read_head, read_table
 from latentkit.sources.tables import FILE_COLUMNS, PROBED_ROWS, FileNames, choose_file_column, plain_name
 
 if TYPE_CHECKING:
-    from latentkit.builtin import DatasetsConfig
+    from latentkit.sources.options import DatasetsConfig
 
 MEDIA_PATH = re.compile(r".{1,1000}\.[A-Za-z0-9]{2,5}")
 """What a text that names a file of media looks like."""

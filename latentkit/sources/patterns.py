@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from latentkit.errors import SourceError
-from latentkit.overrides import SEPARATOR
+from latentkit.runtime.paths import SEPARATOR
 
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 

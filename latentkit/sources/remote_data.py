@@ -15,8 +15,8 @@ from fsspec.utils import glob_translate
 
 from latentkit.contracts import BuildContext, Remark
 from latentkit.errors import SourceError
-from latentkit.overrides import is_url
 from latentkit.runtime.hub_places import parse_hub_place
+from latentkit.runtime.paths import is_url
 from latentkit.sources.local_data import are_more
 from latentkit.sources.path_table import PathTable, open_path_table
 from latentkit.sources.patterns import expand_braces
@@ -25,7 +25,7 @@ from latentkit.sources.url_files import UrlFiles
 from latentkit.sources.webdataset import TarSource, TarStream, is_tar, open_tars
 
 if TYPE_CHECKING:
-    from latentkit.builtin import DatasetsConfig
+    from latentkit.sources.options import DatasetsConfig
 
 BUILDERS = {
     **{".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".tsv": "csv"},

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from typing import IO, Any
 
 from latentkit.contracts import Remark
+from latentkit.contracts.samples import one_line
 from latentkit.errors import SampleError, SourceError
-from latentkit.samples import one_line
 from latentkit.sources.captions import name_caption
 from latentkit.sources.encodings import UnknownEncodingError, decode_text
 from latentkit.sources.tars import Member, Tar

@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Literal
 
 from latentkit.contracts import Entry, Sample, Source
+from latentkit.contracts.samples import Remark
 from latentkit.errors import SampleError
-from latentkit.samples import Remark
 
 Span = tuple[float, float]
 """Start and end in seconds."""

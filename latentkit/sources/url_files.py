@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from latentkit.builtin import LATENT_DATASET
 from latentkit.errors import SourceError, StoreError
+from latentkit.runtime.file_endings import LATENT_DATASET
 from latentkit.sources.files import Listing
 from latentkit.store.unit_cache import open_cache
 from latentkit.store.url_folder import UrlFolder

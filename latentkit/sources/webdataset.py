@@ -15,11 +15,11 @@ from typing import IO, TYPE_CHECKING, Any
 
 import datasets
 
-from latentkit.builtin import PICTURE_SUFFIXES, TAR_ENDINGS
 from latentkit.contracts import BuildContext, Entry, ModalitySpec, Remark, Sample, Shard
 from latentkit.errors import SampleError, SourceError
 from latentkit.plugins import discover
 from latentkit.runtime.cores import num_cores
+from latentkit.runtime.file_endings import PICTURE_SUFFIXES, TAR_ENDINGS
 from latentkit.sources.encodings import UTF8
 from latentkit.sources.files import Files
 from latentkit.sources.shards import (
@@ -38,7 +38,7 @@ from latentkit.sources.tables import encoding_remark
 from latentkit.sources.tars import Member, Tar, list_members, open_tar
 
 if TYPE_CHECKING:
-    from latentkit.builtin import DatasetsConfig
+    from latentkit.sources.options import DatasetsConfig
 
 
 @dataclass(frozen=True)

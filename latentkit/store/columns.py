@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -97,3 +99,5 @@ def _column(values: list[Any]) -> pa.Array:
 def escape(text: str) -> str:
     """Text that UTF-8 can hold: lone surrogates (undecodable bytes of file names) become backslash escapes."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+Rows = npt.NDArray[np.int64]

@@ -18,11 +18,13 @@ import pyarrow.compute as pc
 
 from latentkit.contracts import LatentLayout, Normalization, Unit
 from latentkit.errors import DamagedError, StoreError
-from latentkit.masks import MASK
-from latentkit.overrides import in_shell
-from latentkit.store import quantise, statistics, writer
+from latentkit.runtime.masks import MASK
+from latentkit.runtime.paths import in_shell
+from latentkit.store import quantize as quantise
+from latentkit.store import statistics, writer
 from latentkit.store.claims import Claims
-from latentkit.store.dataset import (
+from latentkit.store.columns import Rows
+from latentkit.store.dataset_json import (
     Description,
     finalize,
     newest_number,
@@ -36,8 +38,7 @@ from latentkit.store.folder import Folder
 from latentkit.store.format import NUMPY_DTYPES, TensorToWrite, write_unit
 from latentkit.store.index import has_its_data, index_of_chain
 from latentkit.store.live_statistics import measure_stored
-from latentkit.store.mapped import Array, MappedUnit
-from latentkit.store.order import Rows
+from latentkit.store.mapped_unit import Array, MappedUnit
 from latentkit.store.plan import Plan, plan_name, plan_numbers, read_chain, read_plan, with_units, write_plan
 from latentkit.store.ragged import OFFSETS, offsets_of
 from latentkit.store.writer import unit_name

@@ -14,12 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentkit.errors import DamagedError
-from latentkit.masks import MASK, counted_positions
-from latentkit.store import quantise, statistics
+from latentkit.runtime.masks import MASK, counted_positions
+from latentkit.store import quantize as quantise
+from latentkit.store import statistics
+from latentkit.store.columns import Rows
 from latentkit.store.folder import Folder
 from latentkit.store.format import NUMPY_DTYPES, StoredTensor
 from latentkit.store.index import ReadUnit
-from latentkit.store.order import Rows
 from latentkit.store.ragged import OFFSETS
 from latentkit.store.statistics import ChannelStatistics
 from latentkit.store.writer import LATENTS, unit_name

@@ -8,7 +8,6 @@ the key under which the plan before knew them (streams: the unit that holds the 
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
 import json
 import re
@@ -24,8 +23,9 @@ from pydantic import TypeAdapter
 
 from latentkit.contracts import Entry, Unit
 from latentkit.errors import DamagedError, SourceError
-from latentkit.overrides import in_shell
+from latentkit.runtime.paths import in_shell
 from latentkit.store.columns import StructBuilder, escape, read_parquet
+from latentkit.store.fingerprint import fingerprint_of
 from latentkit.store.folder import Folder, canonical_json
 
 METADATA_KEY = b"latentkit"
@@ -62,19 +62,6 @@ class PlanSettings:
     def fingerprint(self) -> str:
         """sha256 of the parts, 64 hexadecimal digits."""
         return fingerprint_of(self.parts)
-
-
-RECORDED_ONLY = ("encoder.decoder", "encoder.hub_commit")
-
-
-def fingerprint_of(parts: Mapping[str, str]) -> str:
-    """sha256 of name-value pairs; an encoder's "decoder..." and "hub_commit" are recorded but don't count."""
-    return hashlib.sha256(canonical_json(counting_parts(parts)).encode()).hexdigest()
-
-
-def counting_parts(parts: Mapping[str, str]) -> dict[str, str]:
-    """The parts that decide a latent's value."""
-    return {name: value for name, value in parts.items() if not name.startswith(RECORDED_ONLY)}
 
 
 @dataclass(frozen=True)

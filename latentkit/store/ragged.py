@@ -11,10 +11,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from latentkit.buffers import BufferPool
 from latentkit.contracts import LatentLayout, Normalization
-from latentkit.masks import MASK
-from latentkit.store.order import Rows
+from latentkit.runtime.buffers import BufferPool
+from latentkit.runtime.masks import MASK
+from latentkit.store.columns import Rows
 
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]

@@ -16,16 +16,16 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from latentkit.bad_samples import NOT_FINITE as NOT_FINITE
 from latentkit.contracts import Unit
 from latentkit.errors import PluginError, StoreError
-from latentkit.masks import MASK, counted_positions
-from latentkit.store import quantise, statistics
-from latentkit.store.columns import escape
+from latentkit.runtime.bad_samples import NOT_FINITE as NOT_FINITE
+from latentkit.runtime.masks import MASK, counted_positions
+from latentkit.store import quantize as quantise
+from latentkit.store import statistics
+from latentkit.store.columns import Rows, escape
 from latentkit.store.folder import Folder, canonical_json
 from latentkit.store.format import FORMAT_VERSION, TensorToWrite, write_unit
-from latentkit.store.order import Rows
-from latentkit.store.quantise import RoundingError
+from latentkit.store.quantize import RoundingError
 from latentkit.store.ragged import OFFSETS, RowBatch, offsets_of, pack
 
 SPILL_BYTES = 256 << 20

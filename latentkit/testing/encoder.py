@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from latentkit.batching import check_layout, encode_batch
 from latentkit.contracts import Decodes, Encoder, EncoderSpec, LatentLayout, Normalization, PluginSpec, Reconstruction, Trainable
+from latentkit.encoding.batch_tensors import check_layout, encode_batch
 from latentkit.errors import EncoderError
-from latentkit.masks import masked_axes
+from latentkit.runtime.masks import masked_axes
 from latentkit.testing.batches import (
     Batch,
     allowed_sizes,

@@ -96,7 +96,7 @@ class ExporterContract(PluginContract, ABC):
 
     def export(self, tmp_path: Path) -> tuple[Any, Path]:
         """A dataset of two views of six samples in two shapes, and the folder that it was exported to."""
-        from latentkit.exporting import open_for_export
+        from latentkit.tasks.export import open_for_export
 
         shutil.copytree(_made_dataset(), tmp_path / DATASET)
         dataset, folder = open_for_export(str(tmp_path / DATASET)), tmp_path / "export"
@@ -165,10 +165,10 @@ def _kept_folder() -> tempfile.TemporaryDirectory[str]:
 @functools.cache
 def _made_dataset() -> Path:
     """A finished latent dataset, made once per process."""
-    from latentkit.encode import encode_source
+    from latentkit.encoding.encode_source import encode_source
+    from latentkit.encoding.make_plan import EncodeInputs, EncodeSettings
     from latentkit.executors.local import LocalExecutor
-    from latentkit.planning import EncodeInputs, EncodeSettings
-    from latentkit.store.folder import LocalFolder
+    from latentkit.store.local_folder import LocalFolder
 
     path = Path(_kept_folder().name) / DATASET
     inputs = EncodeInputs(_Source(), _Modality(), list(VIEWS), lambda device: _Encoder(), {"encoder.name": "test"})

@@ -30,16 +30,17 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from latentkit.builtin import FolderConfig, ImageConfig
 from latentkit.contracts import BuildContext, Encoder, InputSpec, LatentLayout, Normalization
-from latentkit.encode import encode_source
 from latentkit.encoders.diffusers import DiffusersEncoder
+from latentkit.encoding.auto_sizes import measure_batches
+from latentkit.encoding.encode_source import encode_source
+from latentkit.encoding.make_plan import EncodeInputs, EncodeSettings
 from latentkit.executors.local import LocalExecutor
-from latentkit.measure import measure_batches
 from latentkit.modalities.image import ImageModality
-from latentkit.planning import EncodeInputs, EncodeSettings
+from latentkit.modalities.options import ImageConfig
 from latentkit.sources.folder import FolderSource
-from latentkit.store.folder import LocalFolder
+from latentkit.sources.options import FolderConfig
+from latentkit.store.local_folder import LocalFolder
 
 SIZE = 256
 PARTS = ["free", "resize", "sleep", "bare", "loops"]

@@ -256,9 +256,9 @@ def save_model(setting: Setting) -> Path:
 
 def open_encoder(setting: Setting, model: Path) -> Any:
     """The encoder as a run opens it, compiled where it can be."""
-    from latentkit.builtin import DiffusersConfig
     from latentkit.contracts import BuildContext
     from latentkit.encoders.diffusers import open_diffusers
+    from latentkit.encoders.options import DiffusersConfig
 
     encoder = open_diffusers(DiffusersConfig(model=str(model), dtype=setting.dtype), BuildContext(setting.device))
     if setting.compiles:

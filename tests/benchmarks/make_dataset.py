@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from latentkit.contracts import Entry, LatentLayout, Normalization
-from latentkit.store.dataset import Description, finalize
-from latentkit.store.folder import LocalFolder
+from latentkit.store.dataset_json import Description, finalize
+from latentkit.store.local_folder import LocalFolder
 from latentkit.store.plan import PlanSettings, build_plan, write_plan
 from latentkit.store.writer import RowLabel, UnitWriter
 

@@ -41,11 +41,11 @@ from PIL import Image
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
-from latentkit.builtin_losses import latentkit_losses
-from latentkit.builtin_metrics import METRICS, configure_metric
+from latentkit.builtin.losses import latentkit_losses
+from latentkit.builtin.metrics import METRICS, configure_metric
 from latentkit.contracts import BuildContext, Entry, InputSpec, LatentLayout, Moments, Prepared, Reconstruction, Sample
-from latentkit.evaluate import EvaluateSettings, Evaluation, ModuleCodec, NamedMetric, evaluate_model
-from latentkit.train import OptimizerSettings, TrainEvaluation, TrainSettings, WeightedLoss, train
+from latentkit.evaluation.evaluate import EvaluateSettings, Evaluation, ModuleCodec, NamedMetric, evaluate_model
+from latentkit.training.loop import OptimizerSettings, TrainEvaluation, TrainSettings, WeightedLoss, train
 
 Digits = npt.NDArray[np.uint8]
 """(N, 28, 28)."""

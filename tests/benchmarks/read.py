@@ -129,7 +129,7 @@ def cold_contenders(latents: Path, raw: Path, rows: int, shape: tuple[int, ...])
 def print_open(path: Path) -> None:
     """Seconds that `open` takes in this fresh process, its peak memory, and seconds to the first batch."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    import latentkit.store.reader  # noqa: F401  # what is imported once isn't what `open` costs
+    import latentkit.reading.dataset  # noqa: F401  # what is imported once isn't what `open` costs
 
     begun = time.perf_counter()
     data = lk.open(path, columns=["text"])

@@ -62,9 +62,9 @@ def encode_again(path: Path, count: int) -> None:
     import torch
 
     from latentkit.contracts import InputSpec, LatentLayout, Normalization, Prepared
-    from latentkit.encode import encode_source
-    from latentkit.planning import EncodeInputs, EncodeSettings
-    from latentkit.store.folder import LocalFolder
+    from latentkit.encoding.encode_source import encode_source
+    from latentkit.encoding.make_plan import EncodeInputs, EncodeSettings
+    from latentkit.store.local_folder import LocalFolder
 
     class NoEncoder:
         modality, input, layout = "none", InputSpec(3), LatentLayout("latent", "gaussian", "CHW", 4, 8)
@@ -142,13 +142,13 @@ def open_it(path: Path, count: int) -> None:
 
 
 def inspect(path: Path, count: int) -> None:
-    from latentkit.inspect import inspect_dataset
+    from latentkit.upkeep.inspect_dataset import inspect_dataset
 
     inspect_dataset(str(path))
 
 
 def verify(path: Path, count: int) -> None:
-    from latentkit.store.verify import verify_dataset
+    from latentkit.upkeep.verify import verify_dataset
 
     found = verify_dataset(str(path))
     assert not found.damage, found.damage

@@ -36,11 +36,11 @@ from latentkit.losses.kl import kl
 from latentkit.losses.patch_gan import PatchDiscriminator, PatchGan
 from latentkit.losses.reconstruction import l1
 from latentkit.plugins import discover
-from latentkit.train import TrainSettings, WeightedLoss, WeightSchedule
-from latentkit.training_batches import Batch, Position
-from latentkit.training_log import TrainingLog
-from latentkit.training_start import start
-from latentkit.training_step import take_step
+from latentkit.training.batches import Batch, Position
+from latentkit.training.log import TrainingLog
+from latentkit.training.loop import TrainSettings, WeightedLoss, WeightSchedule
+from latentkit.training.start import start
+from latentkit.training.step import take_step
 
 DTYPES = {"float32": None, "bf16": torch.bfloat16}
 KL_WEIGHT = 1e-6

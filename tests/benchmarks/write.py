@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from latentkit.contracts import Unit
-from latentkit.store.folder import LocalFolder
+from latentkit.store.local_folder import LocalFolder
 from latentkit.store.statistics import measure_on_device
 from latentkit.store.writer import RowLabel, UnitWriter
 

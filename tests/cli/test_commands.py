@@ -231,7 +231,7 @@ def test_our_own_fault_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_
     def broken(path: str, with_ledger: bool) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("latentkit.inspect.inspect_dataset", broken)
+    monkeypatch.setattr("latentkit.upkeep.inspect_dataset.inspect_dataset", broken)
     with pytest.raises(ZeroDivisionError):
         cli.main(["inspect", str(tmp_path)])
 

@@ -118,7 +118,7 @@ def use_exporter(monkeypatch: pytest.MonkeyPatch, then: Callable[[Path], None]) 
     spec = ExporterSpec("half", "half of it", Config, lambda config, context: HalfExporter(then))
     found = discover()
     registry: Registry = replace(found, provided=(*found.provided, Provided(spec, "acme", "1.0")))
-    monkeypatch.setattr("latentkit.exporting.discover", lambda: registry)
+    monkeypatch.setattr("latentkit.tasks.export.discover", lambda: registry)
 
 
 def test_an_export_that_fails_half_way_leaves_nothing(latents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

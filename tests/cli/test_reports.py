@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 import latentkit as lk
-from latentkit.cli import main
-from latentkit.encode import EncodeSummary
-from latentkit.report import SLOW_SECONDS, _did, _slow
+from latentkit.cli.closing_words import SLOW_SECONDS, _did, _slow
+from latentkit.cli.main import main
+from latentkit.encoding.encode_source import EncodeSummary
 
 SAID = "1: left out by their ending .svg: a drawing or document without pixels; render it to PNG, such as x.svg"
 FIXED = {"batch_size": 2, "threads": 1, "compile": False, "preview": 0, "output.unit_size": 4}

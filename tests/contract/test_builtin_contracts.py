@@ -15,8 +15,10 @@ import pytest
 from PIL import Image
 
 from latentkit import builtin
-from latentkit.builtin import BucketsConfig, DatasetsConfig, DiffusersConfig, FolderConfig, ImageConfig, TinyKLConfig
 from latentkit.contracts import EncoderSpec, InputSpec, ModalitySpec, Sample, SizeRule, SourceSpec
+from latentkit.encoders.options import DiffusersConfig, TinyKLConfig
+from latentkit.modalities.options import BucketsConfig, ImageConfig
+from latentkit.sources.options import DatasetsConfig, FolderConfig
 from latentkit.testing import EncoderContract, ModalityContract, SourceContract, StreamSourceContract
 
 SOURCES: dict[str, SourceSpec] = {spec.name: spec for spec in builtin.latentkit_sources()}

@@ -16,8 +16,9 @@ from torch import Tensor
 from webdataset import tariterators
 
 from latentkit import builtin
-from latentkit.builtin_exporters import SafetensorsConfig, WebdatasetConfig, latentkit_exporters
+from latentkit.builtin.exporters import latentkit_exporters
 from latentkit.contracts import ExecutorSpec, ExporterSpec
+from latentkit.exporters.options import SafetensorsConfig, WebdatasetConfig
 from latentkit.exporters.safetensors import SafetensorsExporter
 from latentkit.testing import ExecutorContract, ExporterContract
 

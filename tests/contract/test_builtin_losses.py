@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from latentkit import builtin
-from latentkit.builtin_losses import (
+from latentkit.contracts import LossSpec
+from latentkit.losses.options import (
     AnnealConfig,
     EquivarianceConfig,
     FeatureAlignmentConfig,
@@ -16,7 +17,6 @@ from latentkit.builtin_losses import (
     PatchGanConfig,
     WaveletConfig,
 )
-from latentkit.contracts import LossSpec
 from latentkit.testing import LossContract
 
 LOSSES: dict[str, LossSpec] = {spec.name: spec for spec in builtin.latentkit_losses()}

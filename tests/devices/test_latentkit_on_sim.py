@@ -20,8 +20,8 @@ from latentkit import cli
 from latentkit.contracts import LossBatch, Reconstruction
 from latentkit.errors import DeviceError, PluginError
 from latentkit.runtime import device as devices
-from latentkit.training_settings import WeightedLoss
-from latentkit.training_step import compute
+from latentkit.training.settings import WeightedLoss
+from latentkit.training.step import compute
 
 sim: Any = getattr(torch, "sim", None)  # in the worker
 EVERYTHING_LACKING = "no-float64,no-bf16,no-streams,no-pinning"

@@ -15,10 +15,10 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from latentkit import builtin, hooks
-from latentkit.builtin_metrics import METRICS
-from latentkit.cli import parser
+from latentkit.builtin.metrics import METRICS
+from latentkit.cli.main import parser
 from latentkit.contracts import PluginSpec
-from latentkit.recipe import TASKS
+from latentkit.recipe.schema import TASKS
 
 README = Path(__file__).parents[2] / "README.md"
 START, END = "<!-- reference: start -->", "<!-- reference: end -->"

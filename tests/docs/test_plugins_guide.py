@@ -10,7 +10,7 @@ import pytest
 
 from latentkit import contracts, hooks, testing
 from latentkit.plugins import HOOKS
-from latentkit.recipe import load_recipe
+from latentkit.recipe.schema import load_recipe
 
 ROOT = Path(__file__).parents[2]
 GUIDE, CONTRACT = ROOT / "docs" / "plugins.md", ROOT / "docs" / "contract.md"

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from latentkit.contracts import BuildContext, Config, Encoder
-from latentkit.recipe import TrainRecipe, load_recipe
+from latentkit.recipe.schema import TrainRecipe, load_recipe
 
 REFERENCE = runpy.run_path(str(Path(__file__).with_name("reference.py")))
 README: Path = REFERENCE["README"]
@@ -60,8 +60,8 @@ def test_no_line_promises_what_is_to_come() -> None:
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name)
 def test_shipped_recipe_is_valid_and_says_how_to_run_it(recipe: Path) -> None:
-    from latentkit.check import check_recipe
     from latentkit.plugins import discover
+    from latentkit.tasks.check_recipe import check_recipe
 
     loaded = load_recipe(recipe)
     if isinstance(loaded, TrainRecipe):  # these tests run without plugins

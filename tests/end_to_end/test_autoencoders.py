@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 import latentkit as lk
-from latentkit.cli import main
+from latentkit.cli.main import main
 from latentkit.errors import RecipeError
 
 MODELS = json.loads((Path(__file__).parents[1] / "unit" / "autoencoders" / "models.json").read_text())

@@ -10,18 +10,19 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from latentkit import pipeline
-from latentkit.builtin import FolderConfig, ImageConfig
 from latentkit.contracts import BuildContext, InputSpec, LatentLayout, Normalization
-from latentkit.encode import EncodeSummary, encode_source
+from latentkit.encoding import unit_workers as pipeline
+from latentkit.encoding.encode_source import EncodeSummary, encode_source
+from latentkit.encoding.make_plan import EncodeInputs, EncodeSettings
 from latentkit.errors import LatentkitError
 from latentkit.executors.local import LocalExecutor
 from latentkit.modalities.image import ImageModality
-from latentkit.planning import EncodeInputs, EncodeSettings
+from latentkit.modalities.options import ImageConfig
+from latentkit.reading.dataset import open_dataset
 from latentkit.sources.folder import FolderSource
-from latentkit.store.folder import LocalFolder
+from latentkit.sources.options import FolderConfig
 from latentkit.store.index import committed
-from latentkit.store.reader import open_dataset
+from latentkit.store.local_folder import LocalFolder
 
 BATCH = 3
 

@@ -15,14 +15,14 @@ import psutil
 import pytest
 from PIL import Image
 
-from latentkit.builtin import LocalConfig
-from latentkit.builtin import _build_local as build_local
+from latentkit.builtin.plugins import _build_local as build_local
 from latentkit.contracts import BuildContext, Executor, ExecutorSpec, PluginSpec
 from latentkit.executors.local import LocalExecutor
-from latentkit.store.folder import LocalFolder
-from latentkit.store.verify import verify_folder
+from latentkit.executors.options import LocalConfig
+from latentkit.store.local_folder import LocalFolder
 from latentkit.testing import ExecutorContract
 from latentkit.testing.executor import UNITS, MakeWorker
+from latentkit.upkeep.verify import verify_folder
 
 
 class TestSeveralDevices(ExecutorContract):

@@ -16,8 +16,8 @@ from PIL import Image
 import latentkit as lk
 from latentkit.errors import FingerprintError, SourceError, StoreError
 from latentkit.runtime.device import choose_device
-from latentkit.store.dataset import read_dataset, read_index
-from latentkit.store.folder import LocalFolder
+from latentkit.store.dataset_json import read_dataset, read_index
+from latentkit.store.local_folder import LocalFolder
 
 MakePhotos = Callable[..., Path]
 FIXED = {"batch_size": 3, "threads": 1, "output.unit_size": 4, "preview": 0}
@@ -63,10 +63,11 @@ def test_stored_moments_are_those_of_diffusers_bit_for_bit(photos: Path, kl_fold
 
 
 def test_moments_equal_a_direct_call_on_the_same_prepared_batch(photos: Path, kl_folder: Path, tmp_path: Path) -> None:
-    from latentkit.builtin import FolderConfig, ImageConfig
     from latentkit.contracts import BuildContext
     from latentkit.modalities.image import ImageModality
+    from latentkit.modalities.options import ImageConfig
     from latentkit.sources.folder import FolderSource
+    from latentkit.sources.options import FolderConfig
 
     data = encode(photos, tmp_path / "out", kl_folder, **{"output.dtype": "float32"})
     source = FolderSource(FolderConfig(path=str(photos)), BuildContext())

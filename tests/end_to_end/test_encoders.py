@@ -14,10 +14,10 @@ import pytest
 import yaml
 
 import latentkit as lk
-from latentkit.store.dataset import read_dataset
-from latentkit.store.folder import LocalFolder
+from latentkit.store.dataset_json import read_dataset
 from latentkit.store.index import committed
-from latentkit.store.verify import verify_dataset
+from latentkit.store.local_folder import LocalFolder
+from latentkit.upkeep.verify import verify_dataset
 
 COUNT = 40
 ENCODERS: dict[str, dict[str, Any]] = {

@@ -14,13 +14,13 @@ import torch
 from PIL import Image
 
 import latentkit as lk
-from latentkit.build import lines_of
 from latentkit.contracts import SizeRule
+from latentkit.encoding.shared_pass import group_by_input
 from latentkit.errors import PluginError
 from latentkit.modalities.image import ImageModality
-from latentkit.one_pass import group_by_input
-from latentkit.recipe import EncodeRecipe, parse_recipe
-from latentkit.run import open_line
+from latentkit.recipe.schema import EncodeRecipe, parse_recipe
+from latentkit.tasks.build_parts import lines_of
+from latentkit.tasks.encode_task import open_line
 
 COUNT = 14
 PROBED = 3

@@ -19,7 +19,7 @@ from skimage.metrics import peak_signal_noise_ratio
 
 import latentkit
 from latentkit import cli
-from latentkit.builtin_metrics import METRICS, label_metrics
+from latentkit.builtin.metrics import METRICS, label_metrics
 from latentkit.errors import LatentkitError, RecipeError, SourceError, StoreError
 from latentkit.store.columns import read_parquet
 

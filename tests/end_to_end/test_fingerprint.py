@@ -17,8 +17,8 @@ import latentkit as lk
 from latentkit import cli
 from latentkit.contracts import Normalization
 from latentkit.errors import FingerprintError, SourceError
-from latentkit.store.plan import counting_parts, fingerprint_of
-from latentkit.store.verify import verify_dataset
+from latentkit.store.fingerprint import counting_parts, fingerprint_of
+from latentkit.upkeep.verify import verify_dataset
 
 FIXED = {"batch_size": 2, "threads": 1, "output.unit_size": 2, "preview": 0}
 NUM_PHOTOS = 6

@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 
 import latentkit as lk
-from latentkit.cli import main
+from latentkit.cli.main import main
 from latentkit.errors import SourceError, StoreError
-from latentkit.inspect import inspect_dataset
+from latentkit.upkeep.inspect_dataset import inspect_dataset
 
 MakePhotos = Callable[..., Path]
 FIXED = {"batch_size": 2, "threads": 1, "output.unit_size": 2, "preview": 0, "output.dtype": "float32"}

@@ -15,9 +15,9 @@ from PIL import Image
 
 import latentkit as lk
 from latentkit.errors import SourceError
-from latentkit.inspect import inspect_dataset
 from latentkit.store.compact import COPIED_BYTES, rows_at_once
 from latentkit.store.format import StoredTensor
+from latentkit.upkeep.inspect_dataset import inspect_dataset
 
 FIXED = {"batch_size": 2, "threads": 1, "output.unit_size": 2, "preview": 0, "output.dtype": "float32"}
 NUM_PHOTOS = 8
@@ -43,7 +43,7 @@ def interrupted(photos: Path, kl_folder: Path, tmp_path: Path, monkeypatch: pyte
     encode(photos, output, kl_folder)
     (photos / "new.png").write_bytes((photos / "003.png").read_bytes())
     with monkeypatch.context() as patch:
-        patch.setattr(importlib.import_module("latentkit.encode"), "_run_units", stop)
+        patch.setattr(importlib.import_module("latentkit.encoding.encode_source"), "_run_units", stop)
         with pytest.raises(KeyboardInterrupt):
             encode(photos, output, kl_folder)
     return output

@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 import torch
 
-from latentkit.builtin import ImageConfig
 from latentkit.contracts import BuildContext, Entry, Sample, Shard
-from latentkit.encode import EncodeSummary, encode_source
 from latentkit.encoders.diffusers import DiffusersEncoder
+from latentkit.encoding.encode_source import EncodeSummary, encode_source
+from latentkit.encoding.make_plan import EncodeInputs, EncodeSettings
 from latentkit.errors import SourceError
 from latentkit.executors.local import LocalExecutor
 from latentkit.modalities.image import ImageModality
-from latentkit.planning import EncodeInputs, EncodeSettings
+from latentkit.modalities.options import ImageConfig
+from latentkit.reading.dataset import open_dataset
 from latentkit.store.compact import compact
-from latentkit.store.folder import LocalFolder
-from latentkit.store.reader import open_dataset
+from latentkit.store.local_folder import LocalFolder
 
 Shards = dict[str, tuple[str, list[int]]]
 """Name of a shard to its stamp and the numbers of its pictures."""
@@ -130,7 +130,7 @@ def test_shard_that_is_gone_before_its_turn_locks_no_finished_dataset(
 ) -> None:
     encode(BEFORE, "out")
     with monkeypatch.context() as patch:
-        patch.setattr(importlib.import_module("latentkit.encode"), "_run_units", stop)
+        patch.setattr(importlib.import_module("latentkit.encoding.encode_source"), "_run_units", stop)
         with pytest.raises(KeyboardInterrupt):
             encode(AFTER, "out")
     left = {name: shard for name, shard in AFTER.items() if name != "e"}
@@ -145,7 +145,7 @@ def stop(*_: object) -> None:
 
 def test_shard_that_is_gone_from_a_first_run_is_named(encode: Encode, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(importlib.import_module("latentkit.encode"), "_run_units", stop)
+        patch.setattr(importlib.import_module("latentkit.encoding.encode_source"), "_run_units", stop)
         with pytest.raises(KeyboardInterrupt):
             encode(BEFORE, "out")
     with pytest.raises(SourceError, match=r"shard 'b'.* is gone"):

@@ -13,7 +13,7 @@ import torch
 
 import latentkit as lk
 from latentkit.errors import FingerprintError
-from latentkit.store.dataset import read_dataset
+from latentkit.store.dataset_json import read_dataset
 
 NUM_PHOTOS = 7
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import latentkit as lk
-from latentkit.store.join import stem_of
+from latentkit.reading.join import stem_of
 
 VIEWS = ("plain", "hflip")
 Make = Callable[..., Any]

@@ -9,16 +9,17 @@ import diffusers
 import pytest
 import torch
 
-from latentkit.builtin import FolderConfig, ImageConfig
 from latentkit.contracts import BuildContext
-from latentkit.encode import EncodeSummary, encode_source
 from latentkit.encoders.diffusers import DiffusersEncoder
+from latentkit.encoding.encode_source import EncodeSummary, encode_source
+from latentkit.encoding.make_plan import EncodeInputs, EncodeSettings
 from latentkit.executors.local import LocalExecutor
 from latentkit.modalities.image import ImageModality
-from latentkit.planning import EncodeInputs, EncodeSettings
+from latentkit.modalities.options import ImageConfig
+from latentkit.reading.dataset import open_dataset
 from latentkit.sources.folder import FolderSource
-from latentkit.store.folder import LocalFolder
-from latentkit.store.reader import open_dataset
+from latentkit.sources.options import FolderConfig
+from latentkit.store.local_folder import LocalFolder
 
 SIZE = 32
 NUM_PHOTOS = 6

@@ -12,7 +12,7 @@ import torch
 import latentkit as lk
 from latentkit.contracts import Prepared, Sample
 from latentkit.errors import EncoderError, SourceError
-from latentkit.inspect import inspect_dataset
+from latentkit.upkeep.inspect_dataset import inspect_dataset
 
 
 @pytest.fixture

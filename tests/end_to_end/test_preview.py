@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import latentkit as lk
-from latentkit.cli import main
+from latentkit.cli.main import main
 from latentkit.errors import EncoderError
-from latentkit.preview import preview_dataset
+from latentkit.tasks.preview import preview_dataset
 
 COUNT, SHOWN = 12, 3
 

@@ -14,14 +14,14 @@ from torch.utils.data import DataLoader
 
 import latentkit as lk
 from latentkit.errors import EncoderError, PluginError, RecipeError
-from latentkit.inspect import describe, inspect_dataset
-from latentkit.preview import preview_dataset
-from latentkit.repair import repair_dataset
-from latentkit.revalue import compare_values
 from latentkit.store.compact import compact
-from latentkit.store.dataset import read_dataset
-from latentkit.store.folder import LocalFolder
-from latentkit.store.verify import verify_dataset, verify_folder
+from latentkit.store.dataset_json import read_dataset
+from latentkit.store.local_folder import LocalFolder
+from latentkit.tasks.preview import preview_dataset
+from latentkit.upkeep.compare_values import compare_values
+from latentkit.upkeep.inspect_dataset import describe, inspect_dataset
+from latentkit.upkeep.repair import repair_dataset
+from latentkit.upkeep.verify import verify_dataset, verify_folder
 
 COUNT = 12
 SHIFT, SCALE = np.array([0.5, 0.25, 0.125]), np.array([2.0, 4.0, 8.0])

@@ -11,8 +11,8 @@ import pytest
 
 import latentkit as lk
 from latentkit.errors import DamagedError
-from latentkit.store.folder import LocalFolder
-from latentkit.store.mapped import MappedUnit
+from latentkit.store.local_folder import LocalFolder
+from latentkit.store.mapped_unit import MappedUnit
 
 UNIT = "000-000000"
 RAGGED = {"name": "latent", "kind": "gaussian", "axes": "CL", "channels": 2, "downscale": 4, "ragged_axis": "L"}

@@ -15,9 +15,9 @@ import torch
 import yaml
 
 import latentkit as lk
-from latentkit.store.folder import LocalFolder
 from latentkit.store.index import committed
-from latentkit.store.verify import verify_dataset
+from latentkit.store.local_folder import LocalFolder
+from latentkit.upkeep.verify import verify_dataset
 
 COUNT = 120
 UNITS = COUNT // 4

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 import latentkit as lk
 from latentkit.errors import StoreError
 from latentkit.store.compact import compact
-from latentkit.store.folder import LocalFolder
+from latentkit.store.local_folder import LocalFolder
 
 NUM_PHOTOS = 23
 

@@ -24,8 +24,8 @@ from torch.utils.data import (
 )
 
 import latentkit as lk
+from latentkit.reading import batches as loader
 from latentkit.runtime.device import choose_device, pins_memory
-from latentkit.store import loader
 
 Rows = dict[str, tuple[str, tuple[float, ...]]]
 """View and latent of each key."""

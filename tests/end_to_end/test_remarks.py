@@ -17,15 +17,15 @@ import pytest
 from PIL import Image
 
 import latentkit as lk
-from latentkit.cli import main
+from latentkit.cli.main import main
 from latentkit.contracts import Prepared, Remark
 from latentkit.errors import PluginError
-from latentkit.inspect import inspect_dataset
-from latentkit.repair import repair_dataset
-from latentkit.sources.remarks import list_remarks, merged
+from latentkit.runtime.source_remarks import list_remarks, merged
 from latentkit.store.compact import compact
 from latentkit.store.contents import column_filling, describe_filling, row_remarks
-from latentkit.store.verify import verify_dataset
+from latentkit.upkeep.inspect_dataset import inspect_dataset
+from latentkit.upkeep.repair import repair_dataset
+from latentkit.upkeep.verify import verify_dataset
 
 LEFT_OUT = "left out by their ending .heic"
 MISSING = "a caption that names no file"

@@ -15,10 +15,11 @@ from typing import IO, Protocol
 import numpy as np
 import pytest
 
-from latentkit.store.dataset import read_units
-from latentkit.store.folder import Folder, open_folder
+from latentkit.reading.dataset import LatentDataset
+from latentkit.store.dataset_json import read_units
+from latentkit.store.folder import Folder
+from latentkit.store.open_folder import open_folder
 from latentkit.store.plan import read_chain
-from latentkit.store.reader import LatentDataset
 
 URL = "s3://bucket/latents"
 NUM_PHOTOS, UNIT_SIZE = 40, 1

@@ -14,10 +14,11 @@ import pytest
 import torch
 
 import latentkit as lk
-from latentkit.builtin import FolderConfig, ImageConfig
 from latentkit.contracts import BuildContext
 from latentkit.modalities.image import ImageModality
+from latentkit.modalities.options import ImageConfig
 from latentkit.sources.folder import FolderSource
+from latentkit.sources.options import FolderConfig
 
 SIZE, BATCH, THREADS = 256, 4, 2
 

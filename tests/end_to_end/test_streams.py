@@ -11,17 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentkit.builtin import ImageConfig
 from latentkit.contracts import BuildContext, Prepared, Sample, Shard
-from latentkit.encode import EncodeSummary, encode_source
 from latentkit.encoders.diffusers import DiffusersEncoder
+from latentkit.encoding.encode_source import EncodeSummary, encode_source
+from latentkit.encoding.make_plan import EncodeInputs, EncodeSettings
 from latentkit.errors import SourceError
 from latentkit.executors.local import LocalExecutor
 from latentkit.modalities.image import ImageModality
-from latentkit.planning import EncodeInputs, EncodeSettings
+from latentkit.modalities.options import ImageConfig
+from latentkit.reading.dataset import open_dataset
 from latentkit.runtime.cores import num_cores
-from latentkit.store.folder import LocalFolder
-from latentkit.store.reader import open_dataset
+from latentkit.store.local_folder import LocalFolder
 
 
 class Stream:

@@ -16,11 +16,11 @@ from latentkit.errors import StoreError
 from latentkit.store import compact as compacting
 from latentkit.store.claims import Claims
 from latentkit.store.compact import compact, finish_compaction
-from latentkit.store.dataset import newest_number, read_dataset
-from latentkit.store.folder import LocalFolder
+from latentkit.store.dataset_json import newest_number, read_dataset
+from latentkit.store.local_folder import LocalFolder
 from latentkit.store.plan import Plan, plan_of, read_chain, read_plan, write_plan
 
-encoding = importlib.import_module("latentkit.encode")  # whose name in the package is the function
+encoding = importlib.import_module("latentkit.encoding.encode_source")
 
 FIXED = {"batch_size": 2, "threads": 1, "output.unit_size": 2, "preview": 0}
 NUM_PHOTOS = 6

@@ -30,11 +30,12 @@ import torch
 import latentkit as lk
 from latentkit.contracts import Entry, LatentLayout, Normalization
 from latentkit.errors import StoreError
-from latentkit.store.dataset import Description, finalize
-from latentkit.store.folder import LocalFolder, canonical_json
+from latentkit.store.dataset_json import Description, finalize
+from latentkit.store.folder import canonical_json
+from latentkit.store.local_folder import LocalFolder
 from latentkit.store.plan import PlanSettings, build_plan, write_plan
-from latentkit.store.verify import verify_dataset
 from latentkit.store.writer import RowLabel, UnitWriter
+from latentkit.upkeep.verify import verify_dataset
 
 MORE_MEMORY = 512 << 20
 LONGEST_SECONDS = 10.0

@@ -18,10 +18,11 @@ import torch
 
 import latentkit as lk
 from latentkit.errors import FingerprintError, SourceError, StoreError
-from latentkit.repair import repair_dataset
 from latentkit.store.claims import Claims
-from latentkit.store.folder import LocalFolder, canonical_json
-from latentkit.store.verify import verify_dataset
+from latentkit.store.folder import canonical_json
+from latentkit.store.local_folder import LocalFolder
+from latentkit.upkeep.repair import repair_dataset
+from latentkit.upkeep.verify import verify_dataset
 
 FIXED = {"batch_size": 3, "threads": 1, "output.unit_size": 4, "preview": 0, "output.dtype": "float32"}
 FIRST, SECOND, LAST = (f"units/000-{number:06d}.safetensors" for number in range(3))

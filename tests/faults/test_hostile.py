@@ -21,15 +21,16 @@ from PIL import Image
 
 import latentkit as lk
 from latentkit.errors import StoreError
-from latentkit.inspect import describe, inspect_dataset
-from latentkit.preview import preview_dataset
 from latentkit.store.columns import read_parquet
-from latentkit.store.dataset import read_dataset
-from latentkit.store.folder import LocalFolder, canonical_json
+from latentkit.store.dataset_json import read_dataset
+from latentkit.store.folder import canonical_json
 from latentkit.store.format import read_header
 from latentkit.store.index import parse_rows
+from latentkit.store.local_folder import LocalFolder
 from latentkit.store.plan import read_plan
-from latentkit.store.verify import verify_dataset
+from latentkit.tasks.preview import preview_dataset
+from latentkit.upkeep.inspect_dataset import describe, inspect_dataset
+from latentkit.upkeep.verify import verify_dataset
 
 MUTATIONS = int(os.environ.get("LATENTKIT_MUTATIONS", "10000"))
 PROGRAM = Path(__file__).with_name("hostile_cases.py")

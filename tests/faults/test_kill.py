@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from latentkit.store.folder import LocalFolder, host
+from latentkit.store.folder import host
 from latentkit.store.index import committed
+from latentkit.store.local_folder import LocalFolder
 
 NUM_PHOTOS = 40
 SIZE = 192

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from latentkit.store.folder import LocalFolder
 from latentkit.store.index import committed
+from latentkit.store.local_folder import LocalFolder
 
 Contents = Callable[[Path], dict[str, bytes]]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from latentkit.checkpoint import list_checkpoints, step_of
+from latentkit.training.checkpoint import list_checkpoints, step_of
 
 RECIPE = """
 task: train

@@ -182,8 +182,8 @@ values = {{
     "modality": {{"use": "image", "with": {{"buckets": {{"area": 65536}}}}}},
     "model": {{"use": "tiny-kl"}}, "losses": [{{"use": "l1"}}, {{"use": "kl", "weight": 1e-6}}], "steps": 1, "output": {{"path": "out"}},
 }}
-recipe = latentkit.recipe.parse_recipe(values, "light", Path())
-configured = latentkit.check.check_recipe(recipe, latentkit.plugins.discover())
+recipe = latentkit.recipe.schema.parse_recipe(values, "light", Path())
+configured = latentkit.tasks.check_recipe.check_recipe(recipe, latentkit.plugins.discover())
 print(json.dumps([len(configured), sorted({HEAVY!r} & set(sys.modules))]))
 """
 

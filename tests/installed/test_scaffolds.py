@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from latentkit.plugins import KINDS
-from latentkit.scaffold import MAX_NAME, new_plugin
+from latentkit.plugins.new_plugin import MAX_NAME, new_plugin
 
 NAMES = {
     "source": "x",

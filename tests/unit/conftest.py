@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from latentkit.contracts import Entry, Moments, Prepared, Reconstruction, Sample
-from latentkit.train import TrainEvaluation, TrainResult, TrainSettings, WeightedLoss, train
+from latentkit.training.loop import TrainEvaluation, TrainResult, TrainSettings, WeightedLoss, train
 
 
 class Six:

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from latentkit.contracts import Entry
-from latentkit.store.changes import Changes, compare_samples
+from latentkit.encoding.source_changes import Changes, compare_samples
 from latentkit.store.columns import struct_column
 from latentkit.store.plan import list_entries
 

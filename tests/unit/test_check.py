@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from latentkit.builtin import FolderConfig
-from latentkit.builtin_losses import KlConfig
-from latentkit.check import check_recipe
 from latentkit.errors import PluginError, RecipeError
+from latentkit.losses.options import KlConfig
 from latentkit.plugins import discover
-from latentkit.recipe import Recipe, parse_recipe
+from latentkit.recipe.schema import Recipe, parse_recipe
+from latentkit.sources.options import FolderConfig
+from latentkit.tasks.check_recipe import check_recipe
 
 
 def train(**changes: Any) -> Recipe:

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from latentkit.checkpoint import (
+from latentkit.errors import TrainingError
+from latentkit.training.checkpoint import (
     Checkpoint,
     list_checkpoints,
     pack_optimizer,
@@ -19,7 +20,6 @@ from latentkit.checkpoint import (
     unpack_optimizer,
     write_checkpoint,
 )
-from latentkit.errors import TrainingError
 
 
 def checkpoint(step: int) -> Checkpoint:

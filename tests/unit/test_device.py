@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from latentkit.contracts import InputSpec, LatentLayout, Normalization
-from latentkit.encoding import BatchEncoder
+from latentkit.encoding.batch_encoder import BatchEncoder
 from latentkit.errors import DeviceError, EncoderError
 from latentkit.runtime import cores, device
 

@@ -15,11 +15,11 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
-from latentkit.builtin import DiffusersConfig
 from latentkit.contracts import BuildContext, LatentLayout, Normalization
 from latentkit.encoders.diffusers import DiffusersEncoder, open_diffusers
-from latentkit.encoders.diffusers_statistics import read_normalization
+from latentkit.encoders.diffusers_normalization import read_normalization
 from latentkit.encoders.diffusers_table import TRAITS
+from latentkit.encoders.options import DiffusersConfig
 from latentkit.errors import EncoderError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import latentkit
-from latentkit.report import report
+from latentkit.cli.closing_words import report
 
 
 @pytest.fixture

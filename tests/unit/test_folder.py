@@ -17,10 +17,12 @@ import psutil
 import pytest
 
 from latentkit.errors import StoreError
-from latentkit.overrides import is_url
+from latentkit.runtime.paths import is_url
 from latentkit.store.claims import Claims
 from latentkit.store.commit import patiently
-from latentkit.store.folder import LocalFolder, host, open_folder
+from latentkit.store.folder import host
+from latentkit.store.local_folder import LocalFolder
+from latentkit.store.open_folder import open_folder
 
 
 def write(folder: LocalFolder, name: str, content: bytes) -> None:

@@ -10,17 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latentkit.contracts import SizeRule
-from latentkit.modalities.geometry import (
-    SDXL_SHAPES,
-    Box,
-    bucket_shapes,
-    crop_box,
-    draw_fractions,
-    left_out_share,
-    nearest_allowed,
-    nearest_shape,
-    whole,
-)
+from latentkit.modalities.buckets import SDXL_SHAPES, bucket_shapes, nearest_shape
+from latentkit.modalities.geometry import Box, crop_box, draw_fractions, left_out_share, nearest_allowed, whole
 
 SIDES = st.integers(1, 40_000)
 

@@ -16,11 +16,11 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
-from latentkit.builtin import BucketsConfig, ImageConfig
 from latentkit.contracts import BuildContext, InputSpec, Modality, Prepared, Sample, SizeRule
 from latentkit.errors import RecipeError, SampleError
 from latentkit.modalities.framing import ENLARGED, ENLARGED_FAR
 from latentkit.modalities.image import ImageModality
+from latentkit.modalities.options import BucketsConfig, ImageConfig
 from latentkit.plugins import fingerprint_fields
 
 SIZES = {"H": SizeRule(multiple=8), "W": SizeRule(multiple=16, maximum=512)}

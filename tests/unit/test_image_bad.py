@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from latentkit.builtin import ImageConfig
 from latentkit.contracts import BuildContext, Prepared, Sample
 from latentkit.errors import SampleError, SourceError
 from latentkit.modalities.image import ImageModality
+from latentkit.modalities.options import ImageConfig
 
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000"]
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from latentkit.builtin import ImageConfig
 from latentkit.contracts import BuildContext, InputSpec, Sample
 from latentkit.errors import SampleError
+from latentkit.modalities.decode_image import decode_picture
 from latentkit.modalities.image import ImageModality
-from latentkit.modalities.picture import decode_picture
+from latentkit.modalities.options import ImageConfig
 
 Pixels = np.ndarray[Any, Any]
 

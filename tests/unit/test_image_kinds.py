@@ -13,12 +13,13 @@ import pillow_heif
 import pytest
 from PIL import Image
 
-from latentkit.builtin import PICTURE_PACKAGES, PICTURE_SUFFIXES, ImageConfig
 from latentkit.contracts import BuildContext, InputSpec, Sample
 from latentkit.errors import SampleError
 from latentkit.modalities.icc import make_profile
 from latentkit.modalities.image import ImageModality
-from latentkit.modalities.picture_formats import FORMATS, read_jxl_header
+from latentkit.modalities.image_formats import FORMATS, read_jxl_header
+from latentkit.modalities.options import ImageConfig
+from latentkit.runtime.file_endings import PICTURE_PACKAGES, PICTURE_SUFFIXES
 
 Pixels = np.ndarray[Any, Any]
 

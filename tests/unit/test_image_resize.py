@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from latentkit.builtin import ImageConfig
 from latentkit.contracts import BuildContext, InputSpec, Prepared, Sample
 from latentkit.modalities.geometry import Box
 from latentkit.modalities.image import ImageModality
 from latentkit.modalities.lanczos import resize_levels
+from latentkit.modalities.options import ImageConfig
 from latentkit.plugins import fingerprint_fields
 
 Pixels = np.ndarray[Any, Any]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from latentkit.inspect import describe, inspect_dataset
+from latentkit.upkeep.inspect_dataset import describe, inspect_dataset
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "v1"
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentkit.builtin_losses import BernoulliConfig, latentkit_losses
+from latentkit.builtin.losses import latentkit_losses
 from latentkit.contracts import BuildContext, InputSpec, Loss, LossBatch, Reconstruction
+from latentkit.losses.options import BernoulliConfig
 from latentkit.testing import LossContract
 
 SPEC = next(spec for spec in latentkit_losses() if spec.name == "bernoulli-nll")

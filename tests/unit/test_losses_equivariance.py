@@ -11,10 +11,11 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from latentkit.builtin_losses import EquivarianceConfig, latentkit_losses
+from latentkit.builtin.losses import latentkit_losses
 from latentkit.contracts import BuildContext, LossBatch, Reconstruction
 from latentkit.errors import TrainingError
 from latentkit.losses.equivariance import Equivariance, change
+from latentkit.losses.options import EquivarianceConfig
 
 (SPEC,) = (spec for spec in latentkit_losses() if spec.name == "equivariance")
 

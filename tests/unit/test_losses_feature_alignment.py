@@ -14,11 +14,12 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from latentkit.builtin_losses import FeatureAlignmentConfig, latentkit_losses
+from latentkit.builtin.losses import latentkit_losses
 from latentkit.contracts import BuildContext, HasModule, InputSpec, LatentLayout, LossBatch, Reconstruction
 from latentkit.errors import EncoderError, PluginError, RecipeError, TrainingError
 from latentkit.losses.feature_alignment import FeatureAlignment
 from latentkit.losses.features import EncoderFeatures, TransformersFeatures, rescale
+from latentkit.losses.options import FeatureAlignmentConfig
 
 (SPEC,) = (spec for spec in latentkit_losses() if spec.name == "feature-alignment")
 

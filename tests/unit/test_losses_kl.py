@@ -10,9 +10,10 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from latentkit.builtin_losses import AnnealConfig, KlConfig, latentkit_losses
+from latentkit.builtin.losses import latentkit_losses
 from latentkit.contracts import BuildContext, LossBatch, Moments, Reconstruction
 from latentkit.losses.kl import anneal_factor
+from latentkit.losses.options import AnnealConfig, KlConfig
 
 (SPEC,) = (spec for spec in latentkit_losses() if spec.name == "kl")
 NUM_VALUES = 48

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from latentkit.builtin_losses import AnnealConfig, LikelihoodConfig
-from latentkit.check import find_odd_weights
 from latentkit.contracts import Loss
 from latentkit.losses.kl import Kl
 from latentkit.losses.kl_weight import describe_kl
 from latentkit.losses.likelihood import GAUSSIAN, open_nll
+from latentkit.losses.options import AnnealConfig, LikelihoodConfig
 from latentkit.losses.reconstruction import l1, mse
-from latentkit.recipe import load_recipe, parse_recipe
+from latentkit.recipe.schema import load_recipe, parse_recipe
+from latentkit.tasks.check_recipe import find_odd_weights
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

@@ -14,8 +14,9 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.distributions import Laplace, Normal
 
-from latentkit.builtin_losses import LikelihoodConfig, latentkit_losses
+from latentkit.builtin.losses import latentkit_losses
 from latentkit.contracts import BuildContext, HasModule, LossBatch, Reconstruction
+from latentkit.losses.options import LikelihoodConfig
 
 FAMILIES = {"laplace-nll": Laplace, "gaussian-nll": Normal}
 SPECS = {spec.name: spec for spec in latentkit_losses()}

@@ -16,13 +16,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from latentkit.builtin_losses import PatchGanConfig, latentkit_losses
-from latentkit.checkpoint import list_checkpoints, read_checkpoint
+from latentkit.builtin.losses import latentkit_losses
 from latentkit.contracts import BuildContext, InputSpec, LossBatch, Prepared, Reconstruction, Sample
 from latentkit.errors import TrainingError
+from latentkit.losses.options import PatchGanConfig
 from latentkit.losses.patch_gan import LogitAverages, PatchDiscriminator, PatchGan
 from latentkit.losses.reconstruction import mse
-from latentkit.train import TrainSettings, WeightedLoss
+from latentkit.training.checkpoint import list_checkpoints, read_checkpoint
+from latentkit.training.loop import TrainSettings, WeightedLoss
 
 (SPEC,) = (spec for spec in latentkit_losses() if spec.name == "patch-gan")
 

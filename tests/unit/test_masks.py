@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentkit.batching import check_layout, encode_batch, stack
-from latentkit.buffers import BufferPool
 from latentkit.contracts import InputSpec, LatentLayout, Normalization
+from latentkit.encoding.batch_tensors import check_layout, encode_batch
 from latentkit.errors import EncoderError, PluginError
-from latentkit.masks import counted_positions, mask_of, masked_axes, pool_mask, without_mask
+from latentkit.preparing.stack import stack
+from latentkit.runtime.buffers import BufferPool
+from latentkit.runtime.masks import counted_positions, mask_of, masked_axes, pool_mask, without_mask
 
 
 @dataclass

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentkit import measure
 from latentkit.contracts import InputSpec, LatentLayout, Normalization, Prepared
-from latentkit.measure import Measured, choose_unit_size, measure_batches
+from latentkit.encoding import auto_sizes as measure
+from latentkit.encoding.auto_sizes import Measured, choose_unit_size, measure_batches
 
 
 class Recording:

@@ -16,12 +16,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from latentkit.builtin_losses import KlConfig, LikelihoodConfig
-from latentkit.builtin_metrics import METRICS, configure_metric
+from latentkit.builtin.metrics import METRICS, configure_metric
 from latentkit.contracts import BuildContext, Entry, InputSpec, LatentLayout, LossBatch, Moments, Prepared, Reconstruction, Sample
-from latentkit.evaluate import EvaluateSettings, ModuleCodec, NamedMetric, evaluate_model
+from latentkit.evaluation.evaluate import EvaluateSettings, ModuleCodec, NamedMetric, evaluate_model
 from latentkit.losses.kl import Kl
 from latentkit.losses.likelihood import GAUSSIAN, open_nll
+from latentkit.losses.options import KlConfig, LikelihoodConfig
 
 NUM_SAMPLES, NUM_VALUES, NUM_LATENTS = 400, 12, 3
 Floats = npt.NDArray[np.float64]

@@ -13,13 +13,13 @@ from scipy.ndimage import gaussian_filter
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor, nn
 
-from latentkit.builtin import ImageConfig
-from latentkit.builtin_metrics import METRICS, configure_metric
+from latentkit.builtin.metrics import METRICS, configure_metric
 from latentkit.contracts import BuildContext, InputSpec, LatentLayout, Moments, Reconstruction
 from latentkit.errors import EncoderError, RecipeError, SourceError
-from latentkit.evaluate import EvaluateSettings, Evaluation, ModuleCodec, NamedMetric, check_metrics, evaluate_model
-from latentkit.evaluation_output import summarize
+from latentkit.evaluation.evaluate import EvaluateSettings, Evaluation, ModuleCodec, NamedMetric, check_metrics, evaluate_model
+from latentkit.evaluation.output import summarize
 from latentkit.modalities.image import ImageModality
+from latentkit.modalities.options import ImageConfig
 from latentkit.sources.sample_photos import open_sample_photos
 
 SIDE = 192

@@ -15,13 +15,14 @@ from safetensors.torch import save_file
 from scipy.linalg import sqrtm
 from torch import Tensor
 
-from latentkit.builtin_metrics import RfidConfig, configure_metric
+from latentkit.builtin.metrics import configure_metric
 from latentkit.contracts import BuildContext, LatentLayout
 from latentkit.errors import EncoderError, LatentkitError, PluginError, RecipeError, SourceError
 from latentkit.metrics.feature_networks import FeatureNetwork, open_features
 from latentkit.metrics.frechet import Gaussian, Rfid, frechet_distance
 from latentkit.metrics.inception import Inception, build_inception
 from latentkit.metrics.metric import MetricBatch, Setting
+from latentkit.metrics.options import RfidConfig
 
 SETTING = Setting((-1.0, 1.0), LatentLayout("latent", "deterministic", "CHW", 3, 8), "the latents")
 

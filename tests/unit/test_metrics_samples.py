@@ -11,7 +11,7 @@ import torch
 
 from latentkit.contracts import Entry, Prepared, Sample, Shard
 from latentkit.errors import RecipeError, SampleError, SourceError
-from latentkit.evaluation_batches import BadSamples, batch_rows, read_rows
+from latentkit.evaluation.batches import BadSamples, batch_rows, read_rows
 
 SKIP = BadSamples()
 
@@ -100,7 +100,7 @@ def test_no_usable_sample_ends_it() -> None:
 
 
 def test_media_out_of_reach_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("latentkit.retry.PAUSES_SECONDS", (0.0,))
+    monkeypatch.setattr("latentkit.preparing.media_retry.PAUSES_SECONDS", (0.0,))
     failures = [OSError("away"), OSError("away")]
 
     class Away(Numbers):

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from latentkit.store.posterior import Noise
+from latentkit.reading.posterior import Noise
 
 
 def drawn(*shape: int, seed: tuple[int, ...] = (3, 0, 1)) -> np.ndarray:

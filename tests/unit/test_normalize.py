@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from latentkit.contracts import LatentLayout, Normalization
-from latentkit.store.posterior import Normalizer
+from latentkit.reading.posterior import Normalizer
 
 
 @pytest.mark.parametrize("shape", [(4, 6, 8), (2, 4, 6, 8)])

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentkit.store.order import Shuffle, epoch_batches
+from latentkit.reading.order import Shuffle, epoch_batches
 
 buckets_and_sizes = st.tuples(
     st.lists(st.integers(0, 3), min_size=1, max_size=80), st.integers(1, 9), st.integers(0, 5), st.sampled_from([True, False, "units"])

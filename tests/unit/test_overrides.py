@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from latentkit.errors import RecipeError
-from latentkit.overrides import anchor, apply_override, find_local_path, split_overrides
+from latentkit.recipe.overrides import anchor, apply_override, split_overrides
+from latentkit.runtime.paths import find_local_path
 
 
 def values() -> dict[str, Any]:

@@ -17,15 +17,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentkit import preparing
-from latentkit.buffers import BufferPool
-from latentkit.builtin import FolderConfig, ImageConfig
 from latentkit.contracts import BuildContext, Entry, InputSpec, Prepared, Sample, Unit
 from latentkit.errors import LatentkitError, SampleError
 from latentkit.modalities.image import ImageModality
-from latentkit.preparing import LookAhead, Preparer, Task
+from latentkit.modalities.options import ImageConfig
+from latentkit.preparing import look_ahead as preparing
+from latentkit.preparing.look_ahead import LookAhead
+from latentkit.preparing.sample_preparer import Preparer, Task
+from latentkit.runtime.buffers import BufferPool
 from latentkit.runtime.cores import num_cores
 from latentkit.sources.folder import FolderSource
+from latentkit.sources.options import FolderConfig
 
 ROW_BYTES = 4 * 100
 

@@ -9,9 +9,10 @@ import pytest
 from pydantic import Field
 
 from latentkit import contracts, hooks
-from latentkit.builtin import DiffusersConfig, ImageConfig
 from latentkit.contracts import BuildContext, Config, EncoderSpec, LossSpec, PluginSpec, neutral
+from latentkit.encoders.options import DiffusersConfig
 from latentkit.errors import PluginError, RecipeError
+from latentkit.modalities.options import ImageConfig
 from latentkit.plugins import HOOKS, KINDS, Problem, Provided, Registry, Row, discover, fingerprint_fields
 
 

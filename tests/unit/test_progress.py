@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from latentkit import progress
-from latentkit.progress import Progress, format_seconds
+from latentkit.runtime import progress
+from latentkit.runtime.progress import Progress, format_seconds
 
 
 @pytest.mark.parametrize(

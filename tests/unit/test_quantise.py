@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentkit.builtin import TinyKLConfig
 from latentkit.contracts import BuildContext, Encoder, InputSpec, LatentLayout, Normalization
+from latentkit.encoders.options import TinyKLConfig
 from latentkit.encoders.tiny_kl import open_tiny_kl
+from latentkit.encoding.int8_psnr import measure_psnr
 from latentkit.errors import DamagedError
-from latentkit.quantisation import measure_psnr
-from latentkit.store.quantise import RoundingError, dequantise, measure_error, quantise, summarize_error
+from latentkit.store.quantize import RoundingError, dequantise, measure_error, quantise, summarize_error
 
 Float32s = npt.NDArray[np.float32]
 

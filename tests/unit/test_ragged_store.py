@@ -12,17 +12,17 @@ from safetensors import safe_open
 from torch import Tensor
 
 import latentkit as lk
-from latentkit.buffers import BufferPool
 from latentkit.contracts import Entry, LatentLayout, Normalization, Unit
 from latentkit.errors import PluginError
+from latentkit.runtime.buffers import BufferPool
 from latentkit.store.compact import compact
-from latentkit.store.dataset import Description, finalize, read_dataset
-from latentkit.store.folder import LocalFolder
+from latentkit.store.dataset_json import Description, finalize, read_dataset
+from latentkit.store.local_folder import LocalFolder
 from latentkit.store.plan import PlanSettings, build_plan, write_plan
-from latentkit.store.quantise import dequantise, quantise
+from latentkit.store.quantize import dequantise, quantise
 from latentkit.store.ragged import are_offsets, offsets_of, pad, starts_of
-from latentkit.store.verify import verify_dataset
 from latentkit.store.writer import RowLabel, UnitWriter
+from latentkit.upkeep.verify import verify_dataset
 
 LENGTHS = [3, 1, 4]
 

@@ -20,15 +20,15 @@ from latentkit.contracts import (
     Sample,
     SizeRule,
 )
-from latentkit.encode import encode_source
+from latentkit.contracts.encoder_description import readable_input
+from latentkit.contracts.normalization import apply
+from latentkit.encoding.encode_source import encode_source
+from latentkit.encoding.make_plan import EncodeInputs, EncodeSettings
 from latentkit.errors import EncoderError
 from latentkit.executors.local import LocalExecutor
-from latentkit.layouts import readable_input
-from latentkit.normalize import apply
-from latentkit.planning import EncodeInputs, EncodeSettings
-from latentkit.store.folder import LocalFolder
-from latentkit.store.posterior import Normalizer
-from latentkit.store.reader import open_dataset
+from latentkit.reading.dataset import open_dataset
+from latentkit.reading.posterior import Normalizer
+from latentkit.store.local_folder import LocalFolder
 
 PER_FRAME = Normalization([[[[0.5]], [[0.25]], [[0.125]]]], [[[[2.0]], [[4.0]], [[8.0]]]])
 """One channel, three latent frames."""

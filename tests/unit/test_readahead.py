@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from latentkit.store.mapped import ADVICE_BYTES, file_ranges
-from latentkit.store.order import Rows
-from latentkit.store.readahead import ReadAhead
+from latentkit.reading.readahead import ReadAhead
+from latentkit.reading.stored_rows import ADVICE_BYTES, file_ranges
+from latentkit.store.columns import Rows
 
 
 def pass_through(num_batches: int, first: int, is_cold: bool, units: Rows | None = None) -> tuple[list[int], list[list[int]], bool]:

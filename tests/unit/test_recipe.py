@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from latentkit.errors import RecipeError
-from latentkit.recipe import TASKS, EncodeRecipe, LossUse, Recipe, TrainRecipe, dump_recipe, load_recipe, parse_recipe, resolve
+from latentkit.recipe.schema import TASKS, EncodeRecipe, LossUse, Recipe, TrainRecipe, dump_recipe, load_recipe, parse_recipe, resolve
 
 ENCODE = """
 task: encode

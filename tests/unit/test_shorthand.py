@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from latentkit import shorthand
 from latentkit.contracts import BuildContext, Config, EncoderSpec, ModalitySpec, SourceSpec
 from latentkit.errors import RecipeError
 from latentkit.plugins import Problem, Provided, Registry, discover
-from latentkit.recipe import EncodeRecipe, parse_recipe, resolve
+from latentkit.recipe.schema import EncodeRecipe, parse_recipe, resolve
+from latentkit.tasks import recipe_from_arguments as shorthand
 
 
 class NoConfig(Config):

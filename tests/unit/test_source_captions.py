@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from latentkit.builtin import FolderConfig
 from latentkit.contracts import BuildContext, Remark
 from latentkit.errors import SampleError, SourceError
 from latentkit.sources import tables
 from latentkit.sources.captions import normal_form
 from latentkit.sources.encodings import UnknownEncodingError, decode_text
 from latentkit.sources.folder import FolderSource
+from latentkit.sources.options import FolderConfig
 from latentkit.sources.tables import FileNames
 
 

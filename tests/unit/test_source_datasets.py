@@ -16,11 +16,11 @@ import datasets
 import pytest
 from PIL import Image
 
-from latentkit.builtin import DatasetsConfig
 from latentkit.contracts import BuildContext, Entry, Sample, Source
 from latentkit.errors import SourceError
 from latentkit.sources.columns import Columns
 from latentkit.sources.datasets import DatasetsSource, open_datasets
+from latentkit.sources.options import DatasetsConfig
 
 FEATURES = datasets.Features(
     {

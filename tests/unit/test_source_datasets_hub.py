@@ -14,11 +14,11 @@ import datasets
 import pytest
 from hub_server import Failure, FakeHub
 
-from latentkit.builtin import DatasetsConfig
 from latentkit.contracts import BuildContext
 from latentkit.errors import SourceError
-from latentkit.shorthand import encode_recipe
 from latentkit.sources.datasets import open_datasets
+from latentkit.sources.options import DatasetsConfig
+from latentkit.tasks.recipe_from_arguments import encode_recipe
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ from typing import Any
 import datasets
 import pytest
 
-from latentkit.builtin import DatasetsConfig
 from latentkit.contracts import BuildContext, Sample, Shard, StreamSource
 from latentkit.errors import SourceError
 from latentkit.sources.datasets import open_datasets
+from latentkit.sources.options import DatasetsConfig
 
 
 def open_stream(path: Path, **options: Any) -> StreamSource:

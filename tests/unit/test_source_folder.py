@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from latentkit.builtin import FolderConfig
 from latentkit.contracts import BuildContext, Source
 from latentkit.errors import SourceError
 from latentkit.sources.folder import FolderSource
+from latentkit.sources.options import FolderConfig
 
 
 def write_files(root: Path, files: Mapping[str, str]) -> None:

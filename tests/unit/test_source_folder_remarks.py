@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from latentkit.builtin import FolderConfig
 from latentkit.contracts import BuildContext, Remark
 from latentkit.errors import SourceError
+from latentkit.runtime.source_remarks import remarks_of
 from latentkit.sources.endings import MODALITY_ENDINGS, REMEDIES, ending_of
 from latentkit.sources.folder import FolderSource
-from latentkit.sources.remarks import remarks_of
+from latentkit.sources.options import FolderConfig
 
 
 def found(

@@ -14,12 +14,12 @@ import pytest
 from PIL import Image
 
 import latentkit as lk
-from latentkit.builtin import DatasetsConfig
 from latentkit.contracts import BuildContext, Source
 from latentkit.errors import SampleError, SourceError
 from latentkit.sources import path_table
 from latentkit.sources.datasets import open_datasets
 from latentkit.sources.files import LocalFiles
+from latentkit.sources.options import DatasetsConfig
 from latentkit.sources.path_table import PROBED_ROWS, PathTable, open_path_table
 from latentkit.testing import SourceContract
 
@@ -54,7 +54,7 @@ class TestPathTableContract(SourceContract):
 
     @property
     def spec(self) -> Any:
-        from latentkit.builtin import latentkit_sources
+        from latentkit.builtin.plugins import latentkit_sources
 
         return next(spec for spec in latentkit_sources() if spec.name == "datasets")
 

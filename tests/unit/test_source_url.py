@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from latentkit.builtin import FolderConfig, latentkit_sources
+from latentkit.builtin.plugins import latentkit_sources
 from latentkit.contracts import BuildContext, Source
 from latentkit.errors import LatentkitError, RecipeError, SampleError, SourceError
-from latentkit.overrides import find_file_path
-from latentkit.shorthand import encode_recipe
+from latentkit.runtime.paths import find_file_path
 from latentkit.sources import url_files
 from latentkit.sources.folder import FolderSource
+from latentkit.sources.options import FolderConfig
 from latentkit.store import outage
+from latentkit.tasks.recipe_from_arguments import encode_recipe
 from latentkit.testing import SourceContract
 
 Memory = Any

@@ -13,11 +13,11 @@ from typing import Any
 import datasets
 import pytest
 
-from latentkit.builtin import DatasetsConfig
 from latentkit.contracts import BuildContext
 from latentkit.errors import SampleError, SourceError
-from latentkit.shorthand import encode_recipe
 from latentkit.sources.datasets import open_datasets
+from latentkit.sources.options import DatasetsConfig
+from latentkit.tasks.recipe_from_arguments import encode_recipe
 
 Rows = dict[str, tuple[bytes, str]]
 

@@ -22,12 +22,13 @@ import webdataset
 from PIL import Image
 
 import latentkit as lk
-from latentkit.builtin import DatasetsConfig, latentkit_sources
+from latentkit.builtin.plugins import latentkit_sources
 from latentkit.contracts import BuildContext, Entry, Sample, Source, StreamSource
 from latentkit.errors import SampleError, SourceError
+from latentkit.runtime.source_remarks import remarks_of
 from latentkit.sources.datasets import open_datasets
 from latentkit.sources.files import LocalFiles
-from latentkit.sources.remarks import remarks_of
+from latentkit.sources.options import DatasetsConfig
 from latentkit.sources.shards import split_name
 from latentkit.sources.splits import split_files
 from latentkit.sources.tars import Member, Tar, list_members

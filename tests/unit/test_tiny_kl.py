@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from latentkit.builtin import TinyKLConfig
 from latentkit.contracts import BuildContext, Decodes, Encoder, Trainable
 from latentkit.encoders.hashing import hash_tensors
+from latentkit.encoders.options import TinyKLConfig
 from latentkit.encoders.tiny_kl import SHIPPED, WEIGHTS_NAME, TinyKLEncoder, open_tiny_kl
 from latentkit.encoders.tiny_kl_network import TinyKL
 from latentkit.errors import EncoderError

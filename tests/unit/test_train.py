@@ -15,16 +15,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from latentkit.builtin import TinyKLConfig
-from latentkit.checkpoint import list_checkpoints
 from latentkit.contracts import BuildContext, Entry, Loss, LossBatch, Prepared, Reconstruction, Sample, Shard
+from latentkit.encoders.options import TinyKLConfig
 from latentkit.encoders.tiny_kl import WEIGHTS_NAME, TinyKLEncoder, open_tiny_kl
 from latentkit.encoders.tiny_kl_network import TinyKL
 from latentkit.errors import EncoderError, PluginError, SourceError, TrainingError
 from latentkit.losses.kl import kl
 from latentkit.losses.reconstruction import l1, mse
-from latentkit.train import OptimizerSettings, TrainEvaluation, TrainSettings, WeightedLoss, train
-from latentkit.training_settings import learning_rate
+from latentkit.training.checkpoint import list_checkpoints
+from latentkit.training.loop import OptimizerSettings, TrainEvaluation, TrainSettings, WeightedLoss, train
+from latentkit.training.settings import learning_rate
 
 QUICK = OptimizerSettings(lr=3e-3, betas=(0.9, 0.99))
 MSE_KL = (WeightedLoss("mse", mse), WeightedLoss("kl", kl, 1e-6, "latent"))

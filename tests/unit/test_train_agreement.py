@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 import latentkit
-from latentkit.checkpoint import list_checkpoints
 from latentkit.errors import LatentkitError
 from latentkit.runtime.processes import average_gradients, run_on_first
-from latentkit.training_start import join_processes
+from latentkit.training.checkpoint import list_checkpoints
+from latentkit.training.start import join_processes
 
 TOLD = "the first process can't go on: "
 

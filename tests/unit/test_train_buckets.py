@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import latentkit
-from latentkit.checkpoint import list_checkpoints, read_checkpoint
+from latentkit.training.checkpoint import list_checkpoints, read_checkpoint
 
 SIZES = ((48, 48), (64, 32), (32, 64), (48, 48), (64, 32))
 RECIPE = """

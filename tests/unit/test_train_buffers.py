@@ -11,7 +11,7 @@ from accelerate import PartialState
 from torch import nn
 
 from latentkit.runtime.processes import average_buffers
-from latentkit.training_start import join_processes
+from latentkit.training.start import join_processes
 
 
 def test_equal_values_stay_bit_for_bit_and_others_are_averaged() -> None:

@@ -22,19 +22,19 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from latentkit.checkpoint import list_checkpoints, read_checkpoint
-from latentkit.cli import main
+from latentkit.cli.main import main
 from latentkit.contracts import Entry, LossBatch, Prepared, Sample
 from latentkit.encoders.tiny_kl import TinyKLEncoder
 from latentkit.encoders.tiny_kl_network import TinyKL
 from latentkit.losses.kl import kl
 from latentkit.losses.reconstruction import mse
-from latentkit.train import OptimizerSettings, TrainSettings, WeightedLoss, WeightSchedule, train
-from latentkit.training_batches import Batch, Position
-from latentkit.training_log import TrainingLog
-from latentkit.training_run import Run
-from latentkit.training_start import start
-from latentkit.training_step import discriminator_pass, model_pass, take_step
+from latentkit.training.batches import Batch, Position
+from latentkit.training.checkpoint import list_checkpoints, read_checkpoint
+from latentkit.training.log import TrainingLog
+from latentkit.training.loop import OptimizerSettings, TrainSettings, WeightedLoss, WeightSchedule, train
+from latentkit.training.shared_state import Run
+from latentkit.training.start import start
+from latentkit.training.step import discriminator_pass, model_pass, take_step
 
 SETTINGS = TrainSettings(
     steps=6, batch_size=2, accumulate=2, optimizer=OptimizerSettings(lr=3e-3, warmup=2), ema_decay=0.9, checkpoint_every=3, log_every=1

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 
 import latentkit
-from latentkit.checkpoint import list_checkpoints
 from latentkit.contracts import Sample
 from latentkit.encoders.diffusers import TrainedModel
 from latentkit.errors import FingerprintError, RecipeError, SourceError, TrainingError
-from latentkit.training_batches import Place
-from latentkit.training_latents import StoredMoments
+from latentkit.training.batches import Place
+from latentkit.training.checkpoint import list_checkpoints
+from latentkit.training.stored_moments import StoredMoments
 
 VIEWS: dict[str, Any] = {"size": 32, "crop": "random", "crop_scale": [0.5, 1.0], "views": ["plain", "hflip"]}
 
@@ -58,9 +58,9 @@ def train(photos: Path, model: Path, output: Path, latents: Path, /, **changes: 
 
 
 def test_stored_moments_are_those_of_the_very_view_that_is_compared(photos: Path, kl_folder: Path, tmp_path: Path) -> None:
-    from latentkit.builtin import ImageConfig
     from latentkit.contracts import BuildContext
     from latentkit.modalities.image import ImageModality
+    from latentkit.modalities.options import ImageConfig
 
     latents = encode(photos, kl_folder, tmp_path / "latents")
     modality = ImageModality(ImageConfig(**VIEWS), BuildContext(seed=5))

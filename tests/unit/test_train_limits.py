@@ -19,7 +19,7 @@ from latentkit.encoders.tiny_kl_network import TinyKL
 from latentkit.errors import TrainingError
 from latentkit.losses.kl import kl
 from latentkit.losses.reconstruction import l1, mse
-from latentkit.train import OptimizerSettings, TrainSettings, WeightedLoss, WeightSchedule
+from latentkit.training.loop import OptimizerSettings, TrainSettings, WeightedLoss, WeightSchedule
 
 MSE = WeightedLoss("mse", mse)
 SETTINGS = TrainSettings(steps=4, batch_size=2, optimizer=OptimizerSettings(lr=1e-3), checkpoint_every=2, log_every=1)
@@ -127,7 +127,7 @@ class FileTracker(GeneralTracker):
 
 def test_trackers_get_what_the_log_gets(small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, "file", FileTracker)
-    monkeypatch.setattr("latentkit.training_start.get_available_trackers", lambda: ["file"])
+    monkeypatch.setattr("latentkit.training.start.get_available_trackers", lambda: ["file"])
     monkeypatch.setattr("accelerate.accelerator.filter_trackers", lambda names, *_: names)
     small.train([MSE], replace(SETTINGS, trackers=("file",)), tmp_path / "run")
     settings, *lines = [json.loads(line) for line in (tmp_path / "run" / "trackers" / "run.jsonl").read_text().splitlines()]

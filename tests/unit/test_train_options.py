@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from latentkit.checkpoint import list_checkpoints
 from latentkit.contracts import LossBatch
 from latentkit.errors import TrainingError
 from latentkit.losses.reconstruction import l1, mse
-from latentkit.train import OptimizerSettings, TrainEvaluation, TrainSettings, WeightedLoss, WeightSchedule
+from latentkit.training.checkpoint import list_checkpoints
+from latentkit.training.loop import OptimizerSettings, TrainEvaluation, TrainSettings, WeightedLoss, WeightSchedule
 
 MSE = WeightedLoss("mse", mse)
 SETTINGS = TrainSettings(steps=4, batch_size=2, optimizer=OptimizerSettings(lr=1e-3), checkpoint_every=2, log_every=1)

@@ -20,7 +20,7 @@ from torch.nn.functional import avg_pool2d, interpolate, relu
 
 from latentkit.contracts import Entry, LossBatch, Moments, Prepared, Reconstruction, Sample
 from latentkit.losses.reconstruction import mse
-from latentkit.train import OptimizerSettings, TrainSettings, WeightedLoss, WeightSchedule, train
+from latentkit.training.loop import OptimizerSettings, TrainSettings, WeightedLoss, WeightSchedule, train
 
 NUM_SAMPLES = 4
 STEPS = 5

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from accelerate import Accelerator
 
-from latentkit import progress
 from latentkit.losses.kl import Kl
 from latentkit.losses.reconstruction import l1
-from latentkit.train import WeightedLoss
-from latentkit.training_log import TrainingLog
+from latentkit.runtime import progress
+from latentkit.training.log import TrainingLog
+from latentkit.training.loop import WeightedLoss
 
 LINE = r"(\d)/6 steps, [\d.]+/s, loss 0\.50000, [\d.]+ samples/s, \d+ s left"
 VALUES = {"loss": 0.5, "losses.l1": 0.5, "weighted.l1": 0.5, "num_samples": 4.0, "num_values": 48.0, "num_latent_values": 12.0}

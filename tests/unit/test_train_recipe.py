@@ -12,11 +12,11 @@ import diffusers
 import pytest
 
 import latentkit
-from latentkit.checkpoint import list_checkpoints, read_checkpoint
+from latentkit.cli.closing_words import report
 from latentkit.encoders.tiny_kl import TinyKLEncoder
 from latentkit.errors import LatentkitError, RecipeError, SourceError, StoreError, TrainingError
-from latentkit.recipe import parse_recipe
-from latentkit.report import report
+from latentkit.recipe.schema import parse_recipe
+from latentkit.training.checkpoint import list_checkpoints, read_checkpoint
 
 
 @pytest.fixture

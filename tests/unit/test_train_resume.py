@@ -22,13 +22,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from latentkit.checkpoint import list_checkpoints, read_checkpoint
 from latentkit.contracts import Entry, LossBatch, Prepared, Sample
 from latentkit.encoders.tiny_kl import TinyKLEncoder
 from latentkit.encoders.tiny_kl_network import TinyKL
 from latentkit.losses.kl import kl
 from latentkit.losses.reconstruction import mse
-from latentkit.train import OptimizerSettings, TrainResult, TrainSettings, WeightedLoss, train
+from latentkit.training.checkpoint import list_checkpoints, read_checkpoint
+from latentkit.training.loop import OptimizerSettings, TrainResult, TrainSettings, WeightedLoss, train
 
 SETTINGS = TrainSettings(
     steps=9,
@@ -170,7 +170,7 @@ def test_a_longer_run_that_ends_before_its_model_is_written_is_not_finished(tmp_
         run(folder, replace(SETTINGS, steps=4))
     run(tmp_path / "straight")
     with monkeypatch.context() as patch, pytest.raises(StoppedError):
-        patch.setattr("latentkit.training_result.measure_latents", stopping)
+        patch.setattr("latentkit.training.result.measure_latents", stopping)
         run(tmp_path / "stopped")
     assert list_checkpoints(tmp_path / "stopped" / "checkpoints")[-1].name == "step-0000009"
     assert not run(tmp_path / "stopped").finished_before

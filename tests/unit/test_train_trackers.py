@@ -14,7 +14,7 @@ from torch import Tensor
 from latentkit.contracts import LossBatch
 from latentkit.errors import TrainingError
 from latentkit.losses.reconstruction import mse
-from latentkit.train import OptimizerSettings, TrainEvaluation, TrainSettings, WeightedLoss
+from latentkit.training.loop import OptimizerSettings, TrainEvaluation, TrainSettings, WeightedLoss
 
 SETTINGS = TrainSettings(
     steps=4, batch_size=2, optimizer=OptimizerSettings(lr=1e-3), checkpoint_every=2, log_every=1, trackers=("tensorboard",)
@@ -63,7 +63,7 @@ def test_a_resumed_run_shows_each_step_once(small: Any, tmp_path: Path) -> None:
 def test_a_tracker_that_isnt_installed_is_refused_before_the_first_step(
     small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, package: str
 ) -> None:
-    monkeypatch.setattr("latentkit.training_start.get_available_trackers", lambda: [])
+    monkeypatch.setattr("latentkit.training.start.get_available_trackers", lambda: [])
     with pytest.raises(TrainingError, match=f"log: the tracker '{name}' isn't installed; pip install {package}, or leave it out"):
         small.train([WeightedLoss("mse", mse)], replace(SETTINGS, trackers=(name,)), tmp_path)
     assert not (tmp_path / "trackers").exists()

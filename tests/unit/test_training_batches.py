@@ -14,7 +14,7 @@ from torch import Tensor
 
 from latentkit.contracts import Entry, Prepared, Sample
 from latentkit.errors import SampleError, SourceError, TrainingError
-from latentkit.training_batches import BadSamples, Batch, BatchSettings, FreshViews, Order, Position, read_batches
+from latentkit.training.batches import BadSamples, Batch, BatchSettings, FreshViews, Order, Position, read_batches
 
 
 class Numbers:
@@ -189,7 +189,7 @@ def test_several_sizes_are_drawn_by_batch_for_all_processes(rank: int) -> None:
 
 
 def test_media_out_of_reach_for_a_moment_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("latentkit.retry.PAUSES_SECONDS", (0.01, 0.01))
+    monkeypatch.setattr("latentkit.preparing.media_retry.PAUSES_SECONDS", (0.01, 0.01))
     modality = NumberTensors()
     modality.unreachable = 2
     assert len(take(2, Numbers(4), modality, BatchSettings(2, 0))) == 2

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 import latentkit
-from latentkit.builtin import ImageConfig
 from latentkit.contracts import BuildContext, InputSpec, Sample
 from latentkit.modalities.image import ImageModality
+from latentkit.modalities.options import ImageConfig
 
 FILE = "latent_statistics.json"
 SIDE = 32

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from latentkit.errors import StoreError
-from latentkit.store.folder import Folder, open_folder
+from latentkit.store.folder import Folder
+from latentkit.store.open_folder import open_folder
 from latentkit.store.unit_cache import UnitCache, open_cache
 
 

@@ -16,13 +16,14 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from latentkit.cli.closing_words import go_on_with
 from latentkit.errors import RecipeError, StoreError
-from latentkit.recipe import EncodeRecipe, dump_recipe, load_recipe, parse_recipe
-from latentkit.report import go_on_with
+from latentkit.recipe.schema import EncodeRecipe, dump_recipe, load_recipe, parse_recipe
 from latentkit.store import claims as claims_module
 from latentkit.store import outage, url_folder
 from latentkit.store.claims import Claims
-from latentkit.store.folder import Folder, host, open_folder
+from latentkit.store.folder import Folder, host
+from latentkit.store.open_folder import open_folder
 
 S3 = "s3://bucket/latents"
 BIG = 101 << 20

@@ -21,15 +21,15 @@ from latentkit import cli
 from latentkit.contracts import Entry, Prepared, Sample
 from latentkit.errors import DamagedError, FingerprintError, StoreError
 from latentkit.modalities.image import ImageModality
-from latentkit.repair import repair_dataset
-from latentkit.revalue import compare_values
 from latentkit.store.compact import compact
-from latentkit.store.folder import LocalFolder
 from latentkit.store.format import TensorToWrite, write_unit
+from latentkit.store.local_folder import LocalFolder
 from latentkit.store.plan import PlanSettings, build_plan, read_chain, write_plan
-from latentkit.store.unit_checks import WantedUnit, read_whole
-from latentkit.store.verify import verify_dataset, verify_folder
 from latentkit.store.writer import COLUMNS, RowLabel, UnitWriter
+from latentkit.upkeep.compare_values import compare_values
+from latentkit.upkeep.repair import repair_dataset
+from latentkit.upkeep.unit_checks import WantedUnit, read_whole
+from latentkit.upkeep.verify import verify_dataset, verify_folder
 
 SETTINGS = PlanSettings({"encoder.name": "random"}, 2, 4, 1, False, {})
 FIXED = {"batch_size": 3, "threads": 1, "output.unit_size": 4, "preview": 0, "output.dtype": "float32"}

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from latentkit.contracts import Unit
 from latentkit.store import writer as writer_module
-from latentkit.store.folder import LocalFolder
+from latentkit.store.local_folder import LocalFolder
 from latentkit.store.statistics import measure_on_device
 from latentkit.store.writer import NOT_FINITE, RowLabel, UnitWriter
 

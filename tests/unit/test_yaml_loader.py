@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latentkit.errors import RecipeError
-from latentkit.yaml_loader import dump_yaml, parse_yaml, read_yaml
+from latentkit.runtime.yaml_files import dump_yaml, parse_yaml, read_yaml
 
 # YAML 1.2.2, section 10.3.2, table of the core schema, and what YAML 1.1 read otherwise
 SCALARS = [

@@ -32,13 +32,13 @@ from latentkit_audio.clips import open_audio_clips
 from latentkit_audio.modality import QUALITY, AudioModality
 from latentkit_audio.plugin import AudioClipsConfig, AudioConfig
 
-from latentkit.builtin import DiffusersConfig
 from latentkit.contracts import BuildContext, Encoder, InputSpec, LatentLayout, Normalization, SizeRule, Source
-from latentkit.encode import encode_source
 from latentkit.encoders.diffusers import open_diffusers
+from latentkit.encoders.options import DiffusersConfig
+from latentkit.encoding.encode_source import encode_source
+from latentkit.encoding.make_plan import EncodeInputs, EncodeSettings
 from latentkit.executors.local import LocalExecutor
-from latentkit.planning import EncodeInputs, EncodeSettings
-from latentkit.store.folder import LocalFolder
+from latentkit.store.local_folder import LocalFolder
 
 RATE_HZ = 44_100
 SECONDS = 10.0

@@ -13,9 +13,9 @@ import numpy as np
 import soxr
 import torch
 
-from latentkit.buffers import BufferPool, prepared_memory
 from latentkit.contracts import BuildContext, InputSpec, Prepared, Sample, SizeRule
 from latentkit.errors import RecipeError, SampleError
+from latentkit.runtime.buffers import BufferPool, prepared_memory
 from latentkit_audio.files import Facts, Sound, open_sound
 from latentkit_audio.forward import Frames
 from latentkit_audio.lengths import Cut, LengthRule, draw_fraction, find_cut, resampled_count

@@ -6,9 +6,9 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from latentkit.builtin import FolderConfig
 from latentkit.contracts import BuildContext, Config, Modality, ModalitySpec, Source, SourceSpec
 from latentkit.hooks import hookimpl
+from latentkit.sources.options import FolderConfig
 
 SOUND_SUFFIXES = (
     *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64", ".rf64"),

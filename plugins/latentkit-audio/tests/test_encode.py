@@ -20,9 +20,9 @@ from latentkit_audio.sndfile import SndFile
 from PIL import Image
 
 import latentkit as lk
-from latentkit.revalue import compare_values
-from latentkit.store.folder import LocalFolder
-from latentkit.store.verify import verify_folder
+from latentkit.store.local_folder import LocalFolder
+from latentkit.upkeep.compare_values import compare_values
+from latentkit.upkeep.verify import verify_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from latentkit.encoders.weight_files import read_tensors
 from latentkit.errors import EncoderError
-from latentkit.recipe import TrainRecipe, load_recipe
+from latentkit.recipe.schema import TrainRecipe, load_recipe
 
 WholeFile = Callable[[str], Path]
 

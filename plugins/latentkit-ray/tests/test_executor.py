@@ -16,9 +16,9 @@ from latentkit_ray.plugin import RayConfig
 from ray.cluster_utils import Cluster
 from ray.exceptions import RayTaskError
 
-from latentkit import progress
 from latentkit.contracts import Unit, UnitResult, Worker
 from latentkit.errors import LatentkitError, RecipeError
+from latentkit.runtime import progress
 
 UNITS = [Unit(0, number, 4 * number, 4 * number + 4) for number in range(8)]
 

@@ -29,10 +29,10 @@ from latentkit_video.plugin import VideoClipsConfig, VideoConfig
 from latentkit_video.source import open_video_clips
 
 from latentkit.contracts import BuildContext, Encoder, InputSpec, LatentLayout, Normalization, Sample, Source
-from latentkit.encode import encode_source
+from latentkit.encoding.encode_source import encode_source
+from latentkit.encoding.make_plan import EncodeInputs, EncodeSettings
 from latentkit.executors.local import LocalExecutor
-from latentkit.planning import EncodeInputs, EncodeSettings
-from latentkit.store.folder import LocalFolder
+from latentkit.store.local_folder import LocalFolder
 
 FRAMES, SIZE = 17, 256
 WAN_FRAMES, WAN_SIZE = 9, 64
@@ -116,8 +116,8 @@ def open_wan(folder: Path) -> Encoder:
     """Wan 2.1's autoencoder with random weights."""
     from diffusers import AutoencoderKLWan
 
-    from latentkit.builtin import DiffusersConfig
     from latentkit.encoders.diffusers import open_diffusers
+    from latentkit.encoders.options import DiffusersConfig
 
     torch.manual_seed(0)
     AutoencoderKLWan().save_pretrained(folder)

@@ -14,11 +14,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from latentkit.buffers import BufferPool, prepared_memory
 from latentkit.contracts import BuildContext, InputSpec, Prepared, Sample
 from latentkit.errors import RecipeError
+from latentkit.modalities.buckets import nearest_shape
 from latentkit.modalities.framing import check_small, enlarged_remarks, target_shapes, unflipped, view_box
-from latentkit.modalities.geometry import nearest_shape
+from latentkit.runtime.buffers import BufferPool, prepared_memory
 from latentkit.runtime.memory import refuse_beyond_memory
 from latentkit_video.color import color_remarks, refuse_hdr
 from latentkit_video.decoding import Shown, Video, open_video

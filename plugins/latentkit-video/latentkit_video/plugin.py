@@ -6,7 +6,6 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from latentkit.builtin import FolderConfig, FramingConfig
 from latentkit.contracts import (
     BuildContext,
     InputSpec,
@@ -18,6 +17,8 @@ from latentkit.contracts import (
     neutral,
 )
 from latentkit.hooks import hookimpl
+from latentkit.modalities.options import FramingConfig
+from latentkit.sources.options import FolderConfig
 
 VIDEO_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".qt", ".mkv", ".webm", ".avi", ".divx", ".mpg", ".mpeg", ".mpe"),

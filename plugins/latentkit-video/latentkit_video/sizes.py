@@ -10,7 +10,7 @@ from latentkit.modalities.framing import target_shapes
 from latentkit.modalities.geometry import nearest_allowed
 
 if TYPE_CHECKING:
-    from latentkit.builtin import FramingConfig
+    from latentkit.modalities.options import FramingConfig
 
 
 def check_sizes(config: FramingConfig, frames: int, spec: InputSpec) -> None:

@@ -17,10 +17,10 @@ from videos import encode, numbered
 
 import latentkit as lk
 from latentkit.contracts import InputSpec, SizeRule
-from latentkit.repair import repair_dataset
-from latentkit.revalue import compare_values
-from latentkit.store.folder import LocalFolder
-from latentkit.store.verify import verify_folder
+from latentkit.store.local_folder import LocalFolder
+from latentkit.upkeep.compare_values import compare_values
+from latentkit.upkeep.repair import repair_dataset
+from latentkit.upkeep.verify import verify_folder
 
 
 @pytest.fixture(scope="module")

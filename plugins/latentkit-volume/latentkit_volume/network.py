@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from latentkit.contracts import Config, Moments, Reconstruction
-from latentkit.layouts import LOGVAR_RANGE
+from latentkit.contracts.encoder_description import LOGVAR_RANGE
 
 BRANCH_GAIN = 0.2
 """Factor of what the residual networks add to the linear maps: behind a layer that starts at zero, the first steps are a jump, and this

@@ -46,7 +46,7 @@ from torch import Tensor
 
 from latentkit.contracts import BuildContext, InputSpec, Sample
 from latentkit.errors import SampleError, SourceError
-from latentkit.shorthand import encode_recipe
+from latentkit.tasks.recipe_from_arguments import encode_recipe
 from latentkit.testing import SourceContract
 
 MakeFile = Callable[..., bytes]

@@ -14,8 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import latentkit as lk
-from latentkit.cli import main
-from latentkit.store.dataset import read_index
+from latentkit.cli.main import main
+from latentkit.store.dataset_json import read_index
 
 MakeFile = Callable[..., bytes]
 SOURCE = {"use": "folder", "with": {"path": "volumes", "suffixes": [".nii", ".nii.gz"]}}

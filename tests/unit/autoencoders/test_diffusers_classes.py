@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from latentkit.batching import check_latents
-from latentkit.encode import encode_source
 from latentkit.encoders.diffusers_table import TRAITS
+from latentkit.encoding.batch_tensors import check_latents
+from latentkit.encoding.encode_source import encode_source
+from latentkit.encoding.make_plan import EncodeInputs, EncodeSettings
 from latentkit.executors.local import LocalExecutor
-from latentkit.planning import EncodeInputs, EncodeSettings
-from latentkit.store.folder import LocalFolder
+from latentkit.store.local_folder import LocalFolder
 
 MODELS = json.loads(Path(__file__).with_name("models.json").read_text())
 OF_PICTURES = sorted(name for name in MODELS if TRAITS[name.split("-")[0]].axes == "CHW")

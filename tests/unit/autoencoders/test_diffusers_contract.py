@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import pytest
 
 from latentkit import builtin
-from latentkit.builtin import DiffusersConfig
 from latentkit.contracts import Encoder, EncoderSpec
+from latentkit.encoders.options import DiffusersConfig
 from latentkit.testing import EncoderContract
 from latentkit.testing.encoder import flip_bit
 

@@ -16,15 +16,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from latentkit import train as training
-from latentkit import training_result
 from latentkit.contracts import Entry, Prepared, Sample
 from latentkit.encoders.diffusers import DiffusersEncoder
 from latentkit.encoders.diffusers_table import TRAITS
 from latentkit.errors import EncoderError
 from latentkit.losses.kl import kl
 from latentkit.losses.reconstruction import mse
-from latentkit.train import OptimizerSettings, TrainSettings, WeightedLoss, train
+from latentkit.training import loop as training
+from latentkit.training import result as training_result
+from latentkit.training.loop import OptimizerSettings, TrainSettings, WeightedLoss, train
 
 MODELS = json.loads(Path(__file__).with_name("models.json").read_text())
 

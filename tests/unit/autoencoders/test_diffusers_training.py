@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from latentkit.encoders.diffusers import DiffusersEncoder
-from latentkit.encoders.diffusers_statistics import put_statistics
+from latentkit.encoders.diffusers_normalization import put_statistics
 from latentkit.encoders.diffusers_table import TRAITS
 
 MODELS = json.loads(Path(__file__).with_name("models.json").read_text())

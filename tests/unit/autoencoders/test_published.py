@@ -18,14 +18,14 @@ from torch import Tensor
 
 import latentkit as lk
 import latentkit.encoders
-from latentkit.builtin import DiffusersConfig
 from latentkit.contracts import BuildContext, LatentLayout, Normalization
-from latentkit.encode import encode_source
 from latentkit.encoders.diffusers import DiffusersEncoder, open_diffusers
+from latentkit.encoders.options import DiffusersConfig
 from latentkit.encoders.published_configs import ALIASES, find_published
+from latentkit.encoding.encode_source import encode_source
+from latentkit.encoding.make_plan import EncodeInputs, EncodeSettings
 from latentkit.executors.local import LocalExecutor
-from latentkit.planning import EncodeInputs, EncodeSettings
-from latentkit.store.folder import LocalFolder
+from latentkit.store.local_folder import LocalFolder
 
 SHIPPED = Path(latentkit.encoders.__file__).parent / "published"
 PUBLISHED: dict[str, Any] = json.loads(Path(__file__).with_name("published.json").read_text())

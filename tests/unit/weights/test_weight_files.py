@@ -18,10 +18,10 @@ import torch
 from safetensors.torch import save, save_file
 from torch import Tensor
 
-from latentkit.builtin import DiffusersConfig
 from latentkit.contracts import BuildContext, Decodes
 from latentkit.encoders.diffusers import DiffusersEncoder, open_diffusers
 from latentkit.encoders.diffusers_loading import find_config_file, find_model, load_model
+from latentkit.encoders.options import DiffusersConfig
 from latentkit.encoders.weight_files import read_tensors
 from latentkit.errors import EncoderError
 
