@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from latentkit.api import open_dataset as open
     from latentkit.reading.batches import collate
     from latentkit.reading.dataset import LatentDataset
-    from latentkit.reading.join import JoinedDataset
-    from latentkit.reading.join import join_datasets as join
+    from latentkit.reading.joined_dataset import JoinedDataset
+    from latentkit.reading.joined_dataset import join_datasets as join
 
 __all__ = [
     "JoinedDataset",
@@ -34,9 +34,9 @@ _PLACES = {
     "run": ("latentkit.api", "run"),
     "open": ("latentkit.api", "open_dataset"),
     "collate": ("latentkit.reading.batches", "collate"),
-    "join": ("latentkit.reading.join", "join_datasets"),
+    "join": ("latentkit.reading.joined_dataset", "join_datasets"),
     "LatentDataset": ("latentkit.reading.dataset", "LatentDataset"),
-    "JoinedDataset": ("latentkit.reading.join", "JoinedDataset"),
+    "JoinedDataset": ("latentkit.reading.joined_dataset", "JoinedDataset"),
 }
 
 

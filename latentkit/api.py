@@ -32,7 +32,8 @@ def encode(
     Args:
         source: name of a source plugin, a path, or `owner/name` on the hub.
         output: folder of the latent dataset.
-        encoder: name of an encoder plugin, a path, or a hub id; None is `tiny-kl`, which is for trying out.
+        encoder: name of an encoder plugin, a path, or a hub id; None is `tiny-kl`, which is for
+            trying out.
         size: side of the pictures in pixels, or (height, width); None is the modality's default.
         overrides: any key of the recipe, such as {"batch_size": 64, "output.dtype": "float32"}.
         device, devices: see `RunOptions`.
@@ -51,7 +52,9 @@ def encode(
         say(remark)
     recipe = parse_recipe(values, "encode", Path.cwd(), overrides)
     if not isinstance(recipe, EncodeRecipe) or recipe.encoder is None:
-        raise ValueError("overrides of encode can't change the task or name several encoders; use latentkit.run")
+        raise ValueError(
+            "overrides of encode can't change the task or name several encoders; use latentkit.run"
+        )
     heed_launcher(recipe)
     options = RunOptions(device=device, devices=tuple(devices), fits=True)
     return run_encode(recipe, options).datasets()[""]
@@ -70,14 +73,15 @@ def run(
     """Run any recipe; again goes on where it stopped, or does what has changed in the source since.
 
     Args:
-        recipe: path of a YAML file, or its values; relative paths in values start from the working directory.
+        recipe: path of a YAML file, or its values; relative paths in values start from the working
+            directory.
         overrides: as for `encode`.
         dry_run, prune, retry_skipped, device, devices: see `RunOptions`.
 
     Returns:
-        An encode task's `LatentDataset` (with `encoders:`, one by name), a train task's `TrainResult`, an evaluate task's
-        `EvaluateResult`; with `dry_run`, the text of what
-        would be done.
+        An encode task's `LatentDataset` (with `encoders:`, one by name), a train task's
+        `TrainResult`, an evaluate task's `EvaluateResult`; with `dry_run`, the text of what would
+        be done.
 
     Raises:
         LatentkitError: whatever the user can mend; the message says how.
@@ -86,7 +90,11 @@ def run(
     from latentkit.tasks.encode_task import EncodeRun, RunOptions
     from latentkit.tasks.run_recipe import run_recipe
 
-    parsed = parse_recipe(recipe, "recipe", Path.cwd(), overrides) if isinstance(recipe, Mapping) else load_recipe(recipe, overrides)
+    parsed = (
+        parse_recipe(recipe, "recipe", Path.cwd(), overrides)
+        if isinstance(recipe, Mapping)
+        else load_recipe(recipe, overrides)
+    )
     result = run_recipe(parsed, RunOptions(dry_run, prune, retry_skipped, device, tuple(devices)))
     if isinstance(result, EncodeRun):
         datasets = result.datasets()
@@ -106,14 +114,17 @@ def open_dataset(
 
     Args:
         path: folder that `encode` wrote, or its URL.
-        posterior: "sample" draws from the posterior, anew each epoch; "mean"; "moments" gives them as stored, raw, under the
-            name "moments". None: "sample" where there are moments, else "mean", which is the latent as stored.
-        views: "all" gives a row per sample and view, a list only those views, "random" a row per sample whose view is drawn each epoch.
+        posterior: "sample" draws from the posterior, anew each epoch; "mean"; "moments" gives them
+            as stored, raw, under the name "moments". None: "sample" where there are moments, else
+            "mean", which is the latent as stored.
+        views: "all" gives a row per sample and view, a list only those views, "random" a row per
+            sample whose view is drawn each epoch.
         columns: attributes to give with key and view, such as ["text"], or a single one. A row that
             lacks it has None, which `latentkit.collate` takes and torch's own collate function
             doesn't; `latentkit inspect` says how many rows have each.
         seed: of all draws and shuffles.
-        cache: where whole units of a URL are kept: a limit in bytes, a folder, or both; None is 64 GiB in the user's cache folder.
+        cache: where whole units of a URL are kept: a limit in bytes, a folder, or both; None is 64
+            GiB in the user's cache folder.
 
     Raises:
         StoreError: missing, unfinished or damaged.

@@ -1,4 +1,7 @@
-"""Core's own exporters: config classes and declarations. Loads no torch; `latentkit.builtin` hands its hook on."""
+"""Core's own exporters: config classes and declarations.
+
+Loads no torch; `latentkit.builtin` hands its hook on.
+"""
 
 from __future__ import annotations
 
@@ -24,5 +27,12 @@ def _build_webdataset(config: WebdatasetConfig, context: BuildContext) -> Any:
 
 @hookimpl
 def latentkit_exporters() -> Iterator[ExporterSpec]:
-    yield ExporterSpec("safetensors", "a .safetensors file per row, and metadata.jsonl", SafetensorsConfig, _build_safetensors)
-    yield ExporterSpec("webdataset", "tar files for the library webdataset", WebdatasetConfig, _build_webdataset)
+    yield ExporterSpec(
+        "safetensors",
+        "a .safetensors file per row, and metadata.jsonl",
+        SafetensorsConfig,
+        _build_safetensors,
+    )
+    yield ExporterSpec(
+        "webdataset", "tar files for the library webdataset", WebdatasetConfig, _build_webdataset
+    )

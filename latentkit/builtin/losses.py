@@ -1,4 +1,7 @@
-"""Core's own losses: config classes and declarations. Loads no torch; `latentkit.builtin` hands its hook on."""
+"""Core's own losses: config classes and declarations.
+
+Loads no torch; `latentkit.builtin` hands its hook on.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +86,9 @@ def _build_feature_alignment(config: FeatureAlignmentConfig, context: BuildConte
 
         registry, name = discover(), config.encoder or ""
         options = registry.configure("encoder", name, config.options, "feature-alignment: encoder")
-        features = EncoderFeatures(registry.find("encoder", name).spec.build(options, context), input_range)
+        features = EncoderFeatures(
+            registry.find("encoder", name).spec.build(options, context), input_range
+        )
     return open_feature_alignment(config, features, context.seed)
 
 
@@ -97,17 +102,46 @@ def _build_patch_gan(config: PatchGanConfig, context: BuildContext) -> Any:
 def latentkit_losses() -> Iterator[LossSpec]:
     yield LossSpec("l1", "mean absolute error", L1Config, _build_l1)
     yield LossSpec("mse", "mean squared error", MseConfig, _build_mse)
-    yield LossSpec("laplace-nll", "nats per input value under Laplace errors", LikelihoodConfig, _build_laplace_nll)
-    yield LossSpec("gaussian-nll", "nats per input value under Gaussian errors", LikelihoodConfig, _build_gaussian_nll)
-    yield LossSpec("bernoulli-nll", "nats per input value of bits whose chance is decoded", BernoulliConfig, _build_bernoulli_nll)
-    yield LossSpec("wavelet", "mean absolute error of Haar wavelet coefficients", WaveletConfig, _build_wavelet)
+    yield LossSpec(
+        "laplace-nll",
+        "nats per input value under Laplace errors",
+        LikelihoodConfig,
+        _build_laplace_nll,
+    )
+    yield LossSpec(
+        "gaussian-nll",
+        "nats per input value under Gaussian errors",
+        LikelihoodConfig,
+        _build_gaussian_nll,
+    )
+    yield LossSpec(
+        "bernoulli-nll",
+        "nats per input value of bits whose chance is decoded",
+        BernoulliConfig,
+        _build_bernoulli_nll,
+    )
+    yield LossSpec(
+        "wavelet", "mean absolute error of Haar wavelet coefficients", WaveletConfig, _build_wavelet
+    )
     yield LossSpec("kl", "KL to N(0, I), nats per input value", KlConfig, _build_kl, role="latent")
     yield LossSpec(
-        "equivariance", "decoding shrunk and turned latents gives shrunk and turned pictures", EquivarianceConfig, _build_equivariance,
+        "equivariance",
+        "decoding shrunk and turned latents gives shrunk and turned pictures",
+        EquivarianceConfig,
+        _build_equivariance,
         role="latent",
-    )  # fmt: skip
+    )
     yield LossSpec(
-        "feature-alignment", "latents arranged like a vision network's features", FeatureAlignmentConfig, _build_feature_alignment,
+        "feature-alignment",
+        "latents arranged like a vision network's features",
+        FeatureAlignmentConfig,
+        _build_feature_alignment,
         role="latent",
-    )  # fmt: skip
-    yield LossSpec("patch-gan", "a discriminator of patches", PatchGanConfig, _build_patch_gan, role="adversarial")
+    )
+    yield LossSpec(
+        "patch-gan",
+        "a discriminator of patches",
+        PatchGanConfig,
+        _build_patch_gan,
+        role="adversarial",
+    )

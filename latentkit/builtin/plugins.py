@@ -70,7 +70,11 @@ def _build_local(config: LocalConfig, context: BuildContext) -> Any:
     if config.devices is not None:
         return LocalExecutor(*map(choose_device, config.devices))
     # Of a launcher's processes each has a device of its own; `--cpu` leaves "auto" the CPU.
-    is_sole = config.device == "auto" and context.device in list_devices() and "LOCAL_RANK" not in os.environ
+    is_sole = (
+        config.device == "auto"
+        and context.device in list_devices()
+        and "LOCAL_RANK" not in os.environ
+    )
     return LocalExecutor(*list_devices() if is_sole else [context.device])
 
 
@@ -83,24 +87,50 @@ def _build_accelerate(config: AccelerateConfig, context: BuildContext) -> Any:
 @hookimpl
 def latentkit_sources() -> Iterator[SourceSpec]:
     yield SourceSpec("folder", "files below a folder, with captions", FolderConfig, _build_folder)
-    yield SourceSpec("datasets", "anything the library datasets opens", DatasetsConfig, _build_datasets)
-    yield SourceSpec("sample-photos", "photographs inside scikit-image", SamplePhotosConfig, _build_sample_photos)
+    yield SourceSpec(
+        "datasets", "anything the library datasets opens", DatasetsConfig, _build_datasets
+    )
+    yield SourceSpec(
+        "sample-photos", "photographs inside scikit-image", SamplePhotosConfig, _build_sample_photos
+    )
 
 
 @hookimpl
 def latentkit_modalities() -> Iterator[ModalitySpec]:
-    # Version 2: the white and the colors of formats that Pillow reads otherwise; before, such files came out wrong.
-    yield ModalitySpec("image", "pictures, in sRGB", ImageConfig, _build_image, version=2, suffixes=PICTURE_SUFFIXES)
+    # Version 2: the white and the colors of formats that Pillow reads otherwise; before, such files
+    # came out wrong.
+    yield ModalitySpec(
+        "image",
+        "pictures, in sRGB",
+        ImageConfig,
+        _build_image,
+        version=2,
+        suffixes=PICTURE_SUFFIXES,
+    )
 
 
 @hookimpl
 def latentkit_encoders() -> Iterator[EncoderSpec]:
     yield EncoderSpec("diffusers", "a diffusers autoencoder", DiffusersConfig, _build_diffusers)
-    yield EncoderSpec("tiny-kl", "small KL autoencoder inside latentkit (f8, 4 channels)", TinyKLConfig, _build_tiny_kl)
-    yield EncoderSpec("tiny-kl-16", "the same with 16 channels: sharper, harder to model", TinyKLConfig, _build_tiny_kl_16)
+    yield EncoderSpec(
+        "tiny-kl",
+        "small KL autoencoder inside latentkit (f8, 4 channels)",
+        TinyKLConfig,
+        _build_tiny_kl,
+    )
+    yield EncoderSpec(
+        "tiny-kl-16",
+        "the same with 16 channels: sharper, harder to model",
+        TinyKLConfig,
+        _build_tiny_kl_16,
+    )
 
 
 @hookimpl
 def latentkit_executors() -> Iterator[ExecutorSpec]:
-    yield ExecutorSpec("local", "this machine, a process for each device", LocalConfig, _build_local)
-    yield ExecutorSpec("accelerate", "every process of an accelerate launch", AccelerateConfig, _build_accelerate)
+    yield ExecutorSpec(
+        "local", "this machine, a process for each device", LocalConfig, _build_local
+    )
+    yield ExecutorSpec(
+        "accelerate", "every process of an accelerate launch", AccelerateConfig, _build_accelerate
+    )

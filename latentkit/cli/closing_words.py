@@ -48,15 +48,27 @@ def report(result: EncodeRun | TrainResult | EvaluateResult) -> str:
     if result.best is not None:
         best = f"step {result.best.step}, the best by {result.best.metric or 'evaluate.best'}"
         done += f"; it is of {best}, the last is in model-last/"
-    skipped = f"; {result.num_skipped_steps} steps were not finite and skipped" if result.num_skipped_steps else ""
+    skipped = (
+        f"; {result.num_skipped_steps} steps were not finite and skipped"
+        if result.num_skipped_steps
+        else ""
+    )
     left_out = ""
     if result.num_bad_samples:
-        left_out = f"; {result.num_bad_samples} samples left out, {_near(result.model.parent / 'result.json')} says why"
-    return f"{_near(result.model)}: {done}{skipped}{left_out}\n  encode with it: {_encoding_with(result.model)}"
+        left_out = (
+            f"; {result.num_bad_samples} samples left out,"
+            f" {_near(result.model.parent / 'result.json')} says why"
+        )
+    return (
+        f"{_near(result.model)}: {done}{skipped}{left_out}\n  encode with it:"
+        f" {_encoding_with(result.model)}"
+    )
 
 
 def _encoding_with(model: Path) -> str:
-    """How latents are made with a trained model: by the command that knows it by its config, or in a recipe, as another plugin's."""
+    """How latents are made with a trained model: by the command that knows it by its config, or in
+    a recipe, as another plugin's.
+    """
     recipe = load_recipe(model.parent / "recipe.yaml")
     assert isinstance(recipe, TrainRecipe)
     if recipe.model.use in KNOWN_BY_CONFIG:
@@ -72,12 +84,18 @@ def _report_encode(name: str, result: EncodeRun) -> str:
     lines = [f"{folder}: {_did(found['rows'], result.summaries[name])}"]
     lines += [f"  slow          {text}" for text in _slow(result.summaries[name])]
     lines += _skipped(found, command)
-    lines += [f"  note          {text}" for text in describe_remarks(found, MOST_REMARKS, command, result.remarks[name])]
+    lines += [
+        f"  note          {text}"
+        for text in describe_remarks(found, MOST_REMARKS, command, result.remarks[name])
+    ]
     lines += [f"  column        {text}" for text in describe_columns(found, MOST_COLUMNS, command)]
     if name in result.previews:
         lines.append(f"  look at       {_near(result.previews[name])}")
     lines.append(f"  what is in it {command}")
-    lines.append(f"  read it       latentkit.open({json.dumps(folder, ensure_ascii=False)}).batches(256, shuffle=True)")
+    lines.append(
+        f"  read it       latentkit.open({json.dumps(folder, ensure_ascii=False)}).batches(256,"
+        " shuffle=True)"
+    )
     return "\n".join(lines)
 
 
@@ -89,10 +107,16 @@ def _skipped(found: Mapping[str, Any], command: str) -> list[str]:
     shown = list(reasons) if len(reasons) <= MOST_REASONS else list(reasons)[: MOST_REASONS - 1]
     lines = []
     for reason in shown:
-        lines += [f"  skipped       {reasons[reason]}: {reason}", f"                {name_keys(found, reason)}"]
+        lines += [
+            f"  skipped       {reasons[reason]}: {reason}",
+            f"                {name_keys(found, reason)}",
+        ]
     others = [count for reason, count in reasons.items() if reason not in shown]
     if others:
-        lines.append(f"  skipped       {sum(others)}: for {len(others)} other reasons; `{command}` lists them")
+        lines.append(
+            f"  skipped       {sum(others)}: for {len(others)} other reasons; `{command}` lists"
+            " them"
+        )
     return lines + ([f"  all of them   {command} --skipped"] if reasons else [])
 
 
@@ -102,11 +126,25 @@ def _report_evaluation(result: EvaluateResult) -> str:
         return f"{folder}: evaluated by the first process"
     skipped = len(found.rows) - found.num_samples
     width = max(len(name) for name in found.figures)
-    lines = [f"{folder}: {found.num_samples} samples evaluated" + (f", {skipped} skipped" if skipped else "")]
+    lines = [
+        f"{folder}: {found.num_samples} samples evaluated"
+        + (f", {skipped} skipped" if skipped else "")
+    ]
     lines += _skipped_rows(found.rows, folder)
-    lines += [f"  {name:<{width}}  {figure.value:.6g} {figure.unit}".rstrip() for name, figure in found.figures.items()]
+    lines += [
+        f"  {name:<{width}}  {figure.value:.6g} {figure.unit}".rstrip()
+        for name, figure in found.figures.items()
+    ]
     lines += [f"  note: {warning}" for warning in found.warnings]
-    return "\n".join([*lines, f"  look at {folder}/report.html; how each number is measured stands in {folder}/metrics.json"])
+    return "\n".join(
+        [
+            *lines,
+            (
+                f"  look at {folder}/report.html; how each number is measured stands in"
+                f" {folder}/metrics.json"
+            ),
+        ]
+    )
 
 
 def _skipped_rows(rows: Sequence[Row], folder: str) -> list[str]:
@@ -119,7 +157,9 @@ def _skipped_rows(rows: Sequence[Row], folder: str) -> list[str]:
     by_count = sorted(keys.items(), key=lambda item: (-len(item[1]), item[0]))
     for reason, named in by_count[:MOST_REASONS]:
         lines.append(f"  skipped {len(named)}: {reason}, such as {', '.join(named[:MOST_KEYS])}")
-    return lines + ([f"  each skipped sample and its reason stand in {folder}/samples.parquet"] if lines else [])
+    return lines + (
+        [f"  each skipped sample and its reason stand in {folder}/samples.parquet"] if lines else []
+    )
 
 
 def _did(rows: Mapping[str, int], summary: EncodeSummary) -> str:
@@ -129,7 +169,10 @@ def _did(rows: Mapping[str, int], summary: EncodeSummary) -> str:
         return f"{held}; finished already, nothing was left to do here"
     here = _latents(summary.num_ok, summary.num_skipped)
     rate = summary.num_ok / max(summary.seconds, 1e-9)
-    speed = f"in {summary.seconds:.1f} s ({rate:.1f}/s); the encoder waited {_share_waited(summary):.0%} of the time"
+    speed = (
+        f"in {summary.seconds:.1f} s ({rate:.1f}/s); the encoder waited"
+        f" {_share_waited(summary):.0%} of the time"
+    )
     return f"{held} {speed}" if here == held else f"{held}; {here} of them here {speed}"
 
 
@@ -163,8 +206,13 @@ def go_on_with(recipe: Recipe) -> str:
     output = recipe.output.path if isinstance(recipe, (EncodeRecipe, TrainRecipe)) else "."
     if _holds_recipe(output):
         kept = "what is committed is kept; go on with"
-        if isinstance(recipe, TrainRecipe) and not os.path.isdir(os.path.join(output, "checkpoints")):
-            kept = f"no checkpoint was written yet (output.checkpoint_every: {recipe.output.checkpoint_every}); begin again with"
+        if isinstance(recipe, TrainRecipe) and not os.path.isdir(
+            os.path.join(output, "checkpoints")
+        ):
+            kept = (
+                "no checkpoint was written yet (output.checkpoint_every:"
+                f" {recipe.output.checkpoint_every}); begin again with"
+            )
         return f"{kept}: latentkit run {in_shell(_near(f'{output}/recipe.yaml'))}"
     kept = "what is committed is kept" if os.path.isdir(output) else "nothing was committed yet"
     return f"{kept}; run the same command again"
@@ -182,7 +230,9 @@ def _holds_recipe(output: str) -> bool:
 
 
 def _near(path: str | Path) -> str:
-    """A path as the user would type it: relative when it lies below the working directory; a URL as it is."""
+    """A path as the user would type it: relative when it lies below the working directory; a URL as
+    it is.
+    """
     if is_url(str(path)):
         return str(path)
     absolute, here = Path(os.path.abspath(path)), Path.cwd()
@@ -191,9 +241,15 @@ def _near(path: str | Path) -> str:
 
 def plugins_as_text(registry: Registry) -> str:
     """A table of what is provided, then every problem."""
-    rows = [(row.kind, row.name, f"{row.provider} {row.version}", row.summary) for row in registry.rows()]
+    rows = [
+        (row.kind, row.name, f"{row.provider} {row.version}", row.summary)
+        for row in registry.rows()
+    ]
     widths = [max(len(row[column]) for row in rows) for column in range(3)] if rows else [0] * 3
-    lines = ["  ".join([*(text.ljust(width) for text, width in zip(row, widths, strict=False)), row[3]]) for row in rows]
+    lines = [
+        "  ".join([*(text.ljust(width) for text, width in zip(row, widths, strict=False)), row[3]])
+        for row in rows
+    ]
     lines += [f"disabled  {name} {version}" for name, version in registry.disabled]
     lines += [f"problem   {problem}" for problem in registry.problems]
     return "\n".join(lines)
@@ -204,7 +260,9 @@ def plugins_as_json(registry: Registry) -> str:
     listing: dict[str, Any] = {
         "plugins": [dataclasses.asdict(row) for row in registry.rows()],
         "problems": [dataclasses.asdict(problem) for problem in registry.problems],
-        "disabled": [{"distribution": name, "version": version} for name, version in registry.disabled],
+        "disabled": [
+            {"distribution": name, "version": version} for name, version in registry.disabled
+        ],
     }
     return json.dumps(listing, indent=1)
 
@@ -217,7 +275,9 @@ def list_recipes() -> str:
     """
     files = sorted(RECIPES.glob("*.yaml"))
     if not files:
-        raise LatentkitError("no recipes lie beside this installation; they are in the folder recipes/ of the source")
+        raise LatentkitError(
+            "no recipes lie beside this installation; they are in the folder recipes/ of the source"
+        )
     width = max(len(_near(file)) for file in files)
     return "\n".join(f"{_near(file):<{width}}  {_headline(file)}" for file in files)
 

@@ -1,4 +1,7 @@
-"""Arguments to one call; printing; exit codes. 0 done, 1 our fault, 2 yours to mend, 130 or 143 stopped by a signal."""
+"""Arguments to one call; printing; exit codes.
+
+0 done, 1 our fault, 2 yours to mend, 130 or 143 stopped by a signal.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser().print_help()
         return 0
     if words[0] in RECIPE_TASKS:
-        advice = f"a recipe with task: {words[0]} is run by `latentkit run RECIPE`; `latentkit recipes` lists some to begin with"
+        advice = (
+            f"a recipe with task: {words[0]} is run by `latentkit run RECIPE`; `latentkit recipes`"
+            " lists some to begin with"
+        )
         print(f"latentkit: there is no command {words[0]}; {advice}", file=sys.stderr)
         return 2
     options = parser().parse_args(words)
@@ -57,20 +63,40 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def printable(text: str) -> str:
-    """Text that can't move a terminal's cursor or change its colours: control characters of file names and captions are escaped."""
-    return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
+    """Text that can't move a terminal's cursor or change its colours: control characters of file
+    names and captions are escaped.
+    """
+    return "".join(
+        char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text
+    )
 
 
 def parser() -> argparse.ArgumentParser:
     """All commands and options; a test freezes them."""
-    top = argparse.ArgumentParser("latentkit", description="Latent datasets for latent diffusion, and the autoencoders that make them.")
+    top = argparse.ArgumentParser(
+        "latentkit",
+        description="Latent datasets for latent diffusion, and the autoencoders that make them.",
+    )
     top.add_argument("--version", action="version", version=f"latentkit {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    encode = _command(commands, "encode", _encode, "encode a source into a latent dataset, without writing a recipe")
-    encode.add_argument("source", metavar="SOURCE", help="a folder or file, owner/name on the hub, or the name of a source plugin")
+    encode = _command(
+        commands,
+        "encode",
+        _encode,
+        "encode a source into a latent dataset, without writing a recipe",
+    )
+    encode.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="a folder or file, owner/name on the hub, or the name of a source plugin",
+    )
     encode.add_argument("output", metavar="OUT", help="folder of the latent dataset")
-    encode.add_argument("--encoder", metavar="E", help="a folder or file, a hub id, or the name of an encoder plugin (default: tiny-kl)")
+    encode.add_argument(
+        "--encoder",
+        metavar="E",
+        help="a folder or file, a hub id, or the name of an encoder plugin (default: tiny-kl)",
+    )
     encode.add_argument("--size", type=int, metavar="N", help="side of the pictures, in pixels")
     _add_set(encode)
     _add_device(encode)
@@ -81,11 +107,23 @@ def parser() -> argparse.ArgumentParser:
     _add_set(run)
     _add_device(run)
     _add_devices(run)
-    run.add_argument("--dry-run", action="store_true", help="say what would be encoded, and write nothing")
-    run.add_argument("--prune", action="store_true", help="leave out samples that are gone from the source, also when they are most of it")
-    run.add_argument("--retry-skipped", action="store_true", help="encode once more the samples that were skipped")
+    run.add_argument(
+        "--dry-run", action="store_true", help="say what would be encoded, and write nothing"
+    )
+    run.add_argument(
+        "--prune",
+        action="store_true",
+        help="leave out samples that are gone from the source, also when they are most of it",
+    )
+    run.add_argument(
+        "--retry-skipped",
+        action="store_true",
+        help="encode once more the samples that were skipped",
+    )
 
-    check = _command(commands, "check", _check, "validate a recipe, and open all that it names; write nothing")
+    check = _command(
+        commands, "check", _check, "validate a recipe, and open all that it names; write nothing"
+    )
     check.add_argument("recipe", metavar="RECIPE", help="a YAML file")
     _add_set(check)
 
@@ -121,42 +159,103 @@ def _add_dataset_commands(commands: Any) -> None:
     inspect = _command(commands, "inspect", _inspect, "say what is in a latent dataset")
     inspect.add_argument("path", metavar="PATH", help="folder of the latent dataset")
     inspect.add_argument("--json", action="store_true", help="all of it, row by row, for programs")
-    inspect.add_argument("--skipped", action="store_true", help="list every skipped sample with its reason, and nothing else")
+    inspect.add_argument(
+        "--skipped",
+        action="store_true",
+        help="list every skipped sample with its reason, and nothing else",
+    )
 
-    verify = _command(commands, "verify", _verify, "find what is missing, damaged or foreign in a latent dataset; exit code 1 when broken")
+    verify = _command(
+        commands,
+        "verify",
+        _verify,
+        "find what is missing, damaged or foreign in a latent dataset; exit code 1 when broken",
+    )
     verify.add_argument("path", metavar="PATH", help="folder of the latent dataset")
-    verify.add_argument("--deep", action="store_true", help="encode about 1 %% of the units again and compare values")
-    verify.add_argument("--repair", action="store_true", help="encode damaged units again, and write index and dataset.json again")
+    verify.add_argument(
+        "--deep",
+        action="store_true",
+        help="encode about 1 %% of the units again and compare values",
+    )
+    verify.add_argument(
+        "--repair",
+        action="store_true",
+        help="encode damaged units again, and write index and dataset.json again",
+    )
     _add_device(verify)
 
-    compact = _command(commands, "compact", _compact, "drop superseded rows and merge small units, bit for bit")
+    compact = _command(
+        commands, "compact", _compact, "drop superseded rows and merge small units, bit for bit"
+    )
     compact.add_argument("path", metavar="PATH", help="folder of the latent dataset")
 
-    preview = _command(commands, "preview", _preview, "draw samples beside what their latents decode to")
+    preview = _command(
+        commands, "preview", _preview, "draw samples beside what their latents decode to"
+    )
     preview.add_argument("path", metavar="PATH", help="folder of the latent dataset")
-    preview.add_argument("output", metavar="OUT", type=Path, help="file to write: .png, or what the modality draws or plays")
-    preview.add_argument("--rows", type=int, default=8, metavar="N", help="samples to show (default: 8)")
+    preview.add_argument(
+        "output",
+        metavar="OUT",
+        type=Path,
+        help="file to write: .png, or what the modality draws or plays",
+    )
+    preview.add_argument(
+        "--rows", type=int, default=8, metavar="N", help="samples to show (default: 8)"
+    )
     _add_device(preview)
 
-    export = _command(commands, "export", _export, "write a latent dataset in the format of a trainer")
+    export = _command(
+        commands, "export", _export, "write a latent dataset in the format of a trainer"
+    )
     export.add_argument("path", metavar="PATH", help="folder of the latent dataset")
     export.add_argument("output", metavar="OUT", help="folder to write, missing or empty")
-    export.add_argument("--to", required=True, metavar="FORMAT", help="name of an exporter, such as safetensors or webdataset")
-    export.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the exporter, such as values=moments")
+    export.add_argument(
+        "--to",
+        required=True,
+        metavar="FORMAT",
+        help="name of an exporter, such as safetensors or webdataset",
+    )
+    export.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="an option of the exporter, such as values=moments",
+    )
 
 
 def _add_plugin_commands(commands: Any) -> None:
     """What is done with plugins: listing them, unless another word follows."""
-    plugins = _command(commands, "plugins", _plugins, "list plugins, and what is wrong with any; or make a new one")
+    plugins = _command(
+        commands, "plugins", _plugins, "list plugins, and what is wrong with any; or make a new one"
+    )
     plugins.add_argument("--json", action="store_true", help="for programs")
-    new = _command(plugins.add_subparsers(metavar="[new]"), "new", _new_plugin, "make a plugin package that passes its own tests")
+    new = _command(
+        plugins.add_subparsers(metavar="[new]"),
+        "new",
+        _new_plugin,
+        "make a plugin package that passes its own tests",
+    )
     new.add_argument("name", metavar="NAME", help="as recipes will use it, such as my-encoder")
-    new.add_argument("--kind", required=True, metavar="KIND", help="source, modality, encoder, loss, executor or exporter")
-    new.add_argument("--path", type=Path, default=Path(), metavar="DIR", help="folder to make it in (default: the working directory)")
+    new.add_argument(
+        "--kind",
+        required=True,
+        metavar="KIND",
+        help="source, modality, encoder, loss, executor or exporter",
+    )
+    new.add_argument(
+        "--path",
+        type=Path,
+        default=Path(),
+        metavar="DIR",
+        help="folder to make it in (default: the working directory)",
+    )
 
 
 def _command(commands: Any, name: str, function: Any, summary: str) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=summary, description=summary[0].upper() + summary[1:] + "."
+    )
     command.set_defaults(command=function)
     return command
 
@@ -167,12 +266,17 @@ def _add_set(command: argparse.ArgumentParser) -> None:
 
 
 def _add_device(command: argparse.ArgumentParser) -> None:
-    summary = "auto (an accelerator if there is one), a kind such as cuda or mps, or one device, such as cuda:1"
+    summary = (
+        "auto (an accelerator if there is one), a kind such as cuda or mps, or one device, such as"
+        " cuda:1"
+    )
     command.add_argument("--device", default="auto", metavar="D", help=summary)
 
 
 def _add_devices(command: argparse.ArgumentParser) -> None:
-    summary = "encode on these, a process each, such as 0,1 (default: all accelerators of this machine)"
+    summary = (
+        "encode on these, a process each, such as 0,1 (default: all accelerators of this machine)"
+    )
     command.add_argument("--devices", default="", metavar="D,D", help=summary)
 
 
@@ -187,7 +291,9 @@ def _encode(options: argparse.Namespace) -> int:
     from latentkit.recipe.schema import parse_recipe
     from latentkit.tasks.recipe_from_arguments import encode_recipe
 
-    values, remarks = encode_recipe(options.source, options.output, options.encoder, options.size, options.set)
+    values, remarks = encode_recipe(
+        options.source, options.output, options.encoder, options.size, options.set
+    )
     for remark in remarks:
         print(remark, file=sys.stderr)
     from latentkit.tasks.encode_task import RunOptions
@@ -202,7 +308,9 @@ def _run(options: argparse.Namespace) -> int:
     from latentkit.recipe.schema import load_recipe
     from latentkit.tasks.encode_task import RunOptions
 
-    run_options = RunOptions(options.dry_run, options.prune, options.retry_skipped, options.device, _devices(options))
+    run_options = RunOptions(
+        options.dry_run, options.prune, options.retry_skipped, options.device, _devices(options)
+    )
     return _run_recipe(load_recipe(options.recipe, options.set), run_options)
 
 
@@ -227,7 +335,10 @@ def _check(options: argparse.Namespace) -> int:
 
     recipe = load_recipe(options.recipe, options.set)
     for plugin in check_recipe(recipe, discover()):
-        print(f"{plugin.where}: {plugin.kind} {plugin.provided.spec.name} ({plugin.provided.distribution} {plugin.provided.version})")
+        print(
+            f"{plugin.where}: {plugin.kind} {plugin.provided.spec.name}"
+            f" ({plugin.provided.distribution} {plugin.provided.version})"
+        )
     for warning in find_odd_weights(recipe):
         print(f"warning: {warning}")
     from latentkit.tasks.run_recipe import open_parts
@@ -243,11 +354,18 @@ def _inspect(options: argparse.Namespace) -> int:
 
     if options.skipped:
         if options.json:
-            raise LatentkitError("--skipped is a list to read; with --json alone, every row is in `ledger`, with its status and reason")
+            raise LatentkitError(
+                "--skipped is a list to read; with --json alone, every row is in `ledger`, with its"
+                " status and reason"
+            )
         print(printable(list_skipped(options.path)))
         return 0
     found = inspect_dataset(options.path, with_ledger=options.json)
-    print(json.dumps(found, indent=1, ensure_ascii=True) if options.json else printable(describe(found)))
+    print(
+        json.dumps(found, indent=1, ensure_ascii=True)
+        if options.json
+        else printable(describe(found))
+    )
     return 0
 
 
@@ -279,7 +397,9 @@ def _compact(options: argparse.Namespace) -> int:
 
     done = compact(open_folder(options.path))
     dropped = counted(done.num_dropped, "superseded row")
-    print(f"{options.path}: {dropped} dropped, {done.units_before} units are now {done.units_after}")
+    print(
+        f"{options.path}: {dropped} dropped, {done.units_before} units are now {done.units_after}"
+    )
     return 0
 
 
@@ -289,7 +409,11 @@ def _preview(options: argparse.Namespace) -> int:
     if options.rows < 1:
         raise LatentkitError(f"--rows {options.rows}: expected at least 1")
     has_decoded = preview_dataset(options.path, options.output, options.rows, options.device)
-    print(f"wrote {options.output}" if has_decoded else f"wrote {options.output}: samples alone, as the encoder can't decode")
+    print(
+        f"wrote {options.output}"
+        if has_decoded
+        else f"wrote {options.output}: samples alone, as the encoder can't decode"
+    )
     return 0
 
 

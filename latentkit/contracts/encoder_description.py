@@ -1,4 +1,6 @@
-"""What an encoder says of itself: what it takes, what it gives, and how that is normalised. Importing this loads no torch.
+"""What an encoder says of itself: what it takes, what it gives, and how that is normalised.
+
+Importing this loads no torch.
 
 Plugins import these from `latentkit.contracts`.
 """
@@ -19,7 +21,9 @@ LOGVAR_RANGE = (-30.0, 20.0)
 
 @dataclass(frozen=True)
 class SizeRule:
-    """Sizes allowed on one axis: `multiple * k + offset`, between `minimum` and `maximum` (None: no limit)."""
+    """Sizes allowed on one axis: `multiple * k + offset`, between `minimum` and `maximum` (None: no
+    limit).
+    """
 
     multiple: int = 1
     offset: int = 0
@@ -38,7 +42,11 @@ class SizeRule:
         return min(fitting, key=lambda other: abs(other - size), default=size)
 
     def __str__(self) -> str:
-        text = f"{self.multiple} * k + {self.offset}" if self.offset else f"a multiple of {self.multiple}"
+        text = (
+            f"{self.multiple} * k + {self.offset}"
+            if self.offset
+            else f"a multiple of {self.multiple}"
+        )
         return text + (f", at most {self.maximum}" if self.maximum is not None else "")
 
 
@@ -77,10 +85,11 @@ class InputSpec:
         range: lowest and highest value, such as (-1.0, 1.0).
         sizes: rule per axis letter ("H", "W", "T", "L"); an axis left out is free.
         sample_rate_hz: of audio; None elsewhere.
-        axes: one letter per axis of one input, without the batch: "CHW", "CTHW" (video), "CDHW" (volume), "CL" (sound), "CTM" (mel).
+        axes: one letter per axis of one input, without the batch: "CHW", "CTHW" (video), "CDHW"
+            (volume), "CL" (sound), "CTM" (mel).
         mel: of a spectrogram that is taken instead of sound; None elsewhere.
-        takes_mask: whether `encode` wants prepared rows with a mask as a mapping of batches, "mask" among them; else it gets the one
-            other tensor alone.
+        takes_mask: whether `encode` wants prepared rows with a mask as a mapping of batches, "mask"
+            among them; else it gets the one other tensor alone.
     """
 
     channels: int
@@ -101,9 +110,11 @@ class LatentLayout:
         kind: "gaussian" (mean and logvar), "deterministic" ("latent") or "quantised" ("indices").
         axes: one letter per axis of one latent, without the batch: "CHW", "CTHW", "CL", "LC".
         channels: C of the latent.
-        downscale: input size over latent size, one number for all axes but C, or one per axis but C, in their order; a latent axis has the
-            quotient rounded up, so that 4 fits films of 4 k + 1 frames.
-        ragged_axis: letter of the axis whose length differs from row to row; None when there is none.
+        downscale: input size over latent size, one number for all axes but C, or one per axis but
+            C, in their order; a latent axis has the quotient rounded up, so that 4 fits films of 4
+            k + 1 frames.
+        ragged_axis: letter of the axis whose length differs from row to row; None when there is
+            none.
     """
 
     name: str
@@ -116,13 +127,15 @@ class LatentLayout:
 
 @dataclass(frozen=True)
 class Normalization:
-    """latent = (fold(z) - shift) * scale, applied when latents are read, never when they are stored.
+    """latent = (fold(z) - shift) * scale, applied when latents are read, never when they are
+    stored.
 
     Args:
-        shift: a number, one per folded channel, or a nested list shaped like one folded latent; of sizes beyond a latent's, the first
-            are taken.
+        shift: a number, one per folded channel, or a nested list shaped like one folded latent; of
+            sizes beyond a latent's, the first are taken.
         scale: the same.
-        fold: factor per latent axis letter that is moved into channels first, such as {"H": 2, "W": 2}; empty for none.
+        fold: factor per latent axis letter that is moved into channels first, such as {"H": 2, "W":
+            2}; empty for none.
     """
 
     shift: float | Sequence[Any] = 0.0
@@ -130,7 +143,9 @@ class Normalization:
     fold: Mapping[str, int] = field(default_factory=dict)
 
     def apply(self, latents: Tensor, axes: str = "CHW") -> Tensor:
-        """Raw latents, (..., C, h, w) in any float dtype, to what a trainer sees, in the same dtype."""
+        """Raw latents, (..., C, h, w) in any float dtype, to what a trainer sees, in the same
+        dtype.
+        """
         from latentkit.contracts.normalization import apply
 
         return apply(self.shift, self.scale, self.fold, latents, axes)

@@ -15,7 +15,8 @@ Constant = float | Sequence[Any]
 def apply(
     shift: Constant, scale: Constant, factors: Mapping[str, int], latents: Tensor, axes: str
 ) -> Tensor:
-    """(fold(z) - shift) * scale of raw latents (..., C, h, w); axes before `axes` are batch axes."""
+    """(fold(z) - shift) * scale of raw latents (..., C, h, w); axes before `axes` are batch axes.
+    """
     folded = fold(latents, axes, factors)
     return (folded - _constant(shift, folded, axes)) * _constant(scale, folded, axes)
 
@@ -29,9 +30,11 @@ def invert(
 
 
 def fold(latents: Tensor, axes: str, factors: Mapping[str, int]) -> Tensor:
-    """Move a factor of each named axis into channels: (..., C, h, w) to (..., C * fh * fw, h / fh, w / fw).
+    """Move a factor of each named axis into channels: (..., C, h, w) to (..., C * fh * fw, h / fh,
+    w / fw).
 
-    The order of the new channels is (C, fh, fw), that of FLUX.2's patchified latents (`Flux2Pipeline._patchify_latents` in diffusers).
+    The order of the new channels is (C, fh, fw), that of FLUX.2's patchified latents
+    (`Flux2Pipeline._patchify_latents` in diffusers).
 
     Raises:
         ValueError: an axis that its factor doesn't divide.
@@ -62,7 +65,9 @@ def unfold(latents: Tensor, axes: str, factors: Mapping[str, int]) -> Tensor:
     count = len(rest)
     split = latents.reshape(-1, sizes[0] // math.prod(rest), *rest, *sizes[1:])
     order = [0, 1] + [place for i in range(count) for place in (2 + count + i, 2 + i)]
-    return split.permute(order).reshape(*lead, split.shape[1], *(s * f for s, f in zip(sizes[1:], rest, strict=True)))
+    return split.permute(order).reshape(
+        *lead, split.shape[1], *(s * f for s, f in zip(sizes[1:], rest, strict=True))
+    )
 
 
 def cut_to(constant: Any, sizes: Sequence[int], axes: str) -> Any:

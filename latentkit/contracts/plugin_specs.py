@@ -1,4 +1,6 @@
-"""What a plugin declares: specs, which check themselves, and the base of their config classes. Importing this loads no torch.
+"""What a plugin declares: specs, which check themselves, and the base of their config classes.
+
+Importing this loads no torch.
 
 Plugins import these from `latentkit.contracts`.
 """
@@ -17,19 +19,21 @@ if TYPE_CHECKING:
     from latentkit.contracts.encoder_description import InputSpec
 
 
-
-
-
-
 class Config(BaseModel):
-    """Base of every plugin's config: unknown keys are errors, values can't be changed, every field has a description."""
+    """Base of every plugin's config: unknown keys are errors, values can't be changed, every field
+    has a description.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def neutral(default: Any, *, description: str, **constraints: Any) -> Any:
-    """A config field that can't change a value of a latent (a path, a cache size); it stays out of the fingerprint."""
-    return Field(default, description=description, json_schema_extra={"neutral": True}, **constraints)
+    """A config field that can't change a value of a latent (a path, a cache size); it stays out of
+    the fingerprint.
+    """
+    return Field(
+        default, description=description, json_schema_extra={"neutral": True}, **constraints
+    )
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,8 @@ class BuildContext:
         seed: the recipe's.
         recipe_dir: folder that relative paths in the config start from.
         input: the encoder's `InputSpec`, for a modality or a loss; None elsewhere.
-        modality: name of the recipe's modality, for an encoder that takes several and a source with files of several; empty where there
-            is none.
+        modality: name of the recipe's modality, for an encoder that takes several and a source with
+            files of several; empty where there is none.
     """
 
     device: str = "cpu"
@@ -63,11 +67,13 @@ class PluginSpec:
         name: kebab-case name used by recipes.
         summary: one line for `latentkit plugins`.
         config: subclass of `Config` that validates `with:`.
-        build: called with the validated config and a `BuildContext`; heavy imports belong inside it.
+        build: called with the validated config and a `BuildContext`; heavy imports belong inside
+            it.
         version: raised when the values it makes change for the same config.
 
     Raises:
-        ValueError: a name that is not kebab-case, a summary of several lines, a version below 1, a config field without a description.
+        ValueError: a name that is not kebab-case, a summary of several lines, a version below 1, a
+            config field without a description.
         TypeError: a part of the wrong type.
     """
 
@@ -88,15 +94,22 @@ class PluginSpec:
         if not callable(self.build):
             raise TypeError(f"{where}: build must be callable, got {type(self.build).__name__}")
         if isinstance(self.version, bool) or not isinstance(self.version, int) or self.version < 1:
-            raise ValueError(f"{where}: version must be a whole number from 1, got {self.version!r}")
+            raise ValueError(
+                f"{where}: version must be a whole number from 1, got {self.version!r}"
+            )
         self._check_config(where)
 
     def _check_config(self, where: str) -> None:
         if not (isinstance(self.config, type) and issubclass(self.config, BaseModel)):
-            raise TypeError(f"{where}: config must be a subclass of latentkit.contracts.Config, got {self.config!r}")
+            raise TypeError(
+                f"{where}: config must be a subclass of latentkit.contracts.Config, got"
+                f" {self.config!r}"
+            )
         options = self.config.model_config
         if options.get("extra") != "forbid" or not options.get("frozen"):
-            raise ValueError(f"{where}: config must have extra='forbid' and frozen=True; subclass Config")
+            raise ValueError(
+                f"{where}: config must have extra='forbid' and frozen=True; subclass Config"
+            )
         bare = [name for name, info in self.config.model_fields.items() if not info.description]
         if bare:
             raise ValueError(f"{where}: config fields without a description: {', '.join(bare)}")
@@ -134,7 +147,8 @@ class ModalitySpec(PluginSpec):
     encoder doesn't take, with the nearest values that it does. `latentkit encode` takes those.
 
     Args:
-        suffixes: endings of the files that it reads, in lower case with the dot; by them `latentkit encode` knows what a folder holds.
+        suffixes: endings of the files that it reads, in lower case with the dot; by them `latentkit
+            encode` knows what a folder holds.
     """
 
     suffixes: Sequence[str] = ()
@@ -155,7 +169,10 @@ def _check_suffixes(spec: SourceSpec | ModalitySpec) -> None:
 
 
 class EncoderSpec(PluginSpec):
-    """An encoder; `build` gives an `Encoder`, often also `Decodes`, `Trainable`. Hook `latentkit_encoders`."""
+    """An encoder; `build` gives an `Encoder`, often also `Decodes`, `Trainable`.
+
+    Hook `latentkit_encoders`.
+    """
 
     kind = "encoder"
 
@@ -168,7 +185,8 @@ class LossSpec(PluginSpec):
     """A loss; `build` gives a `Loss`. Returned by the hook `latentkit_losses`.
 
     Args:
-        role: "reconstruction" (compares output and input), "latent" (looks at moments) or "adversarial".
+        role: "reconstruction" (compares output and input), "latent" (looks at moments) or
+            "adversarial".
     """
 
     role: LossRole = "reconstruction"
@@ -187,6 +205,7 @@ class ExporterSpec(PluginSpec):
 
     kind = "exporter"
 
+
 Need = Literal["decoder", "posterior", "continuous", "modality"]
 Better = Literal["higher", "lower", ""]
 
@@ -196,9 +215,10 @@ class MetricSpec(PluginSpec):
     """A metric; `build` gives a `latentkit.metrics.metric.Metric`.
 
     Args:
-        needs: "decoder" (reconstructions of a source), "posterior" (mean and logvar), "continuous" (latents that are numbers, not
-            indices), "modality" (`Modality.metrics` names it).
-        better: which way the figure that has the metric's own name is better; empty where there is none, or neither way is.
+        needs: "decoder" (reconstructions of a source), "posterior" (mean and logvar), "continuous"
+            (latents that are numbers, not indices), "modality" (`Modality.metrics` names it).
+        better: which way the figure that has the metric's own name is better; empty where there is
+            none, or neither way is.
     """
 
     needs: tuple[Need, ...] = ()

@@ -1,8 +1,9 @@
-"""What a plugin implements: the protocols, and the dataclasses that pass between them. Loads no torch.
+"""What a plugin implements: the protocols, and the dataclasses that pass between them.
 
-Shape letters used throughout: N batch, C channels, T frames, H rows, W columns, L audio samples; lower case (h, w) in
-latent space.
-"""
+Loads no torch.
+
+Shape letters used throughout: N batch, C channels, T frames, H rows, W columns, L audio samples;
+lower case (h, w) in latent space."""
 
 from __future__ import annotations
 
@@ -27,12 +28,15 @@ class Prepared:
     Args:
         view: name of the view, such as "plain" or "hflip".
         bucket: the shape it was prepared to, such as "256x256"; a batch holds one bucket.
-        tensor: one row without the batch axis, in the encoder's `InputSpec` (images: (C, H, W) float32 in its range); or a dict of
-            such tensors with "mask", 1 where a value counts, which covers the first axes after the channels: (L,) of a sound (C, L), (T,)
-            of a film (C, T, H, W).
-        geometry: how the view was cut from the media (original size, resize, crop box); JSON-like scalars or lists.
-        remarks: what a user should know of how it was prepared, such as "enlarged"; one line each, the same for all rows of its kind, so
-            that they can be counted. They are kept with the row, as `remarks` of its geometry.
+        tensor: one row without the batch axis, in the encoder's `InputSpec` (images: (C, H, W)
+            float32 in its range); or a dict of such tensors with "mask", 1 where a value counts,
+            which covers the first axes after the channels: (L,) of a sound (C, L), (T,) of a film
+            (C, T, H, W).
+        geometry: how the view was cut from the media (original size, resize, crop box); JSON-like
+            scalars or lists.
+        remarks: what a user should know of how it was prepared, such as "enlarged"; one line each,
+            the same for all rows of its kind, so that they can be counted. They are kept with the
+            row, as `remarks` of its geometry.
     """
 
     view: str
@@ -44,7 +48,9 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Moments:
-    """Raw posterior of a batch: `mean` and `logvar` (natural log of the variance), same shape, unscaled."""
+    """Raw posterior of a batch: `mean` and `logvar` (natural log of the variance), same shape,
+    unscaled.
+    """
 
     mean: Tensor
     logvar: Tensor
@@ -57,8 +63,8 @@ class Moments:
 class Source(Protocol):
     """Samples in a fixed order, by position. Picklable, and safe to read from several threads.
 
-    An optional method `remarks() -> Iterable[Remark]` says what it found and does not use; a stream may have one too.
-    """
+    An optional method `remarks() -> Iterable[Remark]` says what it found and does not use; a stream
+    may have one too."""
 
     def __len__(self) -> int: ...
 
@@ -101,7 +107,9 @@ class Modality(Protocol):
     """Names of the metrics that make sense for it, such as "psnr"."""
 
     def prepare(self, sample: Sample) -> Iterator[Prepared]:
-        """Every view of the sample from one decode, on the CPU. Called from several threads at once.
+        """Every view of the sample from one decode, on the CPU.
+
+        Called from several threads at once.
 
         Raises:
             SampleError: the media is not usable; the reason goes into the ledger.
@@ -110,7 +118,9 @@ class Modality(Protocol):
         ...
 
     def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
-        """Write a picture, sound or clip at `path`: a row per inner sequence, its tensors side by side, each in the input range."""
+        """Write a picture, sound or clip at `path`: a row per inner sequence, its tensors side by
+        side, each in the input range.
+        """
         ...
 
 
@@ -132,17 +142,19 @@ class Encoder(Protocol):
         ...
 
     def encode(self, batch: Tensor) -> dict[str, Tensor]:
-        """Unscaled latents, batch axis first: "mean" and "logvar" (gaussian), "latent" (deterministic) or "indices" (quantised).
+        """Unscaled latents, batch axis first: "mean" and "logvar" (gaussian), "latent"
+        (deterministic) or "indices" (quantised).
 
-        An encoder that knows better than `layout.downscale` which positions count may add "mask", bool or 1 and 0.
-        """
+        An encoder that knows better than `layout.downscale` which positions count may add "mask",
+        bool or 1 and 0."""
         ...
 
     def fingerprint(self) -> dict[str, str]:
-        """Everything of its own that decides a latent's value, by name: hash of the tensors `encode` uses, compute dtype, tiling.
+        """Everything of its own that decides a latent's value, by name: hash of the tensors
+        `encode` uses, compute dtype, tiling.
 
-        A key that starts with "decoder" or "hub_commit" is recorded, but not part of the fingerprint.
-        """
+        A key that starts with "decoder" or "hub_commit" is recorded, but not part of the
+        fingerprint."""
         ...
 
 
@@ -184,7 +196,9 @@ class Trainable(Protocol):
         ...
 
     def save(self, folder: Path) -> None:
-        """Write a folder that the same plugin (and, for diffusers models, any `from_pretrained`) loads."""
+        """Write a folder that the same plugin (and, for diffusers models, any `from_pretrained`)
+        loads.
+        """
         ...
 
 
@@ -211,7 +225,10 @@ class LossBatch:
 
 @runtime_checkable
 class Loss(Protocol):
-    """One value per sample, unweighted, per input value. Weighting, reducing and logging are the loop's."""
+    """One value per sample, unweighted, per input value.
+
+    Weighting, reducing and logging are the loop's.
+    """
 
     def __call__(self, batch: LossBatch) -> Tensor: ...
 
@@ -238,7 +255,10 @@ class Adversarial(Protocol):
 
 @dataclass(frozen=True)
 class Unit:
-    """A run of samples encoded, committed and lost or kept as one. `start` and `stop` are rows of the plan."""
+    """A run of samples encoded, committed and lost or kept as one.
+
+    `start` and `stop` are rows of the plan.
+    """
 
     plan: int
     number: int
@@ -253,8 +273,8 @@ class Unit:
 
 @dataclass(frozen=True)
 class UnitResult:
-    """What became of one unit: rows stored and skipped, seconds it took, seconds of those in which the encoder waited, and the rows
-    that its batches had room for (0: not counted)."""
+    """What became of one unit: rows stored and skipped, seconds it took, seconds of those in which
+    the encoder waited, and the rows that its batches had room for (0: not counted)."""
 
     unit: Unit
     num_ok: int
@@ -271,12 +291,14 @@ Worker = Callable[[Iterator[Unit]], Iterator[UnitResult]]
 class Executor(Protocol):
     """What runs units."""
 
-    def run(self, units: Sequence[Unit], make_worker: Callable[[str], Worker]) -> Iterable[UnitResult]:
-        """Give every unit to a worker made by `make_worker(device)` (picklable), and yield results as they come.
+    def run(
+        self, units: Sequence[Unit], make_worker: Callable[[str], Worker]
+    ) -> Iterable[UnitResult]:
+        """Give every unit to a worker made by `make_worker(device)` (picklable), and yield results
+        as they come.
 
-        A worker leaves out units that another process committed or is at work on, so handing one unit to two workers is waste, not
-        damage.
-        """
+        A worker leaves out units that another process committed or is at work on, so handing one
+        unit to two workers is waste, not damage."""
         ...
 
 

@@ -1,4 +1,6 @@
-"""What a source gives: samples, their entries, and the shards of a stream. Importing this loads no torch.
+"""What a source gives: samples, their entries, and the shards of a stream.
+
+Importing this loads no torch.
 
 Plugins import these from `latentkit.contracts`.
 """
@@ -38,7 +40,8 @@ class Sample:
         media: undecoded: `bytes`, a path (`os.PathLike`), or a `str` that *is* the media (a text).
         attributes: caption, label and so on: JSON-like scalars or lists of them.
         stamp: changes when the media changes.
-        span: start and end in seconds of the part of a film or sound that the sample is; None: all of it.
+        span: start and end in seconds of the part of a film or sound that the sample is; None: all
+            of it.
     """
 
     key: str
@@ -61,27 +64,41 @@ class Sample:
             return bytes(file.read_bytes())
         if isinstance(self.media, str):
             return self.media.encode("utf-8", "surrogateescape")
-        raise TypeError(f"sample {self.key!r}: media is {type(self.media).__name__}, not bytes, a path or a text")
+        raise TypeError(
+            f"sample {self.key!r}: media is {type(self.media).__name__}, not bytes, a path or a"
+            " text"
+        )
 
     def content(self) -> str:
-        """sha256 of the media, and of the span where there is one, 64 hexadecimal digits; a file is hashed without holding it in memory.
+        """sha256 of the media, and of the span where there is one, 64 hexadecimal digits; a file is
+        hashed without holding it in memory.
 
         Raises:
             OSError: the file can't be reached.
         """
         if isinstance(self.media, os.PathLike):
-            digest = _hash_file(Path(self.media)) if self.span is None else _hash_unchanged(Path(self.media), file_state(self.media))
+            digest = (
+                _hash_file(Path(self.media))
+                if self.span is None
+                else _hash_unchanged(Path(self.media), file_state(self.media))
+            )
         else:
             digest = hashlib.sha256(self.read()).hexdigest()
-        return digest if self.span is None else hashlib.sha256(f"{digest} {self.span[0]!r} {self.span[1]!r}".encode()).hexdigest()
+        return (
+            digest
+            if self.span is None
+            else hashlib.sha256(f"{digest} {self.span[0]!r} {self.span[1]!r}".encode()).hexdigest()
+        )
 
 
 @dataclass(frozen=True)
 class Remark:
-    """Something that a source found and does not use, or uses otherwise than it lies there: files left out, captions missing.
+    """Something that a source found and does not use, or uses otherwise than it lies there: files
+    left out, captions missing.
 
     Args:
-        text: one line, the same for all of its kind and without their number, such as "left out by their ending .heic".
+        text: one line, the same for all of its kind and without their number, such as "left out by
+            their ending .heic".
         count: how many there are.
         example: one of them, such as a relative path; empty where there is none to name.
     """
@@ -136,5 +153,7 @@ def num_bytes(path: os.PathLike[str]) -> int:
 
 @functools.lru_cache(maxsize=64)
 def _hash_unchanged(path: Path, state: tuple[int, int]) -> str:
-    """The hash of a file that many samples are spans of, read once as long as its size and time stay."""
+    """The hash of a file that many samples are spans of, read once as long as its size and time
+    stay.
+    """
     return _hash_file(path)

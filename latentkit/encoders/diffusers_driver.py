@@ -1,4 +1,6 @@
-"""Calls of any diffusers autoencoder, as its `Traits` say: prepared batches to latents under our names, and back."""
+"""Calls of any diffusers autoencoder, as its `Traits` say: prepared batches to latents under our
+names, and back.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ class Driver:
 
     Args:
         traits: of its class.
-        axes: of one prepared input; those of the class, but for T where a video class is given pictures or a picture class videos.
+        axes: of one prepared input; those of the class, but for T where a video class is given
+            pictures or a picture class videos.
         indices: latents are indices into the codebook, without a channel axis.
     """
 
@@ -35,7 +38,9 @@ class Driver:
         return "quantised" if self.indices else self.traits.kind
 
     def encode(self, model: Any, batch: Tensor) -> dict[str, Tensor]:
-        """Latents of a batch: "mean" and "logvar" (in [-30, 20]), "latent" or "indices", in the dtype the model gives."""
+        """Latents of a batch: "mean" and "logvar" (in [-30, 20]), "latent" or "indices", in the
+        dtype the model gives.
+        """
         if not self.traits.one_by_one or len(batch) == 1:
             return self._encode(model, batch)
         parts = [self._encode(model, row[None]) for row in batch.unbind()]
@@ -52,12 +57,20 @@ class Driver:
     def _encode(self, model: Any, batch: Tensor) -> dict[str, Tensor]:
         inputs = self._enter(batch, 2)
         if self.traits.pixel_mean:
-            inputs = (inputs.float() - _per_channel(self.traits.pixel_mean, inputs)) / _per_channel(self.traits.pixel_std, inputs)
+            inputs = (inputs.float() - _per_channel(self.traits.pixel_mean, inputs)) / _per_channel(
+                self.traits.pixel_std, inputs
+            )
         if self.traits.pads_front:
-            inputs = torch.cat([inputs[:, :, :1]] * (model.temporal_compression_ratio - 1) + [inputs], dim=2)
+            inputs = torch.cat(
+                [inputs[:, :, :1]] * (model.temporal_compression_ratio - 1) + [inputs], dim=2
+            )
         encoder = getattr(model, "encoder", None)
         weight = next((model if encoder is None else encoder).parameters())
-        form = memory_format(weight.device, 4) if self.traits.axes == "CHW" else torch.contiguous_format
+        form = (
+            memory_format(weight.device, 4)
+            if self.traits.axes == "CHW"
+            else torch.contiguous_format
+        )
         inputs = inputs.to(weight.device, weight.dtype, memory_format=form)
         try:
             output = model.encode(inputs, **self.traits.encode_options)
@@ -67,12 +80,21 @@ class Driver:
                 getattr(model, self.traits.recover)()
             raise
         latents = self._choose(model, read_latents(output))
-        return {name: self._leave(tensor, len(batch), 1 if self.indices else 2) for name, tensor in latents.items()}
+        return {
+            name: self._leave(tensor, len(batch), 1 if self.indices else 2)
+            for name, tensor in latents.items()
+        }
 
     def _choose(self, model: Any, latents: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Of all that `encode` gave, what is stored."""
         if self.indices:
-            return {"indices": latents["indices"] if "indices" in latents else _find_indices(model, latents["latent"])}
+            return {
+                "indices": (
+                    latents["indices"]
+                    if "indices" in latents
+                    else _find_indices(model, latents["latent"])
+                )
+            }
         if self.traits.kind == "gaussian" and "mean" in latents:
             return {name: latents[name] for name in ("mean", "logvar")}
         return {"latent": latents["mean" if "mean" in latents else "latent"]}
@@ -89,9 +111,15 @@ class Driver:
             options["temb"] = inputs.new_zeros(len(inputs))
         output = model.decode(inputs, **options)
         decoded: Tensor = output if isinstance(output, Tensor) else output.sample
-        decoded = self._leave(decoded.transpose(1, 2) if self.traits.decodes_frames_first else decoded, len(latents), 2)
+        decoded = self._leave(
+            decoded.transpose(1, 2) if self.traits.decodes_frames_first else decoded,
+            len(latents),
+            2,
+        )
         if self.traits.pixel_mean:
-            decoded = decoded.float() * _per_channel(self.traits.pixel_std, decoded) + _per_channel(self.traits.pixel_mean, decoded)
+            decoded = decoded.float() * _per_channel(self.traits.pixel_std, decoded) + _per_channel(
+                self.traits.pixel_mean, decoded
+            )
         return decoded
 
     def _enter(self, tensor: Tensor, time: int) -> Tensor:
@@ -112,7 +140,8 @@ class Driver:
 
 
 def read_latents(output: Any) -> dict[str, Tensor]:
-    """What `encode` of any class gave, under our names: "mean" and "logvar", or "latent", and "indices" where there are some.
+    """What `encode` of any class gave, under our names: "mean" and "logvar", or "latent", and
+    "indices" where there are some.
 
     Raises:
         EncoderError: it is of no known form.
@@ -132,7 +161,8 @@ def read_latents(output: Any) -> dict[str, Tensor]:
     if hasattr(posterior, "mode"):
         return {"latent": posterior.mode()}
     raise EncoderError(
-        f"encode gave {type(output).__name__}, which has neither a latent_dist (with mean and std, or mode) nor latents nor latent"
+        f"encode gave {type(output).__name__}, which has neither a latent_dist (with mean and std,"
+        " or mode) nor latents nor latent"
     )
 
 
@@ -153,4 +183,6 @@ def _look_up(model: Any, codebook: str, indices: Tensor) -> tuple[Tensor, dict[s
     shape = (*indices.shape, model.quantize.vq_embed_dim)
     if model.config.lookup_from_codebook:
         return indices.reshape(-1), {"force_not_quantize": True, "shape": shape}
-    return model.quantize.get_codebook_entry(indices.reshape(-1), shape), {"force_not_quantize": True}
+    return model.quantize.get_codebook_entry(indices.reshape(-1), shape), {
+        "force_not_quantize": True
+    }

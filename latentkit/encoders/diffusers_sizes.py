@@ -1,4 +1,6 @@
-"""Sizes of a diffusers autoencoder, measured on a model without memory: attributes of the classes are missing or wrong."""
+"""Sizes of a diffusers autoencoder, measured on a model without memory: attributes of the classes
+are missing or wrong.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ class Measured:
     layout: LatentLayout
 
 
-def measure_model(config: Mapping[str, Any], modality: str, indices: bool | None, tiling: bool) -> Measured:
+def measure_model(
+    config: Mapping[str, Any], modality: str, indices: bool | None, tiling: bool
+) -> Measured:
     """What a model of this config takes and gives.
 
     Args:
@@ -64,14 +68,18 @@ def measure_model(config: Mapping[str, Any], modality: str, indices: bool | None
         tiling: whether it is to encode in tiles.
 
     Raises:
-        EncoderError: the class can't be driven, the config doesn't fit it, or an option doesn't; says which.
+        EncoderError: the class can't be driven, the config doesn't fit it, or an option doesn't;
+            says which.
     """
     name = config["_class_name"]
     candidates = find_traits(name, config)
     if candidates[0].refused:
         raise EncoderError(f"{name} can't be an encoder: {candidates[0].refused}")
     if candidates[0].needs and find_spec(candidates[0].needs) is None:
-        raise EncoderError(f"{name} needs the package {candidates[0].needs}, which isn't installed: pip install {candidates[0].needs}")
+        raise EncoderError(
+            f"{name} needs the package {candidates[0].needs}, which isn't installed: pip install"
+            f" {candidates[0].needs}"
+        )
     reasons = []
     for traits in candidates:
         for device, side in (("meta", META_SIDE), ("cpu", CPU_SIDE)):
@@ -88,7 +96,10 @@ def measure_model(config: Mapping[str, Any], modality: str, indices: bool | None
                 except EncoderError:
                     raise
                 except Exception as error:  # noqa: BLE001 (the boundary to a class that may be any)
-                    reasons.append(f"{traits.axes} on {device}: {type(error).__name__}: {str(error).strip()[:200]}")
+                    reasons.append(
+                        f"{traits.axes} on {device}: {type(error).__name__}:"
+                        f" {str(error).strip()[:200]}"
+                    )
     raise EncoderError(f"{name} can't be driven; tried as {'; '.join(reasons)}")
 
 
@@ -102,8 +113,13 @@ def prepare_model(model: Any, traits: Traits, tiling: bool) -> None:
     if tiling or traits.tiles:
         try:
             model.enable_tiling()
-        except (AttributeError, NotImplementedError) as error:  # a mixin gives the method to classes that can't
-            raise EncoderError(f"option tiling: {type(model).__name__} can't encode in tiles; leave it out") from error
+        except (
+            AttributeError,
+            NotImplementedError,
+        ) as error:  # a mixin gives the method to classes that can't
+            raise EncoderError(
+                f"option tiling: {type(model).__name__} can't encode in tiles; leave it out"
+            ) from error
 
 
 @contextmanager
@@ -113,7 +129,9 @@ def _alone(device: str) -> Iterator[None]:
         yield
 
 
-def _measure(model: Any, traits: Traits, modality: str, indices: bool | None, side: int) -> Measured:
+def _measure(
+    model: Any, traits: Traits, modality: str, indices: bool | None, side: int
+) -> Measured:
     name, config = type(model).__name__, dict(model.config)
     driver = Driver(traits, traits.axes, _wants_indices(name, traits, indices))
     channels = traits.channels or _count_channels(config, traits)
@@ -121,18 +139,37 @@ def _measure(model: Any, traits: Traits, modality: str, indices: bool | None, si
     latents = driver.encode(model, torch.empty(1, channels, *sizes.values()))
     latent = next(iter(latents.values()))
     if name not in TRAITS:
-        driver = replace(driver, traits=replace(traits, kind="gaussian" if "mean" in latents else "deterministic"))
+        driver = replace(
+            driver,
+            traits=replace(traits, kind="gaussian" if "mean" in latents else "deterministic"),
+        )
         _check_decoding(name, driver.decode(model, latent), sizes)
     modality = modality if modality in traits.modalities else traits.modalities[0]
     axes = {"image": "CHW", "video": "CTHW"}.get(modality, traits.axes)
-    factors = {axis: Fraction(sizes[axis], size) for axis, size in zip(sizes, latent.shape[-len(sizes) :], strict=True)}
-    rules = {axis: _rule(axis, factors[axis], sizes[axis], model, traits) for axis in sizes if axis != "T"}
+    factors = {
+        axis: Fraction(sizes[axis], size)
+        for axis, size in zip(sizes, latent.shape[-len(sizes) :], strict=True)
+    }
+    rules = {
+        axis: _rule(axis, factors[axis], sizes[axis], model, traits)
+        for axis in sizes
+        if axis != "T"
+    }
     if "T" in sizes and "T" in axes:
-        factors["T"], rules["T"] = _measure_frames(model, driver, channels, sizes, latent.shape[-len(sizes)])
+        factors["T"], rules["T"] = _measure_frames(
+            model, driver, channels, sizes, latent.shape[-len(sizes)]
+        )
     driver = replace(driver, axes=axes)
     rate = next((int(config[key]) for key in RATE_KEYS if key in config), None)
     mel = traits.mel and replace(traits.mel, bins=config["mel_bins"], hop=config["mel_hop_length"])
-    taken = InputSpec(channels, traits.range, {axis: rules[axis] for axis in axes if axis in rules}, rate, axes, mel)
+    taken = InputSpec(
+        channels,
+        traits.range,
+        {axis: rules[axis] for axis in axes if axis in rules},
+        rate,
+        axes,
+        mel,
+    )
     downscale = tuple(_whole(factors.get(axis, Fraction(1))) for axis in axes[1:])
     layout = LatentLayout(
         "latent",
@@ -175,15 +212,24 @@ def _rule(axis: str, factor: Fraction, size: int, model: Any, traits: Traits) ->
     if traits.tiles:
         return SizeRule(int(model.stride["THW".index(axis)]), size, size)
     if factor.denominator != 1:
-        raise EncoderError(f"{type(model).__name__}: {size} along {axis} gave {size / factor} latents, so no size is sure to be kept")
+        raise EncoderError(
+            f"{type(model).__name__}: {size} along {axis} gave {size / factor} latents, so no size"
+            " is sure to be kept"
+        )
     return SizeRule(multiple=int(factor), minimum=int(factor))
 
 
-def _measure_frames(model: Any, driver: Driver, channels: int, sizes: Mapping[str, int], before: int) -> tuple[Fraction, SizeRule]:
-    """Frames that one more latent stands for, and the frame counts allowed: none between two that give another number of latents."""
+def _measure_frames(
+    model: Any, driver: Driver, channels: int, sizes: Mapping[str, int], before: int
+) -> tuple[Fraction, SizeRule]:
+    """Frames that one more latent stands for, and the frame counts allowed: none between two that
+    give another number of latents.
+    """
     step, first = driver.traits.frames
     while step <= MOST_FRAMES:
-        batch = torch.empty(1, channels, *(size + step if axis == "T" else size for axis, size in sizes.items()))
+        batch = torch.empty(
+            1, channels, *(size + step if axis == "T" else size for axis, size in sizes.items())
+        )
         after = next(iter(driver.encode(model, batch).values())).shape[-len(sizes)]
         if after > before:
             return Fraction(step, after - before), SizeRule(step, first if step > 1 else 0, first)
@@ -193,7 +239,10 @@ def _measure_frames(model: Any, driver: Driver, channels: int, sizes: Mapping[st
 
 def _check_decoding(name: str, decoded: Tensor, sizes: Mapping[str, int]) -> None:
     if tuple(decoded.shape[2:]) != tuple(sizes.values()):
-        raise EncoderError(f"{name}: decode gave sizes {tuple(decoded.shape[2:])} for an input of {tuple(sizes.values())}")
+        raise EncoderError(
+            f"{name}: decode gave sizes {tuple(decoded.shape[2:])} for an input of"
+            f" {tuple(sizes.values())}"
+        )
 
 
 def _whole(factor: Fraction) -> Any:

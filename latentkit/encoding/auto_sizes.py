@@ -1,4 +1,6 @@
-"""What `auto` means: batch and unit sizes measured once, before the plan is written, on this device with this encoder."""
+"""What `auto` means: batch and unit sizes measured once, before the plan is written, on this device
+with this encoder.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ from latentkit.runtime.transfer import Transfer
 CANDIDATES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 BUDGET_SECONDS = 20.0
 WORSE = 1.1
-"""A batch whose samples cost this much more than the best so far ends the search: on a CPU larger is often slower."""
+"""A batch whose samples cost this much more than the best so far ends the search: on a CPU larger
+is often slower."""
 
 UNIT_BYTES = 256 << 20
 UNIT_SECONDS = 60.0
@@ -42,7 +45,9 @@ SHARE_OF_MEMORY = 0.8
 
 @dataclass(frozen=True)
 class Measured:
-    """The best batch size, seconds per row at it (0: nothing was measured), and bytes that a row takes when stored."""
+    """The best batch size, seconds per row at it (0: nothing was measured), and bytes that a row
+    takes when stored.
+    """
 
     batch_size: int
     seconds_per_row: float
@@ -58,7 +63,8 @@ def measure_batches(
     batch_size: int | None,
     num_rows: int | None = None,
 ) -> Measured:
-    """Find the best batch size, and seconds per row at it, with batches of copies of one prepared view.
+    """Find the best batch size, and seconds per row at it, with batches of copies of one prepared
+    view.
 
     Args:
         encoder: takes `prepared`.
@@ -66,9 +72,10 @@ def measure_batches(
         device: that the encoder is on.
         store: "moments" or "sample", and
         dtype: of what is stored, for its bytes.
-        batch_size: the given one, at which or below which seconds are measured; None tries larger ones until they no longer pay, no
-            longer fit, or take too long.
-        num_rows: of the whole run: no batch is larger, and measuring takes no more than a twentieth of it; None: not known.
+        batch_size: the given one, at which or below which seconds are measured; None tries larger
+            ones until they no longer pay, no longer fit, or take too long.
+        num_rows: of the whole run: no batch is larger, and measuring takes no more than a twentieth
+            of it; None: not known.
     """
     if num_rows is not None and num_rows < FEWEST_ROWS:
         return Measured(batch_size or 1, 0.0, _row_bytes(prepared))
@@ -94,9 +101,21 @@ class _Trials:
     """Batches of copies of one row, and what they have cost so far."""
 
     def __init__(
-        self, encoder: Encoder, prepared: Prepared, device: str, store: str, dtype: torch.dtype, num_rows: int | None
+        self,
+        encoder: Encoder,
+        prepared: Prepared,
+        device: str,
+        store: str,
+        dtype: torch.dtype,
+        num_rows: int | None,
     ) -> None:
-        self._encoder, self._prepared, self._device, self._store, self._dtype = encoder, prepared, device, store, dtype
+        self._encoder, self._prepared, self._device, self._store, self._dtype = (
+            encoder,
+            prepared,
+            device,
+            store,
+            dtype,
+        )
         self._num_rows = num_rows
         self._pool, self._transfer = BufferPool(pinned=pins_memory(device)), Transfer(device)
         self._spent_seconds = 0.0
@@ -114,7 +133,9 @@ class _Trials:
         return Measured(size, seconds / size, num_bytes // size)
 
     def can_afford(self, size: int, last: Measured) -> bool:
-        """Return whether a batch of this size, twice the last, is worth its time and fits memory, if rows cost what they did then."""
+        """Return whether a batch of this size, twice the last, is worth its time and fits memory,
+        if rows cost what they did then.
+        """
         if self._num_rows is not None and size > self._num_rows:
             return False
         seconds = self._spent_seconds + 2 * size * last.seconds_per_row
@@ -122,9 +143,13 @@ class _Trials:
         if self._num_rows is not None:
             # Twice as large a batch at best halves what a row costs, and with it the run.
             budget = min(budget, SHARE_OF_RUN * self._num_rows * last.seconds_per_row / 2)
-        # A device's own memory ends in an error that is caught; the machine's ends in the kernel's killing.
+        # A device's own memory ends in an error that is caught; the machine's ends in the kernel's
+        # killing.
         grows_to = self._grown_bytes * size / last.batch_size
-        return seconds <= budget and grows_to - self._grown_bytes <= SHARE_OF_MEMORY * available_bytes()
+        return (
+            seconds <= budget
+            and grows_to - self._grown_bytes <= SHARE_OF_MEMORY * available_bytes()
+        )
 
 
 def _row_bytes(prepared: Prepared) -> int:
@@ -134,7 +159,9 @@ def _row_bytes(prepared: Prepared) -> int:
 
 
 def choose_unit_size(num_samples: int, rows_per_sample: int, measured: Measured) -> int:
-    """Samples per unit: at most 256 MiB and about a minute of work, at least a batch, and some units to share out."""
+    """Samples per unit: at most 256 MiB and about a minute of work, at least a batch, and some
+    units to share out.
+    """
     by_bytes = UNIT_BYTES // (measured.bytes_per_row * rows_per_sample)
     wanted = min(by_bytes, -(-num_samples // MIN_UNITS))
     if measured.seconds_per_row:

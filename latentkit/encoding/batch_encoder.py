@@ -1,4 +1,6 @@
-"""One batch through the encoder: compiled where it is full, encoded again in float32 where it overflowed, out of memory explained."""
+"""One batch through the encoder: compiled where it is full, encoded again in float32 where it
+overflowed, out of memory explained.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,13 @@ import torch
 from torch import Tensor
 
 from latentkit.contracts import Encoder, LatentLayout
-from latentkit.encoding.batch_tensors import check_layout, check_readable, encode_batch, num_rows_of, select_rows
+from latentkit.encoding.batch_tensors import (
+    check_layout,
+    check_readable,
+    encode_batch,
+    num_rows_of,
+    select_rows,
+)
 from latentkit.errors import EncoderError
 from latentkit.runtime.device import is_out_of_memory, is_unsupported
 from latentkit.runtime.masks import MASK
@@ -23,12 +31,18 @@ class BatchEncoder:
     Args:
         open_encoder: called once.
         batch_size: rows of a full batch.
-        compiled: whether full batches run compiled. Others never do: a tail, or a bucket with two pictures, isn't worth a compilation.
-        open_float32: the same encoder in float32, for rows whose latents are not finite; None leaves those as they are.
+        compiled: whether full batches run compiled. Others never do: a tail, or a bucket with two
+            pictures, isn't worth a compilation.
+        open_float32: the same encoder in float32, for rows whose latents are not finite; None
+            leaves those as they are.
     """
 
     def __init__(
-        self, open_encoder: Callable[[], Encoder], batch_size: int, compiled: bool, open_float32: Callable[[], Encoder] | None
+        self,
+        open_encoder: Callable[[], Encoder],
+        batch_size: int,
+        compiled: bool,
+        open_float32: Callable[[], Encoder] | None,
     ) -> None:
         self._open_encoder, self._open_float32 = open_encoder, open_float32
         self._batch_size, self._compiled = batch_size, compiled
@@ -39,7 +53,8 @@ class BatchEncoder:
         self._readable: set[tuple[int, ...]] = set()
 
     def encode(self, batch: Any, bucket: str, first_key: str = "") -> dict[str, Tensor]:
-        """Latents of a batch on the encoder's device, held to its layout; "mask" among them where rows have one.
+        """Latents of a batch on the encoder's device, held to its layout; "mask" among them where
+        rows have one.
 
         Args:
             batch: rows of one bucket.
@@ -66,7 +81,9 @@ class BatchEncoder:
         return latents if self._open_float32 is None else self._mended(latents, batch, bucket)
 
     def _mended(self, latents: dict[str, Tensor], batch: Any, bucket: str) -> dict[str, Tensor]:
-        """The latents in float32, rows that weren't finite as the encoder gives them in float32; as they are, if all were finite."""
+        """The latents in float32, rows that weren't finite as the encoder gives them in float32; as
+        they are, if all were finite.
+        """
         floating = [tensor for tensor in latents.values() if tensor.is_floating_point()]
         if not floating:
             return latents
@@ -78,21 +95,32 @@ class BatchEncoder:
             self._float32 = self._open_float32()
         again = self._run(self._float32, select_rows(batch, ~finite), bucket)
         places = torch.nonzero(~finite).flatten()
-        mended = {name: tensor.float().index_copy(0, places, again[name].float()) for name, tensor in latents.items() if name != MASK}
+        mended = {
+            name: tensor.float().index_copy(0, places, again[name].float())
+            for name, tensor in latents.items()
+            if name != MASK
+        }
         return latents | mended
 
     def _run(self, encoder: Encoder, batch: Any, bucket: str) -> dict[str, Tensor]:
         num_rows = num_rows_of(batch)
         try:
             is_compiled = self._compiled and num_rows == self._batch_size
-            with nullcontext() if is_compiled or not self._compiled else torch.compiler.set_stance("force_eager"):
+            with (
+                nullcontext()
+                if is_compiled or not self._compiled
+                else torch.compiler.set_stance("force_eager")
+            ):
                 return encode_batch(encoder, batch)
         except (RuntimeError, MemoryError) as error:
             if is_unsupported(error):
-                raise EncoderError(f"{str(error).splitlines()[0]} Encode on another device, such as --device cpu") from error
+                raise EncoderError(
+                    f"{str(error).splitlines()[0]} Encode on another device, such as --device cpu"
+                ) from error
             if not is_out_of_memory(error):
                 raise
             raise EncoderError(
-                f"out of memory while {num_rows} rows of {bucket} were encoded: {str(error).splitlines()[0]}. Set batch_size below "
-                f"{self._batch_size} and run again: what is committed is kept"
+                f"out of memory while {num_rows} rows of {bucket} were encoded:"
+                f" {str(error).splitlines()[0]}. Set batch_size below {self._batch_size} and run"
+                " again: what is committed is kept"
             ) from error

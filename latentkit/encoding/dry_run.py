@@ -24,13 +24,22 @@ def foretell(folder: Folder, inputs: EncodeInputs, settings: EncodeSettings) -> 
     """
     chain = chain_there(folder, inputs, settings)
     if not chain:
-        things = counted(inputs.entries.num_rows, "shard" if isinstance(inputs.source, StreamSource) else "sample")
-        return f"{folder}: {things} to encode, {counted(len(inputs.views), 'view')} of each ({', '.join(inputs.views)})"
+        things = counted(
+            inputs.entries.num_rows,
+            "shard" if isinstance(inputs.source, StreamSource) else "sample",
+        )
+        return (
+            f"{folder}: {things} to encode, {counted(len(inputs.views), 'view')} of each"
+            f" ({', '.join(inputs.views)})"
+        )
     if not is_finished(folder, chain[-1]):
         units, done = chain[-1].units(), committed(folder)
         left = [unit for unit in units if unit.name not in done]
         num_left = sum(unit.stop - unit.start for unit in left)
-        things = f"{num_left} of {chain[-1].num_samples} samples are left to encode, in {len(left)} of {len(units)} units"
+        things = (
+            f"{num_left} of {chain[-1].num_samples} samples are left to encode, in {len(left)} of"
+            f" {len(units)} units"
+        )
         return f"{folder}: unfinished; {things}"
     changes = find_changes(folder, chain[-1], inputs, settings.retry_skipped)
     if not changes.counts:

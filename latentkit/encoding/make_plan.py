@@ -1,4 +1,6 @@
-"""What a run is going to do: the first plan of a source, or the next one when the source has changed. Agreed on by all processes."""
+"""What a run is going to do: the first plan of a source, or the next one when the source has
+changed. Agreed on by all processes.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from latentkit.contracts import Encoder, Entry, Modality, Prepared, Remark, Sample, Source, StreamSource
+from latentkit.contracts import (
+    Encoder,
+    Entry,
+    Modality,
+    Prepared,
+    Remark,
+    Sample,
+    Source,
+    StreamSource,
+)
 from latentkit.encoding.auto_sizes import Measured, choose_unit_size, measure_batches
 from latentkit.encoding.source_changes import Changes, compare_samples, compare_shards
 from latentkit.errors import RecipeError, SampleError, SourceError
@@ -44,7 +55,8 @@ COMPILE_FROM_SECONDS = 600.0
 """`compile: auto` compiles on a GPU when encoding is going to take so long."""
 
 DRAWING_PARTS = frozenset({"seed", "modality.seed"})
-"""Parts that are there when latents hang on draws, which hang on the sample's key: under another key they are other latents."""
+"""Parts that are there when latents hang on draws, which hang on the sample's key: under another
+key they are other latents."""
 
 LIBRARIES = ("latentkit", "torch", "diffusers", "pillow")
 
@@ -120,8 +132,17 @@ class EncodeInputs:
         return remarks_of(self.source)
 
 
-def first_plan(folder: Folder, inputs: EncodeInputs, device: str, settings: EncodeSettings, parts: Mapping[str, str]) -> Plan:
-    """The plan of the first process to arrive; the others wait for it. A run that can't make one leaves nothing behind."""
+def first_plan(
+    folder: Folder,
+    inputs: EncodeInputs,
+    device: str,
+    settings: EncodeSettings,
+    parts: Mapping[str, str],
+) -> Plan:
+    """The plan of the first process to arrive; the others wait for it.
+
+    A run that can't make one leaves nothing behind.
+    """
     try:
         plan = _agree(folder, -1, lambda: _make_first(inputs, device, settings, parts))
     except BaseException:
@@ -132,8 +153,11 @@ def first_plan(folder: Folder, inputs: EncodeInputs, device: str, settings: Enco
     return plan
 
 
-def next_plan(folder: Folder, newest: Plan, inputs: EncodeInputs, settings: EncodeSettings) -> Plan | None:
-    """The plan that follows `newest`, whose dataset is finished, or None when nothing changed since.
+def next_plan(
+    folder: Folder, newest: Plan, inputs: EncodeInputs, settings: EncodeSettings
+) -> Plan | None:
+    """The plan that follows `newest`, whose dataset is finished, or None when nothing changed
+    since.
 
     Raises:
         SourceError: more than half of the samples are gone, and `prune` is not set.
@@ -141,7 +165,9 @@ def next_plan(folder: Folder, newest: Plan, inputs: EncodeInputs, settings: Enco
     return _agree(folder, newest.number, lambda: _make_next(folder, newest, inputs, settings))
 
 
-def find_changes(folder: Folder, newest: Plan, inputs: EncodeInputs, retry_skipped: bool) -> Changes:
+def find_changes(
+    folder: Folder, newest: Plan, inputs: EncodeInputs, retry_skipped: bool
+) -> Changes:
     """How the source differs from the finished dataset of the plan `newest`.
 
     Raises:
@@ -149,16 +175,26 @@ def find_changes(folder: Folder, newest: Plan, inputs: EncodeInputs, retry_skipp
     """
     document = read_dataset(folder)
     refuse_missing_units(folder, document)
-    index = read_index(folder, document, ["key", "stamp", "content", "status", "attributes", "unit"])
+    index = read_index(
+        folder, document, ["key", "stamp", "content", "status", "attributes", "unit"]
+    )
     if isinstance(inputs.source, StreamSource):
         skipped = index.filter(pc.equal(index["status"], "skipped"))["unit"].combine_chunks()
         return compare_shards(newest, inputs.entries, skipped if retry_skipped else skipped[:0])
     find_renamed = DRAWING_PARTS.isdisjoint(newest.settings.parts)
-    return compare_samples(index, inputs.entries, functools.partial(_hash_media, inputs.source), retry_skipped, find_renamed)
+    return compare_samples(
+        index,
+        inputs.entries,
+        functools.partial(_hash_media, inputs.source),
+        retry_skipped,
+        find_renamed,
+    )
 
 
 def _agree(folder: Folder, known: int, make: Callable[[], Plan | None]) -> Plan | None:
-    """The committed plan with a number above `known`: ours, or that of another process that was first."""
+    """The committed plan with a number above `known`: ours, or that of another process that was
+    first.
+    """
     claims = Claims(folder)
     with claims.beating():
         while True:
@@ -178,14 +214,21 @@ def _agree(folder: Folder, known: int, make: Callable[[], Plan | None]) -> Plan 
 # ---------------------------------------------------------------- the next plan
 
 
-def _make_next(folder: Folder, newest: Plan, inputs: EncodeInputs, settings: EncodeSettings) -> Plan | None:
+def _make_next(
+    folder: Folder, newest: Plan, inputs: EncodeInputs, settings: EncodeSettings
+) -> Plan | None:
     changes = find_changes(folder, newest, inputs, settings.retry_skipped)
     if not changes.counts:
         return None
     refuse_removal(folder, changes, settings.prune)
     print(describe_changes(folder, changes), file=sys.stderr, flush=True)
     unit_size = newest.settings.unit_size if settings.unit_size == "auto" else settings.unit_size
-    planned = replace(settings_in_force(newest.settings, settings), unit_size=unit_size, versions=_versions(), compacts=False)
+    planned = replace(
+        settings_in_force(newest.settings, settings),
+        unit_size=unit_size,
+        versions=_versions(),
+        compacts=False,
+    )
     return plan_of(newest.number + 1, inputs.entries, planned, changes.previous)
 
 
@@ -196,21 +239,33 @@ def refuse_removal(folder: Folder, changes: Changes, prune: bool) -> None:
         SourceError: more than half of it is gone, and not `prune`.
     """
     if 2 * changes.counts.removed > changes.num_before and not prune:
-        gone = f"{changes.counts.removed} of the {changes.num_before} samples of {folder} are gone from the source"
-        advice = "put them back, or leave them out with --prune, an option of latentkit run; for another source give another output"
+        gone = (
+            f"{changes.counts.removed} of the {changes.num_before} samples of {folder} are gone"
+            " from the source"
+        )
+        advice = (
+            "put them back, or leave them out with --prune, an option of latentkit run; for another"
+            " source give another output"
+        )
         raise SourceError(f"{gone}; {advice}")
 
 
 def describe_entries(inputs: EncodeInputs) -> list[str]:
-    """A line for each attribute: how many samples have it; a stream doesn't say before it is read."""
+    """A line for each attribute: how many samples have it; a stream doesn't say before it is read.
+    """
     if isinstance(inputs.source, StreamSource):
         return []
-    return describe_filling(column_filling(inputs.entries["attributes"]), inputs.entries.num_rows, "sample")
+    return describe_filling(
+        column_filling(inputs.entries["attributes"]), inputs.entries.num_rows, "sample"
+    )
 
 
 def describe_changes(folder: Folder, changes: Changes) -> str:
     """The difference and the work, on one line."""
-    return f"{folder}: the source has changed: {changes.counts}; {changes.counts.num_to_encode} to encode"
+    return (
+        f"{folder}: the source has changed: {changes.counts}; {changes.counts.num_to_encode} to"
+        " encode"
+    )
 
 
 def _hash_media(source: Source, positions: Sequence[int]) -> list[str | None]:
@@ -225,8 +280,14 @@ def _hash_media(source: Source, positions: Sequence[int]) -> list[str | None]:
 
 
 def settings_in_force(planned: PlanSettings, settings: EncodeSettings) -> PlanSettings:
-    """The plan's settings, with what the recipe now says explicitly; that holds for the units left and each records it."""
-    given = {name: value for name in ("batch_size", "threads", "compile") if (value := getattr(settings, name)) != "auto"}
+    """The plan's settings, with what the recipe now says explicitly; that holds for the units left
+    and each records it.
+    """
+    given = {
+        name: value
+        for name in ("batch_size", "threads", "compile")
+        if (value := getattr(settings, name)) != "auto"
+    }
     return replace(planned, **given)
 
 
@@ -238,7 +299,11 @@ def say_other_versions(folder: Folder, planned: PlanSettings) -> None:
     """Libraries don't count in the fingerprint, but may change the last bits of a latent."""
     now = _versions()
     then = planned.versions
-    different = [f"{name} {then[name]} then, {now[name]} now" for name in now if then.get(name, now[name]) != now[name]]
+    different = [
+        f"{name} {then[name]} then, {now[name]} now"
+        for name in now
+        if then.get(name, now[name]) != now[name]
+    ]
     if different:
         remark = f"{folder} was begun with other versions, so latents may differ in their last bits"
         print(f"{remark}: {'; '.join(different)}", file=sys.stderr)
@@ -247,7 +312,9 @@ def say_other_versions(folder: Folder, planned: PlanSettings) -> None:
 # ---------------------------------------------------------------- the first plan
 
 
-def _make_first(inputs: EncodeInputs, device: str, settings: EncodeSettings, parts: Mapping[str, str]) -> Plan:
+def _make_first(
+    inputs: EncodeInputs, device: str, settings: EncodeSettings, parts: Mapping[str, str]
+) -> Plan:
     stream = isinstance(inputs.source, StreamSource)
     threads = num_cores() if settings.threads == "auto" else settings.threads
     num_entries, num_views = inputs.entries.num_rows, len(inputs.views)
@@ -259,7 +326,9 @@ def _make_first(inputs: EncodeInputs, device: str, settings: EncodeSettings, par
     if compiled == "auto":
         is_long = num_entries * num_views * measured.seconds_per_row > COMPILE_FROM_SECONDS
         compiled = is_long and kind_of(device) != "cpu" and can_compile(device)
-    planned = PlanSettings(parts, measured.batch_size, unit_size, threads, compiled, _versions(), stream)
+    planned = PlanSettings(
+        parts, measured.batch_size, unit_size, threads, compiled, _versions(), stream
+    )
     return plan_of(0, inputs.entries, planned, pa.nulls(num_entries, pa.string()))
 
 
@@ -268,19 +337,40 @@ def _measure(inputs: EncodeInputs, device: str, settings: EncodeSettings, thread
     prepared = _first_good(inputs)
     if settings.batch_size != "auto":
         _refuse_huge(prepared, settings.batch_size)
-    if settings.batch_size != "auto" and settings.unit_size != "auto" and settings.compile != "auto":
+    if (
+        settings.batch_size != "auto"
+        and settings.unit_size != "auto"
+        and settings.compile != "auto"
+    ):
         return Measured(settings.batch_size, 0.0, 0)
     with fixed_numerics(threads, device):
         batch_size = None if settings.batch_size == "auto" else settings.batch_size
         is_int8 = settings.dtype == "int8"  # which is made of float32, a quarter of its size
         dtype = torch.float32 if is_int8 else getattr(torch, settings.dtype)
-        num_rows = None if isinstance(inputs.source, StreamSource) else inputs.entries.num_rows * len(inputs.views)
-        measured = measure_batches(inputs.open_encoder(device), prepared, device, settings.store, dtype, batch_size, num_rows)
-        return replace(measured, bytes_per_row=-(-measured.bytes_per_row // 4)) if is_int8 else measured
+        num_rows = (
+            None
+            if isinstance(inputs.source, StreamSource)
+            else inputs.entries.num_rows * len(inputs.views)
+        )
+        measured = measure_batches(
+            inputs.open_encoder(device),
+            prepared,
+            device,
+            settings.store,
+            dtype,
+            batch_size,
+            num_rows,
+        )
+        return (
+            replace(measured, bytes_per_row=-(-measured.bytes_per_row // 4))
+            if is_int8
+            else measured
+        )
 
 
 def _refuse_huge(prepared: Prepared, batch_size: int) -> None:
-    """Refuse a batch that, by its input alone, can't fit: the kernel would kill the process without a word.
+    """Refuse a batch that, by its input alone, can't fit: the kernel would kill the process without
+    a word.
 
     Raises:
         RecipeError: says what it takes and what there is.
@@ -290,21 +380,28 @@ def _refuse_huge(prepared: Prepared, batch_size: int) -> None:
         fits = max(1, there // (4 * row_bytes))
         what = f"{batch_size} rows of {prepared.bucket} are {describe_bytes(needed)}"
         raise RecipeError(
-            f"batch_size: {what}, and {describe_bytes(there)} of memory are free; set batch_size to {fits} or less, or to auto"
+            f"batch_size: {what}, and {describe_bytes(there)} of memory are free; set batch_size to"
+            f" {fits} or less, or to auto"
         )
 
 
 def preview_views(inputs: EncodeInputs, count: int) -> list[Prepared]:
-    """The first view of up to `count` samples, spread over the source (of a stream: its first ones); bad samples are left out."""
+    """The first view of up to `count` samples, spread over the source (of a stream: its first
+    ones); bad samples are left out.
+    """
     if isinstance(inputs.source, StreamSource):
         fetchers = list(itertools.islice(_first_samples(inputs.source), count))
     else:
-        places = np.unique(np.linspace(0, len(inputs.source) - 1, count).round().astype(int)).tolist()
+        places = np.unique(
+            np.linspace(0, len(inputs.source) - 1, count).round().astype(int)
+        ).tolist()
         fetchers = [functools.partial(inputs.source.__getitem__, place) for place in places]
     views = []
     for fetch in fetchers:
         with contextlib.suppress(SampleError):
-            views.append(retried(functools.partial(_first_view, inputs, fetch), "a sample of the preview"))
+            views.append(
+                retried(functools.partial(_first_view, inputs, fetch), "a sample of the preview")
+            )
     return views
 
 
@@ -313,12 +410,16 @@ def _first_good(inputs: EncodeInputs) -> Prepared:
     reasons = []
     for sample in _first_samples(inputs.source):
         try:
-            return retried(functools.partial(_first_view, inputs, sample), "the source's first sample")
+            return retried(
+                functools.partial(_first_view, inputs, sample), "the source's first sample"
+            )
         except SampleError as error:
             reasons.append(str(error))
     if not reasons:
         raise SourceError("the source has no samples")
-    raise SourceError(f"none of the first {len(reasons)} samples can be used; the first: {reasons[0]}")
+    raise SourceError(
+        f"none of the first {len(reasons)} samples can be used; the first: {reasons[0]}"
+    )
 
 
 def _first_view(inputs: EncodeInputs, fetch: Callable[[], Sample]) -> Prepared:

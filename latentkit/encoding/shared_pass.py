@@ -1,8 +1,9 @@
-"""Several encoders over one source in one pass: each sample is prepared once and encoded by all that lack its latents.
+"""Several encoders over one source in one pass: each sample is prepared once and encoded by all
+that lack its latents.
 
-Every encoder has a latent dataset, plan and fingerprint of its own. The pass commits units of them, and what it leaves (because one was
-finished before, or another process is at work on it) `encode_source` does for each as if there were no other.
-"""
+Every encoder has a latent dataset, plan and fingerprint of its own. The pass commits units of them,
+and what it leaves (because one was finished before, or another process is at work on it)
+`encode_source` does for each as if there were no other."""
 
 from __future__ import annotations
 
@@ -15,7 +16,14 @@ from typing import Any, NoReturn
 
 from latentkit.contracts import Executor, InputSpec, Modality, SizeRule, Unit
 from latentkit.contracts.encoder_description import readable_input
-from latentkit.encoding.encode_source import EncodeSummary, add_result, is_finished, keep_recipe, make_job, plans_there
+from latentkit.encoding.encode_source import (
+    EncodeSummary,
+    add_result,
+    is_finished,
+    keep_recipe,
+    make_job,
+    plans_there,
+)
 from latentkit.encoding.make_plan import EncodeInputs, EncodeSettings, next_plan, preview_views
 from latentkit.encoding.unit_workers import EncodeJob, JobResult, make_shared_worker
 from latentkit.errors import PluginError
@@ -31,8 +39,8 @@ BuildModality = Callable[[InputSpec], Modality]
 """What an encoder takes to the modality that prepares for it."""
 
 ASKED = (
-    "for some samples only, the modality asks which sizes the encoder takes, and the encoders of this recipe differ in them; "
-    "encode with each of them by a recipe of its own"
+    "for some samples only, the modality asks which sizes the encoder takes, and the encoders of"
+    " this recipe differ in them; encode with each of them by a recipe of its own"
 )
 
 
@@ -54,7 +62,9 @@ class Target:
 
 @dataclass(frozen=True)
 class Passed:
-    """What the pass did for a target, and whether its newest plan is known to be of the source as it is now."""
+    """What the pass did for a target, and whether its newest plan is known to be of the source as
+    it is now.
+    """
 
     summary: EncodeSummary
     is_compared: bool
@@ -62,14 +72,19 @@ class Passed:
 
 @dataclass(frozen=True)
 class Group:
-    """Names of encoders for which samples are prepared to the same tensors, and the modality that prepares them."""
+    """Names of encoders for which samples are prepared to the same tensors, and the modality that
+    prepares them.
+    """
 
     names: Sequence[str]
     modality: Modality
 
 
-def group_by_input(builders: Mapping[str, BuildModality], inputs: Mapping[str, EncodeInputs], device: str) -> list[Group]:
-    """The encoders by what is prepared for them: they take the same but for sizes, for which a modality may refuse but not differ.
+def group_by_input(
+    builders: Mapping[str, BuildModality], inputs: Mapping[str, EncodeInputs], device: str
+) -> list[Group]:
+    """The encoders by what is prepared for them: they take the same but for sizes, for which a
+    modality may refuse but not differ.
 
     Args:
         builders: by name of the encoder, what builds its modality.
@@ -87,15 +102,27 @@ def group_by_input(builders: Mapping[str, BuildModality], inputs: Mapping[str, E
     groups = []
     for names in _equal({name: replace(spec, sizes={}) for name, spec in specs.items()}):
         parts, first = _equal({name: specs[name] for name in names}), names[0]
-        if len(parts) > 1 and (modality := _sizeless(builders[first], inputs[first], [specs[part[0]] for part in parts])):
+        if len(parts) > 1 and (
+            modality := _sizeless(
+                builders[first], inputs[first], [specs[part[0]] for part in parts]
+            )
+        ):
             groups.append(Group(names, modality))
         else:
             groups += [Group(part, inputs[part[0]].modality) for part in parts]
     return groups
 
 
-def encode_in_one_pass(targets: Sequence[Target], modality: Modality, executor: Executor, device: str, show_progress: bool) -> list[Passed]:
-    """What the pass did for each of the targets: nothing where no other shares units with it. `modality` prepares for all of them.
+def encode_in_one_pass(
+    targets: Sequence[Target],
+    modality: Modality,
+    executor: Executor,
+    device: str,
+    show_progress: bool,
+) -> list[Passed]:
+    """What the pass did for each of the targets: nothing where no other shares units with it.
+
+    `modality` prepares for all of them.
 
     Raises:
         FingerprintError, SourceError, StoreError: as `encode_source`.
@@ -109,9 +136,14 @@ def encode_in_one_pass(targets: Sequence[Target], modality: Modality, executor: 
     worker = functools.partial(make_shared_worker, list(jobs.values()))
     for result in executor.run(units, worker) if units else ():
         place = places[result.job if isinstance(result, JobResult) else 0]
-        summaries[place] = add_result(jobs[place], summaries[place], result, targets[place].settings.max_bad)
+        summaries[place] = add_result(
+            jobs[place], summaries[place], result, targets[place].settings.max_bad
+        )
     seconds = time.monotonic() - begun if units else 0.0
-    return [Passed(replace(summary, seconds=seconds), compared) for summary, (_, compared) in zip(summaries, planned, strict=True)]
+    return [
+        Passed(replace(summary, seconds=seconds), compared)
+        for summary, (_, compared) in zip(summaries, planned, strict=True)
+    ]
 
 
 def _agree_on_plans(targets: Sequence[Target], device: str) -> list[tuple[Plan, bool]]:
@@ -129,13 +161,19 @@ def _agree_on_plans(targets: Sequence[Target], device: str) -> list[tuple[Plan, 
         if is_new:
             keep_recipe(target.folder, target.recipe_text)
         if is_compared := is_new or is_finished(target.folder, plan):
-            plan = (None if is_new else next_plan(target.folder, plan, target.inputs, settings)) or plan
+            plan = (
+                None if is_new else next_plan(target.folder, plan, target.inputs, settings)
+            ) or plan
         planned.append((plan, is_compared))
     return planned
 
 
-def _shared_jobs(targets: Sequence[Target], plans: Sequence[Plan], show_progress: bool) -> dict[int, EncodeJob]:
-    """The jobs of unfinished targets by place, as far as their units hold the same samples as the first one's."""
+def _shared_jobs(
+    targets: Sequence[Target], plans: Sequence[Plan], show_progress: bool
+) -> dict[int, EncodeJob]:
+    """The jobs of unfinished targets by place, as far as their units hold the same samples as the
+    first one's.
+    """
     jobs: dict[int, EncodeJob] = {}
     for place, (target, plan) in enumerate(zip(targets, plans, strict=True)):
         if not plan.settings.compacts and not is_finished(target.folder, plan):
@@ -147,8 +185,12 @@ def _shared_jobs(targets: Sequence[Target], plans: Sequence[Plan], show_progress
 
 
 def _are_alike(one: EncodeJob, other: EncodeJob) -> bool:
-    """Whether the same units hold the same samples, and are encoded by the same number of threads."""
-    if one.settings.threads != other.settings.threads or one.plan.settings.stream != other.plan.settings.stream:
+    """Whether the same units hold the same samples, and are encoded by the same number of threads.
+    """
+    if (
+        one.settings.threads != other.settings.threads
+        or one.plan.settings.stream != other.plan.settings.stream
+    ):
         return False
     return all(one.plan.work[name].equals(other.plan.work[name]) for name in ("key", "unit"))
 
@@ -184,7 +226,9 @@ class _SizesMatterError(PluginError):
 
 
 class _CommonRule:
-    """In the place of several encoders' rules for an axis: answers what all of them answer alike, while `may_ask`, and nothing else."""
+    """In the place of several encoders' rules for an axis: answers what all of them answer alike,
+    while `may_ask`, and nothing else.
+    """
 
     def __init__(self, rules: Sequence[SizeRule]) -> None:
         self._rules, self.may_ask = rules, True
@@ -204,25 +248,38 @@ class _CommonRule:
         raise _SizesMatterError(ASKED)
 
 
-def _sizeless(build: BuildModality, inputs: EncodeInputs, specs: Sequence[InputSpec]) -> Modality | None:
+def _sizeless(
+    build: BuildModality, inputs: EncodeInputs, specs: Sequence[InputSpec]
+) -> Modality | None:
     """The modality, which can't tell the specs apart; they differ in sizes. None where it has to.
 
-    Samples prepared for each and compared would prove little: a modality may round the length of short sounds only, and the last picture
-    may be the first of its bucket. But one that is told nothing of the rules, save answers on single sizes that are the same for all,
-    while it is built, prepares the same whichever of the specs it has. So this one is used for the pass: it can't go wrong unseen. The
-    first samples show whether it asks for more while it prepares; where none is usable, nothing is known.
-    """
-    axes = {axis: [spec.sizes.get(axis, SizeRule()) for spec in specs] for spec in specs for axis in spec.sizes}
-    common = {axis: _CommonRule(rules) for axis, rules in axes.items() if any(rule != rules[0] for rule in rules)}
+    Samples prepared for each and compared would prove little: a modality may round the length of
+    short sounds only, and the last picture may be the first of its bucket. But one that is told
+    nothing of the rules, save answers on single sizes that are the same for all, while it is built,
+    prepares the same whichever of the specs it has. So this one is used for the pass: it can't go
+    wrong unseen. The first samples show whether it asks for more while it prepares; where none is
+    usable, nothing is known."""
+    axes = {
+        axis: [spec.sizes.get(axis, SizeRule()) for spec in specs]
+        for spec in specs
+        for axis in spec.sizes
+    }
+    common = {
+        axis: _CommonRule(rules)
+        for axis, rules in axes.items()
+        if any(rule != rules[0] for rule in rules)
+    }
     sizes: dict[str, Any] = {axis: common.get(axis, rules[0]) for axis, rules in axes.items()}
     try:
         modality = build(replace(specs[0], sizes=sizes))
-    except Exception:  # noqa: BLE001 (plugin boundary: each encoder alone it could be built for, so it is these rules that it can't take)
+    except Exception:  # noqa: BLE001 (plugin boundary)
         return None
     for rule in common.values():
         rule.may_ask = False
     try:
-        probed = preview_views(replace(inputs, modality=modality), min(NUM_PROBED, inputs.entries.num_rows))
+        probed = preview_views(
+            replace(inputs, modality=modality), min(NUM_PROBED, inputs.entries.num_rows)
+        )
     except _SizesMatterError:
         return None
     return modality if probed else None

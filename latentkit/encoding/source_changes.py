@@ -1,4 +1,6 @@
-"""How a source differs from the latent dataset that was made of it, and what the next plan has to do about it."""
+"""How a source differs from the latent dataset that was made of it, and what the next plan has to
+do about it.
+"""
 
 from __future__ import annotations
 
@@ -42,16 +44,25 @@ class Counts:
 
     def __str__(self) -> str:
         words = {
-            "added": "added", "changed": "changed", "renamed": "renamed", "removed": "removed", "retried": "skipped before and tried again",
-            "relabelled": "with other attributes", "touched": "touched, their media unchanged",
-        }  # fmt: skip
-        parts = [f"{getattr(self, name)} {word}" for name, word in words.items() if getattr(self, name)]
+            "added": "added",
+            "changed": "changed",
+            "renamed": "renamed",
+            "removed": "removed",
+            "retried": "skipped before and tried again",
+            "relabelled": "with other attributes",
+            "touched": "touched, their media unchanged",
+        }
+        parts = [
+            f"{getattr(self, name)} {word}" for name, word in words.items() if getattr(self, name)
+        ]
         return ", ".join([*parts, *(["in another order"] if self.reordered else [])])
 
 
 @dataclass(frozen=True)
 class Changes:
-    """What the next plan is made of: the key that the dataset has each entry under (null: to encode), the counts, and of how many."""
+    """What the next plan is made of: the key that the dataset has each entry under (null: to
+    encode), the counts, and of how many.
+    """
 
     previous: pa.Array
     counts: Counts
@@ -59,25 +70,40 @@ class Changes:
 
 
 def compare_samples(
-    index: pa.Table, entries: pa.Table, hash_media: HashMedia, retry_skipped: bool, find_renamed: bool = True
+    index: pa.Table,
+    entries: pa.Table,
+    hash_media: HashMedia,
+    retry_skipped: bool,
+    find_renamed: bool = True,
 ) -> Changes:
-    """Differences between the index (its columns key, stamp, content, status, attributes) and a source's entries.
+    """Differences between the index (its columns key, stamp, content, status, attributes) and a
+    source's entries.
 
-    Media are read where a stamp changed, and with `find_renamed` those of added samples when others are gone: a renamed one is found by
-    its content.
-    """
+    Media are read where a stamp changed, and with `find_renamed` those of added samples when others
+    are gone: a renamed one is found by its content."""
     old = first_rows(index)
-    place: Rows = pc.fill_null(pc.index_in(entries["key"], value_set=old["key"].combine_chunks()), -1).to_numpy().astype(np.int64)
+    place: Rows = (
+        pc.fill_null(pc.index_in(entries["key"], value_set=old["key"].combine_chunks()), -1)
+        .to_numpy()
+        .astype(np.int64)
+    )
     known, added = np.flatnonzero(place >= 0), np.flatnonzero(place < 0)
     gone = np.setdiff1d(np.arange(old.num_rows), place[known])
     changed, touched = _changed(old, entries, place, known, hash_media)
-    renamed = _find_renamed(old, gone, added, hash_media) if find_renamed and len(gone) and len(added) else {}
+    renamed = (
+        _find_renamed(old, gone, added, hash_media)
+        if find_renamed and len(gone) and len(added)
+        else {}
+    )
     for row, before in renamed.items():
         place[row] = before
     num_retried = 0
     if retry_skipped:
         skipped = index.filter(pc.equal(index["status"], "skipped"))["key"].unique()
-        again = np.flatnonzero(pc.is_in(old["key"].take(pa.array(np.maximum(place, 0))), value_set=skipped).to_numpy() & (place >= 0))
+        again = np.flatnonzero(
+            pc.is_in(old["key"].take(pa.array(np.maximum(place, 0))), value_set=skipped).to_numpy()
+            & (place >= 0)
+        )
         again = np.setdiff1d(again, changed)
         num_retried = len(again)
         changed, touched = np.union1d(changed, again), np.setdiff1d(touched, again)
@@ -85,54 +111,90 @@ def compare_samples(
     place[changed] = -1
     kept = np.flatnonzero(place >= 0)
     counts = Counts(
-        added=len(added) - len(renamed), changed=num_changed, renamed=len(renamed), removed=len(gone) - len(renamed), retried=num_retried,
-        relabelled=_count_different(old["attributes"].take(pa.array(place[kept])), entries["attributes"].take(pa.array(kept))),
-        touched=len(touched), reordered=bool((np.diff(place[np.setdiff1d(kept, list(renamed))]) < 0).any()),
-    )  # fmt: skip
+        added=len(added) - len(renamed),
+        changed=num_changed,
+        renamed=len(renamed),
+        removed=len(gone) - len(renamed),
+        retried=num_retried,
+        relabelled=_count_different(
+            old["attributes"].take(pa.array(place[kept])),
+            entries["attributes"].take(pa.array(kept)),
+        ),
+        touched=len(touched),
+        reordered=bool((np.diff(place[np.setdiff1d(kept, list(renamed))]) < 0).any()),
+    )
     previous = old["key"].combine_chunks().take(pa.array(place, mask=place < 0))
     return Changes(previous, counts, old.num_rows)
 
 
 def compare_shards(plan: Plan, entries: pa.Table, retried_units: pa.Array) -> Changes:
-    """Differences between a stream's newest plan and its shards; the shards of a unit are kept or encoded again together."""
+    """Differences between a stream's newest plan and its shards; the shards of a unit are kept or
+    encoded again together.
+    """
     table = plan.table
-    place: Rows = pc.fill_null(pc.index_in(entries["key"], value_set=table["key"].combine_chunks()), -1).to_numpy().astype(np.int64)
+    place: Rows = (
+        pc.fill_null(pc.index_in(entries["key"], value_set=table["key"].combine_chunks()), -1)
+        .to_numpy()
+        .astype(np.int64)
+    )
     known = np.flatnonzero(place >= 0)
-    same = known[_equal(table["stamp"].take(pa.array(place[known])), entries["stamp"].take(pa.array(known)))]
+    same = known[
+        _equal(table["stamp"].take(pa.array(place[known])), entries["stamp"].take(pa.array(known)))
+    ]
     units = plan.unit_names()
     whole = pc.value_counts(units).to_pylist()
-    kept_units = {count["values"]: count["counts"] for count in pc.value_counts(units.take(pa.array(place[same]))).to_pylist()}
-    broken = [count["values"] for count in whole if kept_units.get(count["values"], 0) < count["counts"]]
+    kept_units = {
+        count["values"]: count["counts"]
+        for count in pc.value_counts(units.take(pa.array(place[same]))).to_pylist()
+    }
+    broken = [
+        count["values"] for count in whole if kept_units.get(count["values"], 0) < count["counts"]
+    ]
     previous_place = np.full(len(place), -1, np.int64)
     previous_place[same] = place[same]
     previous = units.take(pa.array(previous_place, mask=previous_place < 0))
-    previous = pc.if_else(pc.is_in(previous, value_set=pa.array(broken, pa.string())), None, previous)
+    previous = pc.if_else(
+        pc.is_in(previous, value_set=pa.array(broken, pa.string())), None, previous
+    )
     num_unchanged = len(previous) - previous.null_count
     previous = pc.if_else(pc.is_in(previous, value_set=retried_units), None, previous)
     num_retried = num_unchanged - (len(previous) - previous.null_count)
     counts = Counts(
-        added=len(place) - len(known), changed=len(known) - num_unchanged, removed=table.num_rows - len(known), retried=num_retried,
+        added=len(place) - len(known),
+        changed=len(known) - num_unchanged,
+        removed=table.num_rows - len(known),
+        retried=num_retried,
         reordered=bool((np.diff(place[known]) < 0).any()),
-    )  # fmt: skip
+    )
     return Changes(previous, counts, table.num_rows)
 
 
-def _changed(old: pa.Table, entries: pa.Table, place: Rows, known: Rows, hash_media: HashMedia) -> tuple[Rows, Rows]:
-    """Positions of entries with another stamp: those whose media are others too, and those whose media are the same."""
-    same_stamp = _equal(old["stamp"].take(pa.array(place[known])), entries["stamp"].take(pa.array(known)))
+def _changed(
+    old: pa.Table, entries: pa.Table, place: Rows, known: Rows, hash_media: HashMedia
+) -> tuple[Rows, Rows]:
+    """Positions of entries with another stamp: those whose media are others too, and those whose
+    media are the same.
+    """
+    same_stamp = _equal(
+        old["stamp"].take(pa.array(place[known])), entries["stamp"].take(pa.array(known))
+    )
     suspects = known[~same_stamp]
     if not len(suspects):
         return suspects, suspects
     before = old["content"].take(pa.array(place[suspects])).to_pylist()
     now = hash_media(suspects.tolist())
-    differs = np.array([new is None or new != content for new, content in zip(now, before, strict=True)])
+    differs = np.array(
+        [new is None or new != content for new, content in zip(now, before, strict=True)]
+    )
     return suspects[differs], suspects[~differs]
 
 
 def _find_renamed(old: pa.Table, gone: Rows, added: Rows, hash_media: HashMedia) -> dict[int, int]:
     """Position among the entries to row of the old sample with the same content, each used once."""
     by_content: dict[str, list[int]] = {}
-    for row, content in zip(gone.tolist(), old["content"].take(pa.array(gone)).to_pylist(), strict=True):
+    for row, content in zip(
+        gone.tolist(), old["content"].take(pa.array(gone)).to_pylist(), strict=True
+    ):
         if content is not None:
             by_content.setdefault(content, []).append(row)
     renamed = {}
@@ -170,12 +232,16 @@ def _differ(a: pa.Array, b: pa.Array) -> npt.NDArray[np.bool_]:
     if a.equals(b):
         return np.zeros(len(a), np.bool_)
     if a.type == b.type and (pa.types.is_primitive(a.type) or pa.types.is_string(a.type)):
-        unequal = pc.or_(pc.fill_null(pc.not_equal(a, b), False), pc.xor(pc.is_null(a), pc.is_null(b)))
+        unequal = pc.or_(
+            pc.fill_null(pc.not_equal(a, b), False), pc.xor(pc.is_null(a), pc.is_null(b))
+        )
         if pa.types.is_floating(a.type):
             unequal = pc.and_not(unequal, pc.fill_null(pc.and_(pc.is_nan(a), pc.is_nan(b)), False))
         different: npt.NDArray[np.bool_] = unequal.to_numpy(zero_copy_only=False).astype(np.bool_)
         return different
-    return np.array([not _is_same(x, y) for x, y in zip(a.to_pylist(), b.to_pylist(), strict=True)], np.bool_)
+    return np.array(
+        [not _is_same(x, y) for x, y in zip(a.to_pylist(), b.to_pylist(), strict=True)], np.bool_
+    )
 
 
 def _is_same(a: Any, b: Any) -> bool:

@@ -1,8 +1,8 @@
-"""From units to committed files: samples are prepared ahead, encoded here, written by a second thread and committed by a third.
+"""From units to committed files: samples are prepared ahead, encoded here, written by a second
+thread and committed by a third.
 
-Everything is bounded, and the head of the next unit is prepared while the tail of the last one is encoded and written. The order of rows
-and the batches depend on the plan alone.
-"""
+Everything is bounded, and the head of the next unit is prepared while the tail of the last one is
+encoded and written. The order of rows and the batches depend on the plan alone."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ MAX_WRITES_WAITING = 8
 NUM_COMMITS = 4
 """Units that are hashed and written side by side: one thread hashes 1 to 2 GB a second."""
 FILLING_BYTES = 1 << 30
-"""Of a unit's rows that wait for others of their bucket; a full batch, and as much of other buckets, always may."""
+"""Of a unit's rows that wait for others of their bucket; a full batch, and as much of other
+buckets, always may."""
 OTHERS_SECONDS = 10.0
 """How often what other processes committed is counted, for the live line."""
 
@@ -66,7 +67,8 @@ class EncodeJob:
         settings: what holds for the units left; the plan's, unless the recipe says otherwise.
         places: position in the source of each row of the plan; None for a stream.
         show_progress: whether this process prints the live line.
-        on_overflow: "skip", or "retry-fp32": rows that are not finite are encoded again by `open_float32`.
+        on_overflow: "skip", or "retry-fp32": rows that are not finite are encoded again by
+            `open_float32`.
         open_float32: device to the same encoder computing in float32.
     """
 
@@ -100,16 +102,19 @@ def make_worker(job: EncodeJob, device: str) -> Worker:
 
 
 def make_shared_worker(jobs: Sequence[EncodeJob], device: str) -> Worker:
-    """A worker that prepares each sample once, by the first job's source and modality, and encodes it for every job that lacks its unit.
+    """A worker that prepares each sample once, by the first job's source and modality, and encodes
+    it for every job that lacks its unit.
 
-    Its units are the first job's; the jobs' plans have the same samples in the same units. It gives a `JobResult` per unit and job.
-    """
+    Its units are the first job's; the jobs' plans have the same samples in the same units. It gives
+    a `JobResult` per unit and job."""
     return functools.partial(_work, tuple(jobs), device)
 
 
 @dataclass
 class _OpenUnit:
-    """A unit at work: its writer, the batches that are filling up, all their bytes and those of its largest row, and its times."""
+    """A unit at work: its writer, the batches that are filling up, all their bytes and those of its
+    largest row, and its times.
+    """
 
     unit: Unit
     writer: UnitWriter
@@ -125,15 +130,27 @@ class _OpenUnit:
 def _work(jobs: Sequence[EncodeJob], device: str, units: Iterator[Unit]) -> Iterator[UnitResult]:
     make_current(device)  # before anything is pinned, which else opens the first device too
     first, pool, clock = jobs[0], BufferPool(pinned=pins_memory(device)), WaitClock(device)
-    compiled, batch_size = any(job.settings.compile for job in jobs), max(job.settings.batch_size for job in jobs)
+    compiled, batch_size = any(job.settings.compile for job in jobs), max(
+        job.settings.batch_size for job in jobs
+    )
     with ExitStack() as opened:
-        for context in (fixed_numerics(first.settings.threads, device), many_graphs(compiled), frozen_garbage()):
+        for context in (
+            fixed_numerics(first.settings.threads, device),
+            many_graphs(compiled),
+            frozen_garbage(),
+        ):
             opened.enter_context(context)
         claims = [opened.enter_context(_beating(job.folder)) for job in jobs]
         preparer = Preparer(first.source, first.modality, first.views)
         takers: dict[Unit, list[_Loop]] = {}
-        loops = [opened.enter_context(_Loop(job, place, device, claims[place], pool, clock)) for place, job in enumerate(jobs)]
-        claimed = ((unit, list_tasks(first.source, first.plan, first.places, unit)) for unit in _claimed(loops, units, takers))
+        loops = [
+            opened.enter_context(_Loop(job, place, device, claims[place], pool, clock))
+            for place, job in enumerate(jobs)
+        ]
+        claimed = (
+            (unit, list_tasks(first.source, first.plan, first.places, unit))
+            for unit in _claimed(loops, units, takers)
+        )
         ahead = opened.enter_context(LookAhead(preparer, claimed, batch_size, pool))
         # A run that ends by an error doesn't wait for a folder that can't be reached.
         opened.push(functools.partial(_stop_waiting, jobs))
@@ -152,8 +169,11 @@ def _beating(folder: Folder) -> Iterator[Claims]:
         yield claims
 
 
-def _claimed(loops: Sequence[_Loop], units: Iterator[Unit], takers: dict[Unit, list[_Loop]]) -> Iterator[Unit]:
-    """The units that some of the jobs lack and nobody else is at work on; `takers` says which jobs."""
+def _claimed(
+    loops: Sequence[_Loop], units: Iterator[Unit], takers: dict[Unit, list[_Loop]]
+) -> Iterator[Unit]:
+    """The units that some of the jobs lack and nobody else is at work on; `takers` says which jobs.
+    """
     for unit in units:
         wanting = [loop for loop in loops if loop.claim(unit)]
         if wanting:
@@ -162,12 +182,17 @@ def _claimed(loops: Sequence[_Loop], units: Iterator[Unit], takers: dict[Unit, l
 
 
 def _encode_all(
-    loops: Sequence[_Loop], ahead: Iterable[tuple[Unit, list[Outcome] | None]], takers: dict[Unit, list[_Loop]], clock: WaitClock
+    loops: Sequence[_Loop],
+    ahead: Iterable[tuple[Unit, list[Outcome] | None]],
+    takers: dict[Unit, list[_Loop]],
+    clock: WaitClock,
 ) -> Iterator[UnitResult]:
     """Results of all units, as they are committed."""
     lead, groups = max(loops, key=lambda loop: loop.others.num_left), iter(ahead)
     is_stream = lead.job.plan.settings.stream
-    with Progress(lead.others.num_left, "shards" if is_stream else "samples", lead.job.show_progress) as progress:
+    with Progress(
+        lead.others.num_left, "shards" if is_stream else "samples", lead.job.show_progress
+    ) as progress:
         while True:
             begun = time.monotonic()
             unit, outcomes = next(groups, (None, None))
@@ -189,18 +214,34 @@ def _encode_all(
 
 
 class _Loop:
-    """What a worker does for one job: batches to the encoder, latents to the writing thread, units to the committing thread."""
+    """What a worker does for one job: batches to the encoder, latents to the writing thread, units
+    to the committing thread.
+    """
 
-    def __init__(self, job: EncodeJob, place: int, device: str, claims: Claims, pool: BufferPool, clock: WaitClock) -> None:
+    def __init__(
+        self,
+        job: EncodeJob,
+        place: int,
+        device: str,
+        claims: Claims,
+        pool: BufferPool,
+        clock: WaitClock,
+    ) -> None:
         self.job, self.device, self.claims = job, device, claims
-        float32 = functools.partial(job.open_float32, device) if job.on_overflow == "retry-fp32" and job.open_float32 else None
+        float32 = (
+            functools.partial(job.open_float32, device)
+            if job.on_overflow == "retry-fp32" and job.open_float32
+            else None
+        )
         open_encoder = functools.partial(job.open_encoder, device)
         self._compiles = job.settings.compile and can_compile(device)
         if job.settings.compile and not self._compiles:
             say_once(f"{device}: torch can't compile for it; encoding without compile: true")
         self._encoder = BatchEncoder(open_encoder, job.settings.batch_size, self._compiles, float32)
         self._place, self._pool, self._transfer = place, pool, Transfer(device)
-        self._writing, self._committing = ThreadPoolExecutor(1, "write"), ThreadPoolExecutor(NUM_COMMITS, "commit")
+        self._writing, self._committing = ThreadPoolExecutor(1, "write"), ThreadPoolExecutor(
+            NUM_COMMITS, "commit"
+        )
         self._clock = clock
         self._begun: dict[Unit, _OpenUnit] = {}
         self._writes: deque[Future[None]] = deque()
@@ -255,7 +296,9 @@ class _Loop:
 
     def _begin(self, unit: Unit) -> _OpenUnit:
         quantise = {"quantise": True} if self.job.dtype == "int8" else {}
-        at_work = self._begun[unit] = _OpenUnit(unit, UnitWriter(unit, self.job.plan.settings.stream, **quantise))
+        at_work = self._begun[unit] = _OpenUnit(
+            unit, UnitWriter(unit, self.job.plan.settings.stream, **quantise)
+        )
         return at_work
 
     # ------------------------------------------------------------ batches
@@ -265,7 +308,9 @@ class _Loop:
             first = outcome.skipped[0]
             if self.job.on_bad_sample == "fail" and outcome.reason != GONE:
                 said = f"sample {key_of(self.job, first)!r}: {outcome.reason}"
-                raise SourceError(f"{said}; with on_bad_sample: skip it would be recorded and left out")
+                raise SourceError(
+                    f"{said}; with on_bad_sample: skip it would be recorded and left out"
+                )
             for label in outcome.skipped:
                 self._write(at_work, at_work.writer.skip, label, outcome.reason)
         for row in outcome.rows:
@@ -276,8 +321,16 @@ class _Loop:
             if len(filling) == self.job.settings.batch_size:
                 self._encode(at_work, row.view.bucket)
             # Decided by the order of the rows alone, as all batches are.
-            while at_work.filling_bytes > max(FILLING_BYTES, 2 * self.job.settings.batch_size * at_work.largest_bytes):
-                self._encode(at_work, max(at_work.filling, key=lambda bucket: sum(row.num_bytes for row in at_work.filling[bucket])))
+            while at_work.filling_bytes > max(
+                FILLING_BYTES, 2 * self.job.settings.batch_size * at_work.largest_bytes
+            ):
+                self._encode(
+                    at_work,
+                    max(
+                        at_work.filling,
+                        key=lambda bucket: sum(row.num_bytes for row in at_work.filling[bucket]),
+                    ),
+                )
 
     def _finish(self, at_work: _OpenUnit) -> None:
         for bucket in sorted(at_work.filling):
@@ -290,7 +343,9 @@ class _Loop:
         labels = [row.label for row in rows]
         batch = gather(rows, self._pool)
         copied = self._transfer.to_device(batch)
-        draws = [draw_seed(self.job, label) for label in labels] if self.job.store == "sample" else None
+        draws = (
+            [draw_seed(self.job, label) for label in labels] if self.job.store == "sample" else None
+        )
         dtype = torch.float32 if self.job.dtype == "int8" else getattr(torch, self.job.dtype)
         with self._clock.computing() as idle_seconds:
             latents = self._encoder.encode(copied, bucket, key_of(self.job, labels[0]))
@@ -301,12 +356,25 @@ class _Loop:
             tensors, wait = self._transfer.to_host({**stored, **measured})
         found = {name: tensors.pop(name) for name in measured}
         at_work.num_slots += self.job.settings.batch_size
-        # A batch that is copied to a GPU goes along: its memory must not be filled again before the copy is done.
-        add = functools.partial(at_work.writer.add, bucket, labels, tensors, ragged_axis, found or None)
-        self._write(at_work, self._add, at_work, add, wait, idle_seconds, batch if self._transfer.runs_beside else None)
+        # A batch that is copied to a GPU goes along: its memory must not be filled again before the
+        # copy is done.
+        add = functools.partial(
+            at_work.writer.add, bucket, labels, tensors, ragged_axis, found or None
+        )
+        self._write(
+            at_work,
+            self._add,
+            at_work,
+            add,
+            wait,
+            idle_seconds,
+            batch if self._transfer.runs_beside else None,
+        )
 
     def _measure(self, stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return statistics of plain rows, taken on the device where there is one with float64; else none, and the writer takes them."""
+        """Return statistics of plain rows, taken on the device where there is one with float64;
+        else none, and the writer takes them.
+        """
         names = [name for name in LATENTS if name in stored and stored[name].device.type != "cpu"]
         if not names or MASK in stored or self.job.dtype == "int8" or not has_float64(self.device):
             return {}
@@ -322,31 +390,53 @@ class _Loop:
     # ------------------------------------------------------------ on the other threads
 
     def _add(
-        self, at_work: _OpenUnit, add: Callable[[], None], wait: Callable[[], None], idle_seconds: Callable[[], float], _: Any
+        self,
+        at_work: _OpenUnit,
+        add: Callable[[], None],
+        wait: Callable[[], None],
+        idle_seconds: Callable[[], float],
+        _: Any,
     ) -> None:
         wait()
         at_work.waited_seconds += idle_seconds()
         writer, num_skipped = at_work.writer, at_work.writer.num_skipped
         add()
         if self.job.on_bad_sample == "fail" and writer.num_skipped > num_skipped:
-            raise SourceError(f"{NOT_FINITE}; with on_bad_sample: skip those samples would be recorded and left out")
+            raise SourceError(
+                f"{NOT_FINITE}; with on_bad_sample: skip those samples would be recorded and"
+                " left out"
+            )
 
     def _commit(self, at_work: _OpenUnit) -> JobResult:
         """After all of the unit's rows; meanwhile those of the next one are written."""
         for write in at_work.writes:
             write.result()
         settings = self.job.settings
-        recorded = {"batch_size": settings.batch_size, "threads": settings.threads, "compile": self._compiles}
+        recorded = {
+            "batch_size": settings.batch_size,
+            "threads": settings.threads,
+            "compile": self._compiles,
+        }
         writer = at_work.writer
         writer.commit(self.job.folder, recorded, self.job.plan.settings.fingerprint)
         self.claims.drop(at_work.unit.name)
         seconds = time.monotonic() - at_work.started
         waited, place = at_work.waited_seconds, self._place
-        return JobResult(at_work.unit, writer.num_ok, writer.num_skipped, seconds, waited, at_work.num_slots, job=place)
+        return JobResult(
+            at_work.unit,
+            writer.num_ok,
+            writer.num_skipped,
+            seconds,
+            waited,
+            at_work.num_slots,
+            job=place,
+        )
 
 
 class _Others:
-    """What other processes have committed since this one began; nobody looks where no line is printed."""
+    """What other processes have committed since this one began; nobody looks where no line is
+    printed.
+    """
 
     def __init__(self, job: EncodeJob) -> None:
         self._folder = job.folder
@@ -364,7 +454,9 @@ class _Others:
             thread.submit(self._count, progress)
 
     def _count(self, progress: Progress) -> None:
-        progress.others = sum(self._sizes.get(name, 0) for name in committed(self._folder) - self.own)
+        progress.others = sum(
+            self._sizes.get(name, 0) for name in committed(self._folder) - self.own
+        )
 
 
 def key_of(job: EncodeJob, label: RowLabel) -> str:
@@ -374,5 +466,7 @@ def key_of(job: EncodeJob, label: RowLabel) -> str:
 
 def draw_seed(job: EncodeJob, label: RowLabel) -> int:
     """Seed of one row's draw: the same whatever batch the row is in."""
-    digest = hashlib.blake2b(f"{job.seed}\0{key_of(job, label)}\0{label.view}".encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(
+        f"{job.seed}\0{key_of(job, label)}\0{label.view}".encode(), digest_size=8
+    ).digest()
     return int.from_bytes(digest, "little") >> 1

@@ -23,7 +23,8 @@ AHEAD_PER_CORE = 4
 
 @dataclass(frozen=True)
 class Row:
-    """One view of one sample, or what is left of a bad one: `tensor` (C, ...) is None, and `reason` says why.
+    """One view of one sample, or what is left of a bad one: `tensor` (C, ...) is None, and `reason`
+    says why.
 
     Args:
         position: number of the row, from 0; good and bad ones together.
@@ -76,13 +77,21 @@ def read_rows(source: Source | StreamSource, modality: Modality, bad: BadSamples
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
     if not num_good:
-        raise SourceError("no sample of the source can be used" + (f", such as {rows[0].key!r}: {rows[0].reason}" if num_bad else ""))
+        raise SourceError(
+            "no sample of the source can be used"
+            + (f", such as {rows[0].key!r}: {rows[0].reason}" if num_bad else "")
+        )
     if are_too_many(num_bad, num_good + num_bad, bad.max_bad):
-        raise SourceError(f"{num_bad} of {num_good + num_bad} samples can't be used, more than max_bad: {bad.max_bad:g} allows")
+        raise SourceError(
+            f"{num_bad} of {num_good + num_bad} samples can't be used, more than max_bad:"
+            f" {bad.max_bad:g} allows"
+        )
 
 
 def batch_rows(rows: Iterable[Row], batch_size: int) -> Iterator[list[Row]]:
-    """Good rows in batches of one bucket; a batch is given as soon as it is full, and what doesn't fill one at the end."""
+    """Good rows in batches of one bucket; a batch is given as soon as it is full, and what doesn't
+    fill one at the end.
+    """
     waiting: dict[str, list[Row]] = {}
     for row in rows:
         group = waiting.setdefault(row.bucket, [])
@@ -130,7 +139,10 @@ def _fetch(source: Source | StreamSource, index: int) -> Sample | Row:
 
 def _row(key: str, view: str, bucket: str, tensor: object) -> Row:
     if not isinstance(tensor, Tensor):
-        raise RecipeError(f"sample {key!r}: evaluation takes modalities that give one tensor a sample; this one gives several")
+        raise RecipeError(
+            f"sample {key!r}: evaluation takes modalities that give one tensor a sample; this one"
+            " gives several"
+        )
     return Row(0, key, view, bucket, tensor)
 
 
@@ -138,10 +150,15 @@ def _check_bad(row: Row, num_bad: int, bad: BadSamples, num_samples: int | None)
     if not row.reason:
         return
     if bad.on_bad_sample == "fail":
-        raise SourceError(f"sample {row.key!r} can't be used: {row.reason}; remove it, or set on_bad_sample: skip")
+        raise SourceError(
+            f"sample {row.key!r} can't be used: {row.reason}; remove it, or set on_bad_sample: skip"
+        )
     if num_samples is not None and are_too_many(num_bad, num_samples, bad.max_bad):
         allowed = f"more than max_bad: {bad.max_bad:g} allows"
-        raise SourceError(f"{num_bad} of {num_samples} samples can't be used so far, {allowed}, such as {row.key!r}: {row.reason}")
+        raise SourceError(
+            f"{num_bad} of {num_samples} samples can't be used so far, {allowed}, such as"
+            f" {row.key!r}: {row.reason}"
+        )
 
 
 def tensors_of(rows: Sequence[Row]) -> list[Tensor]:

@@ -1,8 +1,8 @@
-"""Reconstructions and latents measured: `evaluate_model` on a source, `evaluate_latents` on a latent dataset.
+"""Reconstructions and latents measured: `evaluate_model` on a source, `evaluate_latents` on a
+latent dataset.
 
-Pure: weights, train or eval mode and torch's random numbers are left as they were, and each sample's draws depend on the seed and its place
-alone, whatever the batch size.
-"""
+Pure: weights, train or eval mode and torch's random numbers are left as they were, and each
+sample's draws depend on the seed and its place alone, whatever the batch size."""
 
 from __future__ import annotations
 
@@ -14,13 +14,38 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from latentkit.contracts import Decodes, InputSpec, LatentLayout, Modality, Moments, Reconstruction, Source, StreamSource
+from latentkit.contracts import (
+    Decodes,
+    InputSpec,
+    LatentLayout,
+    Modality,
+    Moments,
+    Reconstruction,
+    Source,
+    StreamSource,
+)
 from latentkit.contracts.encoder_description import LOGVAR_RANGE
 from latentkit.contracts.plugin_specs import Better, Need
 from latentkit.errors import EncoderError, RecipeError
-from latentkit.evaluation.batches import BadSamples, Row, batch_rows, count_samples, read_rows, tensors_of
+from latentkit.evaluation.batches import (
+    BadSamples,
+    Row,
+    batch_rows,
+    count_samples,
+    read_rows,
+    tensors_of,
+)
 from latentkit.evaluation.images import Gallery
-from latentkit.metrics.metric import POSTERIOR_STREAM, Figure, Floats, Measured, Metric, MetricBatch, Setting, draw
+from latentkit.metrics.metric import (
+    POSTERIOR_STREAM,
+    Figure,
+    Floats,
+    Measured,
+    Metric,
+    MetricBatch,
+    Setting,
+    draw,
+)
 from latentkit.reading.dataset import LatentDataset
 from latentkit.runtime.device import forked_random
 from latentkit.runtime.numerics import fixed_numerics
@@ -110,7 +135,8 @@ class Evaluation:
 
 
 class Codec(Protocol):
-    """What is evaluated: an `Encoder` that `Decodes`, or a `Trainable`'s module by `ModuleCodec`."""
+    """What is evaluated: an `Encoder` that `Decodes`, or a `Trainable`'s module by `ModuleCodec`.
+    """
 
     @property
     def input(self) -> InputSpec: ...
@@ -151,7 +177,9 @@ class ModuleCodec:
         """
         decode = getattr(self.module, "decode", None)
         if decode is None:
-            raise EncoderError("this model can't be evaluated while it trains: its module has no method decode")
+            raise EncoderError(
+                "this model can't be evaluated while it trains: its module has no method decode"
+            )
         found: Tensor = decode(latents)
         return found
 
@@ -170,14 +198,17 @@ def evaluate_model(
 
     Raises:
         RecipeError: a metric that this model or modality can't have.
-        SourceError: no usable sample, too many bad ones, or samples that a metric can't be measured on.
+        SourceError: no usable sample, too many bad ones, or samples that a metric can't be measured
+            on.
         EncoderError: the model can't decode, or gives another shape than it takes.
     """
     check_metrics(metrics, model.layout, settings.posterior, isinstance(model, Decodes), modality)
     if model.layout.kind != "gaussian":
         decoded_from = "the latents"
     else:
-        decoded_from = "the posterior's mean" if settings.posterior == "mean" else "a draw from the posterior"
+        decoded_from = (
+            "the posterior's mean" if settings.posterior == "mean" else "a draw from the posterior"
+        )
     num_samples = count_samples(source)
     setting = Setting(model.input.range, model.layout, decoded_from, num_samples)
     for named in metrics:
@@ -187,8 +218,14 @@ def evaluate_model(
     rows: list[Row] = []
     good: list[Row] = []
     begun: set[str] = set()
-    progress = Progress(num_samples or 0, "samples", settings.show_progress and num_samples is not None)
-    with contextlib.closing(read_rows(source, modality, settings.bad)) as found, _undisturbed(model, settings), progress:
+    progress = Progress(
+        num_samples or 0, "samples", settings.show_progress and num_samples is not None
+    )
+    with (
+        contextlib.closing(read_rows(source, modality, settings.bad)) as found,
+        _undisturbed(model, settings),
+        progress,
+    ):
         for batch in batch_rows(_recorded(found, rows), settings.batch_size):
             is_shown = settings.show_always and gallery.wants(batch)
             seen = _pass(model, batch, settings, decodes or is_shown)
@@ -202,7 +239,9 @@ def evaluate_model(
     return _finish(metrics, rows, good, settings, gallery)
 
 
-def evaluate_latents(dataset: LatentDataset, metrics: Sequence[NamedMetric], settings: EvaluateSettings) -> Evaluation:
+def evaluate_latents(
+    dataset: LatentDataset, metrics: Sequence[NamedMetric], settings: EvaluateSettings
+) -> Evaluation:
     """The latents of a dataset, measured as raw ones; no encoder is needed.
 
     Args:
@@ -215,20 +254,30 @@ def evaluate_latents(dataset: LatentDataset, metrics: Sequence[NamedMetric], set
     layout = dataset.layout
     check_metrics(metrics, layout, settings.posterior, False, None, has_moments=dataset.has_moments)
     words = {"mean": "the posterior's mean", "sample": "a draw from the posterior"}
-    setting = Setting((-1.0, 1.0), layout, words[settings.posterior] if dataset.has_moments else "latents as stored", len(dataset))
+    setting = Setting(
+        (-1.0, 1.0),
+        layout,
+        words[settings.posterior] if dataset.has_moments else "latents as stored",
+        len(dataset),
+    )
     for named in metrics:
         named.metric.start(setting)
     rows: list[Row] = []
     with torch.no_grad(), Progress(len(dataset), "latents", settings.show_progress) as progress:
         for batch in dataset.batches(settings.batch_size, rank=0, world_size=1):
             first = len(rows)
-            rows += [Row(first + number, key, view) for number, (key, view) in enumerate(zip(batch["key"], batch["view"], strict=True))]
+            rows += [
+                Row(first + number, key, view)
+                for number, (key, view) in enumerate(zip(batch["key"], batch["view"], strict=True))
+            ]
             positions = range(first, len(rows))
             if dataset.has_moments:
                 mean, logvar = batch["moments"].to(settings.device, torch.float32).chunk(2, dim=1)
                 seen = _with_moments(mean, logvar, positions, settings)
             else:
-                raw = dataset.normalization.invert(batch["latent"].to(settings.device, torch.float32), layout.axes)
+                raw = dataset.normalization.invert(
+                    batch["latent"].to(settings.device, torch.float32), layout.axes
+                )
                 seen = MetricBatch(positions, raw, None, seed=settings.seed)
             for named in metrics:
                 named.metric.add(seen)
@@ -256,32 +305,61 @@ def check_metrics(
     has_posterior = layout.kind == "gaussian" and has_moments
     problems = []
     if posterior == "sample" and not has_posterior:
-        problems.append("posterior: sample needs a posterior, and there is none; set posterior: mean")
+        problems.append(
+            "posterior: sample needs a posterior, and there is none; set posterior: mean"
+        )
     for named in metrics:
         if "decoder" in named.needs and modality is None:
-            problems.append(f"metric {named.name!r} compares pictures with their reconstructions, and latents alone have none")
+            problems.append(
+                f"metric {named.name!r} compares pictures with their reconstructions, and latents"
+                " alone have none"
+            )
         elif "decoder" in named.needs and not can_decode:
-            problems.append(f"metric {named.name!r} needs a model that can decode, and this one can't")
+            problems.append(
+                f"metric {named.name!r} needs a model that can decode, and this one can't"
+            )
         elif "posterior" in named.needs and not has_posterior:
-            problems.append(f"metric {named.name!r} needs a posterior, and these latents are {layout.kind}, without mean and logvar")
+            problems.append(
+                f"metric {named.name!r} needs a posterior, and these latents are {layout.kind},"
+                " without mean and logvar"
+            )
         elif "continuous" in named.needs and layout.kind == "quantised":
-            problems.append(f"metric {named.name!r} needs latents that are numbers, and these are indices")
-        elif "modality" in named.needs and modality is not None and named.use not in modality.metrics:
+            problems.append(
+                f"metric {named.name!r} needs latents that are numbers, and these are indices"
+            )
+        elif (
+            "modality" in named.needs and modality is not None and named.use not in modality.metrics
+        ):
             known = ", ".join(modality.metrics) or "none"
-            problems.append(f"metric {named.name!r} makes no sense for this modality, whose own metrics are: {known}")
+            problems.append(
+                f"metric {named.name!r} makes no sense for this modality, whose own metrics are:"
+                f" {known}"
+            )
     if problems:
-        raise RecipeError("\n".join(f"{problem}; leave it out" if problem.startswith("metric") else problem for problem in problems))
+        raise RecipeError(
+            "\n".join(
+                f"{problem}; leave it out" if problem.startswith("metric") else problem
+                for problem in problems
+            )
+        )
 
 
 # ---------------------------------------------------------------- one batch
 
 
-def _pass(model: Codec, rows: Sequence[Row], settings: EvaluateSettings, decodes: bool) -> MetricBatch:
+def _pass(
+    model: Codec, rows: Sequence[Row], settings: EvaluateSettings, decodes: bool
+) -> MetricBatch:
     inputs = torch.stack(tensors_of(rows)).to(settings.device, torch.float32)
     positions = [row.position for row in rows]
     found = model.encode(inputs)
     if "mean" in found:
-        seen = _with_moments(found["mean"].to(settings.device).float(), found["logvar"].to(settings.device).float(), positions, settings)
+        seen = _with_moments(
+            found["mean"].to(settings.device).float(),
+            found["logvar"].to(settings.device).float(),
+            positions,
+            settings,
+        )
     else:
         latents = next(iter(found.values())).to(settings.device)
         seen = MetricBatch(positions, latents if "indices" in found else latents.float(), None)
@@ -291,12 +369,20 @@ def _pass(model: Codec, rows: Sequence[Row], settings: EvaluateSettings, decodes
 
     output = decode(seen.latents) if decodes else None
     if output is not None and output.shape != inputs.shape:
-        raise EncoderError(f"the model gave {tuple(output.shape)} for an input of {tuple(inputs.shape)}")
-    return MetricBatch(positions, seen.latents, seen.moments, inputs, output, seen.is_draw, settings.seed, decode)
+        raise EncoderError(
+            f"the model gave {tuple(output.shape)} for an input of {tuple(inputs.shape)}"
+        )
+    return MetricBatch(
+        positions, seen.latents, seen.moments, inputs, output, seen.is_draw, settings.seed, decode
+    )
 
 
-def _with_moments(mean: Tensor, logvar: Tensor, positions: Sequence[int], settings: EvaluateSettings) -> MetricBatch:
-    """The posterior's mean, or the draw of it that belongs to each position; logvar is clamped to [-30, 20], as everywhere."""
+def _with_moments(
+    mean: Tensor, logvar: Tensor, positions: Sequence[int], settings: EvaluateSettings
+) -> MetricBatch:
+    """The posterior's mean, or the draw of it that belongs to each position; logvar is clamped to
+    [-30, 20], as everywhere.
+    """
     moments = Moments(mean, logvar.clamp(*LOGVAR_RANGE))
     batch = MetricBatch(positions, mean, moments, seed=settings.seed)
     if settings.posterior == "mean":
@@ -307,7 +393,9 @@ def _with_moments(mean: Tensor, logvar: Tensor, positions: Sequence[int], settin
 
 @contextlib.contextmanager
 def _undisturbed(model: Codec, settings: EvaluateSettings) -> Iterator[None]:
-    """No gradients, eval mode, float32 that is float32, and random numbers of our own; all as before when left."""
+    """No gradients, eval mode, float32 that is float32, and random numbers of our own; all as
+    before when left.
+    """
     module = getattr(model, "module", None) if isinstance(model, ModuleCodec) else None
     modes = [(part, part.training) for part in module.modules()] if module is not None else []
     numerics = fixed_numerics(torch.get_num_threads(), settings.device)
@@ -338,7 +426,11 @@ def _without_tensor(row: Row) -> Row:
 
 
 def _finish(
-    metrics: Sequence[NamedMetric], rows: Sequence[Row], good: Sequence[Row], settings: EvaluateSettings, gallery: Gallery
+    metrics: Sequence[NamedMetric],
+    rows: Sequence[Row],
+    good: Sequence[Row],
+    settings: EvaluateSettings,
+    gallery: Gallery,
 ) -> Evaluation:
     """Everything the metrics found, numbers per sample in the order of the rows.
 
@@ -353,7 +445,9 @@ def _finish(
     for named in metrics:
         found: Measured = named.metric.finish()
         figures |= {_full_name(named.name, part): figure for part, figure in found.figures.items()}
-        per_sample |= {_full_name(named.name, part): values[order] for part, values in found.per_sample.items()}
+        per_sample |= {
+            _full_name(named.name, part): values[order] for part, values in found.per_sample.items()
+        }
         warnings += found.warnings
         if found.tables:
             tables[named.name] = found.tables

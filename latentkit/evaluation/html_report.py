@@ -1,4 +1,6 @@
-"""report.html: one file that shows an evaluation, with nothing to load from elsewhere and everything foreign escaped."""
+"""report.html: one file that shows an evaluation, with nothing to load from elsewhere and
+everything foreign escaped.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +21,20 @@ from latentkit.store.columns import escape
 STYLE = """
 :root {
   color-scheme: light dark;
-  --ink: #1c1f23; --soft: #5d6670; --rule: #d9dee3; --paper: #ffffff; --line: #9db4d6; --main: #1f5fbf; --warn: #8a4b00;
+  --ink: #1c1f23; --soft: #5d6670; --rule: #d9dee3; --paper: #ffffff; --line: #9db4d6;
+  --main: #1f5fbf; --warn: #8a4b00;
 }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e7eaee; --soft: #9aa4af; --rule: #353c44; --paper: #15181c; --line: #4d6a94; --main: #7fb0ff; --warn: #ffbe6b; }
+  :root { --ink: #e7eaee; --soft: #9aa4af; --rule: #353c44; --paper: #15181c; --line: #4d6a94;
+    --main: #7fb0ff; --warn: #ffbe6b; }
 }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); }
 body { max-width: 1080px; margin: 2em auto; padding: 0 1em; }
 h1 { font-size: 1.5em; overflow-wrap: anywhere; }
 h2 { font-size: 1.15em; margin-top: 2.2em; }
 table { border-collapse: collapse; width: 100%; }
-th, td { text-align: left; vertical-align: top; padding: .35em .7em .35em 0; border-bottom: 1px solid var(--rule); }
+th, td { text-align: left; vertical-align: top; padding: .35em .7em .35em 0;
+  border-bottom: 1px solid var(--rule); }
 td.number { white-space: nowrap; font-variant-numeric: tabular-nums; }
 td.how, .soft, figcaption { color: var(--soft); font-size: .87em; overflow-wrap: anywhere; }
 .warning { color: var(--warn); }
@@ -67,8 +72,15 @@ def write_report(document: Mapping[str, Any], found: Evaluation, curves: str = "
         *_latents(found.tables),
         *_curves(curves),
     ]
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{_text(title)}</title><style>{STYLE}</style>'
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(body) + "\n</body></html>\n"
+    head = (
+        '<meta charset="utf-8"><meta name="viewport"'
+        f' content="width=device-width"><title>{_text(title)}</title><style>{STYLE}</style>'
+    )
+    return (
+        f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n'
+        + "\n".join(body)
+        + "\n</body></html>\n"
+    )
 
 
 def _text(text: str) -> str:
@@ -78,7 +90,11 @@ def _text(text: str) -> str:
 def _describe(document: Mapping[str, Any]) -> str:
     parts = [f"{document['num_samples']:,} samples"]
     parts += [f"{document['num_skipped']:,} skipped"] if document["num_skipped"] else []
-    parts += [f"{name}: {document[name]}" for name in ("source", "posterior", "device", "seed", "latentkit", "torch") if name in document]
+    parts += [
+        f"{name}: {document[name]}"
+        for name in ("source", "posterior", "device", "seed", "latentkit", "torch")
+        if name in document
+    ]
     return "; ".join(parts)
 
 
@@ -86,16 +102,23 @@ def _describe(document: Mapping[str, Any]) -> str:
 
 
 def _metric_table(metrics: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    yield "<h2>Numbers</h2><table><tr><th>metric</th><th>value</th><th>per sample</th><th>how it is measured</th></tr>"
+    yield (
+        "<h2>Numbers</h2><table><tr><th>metric</th><th>value</th><th>per sample</th><th>how it is"
+        " measured</th></tr>"
+    )
     arrows = {"higher": " ↑", "lower": " ↓", "": ""}
     for name, metric in metrics.items():
         spread = ""
         if "std" in metric:
-            spread = f"± {_number(metric['std'])}, from {_number(metric['min'])} to {_number(metric['max'])}"
+            spread = (
+                f"± {_number(metric['std'])}, from {_number(metric['min'])} to"
+                f" {_number(metric['max'])}"
+            )
         value = f"{_number(metric['value'])} {metric['unit']}".strip()
         yield (
-            f'<tr><td>{_text(name)}{arrows[metric["better"]]}</td><td class="number">{_text(value)}</td>'
-            f'<td class="number">{_text(spread)}</td><td class="how">{_text(metric["protocol"])}; {metric["count"]:,} samples</td></tr>'
+            f'<tr><td>{_text(name)}{arrows[metric["better"]]}</td><td'
+            f' class="number">{_text(value)}</td><td class="number">{_text(spread)}</td><td'
+            f' class="how">{_text(metric["protocol"])}; {metric["count"]:,} samples</td></tr>'
         )
     yield "</table>"
 
@@ -114,12 +137,25 @@ def _pictures(title: str, shown: Sequence[Shown]) -> Iterator[str]:
         return
     yield f"<h2>{title}</h2>"
     size = f"{SHOWN_SIDE} × {SHOWN_SIDE}"
-    yield f'<p class="soft">Source, reconstruction, {DIFFERENCE_GAIN} × their difference; of larger ones the middle {size} pixels.</p>'
+    yield (
+        f'<p class="soft">Source, reconstruction, {DIFFERENCE_GAIN} × their difference; of larger'
+        f" ones the middle {size} pixels.</p>"
+    )
     for sample in shown:
-        quality = f"{10 * math.log10(255**2 / sample.error):.2f} dB, not rounded" if sample.error else "the same"
+        quality = (
+            f"{10 * math.log10(255**2 / sample.error):.2f} dB, not rounded"
+            if sample.error
+            else "the same"
+        )
         view = "" if sample.view == "plain" else f" ({sample.view})"
-        images = "".join(f'<img alt="" src="data:image/png;base64,{base64.b64encode(image).decode()}">' for image in sample.images)
-        yield f'<figcaption>{_text(sample.key + view)}: {quality}</figcaption><div class="row">{images}</div>'
+        images = "".join(
+            f'<img alt="" src="data:image/png;base64,{base64.b64encode(image).decode()}">'
+            for image in sample.images
+        )
+        yield (
+            f"<figcaption>{_text(sample.key + view)}: {quality}</figcaption><div"
+            f' class="row">{images}</div>'
+        )
 
 
 # ---------------------------------------------------------------- latents
@@ -138,10 +174,17 @@ def _histograms(table: Mapping[str, Any]) -> Iterator[str]:
     yield '<p class="soft">Raw values, from the lowest to the highest.</p><div class="charts">'
     channels = table["channels"]
     for number, histogram in table["histograms"].items():
-        words = f"{number}: mean {channels['mean'][int(number)]:.3g}, deviation {channels['std'][int(number)]:.3g}"
+        words = (
+            f"{number}: mean {channels['mean'][int(number)]:.3g}, deviation"
+            f" {channels['std'][int(number)]:.3g}"
+        )
         yield f"<figure>{draw_histogram(**histogram)}<figcaption>{words}</figcaption></figure>"
     config = table["model_config"]
-    known = [f"{name} {config[name]:.6g}" for name in ("scaling_factor", "shift_factor") if config[name] is not None]
+    known = [
+        f"{name} {config[name]:.6g}"
+        for name in ("scaling_factor", "shift_factor")
+        if config[name] is not None
+    ]
     words = ", ".join([*known, "latents_mean and latents_std as in metrics.json"])
     yield f'</div><p class="soft">For the model\'s config: {words}.</p>'
 
@@ -152,7 +195,10 @@ def _spectrum(table: Mapping[str, Any]) -> Iterator[str]:
     middle = list(zip(frequencies, power.mean(axis=0).tolist(), strict=True))
     yield "<h2>Spectrum of latents</h2><figure>"
     yield draw_lines(lines, "cycles per latent (log scale)", "power", middle, log_x=True)
-    yield "<figcaption>Each channel, and their mean (thick). White noise is flat at its variance.</figcaption></figure>"
+    yield (
+        "<figcaption>Each channel, and their mean (thick). White noise is flat at its"
+        " variance.</figcaption></figure>"
+    )
 
 
 # ---------------------------------------------------------------- curves of a training run
@@ -170,7 +216,9 @@ def _curves(text: str) -> Iterator[str]:
 
 
 def read_curves(text: str) -> dict[str, Points]:
-    """Numbers over steps by dotted name, from the lines of a log.jsonl; lines that aren't such records are passed over."""
+    """Numbers over steps by dotted name, from the lines of a log.jsonl; lines that aren't such
+    records are passed over.
+    """
     series: dict[str, list[tuple[float, float]]] = {}
     for line in text.splitlines():
         try:

@@ -1,4 +1,6 @@
-"""Pictures of an evaluation: a few samples spread over the source, and the worst, each beside its reconstruction and their difference."""
+"""Pictures of an evaluation: a few samples spread over the source, and the worst, each beside its
+reconstruction and their difference.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +72,9 @@ class Gallery:
         return any(row.position in self._wanted for row in rows)
 
     def add(self, rows: Sequence[Row], inputs: Tensor, output: Tensor) -> None:
-        """Look at a batch, (N, C, H, W) each, or (N, C, T, H, W), whose middle frame or slice is kept; anything else is passed over."""
+        """Look at a batch, (N, C, H, W) each, or (N, C, T, H, W), whose middle frame or slice is
+        kept; anything else is passed over.
+        """
         self.num_broken += int((~output.flatten(1).isfinite().all(1)).sum())
         if self._keep_tensors:
             kept = [
@@ -87,13 +91,22 @@ class Gallery:
         if not self._count or inputs.ndim != 4 or inputs.shape[1] not in CHANNELS:
             return
         low, high = self._limits
-        pixels = [((values.float() - low) * (255 / (high - low))).clamp(0, 255).nan_to_num() for values in (inputs, output)]
+        pixels = [
+            ((values.float() - low) * (255 / (high - low))).clamp(0, 255).nan_to_num()
+            for values in (inputs, output)
+        ]
         errors = (pixels[0] - pixels[1]).square().flatten(1).mean(dim=1).tolist()
         for number, (row, error) in enumerate(zip(rows, errors, strict=True)):
             is_bad = len(self._worst) < self._count or error > self._worst[0][0]
             if row.position not in self._wanted and not is_bad:
                 continue
-            shown = Shown(error, row.position, row.key, row.view, draw_row(pixels[0][number], pixels[1][number]))
+            shown = Shown(
+                error,
+                row.position,
+                row.key,
+                row.view,
+                draw_row(pixels[0][number], pixels[1][number]),
+            )
             if row.position in self._wanted:
                 self._spread.append(shown)
             if is_bad:
@@ -118,7 +131,9 @@ class Gallery:
 
 
 def draw_row(source: Tensor, output: Tensor) -> tuple[bytes, bytes, bytes]:
-    """PNG bytes of two pictures (C, H, W) in [0, 255], and of the size of their difference, four times; alpha is left out."""
+    """PNG bytes of two pictures (C, H, W) in [0, 255], and of the size of their difference, four
+    times; alpha is left out.
+    """
     pair = [_middle(values).cpu() for values in (source, output)]
     difference = (DIFFERENCE_GAIN * (pair[0] - pair[1]).abs()).clamp(max=255)
     images = [_png(values[:3]) for values in (*pair, difference)]
@@ -132,15 +147,22 @@ def _middle(values: Tensor) -> Tensor:
 
 def _png(values: Tensor) -> bytes:
     pixels: npt.NDArray[np.uint8] = values.round().to(torch.uint8).permute(1, 2, 0).numpy()
-    picture = Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels))
+    picture = Image.fromarray(
+        np.ascontiguousarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    )
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
     return buffer.getvalue()
 
 
 def save_grid(gallery: Gallery, path: Path) -> None:
-    """One PNG at `path`, a sample in each row: source, reconstruction, difference; nothing where no pictures were kept."""
-    rows = [[Image.open(io.BytesIO(image)).convert("RGB") for image in shown.images] for shown in gallery.spread]
+    """One PNG at `path`, a sample in each row: source, reconstruction, difference; nothing where no
+    pictures were kept.
+    """
+    rows = [
+        [Image.open(io.BytesIO(image)).convert("RGB") for image in shown.images]
+        for shown in gallery.spread
+    ]
     if not rows:
         return
     heights = [max(image.height for image in row) for row in rows]

@@ -1,4 +1,6 @@
-"""What an evaluation leaves in its folder: metrics.json, samples.parquet, report.html and the recipe."""
+"""What an evaluation leaves in its folder: metrics.json, samples.parquet, report.html and the
+recipe.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ RECIPE, METRICS, SAMPLES, REPORT = "recipe.yaml", "metrics.json", "samples.parqu
 
 
 def claim_folder(folder: Folder, recipe: str) -> None:
-    """Make the folder this evaluation's: an earlier one's results go, so that none of another recipe is left beside the new one.
+    """Make the folder this evaluation's: an earlier one's results go, so that none of another
+    recipe is left beside the new one.
 
     Args:
         recipe: text of recipe.yaml.
@@ -33,15 +36,23 @@ def claim_folder(folder: Folder, recipe: str) -> None:
         StoreError: it can't be written, or holds something else than an evaluation.
     """
     if names := folder.top_names():
-        values = parse_yaml(folder.read(RECIPE).decode(errors="replace"), f"{folder}/{RECIPE}") if RECIPE in names else None
+        values = (
+            parse_yaml(folder.read(RECIPE).decode(errors="replace"), f"{folder}/{RECIPE}")
+            if RECIPE in names
+            else None
+        )
         if not isinstance(values, Mapping) or values.get("task") != "evaluate":
-            raise StoreError(f"{folder} holds something else than an evaluation; give another output.path")
+            raise StoreError(
+                f"{folder} holds something else than an evaluation; give another output.path"
+            )
     for name in (METRICS, SAMPLES, REPORT):
         folder.remove(name)
     folder.replace(RECIPE, recipe.encode())
 
 
-def write_evaluation(folder: Folder, found: Evaluation, about: Mapping[str, Any], curves: str = "") -> None:
+def write_evaluation(
+    folder: Folder, found: Evaluation, about: Mapping[str, Any], curves: str = ""
+) -> None:
     """Write the three files; metrics.json comes last.
 
     Args:
@@ -54,12 +65,17 @@ def write_evaluation(folder: Folder, found: Evaluation, about: Mapping[str, Any]
     document = {**about, **summarize(found)}
     folder.replace(SAMPLES, samples_parquet(found))
     folder.replace(REPORT, write_report(document, found, curves).encode())
-    folder.replace(METRICS, (json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    folder.replace(
+        METRICS,
+        (json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode(),
+    )
     folder.discard_if_empty()  # what files were written in on their way
 
 
 def summarize(found: Evaluation) -> dict[str, Any]:
-    """The contents of metrics.json; a number that isn't finite is the text "inf", "-inf" or "nan", for which JSON has no number."""
+    """The contents of metrics.json; a number that isn't finite is the text "inf", "-inf" or "nan",
+    for which JSON has no number.
+    """
     metrics = {}
     for name, figure in found.figures.items():
         spread = _spread(found.per_sample[name]) if name in found.per_sample else {}
@@ -80,7 +96,9 @@ def summarize(found: Evaluation) -> dict[str, Any]:
 
 
 def samples_parquet(found: Evaluation) -> bytes:
-    """One row per sample and view in the source's order: key, view, bucket, reason (null for a good one), and its number of each metric."""
+    """One row per sample and view in the source's order: key, view, bucket, reason (null for a good
+    one), and its number of each metric.
+    """
     good = np.array([not row.reason for row in found.rows])
     columns: dict[str, Any] = {
         "key": [escape(row.key) for row in found.rows],

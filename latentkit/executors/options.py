@@ -18,9 +18,15 @@ class LocalConfig(Config):
     """Executor `local`."""
 
     device: str = neutral(
-        "auto", description="auto (all accelerators, a process each, or the CPU), a kind such as cuda, or one device such as cuda:1"
+        "auto",
+        description=(
+            "auto (all accelerators, a process each, or the CPU), a kind such as cuda, or one"
+            " device such as cuda:1"
+        ),
     )
-    devices: list[str] | None = neutral(None, description="several, a process each, such as [cuda:0, cuda:1]; none: as device says")
+    devices: list[str] | None = neutral(
+        None, description="several, a process each, such as [cuda:0, cuda:1]; none: as device says"
+    )
 
     @model_validator(mode="after")
     def _one_choice(self) -> Self:

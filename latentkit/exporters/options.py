@@ -13,7 +13,11 @@ class SafetensorsConfig(Config):
     """Exporter `safetensors`."""
 
     values: Literal["latent", "moments"] = Field(
-        "latent", description="latent: the mean, normalised as a trainer sees it; moments: mean and logvar as stored, raw"
+        "latent",
+        description=(
+            "latent: the mean, normalised as a trainer sees it; moments: mean and logvar as"
+            " stored, raw"
+        ),
     )
 
 

@@ -1,4 +1,5 @@
-"""Metric `loss`: what a loss plugin says of reconstructions, such as the perceptual distance LPIPS."""
+"""Metric `loss`: what a loss plugin says of reconstructions, such as the perceptual distance LPIPS.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +29,10 @@ def open_loss(config: LossMetricConfig, context: BuildContext) -> PerSample:
     spec = registry.find("loss", config.use).spec
     assert isinstance(spec, LossSpec)
     if spec.role != "reconstruction":
-        raise RecipeError(f"metric 'loss': expected a loss that compares output and input, and {config.use!r} is of the role {spec.role}")
+        raise RecipeError(
+            f"metric 'loss': expected a loss that compares output and input, and {config.use!r} is"
+            f" of the role {spec.role}"
+        )
     options = registry.configure("loss", config.use, config.with_, "metric 'loss'")
     loss: Loss = spec.build(options, context)
     if isinstance(loss, HasModule):
@@ -37,7 +41,10 @@ def open_loss(config: LossMetricConfig, context: BuildContext) -> PerSample:
     def measure(batch: MetricBatch, setting: Setting) -> Tensor:
         return measure_loss(config.use, loss, batch, setting)
 
-    protocol = f"mean over samples of the loss {config.use}; {ROUNDED[False]}; values in {{range}}; decoded from {{decoded_from}}"
+    protocol = (
+        f"mean over samples of the loss {config.use}; {ROUNDED[False]}; values in {{range}};"
+        " decoded from {decoded_from}"
+    )
     return PerSample(measure, "", "lower", protocol)
 
 
@@ -51,7 +58,14 @@ def measure_loss(name: str, loss: Loss, batch: MetricBatch, setting: Setting) ->
     found = Reconstruction(output.clamp(*setting.input_range), batch.latents, batch.moments)
     assert batch.decode is not None
     with torch.no_grad():
-        value = loss(LossBatch(inputs, found, None, 0, lambda _: batch.moments or batch.latents, batch.decode))
+        value = loss(
+            LossBatch(
+                inputs, found, None, 0, lambda _: batch.moments or batch.latents, batch.decode
+            )
+        )
     if value.shape != (len(inputs),):
-        raise PluginError(f"loss {name!r}: expected one value a sample, shape ({len(inputs)},), got {tuple(value.shape)}")
+        raise PluginError(
+            f"loss {name!r}: expected one value a sample, shape ({len(inputs)},), got"
+            f" {tuple(value.shape)}"
+        )
     return value

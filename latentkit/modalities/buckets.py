@@ -28,8 +28,11 @@ SDXL_SHAPES: Sequence[Shape] = sorted(
 )
 
 
-def bucket_shapes(area: int, step: int, shortest: int | None, longest: int | None, aspect: float) -> list[Shape]:
-    """All buckets, from the flattest to the tallest: for each side, the largest other side that the area allows, and the square.
+def bucket_shapes(
+    area: int, step: int, shortest: int | None, longest: int | None, aspect: float
+) -> list[Shape]:
+    """All buckets, from the flattest to the tallest: for each side, the largest other side that the
+    area allows, and the square.
 
     Args:
         area: pixels of a bucket, at most.
@@ -55,7 +58,16 @@ def bucket_shapes(area: int, step: int, shortest: int | None, longest: int | Non
 
 
 def nearest_shape(shapes: Iterable[Shape], picture: Shape) -> Shape:
-    """The shape whose aspect is nearest to the picture's on a logarithmic scale; ties go to the larger, then to the flatter one."""
+    """The shape whose aspect is nearest to the picture's on a logarithmic scale; ties go to the
+    larger, then to the flatter one.
+    """
     wanted = math.log(picture[0] / picture[1])
     # Rounded, so that a tie is a tie whatever the last bit of a logarithm is on this machine.
-    return min(shapes, key=lambda shape: (round(abs(math.log(shape[0] / shape[1]) - wanted), 9), -shape[0] * shape[1], shape))
+    return min(
+        shapes,
+        key=lambda shape: (
+            round(abs(math.log(shape[0] / shape[1]) - wanted), 9),
+            -shape[0] * shape[1],
+            shape,
+        ),
+    )

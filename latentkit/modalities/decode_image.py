@@ -1,4 +1,6 @@
-"""The bytes of a picture file to an upright 8-bit sRGB picture: everything Pillow has to be told, and nothing about sizes or views."""
+"""The bytes of a picture file to an upright 8-bit sRGB picture: everything Pillow has to be told,
+and nothing about sizes or views.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,12 @@ from PIL import ExifTags, Image, ImageCms, TiffImagePlugin, UnidentifiedImageErr
 
 from latentkit.errors import SampleError
 from latentkit.modalities.geometry import Shrink
-from latentkit.modalities.image_formats import CONTENT_ERRORS, JXL_SIGNATURES, describe_unread, read_jxl_header
+from latentkit.modalities.image_formats import (
+    CONTENT_ERRORS,
+    JXL_SIGNATURES,
+    describe_unread,
+    read_jxl_header,
+)
 from latentkit.modalities.image_headers import complete_header
 from latentkit.modalities.tiff_kinds import gray_levels
 
@@ -30,7 +37,8 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Orientations that are stored from the bottom up, and from the right to the left, as the upright picture has them.
+# Orientations that are stored from the bottom up, and from the right to the left, as the upright
+# picture has them.
 BOTTOM_FIRST, RIGHT_FIRST = (3, 4, 7, 8), (2, 3, 6, 7)
 
 COLOUR_SPACE_MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
@@ -52,7 +60,8 @@ def open_picture(media: bytes, formats: list[str], max_pixels: int) -> Image.Ima
     """A picture whose header is read and whose pixels, as a rule, are not.
 
     Raises:
-        SampleError: not a picture of these formats, one with more than `max_pixels` pixels, or of a kind that would come out wrong.
+        SampleError: not a picture of these formats, one with more than `max_pixels` pixels, or of a
+            kind that would come out wrong.
     """
     if not media:
         raise SampleError("empty file: 0 bytes")
@@ -70,7 +79,8 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 
 def _open_within_limit(media: bytes, formats: list[str], max_pixels: int) -> Image.Image:
-    # Pillow's limit is one for the whole process and warns at half of what it refuses, so ours stands in for it while a header is read.
+    # Pillow's limit is one for the whole process and warns at half of what it refuses, so ours
+    # stands in for it while a header is read.
     with _pillow_limit_lock:
         pillow_limit = Image.MAX_IMAGE_PIXELS
         Image.MAX_IMAGE_PIXELS = None
@@ -86,7 +96,9 @@ def _open_within_limit(media: bytes, formats: list[str], max_pixels: int) -> Ima
     return picture
 
 
-def decode_picture(picture: Image.Image, mode: str, background: tuple[int, int, int]) -> Image.Image:
+def decode_picture(
+    picture: Image.Image, mode: str, background: tuple[int, int, int]
+) -> Image.Image:
     """The first frame of an opened picture: upright, in sRGB, 8 bits a channel.
 
     Args:
@@ -99,13 +111,20 @@ def decode_picture(picture: Image.Image, mode: str, background: tuple[int, int, 
     """
     with _as_sample_error():
         picture.load()
-        levels = gray_levels(picture) if isinstance(picture, TiffImagePlugin.TiffImageFile) else (0, 65535)
+        levels = (
+            gray_levels(picture)
+            if isinstance(picture, TiffImagePlugin.TiffImageFile)
+            else (0, 65535)
+        )
         picture = _turn_upright(picture)
         profile = picture.info.get("icc_profile")
         if picture.mode.startswith("I"):
             picture = _to_8_bits(picture, *levels)
         elif picture.mode == "F":
-            raise SampleError("floating-point pixels, whose white is not defined; convert the file to 8 or 16 bits")
+            raise SampleError(
+                "floating-point pixels, whose white is not defined; convert the file to 8 or 16"
+                " bits"
+            )
         is_grey = picture.mode in ("1", "L", "LA", "La")
         alpha = None
         if picture.has_transparency_data:
@@ -142,8 +161,11 @@ def shrink_on_load(picture: Image.Image, factor: float) -> Shrink:
 
 
 def _turn_upright(picture: Image.Image) -> Image.Image:
-    """A decoded picture as its EXIF orientation says; as it lies where the EXIF data is broken, like in any viewer."""
-    # Not ImageOps.exif_transpose: it refuses good pixels for bad EXIF data, which it also writes again.
+    """A decoded picture as its EXIF orientation says; as it lies where the EXIF data is broken,
+    like in any viewer.
+    """
+    # Not ImageOps.exif_transpose: it refuses good pixels for bad EXIF data, which it also writes
+    # again.
     method = UPRIGHT.get(_orientation(picture))
     return picture if method is None else picture.transpose(method)
 
@@ -161,7 +183,8 @@ def _convert(picture: Image.Image, mode: str) -> Image.Image:
 
 
 def _to_8_bits(picture: Image.Image, black: int, white: int) -> Image.Image:
-    """Gray of more bits to 8, rounded to the nearest: "L", or "LA" where a value of it is transparent.
+    """Gray of more bits to 8, rounded to the nearest: "L", or "LA" where a value of it is
+    transparent.
 
     Args:
         picture: of mode "I" or one of the modes "I;16".
@@ -174,11 +197,18 @@ def _to_8_bits(picture: Image.Image, black: int, white: int) -> Image.Image:
         values = values.view(np.uint32)  # Pillow has no unsigned mode of 32 bits
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > limit:
-        raise SampleError(f"gray values from {low} to {high}, whose white is not defined; expected 0 to {limit}")
+        raise SampleError(
+            f"gray values from {low} to {high}, whose white is not defined; expected 0 to {limit}"
+        )
     if limit > 65535 and high <= 65535:
-        raise SampleError(f"gray values of 32 bits up to {high}, where white is {limit}; convert the file to 8 or 16 bits")
+        raise SampleError(
+            f"gray values of 32 bits up to {high}, where white is {limit}; convert the file to 8 or"
+            " 16 bits"
+        )
     # 65535 * 255 fits 32 bits; in place, as pictures of 16 bits are large.
-    levels: npt.NDArray[np.int32 | np.int64] = values.astype(np.int64 if limit > 65535 else np.int32)
+    levels: npt.NDArray[np.int32 | np.int64] = values.astype(
+        np.int64 if limit > 65535 else np.int32
+    )
     levels -= black
     np.abs(levels, out=levels)
     levels *= 255
@@ -188,11 +218,16 @@ def _to_8_bits(picture: Image.Image, black: int, white: int) -> Image.Image:
     key = picture.info.get("transparency")
     if key is None:
         return gray
-    return Image.merge("LA", (gray, Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8))))
+    return Image.merge(
+        "LA", (gray, Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
+    )
 
 
-def _blend(colours: Image.Image, alpha: Image.Image | None, mode: str, background: tuple[int, int, int]) -> Image.Image:
-    """Colours and their opacity in the mode wanted, over `background` where that mode has no alpha."""
+def _blend(
+    colours: Image.Image, alpha: Image.Image | None, mode: str, background: tuple[int, int, int]
+) -> Image.Image:
+    """Colours and their opacity in the mode wanted, over `background` where that mode has no alpha.
+    """
     if alpha is not None and mode == "RGBA":
         colours = colours.convert("RGB")
         colours.putalpha(alpha)
@@ -207,7 +242,9 @@ def _blend(colours: Image.Image, alpha: Image.Image | None, mode: str, backgroun
 
 
 def _to_srgb(colours: Image.Image, profile: bytes | None) -> Image.Image:
-    """An "L", "RGB" or "CMYK" picture in sRGB ("L" or "RGB"); a profile that is broken or of another kind of colour counts for nothing."""
+    """An "L", "RGB" or "CMYK" picture in sRGB ("L" or "RGB"); a profile that is broken or of
+    another kind of colour counts for nothing.
+    """
     transform = _srgb_transform(profile) if profile else None
     if transform is not None:
         if transform.input_mode == "RGB" and colours.mode == "L":
@@ -219,7 +256,10 @@ def _to_srgb(colours: Image.Image, profile: bytes | None) -> Image.Image:
 
 @lru_cache(maxsize=64)
 def _srgb_transform(profile: bytes) -> ImageCms.ImageCmsTransform | None:
-    """The way from a profile's colours to sRGB; None when it is broken, or sRGB already. Threads may share it."""
+    """The way from a profile's colours to sRGB; None when it is broken, or sRGB already.
+
+    Threads may share it.
+    """
     try:
         opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         mode = COLOUR_SPACE_MODES.get(opened.profile.xcolor_space)
@@ -232,8 +272,12 @@ def _srgb_transform(profile: bytes) -> ImageCms.ImageCmsTransform | None:
 
 
 def _changes_nothing(transform: ImageCms.ImageCmsTransform) -> bool:
-    """Whether no colour of a 6 x 6 x 6 lattice moves by more than one level: one of sRGB's many spellings, where converting only costs."""
+    """Whether no colour of a 6 x 6 x 6 lattice moves by more than one level: one of sRGB's many
+    spellings, where converting only costs.
+    """
     levels = np.arange(0, 256, 51, dtype=np.uint8)
-    lattice = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(6, 36, 3)
+    lattice = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(
+        6, 36, 3
+    )
     moved = np.asarray(ImageCms.applyTransform(Image.fromarray(lattice), transform))
     return int(np.abs(moved.astype(np.int16) - lattice).max()) <= 1

@@ -1,4 +1,5 @@
-"""Which part of a picture a view keeps, and to which shape it goes: pure arithmetic on heights and widths.
+"""Which part of a picture a view keeps, and to which shape it goes: pure arithmetic on heights and
+widths.
 
 Shapes are (height, width) in pixels, everywhere.
 """
@@ -25,8 +26,9 @@ class Shrink:
 
     Args:
         divisor: pixels of the original for one of the shrunk picture, along each side.
-        top: where the original's upper edge lies in the shrunk picture, in its pixels: inside it where that was turned over, since the
-            row that only partly shows the original then comes first.
+        top: where the original's upper edge lies in the shrunk picture, in its pixels: inside it
+            where that was turned over, since the row that only partly shows the original then comes
+            first.
         left: the same of its left edge.
     """
 
@@ -37,7 +39,9 @@ class Shrink:
 
 @dataclass(frozen=True)
 class Box:
-    """A part of a picture, in pixels of the upright original; the corner counts from the top left one."""
+    """A part of a picture, in pixels of the upright original; the corner counts from the top left
+    one.
+    """
 
     top: float
     left: float
@@ -50,7 +54,9 @@ class Box:
 
     def shrunk(self, shrink: Shrink) -> Box:
         """The same part of a picture that was shrunk."""
-        top, left, height, width = (side / shrink.divisor for side in (self.top, self.left, self.height, self.width))
+        top, left, height, width = (
+            side / shrink.divisor for side in (self.top, self.left, self.height, self.width)
+        )
         return Box(top + shrink.top, left + shrink.left, height, width)
 
     def rounded(self) -> list[float]:
@@ -66,7 +72,9 @@ def whole(picture: Shape) -> Box:
     return Box(0.0, 0.0, float(picture[0]), float(picture[1]))
 
 
-def crop_box(picture: Shape, target: Shape, across: float = 0.5, down: float = 0.5, scale: float = 1.0) -> Box:
+def crop_box(
+    picture: Shape, target: Shape, across: float = 0.5, down: float = 0.5, scale: float = 1.0
+) -> Box:
     """The part of `picture` with the aspect of `target`.
 
     Args:
@@ -81,11 +89,15 @@ def crop_box(picture: Shape, target: Shape, across: float = 0.5, down: float = 0
     # The largest part touches two borders: min() keeps rounding from putting it a hair outside.
     part_height = min(float(height), target[0] * pixels_per_target_pixel) * scale
     part_width = min(float(width), target[1] * pixels_per_target_pixel) * scale
-    return Box((height - part_height) * down, (width - part_width) * across, part_height, part_width)
+    return Box(
+        (height - part_height) * down, (width - part_width) * across, part_height, part_width
+    )
 
 
 def draw_fractions(seed: int, key: str, view: str, count: int) -> list[float]:
-    """`count` numbers, evenly spread over [0, 1), that depend on the three names alone: the same in every process and release."""
+    """`count` numbers, evenly spread over [0, 1), that depend on the three names alone: the same in
+    every process and release.
+    """
     digest = hashlib.sha256(json.dumps([seed, key, view]).encode("ascii")).digest()
     return [int.from_bytes(digest[8 * i : 8 * i + 8], "big") / 2**64 for i in range(count)]
 
@@ -93,8 +105,11 @@ def draw_fractions(seed: int, key: str, view: str, count: int) -> list[float]:
 Numbers = TypeVar("Numbers", float, "np.ndarray[Any, Any]")
 
 
-def left_out_share(height: Numbers, width: Numbers, crop_height: Numbers, crop_width: Numbers) -> Numbers:
-    """The share of a picture's area, from 0 to 1, that lies outside its crop; of columns of them, too.
+def left_out_share(
+    height: Numbers, width: Numbers, crop_height: Numbers, crop_width: Numbers
+) -> Numbers:
+    """The share of a picture's area, from 0 to 1, that lies outside its crop; of columns of them,
+    too.
 
     The numbers are those of a row's geometry: `height`, `width`, and `crop[2]`, `crop[3]`.
     """
@@ -108,5 +123,9 @@ def left_out_share(height: Numbers, width: Numbers, crop_height: Numbers, crop_w
 def nearest_allowed(size: int, rule: SizeRule) -> Sequence[int]:
     """The next smaller and the next larger size that a rule allows, as far as there are any."""
     smaller = (other for other in range(size - 1, 0, -1) if rule.allows(other))
-    larger = (other for other in range(size + 1, max(size, rule.minimum) + rule.multiple + 1) if rule.allows(other))
+    larger = (
+        other
+        for other in range(size + 1, max(size, rule.minimum) + rule.multiple + 1)
+        if rule.allows(other)
+    )
     return [found for found in (next(smaller, None), next(larger, None)) if found is not None]

@@ -27,7 +27,9 @@ def complete_header(picture: Image.Image, media: bytes) -> None:
     elif picture.format in ("JPEG", "MPO"):
         if picture.mode == "CMYK" and "adobe" not in picture.info:
             # Adobe counts ink upside down, and programs differ about all others.
-            raise SampleError("CMYK JPEG without Adobe's mark, whose white is not known; convert it")
+            raise SampleError(
+                "CMYK JPEG without Adobe's mark, whose white is not known; convert it"
+            )
     elif picture.format == "HEIF":
         _turn_heif(picture, media)
     elif picture.format == "JXL":

@@ -1,9 +1,8 @@
 """Discover, validate, isolate, look up, configure.
 
-A plugin is an entry point in the group `latentkit` that names a module (see `latentkit.hooks`). Whatever one of them gets wrong
-becomes a recorded `Problem`; the others, and its own good hooks, go on working. Core's own part, `latentkit.builtin`, is loaded
-the same way.
-"""
+A plugin is an entry point in the group `latentkit` that names a module (see `latentkit.hooks`).
+Whatever one of them gets wrong becomes a recorded `Problem`; the others, and its own good hooks, go
+on working. Core's own part, `latentkit.builtin`, is loaded the same way."""
 
 from __future__ import annotations
 
@@ -25,7 +24,15 @@ from pydantic_core import to_jsonable_python
 
 from latentkit import hooks
 from latentkit._version import __version__
-from latentkit.contracts import EncoderSpec, ExecutorSpec, ExporterSpec, LossSpec, ModalitySpec, PluginSpec, SourceSpec
+from latentkit.contracts import (
+    EncoderSpec,
+    ExecutorSpec,
+    ExporterSpec,
+    LossSpec,
+    ModalitySpec,
+    PluginSpec,
+    SourceSpec,
+)
 from latentkit.errors import PluginError
 from latentkit.runtime.key_errors import suggest, validate
 
@@ -107,7 +114,11 @@ class _Plugin:
 
 def _one_line(cause: str | BaseException) -> str:
     """A cause without line breaks; an exception that is not ours with its type."""
-    text = f"{type(cause).__name__}: {cause}" if isinstance(cause, BaseException) and not isinstance(cause, PluginError) else str(cause)
+    text = (
+        f"{type(cause).__name__}: {cause}"
+        if isinstance(cause, BaseException) and not isinstance(cause, PluginError)
+        else str(cause)
+    )
     return " ".join(text.split()).removesuffix(":")
 
 
@@ -132,7 +143,8 @@ class Registry:
         """The one plugin of a kind ("source", "encoder" ...) with a name.
 
         Raises:
-            PluginError: none has it (names near ones, all known ones, and problems that may be why), or several have.
+            PluginError: none has it (names near ones, all known ones, and problems that may be
+                why), or several have.
             ValueError: there is no such kind.
         """
         if kind not in KINDS:
@@ -142,7 +154,9 @@ class Registry:
             return found[0]
         raise PluginError(_explain_clash(found) if found else self._explain_unknown(kind, name))
 
-    def configure(self, kind: str, name: str, options: Mapping[str, Any], where: str, origin: str = "") -> Any:
+    def configure(
+        self, kind: str, name: str, options: Mapping[str, Any], where: str, origin: str = ""
+    ) -> Any:
         """The validated config of a plugin, of the class its spec names.
 
         Args:
@@ -154,7 +168,8 @@ class Registry:
 
         Raises:
             PluginError: as for `find`.
-            RecipeError: options the config class refuses; one line each, such as "losses[1].with.nett: unknown key, did you mean 'net'?".
+            RecipeError: options the config class refuses; one line each, such as
+                "losses[1].with.nett: unknown key, did you mean 'net'?".
         """
         try:
             spec = self.find(kind, name).spec
@@ -164,7 +179,10 @@ class Registry:
 
     def rows(self) -> list[Row]:
         """One row per provided spec, by kind in the order of the hooks, then by name."""
-        rows = [Row(one.spec.kind, one.spec.name, one.distribution, one.version, one.spec.summary) for one in self.provided]
+        rows = [
+            Row(one.spec.kind, one.spec.name, one.distribution, one.version, one.spec.summary)
+            for one in self.provided
+        ]
         return sorted(rows, key=lambda row: (KINDS.index(row.kind), row.name, row.provider))
 
     def _named(self, kind: str, name: str) -> list[Provided]:
@@ -172,11 +190,19 @@ class Registry:
 
     def _explain_unknown(self, kind: str, name: str) -> str:
         known = sorted({one.spec.name for one in self.provided if one.spec.kind == kind})
-        lines = [f"no {kind} is named {name!r}{suggest(name, known) or '.'} Known: {', '.join(known) or 'none'}"]
+        lines = [
+            f"no {kind} is named {name!r}{suggest(name, known) or '.'} Known:"
+            f" {', '.join(known) or 'none'}"
+        ]
         if name in COMPANIONS:
-            lines.append(f"  {name} is in {COMPANIONS[name]}: pip install ./plugins/{COMPANIONS[name]} in a clone of latentkit")
+            lines.append(
+                f"  {name} is in {COMPANIONS[name]}: pip install ./plugins/{COMPANIONS[name]} in a"
+                " clone of latentkit"
+            )
         if self.disabled:
-            lines.append(f"  left out by {DISABLE}: {', '.join(' '.join(one) for one in self.disabled)}")
+            lines.append(
+                f"  left out by {DISABLE}: {', '.join(' '.join(one) for one in self.disabled)}"
+            )
         lines += [f"  a plugin has a problem: {problem}" for problem in self.problems]
         return "\n".join(lines)
 
@@ -184,7 +210,10 @@ class Registry:
 def _explain_clash(providers: Sequence[Provided]) -> str:
     spec = providers[0].spec
     who = " and ".join(f"{one.distribution} {one.version}" for one in providers)
-    return f"{spec.kind} {spec.name!r} is provided by {who}; uninstall one, or leave one out with {DISABLE}=DISTRIBUTION"
+    return (
+        f"{spec.kind} {spec.name!r} is provided by {who}; uninstall one, or leave one out with"
+        f" {DISABLE}=DISTRIBUTION"
+    )
 
 
 # ---------------------------------------------------------------- discovery
@@ -203,7 +232,9 @@ def discover() -> Registry:
         else:
             provided += _load(plugin, problems)
     for name in sorted(names - {_normalise(one) for one in disabled}):
-        problems.append(Problem(name, "", DISABLE, "no installed distribution of this name has plugins"))
+        problems.append(
+            Problem(name, "", DISABLE, "no installed distribution of this name has plugins")
+        )
     return Registry(tuple(provided), (*problems, *_find_clashes(provided)), tuple(disabled.items()))
 
 
@@ -213,29 +244,43 @@ def _normalise(name: str) -> str:
 
 
 def _find_plugins(problems: list[Problem]) -> list[_Plugin]:
-    """Core's own plugin, then those of installed distributions, sorted by distribution and by entry point."""
+    """Core's own plugin, then those of installed distributions, sorted by distribution and by entry
+    point.
+    """
     found: dict[str, list[_Plugin]] = {}
     for distribution in metadata.distributions():
         try:
             # parsing the metadata of every distribution would take longer than all the rest
             if f"[{GROUP}]" in (distribution.read_text("entry_points.txt") or ""):
                 if "Name" not in distribution.metadata:
-                    raise PluginError("its METADATA is missing or names no distribution; install it again")
+                    raise PluginError(
+                        "its METADATA is missing or names no distribution; install it again"
+                    )
                 name = _normalise(distribution.name)
                 if name not in found:
-                    # of several with one name, the first on sys.path is the one whose modules are imported
+                    # of several with one name, the first on sys.path is the one whose modules are
+                    # imported
                     found[name] = _read_entry_points(metadata.distribution(name))
         except (Exception, SystemExit) as err:  # noqa: BLE001 (plugin boundary)
             folder = os.path.basename(str(getattr(distribution, "_path", "a distribution")))
             problems.append(Problem(folder, "", "entry_points.txt", _one_line(err)))
-    core = _Plugin(CORE, __version__, "latentkit.builtin", lambda: importlib.import_module("latentkit.builtin"))
+    core = _Plugin(
+        CORE, __version__, "latentkit.builtin", lambda: importlib.import_module("latentkit.builtin")
+    )
     return [core, *(plugin for name in sorted(found) for plugin in found[name])]
 
 
 def _read_entry_points(distribution: metadata.Distribution) -> list[_Plugin]:
-    entries = sorted(distribution.entry_points.select(group=GROUP), key=lambda entry: (entry.name, entry.value))
+    entries = sorted(
+        distribution.entry_points.select(group=GROUP), key=lambda entry: (entry.name, entry.value)
+    )
     return [
-        _Plugin(distribution.name, distribution.version, f"{entry.name} = {entry.value}", functools.partial(_load_entry, entry))
+        _Plugin(
+            distribution.name,
+            distribution.version,
+            f"{entry.name} = {entry.value}",
+            functools.partial(_load_entry, entry),
+        )
         for entry in entries
     ]
 
@@ -256,7 +301,9 @@ def _find_clashes(provided: Iterable[Provided]) -> Iterator[Problem]:
 
 
 def _load_entry(entry: metadata.EntryPoint) -> Any:
-    """What an entry point names. The packages that it lies in are asked first, before an import of something new can fail.
+    """What an entry point names.
+
+    The packages that it lies in are asked first, before an import of something new can fail.
 
     Raises:
         PluginError: it says that it needs a newer contract.
@@ -266,15 +313,22 @@ def _load_entry(entry: metadata.EntryPoint) -> Any:
         module = importlib.import_module(".".join(names[:depth]))
         wanted = getattr(module, REQUIRES, 1)
         if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
-            raise PluginError(f"{module.__name__}.{REQUIRES}: expected a whole number from 1, got {wanted!r}")
+            raise PluginError(
+                f"{module.__name__}.{REQUIRES}: expected a whole number from 1, got {wanted!r}"
+            )
         if wanted > hooks.CONTRACT:
             mine = f"this is latentkit {__version__}, which has version {hooks.CONTRACT}"
-            raise PluginError(f"made for version {wanted} of the plugin contract; {mine}: install a newer latentkit, or an older plugin")
+            raise PluginError(
+                f"made for version {wanted} of the plugin contract; {mine}: install a newer"
+                " latentkit, or an older plugin"
+            )
     return entry.load()
 
 
 def _load(plugin: _Plugin, problems: list[Problem]) -> list[Provided]:
-    """What one plugin provides; whatever goes wrong is added to `problems`, and costs the hook it happened in."""
+    """What one plugin provides; whatever goes wrong is added to `problems`, and costs the hook it
+    happened in.
+    """
     try:
         module = plugin.load()
         functions = _find_hook_functions(module)
@@ -292,15 +346,23 @@ def _load(plugin: _Plugin, problems: list[Problem]) -> list[Provided]:
         except (Exception, SystemExit) as err:  # noqa: BLE001 (plugin boundary)
             problems.append(plugin.problem(f"{plugin.where}: {name}", err))
         else:
-            problems += [plugin.problem(f"{plugin.where}: {name}", str(remark.message)) for remark in remarks]
+            problems += [
+                plugin.problem(f"{plugin.where}: {name}", str(remark.message)) for remark in remarks
+            ]
             provided += [Provided(spec, plugin.distribution, plugin.version) for spec in specs]
     return provided
 
 
 def _find_hook_functions(module: Any) -> dict[str, Callable[[], Any]]:
-    """What pluggy takes for hook implementations, by name, and functions that have a hook's name but no mark."""
+    """What pluggy takes for hook implementations, by name, and functions that have a hook's name
+    but no mark.
+    """
     manager = pluggy.PluginManager(hooks.PROJECT)
-    names = [name for name in dir(module) if name in HOOKS or manager.parse_hookimpl_opts(module, name) is not None]
+    names = [
+        name
+        for name in dir(module)
+        if name in HOOKS or manager.parse_hookimpl_opts(module, name) is not None
+    ]
     return {name: getattr(module, name) for name in names}
 
 
@@ -310,7 +372,8 @@ def _call_hook(name: str, function: Callable[[], Any]) -> list[PluginSpec]:
     A plugin manager of its own checks it, so that one that pluggy refuses costs nobody else's.
 
     Raises:
-        PluginError: there is no such hook, it has no mark or takes an argument, or it returned something else than specs.
+        PluginError: there is no such hook, it has no mark or takes an argument, or it returned
+            something else than specs.
     """
     manager = pluggy.PluginManager(hooks.PROJECT)
     manager.add_hookspecs(hooks)
@@ -323,7 +386,9 @@ def _call_hook(name: str, function: Callable[[], Any]) -> list[PluginSpec]:
     try:
         manager.check_pending()
     except pluggy.PluginValidationError as err:
-        raise PluginError(f"there is no such hook{suggest(name, HOOKS) or '; known: ' + ', '.join(HOOKS)}") from err
+        raise PluginError(
+            f"there is no such hook{suggest(name, HOOKS) or '; known: ' + ', '.join(HOOKS)}"
+        ) from err
     if not manager.get_hookcallers(holder):
         raise PluginError("not marked with @hookimpl (latentkit.hooks)")
     specs: list[PluginSpec] = []
@@ -337,7 +402,9 @@ def _check_specs(result: Any, kind: type[PluginSpec]) -> list[PluginSpec]:
     if result is None:
         return []
     if not isinstance(result, PluginSpec) and not isinstance(result, Iterable):
-        raise PluginError(f"expected {kind.__name__} or an iterable of them, got {type(result).__name__}")
+        raise PluginError(
+            f"expected {kind.__name__} or an iterable of them, got {type(result).__name__}"
+        )
     specs = [result] if isinstance(result, PluginSpec) else list(result)
     for spec in specs:
         if not isinstance(spec, kind):
@@ -349,16 +416,30 @@ def _check_specs(result: Any, kind: type[PluginSpec]) -> list[PluginSpec]:
 
 
 def fingerprint_fields(config: BaseModel) -> dict[str, str]:
-    """Fields that can change a value and differ from their default: name to canonical JSON (sorted keys, no spaces)."""
-    return {name: json.dumps(value, sort_keys=True, separators=(",", ":")) for name, value in _changed_fields(config).items()}
+    """Fields that can change a value and differ from their default: name to canonical JSON (sorted
+    keys, no spaces).
+    """
+    return {
+        name: json.dumps(value, sort_keys=True, separators=(",", ":"))
+        for name, value in _changed_fields(config).items()
+    }
 
 
 def default_fields(config: BaseModel) -> dict[str, str]:
-    """The defaults of all fields, in the form of `fingerprint_fields`; those of required ones are left out."""
+    """The defaults of all fields, in the form of `fingerprint_fields`; those of required ones are
+    left out.
+    """
     infos = type(config).model_fields.items()
-    defaults = {name: info.get_default(call_default_factory=True) for name, info in infos if not info.is_required()}
+    defaults = {
+        name: info.get_default(call_default_factory=True)
+        for name, info in infos
+        if not info.is_required()
+    }
     plain = {name: _to_plain(value) for name, value in defaults.items()}
-    return {name: json.dumps(value, sort_keys=True, separators=(",", ":")) for name, value in plain.items()}
+    return {
+        name: json.dumps(value, sort_keys=True, separators=(",", ":"))
+        for name, value in plain.items()
+    }
 
 
 def _changed_fields(config: BaseModel) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""Samples on their way to the encoder: fetched, hashed and turned into tensors ahead of it, in order and within bounds.
+"""Samples on their way to the encoder: fetched, hashed and turned into tensors ahead of it, in
+order and within bounds.
 
-A thread of its own claims units, reads shards and hands small groups of samples to a pool of threads (or processes, where a modality
-asks for them). What is ahead is limited in samples and in bytes, but a batch always fits.
-"""
+A thread of its own claims units, reads shards and hands small groups of samples to a pool of
+threads (or processes, where a modality asks for them). What is ahead is limited in samples and in
+bytes, but a batch always fits."""
 
 from __future__ import annotations
 
@@ -27,13 +28,18 @@ AHEAD_BYTES = 1 << 30
 """Of prepared tensors, or of media that a stream brought."""
 
 GROUP_SAMPLES = 8
-"""Samples that a thread prepares at one go, at most: handing over costs about as much as hashing a picture."""
+"""Samples that a thread prepares at one go, at most: handing over costs about as much as hashing a
+picture."""
 
 
 def gather(rows: Sequence[Row], pool: BufferPool) -> Any:
-    """Return rows as a batch on the CPU: where they lie already if they were prepared side by side, else in memory of the pool."""
+    """Return rows as a batch on the CPU: where they lie already if they were prepared side by side,
+    else in memory of the pool.
+    """
     memory = rows[0].memory
-    if memory is not None and all(row.memory is memory and row.place == place for place, row in enumerate(rows)):
+    if memory is not None and all(
+        row.memory is memory and row.place == place for place, row in enumerate(rows)
+    ):
         return _with_masks(as_tensor(memory.rows(len(rows))), rows, pool)
     return stack([row.view.tensor for row in rows], pool)
 
@@ -47,14 +53,18 @@ def _with_masks(values: Tensor, rows: Sequence[Row], pool: BufferPool) -> Any:
     if len(names) > 1:
         return stack(tensors, pool)  # which says what is wrong
     named = [tensor for tensor in tensors if isinstance(tensor, Mapping)]
-    return {name: stack([tensor[MASK] for tensor in named], pool) if name == MASK else values for name in names.pop()}
+    return {
+        name: stack([tensor[MASK] for tensor in named], pool) if name == MASK else values
+        for name in names.pop()
+    }
 
 
 # ---------------------------------------------------------------- ahead of the encoder
 
 
 class LookAhead:
-    """The outcomes of all units in order, prepared ahead of whoever iterates; to be used as a context.
+    """The outcomes of all units in order, prepared ahead of whoever iterates; to be used as a
+    context.
 
     Args:
         preparer: what runs in the pool.
@@ -64,8 +74,19 @@ class LookAhead:
         pool: of the batches' memory.
     """
 
-    def __init__(self, preparer: Preparer, units: Iterable[tuple[Unit, Iterator[Task]]], batch_size: int, pool: BufferPool) -> None:
-        self._preparer, self._units, self._batch_size, self._pool = preparer, units, batch_size, pool
+    def __init__(
+        self,
+        preparer: Preparer,
+        units: Iterable[tuple[Unit, Iterator[Task]]],
+        batch_size: int,
+        pool: BufferPool,
+    ) -> None:
+        self._preparer, self._units, self._batch_size, self._pool = (
+            preparer,
+            units,
+            batch_size,
+            pool,
+        )
         self._in_processes = getattr(preparer.modality, "prepare_in", "threads") == "processes"
         num_views = len(preparer.views)
         self._samples_per_batch = -(-batch_size // num_views)
@@ -81,7 +102,11 @@ class LookAhead:
         self._changed = threading.Condition()
 
     def __enter__(self) -> LookAhead:
-        self._workers: Executor = open_processes(self._preparer) if self._in_processes else ThreadPoolExecutor(share_of_cores(), "prepare")
+        self._workers: Executor = (
+            open_processes(self._preparer)
+            if self._in_processes
+            else ThreadPoolExecutor(share_of_cores(), "prepare")
+        )
         self._feeder = ThreadPoolExecutor(1, "feed")
         self._feeding = self._feeder.submit(self._feed)
         self._feeding.add_done_callback(lambda _: self._notify())
@@ -121,7 +146,9 @@ class LookAhead:
             self._num_ahead -= len(outcomes)
             # Rows of a rare bucket wait for long, and would keep the memory of whole batches.
             self._has_one_bucket &= buckets <= {self._bucket}
-            self._largest_bytes = max(self._largest_bytes, 1, *(outcome.num_bytes for outcome in outcomes))
+            self._largest_bytes = max(
+                self._largest_bytes, 1, *(outcome.num_bytes for outcome in outcomes)
+            )
             self._changed.notify_all()
         return outcomes
 
@@ -142,17 +169,32 @@ class LookAhead:
 
     def _put(self, unit: Unit, group: list[Task], memory: BatchMemory, row: int) -> bool:
         """Whether the group was put into work, as soon as there was room."""
-        media = [len(task.sample.media) for task in group if task.sample and isinstance(task.sample.media, bytes)]
+        media = [
+            len(task.sample.media)
+            for task in group
+            if task.sample and isinstance(task.sample.media, bytes)
+        ]
         with self._changed:
-            self._largest_bytes = max(self._largest_bytes, *media, 0)  # of a stream, media waits in memory too
-            self._changed.wait_for(lambda: self._is_closed or self._num_ahead + len(group) <= self._limit() or not self._num_ahead)
+            self._largest_bytes = max(
+                self._largest_bytes, *media, 0
+            )  # of a stream, media waits in memory too
+            self._changed.wait_for(
+                lambda: self._is_closed
+                or self._num_ahead + len(group) <= self._limit()
+                or not self._num_ahead
+            )
             if self._is_closed:
                 return False
-            fits = self._has_one_bucket and row + len(group) * len(self._preparer.views) <= self._batch_size
+            fits = (
+                self._has_one_bucket
+                and row + len(group) * len(self._preparer.views) <= self._batch_size
+            )
             if self._in_processes:
                 future = self._workers.submit(prepare_in_child, group)
             else:
-                future = self._workers.submit(self._preparer.prepare, group, memory if fits else None, row)
+                future = self._workers.submit(
+                    self._preparer.prepare, group, memory if fits else None, row
+                )
             self._ahead.append((unit, future))
             self._num_ahead += len(group)
             self._changed.notify_all()
@@ -169,7 +211,9 @@ class LookAhead:
 
 
 def _group_size(most_samples: int, num_views: int, batch_size: int) -> int:
-    """Samples per group: enough groups to keep every core busy, and a whole number of them to a batch."""
+    """Samples per group: enough groups to keep every core busy, and a whole number of them to a
+    batch.
+    """
     size = max(1, min(GROUP_SAMPLES, most_samples // (4 * share_of_cores())))
     while size > 1 and batch_size % (size * num_views):
         size -= 1

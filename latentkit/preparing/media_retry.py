@@ -31,4 +31,6 @@ def retried(read: Callable[[], T], what: str) -> T:
     try:
         return read()
     except OSError as error:
-        raise SourceError(f"{what} can't be reached: {error}; run again when it can, nothing is lost") from error
+        raise SourceError(
+            f"{what} can't be reached: {error}; run again when it can, nothing is lost"
+        ) from error

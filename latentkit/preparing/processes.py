@@ -1,4 +1,6 @@
-"""Processes that prepare samples, for modalities whose work holds Python's lock; they end with the process that started them."""
+"""Processes that prepare samples, for modalities whose work holds Python's lock; they end with the
+process that started them.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,10 @@ def open_processes(preparer: Preparer) -> ProcessPoolExecutor:
     try:
         pickled = pickle.dumps(preparer)
     except (pickle.PicklingError, TypeError, AttributeError) as error:
-        text = f"the modality asks to be run in processes, but it or the source can't be pickled: {error}"
+        text = (
+            "the modality asks to be run in processes, but it or the source can't be pickled:"
+            f" {error}"
+        )
         raise PluginError(text) from error
     # Not forked: this process has threads, and whatever locks they hold would stay held in a child.
     context = multiprocessing.get_context("spawn")
@@ -42,20 +47,26 @@ def open_processes(preparer: Preparer) -> ProcessPoolExecutor:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Turns the death of a process of the pool, noticed when work is given to it or its result is taken, into a `LatentkitError`."""
+    """Turns the death of a process of the pool, noticed when work is given to it or its result is
+    taken, into a `LatentkitError`.
+    """
     try:
         yield
     except BrokenProcessPool as error:
         raise LatentkitError(
-            "a process that prepares samples was killed (perhaps for want of memory) or couldn't start "
-            "(a script needs its calls below `if __name__ == '__main__':`); run again, what is "
-            "committed is kept"
+            "a process that prepares samples was killed (perhaps for want of memory) or couldn't"
+            " start (a script needs its calls below `if __name__ == '__main__':`); run again, what"
+            " is committed is kept"
         ) from error
 
 
 def prepare_in_child(tasks: Sequence[Task]) -> list[Outcome]:
-    """As `Preparer.prepare`, with arrays for tensors: torch would send those through shared memory, which a killed child leaves behind."""
-    return [_converted(outcome, lambda tensor: tensor.numpy()) for outcome in _preparer().prepare(tasks)]
+    """As `Preparer.prepare`, with arrays for tensors: torch would send those through shared memory,
+    which a killed child leaves behind.
+    """
+    return [
+        _converted(outcome, lambda tensor: tensor.numpy()) for outcome in _preparer().prepare(tasks)
+    ]
 
 
 def as_tensors(outcomes: Sequence[Outcome]) -> list[Outcome]:
@@ -67,7 +78,11 @@ def _converted(outcome: Outcome, convert: Callable[[Any], Any]) -> Outcome:
     rows = []
     for row in outcome.rows:
         given = row.view.tensor
-        tensor = {name: convert(part) for name, part in given.items()} if isinstance(given, Mapping) else convert(given)
+        tensor = (
+            {name: convert(part) for name, part in given.items()}
+            if isinstance(given, Mapping)
+            else convert(given)
+        )
         rows.append(replace(row, view=replace(row.view, tensor=tensor)))
     return replace(outcome, rows=rows)
 

@@ -21,10 +21,12 @@ from latentkit.store.columns import escape
 from latentkit.store.writer import RowLabel
 
 GONE = "gone from the source"
-"""Why a sample of an incremental plan can be missing without any fault; the next comparison drops it."""
+"""Why a sample of an incremental plan can be missing without any fault; the next comparison drops
+it."""
 
 HELD_BYTES = 64 << 20
-"""Media files up to this size are read whole; larger ones, and those that samples are spans of, stay paths, for the modality to stream."""
+"""Media files up to this size are read whole; larger ones, and those that samples are spans of,
+stay paths, for the modality to stream."""
 
 
 # ---------------------------------------------------------------- one sample
@@ -32,7 +34,8 @@ HELD_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Task:
-    """A sample to prepare: its position in the plan (streams: in the unit), and itself, or its key and its place in the source.
+    """A sample to prepare: its position in the plan (streams: in the unit), and itself, or its key
+    and its place in the source.
 
     A place of -1 stands for a sample that is gone from there.
     """
@@ -45,7 +48,9 @@ class Task:
 
 @dataclass(frozen=True)
 class Row:
-    """A view that is ready to be encoded; `place` is the row of `memory` that its one tensor besides a mask was prepared into."""
+    """A view that is ready to be encoded; `place` is the row of `memory` that its one tensor
+    besides a mask was prepared into.
+    """
 
     label: RowLabel
     view: Prepared
@@ -60,7 +65,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What preparing a sample gave: a row per view, or the views that can't be had and the reason."""
+    """What preparing a sample gave: a row per view, or the views that can't be had and the reason.
+    """
 
     rows: Sequence[Row]
     skipped: Sequence[RowLabel] = ()
@@ -80,8 +86,11 @@ class Preparer:
     modality: Modality
     views: Sequence[str]
 
-    def prepare(self, tasks: Sequence[Task], memory: BatchMemory | None = None, row: int = 0) -> list[Outcome]:
-        """Outcomes of samples that follow each other; the tensors go into `memory` from `row` on where the modality asks for it.
+    def prepare(
+        self, tasks: Sequence[Task], memory: BatchMemory | None = None, row: int = 0
+    ) -> list[Outcome]:
+        """Outcomes of samples that follow each other; the tensors go into `memory` from `row` on
+        where the modality asks for it.
 
         Raises:
             SourceError: the source changed, or can't be reached.
@@ -89,7 +98,11 @@ class Preparer:
         """
         outcomes = []
         for task in tasks:
-            outcomes.append(retried(functools.partial(self._prepare, task, memory, row), f"sample {task.position}"))
+            outcomes.append(
+                retried(
+                    functools.partial(self._prepare, task, memory, row), f"sample {task.position}"
+                )
+            )
             row += len(self.views)
         return outcomes
 
@@ -107,17 +120,30 @@ class Preparer:
             if isinstance(sample.media, os.PathLike) and file_state(sample.media) != before:
                 raise OSError(f"{sample.media} changed while it was read")
         except SampleError as error:
-            skipped = [self._label(task, sample, number, content) for number in range(len(self.views))]
+            skipped = [
+                self._label(task, sample, number, content) for number in range(len(self.views))
+            ]
             return Outcome([], skipped, str(error))
         names = [view.view for view in views]
         if names != list(self.views):
             raise PluginError(f"the modality gave the views {names}, expected {list(self.views)}")
-        return Outcome([self._row(task, sample, number, content, view, memory, row + number) for number, view in enumerate(views)])
+        return Outcome(
+            [
+                self._row(task, sample, number, content, view, memory, row + number)
+                for number, view in enumerate(views)
+            ]
+        )
 
     def _held(self, sample: Sample) -> Sample:
-        """The sample with the bytes of its file, so that it is read once; with its path where the modality takes that, or must."""
+        """The sample with the bytes of its file, so that it is read once; with its path where the
+        modality takes that, or must.
+        """
         takes_path = getattr(self.modality, "takes_paths", False) or sample.span is not None
-        if takes_path or not isinstance(sample.media, os.PathLike) or num_bytes(sample.media) > HELD_BYTES:
+        if (
+            takes_path
+            or not isinstance(sample.media, os.PathLike)
+            or num_bytes(sample.media) > HELD_BYTES
+        ):
             return sample
         return replace(sample, media=sample.read())
 
@@ -126,13 +152,25 @@ class Preparer:
             raise SampleError(GONE)
         sample = cast(Source, self.source)[task.place]
         if escape(sample.key) != task.key:
-            raise SourceError(f"the source changed while it was read: {sample.key!r} is where {task.key!r} was; run again")
+            raise SourceError(
+                f"the source changed while it was read: {sample.key!r} is where {task.key!r} was;"
+                " run again"
+            )
         return sample
 
     def _row(
-        self, task: Task, sample: Sample, number: int, content: str, view: Prepared, memory: BatchMemory | None, place: int
+        self,
+        task: Task,
+        sample: Sample,
+        number: int,
+        content: str,
+        view: Prepared,
+        memory: BatchMemory | None,
+        place: int,
     ) -> Row:
-        geometry = {**view.geometry, "remarks": list(view.remarks)} if view.remarks else view.geometry
+        geometry = (
+            {**view.geometry, "remarks": list(view.remarks)} if view.remarks else view.geometry
+        )
         label = self._label(task, sample, number, content, geometry)
         values = without_mask(view.tensor)
         if memory is not None and values is not None and memory.holds(place, values):
@@ -140,11 +178,25 @@ class Preparer:
         return Row(label, view)
 
     def _label(
-        self, task: Task, sample: Sample | None, number: int, content: str | None, geometry: Mapping[str, Any] | None = None
+        self,
+        task: Task,
+        sample: Sample | None,
+        number: int,
+        content: str | None,
+        geometry: Mapping[str, Any] | None = None,
     ) -> RowLabel:
         view = self.views[number]
         if sample is None:
             return RowLabel(task.position, view, number, content, geometry)
         if task.sample is None:
             return RowLabel(task.position, view, number, content, geometry, stamp=sample.stamp)
-        return RowLabel(task.position, view, number, content, geometry, sample.key, sample.stamp, sample.attributes)
+        return RowLabel(
+            task.position,
+            view,
+            number,
+            content,
+            geometry,
+            sample.key,
+            sample.stamp,
+            sample.attributes,
+        )

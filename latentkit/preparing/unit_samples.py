@@ -18,7 +18,9 @@ from latentkit.store.plan import Plan
 # ---------------------------------------------------------------- units to tasks
 
 
-def list_tasks(source: Source | StreamSource, plan: Plan, places: npt.NDArray[np.int64] | None, unit: Unit) -> Iterator[Task]:
+def list_tasks(
+    source: Source | StreamSource, plan: Plan, places: npt.NDArray[np.int64] | None, unit: Unit
+) -> Iterator[Task]:
     """The samples of a unit, in order; a stream's are read here.
 
     Raises:
@@ -30,7 +32,9 @@ def list_tasks(source: Source | StreamSource, plan: Plan, places: npt.NDArray[np
         gone = [name for name in keys if name not in shards]
         if gone:
             advice = "put it back, or write to another output"
-            raise SourceError(f"shard {gone[0]!r}, which is left to encode, is gone from the source; {advice}")
+            raise SourceError(
+                f"shard {gone[0]!r}, which is left to encode, is gone from the source; {advice}"
+            )
         samples = itertools.chain.from_iterable(read_shard(source, shards[name]) for name in keys)
         yield from (Task(position, sample=sample) for position, sample in enumerate(samples))
         return
@@ -40,7 +44,8 @@ def list_tasks(source: Source | StreamSource, plan: Plan, places: npt.NDArray[np
 
 
 def read_shard(source: StreamSource, shard: Shard) -> Iterator[Sample]:
-    """The samples of a shard; when it can't be reached in the middle, it is read again up to where it was.
+    """The samples of a shard; when it can't be reached in the middle, it is read again up to where
+    it was.
 
     Raises:
         SourceError: it can't be reached.

@@ -1,4 +1,6 @@
-"""`Batches`: one rank's batches of an epoch, loaded ahead by threads, with a state of constant size; and what has such batches."""
+"""`Batches`: one rank's batches of an epoch, loaded ahead by threads, with a state of constant
+size; and what has such batches.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ from latentkit.store.columns import Rows
 
 
 class BatchedRows(ABC):
-    """Rows by position, one by one or in batches: what `LatentDataset` and `JoinedDataset` have in common.
+    """Rows by position, one by one or in batches: what `LatentDataset` and `JoinedDataset` have in
+    common.
 
     Attributes:
         seed: of all draws and shuffles.
@@ -70,8 +73,8 @@ class BatchedRows(ABC):
     def set_epoch(self, epoch: int) -> None:
         """Let single items be drawn for this epoch from now on, and `batches()` read it next.
 
-        Each row's draw and view then depend on nothing but the dataset's seed, the epoch and the row,
-        until the next call. A DataLoader's worker processes hear of it, also persistent ones.
+        Each row's draw and view then depend on nothing but the dataset's seed, the epoch and the
+        row, until the next call. A DataLoader's worker processes hear of it, also persistent ones.
         `accelerate` and the `Trainer` of `transformers` call it for every epoch by themselves.
 
         Raises:
@@ -80,7 +83,8 @@ class BatchedRows(ABC):
         self.epochs.set(epoch)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """One row: {"latent": (C, h, w) float32, "key", "view", and the columns asked for}; with posterior="moments", "moments".
+        """One row: {"latent": (C, h, w) float32, "key", "view", and the columns asked for}; with
+        posterior="moments", "moments".
 
         Each call draws again, from torch's generator and the dataset's seed: it
         repeats with `torch.manual_seed`. After `set_epoch` it is that epoch's.
@@ -123,26 +127,31 @@ class BatchedRows(ABC):
         epoch: int | None = None,
         pin_memory: bool | None = None,
     ) -> Batches:
-        """Batches of one bucket each, this rank's share: {"latent": (N, C, h, w) float32, "key": [...], "view": [...], columns: [...]}.
+        """Batches of one bucket each, this rank's share: {"latent": (N, C, h, w) float32, "key":
+        [...], "view": [...], columns: [...]}.
 
-        Every row comes once per epoch over all ranks, in equally many batches on each. Each time that
-        batches with the same arguments are iterated is the next epoch, whether by one `batches()` or by
-        a new one, and however many batches of the last were taken. So ranks agree on the epoch if all of
-        them iterate equally often. In a worker process of a torch `DataLoader`, each worker gives its
-        share of the rank's batches.
+        Every row comes once per epoch over all ranks, in equally many batches on each. Each time
+        that batches with the same arguments are iterated is the next epoch, whether by one
+        `batches()` or by a new one, and however many batches of the last were taken. So ranks agree
+        on the epoch if all of them iterate equally often. In a worker process of a torch
+        `DataLoader`, each worker gives its share of the rank's batches.
 
         Args:
             batch_size: rows of a batch, at most.
-            shuffle: True; False; "units" shuffles units and the rows of each, which reads a dataset larger than memory from front to back.
-            tail: "short" splits batches until every rank has equally many; "drop" leaves the rest out.
+            shuffle: True; False; "units" shuffles units and the rows of each, which reads a dataset
+                larger than memory from front to back.
+            tail: "short" splits batches until every rank has equally many; "drop" leaves the rest
+                out.
             rank, world_size: None takes them from torch.distributed, or 0 of 1.
             prefetch: batches loaded ahead, each by a thread of its own as far as there are cores.
-            epoch: to read each time, which then doesn't count; None reads the next, or what `set_epoch`
-                said since the last.
-            pin_memory: whether batches lie in memory from which a GPU copies faster, where there is a GPU
-                and the process isn't a worker of a DataLoader; None: yes.
+            epoch: to read each time, which then doesn't count; None reads the next, or what
+                `set_epoch` said since the last.
+            pin_memory: whether batches lie in memory from which a GPU copies faster, where there is
+                a GPU and the process isn't a worker of a DataLoader; None: yes.
         """
-        return Batches(self, batch_size, shuffle, tail, rank, world_size, prefetch, epoch, pin_memory)
+        return Batches(
+            self, batch_size, shuffle, tail, rank, world_size, prefetch, epoch, pin_memory
+        )
 
 
 class Batches:
@@ -161,9 +170,14 @@ class Batches:
         pin_memory: bool | None,
     ) -> None:
         if batch_size < 1 or prefetch < 1:
-            raise ValueError(f"batch_size and prefetch must be at least 1, got {batch_size} and {prefetch}")
+            raise ValueError(
+                f"batch_size and prefetch must be at least 1, got {batch_size} and {prefetch}"
+            )
         if shuffle not in (True, False, "units") or tail not in ("short", "drop"):
-            raise ValueError(f"shuffle must be True, False or 'units' and tail 'short' or 'drop', got {shuffle!r} and {tail!r}")
+            raise ValueError(
+                "shuffle must be True, False or 'units' and tail 'short' or 'drop', got"
+                f" {shuffle!r} and {tail!r}"
+            )
         if epoch is not None and epoch < 0:
             raise ValueError(f"epoch must be a number from 0 on, or None, got {epoch}")
         self.dataset = dataset
@@ -248,9 +262,15 @@ class Batches:
             ValueError: the state is of another dataset or other settings; names each.
         """
         own = self.state_dict()
-        different = [name for name in own if name not in ("epoch", "batches") and state.get(name) != own[name]]
+        different = [
+            name
+            for name in own
+            if name not in ("epoch", "batches") and state.get(name) != own[name]
+        ]
         if different:
-            pairs = ", ".join(f"{name} {state.get(name)!r} (here {own[name]!r})" for name in different)
+            pairs = ", ".join(
+                f"{name} {state.get(name)!r} (here {own[name]!r})" for name in different
+            )
             raise ValueError(f"the state doesn't belong to these batches: {pairs}")
         times_set = self.dataset.epochs.times_set
         self._stand = _Stand(int(state["epoch"]), int(state["batches"]), times_set)
@@ -313,7 +333,13 @@ class Batches:
         units: Rows | None = None
         if self.shuffle == "units":
             units = self.dataset.groups(epoch)[1][[batch[0] for batch in batches]].astype(np.int64)
-        return ReadAhead(batches, units, first, self.dataset.is_cold, lambda items: self.dataset.will_need(items, epoch))
+        return ReadAhead(
+            batches,
+            units,
+            first,
+            self.dataset.is_cold,
+            lambda items: self.dataset.will_need(items, epoch),
+        )
 
 
 @dataclass
@@ -327,7 +353,9 @@ class _Stand:
 
 
 class LoadedRows(Sequence[dict[str, Any]]):
-    """A loaded batch that also looks like the list of its items, for collate functions that expect one."""
+    """A loaded batch that also looks like the list of its items, for collate functions that expect
+    one.
+    """
 
     def __init__(self, batch: dict[str, Any]) -> None:
         self.batch = batch
@@ -346,7 +374,8 @@ class LoadedRows(Sequence[dict[str, Any]]):
 
 
 def collate(rows: LoadedRows | Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """`collate_fn` for a torch `DataLoader` over a latent dataset: whole batches pass untouched, single items are stacked.
+    """`collate_fn` for a torch `DataLoader` over a latent dataset: whole batches pass untouched,
+    single items are stacked.
 
     Items that have a mask are padded with zeros, as in a batch.
     """
@@ -357,7 +386,11 @@ def collate(rows: LoadedRows | Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     batch: dict[str, Any] = {}
     for name, value in rows[0].items():
         values = [row[name] for row in rows]
-        batch[name] = _pad(values) if name in padded else torch.stack(values) if isinstance(value, Tensor) else values
+        batch[name] = (
+            _pad(values)
+            if name in padded
+            else torch.stack(values) if isinstance(value, Tensor) else values
+        )
     return batch
 
 

@@ -1,4 +1,7 @@
-"""`LatentDataset`: what `latentkit.open` gives. Nothing here needs the source media, the encoder or a plugin."""
+"""`LatentDataset`: what `latentkit.open` gives.
+
+Nothing here needs the source media, the encoder or a plugin.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +60,9 @@ def open_dataset(
 
 
 class LatentDataset(BatchedRows):
-    """A map-style dataset of latents, normalised as their encoder's own trainers expect; see `open_dataset`."""
+    """A map-style dataset of latents, normalised as their encoder's own trainers expect; see
+    `open_dataset`.
+    """
 
     def __init__(
         self,
@@ -80,8 +85,14 @@ class LatentDataset(BatchedRows):
             layout, normalization = of_positions(self.layout, self.normalization)
             self._make_latents = LatentMaker(normalization, layout)
         except (ValueError, TypeError) as error:
-            raise DamagedError(f"{folder}/{DATASET}: the normalization doesn't fit the layout: {error}") from error
-        self._parts, self._store, self._dtype = document["parts"], document["store"], document["dtype"]
+            raise DamagedError(
+                f"{folder}/{DATASET}: the normalization doesn't fit the layout: {error}"
+            ) from error
+        self._parts, self._store, self._dtype = (
+            document["parts"],
+            document["store"],
+            document["dtype"],
+        )
         self.has_masks = self.layout.ragged_axis is not None or bool(document.get("masked"))
         self.posterior = self._check_posterior(posterior)
         self._index = ReadableRows(folder, document, views, self.columns)
@@ -107,7 +118,9 @@ class LatentDataset(BatchedRows):
         Raises:
             StoreError: the index is missing or damaged.
         """
-        return skipped_samples(read_index(self.folder, read_dataset(self.folder), ["key", "status", "reason"]))
+        return skipped_samples(
+            read_index(self.folder, read_dataset(self.folder), ["key", "status", "reason"])
+        )
 
     @property
     def remarks(self) -> list[Remark]:
@@ -117,7 +130,10 @@ class LatentDataset(BatchedRows):
             StoreError: the index is missing or damaged.
         """
         document = read_dataset(self.folder)
-        return [*source_remarks(document), *row_remarks(read_index(self.folder, document, ["key", "geometry.remarks"]))]
+        return [
+            *source_remarks(document),
+            *row_remarks(read_index(self.folder, document, ["key", "geometry.remarks"])),
+        ]
 
     @property
     def has_moments(self) -> bool:
@@ -133,17 +149,25 @@ class LatentDataset(BatchedRows):
 
     @property
     def output_name(self) -> str:
-        """Name of the tensor in items and batches: "latent", or "moments" or "indices" as stored."""
-        return self.tensor_name if self.posterior == "moments" or self.layout.kind == "quantised" else "latent"
+        """Name of the tensor in items and batches: "latent", or "moments" or "indices" as stored.
+        """
+        return (
+            self.tensor_name
+            if self.posterior == "moments" or self.layout.kind == "quantised"
+            else "latent"
+        )
 
     def moments(self, index: int) -> dict[str, Tensor]:
-        """{"mean", "logvar"}, each (C, h, w), raw and in the stored dtype; float32 where int8 is stored. Not padded.
+        """{"mean", "logvar"}, each (C, h, w), raw and in the stored dtype; float32 where int8 is
+        stored. Not padded.
 
         Raises:
             ValueError: the dataset holds no moments.
         """
         if not self.has_moments:
-            raise ValueError(f"{self.folder} stores no moments (kind {self.layout.kind}, store {self._store!r})")
+            raise ValueError(
+                f"{self.folder} stores no moments (kind {self.layout.kind}, store {self._store!r})"
+            )
         item = np.array([range(len(self))[index]])
         rows = self.choose(item, self.item_draw(item))
         mean, logvar = self._as_stored(rows, BufferPool(False))[0][0].chunk(2)
@@ -151,7 +175,9 @@ class LatentDataset(BatchedRows):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what can be had again."""
-        return {name: value for name, value in self.__dict__.items() if name != "keys"} | {"_opened_decoder": None}
+        return {name: value for name, value in self.__dict__.items() if name != "keys"} | {
+            "_opened_decoder": None
+        }
 
     # ------------------------------------------------------------ batches
 
@@ -170,7 +196,8 @@ class LatentDataset(BatchedRows):
     def stackable_groups(self, rows: Rows) -> Codes:
         """A number for each of some rows of the index, the same for rows that fit into one batch.
 
-        Ragged rows are padded to the longest, so `groups` keeps rows of like lengths together only to pad less.
+        Ragged rows are padded to the longest, so `groups` keeps rows of like lengths together only
+        to pad less.
 
         Raises:
             StoreError: a unit is missing or damaged.
@@ -198,7 +225,11 @@ class LatentDataset(BatchedRows):
     def load_rows(self, rows: Rows, items: Rows, draw: Draw, pool: BufferPool) -> dict[str, Any]:
         """As `load`, of rows of the index that were chosen for the positions."""
         name = self.output_name
-        values, mask = self._latents(rows, items, draw, pool) if name == "latent" else self._as_stored(rows, pool)
+        values, mask = (
+            self._latents(rows, items, draw, pool)
+            if name == "latent"
+            else self._as_stored(rows, pool)
+        )
         batch = {name: values} if mask is None else {name: values, f"{name}_mask": mask}
         return {**batch, **self._index.labels(rows)}
 
@@ -211,8 +242,8 @@ class LatentDataset(BatchedRows):
         self._stored.will_need(rows, self._means_only)
 
     def decode(self, latents: Tensor, device: str = "auto") -> Tensor:
-        """Latents as `data[i]` gives them, (N, C, h, w), to a batch in the encoder's range, (N, 3, H, W) in [-1, 1], with the encoder
-        they came from, in float32.
+        """Latents as `data[i]` gives them, (N, C, h, w), to a batch in the encoder's range, (N, 3,
+        H, W) in [-1, 1], with the encoder they came from, in float32.
 
         Args:
             latents: on any device.
@@ -223,7 +254,9 @@ class LatentDataset(BatchedRows):
             EncoderError: it can't be loaded, or can't decode.
         """
         is_raw = self.layout.kind == "quantised"
-        return self._decoder(device).decode(latents if is_raw else self.normalization.invert(latents, self.layout.axes))
+        return self._decoder(device).decode(
+            latents if is_raw else self.normalization.invert(latents, self.layout.axes)
+        )
 
     # ------------------------------------------------------------ inside
 
@@ -232,7 +265,9 @@ class LatentDataset(BatchedRows):
         """Whether logvar stays where it is."""
         return self.has_moments and self.posterior == "mean"
 
-    def _latents(self, rows: Rows, items: Rows, draw: Draw, pool: BufferPool) -> tuple[Tensor, Tensor | None]:
+    def _latents(
+        self, rows: Rows, items: Rows, draw: Draw, pool: BufferPool
+    ) -> tuple[Tensor, Tensor | None]:
         draws = self.has_moments and not self._means_only
         if self.layout.ragged_axis is None:
             stored, scales = self._stored.gather(rows, self._scratch, self._means_only)
@@ -240,10 +275,16 @@ class LatentDataset(BatchedRows):
             return self._make_latents(self._typed(stored), scales, noise, pool), self._mask(rows)
         stored, scales, lengths = self._stored.gather_ragged(rows, self._scratch, self._means_only)
         noise = draw.noise(self.seed, items, lengths) if draws else None
-        return self._padded(self._make_latents(self._typed(stored), scales, noise, self._scratch).numpy(), lengths, pool)
+        return self._padded(
+            self._make_latents(self._typed(stored), scales, noise, self._scratch).numpy(),
+            lengths,
+            pool,
+        )
 
     def _as_stored(self, rows: Rows, pool: BufferPool) -> tuple[Tensor, Tensor | None]:
-        """Moments (N, 2C, h, w), latents (N, C, h, w) or indices in the stored dtype, float32 where int8 is stored; and their mask."""
+        """Moments (N, 2C, h, w), latents (N, C, h, w) or indices in the stored dtype, float32 where
+        int8 is stored; and their mask.
+        """
         is_ragged, lengths = self.layout.ragged_axis is not None, None
         raw = self._scratch if is_ragged or self._dtype == "int8" else pool
         if is_ragged:
@@ -254,7 +295,11 @@ class LatentDataset(BatchedRows):
             out = (self._scratch if is_ragged else pool).get(stored.shape, np.float32)
             to_float32(torch.from_numpy(stored), scales, out)
             stored = out
-        return (self._typed(stored), self._mask(rows)) if lengths is None else self._padded(stored, lengths, pool)
+        return (
+            (self._typed(stored), self._mask(rows))
+            if lengths is None
+            else self._padded(stored, lengths, pool)
+        )
 
     def _padded(self, positions: Array, lengths: Rows, pool: BufferPool) -> tuple[Tensor, Tensor]:
         """Rows with zeros at the ends of the ragged axis, and which positions are not those."""
@@ -283,7 +328,9 @@ class LatentDataset(BatchedRows):
             raise ValueError(f"posterior must be 'sample', 'mean' or 'moments', got {posterior!r}")
         if posterior in ("sample", "moments") and not self.has_moments:
             stored = f"kind {self.layout.kind}, store {self._store!r}"
-            raise ValueError(f"posterior={posterior!r} needs stored moments; {self.folder} has {stored}")
+            raise ValueError(
+                f"posterior={posterior!r} needs stored moments; {self.folder} has {stored}"
+            )
         return posterior or ("sample" if self.has_moments else "mean")
 
 

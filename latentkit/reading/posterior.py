@@ -1,7 +1,9 @@
-"""Stored rows to what a trainer sees: the draw or the mean, normalised. Whole batches; draws block by block, in the CPU's cache.
+"""Stored rows to what a trainer sees: the draw or the mean, normalised.
 
-Everything runs in the calling thread: the reader has threads of its own, and torch's would stand in their way.
-"""
+Whole batches; draws block by block, in the CPU's cache.
+
+Everything runs in the calling thread: the reader has threads of its own, and torch's would stand in
+their way."""
 
 from __future__ import annotations
 
@@ -32,8 +34,12 @@ SERIAL = 1 << 15
 
 
 def to_float32(stored: Tensor, scales: Array | None, out: Array) -> None:
-    """Stored values (N, C, ...) of any dtype into `out`, float32; int8 times the scales (N, C) of their rows and channels."""
-    sources, targets = (torch.split(tensor.flatten(), SERIAL) for tensor in (stored, torch.from_numpy(out)))
+    """Stored values (N, C, ...) of any dtype into `out`, float32; int8 times the scales (N, C) of
+    their rows and channels.
+    """
+    sources, targets = (
+        torch.split(tensor.flatten(), SERIAL) for tensor in (stored, torch.from_numpy(out))
+    )
     for source, target in zip(sources, targets, strict=True):
         target.copy_(source)
     if scales is not None:
@@ -41,7 +47,9 @@ def to_float32(stored: Tensor, scales: Array | None, out: Array) -> None:
 
 
 def draw(moments: Array, noise: Array) -> None:
-    """mean + exp(logvar / 2) * noise, into `noise` (N, C, ...); moments (N, 2C, ...), mean then logvar, are overwritten. float32."""
+    """mean + exp(logvar / 2) * noise, into `noise` (N, C, ...); moments (N, 2C, ...), mean then
+    logvar, are overwritten. float32.
+    """
     channels = noise.shape[1]
     logvar = moments[:, channels:]
     np.multiply(logvar, np.float32(0.5), out=logvar)
@@ -51,11 +59,12 @@ def draw(moments: Array, noise: Array) -> None:
 
 
 class Noise:
-    """Standard normal float32 numbers from a seed, drawn row by row: a row's are the same however many rows follow it.
+    """Standard normal float32 numbers from a seed, drawn row by row: a row's are the same however
+    many rows follow it.
 
-    G. E. P. Box and M. E. Muller, "A Note on the Generation of Random Normal Deviates" (1958), on 32 bits each of numpy's PCG64, whose
-    stream numpy guarantees. In float32 and over whole blocks, it takes 0.7 of the time of torch's own generator.
-    """
+    G. E. P. Box and M. E. Muller, "A Note on the Generation of Random Normal Deviates" (1958), on
+    32 bits each of numpy's PCG64, whose stream numpy guarantees. In float32 and over whole blocks,
+    it takes 0.7 of the time of torch's own generator."""
 
     def __init__(self, *seed: int) -> None:
         self._bits = np.random.PCG64(seed)
@@ -65,7 +74,8 @@ class Noise:
         rows = out.reshape(len(out), -1)
         size = rows.shape[1]
         half = -(-size // 2)
-        # A pair of 32-bit integers gives a pair of numbers: the first its distance from the origin, the second its angle.
+        # A pair of 32-bit integers gives a pair of numbers: the first its distance from the origin,
+        # the second its angle.
         bits = self._raw(len(rows), half).view(np.int32).reshape(len(rows), 2 * half)
         radius, angle = (np.empty((len(rows), half), np.float32) for _ in range(2))
         np.bitwise_or(bits, 1, out=bits)  # never 0, whose logarithm is infinite
@@ -119,7 +129,8 @@ class RowNoise(Noise):
 
 
 class Normalizer:
-    """`Normalization.apply` for float32 batches that may be overwritten, its constants made once."""
+    """`Normalization.apply` for float32 batches that may be overwritten, its constants made once.
+    """
 
     def __init__(self, normalization: Normalization, layout: LatentLayout) -> None:
         self.normalization = normalization
@@ -153,8 +164,12 @@ class LatentMaker:
                 raise ValueError(f"{name} has {len(value)} values for {channels} channels")
         self._scratch = BufferPool(False)
 
-    def __call__(self, stored: Tensor, scales: Array | None, noise: Noise | None, pool: BufferPool) -> Tensor:
-        """Normalised latents of `stored`: moments of which are drawn with this noise, or where it is None latents as they are."""
+    def __call__(
+        self, stored: Tensor, scales: Array | None, noise: Noise | None, pool: BufferPool
+    ) -> Tensor:
+        """Normalised latents of `stored`: moments of which are drawn with this noise, or where it
+        is None latents as they are.
+        """
         channels = stored.shape[1] // (2 if noise else 1)
         shape = (len(stored), channels, *stored.shape[2:])
         raw = (self._scratch if self._fold else pool).get(shape, np.float32)
@@ -163,7 +178,9 @@ class LatentMaker:
         else:
             self._draw(stored, scales, noise, raw)
         latents = self._normalize(as_tensor(raw))
-        return as_tensor(pool.get(latents.shape, np.float32)).copy_(latents) if self._fold else latents
+        return (
+            as_tensor(pool.get(latents.shape, np.float32)).copy_(latents) if self._fold else latents
+        )
 
     def _draw(self, stored: Tensor, scales: Array | None, noise: Noise, out: Array) -> None:
         """One draw per row of moments (N, 2C, ...), raw, into `out` (N, C, ...)."""
@@ -172,7 +189,9 @@ class LatentMaker:
         for start in range(0, len(out), step):
             part = slice(start, start + step)
             block = out[part]
-            to_float32(stored[part], None if scales is None else scales[part], moments[: len(block)])
+            to_float32(
+                stored[part], None if scales is None else scales[part], moments[: len(block)]
+            )
             noise.fill(block)
             draw(moments[: len(block)], block)
 

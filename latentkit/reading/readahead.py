@@ -1,9 +1,10 @@
-"""Which rows the kernel is told to read from disk before they are asked for, and when that is worth its cost.
+"""Which rows the kernel is told to read from disk before they are asked for, and when that is worth
+its cost.
 
-Rows at random places of a file that isn't in memory are read one by one, each read waiting for the one before. Told of many at once, a
-disk serves them side by side. Where everything is in memory already the telling is a waste, so it happens only while reading causes
-disk traffic, which the kernel counts per thread.
-"""
+Rows at random places of a file that isn't in memory are read one by one, each read waiting for the
+one before. Told of many at once, a disk serves them side by side. Where everything is in memory
+already the telling is a waste, so it happens only while reading causes disk traffic, which the
+kernel counts per thread."""
 
 from __future__ import annotations
 
@@ -34,15 +35,21 @@ class ReadAhead:
 
     Args:
         batches: what will be read, in this order.
-        units: (batches,) number of the unit that each begins in, where they come unit by unit: a span then ends with its unit, so that
-            what is told of is read from front to back. None: spans of `SPAN_BATCHES`.
+        units: (batches,) number of the unit that each begins in, where they come unit by unit: a
+            span then ends with its unit, so that what is told of is read from front to back. None:
+            spans of `SPAN_BATCHES`.
         first: the batch to begin with.
         is_cold: whether the rows are likely not in memory.
         will_need: tells of rows.
     """
 
     def __init__(
-        self, batches: Sequence[Rows], units: Rows | None, first: int, is_cold: bool, will_need: Callable[[Rows], None]
+        self,
+        batches: Sequence[Rows],
+        units: Rows | None,
+        first: int,
+        is_cold: bool,
+        will_need: Callable[[Rows], None],
     ) -> None:
         self._batches = batches
         self._will_need = will_need
@@ -82,7 +89,9 @@ class ReadAhead:
 
 def _span_starts(num_batches: int, units: Rows | None) -> list[int]:
     """Where each span starts, and where the last one ends."""
-    possible = range(num_batches) if units is None else [0, *(np.flatnonzero(np.diff(units)) + 1).tolist()]
+    possible = (
+        range(num_batches) if units is None else [0, *(np.flatnonzero(np.diff(units)) + 1).tolist()]
+    )
     starts = [0]
     for place in possible:
         if place - starts[-1] >= SPAN_BATCHES:
@@ -91,7 +100,9 @@ def _span_starts(num_batches: int, units: Rows | None) -> list[int]:
 
 
 def _disk_reads() -> int:
-    """Blocks that this thread had read from disk so far, and page faults that waited for one (not every file system counts blocks)."""
+    """Blocks that this thread had read from disk so far, and page faults that waited for one (not
+    every file system counts blocks).
+    """
     if sys.platform == "linux":
         usage = resource.getrusage(resource.RUSAGE_THREAD)
         return usage.ru_inblock + usage.ru_majflt

@@ -1,4 +1,7 @@
-"""The index as arrays: where each row that a reader sees lies, and what it is called. What the index promises is checked here, once."""
+"""The index as arrays: where each row that a reader sees lies, and what it is called.
+
+What the index promises is checked here, once.
+"""
 
 from __future__ import annotations
 
@@ -22,16 +25,23 @@ from latentkit.store.folder import Folder
 Views = Literal["all", "random"] | Sequence[str]
 Codes = npt.NDArray[np.int32]
 
-RESERVED_NAMES = ("key", "view", *(name + end for name in ("latent", "moments", "indices") for end in ("", "_mask")))
+RESERVED_NAMES = (
+    "key",
+    "view",
+    *(name + end for name in ("latent", "moments", "indices") for end in ("", "_mask")),
+)
 """What items and batches hold besides columns."""
 
 TEXT = pa.large_string()
 """Arrow's other strings end at 2 GiB a column."""
 
 MOST_LISTED = 1 << 20
-"""Rows whose keys and columns are kept as Python's own objects, some 100 bytes each; above, they stay in Arrow's memory."""
+"""Rows whose keys and columns are kept as Python's own objects, some 100 bytes each; above, they
+stay in Arrow's memory."""
 
-NEEDED = pa.schema({"key": TEXT, "view": TEXT, "status": TEXT, "unit": TEXT, "bucket": TEXT, "row": pa.int64()})
+NEEDED = pa.schema(
+    {"key": TEXT, "view": TEXT, "status": TEXT, "unit": TEXT, "bucket": TEXT, "row": pa.int64()}
+)
 """What is read of the index besides attributes."""
 
 
@@ -57,12 +67,17 @@ class ReadableRows:
         ValueError: a view or column that isn't there.
     """
 
-    def __init__(self, folder: Folder, document: Mapping[str, Any], views: Views, columns: Sequence[str]) -> None:
+    def __init__(
+        self, folder: Folder, document: Mapping[str, Any], views: Views, columns: Sequence[str]
+    ) -> None:
         self._where = f"{folder}/{document['index']['name']}"
         _check_views(views, document["views"], folder)
         table = self._good(self._read(folder, document, columns), views)
         if not table.num_rows:
-            raise StoreError(f"{folder}: no latents; every sample was skipped (`latentkit inspect {in_shell(folder)}` says why)")
+            raise StoreError(
+                f"{folder}: no latents; every sample was skipped (`latentkit inspect"
+                f" {in_shell(folder)}` says why)"
+            )
         empty = [name for name in ("unit", "bucket", "row") if table[name].null_count]
         if empty:
             raise DamagedError(f"{self._where}: there are stored rows without {empty[0]}")
@@ -70,7 +85,9 @@ class ReadableRows:
         self.buckets, self.bucket_of_row = _coded(table["bucket"].combine_chunks())
         unknown = [name for name in units if name not in document["units"]]
         if unknown:
-            raise DamagedError(f"{self._where} names the unit {unknown[0]!r}, which dataset.json doesn't have")
+            raise DamagedError(
+                f"{self._where} names the unit {unknown[0]!r}, which dataset.json doesn't have"
+            )
         self.row_in_unit = _numbers(table["row"].combine_chunks())
         if self.row_in_unit.min() < 0:
             raise DamagedError(f"{self._where} names row {self.row_in_unit.min()} of a unit")
@@ -100,14 +117,19 @@ class ReadableRows:
             drawn = self._drawn = asked, rows
         return drawn[1][items]
 
-    def twins(self, other: ReadableRows, shared_of: Callable[[str], str] | None = None) -> Rows | None:
-        """The row of `other` with the key (or what `shared_of` makes of it) and view of each row here, or -1.
+    def twins(
+        self, other: ReadableRows, shared_of: Callable[[str], str] | None = None
+    ) -> Rows | None:
+        """The row of `other` with the key (or what `shared_of` makes of it) and view of each row
+        here, or -1.
 
         None where `other` draws no views, or doesn't have all of those here.
         """
         if other._counts is None or not {*self._views} <= {*other._views}:
             return None
-        return _numbers(pc.fill_null(pc.index_in(self._names(shared_of), value_set=other._names(shared_of)), -1))
+        return _numbers(
+            pc.fill_null(pc.index_in(self._names(shared_of), value_set=other._names(shared_of)), -1)
+        )
 
     def lowest(self, values: Rows) -> Rows:
         """The lowest of the values of the rows that each position may choose."""
@@ -129,7 +151,9 @@ class ReadableRows:
         """Key, view and columns of some rows."""
         if len(self._starts) <= MOST_LISTED:
             places = rows.tolist()
-            labels = {name: [values[place] for place in places] for name, values in self._listed.items()}
+            labels = {
+                name: [values[place] for place in places] for name, values in self._listed.items()
+            }
         else:
             taken = _arrow(rows)
             labels = {name: column.take(taken).to_pylist() for name, column in self._labels.items()}
@@ -142,40 +166,62 @@ class ReadableRows:
         """Labels as Python's own objects, made once: a batch then costs a fifth."""
         return {name: column.to_pylist() for name, column in self._labels.items()}
 
-    def _read(self, folder: Folder, document: Mapping[str, Any], columns: Sequence[str]) -> pa.Table:
+    def _read(
+        self, folder: Folder, document: Mapping[str, Any], columns: Sequence[str]
+    ) -> pa.Table:
         """The columns wanted, each attribute as one of its own."""
-        table = read_index(folder, document, [*NEEDED.names, *(f"attributes.{name}" for name in columns)])
+        table = read_index(
+            folder, document, [*NEEDED.names, *(f"attributes.{name}" for name in columns)]
+        )
         flat = table.select(NEEDED.names).cast(NEEDED)
         empty = [name for name in ("key", "view", "status") if flat[name].null_count]
         if empty:
             raise DamagedError(f"{self._where}: there are rows without {empty[0]}")
         for name in columns:
             if name in RESERVED_NAMES:
-                raise ValueError(f"column {name!r} would hide what every batch has under that name; rename it in the source")
+                raise ValueError(
+                    f"column {name!r} would hide what every batch has under that name; rename it in"
+                    " the source"
+                )
             there = table["attributes"].type if "attributes" in table.column_names else pa.null()
             if not pa.types.is_struct(there) or there.get_field_index(name) < 0:
-                raise ValueError(f"column {name!r} is not in {folder}; there are {_attribute_names(folder, document)}")
+                raise ValueError(
+                    f"column {name!r} is not in {folder}; there are"
+                    f" {_attribute_names(folder, document)}"
+                )
             column = pc.struct_field(table["attributes"], name)
-            flat = flat.append_column(f"attributes.{name}", column.cast(TEXT) if pa.types.is_string(column.type) else column)
+            flat = flat.append_column(
+                f"attributes.{name}",
+                column.cast(TEXT) if pa.types.is_string(column.type) else column,
+            )
         return flat
 
     def _good(self, table: pa.Table, views: Views) -> pa.Table:
         statuses, status_of_row = _coded(table["status"].combine_chunks())
-        wanted = np.isin(status_of_row, [code for code, name in enumerate(statuses) if name == "ok"])
+        wanted = np.isin(
+            status_of_row, [code for code, name in enumerate(statuses) if name == "ok"]
+        )
         if not isinstance(views, str):
             names, view_of_row = _coded(table["view"].combine_chunks())
-            wanted &= np.isin(view_of_row, [code for code, name in enumerate(names) if name in views])
+            wanted &= np.isin(
+                view_of_row, [code for code, name in enumerate(names) if name in views]
+            )
         if not wanted.all():
             table = table.take(_arrow(np.flatnonzero(wanted)))
         return table
 
     def _grouped(self, units: Sequence[str]) -> tuple[list[Group], Codes]:
         """The groups, in order of unit and then bucket, and the number of each row's."""
-        pairs, group_of_row = _coded(_arrow(self.unit_of_row.astype(np.int64) * len(self.buckets) + self.bucket_of_row))
+        pairs, group_of_row = _coded(
+            _arrow(self.unit_of_row.astype(np.int64) * len(self.buckets) + self.bucket_of_row)
+        )
         last_rows = np.zeros(len(pairs), np.int64)
         np.maximum.at(last_rows, group_of_row, self.row_in_unit)
         places = [divmod(pair, len(self.buckets)) for pair in pairs]
-        groups = [Group(units[unit], self.buckets[bucket], last) for (unit, bucket), last in zip(places, last_rows.tolist(), strict=True)]
+        groups = [
+            Group(units[unit], self.buckets[bucket], last)
+            for (unit, bucket), last in zip(places, last_rows.tolist(), strict=True)
+        ]
         return groups, group_of_row
 
 
@@ -203,13 +249,17 @@ def _coded(column: pa.Array) -> tuple[list[Any], Codes]:
 
 
 def _numbers(column: pa.Array) -> Rows:
-    """The integers of a column without nulls, not copied; Arrow's `to_numpy` and `array` would first load pandas, half a second."""
+    """The integers of a column without nulls, not copied; Arrow's `to_numpy` and `array` would
+    first load pandas, half a second.
+    """
     return np.from_dlpack(column)  # type: ignore[return-value]
 
 
 def _arrow(numbers: Rows) -> pa.Array:
     """Integers for Arrow, not copied."""
-    return pa.Array.from_buffers(pa.int64(), len(numbers), [None, pa.py_buffer(np.ascontiguousarray(numbers))])
+    return pa.Array.from_buffers(
+        pa.int64(), len(numbers), [None, pa.py_buffer(np.ascontiguousarray(numbers))]
+    )
 
 
 def _runs(keys: pa.Array) -> tuple[Rows, Rows]:

@@ -1,7 +1,8 @@
-"""Units as memory maps, and batches gathered from them: one `take` per group (a bucket in a unit) into memory that is used again.
+"""Units as memory maps, and batches gathered from them: one `take` per group (a bucket in a unit)
+into memory that is used again.
 
-Why it is done this way (fresh output memory and per-row objects cost more than the gather) is measured in tests/benchmarks/read.py.
-"""
+Why it is done this way (fresh output memory and per-row objects cost more than the gather) is
+measured in tests/benchmarks/read.py."""
 
 from __future__ import annotations
 
@@ -41,10 +42,11 @@ ADVICE_BYTES = 128 << 10
 
 
 class Mapped(NamedTuple):
-    """The rows of a group: values (rows, ...), for int8 their scales (rows, C), and where the values lie in which file.
+    """The rows of a group: values (rows, ...), for int8 their scales (rows, C), and where the
+    values lie in which file.
 
-    Of ragged rows, `values` are their positions, and `offsets` say which are whose; `mask` is there where rows have one.
-    """
+    Of ragged rows, `values` are their positions, and `offsets` say which are whose; `mask` is there
+    where rows have one."""
 
     values: Array
     scales: Array | None
@@ -63,7 +65,8 @@ class Piece(NamedTuple):
 
 
 class StoredRows:
-    """The stored tensors of a dataset by row of its index; units are mapped when they are first asked for.
+    """The stored tensors of a dataset by row of its index; units are mapped when they are first
+    asked for.
 
     Args:
         folder, document: the dataset and its dataset.json.
@@ -73,13 +76,22 @@ class StoredRows:
     """
 
     def __init__(
-        self, folder: Folder, document: Mapping[str, Any], layout: LatentLayout, tensor_name: str, rows: ReadableRows
+        self,
+        folder: Folder,
+        document: Mapping[str, Any],
+        layout: LatentLayout,
+        tensor_name: str,
+        rows: ReadableRows,
     ) -> None:
         self._folder = folder
         self._expected: Mapping[str, Any] = document["units"]
         self._tensor_name = tensor_name
         self._codes = INDEX_CODES if tensor_name == "indices" else (CODES[document["dtype"]],)
-        self._channels = None if tensor_name == "indices" else layout.channels * (2 if tensor_name == "moments" else 1)
+        self._channels = (
+            None
+            if tensor_name == "indices"
+            else layout.channels * (2 if tensor_name == "moments" else 1)
+        )
         self._has_one_shape = set(layout.axes) <= {"C", layout.ragged_axis}
         self._is_ragged = layout.ragged_axis is not None
         self._num_axes = len(layout.axes) - self._is_ragged
@@ -93,8 +105,11 @@ class StoredRows:
         """Without memory maps, which would be pickled as the data they show."""
         return {**self.__dict__, "_units": {}, "_groups": {}}
 
-    def gather(self, rows: Rows, pool: BufferPool, means_only: bool = False) -> tuple[Array, Array | None]:
-        """Rows as stored, (N, ...), and for int8 their scales (N, C); `means_only`: the mean half of moments.
+    def gather(
+        self, rows: Rows, pool: BufferPool, means_only: bool = False
+    ) -> tuple[Array, Array | None]:
+        """Rows as stored, (N, ...), and for int8 their scales (N, C); `means_only`: the mean half
+        of moments.
 
         Raises:
             ValueError: they are of several buckets, and of several shapes.
@@ -107,33 +122,65 @@ class StoredRows:
         if pieces[0].mapped.scales is None:
             return out, None
         scales = np.empty((len(rows), pieces[0].mapped.scales.shape[1]), np.float32)
-        take([(piece.mapped.scales, piece.rows, piece.places) for piece in pieces if piece.mapped.scales is not None], scales)
+        take(
+            [
+                (piece.mapped.scales, piece.rows, piece.places)
+                for piece in pieces
+                if piece.mapped.scales is not None
+            ],
+            scales,
+        )
         return out, scales
 
-    def gather_ragged(self, rows: Rows, pool: BufferPool, means_only: bool = False) -> tuple[Array, Array | None, Rows]:
-        """As `gather`, of ragged rows: their positions end to end, (positions, ...), scales of each position, and each row's length."""
+    def gather_ragged(
+        self, rows: Rows, pool: BufferPool, means_only: bool = False
+    ) -> tuple[Array, Array | None, Rows]:
+        """As `gather`, of ragged rows: their positions end to end, (positions, ...), scales of each
+        position, and each row's length.
+        """
         pieces = self._pieces(rows, means_only)
         spans = np.empty((2, len(rows)), np.int64)
         for piece in pieces:
             assert piece.mapped.offsets is not None
-            spans[:, piece.places] = piece.mapped.offsets[piece.rows], piece.mapped.offsets[piece.rows + 1]
+            spans[:, piece.places] = (
+                piece.mapped.offsets[piece.rows],
+                piece.mapped.offsets[piece.rows + 1],
+            )
         lengths = spans[1] - spans[0]
         starts, values = starts_of(lengths), pieces[0].mapped.values
         out = pool.get((int(lengths.sum()), *values.shape[1:]), values.dtype)
         for piece in pieces:
-            for (first, last), place in zip(spans[:, piece.places].T.tolist(), starts[piece.places].tolist(), strict=True):
+            for (first, last), place in zip(
+                spans[:, piece.places].T.tolist(), starts[piece.places].tolist(), strict=True
+            ):
                 out[place : place + last - first] = piece.mapped.values[first:last]
         if pieces[0].mapped.scales is None:
             return out, None, lengths
         scales = np.empty((len(rows), pieces[0].mapped.scales.shape[1]), np.float32)
-        take([(piece.mapped.scales, piece.rows, piece.places) for piece in pieces if piece.mapped.scales is not None], scales)
+        take(
+            [
+                (piece.mapped.scales, piece.rows, piece.places)
+                for piece in pieces
+                if piece.mapped.scales is not None
+            ],
+            scales,
+        )
         return out, np.repeat(scales, lengths, axis=0), lengths
 
     def gather_masks(self, rows: Rows) -> npt.NDArray[np.bool_]:
         """Which positions of rows of one shape count, (N, ...)."""
         pieces = self._pieces(rows, False)
-        out = np.ones((len(rows), *pieces[0].mapped.values.shape[2 : 2 + self._num_masked]), np.uint8)
-        take([(piece.mapped.mask, piece.rows, piece.places) for piece in pieces if piece.mapped.mask is not None], out)
+        out = np.ones(
+            (len(rows), *pieces[0].mapped.values.shape[2 : 2 + self._num_masked]), np.uint8
+        )
+        take(
+            [
+                (piece.mapped.mask, piece.rows, piece.places)
+                for piece in pieces
+                if piece.mapped.mask is not None
+            ],
+            out,
+        )
         return out.astype(np.bool_)
 
     def will_need(self, rows: Rows, means_only: bool = False) -> None:
@@ -143,9 +190,11 @@ class StoredRows:
                 _advise(piece.mapped, piece.rows)
 
     def stackable_buckets(self) -> Codes:
-        """A number for each bucket, the same for those whose rows fit into one batch: they differ along the ragged axis, or not at all.
+        """A number for each bucket, the same for those whose rows fit into one batch: they differ
+        along the ragged axis, or not at all.
 
-        Of latents with other axes besides channels and the ragged one, a unit of each bucket says its shape.
+        Of latents with other axes besides channels and the ragged one, a unit of each bucket says
+        its shape.
 
         Raises:
             StoreError: such a unit is missing or damaged.
@@ -170,18 +219,29 @@ class StoredRows:
             groups, numbers = groups[order], numbers[order]
         bounds = [0, *(np.flatnonzero(groups[1:] != groups[:-1]) + 1).tolist(), len(rows)]
         pieces = [
-            Piece(self._mapped(group, means_only), numbers[start:stop], slice(start, stop) if order is None else order[start:stop])
-            for group, (start, stop) in zip(groups[bounds[:-1]].tolist(), itertools.pairwise(bounds), strict=True)
+            Piece(
+                self._mapped(group, means_only),
+                numbers[start:stop],
+                slice(start, stop) if order is None else order[start:stop],
+            )
+            for group, (start, stop) in zip(
+                groups[bounds[:-1]].tolist(), itertools.pairwise(bounds), strict=True
+            )
         ]
         if one_shape and len({piece.mapped.values.shape[1:] for piece in pieces}) > 1:
-            raise ValueError(f"{self._folder} holds several buckets, whose rows can't be stacked; iterate over batches() instead")
+            raise ValueError(
+                f"{self._folder} holds several buckets, whose rows can't be stacked; iterate over"
+                " batches() instead"
+            )
         return pieces
 
     def _mapped(self, number: int, means_only: bool) -> Mapped:
         mapped = self._groups.get((number, means_only))
         if mapped is None:
             # Two threads may map one group at the same time; either result serves.
-            mapped = self._groups[number, means_only] = self._map(self._index.groups[number], means_only)
+            mapped = self._groups[number, means_only] = self._map(
+                self._index.groups[number], means_only
+            )
         return mapped
 
     def _map(self, group: Group, means_only: bool) -> Mapped:
@@ -198,12 +258,16 @@ class StoredRows:
             scales, _ = unit.tensor(name + SCALE, ("F32",))
             if scales.shape != (num_rows, *values.shape[1:2]):
                 expected = [num_rows, *values.shape[1:2]]
-                raise DamagedError(f"{unit.where}: tensor {name + SCALE!r} is {list(scales.shape)}, expected {expected}")
+                raise DamagedError(
+                    f"{unit.where}: tensor {name + SCALE!r} is {list(scales.shape)}, expected"
+                    f" {expected}"
+                )
         if means_only and offsets is not None:
             half = values.shape[1] // 2
             values, scales = values[:, :half], None if scales is None else scales[:, :half]
         elif means_only:
-            # Mean and logvar of a row lie one after the other: as twice as many rows, the means are the even ones.
+            # Mean and logvar of a row lie one after the other: as twice as many rows, the means are
+            # the even ones.
             values = values.reshape(len(values) * 2, values.shape[1] // 2, *values.shape[2:])
             scales = None if scales is None else scales.reshape(len(scales) * 2, -1)
         mask = None if means_only else self._mask(unit, f"{group.bucket}/{MASK}", values.shape)
@@ -216,55 +280,83 @@ class StoredRows:
         mask, _ = unit.tensor(name, ("U8",))
         expected = (shape[0], *shape[2 : 2 + self._num_masked])
         if mask.shape != expected:
-            raise DamagedError(f"{unit.where}: tensor {name!r} is {list(mask.shape)}, expected {list(expected)}")
+            raise DamagedError(
+                f"{unit.where}: tensor {name!r} is {list(mask.shape)}, expected {list(expected)}"
+            )
         return mask
 
     def _open(self, name: str) -> MappedUnit:
-        """The unit; those that a cache of limited size has let go since are let go here too, or their disk space would stay taken."""
+        """The unit; those that a cache of limited size has let go since are let go here too, or
+        their disk space would stay taken.
+        """
         for attempt in range(MOST_ATTEMPTS):
             try:
                 unit = MappedUnit(self._folder, name, self._expected[name])
                 break
             except StoreError as error:
                 if self._is_compacted_away(name):
-                    raise StoreError(f"{self._folder} was compacted since it was opened; open it again") from error
+                    raise StoreError(
+                        f"{self._folder} was compacted since it was opened; open it again"
+                    ) from error
                 # Another process may evict a unit between its download and its use.
-                if not isinstance(error.__cause__, FileNotFoundError) or attempt == MOST_ATTEMPTS - 1:
+                if (
+                    not isinstance(error.__cause__, FileNotFoundError)
+                    or attempt == MOST_ATTEMPTS - 1
+                ):
                     raise
         if not isinstance(self._folder, LocalFolder):
             gone = [old for old, mapped in list(self._units.items()) if not mapped.path.exists()]
-            for key in [key for key in list(self._groups) if self._index.groups[key[0]].unit in gone]:
+            for key in [
+                key for key in list(self._groups) if self._index.groups[key[0]].unit in gone
+            ]:
                 self._groups.pop(key, None)
             for old in gone:
                 self._units.pop(old, None)
         return unit
 
     def _is_compacted_away(self, name: str) -> bool:
-        """Whether dataset.json no longer names a unit that it named when this dataset was opened."""
+        """Whether dataset.json no longer names a unit that it named when this dataset was opened.
+        """
         try:
             return name not in read_dataset(self._folder)["units"]
         except StoreError:
             return False
 
     def _check(self, unit: MappedUnit, name: str, shape: tuple[int, ...], group: Group) -> None:
-        """That a tensor holds the rows that the index names, in the layout's shape and in that of the bucket's other units."""
+        """That a tensor holds the rows that the index names, in the layout's shape and in that of
+        the bucket's other units.
+        """
         row_shape = self._row_shapes.setdefault(group.bucket, shape[1:])
-        fits = self._channels is None or (len(row_shape) == self._num_axes and row_shape[0] == self._channels)
+        fits = self._channels is None or (
+            len(row_shape) == self._num_axes and row_shape[0] == self._channels
+        )
         if shape[1:] != row_shape or not fits or 0 in row_shape:
-            expected = f"{self._channels or 'any'} channels, {self._num_axes} axes, rows {list(row_shape)} as in the bucket's other units"
-            raise DamagedError(f"{unit.where}: tensor {name!r} has rows {list(shape[1:])}, expected {expected}")
+            expected = (
+                f"{self._channels or 'any'} channels, {self._num_axes} axes, rows {list(row_shape)}"
+                " as in the bucket's other units"
+            )
+            raise DamagedError(
+                f"{unit.where}: tensor {name!r} has rows {list(shape[1:])}, expected {expected}"
+            )
         if group.last_row >= shape[0]:
-            raise DamagedError(f"{unit.where}: the index names row {group.last_row} of tensor {name!r}, which has {shape[0]}")
+            raise DamagedError(
+                f"{unit.where}: the index names row {group.last_row} of tensor {name!r}, which has"
+                f" {shape[0]}"
+            )
 
 
 def take(pieces: Sequence[tuple[Array, Rows, Rows | slice]], out: Array) -> None:
-    """Gather rows of several arrays into their places in `out`, (rows, ...) of the same row shape and dtype."""
+    """Gather rows of several arrays into their places in `out`, (rows, ...) of the same row shape
+    and dtype.
+    """
     for array, rows, places in pieces:
         if isinstance(places, slice):
-            # mode="clip" writes straight into `out`, "raise" would go through a buffer; the rows have been checked against the array.
+            # mode="clip" writes straight into `out`, "raise" would go through a buffer; the rows
+            # have been checked against the array.
             np.take(array, rows, axis=0, out=out[places], mode="clip")
         else:
-            # A copy per row costs less than taking them together and then putting them in their places.
+            # A copy per row costs less than taking them together and then putting them in their
+            # places.
             for row, place in zip(rows.tolist(), places.tolist(), strict=True):
                 out[place] = array[row]
 
@@ -272,9 +364,13 @@ def take(pieces: Sequence[tuple[Array, Rows, Rows | slice]], out: Array) -> None
 def _advise(mapped: Mapped, rows: Rows) -> None:
     rows = np.sort(rows)
     if mapped.offsets is None:
-        starts, lengths = rows * mapped.values[:1].nbytes, np.full(len(rows), mapped.values[:1].nbytes)
+        starts, lengths = rows * mapped.values[:1].nbytes, np.full(
+            len(rows), mapped.values[:1].nbytes
+        )
     else:
-        starts, stops = (mapped.offsets[numbers] * mapped.values.strides[0] for numbers in (rows, rows + 1))
+        starts, stops = (
+            mapped.offsets[numbers] * mapped.values.strides[0] for numbers in (rows, rows + 1)
+        )
         lengths = stops - starts
     file = os.open(mapped.path, os.O_RDONLY)
     try:
@@ -286,7 +382,9 @@ def _advise(mapped: Mapped, rows: Rows) -> None:
 
 
 def file_ranges(starts: Rows, lengths: Rows | int) -> Iterator[tuple[int, int]]:
-    """Ranges of a file with neighbours merged, none longer than what one piece of advice is good for; `starts` ascend."""
+    """Ranges of a file with neighbours merged, none longer than what one piece of advice is good
+    for; `starts` ascend.
+    """
     stops = starts + lengths
     gaps = np.flatnonzero(starts[1:] > stops[:-1]) + 1
     firsts, lasts = starts[np.r_[0, gaps]], stops[np.r_[gaps - 1, len(starts) - 1]]

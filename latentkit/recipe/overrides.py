@@ -1,8 +1,9 @@
-"""Single keys of a recipe set from the command line or Python, and what a path in a recipe is relative to.
+"""Single keys of a recipe set from the command line or Python, and what a path in a recipe is
+relative to.
 
-A path in a recipe starts from the recipe's folder, a typed one from the working directory. `output.path` is always a path. Under
-`with:`, the keys of `PATH_KEYS` hold one when `find_local_path` says so; any other key is the plugin's own affair.
-"""
+A path in a recipe starts from the recipe's folder, a typed one from the working directory.
+`output.path` is always a path. Under `with:`, the keys of `PATH_KEYS` hold one when
+`find_local_path` says so; any other key is the plugin's own affair."""
 
 from __future__ import annotations
 
@@ -24,11 +25,15 @@ Overrides = Sequence[str] | Mapping[str, Any]
 
 PATH_KEYS = ("path", "model", "config", "heads", "features")
 
-_KEY = re.compile(r"NAME(INDEX)*(\.NAME(INDEX)*)*".replace("NAME", r"[^.\[\]=\s]+").replace("INDEX", r"\[\d+\]"))
+_KEY = re.compile(
+    r"NAME(INDEX)*(\.NAME(INDEX)*)*".replace("NAME", r"[^.\[\]=\s]+").replace("INDEX", r"\[\d+\]")
+)
 
 
 def resolve_beside(url: str, path: str) -> str:
-    """What an `output.path` means in the recipe at `url`: a relative one starts from the recipe's own folder there."""
+    """What an `output.path` means in the recipe at `url`: a relative one starts from the recipe's
+    own folder there.
+    """
     if is_url(path) or path.startswith(("/", "~")) or os.path.isabs(path):
         return path
     scheme, _, place = url.partition("://")
@@ -36,7 +41,9 @@ def resolve_beside(url: str, path: str) -> str:
 
 
 def anchor(value: Any, key: tuple[str | int, ...], base: Path) -> Any:
-    """`value`, which stands at `key` of a recipe, with the local paths in it made absolute from `base`."""
+    """`value`, which stands at `key` of a recipe, with the local paths in it made absolute from
+    `base`.
+    """
     if isinstance(value, Mapping):
         return {name: anchor(part, (*key, name), base) for name, part in value.items()}
     if isinstance(value, (list, tuple)):
@@ -46,7 +53,9 @@ def anchor(value: Any, key: tuple[str | int, ...], base: Path) -> Any:
         return text
     if key == ("output", "path"):
         return text if is_url(text) else os.path.abspath(base / os.path.expanduser(text))
-    name = next(part for part in reversed(key) if isinstance(part, str))  # of a list of paths, the list's
+    name = next(
+        part for part in reversed(key) if isinstance(part, str)
+    )  # of a list of paths, the list's
     if "with" in key[:-1] and name in PATH_KEYS:
         if SEPARATOR in text and not is_url(text) and not (base / text).exists():
             return SEPARATOR.join(_anchor_part(part, base) for part in text.split(SEPARATOR))
@@ -67,25 +76,34 @@ def split_overrides(overrides: Overrides) -> Iterator[tuple[str, Any]]:
         TypeError: one text instead of a list of them.
     """
     if isinstance(overrides, str):
-        raise TypeError(f"overrides must be a list of 'key=value' texts or a mapping, got the text {overrides!r}")
+        raise TypeError(
+            "overrides must be a list of 'key=value' texts or a mapping, got the text"
+            f" {overrides!r}"
+        )
     if isinstance(overrides, Mapping):
         yield from overrides.items()
         return
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals:
-            raise RecipeError(f"override {text!r}: expected KEY=VALUE, such as encoder.with.dtype=bfloat16")
+            raise RecipeError(
+                f"override {text!r}: expected KEY=VALUE, such as encoder.with.dtype=bfloat16"
+            )
         yield key.strip(), parse_yaml(value, f"override {text!r}")
 
 
 def apply_override(values: dict[str, Any], key: str, value: Any) -> None:
-    """Put `value` at a dotted key such as "losses[1].weight", making the mappings on the way that are missing.
+    """Put `value` at a dotted key such as "losses[1].weight", making the mappings on the way that
+    are missing.
 
     Raises:
-        RecipeError: the key is not one, an index is out of range, or the key leads through something that holds no keys.
+        RecipeError: the key is not one, an index is out of range, or the key leads through
+            something that holds no keys.
     """
     if not _KEY.fullmatch(key):
-        raise RecipeError(f"override {key!r}: expected a key such as encoder.with.dtype or losses[1].weight")
+        raise RecipeError(
+            f"override {key!r}: expected a key such as encoder.with.dtype or losses[1].weight"
+        )
     path = tuple(name or int(index) for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", key))
     target: Any = values
     for depth, (part, following) in enumerate(pairwise(path)):
@@ -103,7 +121,11 @@ def _check_holds(target: Any, path: tuple[str | int, ...], key: str) -> None:
     where = f"override {key!r}: {join_key(above) or 'the recipe'}"
     wanted, kind = ("list", list) if isinstance(last, int) else ("mapping", dict)
     if not isinstance(target, kind):
-        found = {dict: "a mapping", list: "a list", type(None): "missing"}.get(type(target), repr(target))
+        found = {dict: "a mapping", list: "a list", type(None): "missing"}.get(
+            type(target), repr(target)
+        )
         raise RecipeError(f"{where} is {found}, expected a {wanted}")
     if isinstance(last, int) and last >= len(target):
-        raise RecipeError(f"{where} has {len(target)} entries, [0] to [{len(target) - 1}]; got [{last}]")
+        raise RecipeError(
+            f"{where} has {len(target)} entries, [0] to [{len(target) - 1}]; got [{last}]"
+        )

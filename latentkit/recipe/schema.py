@@ -1,8 +1,7 @@
 """One YAML file to a validated, frozen `Recipe`, and back.
 
-Every error names the file, the key, what was expected and what was found. What stands under `with:` is a plugin's: its own
-config class checks it, in `latentkit.check`.
-"""
+Every error names the file, the key, what was expected and what was found. What stands under `with:`
+is a plugin's: its own config class checks it, in `latentkit.check`."""
 
 from __future__ import annotations
 
@@ -44,14 +43,25 @@ ENCODER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 class Recipe(Part):
-    """What every task has. `origin` names the file in messages; relative paths under `with:` start from `base_dir`."""
+    """What every task has.
+
+    `origin` names the file in messages; relative paths under `with:` start from `base_dir`.
+    """
 
     task: str = Field(description="what the recipe does")
     source: Use = Field(description="where samples come from")
     modality: Use = Field(description="how media becomes a tensor")
     seed: int = Field(0, ge=0, lt=2**63, description="of every random draw")
-    on_bad_sample: Literal["skip", "fail"] = Field("skip", description="whether a bad sample is recorded and left out, or ends the run")
-    max_bad: Fraction = Field(0.05, description="share of bad samples, from 0 to 1, above which the run fails (when they are more than 10)")
+    on_bad_sample: Literal["skip", "fail"] = Field(
+        "skip", description="whether a bad sample is recorded and left out, or ends the run"
+    )
+    max_bad: Fraction = Field(
+        0.05,
+        description=(
+            "share of bad samples, from 0 to 1, above which the run fails (when they are more"
+            " than 10)"
+        ),
+    )
 
     _origin: str = PrivateAttr("recipe")
     _base_dir: Path = PrivateAttr(default_factory=Path)
@@ -78,22 +88,40 @@ class EncodeRecipe(Recipe):
     task: Literal["encode"] = Field(description="what the recipe does")
     encoder: Use | None = Field(None, description="what makes the latents")
     encoders: dict[str, Use] | None = Field(
-        None, min_length=1, description="encoders by name, instead of encoder: a dataset each, in PATH/NAME"
+        None,
+        min_length=1,
+        description="encoders by name, instead of encoder: a dataset each, in PATH/NAME",
     )
     output: EncodeOutput = Field(description="where latents go, and in which form")
-    batch_size: Auto | AtLeastOne = Field("auto", description="samples in one batch of the encoder; auto: measured once")
-    threads: Auto | AtLeastOne = Field("auto", description="CPU threads the encoder computes with; auto: one per core")
-    compile: Auto | bool = Field("auto", description="whether the encoder is compiled; auto: when that pays")
-    executor: Use = Field(Use(use="auto"), description="what runs the units; auto: accelerate when launched by it, else local")
+    batch_size: Auto | AtLeastOne = Field(
+        "auto", description="samples in one batch of the encoder; auto: measured once"
+    )
+    threads: Auto | AtLeastOne = Field(
+        "auto", description="CPU threads the encoder computes with; auto: one per core"
+    )
+    compile: Auto | bool = Field(
+        "auto", description="whether the encoder is compiled; auto: when that pays"
+    )
+    executor: Use = Field(
+        Use(use="auto"),
+        description="what runs the units; auto: accelerate when launched by it, else local",
+    )
     on_overflow: Literal["skip", "retry-fp32"] = Field(
-        "skip", description="whether samples whose latents are not finite are recorded and left out, or encoded once more in float32"
+        "skip",
+        description=(
+            "whether samples whose latents are not finite are recorded and left out, or encoded"
+            " once more in float32"
+        ),
     )
     preview: int = Field(8, ge=0, description="rows of the preview, one sample each")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if (self.encoder is None) == (self.encoders is None):
-            raise ValueError("expected one of encoder and encoders" + (", got both" if self.encoder else ", got neither"))
+            raise ValueError(
+                "expected one of encoder and encoders"
+                + (", got both" if self.encoder else ", got neither")
+            )
         if self.executor.use == "auto" and self.executor.with_:
             raise ValueError("executor.with: options need a named executor, and use is 'auto'")
         return self
@@ -104,9 +132,14 @@ class EncodeRecipe(Recipe):
         names = list(encoders or ())
         bad = [name for name in names if not ENCODER_NAME.fullmatch(name)]
         if bad:
-            raise ValueError(f"names become folders: expected letters, digits, - and _, got {', '.join(map(repr, bad))}")
+            raise ValueError(
+                "names become folders: expected letters, digits, - and _, got"
+                f" {', '.join(map(repr, bad))}"
+            )
         if len({name.lower() for name in names}) < len(names):
-            raise ValueError("names become folders: expected names that differ in more than upper and lower case")
+            raise ValueError(
+                "names become folders: expected names that differ in more than upper and lower case"
+            )
         return encoders
 
     def uses(self) -> Iterator[tuple[str, str, Use]]:
@@ -123,13 +156,30 @@ class TrainRecipe(Recipe):
     """A trained or fine-tuned autoencoder."""
 
     task: Literal["train"] = Field(description="what the recipe does")
-    modality: Use = Field(Use(use="auto"), description="how media becomes a tensor; auto: as in the latent dataset that `latents` names")
-    latents: str | None = Field(
-        None, min_length=1, description="latent dataset of the source, whose moments are used instead of the encoder; needs train: decoder"
+    modality: Use = Field(
+        Use(use="auto"),
+        description=(
+            "how media becomes a tensor; auto: as in the latent dataset that `latents` names"
+        ),
     )
-    sizes: list[AtLeastOne] = Field([], description="sizes for modality.with.size, of which each batch draws one; empty: that one alone")
+    latents: str | None = Field(
+        None,
+        min_length=1,
+        description=(
+            "latent dataset of the source, whose moments are used instead of the encoder; needs"
+            " train: decoder"
+        ),
+    )
+    sizes: list[AtLeastOne] = Field(
+        [],
+        description=(
+            "sizes for modality.with.size, of which each batch draws one; empty: that one alone"
+        ),
+    )
     model: ModelUse = Field(description="the encoder to train")
-    losses: list[LossUse] = Field(min_length=1, description="what training makes small: the weighted sum")
+    losses: list[LossUse] = Field(
+        min_length=1, description="what training makes small: the weighted sum"
+    )
     optimizer: Optimizer = Field(Optimizer(), description="AdamW and its schedule")
     steps: AtLeastOne = Field(description="optimiser steps")
     batch_size: AtLeastOne = Field(8, description="samples per process and forward pass")
@@ -137,23 +187,46 @@ class TrainRecipe(Recipe):
     precision: Literal["float32", "bf16", "fp16"] = Field(
         "float32", description="type the network computes in; weights and losses: float32"
     )
-    gradient_checkpointing: bool = Field(False, description="compute activations twice instead of keeping them: less memory, more time")
+    gradient_checkpointing: bool = Field(
+        False,
+        description="compute activations twice instead of keeping them: less memory, more time",
+    )
     compile: bool = Field(False, description="whether the model is compiled")
-    ema: Ema | None = Field(None, description="moving average of the weights, which is then the result; null: none")
-    evaluate: Evaluate | None = Field(None, description="what is measured during training; null: nothing")
-    max_bad_steps: AtLeastOne = Field(10, description="steps in a row whose loss or gradient isn't finite, after which the run ends")
+    ema: Ema | None = Field(
+        None, description="moving average of the weights, which is then the result; null: none"
+    )
+    evaluate: Evaluate | None = Field(
+        None, description="what is measured during training; null: nothing"
+    )
+    max_bad_steps: AtLeastOne = Field(
+        10,
+        description="steps in a row whose loss or gradient isn't finite, after which the run ends",
+    )
     log: list[str] = Field(
-        [], description="trackers of Accelerate's that get what log.jsonl gets, such as tensorboard (pip install latentkit[tensorboard])"
+        [],
+        description=(
+            "trackers of Accelerate's that get what log.jsonl gets, such as tensorboard (pip"
+            " install latentkit[tensorboard])"
+        ),
     )
     output: TrainOutput = Field(description="where the model goes")
 
     @model_validator(mode="after")
     def _one_modality(self) -> Self:
         if (self.modality.use == "auto") != (self.latents is not None):
-            raise ValueError("expected one of modality and latents" + (", got both" if self.latents else ", got neither"))
+            raise ValueError(
+                "expected one of modality and latents"
+                + (", got both" if self.latents else ", got neither")
+            )
         if self.latents is not None and (self.model.train != "decoder" or self.sizes):
-            raise ValueError("latents: expected model.train: decoder and no sizes, as the encoder isn't run")
-        if self.latents is not None and self.evaluate is not None and self.evaluate.modality is None:
+            raise ValueError(
+                "latents: expected model.train: decoder and no sizes, as the encoder isn't run"
+            )
+        if (
+            self.latents is not None
+            and self.evaluate is not None
+            and self.evaluate.modality is None
+        ):
             raise ValueError("evaluate.modality: missing; with latents there is none to take over")
         return self
 
@@ -179,11 +252,19 @@ class EvaluateRecipe(Recipe):
     source: Use | None = Field(None, description="where samples come from")  # type: ignore[assignment]
     modality: Use | None = Field(None, description="how media becomes a tensor")  # type: ignore[assignment]
     model: Use | None = Field(None, description="the encoder to evaluate")
-    latents: str | None = Field(None, min_length=1, description="latent dataset to measure, instead of source, modality and model")
+    latents: str | None = Field(
+        None,
+        min_length=1,
+        description="latent dataset to measure, instead of source, modality and model",
+    )
     metrics: list[MetricUse] = Field(min_length=1, description="what is measured")
-    posterior: Literal["mean", "sample"] = Field("mean", description="what is decoded and measured of each posterior: its mean, or a draw")
+    posterior: Literal["mean", "sample"] = Field(
+        "mean", description="what is decoded and measured of each posterior: its mean, or a draw"
+    )
     batch_size: AtLeastOne = Field(8, description="samples that pass the model at once")
-    training_log: str | None = Field(None, min_length=1, description="log.jsonl of a training run, whose curves the report shows")
+    training_log: str | None = Field(
+        None, min_length=1, description="log.jsonl of a training run, whose curves the report shows"
+    )
     output: EvaluateOutput = Field(description="where the results go")
 
     @model_validator(mode="after")
@@ -194,7 +275,11 @@ class EvaluateRecipe(Recipe):
         return self
 
     def uses(self) -> Iterator[tuple[str, str, Use]]:
-        parts = (("source", "source", self.source), ("modality", "modality", self.modality), ("encoder", "model", self.model))
+        parts = (
+            ("source", "source", self.source),
+            ("modality", "modality", self.modality),
+            ("encoder", "model", self.model),
+        )
         yield from ((kind, where, use) for kind, where, use in parts if use is not None)
         for number, metric in enumerate(self.metrics):
             yield from metric.uses(f"metrics[{number}]")
@@ -203,7 +288,11 @@ class EvaluateRecipe(Recipe):
 LAST = ("seed", "on_bad_sample", "max_bad")
 """Keys that are written after the task's own."""
 
-TASKS: dict[str, type[Recipe]] = {"encode": EncodeRecipe, "train": TrainRecipe, "evaluate": EvaluateRecipe}
+TASKS: dict[str, type[Recipe]] = {
+    "encode": EncodeRecipe,
+    "train": TrainRecipe,
+    "evaluate": EvaluateRecipe,
+}
 
 # ---------------------------------------------------------------- reading
 
@@ -212,8 +301,10 @@ def load_recipe(path: str | os.PathLike[str], overrides: Overrides = ()) -> Reci
     """The recipe in a YAML file.
 
     Args:
-        path: of the file, or its URL; then a relative `output.path` starts from there, and other paths from the working directory.
-        overrides: "key=value" texts as typed after `--set`, or a mapping of dotted keys to values; see `apply_override`.
+        path: of the file, or its URL; then a relative `output.path` starts from there, and other
+            paths from the working directory.
+        overrides: "key=value" texts as typed after `--set`, or a mapping of dotted keys to values;
+            see `apply_override`.
 
     Raises:
         RecipeError: the file or the recipe can't be used; one line per problem.
@@ -222,7 +313,9 @@ def load_recipe(path: str | os.PathLike[str], overrides: Overrides = ()) -> Reci
     file = place if is_url(place) else Path(place)
     values = read_yaml(file)
     if not isinstance(values, Mapping):
-        got = "nothing" if values is None else "a list" if isinstance(values, list) else repr(values)
+        got = (
+            "nothing" if values is None else "a list" if isinstance(values, list) else repr(values)
+        )
         raise RecipeError(f"{path}: expected a mapping that starts with 'task:', got {got}")
     if isinstance(file, Path):
         return parse_recipe(values, file, file.parent, overrides)
@@ -232,7 +325,9 @@ def load_recipe(path: str | os.PathLike[str], overrides: Overrides = ()) -> Reci
     return parse_recipe(values, file, Path.cwd(), overrides)
 
 
-def parse_recipe(values: Mapping[str, Any], origin: Path | str, base_dir: Path, overrides: Overrides = ()) -> Recipe:
+def parse_recipe(
+    values: Mapping[str, Any], origin: Path | str, base_dir: Path, overrides: Overrides = ()
+) -> Recipe:
     """The recipe that plain values describe; `output.path` becomes absolute unless it is a URL.
 
     Args:
@@ -273,7 +368,9 @@ def _find_task(values: Mapping[str, Any], origin: Path | str) -> type[Recipe]:
         raise RecipeError(f"{origin}: task: missing; expected {known}")
     task = values["task"]
     if not isinstance(task, str) or task not in TASKS:
-        raise RecipeError(f"{origin}: task: expected {known}, got {task!r}{suggest(str(task), TASKS)}")
+        raise RecipeError(
+            f"{origin}: task: expected {known}, got {task!r}{suggest(str(task), TASKS)}"
+        )
     return TASKS[task]
 
 
@@ -281,14 +378,21 @@ def _find_task(values: Mapping[str, Any], origin: Path | str) -> type[Recipe]:
 
 
 def resolve(recipe: Recipe) -> dict[str, Any]:
-    """Plain values of the recipe for the `recipe.yaml` inside its own output, every top-level key given.
+    """Plain values of the recipe for the `recipe.yaml` inside its own output, every top-level key
+    given.
 
-    `output.path` is "." (a URL stays) and local paths under `with` are absolute; all else is as given.
-    """
+    `output.path` is "." (a URL stays) and local paths under `with` are absolute; all else is as
+    given."""
     given = recipe.model_dump(by_alias=True)
-    absent = {key for key in ("encoder", "encoders", "source", "modality", "model", "training_log") if given.get(key) is None}
+    absent = {
+        key
+        for key in ("encoder", "encoders", "source", "modality", "model", "training_log")
+        if given.get(key) is None
+    }
     keys = [key for key in given if key not in LAST and key not in absent]
-    values: dict[str, Any] = anchor({key: given[key] for key in (*keys, *LAST)}, (), recipe.base_dir)
+    values: dict[str, Any] = anchor(
+        {key: given[key] for key in (*keys, *LAST)}, (), recipe.base_dir
+    )
     if not is_url(values["output"]["path"]):
         values["output"]["path"] = "."
     return values

@@ -1,4 +1,5 @@
-"""Memory that is used again: faulting in fresh pages costs several times as much as filling them."""
+"""Memory that is used again: faulting in fresh pages costs several times as much as filling them.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ Array = npt.NDArray[Any]
 
 
 def _count_idle_references() -> int:
-    """References to an array that only a list and a variable hold; interpreters count them differently."""
+    """References to an array that only a list and a variable hold; interpreters count them
+    differently.
+    """
     buffers = [np.empty(0)]
     buffer = buffers[0]
     return sys.getrefcount(buffer)
@@ -27,7 +30,9 @@ IDLE_REFERENCES = _count_idle_references()
 
 
 class BufferPool:
-    """Arrays that are handed out again once nothing refers to them any more; never more than were in use at one time."""
+    """Arrays that are handed out again once nothing refers to them any more; never more than were
+    in use at one time.
+    """
 
     def __init__(self, pinned: bool) -> None:
         self.is_pinned = pinned
@@ -43,7 +48,8 @@ class BufferPool:
         """A C-contiguous array whose content is undefined; it may be a part of a larger buffer."""
         size = math.prod(shape) * np.dtype(dtype).itemsize
         if self.is_pinned:
-            # torch caches pinned memory itself, and knows of copies to a GPU that are still under way: see `as_tensor`.
+            # torch caches pinned memory itself, and knows of copies to a GPU that are still under
+            # way: see `as_tensor`.
             buffer: Array = torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy()
         else:
             with self._lock:
@@ -55,7 +61,8 @@ class BufferPool:
         idle = None
         for place in range(len(self._buffers)):
             buffer = self._buffers[place]
-            # A tensor made from a buffer holds it until its storage dies, however many views of it there are.
+            # A tensor made from a buffer holds it until its storage dies, however many views of it
+            # there are.
             if sys.getrefcount(buffer) == IDLE_REFERENCES:
                 if buffer.nbytes >= size:
                     return buffer[:size]
@@ -71,15 +78,19 @@ class BufferPool:
 def as_tensor(array: Array) -> torch.Tensor:
     """A pool's array, or a part of one, as a tensor that shares its memory.
 
-    What a pool has pinned becomes a view of torch's own storage: torch gives pinned memory away again once its storage is gone and the
-    copies from it are done, and it takes note of a copy by the storage.
-    """
+    What a pool has pinned becomes a view of torch's own storage: torch gives pinned memory away
+    again once its storage is gone and the copies from it are done, and it takes note of a copy by
+    the storage."""
     tensor = torch.from_numpy(array)
-    owner = getattr(array.base, "base", None)  # numpy's views refer to the first array, and that to the tensor it was made from
+    owner = getattr(
+        array.base, "base", None
+    )  # numpy's views refer to the first array, and that to the tensor it was made from
     if not isinstance(owner, torch.Tensor):
         return tensor
     offset = (tensor.data_ptr() - owner.data_ptr()) // tensor.itemsize
-    return torch.empty(0, dtype=tensor.dtype).set_(owner.untyped_storage(), offset, tensor.shape, tensor.stride())
+    return torch.empty(0, dtype=tensor.dtype).set_(
+        owner.untyped_storage(), offset, tensor.shape, tensor.stride()
+    )
 
 
 class BatchMemory:
@@ -91,7 +102,9 @@ class BatchMemory:
         self._lock = threading.Lock()
 
     def row(self, number: int, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array | None:
-        """Where a row goes; None when the batch is of another shape, which whoever comes first decides, or has no such row."""
+        """Where a row goes; None when the batch is of another shape, which whoever comes first
+        decides, or has no such row.
+        """
         with self._lock:
             if self._batch is None:
                 self._batch = self._pool.get((self._num_rows, *shape), dtype)
@@ -106,7 +119,11 @@ class BatchMemory:
         if batch is None or number >= self._num_rows:
             return False
         address = batch.__array_interface__["data"][0] + number * batch.strides[0]
-        return tensor.data_ptr() == address and tensor.shape == batch.shape[1:] and tensor.is_contiguous()
+        return (
+            tensor.data_ptr() == address
+            and tensor.shape == batch.shape[1:]
+            and tensor.is_contiguous()
+        )
 
     def rows(self, count: int) -> Array:
         """The first rows, once each is held."""
@@ -126,7 +143,9 @@ _place = _Place()
 
 @contextmanager
 def preparing_into(memory: BatchMemory, row: int, count: int) -> Iterator[None]:
-    """Let this thread's `prepared_memory` be `count` rows of a batch from `row` on; those after belong to other samples."""
+    """Let this thread's `prepared_memory` be `count` rows of a batch from `row` on; those after
+    belong to other samples.
+    """
     _place.memory, _place.row, _place.stop = memory, row, row + count
     try:
         yield
@@ -135,7 +154,9 @@ def preparing_into(memory: BatchMemory, row: int, count: int) -> Iterator[None]:
 
 
 def prepared_memory(shape: tuple[int, ...], dtype: npt.DTypeLike, pool: BufferPool) -> Array:
-    """Memory for a prepared tensor, its content undefined: its place in a batch where that is known, which saves a copy, or the pool's."""
+    """Memory for a prepared tensor, its content undefined: its place in a batch where that is
+    known, which saves a copy, or the pool's.
+    """
     row = None
     if _place.memory is not None and _place.row < _place.stop:
         row = _place.memory.row(_place.row, shape, dtype)

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 PICTURE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".jif", ".pjpeg", ".mpo", ".png", ".apng", ".webp", ".gif"),
+    *(
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".jfi",
+        ".jif",
+        ".pjpeg",
+        ".mpo",
+        ".png",
+        ".apng",
+        ".webp",
+        ".gif",
+    ),
     *(".bmp", ".dib", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
     *(".jp2", ".j2k", ".jpx", ".jpf", ".qoi", ".avif", ".heic", ".heif", ".hif", ".jxl"),
 )
-PICTURE_PACKAGES = {".heic": "pillow-heif", ".heif": "pillow-heif", ".hif": "pillow-heif", ".jxl": "pillow-jxl-plugin"} | {
-    ".avif": "pillow>=11.3"
-}
+PICTURE_PACKAGES = {
+    ".heic": "pillow-heif",
+    ".heif": "pillow-heif",
+    ".hif": "pillow-heif",
+    ".jxl": "pillow-jxl-plugin",
+} | {".avif": "pillow>=11.3"}
 """What reads pictures of these endings, beside Pillow as it is required."""
 
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")

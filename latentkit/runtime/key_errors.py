@@ -1,4 +1,6 @@
-"""Plain values to a pydantic model, and pydantic's complaints to lines a recipe's author can act on."""
+"""Plain values to a pydantic model, and pydantic's complaints to lines a recipe's author can act
+on.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ _EXPECTED = {
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """A question such as ", did you mean 'x'?" with the nearest of `known`; empty when none is near."""
+    """A question such as ", did you mean 'x'?" with the nearest of `known`; empty when none is
+    near.
+    """
     close = difflib.get_close_matches(name, list(known), n=1)
     return f", did you mean {close[0]!r}?" if close else ""
 
@@ -58,7 +62,8 @@ def join_key(path: Sequence[str | int], start: str = "") -> str:
 
 
 def validate(model: type[M], values: Mapping[str, Any], origin: str = "", where: str = "") -> M:
-    """`model` made from plain values (as YAML or JSON have them), strictly: "8" is not 8, and true is not 1.
+    """`model` made from plain values (as YAML or JSON have them), strictly: "8" is not 8, and true
+    is not 1.
 
     Args:
         model: the pydantic model.
@@ -67,13 +72,17 @@ def validate(model: type[M], values: Mapping[str, Any], origin: str = "", where:
         where: key that the values stand under, such as "losses[1].with".
 
     Raises:
-        RecipeError: one line per problem: origin, key, expected and got, and a near known key or value.
+        RecipeError: one line per problem: origin, key, expected and got, and a near known key or
+            value.
     """
     prefix = f"{origin}: " if origin else ""
     try:
         text = json.dumps(values, default=os.fspath)
     except (TypeError, ValueError) as err:
-        raise RecipeError(f"{prefix}{where + ': ' if where else ''}expected numbers, texts, lists and mappings: {err}") from err
+        raise RecipeError(
+            f"{prefix}{where + ': ' if where else ''}expected numbers, texts, lists and mappings:"
+            f" {err}"
+        ) from err
     try:
         return model.model_validate_json(text, strict=True)
     except ValidationError as err:
@@ -85,7 +94,9 @@ def _explain(error: ValidationError, model: type[BaseModel], values: Any, where:
     """One line per key with a problem; what the branches of a union say of one key is joined."""
     found: dict[KeyPath, list[Mapping[str, Any]]] = {}
     for problem in error.errors(include_url=False):
-        found.setdefault(_key_path(problem["loc"], values, problem["type"]), []).append(dict(problem))
+        found.setdefault(_key_path(problem["loc"], values, problem["type"]), []).append(
+            dict(problem)
+        )
     lines = []
     for path, problems in found.items():
         if any(other[: len(path)] == path and len(other) > len(path) for other in found):
@@ -100,7 +111,11 @@ def _key_path(location: Sequence[str | int], values: Any, kind: str) -> KeyPath:
     path: list[str | int] = []
     for number, part in enumerate(location):
         is_last = number == len(location) - 1
-        if part in (values if isinstance(values, Mapping) else range(len(values) if isinstance(values, list) else 0)):
+        if part in (
+            values
+            if isinstance(values, Mapping)
+            else range(len(values) if isinstance(values, list) else 0)
+        ):
             values = values[part]
         elif not (is_last and kind == "missing"):
             continue
@@ -113,7 +128,10 @@ def _describe(problems: Sequence[Mapping[str, Any]], model: type[BaseModel], pat
     if first["type"] == "extra_forbidden":
         known = sorted(_fields_at(model, path[:-1]))
         name = str(path[-1])
-        return "unknown key" + (suggest(name, known) or (f"; known: {', '.join(known)}" if known else "; this one takes no keys"))
+        return "unknown key" + (
+            suggest(name, known)
+            or (f"; known: {', '.join(known)}" if known else "; this one takes no keys")
+        )
     if first["type"] == "missing":
         info = _fields_at(model, path[:-1]).get(str(path[-1]))
         return f"missing; expected {info.description}" if info and info.description else "missing"
@@ -122,7 +140,11 @@ def _describe(problems: Sequence[Mapping[str, Any]], model: type[BaseModel], pat
     if "error" in first.get("ctx", {}):
         return f"{first['ctx']['error']}{_got(first['input'])}"
     wanted = " or ".join(dict.fromkeys(_expected(problem) for problem in problems))
-    choices = [choice for problem in problems for choice in re.findall(r"'([^']*)'", str(problem.get("ctx", {}).get("expected", "")))]
+    choices = [
+        choice
+        for problem in problems
+        for choice in re.findall(r"'([^']*)'", str(problem.get("ctx", {}).get("expected", "")))
+    ]
     near = suggest(first["input"], choices) if isinstance(first["input"], str) else ""
     return f"expected {wanted}{_got(first['input'], short=False)}{near}"
 
@@ -132,19 +154,27 @@ def _expected(problem: Mapping[str, Any]) -> str:
         return _EXPECTED[problem["type"]].format(**problem.get("ctx", {}))
     message = str(problem["msg"])
     start = "Input should be "
-    return message.removeprefix(start) if message.startswith(start) else f"another value ({message})"
+    return (
+        message.removeprefix(start) if message.startswith(start) else f"another value ({message})"
+    )
 
 
 def _got(value: Any, short: bool = True) -> str:
     """The end of a line, such as ", got 3"; empty for a whole mapping when `short`."""
     if short and isinstance(value, Mapping):
         return ""
-    shown = repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    shown = (
+        repr(value)
+        if isinstance(value, str)
+        else json.dumps(value, ensure_ascii=False, default=str)
+    )
     return f", got {shown if len(shown) <= SHOWN_CHARACTERS else shown[:SHOWN_CHARACTERS] + '...'}"
 
 
 def _fields_at(annotation: Any, path: KeyPath) -> dict[str, FieldInfo]:
-    """The fields, by the names recipes use, of every model that may stand at `path` below `annotation`."""
+    """The fields, by the names recipes use, of every model that may stand at `path` below
+    `annotation`.
+    """
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         fields = {info.alias or name: info for name, info in annotation.model_fields.items()}
         if not path:
@@ -154,4 +184,8 @@ def _fields_at(annotation: Any, path: KeyPath) -> dict[str, FieldInfo]:
     if is_container and not path:
         return {}
     below = path[1:] if is_container else path
-    return {name: info for part in get_args(annotation) for name, info in _fields_at(part, below).items()}
+    return {
+        name: info
+        for part in get_args(annotation)
+        for name, info in _fields_at(part, below).items()
+    }

@@ -1,8 +1,8 @@
 """Which positions of a row count: masks of prepared rows, and the same at the size of latents.
 
-A mask covers the first axes after the channels, (L,) of a row (C, L), (T,) of (C, T, H, W), (D, H, W) of (C, D, H, W); of a layout with a
-ragged axis, (L,) is that axis. Batches have one axis more, N.
-"""
+A mask covers the first axes after the channels, (L,) of a row (C, L), (T,) of (C, T, H, W), (D, H,
+W) of (C, D, H, W); of a layout with a ragged axis, (L,) is that axis. Batches have one axis more,
+N."""
 
 from __future__ import annotations
 
@@ -36,13 +36,14 @@ def mask_of(rows: Tensor | Mapping[str, Tensor]) -> Tensor | None:
 
 
 def pool_mask(mask: Tensor, factors: Sequence[int | float], causal: Sequence[bool] = ()) -> Tensor:
-    """(N, ...) bool at the size of latents: a position counts where any of those that it was made of does.
+    """(N, ...) bool at the size of latents: a position counts where any of those that it was made
+    of does.
 
     Args:
         mask: (N, ...) bool.
         factors: positions of the input to one of the latents, for each axis but N.
-        causal: for each of these axes, whether its first position is a latent's own, as in films of 4 k + 1 frames at a factor of 4; empty
-            for none.
+        causal: for each of these axes, whether its first position is a latent's own, as in films of
+            4 k + 1 frames at a factor of 4; empty for none.
 
     Raises:
         EncoderError: a factor isn't a whole number, so that only the encoder knows.
@@ -51,11 +52,16 @@ def pool_mask(mask: Tensor, factors: Sequence[int | float], causal: Sequence[boo
         return pool_mask(mask[:1], factors, causal).expand(len(mask), *([-1] * (mask.ndim - 1)))
     for axis, factor in enumerate(factors, start=1):
         if not isinstance(factor, int):
-            raise EncoderError(f"rows have a mask, and {factor} positions of the input become one latent: let encode give its own 'mask'")
+            raise EncoderError(
+                f"rows have a mask, and {factor} positions of the input become one latent: let"
+                " encode give its own 'mask'"
+            )
         if factor > 1:
             last = mask.movedim(axis, -1)
             missing = -last.shape[-1] % factor
-            whole = functional.pad(last, (missing, 0) if causal and causal[axis - 1] else (0, missing))
+            whole = functional.pad(
+                last, (missing, 0) if causal and causal[axis - 1] else (0, missing)
+            )
             mask = _any_of_last(whole.reshape(*whole.shape[:-1], -1, factor)).movedim(-1, axis)
     return mask
 
@@ -73,6 +79,8 @@ def masked_axes(layout: LatentLayout, num_axes: int) -> str:
 
 
 def counted_positions(values: npt.NDArray[Any], mask: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
-    """The positions of (N, C, ...) that count, one after the other: (positions, C, axes that the mask doesn't cover)."""
+    """The positions of (N, C, ...) that count, one after the other: (positions, C, axes that the
+    mask doesn't cover).
+    """
     counted: npt.NDArray[Any] = np.moveaxis(values, 1, mask.ndim)[mask]
     return counted

@@ -51,10 +51,14 @@ def find_file_path(url: str) -> str | None:
 def find_local_path(text: str, base: Path) -> Path | None:
     """The absolute path that `text` names, or None where it is something else, such as a hub id.
 
-    It is a path when it exists below `base`, is absolute, starts with `.` or `~`, or is a pattern of files, which no hub id is.
-    """
+    It is a path when it exists below `base`, is absolute, starts with `.` or `~`, or is a pattern
+    of files, which no hub id is."""
     if not text or is_url(text):
         return None
     path = os.path.abspath(base / os.path.expanduser(text))
-    is_path = text.startswith((".", "/", "~")) or os.path.isabs(text) or any(sign in text for sign in PATTERN_SIGNS)
+    is_path = (
+        text.startswith((".", "/", "~"))
+        or os.path.isabs(text)
+        or any(sign in text for sign in PATTERN_SIGNS)
+    )
     return Path(path) if is_path or os.path.exists(path) else None

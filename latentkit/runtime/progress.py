@@ -28,7 +28,12 @@ class Progress:
     """
 
     def __init__(self, total: int, unit: str, shown: bool, before: int = 0) -> None:
-        self.total, self.unit, self.shown, self.before = total, unit, shown and not is_worker(), before
+        self.total, self.unit, self.shown, self.before = (
+            total,
+            unit,
+            shown and not is_worker(),
+            before,
+        )
         self.done = 0
         self.others = 0
         """Done by other processes since the start, as far as is known; set from any thread."""
@@ -36,12 +41,28 @@ class Progress:
         self._started = self._last_line = time.monotonic()
         live = self.shown and sys.stderr.isatty()
         form = "{percentage:3.0f}% {bar:12} {desc}"
-        self._bar = tqdm(total=total, initial=before, bar_format=form, dynamic_ncols=True, leave=False, file=sys.stderr) if live else None
+        self._bar = (
+            tqdm(
+                total=total,
+                initial=before,
+                bar_format=form,
+                dynamic_ncols=True,
+                leave=False,
+                file=sys.stderr,
+            )
+            if live
+            else None
+        )
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -58,7 +79,8 @@ class Progress:
         """`count` more are done.
 
         Args:
-            waited_seconds: that an encoder waited for them; the line then says what share of the time it has waited in all.
+            waited_seconds: that an encoder waited for them; the line then says what share of the
+                time it has waited in all.
             remark: what else the line should say.
         """
         self.done += count
@@ -81,9 +103,16 @@ class Progress:
 
     def _line(self, remark: str) -> str:
         done, seconds = self.done + self.others, max(self.seconds, 1e-9)
-        rate = f"{done / seconds:.1f}/s" + (f" ({self.done / seconds:.1f}/s here)" if self.others else "")
+        rate = f"{done / seconds:.1f}/s" + (
+            f" ({self.done / seconds:.1f}/s here)" if self.others else ""
+        )
         left = (self.total - self.before - done) * seconds / done if done else 0.0
-        parts = [f"{self.before + done}/{self.total} {self.unit}", rate, *([remark] if remark else []), f"{format_seconds(left)} left"]
+        parts = [
+            f"{self.before + done}/{self.total} {self.unit}",
+            rate,
+            *([remark] if remark else []),
+            f"{format_seconds(left)} left",
+        ]
         return ", ".join(parts)
 
 

@@ -1,8 +1,9 @@
-"""YAML as recipes use it: the scalars of YAML 1.2, text keys, and nothing that hides what a file says.
+"""YAML as recipes use it: the scalars of YAML 1.2, text keys, and nothing that hides what a file
+says.
 
-PyYAML reads YAML 1.1, where `no` is false, `1e-6` is text and `1:30` is ninety. Here scalars follow the core schema of YAML 1.2.2
-(section 10.3.2), and repeated keys, anchors, aliases, merge keys, tags and further documents are errors.
-"""
+PyYAML reads YAML 1.1, where `no` is false, `1e-6` is text and `1:30` is ninety. Here scalars follow
+the core schema of YAML 1.2.2 (section 10.3.2), and repeated keys, anchors, aliases, merge keys,
+tags and further documents are errors."""
 
 from __future__ import annotations
 
@@ -18,14 +19,21 @@ from yaml.nodes import MappingNode, Node, ScalarNode
 
 from latentkit.errors import RecipeError
 
-_NULL, _BOOL, _INT, _FLOAT = (f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float"))
+_NULL, _BOOL, _INT, _FLOAT = (
+    f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float")
+)
 
-# tag, pattern, characters a match may start with ("" for the empty scalar); the first that fits wins
+# tag, pattern, characters a match may start with ("" for the empty scalar); the first that fits
+# wins
 _CORE_SCHEMA: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (_NULL, r"null|Null|NULL|~|", ("n", "N", "~", "")),
     (_BOOL, r"true|True|TRUE|false|False|FALSE", tuple("tTfF")),
     (_INT, r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", tuple("-+0123456789")),
-    (_FLOAT, r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", tuple("-+.0123456789")),
+    (
+        _FLOAT,
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        tuple("-+.0123456789"),
+    ),
 )
 
 
@@ -41,7 +49,9 @@ class _Loader(yaml.SafeLoader):
             problem = "anchors and aliases (& and *) are not allowed; write the value out"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
         if event.tag:
-            raise yaml.MarkedYAMLError(problem=f"tags are not allowed, got {event.tag!r}", problem_mark=event.start_mark)
+            raise yaml.MarkedYAMLError(
+                problem=f"tags are not allowed, got {event.tag!r}", problem_mark=event.start_mark
+            )
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -70,7 +80,9 @@ def _construct_int(loader: _Loader, node: ScalarNode) -> int:
     try:
         return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
     except ValueError as err:  # more digits than Python converts
-        raise yaml.MarkedYAMLError(problem=f"a number of {len(text)} digits is too long", problem_mark=node.start_mark) from err
+        raise yaml.MarkedYAMLError(
+            problem=f"a number of {len(text)} digits is too long", problem_mark=node.start_mark
+        ) from err
 
 
 def _construct_float(loader: _Loader, node: ScalarNode) -> float:
@@ -78,7 +90,9 @@ def _construct_float(loader: _Loader, node: ScalarNode) -> float:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes exactly the texts that `_Loader` would read as something else, and never writes an alias."""
+    """Quotes exactly the texts that `_Loader` would read as something else, and never writes an
+    alias.
+    """
 
     yaml_implicit_resolvers = {}  # noqa: RUF012 (PyYAML's own name for it; filled below)
 
@@ -87,8 +101,11 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _represent_text(dumper: _Dumper, text: str) -> ScalarNode:
-    # PyYAML folds the line breaks that are not ASCII as if they were spaces; only double quotes keep them
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if re.search("[\x85\u2028\u2029]", text) else None)
+    # PyYAML folds the line breaks that are not ASCII as if they were spaces; only double quotes
+    # keep them
+    return dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style='"' if re.search("[\x85\u2028\u2029]", text) else None
+    )
 
 
 for _tag, _pattern, _first in _CORE_SCHEMA:
@@ -103,7 +120,8 @@ def read_yaml(path: Path | str) -> Any:
     """The value a YAML file holds, of a path or a URL; None for an empty one.
 
     Raises:
-        RecipeError: there is no such file, it can't be read, is not UTF-8 text, or breaks a rule of this module; names file and line.
+        RecipeError: there is no such file, it can't be read, is not UTF-8 text, or breaks a rule of
+            this module; names file and line.
     """
     try:
         content = path.read_bytes() if isinstance(path, Path) else _read_url(path)
@@ -118,7 +136,10 @@ def read_yaml(path: Path | str) -> Any:
         raise RecipeError(f"{path}: can't be read: {err.strerror or err}") from err
     except UnicodeDecodeError as err:
         line = err.object[: err.start].count(b"\n") + 1
-        raise RecipeError(f"{path}, line {line}: not UTF-8 text: byte {err.object[err.start]:#04x}; save the file as UTF-8") from err
+        raise RecipeError(
+            f"{path}, line {line}: not UTF-8 text: byte {err.object[err.start]:#04x}; save the file"
+            " as UTF-8"
+        ) from err
     return parse_yaml(text, str(path))
 
 
@@ -147,7 +168,9 @@ def parse_yaml(text: str, origin: str) -> Any:
         raise RecipeError(f"{origin}{line}: {_explain(err)}") from err
     except yaml.reader.ReaderError as err:
         line = f", line {text[: err.position].count(chr(10)) + 1}"
-        raise RecipeError(f"{origin}{line}: character {err.character:#06x} is not allowed in YAML") from err
+        raise RecipeError(
+            f"{origin}{line}: character {err.character:#06x} is not allowed in YAML"
+        ) from err
     except RecursionError as err:
         raise RecipeError(f"{origin}: lists or mappings are nested too deeply") from err
 
@@ -163,5 +186,14 @@ def _explain(error: yaml.MarkedYAMLError) -> str:
 
 
 def dump_yaml(value: Mapping[str, Any]) -> str:
-    """YAML text of plain values that `parse_yaml` reads back equal; keys stay in their order, leaves are written in one line."""
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
+    """YAML text of plain values that `parse_yaml` reads back equal; keys stay in their order,
+    leaves are written in one line.
+    """
+    return yaml.dump(
+        value,
+        Dumper=_Dumper,
+        sort_keys=False,
+        default_flow_style=None,
+        allow_unicode=True,
+        width=120,
+    )

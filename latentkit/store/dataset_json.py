@@ -1,4 +1,6 @@
-"""dataset.json, which alone says that a latent dataset is finished: written after the index, a function of plans and units."""
+"""dataset.json, which alone says that a latent dataset is finished: written after the index, a
+function of plans and units.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Description:
-    """What dataset.json says of a dataset besides its plans and units; `decoded` is added to the error of int8 latents."""
+    """What dataset.json says of a dataset besides its plans and units; `decoded` is added to the
+    error of int8 latents.
+    """
 
     layout: LatentLayout
     normalization: Normalization
@@ -45,7 +49,12 @@ class Description:
     decoded: Mapping[str, Any] = field(default_factory=dict)
 
 
-def finalize(folder: Folder, plans: Sequence[Plan], description: Description, check: Callable[[pa.Table], None]) -> None:
+def finalize(
+    folder: Folder,
+    plans: Sequence[Plan],
+    description: Description,
+    check: Callable[[pa.Table], None],
+) -> None:
     """Write the index and dataset.json of plans whose units are all committed.
 
     Args:
@@ -64,7 +73,10 @@ def finalize(folder: Folder, plans: Sequence[Plan], description: Description, ch
     with folder.create(name) as file:
         file.write(content)
     if folder.read(name) != content:
-        raise StoreError(f"{folder}/{name} is there already and differs from what the units say; delete it and run again")
+        raise StoreError(
+            f"{folder}/{name} is there already and differs from what the units say; delete it and"
+            " run again"
+        )
     folder.replace(DATASET, dataset_json(folder, plans, units, description, index, name, content))
 
 
@@ -75,10 +87,16 @@ def read_units(folder: Folder, plans: Sequence[Plan]) -> dict[str, ReadUnit]:
         StoreError: a unit is missing, damaged, or belongs to another dataset.
     """
     wanted = [unit for plan in plans for unit in plan.units()]
-    units = {unit.unit.name: unit for unit in folder.ask_each(functools.partial(read_unit, folder), wanted)}
+    units = {
+        unit.unit.name: unit
+        for unit in folder.ask_each(functools.partial(read_unit, folder), wanted)
+    }
     for name, unit in units.items():
         if unit.header.metadata.get("fingerprint") != plans[-1].settings.fingerprint:
-            raise StoreError(f"{folder}/{unit_name(name)}: the unit belongs to another dataset, by its fingerprint")
+            raise StoreError(
+                f"{folder}/{unit_name(name)}: the unit belongs to another dataset, by its"
+                " fingerprint"
+            )
     return units
 
 
@@ -96,7 +114,10 @@ def check_complete(folder: Folder, plan: Plan, index: pa.Table, views: Sequence[
         raise SourceError(f"{folder}: the source gives the key {twice!r} more than once; {advice}")
     expected = plan.table.num_rows * len(views)
     if not plan.settings.stream and index.num_rows != expected:
-        raise DamagedError(f"{folder}: the units hold {index.num_rows} rows, the plan has {expected} (samples x views)")
+        raise DamagedError(
+            f"{folder}: the units hold {index.num_rows} rows, the plan has {expected} (samples x"
+            " views)"
+        )
 
 
 def dataset_json(
@@ -125,15 +146,25 @@ def dataset_json(
         "statistics": merged.summary() if merged else None,
         "source": dict(description.source),
         "index": {"name": name, "sha256": hashlib.sha256(content).hexdigest()},
-        "plans": {plan_name(plan.number): hashlib.sha256(folder.read(plan_name(plan.number))).hexdigest() for plan in plans},
+        "plans": {
+            plan_name(plan.number): hashlib.sha256(folder.read(plan_name(plan.number))).hexdigest()
+            for plan in plans
+        },
         "units": {
-            key: {"bytes": unit.header.file_bytes, "rows": unit.rows.num_rows, "header_sha256": unit.header.sha256}
+            key: {
+                "bytes": unit.header.file_bytes,
+                "rows": unit.rows.num_rows,
+                "header_sha256": unit.header.sha256,
+            }
             for key, unit in units.items()
         },
     }
     masked = {axes for unit in used for axes in _masked_axes(unit, description.layout)}
     if len(masked) > 1:
-        raise PluginError(f"rows have masks along {' and along '.join(sorted(masked))}; those of a dataset must cover the same axes")
+        raise PluginError(
+            f"rows have masks along {' and along '.join(sorted(masked))}; those of a dataset must"
+            " cover the same axes"
+        )
     if masked:
         document["masked"] = masked.pop()
     error = summarize_error(unit.header.metadata for unit in used)
@@ -145,7 +176,8 @@ def dataset_json(
 def restate(
     folder: Folder, normalization: Normalization, remarks: Sequence[Mapping[str, Any]] | None
 ) -> None:
-    """Let dataset.json say how its latents are normalized and what its source remarks now, though no sample has changed.
+    """Let dataset.json say how its latents are normalized and what its source remarks now, though
+    no sample has changed.
 
     Args:
         normalization: the encoder's, which reading applies; stored latents are without it.
@@ -179,7 +211,9 @@ def _restated(
 
 
 def compare_normalizations(before: bytes, now: bytes) -> str:
-    """What one dataset.json says of the normalization and the next says otherwise, in one line; "" where they say the same."""
+    """What one dataset.json says of the normalization and the next says otherwise, in one line; ""
+    where they say the same.
+    """
     there, here = (_stated_normalization(content) for content in (before, now))
     if there is None or there == here:
         return ""
@@ -218,7 +252,8 @@ def _used(units: Mapping[str, ReadUnit], index: pa.Table) -> list[ReadUnit]:
 def accepts_statistics(
     document: Mapping[str, Any], units: Mapping[str, ReadUnit], index: pa.Table
 ) -> bool:
-    """Whether a document states its units' statistics as a whole, as earlier versions wrote them."""
+    """Whether a document states its units' statistics as a whole, as earlier versions wrote them.
+    """
     whole = whole_statistics(_used(units, index))
     return bool(document["statistics"] == (whole.summary() if whole else None))
 
@@ -237,9 +272,16 @@ def refuse_missing_units(folder: Folder, document: Mapping[str, Any]) -> None:
         StoreError: one is missing; says how to get it back.
     """
     there = set(folder.list("units"))
-    missing = sorted(name for name in map(unit_name, document["units"]) if name.removeprefix("units/") not in there)
+    missing = sorted(
+        name
+        for name in map(unit_name, document["units"])
+        if name.removeprefix("units/") not in there
+    )
     if missing:
-        raise StoreError(f"{folder}/{missing[0]} is missing; `latentkit verify {in_shell(folder)} --repair` makes it again")
+        raise StoreError(
+            f"{folder}/{missing[0]} is missing; `latentkit verify {in_shell(folder)} --repair`"
+            " makes it again"
+        )
 
 
 def num_superseded(document: Mapping[str, Any], num_index_rows: int) -> int:
@@ -252,7 +294,11 @@ def newest_number(document: Mapping[str, Any]) -> int:
     return max(map(number_of, document["plans"]))
 
 
-INDEX_TYPES = {name: pa.int64() if name == "row" else pa.string() for name in COLUMNS if name not in ("geometry", "attributes")}
+INDEX_TYPES = {
+    name: pa.int64() if name == "row" else pa.string()
+    for name in COLUMNS
+    if name not in ("geometry", "attributes")
+}
 
 Count = Annotated[int, Field(strict=True, ge=0, lt=1 << 63)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -286,7 +332,10 @@ class _Document(BaseModel):
     statistics: dict[str, Any] | None
     source: _Source
     index: _Index
-    plans: Annotated[dict[Annotated[str, StringConstraints(pattern=r"^plans/[0-9]{3,10}\.parquet$")], Sha256], Field(min_length=1)]
+    plans: Annotated[
+        dict[Annotated[str, StringConstraints(pattern=r"^plans/[0-9]{3,10}\.parquet$")], Sha256],
+        Field(min_length=1),
+    ]
     quantisation: dict[str, Any] | None = None
     masked: str = ""
     units: dict[Annotated[str, StringConstraints(pattern=r"^[0-9]{3,10}-[0-9]{6,10}$")], _Unit]
@@ -302,35 +351,49 @@ def read_dataset(folder: Folder) -> dict[str, Any]:
     where, run = f"{folder}/{DATASET}", f"`latentkit run {in_shell(f'{folder}/recipe.yaml')}`"
     if not folder.exists(DATASET):
         if folder.list("plans"):
-            raise StoreError(f"{folder}: the run that makes this dataset is unfinished; run {run} to go on")
+            raise StoreError(
+                f"{folder}: the run that makes this dataset is unfinished; run {run} to go on"
+            )
         raise StoreError(f"{folder} is not a latent dataset: there is no {DATASET}")
     try:
         document = json.loads(folder.read(DATASET))
         stated = document.pop("sha256")
         actual = hashlib.sha256(canonical_json(document).encode()).hexdigest()
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise DamagedError(f"{where} is damaged ({type(error).__name__}); {run} writes it again") from error
+        raise DamagedError(
+            f"{where} is damaged ({type(error).__name__}); {run} writes it again"
+        ) from error
     if document.get("format") != FORMAT:
         raise DamagedError(f"{where} is not a latent dataset's")
     if document.get("version") != VERSION:
-        raise StoreError(f"{where} has format version {document.get('version')}; this program reads {VERSION}; update latentkit")
+        raise StoreError(
+            f"{where} has format version {document.get('version')}; this program reads {VERSION};"
+            " update latentkit"
+        )
     if stated != actual:
         raise DamagedError(f"{where} is damaged: its content doesn't match its own sha256")
     try:
         _Document.model_validate(document)
         layout = LatentLayout(**document["layout"])
         Normalization(**document["normalization"])
-        if layout.ragged_axis is not None and layout.ragged_axis not in layout.axes.replace("C", ""):
+        if layout.ragged_axis is not None and layout.ragged_axis not in layout.axes.replace(
+            "C", ""
+        ):
             raise TypeError(f"layout.ragged_axis {layout.ragged_axis!r} is none of {layout.axes}")
     except TypeError as error:
         raise DamagedError(f"{where} doesn't describe a latent dataset: {error}") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise DamagedError(f"{where} doesn't describe a latent dataset: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise DamagedError(
+            f"{where} doesn't describe a latent dataset: {'.'.join(map(str, first['loc']))}:"
+            f" {first['msg']}"
+        ) from error
     return dict(document)
 
 
-def read_index(folder: Folder, document: Mapping[str, Any], columns: Sequence[str] | None = None) -> pa.Table:
+def read_index(
+    folder: Folder, document: Mapping[str, Any], columns: Sequence[str] | None = None
+) -> pa.Table:
     """The index that dataset.json names, its hash checked.
 
     Raises:
@@ -347,7 +410,10 @@ def read_index(folder: Folder, document: Mapping[str, Any], columns: Sequence[st
         table.validate(full=True)
         there = {column.name: column.type for column in table.schema}
         wanted = [name for name in COLUMNS if columns is None or name in columns]
-        if any(there[name] != INDEX_TYPES.get(name, there[name]) for name in wanted) or len(there) != table.num_columns:
+        if (
+            any(there[name] != INDEX_TYPES.get(name, there[name]) for name in wanted)
+            or len(there) != table.num_columns
+        ):
             raise ValueError("not the columns of an index")
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise DamagedError(f"{where} is damaged ({type(error).__name__})") from error

@@ -11,7 +11,9 @@ RECORDED_ONLY = ("encoder.decoder", "encoder.hub_commit")
 
 
 def fingerprint_of(parts: Mapping[str, str]) -> str:
-    """sha256 of name-value pairs; an encoder's "decoder..." and "hub_commit" are recorded but don't count."""
+    """sha256 of name-value pairs; an encoder's "decoder..." and "hub_commit" are recorded but don't
+    count.
+    """
     return hashlib.sha256(canonical_json(counting_parts(parts)).encode()).hexdigest()
 
 

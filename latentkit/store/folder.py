@@ -1,4 +1,5 @@
-"""The few file operations that the promises of a latent dataset rest on: `Folder`, and `LocalFolder` for a path.
+"""The few file operations that the promises of a latent dataset rest on: `Folder`, and
+`LocalFolder` for a path.
 
 One file is committed by writing it aside, fsync, and a step that fails when the name exists
 (`commit.publish`): the first commit wins. Only dataset.json is ever replaced. `UrlFolder` keeps the
@@ -27,7 +28,8 @@ R = TypeVar("R")
 
 
 class Folder(ABC):
-    """A latent dataset's folder, by names relative to it such as "units/000-000000.safetensors"; `str` gives its path or URL.
+    """A latent dataset's folder, by names relative to it such as "units/000-000000.safetensors";
+    `str` gives its path or URL.
 
     Every method raises `StoreError` when the folder can't be reached or written.
     """
@@ -78,7 +80,8 @@ class Folder(ABC):
 
     @abstractmethod
     def create(self, name: str) -> AbstractContextManager[BinaryIO]:
-        """A file to write; committed under `name` on leaving, unless somebody else's is there already, or an exception passes.
+        """A file to write; committed under `name` on leaving, unless somebody else's is there
+        already, or an exception passes.
 
         Raises:
             StoreError: the disk is full, or the folder can't be written.
@@ -115,7 +118,8 @@ class Folder(ABC):
         """
         return [ask(item) for item in items]
 
-    # ------------------------------------------------------------ claims: small files that say who is at work
+    # ------------------------------------------------------------ claims: small files that say who
+    # is at work
 
     @abstractmethod
     def claim(self, name: str, content: str) -> bool:
@@ -123,7 +127,9 @@ class Folder(ABC):
 
     @abstractmethod
     def take_over(self, name: str) -> None:
-        """Put a dead process's claim out of the way; of several that try, one succeeds or the file is gone."""
+        """Put a dead process's claim out of the way; of several that try, one succeeds or the file
+        is gone.
+        """
 
     @abstractmethod
     def touch(self, name: str) -> None:
@@ -135,13 +141,17 @@ class Folder(ABC):
 
 
 def part_name(name: str) -> str:
-    """Where this process writes a file aside; the name tells whose it is, so that a dead process's can be swept."""
+    """Where this process writes a file aside; the name tells whose it is, so that a dead process's
+    can be swept.
+    """
     return f"{ASIDE}/{name.replace('/', '-')}~{host()}~{os.getpid()}~{secrets.token_hex(4)}.part"
 
 
 @functools.cache
 def host() -> str:
-    """Where a process number means something: the host, and the PID namespace where there are several (containers share host names)."""
+    """Where a process number means something: the host, and the PID namespace where there are
+    several (containers share host names).
+    """
     try:
         namespace = re.sub(r"\D", "", os.readlink("/proc/self/ns/pid"))
     except OSError:
@@ -152,4 +162,6 @@ def host() -> str:
 
 def canonical_json(value: object) -> str:
     """One text per value: sorted keys, no spaces, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )

@@ -113,7 +113,8 @@ class LocalFolder(Folder):
             return True
 
     def take_over(self, name: str) -> None:
-        # Of several finders one renames; one that comes late may rename the new owner's, and then both work.
+        # Of several finders one renames; one that comes late may rename the new owner's, and then
+        # both work.
         stale = (self.path / name).with_suffix(f".{os.getpid()}.stale")
         with self._explained(name), suppress(FileNotFoundError):
             patiently(os.replace, self.path / name, stale)
@@ -153,7 +154,9 @@ class LocalFolder(Folder):
 
 
 def _open_in_new_folder(path: Path, mode: Literal["xb", "w+b"]) -> BinaryIO:
-    """A file to write; its folder is made, and made again where other processes just then discard it as empty."""
+    """A file to write; its folder is made, and made again where other processes just then discard
+    it as empty.
+    """
     for tries_left in reversed(range(MAX_OPEN_TRIES)):
         with suppress(FileNotFoundError, FileExistsError):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -35,13 +35,21 @@ class MappedUnit:
             with open(self.path, "rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 self.header: UnitHeader = read_header(file, size, self.where)
-            # Unlike Python's own maps, torch's keep no file open: there may be more units than files that a process may open.
-            self._bytes: Array = torch.from_file(str(self.path), shared=False, size=size, dtype=torch.uint8).numpy()
+            # Unlike Python's own maps, torch's keep no file open: there may be more units than
+            # files that a process may open.
+            self._bytes: Array = torch.from_file(
+                str(self.path), shared=False, size=size, dtype=torch.uint8
+            ).numpy()
         except (OSError, RuntimeError, UnicodeEncodeError) as error:
             advice = f"`latentkit verify {in_shell(folder)} --repair` makes what is lost again"
-            raise StoreError(f"{self.where} can't be mapped into memory: {error}; {advice}") from error
+            raise StoreError(
+                f"{self.where} can't be mapped into memory: {error}; {advice}"
+            ) from error
         if self.header.sha256 != expected["header_sha256"]:
-            raise DamagedError(f"{self.where} is not the unit that dataset.json describes; `latentkit verify {in_shell(folder)}` says more")
+            raise DamagedError(
+                f"{self.where} is not the unit that dataset.json describes; `latentkit verify"
+                f" {in_shell(folder)}` says more"
+            )
 
     def tensor(self, name: str, codes: Sequence[str]) -> tuple[Array, StoredTensor]:
         """A tensor of the unit, (rows, ...), without copying, and where it lies in the file.
@@ -53,10 +61,18 @@ class MappedUnit:
         if stored is None:
             raise DamagedError(f"{self.where}: there is no tensor {name!r}")
         if stored.dtype not in codes or not stored.shape:
-            raise DamagedError(f"{self.where}: tensor {name!r} is {stored.dtype} {list(stored.shape)}, expected {' or '.join(codes)}")
-        values = self._bytes[stored.start : stored.start + stored.num_bytes].view(NUMPY_DTYPES[stored.dtype])
+            raise DamagedError(
+                f"{self.where}: tensor {name!r} is {stored.dtype} {list(stored.shape)}, expected"
+                f" {' or '.join(codes)}"
+            )
+        values = self._bytes[stored.start : stored.start + stored.num_bytes].view(
+            NUMPY_DTYPES[stored.dtype]
+        )
         if not values.flags.aligned:  # numpy would copy all of it for each batch
-            raise DamagedError(f"{self.where}: tensor {name!r} starts at byte {stored.start}, which doesn't fit {stored.dtype}")
+            raise DamagedError(
+                f"{self.where}: tensor {name!r} starts at byte {stored.start}, which doesn't fit"
+                f" {stored.dtype}"
+            )
         return values.reshape(stored.shape), stored
 
     def offsets(self, name: str) -> Rows:
@@ -68,5 +84,8 @@ class MappedUnit:
         offsets, _ = self.tensor(name + OFFSETS, ("I64",))
         num_positions = len(self.tensor(name, tuple(NUMPY_DTYPES))[0])
         if offsets.ndim != 1 or not are_offsets(offsets, num_positions):
-            raise DamagedError(f"{self.where}: tensor {name + OFFSETS!r} doesn't ascend from 0 to {name!r}'s {num_positions} positions")
+            raise DamagedError(
+                f"{self.where}: tensor {name + OFFSETS!r} doesn't ascend from 0 to {name!r}'s"
+                f" {num_positions} positions"
+            )
         return offsets

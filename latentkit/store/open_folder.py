@@ -14,19 +14,23 @@ from latentkit.store.unit_cache import Cache, open_cache
 
 
 def open_folder(output: str, cache: Cache = None) -> Folder:
-    """The folder of an `output.path`: a path, or a URL of any protocol that fsspec has a driver for.
+    """The folder of an `output.path`: a path, or a URL of any protocol that fsspec has a driver
+    for.
 
     Args:
         output: a path, file:// URL or other URL such as s3://bucket/latents.
         cache: where units read from a URL are kept, and how many bytes of them: see `open_cache`.
 
     Raises:
-        StoreError: something that isn't a folder, or a URL whose driver is missing or can't be set up.
+        StoreError: something that isn't a folder, or a URL whose driver is missing or can't be set
+            up.
         TypeError, ValueError: a cache that is none.
     """
     protocol, _, rest = output.partition("://") if is_url(output) else ("", "", output)
     if protocol and not rest.strip("/"):
-        raise StoreError(f"{output} names no place; expected something like {protocol}://bucket/latents")
+        raise StoreError(
+            f"{output} names no place; expected something like {protocol}://bucket/latents"
+        )
     if protocol and protocol not in ("file", "local"):
         from latentkit.store.url_folder import UrlFolder
 

@@ -1,4 +1,7 @@
-"""From a checked recipe to the objects it names. Loads what the plugins load, and nothing before."""
+"""From a checked recipe to the objects it names.
+
+Loads what the plugins load, and nothing before.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentkit.contracts import BuildContext, Encoder, Executor, InputSpec, Modality, Source, StreamSource
+from latentkit.contracts import (
+    BuildContext,
+    Encoder,
+    Executor,
+    InputSpec,
+    Modality,
+    Source,
+    StreamSource,
+)
 from latentkit.contracts.encoder_description import readable_input
 from latentkit.errors import DeviceError, RecipeError
 from latentkit.plugins.registry import default_fields, discover, fingerprint_fields
@@ -39,7 +50,9 @@ class EncoderOpener:
     def __call__(self, device: str) -> Encoder:
         if device not in self._opened:
             self._check_dtype(device)
-            context = BuildContext(device=device, seed=self.seed, recipe_dir=self.recipe_dir, modality=self.modality)
+            context = BuildContext(
+                device=device, seed=self.seed, recipe_dir=self.recipe_dir, modality=self.modality
+            )
             self._opened[device] = self.plugin.provided.spec.build(self.plugin.config, context)
         return self._opened[device]
 
@@ -54,7 +67,10 @@ class EncoderOpener:
         from latentkit.runtime.device import has_bfloat16
 
         if not has_bfloat16(device):
-            raise DeviceError(f"{device} can't compute in bfloat16; set the encoder's dtype to float32, or to float16")
+            raise DeviceError(
+                f"{device} can't compute in bfloat16; set the encoder's dtype to float32, or to"
+                " float16"
+            )
 
     def in_float32(self) -> EncoderOpener | None:
         """The opener of the same encoder computing in float32, which may be this one.
@@ -66,7 +82,9 @@ class EncoderOpener:
         if self.plugin.config.dtype == "float32":
             return self
         config = self.plugin.config.model_copy(update={"dtype": "float32"})
-        return EncoderOpener(replace(self.plugin, config=config), self.seed, self.recipe_dir, self.modality)
+        return EncoderOpener(
+            replace(self.plugin, config=config), self.seed, self.recipe_dir, self.modality
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": {}}
@@ -89,15 +107,20 @@ class Line:
 
     def encoder_opener(self) -> EncoderOpener:
         """What opens the encoder."""
-        return EncoderOpener(self.encoder, self.recipe.seed, self.recipe.base_dir, self.modality.provided.spec.name)
+        return EncoderOpener(
+            self.encoder, self.recipe.seed, self.recipe.base_dir, self.modality.provided.spec.name
+        )
 
     def open_source(self) -> Source | StreamSource:
-        """The source; where the modality's config has a `media_attribute`, with that attribute of samples as their media.
+        """The source; where the modality's config has a `media_attribute`, with that attribute of
+        samples as their media.
 
         Raises:
             SourceError: it isn't there, or is empty.
         """
-        source: Source | StreamSource = self.source.provided.spec.build(self.source.config, self._context())
+        source: Source | StreamSource = self.source.provided.spec.build(
+            self.source.config, self._context()
+        )
         attribute: str | None = getattr(self.modality.config, "media_attribute", None)
         if attribute is None:
             return source
@@ -109,13 +132,17 @@ class Line:
         """The modality, told what the encoder takes.
 
         Raises:
-            RecipeError: it is not the one that the encoder takes, or its options don't fit the encoder.
+            RecipeError: it is not the one that the encoder takes, or its options don't fit the
+                encoder.
         """
         wanted, got = encoder.modality, self.modality.provided.spec.name
         if wanted != got:
             model = getattr(self.encoder.config, "model", None)
             name = f"{self.encoder.provided.spec.name!r}" + (f" (model {model})" if model else "")
-            expected = f"the encoder {name} takes the modality {wanted!r}, got {got!r}; set it to {wanted}, or name another encoder"
+            expected = (
+                f"the encoder {name} takes the modality {wanted!r}, got {got!r}; set it to"
+                f" {wanted}, or name another encoder"
+            )
             raise RecipeError(f"{self.recipe.origin}: modality.use: {expected}")
         try:
             return self.modality.provided.spec.build(self.modality.config, self._context(encoder))  # type: ignore[no-any-return]
@@ -158,17 +185,27 @@ class Line:
 
     @property
     def views(self) -> Sequence[str]:
-        """Names of the views that the modality gives of each sample: its option `views`, else "plain"."""
+        """Names of the views that the modality gives of each sample: its option `views`, else
+        "plain".
+        """
         return list(getattr(self.modality.config, "views", ["plain"]))
 
     def fingerprint_parts(self, encoder: Encoder) -> dict[str, str]:
         """Name to value of everything in encoder and modality that decides a latent's value."""
         parts: dict[str, str] = {}
         for kind, plugin in (("encoder", self.encoder), ("modality", self.modality)):
-            parts |= {f"{kind}.name": plugin.provided.spec.name, f"{kind}.version": str(plugin.provided.spec.version)}
-            parts |= {f"{kind}.with.{name}": value for name, value in fingerprint_fields(plugin.config).items()}
+            parts |= {
+                f"{kind}.name": plugin.provided.spec.name,
+                f"{kind}.version": str(plugin.provided.spec.version),
+            }
+            parts |= {
+                f"{kind}.with.{name}": value
+                for name, value in fingerprint_fields(plugin.config).items()
+            }
         parts |= {f"encoder.{name}": value for name, value in encoder.fingerprint().items()}
-        if getattr(self.modality.config, "crop", None) == "random" or any("-" in view for view in self.views):
+        if getattr(self.modality.config, "crop", None) == "random" or any(
+            "-" in view for view in self.views
+        ):
             parts["modality.seed"] = str(self.recipe.seed)
         return parts
 
@@ -176,14 +213,18 @@ class Line:
         """Name to value of the options that `fingerprint_parts` leaves out where they have it."""
         plugins = (("encoder", self.encoder), ("modality", self.modality))
         fields = ((kind, default_fields(plugin.config)) for kind, plugin in plugins)
-        return {f"{kind}.with.{name}": value for kind, found in fields for name, value in found.items()}
+        return {
+            f"{kind}.with.{name}": value for kind, found in fields for name, value in found.items()
+        }
 
     def _context(self, encoder: Encoder | None = None) -> BuildContext:
         taken = None
         if encoder is not None:
             taken = readable_input(encoder.input, encoder.layout, encoder.normalization)
         modality = self.modality.provided.spec.name
-        return BuildContext(seed=self.recipe.seed, recipe_dir=self.recipe.base_dir, input=taken, modality=modality)
+        return BuildContext(
+            seed=self.recipe.seed, recipe_dir=self.recipe.base_dir, input=taken, modality=modality
+        )
 
 
 def lines_of(recipe: EncodeRecipe) -> list[Line]:
@@ -193,8 +234,15 @@ def lines_of(recipe: EncodeRecipe) -> list[Line]:
         PluginError, RecipeError: as `check_recipe`.
     """
     plugins = {plugin.where: plugin for plugin in check_recipe(recipe, discover())}
-    names = {"": "encoder"} if recipe.encoder is not None else {name: f"encoders.{name}" for name in recipe.encoders or {}}
-    return [Line(name, recipe, plugins["source"], plugins["modality"], plugins[where]) for name, where in names.items()]
+    names = (
+        {"": "encoder"}
+        if recipe.encoder is not None
+        else {name: f"encoders.{name}" for name in recipe.encoders or {}}
+    )
+    return [
+        Line(name, recipe, plugins["source"], plugins["modality"], plugins[where])
+        for name, where in names.items()
+    ]
 
 
 def line_of_dataset(folder: Folder) -> Line:
@@ -213,7 +261,9 @@ def line_of_dataset(folder: Folder) -> Line:
     return lines_of(recipe)[0]
 
 
-def open_executor(recipe: EncodeRecipe, device: str = "auto", devices: Sequence[str] = ()) -> Executor:
+def open_executor(
+    recipe: EncodeRecipe, device: str = "auto", devices: Sequence[str] = ()
+) -> Executor:
     """The executor of a recipe; `auto` is accelerate when launched by it, else local.
 
     Args:
@@ -230,11 +280,23 @@ def open_executor(recipe: EncodeRecipe, device: str = "auto", devices: Sequence[
     registry = discover()
     spec = registry.find("executor", use).spec
     if devices and "devices" not in spec.config.model_fields:
-        whose = "a launcher's processes have a device each" if is_launched() else f"executor {use!r} chooses devices itself"
-        raise RecipeError(f"{recipe.origin}: --devices {','.join(devices)}: {whose}; leave the option out")
+        whose = (
+            "a launcher's processes have a device each"
+            if is_launched()
+            else f"executor {use!r} chooses devices itself"
+        )
+        raise RecipeError(
+            f"{recipe.origin}: --devices {','.join(devices)}: {whose}; leave the option out"
+        )
     if devices or device != "auto":
-        options = {name: value for name, value in options.items() if name not in ("device", "devices")}
-        options |= {"devices": list(devices)} if devices else {"device": device} if "device" in spec.config.model_fields else {}
+        options = {
+            name: value for name, value in options.items() if name not in ("device", "devices")
+        }
+        options |= (
+            {"devices": list(devices)}
+            if devices
+            else {"device": device} if "device" in spec.config.model_fields else {}
+        )
     config = registry.configure("executor", use, options, "executor", recipe.origin)
     from latentkit.runtime.device import choose_device
 

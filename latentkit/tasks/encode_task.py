@@ -32,10 +32,13 @@ class RunOptions:
 
     Args:
         dry_run: say what would be done, and do nothing.
-        prune: leave samples that are gone from the source out of the dataset, also when they are most of it.
+        prune: leave samples that are gone from the source out of the dataset, also when they are
+            most of it.
         retry_skipped: encode once more the samples that were skipped.
-        device: "auto", a kind such as "cuda", or one device such as "cuda:1"; goes before what the recipe says.
-        devices: several, such as ("cuda:0", "cuda:1"), a process each; for encoding. None: that one, or all where it is "auto".
+        device: "auto", a kind such as "cuda", or one device such as "cuda:1"; goes before what the
+            recipe says.
+        devices: several, such as ("cuda:0", "cuda:1"), a process each; for encoding. None: that
+            one, or all where it is "auto".
         fits: where the recipe of one encoder leaves a size open whose default the encoder doesn't
             take, take its nearest.
     """
@@ -74,7 +77,8 @@ class EncodeRun:
         from latentkit.tasks.open_decoder import open_decoder
 
         return {
-            name: open_dataset(folder, open_decoder=open_decoder) for name, folder in self.folders.items()
+            name: open_dataset(folder, open_decoder=open_decoder)
+            for name, folder in self.folders.items()
         }
 
 
@@ -104,30 +108,50 @@ def run_encode(recipe: EncodeRecipe, options: RunOptions) -> EncodeRun:
         parts = opened.pop(name)
         summaries[name], preview = _encode_line(parts, shared.get(name))
         remarks[name] = remarks_of(parts.inputs.source)
-        if not is_first_process():  # the first says its own; what another has read of a stream, nobody else knows
+        if (
+            not is_first_process()
+        ):  # the first says its own; what another has read of a stream, nobody else knows
             say_remarks([remark for remark in remarks[name] if remark not in parts.inputs.remarks])
         if preview:
             previews[name] = preview
     return EncodeRun(folders, summaries, previews, remarks)
 
 
-def _encode_together(lines: Mapping[str, Line], opened: Mapping[str, OpenLine]) -> dict[str, Passed]:
-    """What passes over the source did, one per input that several encoders share, by name; the other encoders are left out."""
+def _encode_together(
+    lines: Mapping[str, Line], opened: Mapping[str, OpenLine]
+) -> dict[str, Passed]:
+    """What passes over the source did, one per input that several encoders share, by name; the
+    other encoders are left out.
+    """
     from latentkit.encoding.shared_pass import Target, encode_in_one_pass, group_by_input
 
     first = next(iter(opened.values()))
-    groups = group_by_input({name: line.build_modality for name, line in lines.items()}, {name: parts.inputs for name, parts in opened.items()}, first.device)
+    groups = group_by_input(
+        {name: line.build_modality for name, line in lines.items()},
+        {name: parts.inputs for name, parts in opened.items()},
+        first.device,
+    )
     if len(groups) > 1:
         named = " | ".join(", ".join(group.names) for group in groups)
-        say(f"encoders take different inputs, so the source is read and prepared once for each of: {named}")
+        say(
+            "encoders take different inputs, so the source is read and prepared once for each of:"
+            f" {named}"
+        )
     passed: dict[str, Passed] = {}
     for group in groups:
         targets = [
-            Target(opened[name].folder, opened[name].inputs, opened[name].settings, _recipe_text(lines[name].recipe, lines[name]))
+            Target(
+                opened[name].folder,
+                opened[name].inputs,
+                opened[name].settings,
+                _recipe_text(lines[name].recipe, lines[name]),
+            )
             for name in group.names
         ]
         if len(targets) > 1:
-            done = encode_in_one_pass(targets, group.modality, first.executor, first.device, is_first_process())
+            done = encode_in_one_pass(
+                targets, group.modality, first.executor, first.device, is_first_process()
+            )
             passed |= zip(group.names, done, strict=True)
     return passed
 
@@ -183,15 +207,32 @@ def open_line(line: Line, recipe: EncodeRecipe, options: RunOptions = DEFAULT_OP
             say(text)
     described = {"use": line.source.provided.spec.name, "with": recipe.source.with_}
     inputs = EncodeInputs(
-        source, line.open_modality(encoder), line.views, opener, line.fingerprint_parts(encoder), described, opener.in_float32(),
+        source,
+        line.open_modality(encoder),
+        line.views,
+        opener,
+        line.fingerprint_parts(encoder),
+        described,
+        opener.in_float32(),
         line.default_parts(),
-    )  # fmt: skip
+    )
     if isinstance(source, StreamSource):
         inputs.remarks  # noqa: B018  # now: once it has been read it remarks more, in each process other things
     settings = EncodeSettings(
-        recipe.output.store, recipe.output.dtype, recipe.output.unit_size, recipe.batch_size, recipe.threads, recipe.compile,
-        recipe.seed, recipe.on_bad_sample, recipe.max_bad, recipe.on_overflow, recipe.preview, options.prune, options.retry_skipped,
-    )  # fmt: skip
+        recipe.output.store,
+        recipe.output.dtype,
+        recipe.output.unit_size,
+        recipe.batch_size,
+        recipe.threads,
+        recipe.compile,
+        recipe.seed,
+        recipe.on_bad_sample,
+        recipe.max_bad,
+        recipe.on_overflow,
+        recipe.preview,
+        options.prune,
+        options.retry_skipped,
+    )
     return OpenLine(line, folder, executor, device, inputs, settings)
 
 
@@ -207,7 +248,14 @@ def _encode_line(opened: OpenLine, passed: Passed | None) -> tuple[EncodeSummary
     text = _recipe_text(recipe, opened.line)
     shown, is_compared = is_first_process(), passed is not None and passed.is_compared
     summary = encode_source(
-        folder, inputs, opened.executor, opened.device, opened.settings, text, show_progress=shown, is_compared=is_compared
+        folder,
+        inputs,
+        opened.executor,
+        opened.device,
+        opened.settings,
+        text,
+        show_progress=shown,
+        is_compared=is_compared,
     )
     is_stream = isinstance(inputs.source, StreamSource)
     remarks = None if is_stream else [asdict(remark) for remark in inputs.remarks]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import latentkit
+from latentkit._version import __version__
 from latentkit.builtin.metrics import METRICS, configure_metric, label_metrics
 from latentkit.contracts import BuildContext, InputSpec
 from latentkit.errors import RecipeError, StoreError
@@ -35,11 +35,15 @@ class EvaluateResult:
     evaluation: Evaluation | None
 
 
-def run_evaluating(recipe: EvaluateRecipe, is_first_process: bool, device: str = "auto") -> EvaluateResult:
-    """Evaluate as the recipe says; its results replace those of an earlier evaluation in the same folder.
+def run_evaluating(
+    recipe: EvaluateRecipe, is_first_process: bool, device: str = "auto"
+) -> EvaluateResult:
+    """Evaluate as the recipe says; its results replace those of an earlier evaluation in the same
+    folder.
 
     Args:
-        is_first_process: of a launch, the only one that evaluates: metrics such as rFID are of all samples together. The others are done.
+        is_first_process: of a launch, the only one that evaluates: metrics such as rFID are of all
+            samples together. The others are done.
 
     Raises:
         LatentkitError: whatever the user can mend.
@@ -61,7 +65,8 @@ def run_evaluating(recipe: EvaluateRecipe, is_first_process: bool, device: str =
 
 
 def prepare_evaluation(recipe: EvaluateRecipe, device: str) -> Callable[[], Evaluation]:
-    """Return what evaluates, with all that can be checked before the work checked; nothing is written.
+    """Return what evaluates, with all that can be checked before the work checked; nothing is
+    written.
 
     Raises:
         LatentkitError: something is missing, or doesn't fit.
@@ -84,8 +89,14 @@ def open_metrics(uses: Sequence[MetricUse], context: BuildContext) -> list[Named
 
     names = label_metrics([(use.use, use.with_) for use in uses])
     specs = [METRICS[use.use] for use in uses]
-    built = [spec.build(configure_metric(use.use, use.with_), context) for spec, use in zip(specs, uses, strict=True)]
-    return [NamedMetric(name, metric, spec.needs, spec.name, spec.better) for name, metric, spec in zip(names, built, specs, strict=True)]
+    built = [
+        spec.build(configure_metric(use.use, use.with_), context)
+        for spec, use in zip(specs, uses, strict=True)
+    ]
+    return [
+        NamedMetric(name, metric, spec.needs, spec.name, spec.better)
+        for name, metric, spec in zip(names, built, specs, strict=True)
+    ]
 
 
 def _prepare_model(recipe: EvaluateRecipe, device: str) -> Any:
@@ -97,7 +108,9 @@ def _prepare_model(recipe: EvaluateRecipe, device: str) -> Any:
     plugins = {plugin.where: plugin for plugin in check_recipe(recipe, discover())}
 
     def build(where: str, spec: InputSpec | None = None) -> Any:
-        context = BuildContext(device, recipe.seed, recipe.base_dir, spec, plugins["modality"].provided.spec.name)
+        context = BuildContext(
+            device, recipe.seed, recipe.base_dir, spec, plugins["modality"].provided.spec.name
+        )
         return plugins[where].provided.spec.build(plugins[where].config, context)
 
     source, model = build("source"), build("model")
@@ -105,7 +118,9 @@ def _prepare_model(recipe: EvaluateRecipe, device: str) -> Any:
     if wanted != got:
         raise RecipeError(f"{recipe.origin}: modality.use: the model takes {wanted!r}, got {got!r}")
     modality = build("modality", model.input)
-    context = BuildContext(device=device, seed=recipe.seed, recipe_dir=recipe.base_dir, input=model.input)
+    context = BuildContext(
+        device=device, seed=recipe.seed, recipe_dir=recipe.base_dir, input=model.input
+    )
     metrics = open_metrics(recipe.metrics, context)
     try:
         check_metrics(metrics, model.layout, recipe.posterior, isinstance(model, Decodes), modality)
@@ -122,7 +137,9 @@ def _prepare_latents(recipe: EvaluateRecipe, device: str) -> Any:
     check_recipe(recipe, discover())
     assert recipe.latents is not None
     dataset = _open_latents(recipe.latents)
-    metrics = open_metrics(recipe.metrics, BuildContext(device=device, seed=recipe.seed, recipe_dir=recipe.base_dir))
+    metrics = open_metrics(
+        recipe.metrics, BuildContext(device=device, seed=recipe.seed, recipe_dir=recipe.base_dir)
+    )
     try:
         check_metrics(metrics, dataset.layout, recipe.posterior, False, None, dataset.has_moments)
     except RecipeError as error:
@@ -147,7 +164,15 @@ def _settings(recipe: EvaluateRecipe, device: str) -> EvaluateSettings:
     from latentkit.evaluation.evaluate import EvaluateSettings
 
     bad = BadSamples(recipe.on_bad_sample, recipe.max_bad)
-    return EvaluateSettings(recipe.posterior, recipe.batch_size, recipe.seed, device, bad, NUM_PICTURES, show_progress=True)
+    return EvaluateSettings(
+        recipe.posterior,
+        recipe.batch_size,
+        recipe.seed,
+        device,
+        bad,
+        NUM_PICTURES,
+        show_progress=True,
+    )
 
 
 def _read_log(recipe: EvaluateRecipe) -> str:
@@ -173,5 +198,16 @@ def _describe(recipe: EvaluateRecipe, device: str) -> dict[str, Any]:
     else:
         subject = str(recipe.latents)
     source = {} if recipe.source is None else {"source": recipe.source.model_dump(by_alias=True)}
-    settings = {"posterior": recipe.posterior, "batch_size": recipe.batch_size, "seed": recipe.seed, "device": device}
-    return {"evaluated": subject, **source, **settings, "latentkit": __version__, "torch": torch.__version__}
+    settings = {
+        "posterior": recipe.posterior,
+        "batch_size": recipe.batch_size,
+        "seed": recipe.seed,
+        "device": device,
+    }
+    return {
+        "evaluated": subject,
+        **source,
+        **settings,
+        "latentkit": __version__,
+        "torch": torch.__version__,
+    }

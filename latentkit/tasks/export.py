@@ -33,7 +33,8 @@ def export_dataset(path: str, output: str, to: str, options: Mapping[str, Any]) 
     Raises:
         PluginError: there is no such exporter, or it wrote nothing.
         RecipeError: it has no such option.
-        StoreError: the dataset is missing, unfinished or damaged; or the output is taken, inside the dataset, or can't be written.
+        StoreError: the dataset is missing, unfinished or damaged; or the output is taken, inside
+            the dataset, or can't be written.
     """
     spec = discover().find("exporter", to).spec
     config = validate(spec.config, options, f"exporter {to!r}")
@@ -57,10 +58,12 @@ def export_dataset(path: str, output: str, to: str, options: Mapping[str, Any]) 
 
 
 def open_for_export(path: str) -> LatentDataset:
-    """A latent dataset as an exporter gets it: every view a row, with all attributes; `dataset[i]` has the mean, never a draw.
+    """A latent dataset as an exporter gets it: every view a row, with all attributes; `dataset[i]`
+    has the mean, never a draw.
 
     Raises:
-        StoreError: missing, unfinished or damaged, or an attribute has a name that rows have for something else.
+        StoreError: missing, unfinished or damaged, or an attribute has a name that rows have for
+            something else.
     """
     folder = open_folder(path)
     kind = read_index(folder, read_dataset(folder), ["attributes"])["attributes"].type
@@ -78,10 +81,15 @@ def _check_output(output: str, path: str) -> Path:
         LatentkitError: it is a URL, taken, or part of the dataset.
     """
     if is_url(output):
-        raise LatentkitError(f"{output}: expected a local folder to export to; copy it to the URL afterwards")
+        raise LatentkitError(
+            f"{output}: expected a local folder to export to; copy it to the URL afterwards"
+        )
     folder = Path(os.path.abspath(os.path.expanduser(output)))
     if not is_url(path) and Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(path)):
-        raise StoreError(f"{output} lies in the latent dataset {path}, which holds nothing else; export to another folder")
+        raise StoreError(
+            f"{output} lies in the latent dataset {path}, which holds nothing else; export to"
+            " another folder"
+        )
     if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
         raise StoreError(f"{output} is there already; expected a folder that is missing or empty")
     return folder

@@ -1,4 +1,6 @@
-"""The preview of a dataset, such as preview.png: samples beside what their latents decode to, or alone where the encoder can't decode."""
+"""The preview of a dataset, such as preview.png: samples beside what their latents decode to, or
+alone where the encoder can't decode.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +23,21 @@ from latentkit.store.folder import Folder
 
 
 def write_preview(
-    folder: Folder, source: Source | StreamSource | None, modality: Modality, encoder: Encoder, path: Path, num_rows: int
+    folder: Folder,
+    source: Source | StreamSource | None,
+    modality: Modality,
+    encoder: Encoder,
+    path: Path,
+    num_rows: int,
 ) -> bool:
-    """Whether a preview was written at `path`: up to `num_rows` samples, spread over the dataset, each beside its decoded latents.
+    """Whether a preview was written at `path`: up to `num_rows` samples, spread over the dataset,
+    each beside its decoded latents.
 
     Args:
         source: None, or a sample that is gone from it, leaves the decoded latents alone.
-        encoder: one that can't decode leaves the samples alone, as they were prepared for it; without any there is no preview.
-            Give the one that computes in float32: half precision may overflow into black.
+        encoder: one that can't decode leaves the samples alone, as they were prepared for it;
+            without any there is no preview. Give the one that computes in float32: half precision
+            may overflow into black.
     """
     dataset = open_dataset(str(folder), posterior="mean")
     chosen = np.unique(np.linspace(0, len(dataset) - 1, num_rows).round().astype(int)).tolist()
@@ -43,7 +52,11 @@ def write_preview(
         if isinstance(encoder, Decodes):
             with faults_become(PluginError, encoder, "no preview is written"):
                 decoded = _decode(dataset, encoder, item[dataset.output_name])
-            row.append(decoded if picture is None else decoded[tuple(slice(size) for size in picture.shape)])  # its padding goes
+            row.append(
+                decoded
+                if picture is None
+                else decoded[tuple(slice(size) for size in picture.shape)]
+            )  # its padding goes
         if row:
             rows.append(row)
     if not rows:
@@ -67,7 +80,14 @@ def preview_suffix(modality: Modality) -> str:
     return suffix
 
 
-def store_preview(folder: Folder, source: Source | StreamSource, modality: Modality, encoder: Encoder, name: str, num_rows: int) -> bool:
+def store_preview(
+    folder: Folder,
+    source: Source | StreamSource,
+    modality: Modality,
+    encoder: Encoder,
+    name: str,
+    num_rows: int,
+) -> bool:
     """Whether a preview was put into the dataset's own folder, under `name`."""
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / name
@@ -78,11 +98,12 @@ def store_preview(folder: Folder, source: Source | StreamSource, modality: Modal
 
 
 def preview_dataset(path: str, output: Path, num_rows: int, device: str = "auto") -> bool:
-    """Write the preview of a finished latent dataset, by the recipe inside it; whether its encoder can decode, so that latents are in it.
+    """Write the preview of a finished latent dataset, by the recipe inside it; whether its encoder
+    can decode, so that latents are in it.
 
     Raises:
-        StoreError, RecipeError: the dataset can't be read, its encoder can't be had, or `output` is named like another kind of file than
-            the modality makes.
+        StoreError, RecipeError: the dataset can't be read, its encoder can't be had, or `output` is
+            named like another kind of file than the modality makes.
         EncoderError: the encoder can't decode, and none of the samples can be read any more.
     """
     from latentkit.runtime.device import choose_device
@@ -95,25 +116,35 @@ def preview_dataset(path: str, output: Path, num_rows: int, device: str = "auto"
     modality = line.open_modality(encoder)
     if output.suffix.lower() != (suffix := preview_suffix(modality)):
         name = line.modality.provided.spec.name
-        raise RecipeError(f"{output}: previews of the modality {name!r} are {suffix} files; expected a name that ends in {suffix}")
+        raise RecipeError(
+            f"{output}: previews of the modality {name!r} are {suffix} files; expected a name that"
+            f" ends in {suffix}"
+        )
     try:
         source = line.open_source()
     except LatentkitError:
         source = None
     if not write_preview(dataset.folder, source, modality, encoder, output, num_rows):
         name = line.encoder.provided.spec.name
-        raise EncoderError(f"no preview: the encoder {name!r} can't decode, and none of the samples can be read from the source any more")
+        raise EncoderError(
+            f"no preview: the encoder {name!r} can't decode, and none of the samples can be read"
+            " from the source any more"
+        )
     return isinstance(encoder, Decodes)
 
 
 def _decode(dataset: LatentDataset, encoder: Decodes, latent: Tensor) -> Tensor:
     is_raw = dataset.layout.kind == "quantised"
-    raw = latent[None] if is_raw else dataset.normalization.invert(latent[None], dataset.layout.axes)
+    raw = (
+        latent[None] if is_raw else dataset.normalization.invert(latent[None], dataset.layout.axes)
+    )
     low, high = encoder.input.range if isinstance(encoder, Encoder) else (-1.0, 1.0)
     return encoder.decode(raw)[0].float().cpu().clamp(low, high)
 
 
-def _source_pictures(source: Source | StreamSource | None, modality: Modality, keys: Sequence[str]) -> dict[tuple[str, str], Tensor]:
+def _source_pictures(
+    source: Source | StreamSource | None, modality: Modality, keys: Sequence[str]
+) -> dict[tuple[str, str], Tensor]:
     """Prepared tensors by (key, view) of the samples that are still there."""
     pictures: dict[tuple[str, str], Tensor] = {}
     try:

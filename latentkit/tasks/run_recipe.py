@@ -14,7 +14,15 @@ from latentkit.recipe.schema import (
 )
 from latentkit.runtime.paths import find_local_path, is_url
 from latentkit.tasks.build_parts import lines_of
-from latentkit.tasks.encode_task import DEFAULT_OPTIONS, EncodeRun, RunOptions, describe_dry_run, is_first_process, run_encode, say
+from latentkit.tasks.encode_task import (
+    DEFAULT_OPTIONS,
+    EncodeRun,
+    RunOptions,
+    describe_dry_run,
+    is_first_process,
+    run_encode,
+    say,
+)
 from latentkit.tasks.evaluate_task import EvaluateResult, prepare_evaluation, run_evaluating
 from latentkit.tasks.recipe_from_arguments import HUB_ID
 from latentkit.tasks.train_task import open_training, run_training
@@ -23,7 +31,9 @@ if TYPE_CHECKING:
     from latentkit.training.loop import TrainResult
 
 
-def run_recipe(recipe: Recipe, options: RunOptions = DEFAULT_OPTIONS) -> EncodeRun | TrainResult | EvaluateResult | str:
+def run_recipe(
+    recipe: Recipe, options: RunOptions = DEFAULT_OPTIONS
+) -> EncodeRun | TrainResult | EvaluateResult | str:
     """Run a parsed recipe; with `dry_run`, the text of what would be done.
 
     Raises:
@@ -35,7 +45,10 @@ def run_recipe(recipe: Recipe, options: RunOptions = DEFAULT_OPTIONS) -> EncodeR
         return describe_dry_run(recipe, options) if options.dry_run else run_encode(recipe, options)
     if options != RunOptions(device=options.device):
         several = "--devices (on several devices, train with accelerate launch)"
-        raise RecipeError(f"{recipe.origin}: --dry-run, --prune, --retry-skipped and {several} are for encoding; the task is {recipe.task}")
+        raise RecipeError(
+            f"{recipe.origin}: --dry-run, --prune, --retry-skipped and {several} are for encoding;"
+            f" the task is {recipe.task}"
+        )
     if isinstance(recipe, TrainRecipe):
         return run_training(recipe, is_first_process(), options.device)
     if isinstance(recipe, EvaluateRecipe):
@@ -44,15 +57,19 @@ def run_recipe(recipe: Recipe, options: RunOptions = DEFAULT_OPTIONS) -> EncodeR
 
 
 def open_parts(recipe: Recipe) -> str:
-    """Open all that a run of the recipe would open before its work, on the CPU; nothing is written, downloaded or measured.
+    """Open all that a run of the recipe would open before its work, on the CPU; nothing is written,
+    downloaded or measured.
 
     Returns:
         "", or what is not looked at, and why.
 
     Raises:
-        LatentkitError: what the run would end with: a path that isn't there, a size that the encoder doesn't take, a missing tracker.
+        LatentkitError: what the run would end with: a path that isn't there, a size that the
+            encoder doesn't take, a missing tracker.
     """
-    remote = [f"{where} ({name})" for where, use in _used(recipe) if (name := _hub_name(use, recipe))]
+    remote = [
+        f"{where} ({name})" for where, use in _used(recipe) if (name := _hub_name(use, recipe))
+    ]
     if isinstance(recipe, EncodeRecipe):
         for line in lines_of(recipe):
             if not _hub_name(recipe.source, recipe):
@@ -78,7 +95,9 @@ def _hub_name(use: Use, recipe: Recipe) -> str:
         name = use.with_.get(key)
         if not isinstance(name, str) or use.use == "folder":
             continue
-        if is_url(name) or (find_local_path(name, recipe.base_dir) is None and _is_hub_id(use, key, name)):
+        if is_url(name) or (
+            find_local_path(name, recipe.base_dir) is None and _is_hub_id(use, key, name)
+        ):
             return name
     return ""
 
@@ -87,9 +106,13 @@ def _is_hub_id(use: Use, key: str, name: str) -> bool:
     """Whether a name that is no path here is looked for on the hub."""
     from latentkit.runtime.hub_places import ID_PART, parse_hub_place
 
-    if key == "path" and use.use != "datasets":  # a path of other sources may have more than one slash
+    if (
+        key == "path" and use.use != "datasets"
+    ):  # a path of other sources may have more than one slash
         return HUB_ID.fullmatch(name) is not None
-    is_bare = key == "path" and ID_PART.fullmatch(name) is not None  # the oldest data sets have no owner
+    is_bare = (
+        key == "path" and ID_PART.fullmatch(name) is not None
+    )  # the oldest data sets have no owner
     return is_bare or parse_hub_place(name) is not None
 
 

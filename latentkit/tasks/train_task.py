@@ -57,7 +57,11 @@ def run_training(recipe: TrainRecipe, is_first_process: bool, device: str = "aut
     with contextlib.ExitStack() as held:
         run_on_first(lambda: held.enter_context(_keep_others_out(recipe)))
         source, model = parts.build("source"), parts.build("model")
-        prepare = parts.modalities(model) if recipe.latents is None else parts.stored_moments(recipe.latents, model)
+        prepare = (
+            parts.modalities(model)
+            if recipe.latents is None
+            else parts.stored_moments(recipe.latents, model)
+        )
         losses, folder = parts.losses(model), _open_run(recipe)
         tried = run_on_first(lambda: _try_samples(recipe, source, prepare, folder))
         for warning in [*remarks, *find_odd_weights(recipe), *tried] if is_first_process else []:
@@ -78,7 +82,11 @@ def open_training(recipe: TrainRecipe) -> None:
     parts = _Parts(recipe, registry, plugins, "cpu")
     parts.build("source")
     model = parts.build("model")
-    parts.modalities(model) if recipe.latents is None else parts.stored_moments(recipe.latents, model)
+    (
+        parts.modalities(model)
+        if recipe.latents is None
+        else parts.stored_moments(recipe.latents, model)
+    )
     parts.losses(model)
     if recipe.evaluate:
         parts.evaluation(recipe.evaluate, model, Path(recipe.output.path), False)
@@ -105,10 +113,14 @@ def export_checkpoint(
     path, chosen, is_average = pick_checkpoint(Path(run), step, weights)
     recipe = load_recipe(Path(run) / RECIPE)
     if not isinstance(recipe, TrainRecipe):
-        raise TrainingError(f"{run}: expected the folder of a training run, its {RECIPE} has the task {recipe.task}")
+        raise TrainingError(
+            f"{run}: expected the folder of a training run, its {RECIPE} has the task {recipe.task}"
+        )
     target = Path(os.path.abspath(os.path.expanduser(output)))
     if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
-        raise TrainingError(f"{output} is there already; expected a folder that is missing or empty")
+        raise TrainingError(
+            f"{output} is there already; expected a folder that is missing or empty"
+        )
     registry, use = discover(), recipe.model
     config = registry.configure("encoder", use.use, use.with_, "model", recipe.origin)
     plugin = ConfiguredPlugin("model", "encoder", registry.find("encoder", use.use), config)
@@ -116,7 +128,9 @@ def export_checkpoint(
     try:
         model.module.load_state_dict(read_weights(path, raw=not is_average))
     except RuntimeError as error:
-        raise TrainingError(f"{path} is not of the model that {recipe.origin} names; restore that model. {error}") from error
+        raise TrainingError(
+            f"{path} is not of the model that {recipe.origin} names; restore that model. {error}"
+        ) from error
     save_result(model, None, target)
     told = f"{output}: step {chosen} with {'averaged' if is_average else 'raw'} weights"
     if recipe.model.train == "decoder" or chosen == 0:  # then the encoder is as it was
@@ -171,7 +185,11 @@ def _try_samples(recipe: TrainRecipe, source: Any, prepare: Any, folder: Path) -
 
     if not isinstance(source, Source) or not len(source) or (folder / "checkpoints").exists():
         return []
-    view = prepare[0].prepare if isinstance(prepare, list) else lambda sample: prepare(sample, Place(0, 0))
+    view = (
+        prepare[0].prepare
+        if isinstance(prepare, list)
+        else lambda sample: prepare(sample, Place(0, 0))
+    )
     return try_samples(source, view, recipe.on_bad_sample, recipe.max_bad)
 
 
@@ -185,7 +203,9 @@ class _Parts:
     device: str
 
     def build(self, where: str, model: Any = None) -> Any:
-        """The object of one plugin, told what the model takes if it is given; random weights that it draws follow from the seed."""
+        """The object of one plugin, told what the model takes if it is given; random weights that
+        it draws follow from the seed.
+        """
         import torch
 
         torch.manual_seed(self.recipe.seed)
@@ -196,17 +216,23 @@ class _Parts:
         """One per size.
 
         Raises:
-            RecipeError: a modality or sizes that the model doesn't take, or `sizes` with a modality that has no option size.
+            RecipeError: a modality or sizes that the model doesn't take, or `sizes` with a modality
+                that has no option size.
         """
         plugin, context = self.plugins["modality"], self._context(model)
         if model.modality != plugin.provided.spec.name:
-            wrong = f"modality.use: the model takes {model.modality!r}, got {plugin.provided.spec.name!r}"
+            wrong = (
+                f"modality.use: the model takes {model.modality!r}, got"
+                f" {plugin.provided.spec.name!r}"
+            )
             raise RecipeError(f"{self.recipe.origin}: {wrong}")
         if not self.recipe.sizes:
             return [plugin.provided.spec.build(plugin.config, context)]
         use = self.recipe.modality
         configs = [
-            self.registry.configure("modality", use.use, {**use.with_, "size": size}, "modality", self.recipe.origin)
+            self.registry.configure(
+                "modality", use.use, {**use.with_, "size": size}, "modality", self.recipe.origin
+            )
             for size in self.recipe.sizes
         ]
         return [plugin.provided.spec.build(config, context) for config in configs]
@@ -226,18 +252,34 @@ class _Parts:
         folder = open_folder(path)
         made_by = counting_parts(read_dataset(folder)["parts"])
         line = line_of_dataset(folder)
-        # Weights are hashed in the type that they compute in, so the model is opened with the options of the dataset's encoder.
+        # Weights are hashed in the type that they compute in, so the model is opened with the
+        # options of the dataset's encoder.
         own, theirs = self.plugins["model"], line.encoder
-        same = {name: getattr(theirs.config, name) for name in ("dtype", "tiling") if name in type(theirs.config).model_fields}
-        known = {name: value for name, value in same.items() if name in type(own.config).model_fields}
+        same = {
+            name: getattr(theirs.config, name)
+            for name in ("dtype", "tiling")
+            if name in type(theirs.config).model_fields
+        }
+        known = {
+            name: value for name, value in same.items() if name in type(own.config).model_fields
+        }
         candidate = replace(line, encoder=replace(own, config=own.config.model_copy(update=known)))
-        opener = EncoderOpener(candidate.encoder, self.recipe.seed, self.recipe.base_dir, line.modality.provided.spec.name)
+        opener = EncoderOpener(
+            candidate.encoder,
+            self.recipe.seed,
+            self.recipe.base_dir,
+            line.modality.provided.spec.name,
+        )
         now = counting_parts(candidate.fingerprint_parts(opener(self.device)))
-        names = sorted(name for name in {*made_by, *now} if name.startswith("encoder.") and made_by.get(name) != now.get(name))
+        names = sorted(
+            name
+            for name in {*made_by, *now}
+            if name.startswith("encoder.") and made_by.get(name) != now.get(name)
+        )
         if names:
             raise FingerprintError(
-                f"{self.recipe.origin}: latents: {folder} was made by another encoder than the model's: {', '.join(names)} differ; "
-                "encode the source with this model first"
+                f"{self.recipe.origin}: latents: {folder} was made by another encoder than the"
+                f" model's: {', '.join(names)} differ; encode the source with this model first"
             )
         return StoredMoments(path, line.open_modality(model))
 
@@ -252,25 +294,37 @@ class _Parts:
             schedule = WeightSchedule(**use.schedule.model_dump())
             optimizer = _optimizer(use.optimizer) if use.optimizer else None
             loss = self.build(f"losses[{number}]", model)
-            losses.append(WeightedLoss(name, loss, use.weight, spec.role, use.adaptive, schedule, optimizer))
+            losses.append(
+                WeightedLoss(name, loss, use.weight, spec.role, use.adaptive, schedule, optimizer)
+            )
         return losses
 
-    def evaluation(self, wanted: Evaluate, model: Any, folder: Path, is_first_process: bool) -> TrainEvaluation:
+    def evaluation(
+        self, wanted: Evaluate, model: Any, folder: Path, is_first_process: bool
+    ) -> TrainEvaluation:
         """Return what measures the model while it trains, in the first process.
 
         Reconstructions to look at or hear go to evaluations/.
 
         Raises:
-            RecipeError: a metric that the model or the modality can't have, or that no checkpoint can be the best by.
+            RecipeError: a metric that the model or the modality can't have, or that no checkpoint
+                can be the best by.
         """
-        from latentkit.evaluation.evaluate import EvaluateSettings, ModuleCodec, check_metrics, evaluate_model
+        from latentkit.evaluation.evaluate import (
+            EvaluateSettings,
+            ModuleCodec,
+            check_metrics,
+            evaluate_model,
+        )
         from latentkit.tasks.evaluate_task import open_metrics
         from latentkit.training.settings import TrainEvaluation
 
         context = self._context(model)
         metrics = open_metrics(wanted.metrics, context)
         plugin = self.plugins["modality" if wanted.modality is None else "evaluate.modality"]
-        modality, source = plugin.provided.spec.build(plugin.config, context), self.build("evaluate.source")
+        modality, source = plugin.provided.spec.build(plugin.config, context), self.build(
+            "evaluate.source"
+        )
         check_metrics(metrics, model.layout, "mean", True, modality)
         better = {metric.name: metric.better for metric in metrics}
         if wanted.best is not None and not better.get(wanted.best):
@@ -278,7 +332,9 @@ class _Parts:
             expected = f"expected a metric with a better side, here {known}; got {wanted.best!r}"
             raise RecipeError(f"{self.recipe.origin}: evaluate.best: {expected}")
         batch_size = wanted.batch_size or self.recipe.batch_size
-        settings = EvaluateSettings("mean", batch_size, self.recipe.seed, self.device, num_pictures=NUM_PICTURES)
+        settings = EvaluateSettings(
+            "mean", batch_size, self.recipe.seed, self.device, num_pictures=NUM_PICTURES
+        )
         settings = replace(settings, keep_tensors=model.input.axes != "CHW")  # no pictures
 
         def measure(module: nn.Module, step: int) -> Mapping[str, float]:
@@ -290,7 +346,9 @@ class _Parts:
             _show(found.gallery, modality, folder / "evaluations" / f"{step:08d}")
             return found.values()
 
-        return TrainEvaluation(wanted.every, measure, wanted.best, better.get(wanted.best or "") != "lower")
+        return TrainEvaluation(
+            wanted.every, measure, wanted.best, better.get(wanted.best or "") != "lower"
+        )
 
     def _context(self, model: Any = None) -> BuildContext:
         modality = "" if self.recipe.latents is not None else self.recipe.modality.use
@@ -312,7 +370,15 @@ def _show(gallery: Gallery, modality: Modality, path: Path) -> None:
 def _settings(recipe: TrainRecipe) -> TrainSettings:
     from latentkit.training.loop import TrainSettings
 
-    alike = ["steps", "batch_size", "accumulate", "precision", "on_bad_sample", "max_bad", "max_bad_steps"]
+    alike = [
+        "steps",
+        "batch_size",
+        "accumulate",
+        "precision",
+        "on_bad_sample",
+        "max_bad",
+        "max_bad_steps",
+    ]
     alike += ["gradient_checkpointing", "compile", "seed"]
     return TrainSettings(
         **{name: getattr(recipe, name) for name in alike},
@@ -335,7 +401,14 @@ def _named_losses(recipe: TrainRecipe) -> Sequence[tuple[str, Any]]:
     """A name for each loss: the plugin's, numbered where it is used more than once."""
     uses = [loss.use for loss in recipe.losses]
     return [
-        (loss.use if uses.count(loss.use) == 1 else f"{loss.use}-{uses[: number + 1].count(loss.use)}", loss)
+        (
+            (
+                loss.use
+                if uses.count(loss.use) == 1
+                else f"{loss.use}-{uses[: number + 1].count(loss.use)}"
+            ),
+            loss,
+        )
         for number, loss in enumerate(recipe.losses)
     ]
 
@@ -361,7 +434,9 @@ def _open_output(recipe: TrainRecipe) -> LocalFolder:
 
     folder = open_folder(recipe.output.path)
     if not isinstance(folder, LocalFolder):
-        raise RecipeError(f"{recipe.origin}: output.path: {folder}: training writes to a local folder")
+        raise RecipeError(
+            f"{recipe.origin}: output.path: {folder}: training writes to a local folder"
+        )
     return folder
 
 
@@ -374,15 +449,25 @@ def _claim(folder: LocalFolder, recipe: TrainRecipe) -> None:
         before = resolve(load_recipe(folder.path / RECIPE))
         written = dump_recipe(before)
     elif any(not name.startswith(".") and name != ASIDE for name in folder.top_names()):
-        raise StoreError(f"{folder} holds something else and no {RECIPE}; give the run a folder of its own")
-    is_ours = written is None or folder.read(RECIPE).decode() == written  # else somebody wrote it by hand
+        raise StoreError(
+            f"{folder} holds something else and no {RECIPE}; give the run a folder of its own"
+        )
+    is_ours = (
+        written is None or folder.read(RECIPE).decode() == written
+    )  # else somebody wrote it by hand
     is_begun = (folder.path / "checkpoints").exists() or (folder.path / "model").exists()
     different = list(_differences(before, resolve(recipe))) if before else []
-    if any(re.split(r"\W", line)[0] in SAME_RUN for line in different) and (is_begun or not is_ours):
-        raise TrainingError(f"{folder} holds another run: {'; '.join(different)}; give another output.path")
+    if any(re.split(r"\W", line)[0] in SAME_RUN for line in different) and (
+        is_begun or not is_ours
+    ):
+        raise TrainingError(
+            f"{folder} holds another run: {'; '.join(different)}; give another output.path"
+        )
     if finished_steps(folder.path) >= recipe.steps:
         for line in different:
-            print(f"warning: {folder} is finished, so this changes nothing: {line}", file=sys.stderr)
+            print(
+                f"warning: {folder} is finished, so this changes nothing: {line}", file=sys.stderr
+            )
     elif is_ours and written != text:
         folder.replace(RECIPE, text.encode())
         folder.discard_if_empty()
@@ -392,7 +477,9 @@ def _differences(before: Any, now: Any, where: str = "") -> Iterator[str]:
     """A line per value of a recipe that isn't what it was."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         for key in {**before, **now}:
-            yield from _differences(before.get(key), now.get(key), f"{where}.{key}" if where else key)
+            yield from _differences(
+                before.get(key), now.get(key), f"{where}.{key}" if where else key
+            )
     elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
         for number, pair in enumerate(zip(before, now, strict=True)):
             yield from _differences(*pair, f"{where}[{number}]")

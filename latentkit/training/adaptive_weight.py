@@ -11,17 +11,22 @@ from latentkit.training.shared_state import Run
 
 MAX_ADAPTIVE_WEIGHT = 1e4
 ADAPTIVE_EPSILON = 1e-4
-"""Both of Esser et al. 2021, "Taming Transformers for High-Resolution Image Synthesis", eq. 7, and its code."""
+"""Both of Esser et al.
+
+2021, "Taming Transformers for High-Resolution Image Synthesis", eq. 7, and its code.
+"""
 
 
 def gradient_ratio(run: Run, reference: Tensor, value: Tensor, loss: WeightedLoss) -> Tensor:
-    """Norm of the gradient of the reconstruction losses over that of `value`, at the last layer that both reach; clamped, no gradient.
+    """Norm of the gradient of the reconstruction losses over that of `value`, at the last layer
+    that both reach; clamped, no gradient.
 
-    Gradients are averaged over processes first, as those of the step are. A loss may leave out a step,
-    in some processes or in all.
-    """
+    Gradients are averaged over processes first, as those of the step are. A loss may leave out a
+    step, in some processes or in all."""
     layer, scale = run.last_layers[loss.role], run.state.scaler.get_scale()
-    gradients = [gradient_at(layer, part * scale, loss.name).flatten() for part in (reference, value)]
+    gradients = [
+        gradient_at(layer, part * scale, loss.name).flatten() for part in (reference, value)
+    ]
     flat = torch.cat([*gradients, value.new_full((1,), float(value.requires_grad))])
     means = run.accelerator.reduce(flat, "mean")
     wanted, own, counts = means.split([layer.numel(), layer.numel(), 1])
@@ -35,6 +40,9 @@ def gradient_at(layer: nn.Parameter, scalar: Tensor, name: str) -> Tensor:
         return torch.zeros_like(layer)
     (gradient,) = torch.autograd.grad(scalar, layer, retain_graph=True, allow_unused=True)
     if gradient is None:
-        raise TrainingError(f"loss {name!r} is adaptive, but it or the reconstruction loss doesn't reach the last layer")
+        raise TrainingError(
+            f"loss {name!r} is adaptive, but it or the reconstruction loss doesn't reach the last"
+            " layer"
+        )
     found: Tensor = gradient
     return found

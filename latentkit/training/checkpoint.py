@@ -5,13 +5,13 @@
       optimizer.safetensors   "<number of the parameter>.<name of the state>"
       average.safetensors     the moving average, when there is one
       random.safetensors      torch's generators, one row a process
-      loss.NAME..., discriminator.NAME..., discriminator-optimizer.NAME...    of losses with weights of their own
-      state.json              steps done, position in the data, settings, sha256 of every file and of itself
+      loss.NAME..., discriminator.NAME..., discriminator-optimizer.NAME...    of losses with weights
+      of their own state.json              steps done, position in the data, settings, sha256 of
+      every file and of itself
 
-A checkpoint is written aside, flushed to disk and renamed, so a killed process leaves none that is half written.
-It is written before the model is evaluated; what the evaluation found is then put into state.json,
-which is replaced in one step.
-"""
+A checkpoint is written aside, flushed to disk and renamed, so a killed process leaves none that is
+half written. It is written before the model is evaluated; what the evaluation found is then put
+into state.json, which is replaced in one step."""
 
 from __future__ import annotations
 
@@ -53,8 +53,11 @@ class Checkpoint:
     state: Mapping[str, Any] = field(default_factory=dict)
 
 
-def write_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2, best: int | None = None) -> Path:
-    """The folder of the checkpoint, now on disk; all but the newest `keep` and that of step `best` are then removed.
+def write_checkpoint(
+    folder: Path, checkpoint: Checkpoint, keep: int = 2, best: int | None = None
+) -> Path:
+    """The folder of the checkpoint, now on disk; all but the newest `keep` and that of step `best`
+    are then removed.
 
     Later ones, which are those that were too damaged to go on from, are removed as well.
 
@@ -67,12 +70,21 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2, best: 
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         for stem, tensors in checkpoint.tensors.items():
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, aside / f"{stem}.safetensors")
-        content = {"step": checkpoint.step, **checkpoint.state, "files": {path.name: _hash(path) for path in sorted(aside.iterdir())}}
+            save_file(
+                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+                aside / f"{stem}.safetensors",
+            )
+        content = {
+            "step": checkpoint.step,
+            **checkpoint.state,
+            "files": {path.name: _hash(path) for path in sorted(aside.iterdir())},
+        }
         (aside / STATE).write_text(_state_text(content), encoding="utf-8")
         replace_folder(aside, target)
     except (OSError, SafetensorError) as error:
-        raise TrainingError(f"{target} can't be written: {error}; earlier checkpoints are untouched") from error
+        raise TrainingError(
+            f"{target} can't be written: {error}; earlier checkpoints are untouched"
+        ) from error
     _remove_old(folder, checkpoint.step, keep, best)
     return target
 
@@ -189,7 +201,8 @@ def pick_checkpoint(run: Path, step: int | None, weights: str | None) -> tuple[P
 
 
 def read_newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that is whole, or None where there are none at all; `warn` is told of each newer one that is damaged.
+    """The newest checkpoint that is whole, or None where there are none at all; `warn` is told of
+    each newer one that is damaged.
 
     Raises:
         TrainingError: there are some, all of them damaged.
@@ -201,7 +214,9 @@ def read_newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
         except TrainingError as error:
             warn(f"{error}; going back to the one before")
     if paths:
-        raise TrainingError(f"every checkpoint in {folder} is damaged; move that folder away to start anew")
+        raise TrainingError(
+            f"every checkpoint in {folder} is damaged; move that folder away to start anew"
+        )
     return None
 
 
@@ -232,7 +247,8 @@ def _hash_json(values: Mapping[str, Any]) -> str:
 
 
 def replace_folder(aside: Path, target: Path) -> None:
-    """Put the folder `aside`, flushed to disk, in the place of `target`, which is whole at any time, or absent for a moment.
+    """Put the folder `aside`, flushed to disk, in the place of `target`, which is whole at any
+    time, or absent for a moment.
 
     Raises:
         OSError: the disk is full, or the place can't be written.
@@ -248,22 +264,33 @@ def replace_folder(aside: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-# ---------------------------------------------------------------- the optimiser's state, as named tensors
+# ---------------------------------------------------------------- the optimiser's state, as named
+# tensors
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Every tensor of the optimiser's state, as "<number of the parameter>.<name>"."""
     states = optimizer.state_dict()["state"]
-    return {f"{number}.{name}": value for number, state in states.items() for name, value in state.items()}
+    return {
+        f"{number}.{name}": value
+        for number, state in states.items()
+        for name, value in state.items()
+    }
 
 
 def unpack_optimizer(optimizer: torch.optim.Optimizer, packed: Mapping[str, Tensor]) -> None:
-    """Give the optimiser the state that `pack_optimizer` took, each tensor in its parameter's memory format."""
+    """Give the optimiser the state that `pack_optimizer` took, each tensor in its parameter's
+    memory format.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     states: dict[int, dict[str, Tensor]] = {}
     for key, value in packed.items():
         number, name = key.split(".")
         parameter = parameters[int(number)]
-        arranged = torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
+        arranged = (
+            torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
+        )
         states.setdefault(int(number), {})[name] = arranged
-    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.load_state_dict(
+        {"state": states, "param_groups": optimizer.state_dict()["param_groups"]}
+    )

@@ -58,7 +58,8 @@ class Best:
 
 @dataclass
 class TrainState:
-    """A run as it stands; `step` counts optimiser steps done, `position` is this process's in the data.
+    """A run as it stands; `step` counts optimiser steps done, `position` is this process's in the
+    data.
 
     `loss_modules` and `discriminators` go by the name of their loss; `evaluated` is the step of the
     newest evaluation. `is_whole` is False while optimizers change weights, which are then neither
@@ -93,9 +94,14 @@ def remember(state: TrainState, accelerator: Accelerator) -> Callable[[], None]:
     return go_back
 
 
-def pack(state: TrainState, settings: TrainSettings, num_samples: int, accelerator: Accelerator) -> Checkpoint:
+def pack(
+    state: TrainState, settings: TrainSettings, num_samples: int, accelerator: Accelerator
+) -> Checkpoint:
     """The state of all processes; every process must call it."""
-    random = {name: accelerator.gather(value[None].to(accelerator.device)) for name, value in _random_states(accelerator).items()}
+    random = {
+        name: accelerator.gather(value[None].to(accelerator.device))
+        for name, value in _random_states(accelerator).items()
+    }
     tensors: dict[str, Mapping[str, Tensor]] = {
         "model": state.module.state_dict(),
         "optimizer": pack_optimizer(state.optimizer),
@@ -109,7 +115,8 @@ def pack(state: TrainState, settings: TrainSettings, num_samples: int, accelerat
         "scaler": state.scaler.state_dict(),
         **pack_evaluation(state),
         "discriminators": {
-            name: {"step": found.step, "num_skipped_steps": found.num_skipped_steps} for name, found in state.discriminators.items()
+            name: {"step": found.step, "num_skipped_steps": found.num_skipped_steps}
+            for name, found in state.discriminators.items()
         },
         "settings": asdict(settings),
         "torch": torch.__version__,
@@ -119,7 +126,10 @@ def pack(state: TrainState, settings: TrainSettings, num_samples: int, accelerat
         values["num_average_updates"] = state.average.num_updates
     tensors |= {f"loss.{name}": module.state_dict() for name, module in state.loss_modules.items()}
     for name, found in state.discriminators.items():
-        tensors |= {f"discriminator.{name}": found.module.state_dict(), f"discriminator-optimizer.{name}": pack_optimizer(found.optimizer)}
+        tensors |= {
+            f"discriminator.{name}": found.module.state_dict(),
+            f"discriminator-optimizer.{name}": pack_optimizer(found.optimizer),
+        }
     return Checkpoint(state.step, tensors, values)
 
 
@@ -163,11 +173,18 @@ def read_together(read: Callable[[], Checkpoint | None]) -> Checkpoint | None:
     return Checkpoint(step, tensors, values)
 
 
-def restore(state: TrainState, checkpoint: Checkpoint, settings: TrainSettings, num_samples: int, accelerator: Accelerator) -> list[str]:
-    """Lines about where the run goes on, and what differs from it so far; the state is then the checkpoint's.
+def restore(
+    state: TrainState,
+    checkpoint: Checkpoint,
+    settings: TrainSettings,
+    num_samples: int,
+    accelerator: Accelerator,
+) -> list[str]:
+    """Lines about where the run goes on, and what differs from it so far; the state is then the
+    checkpoint's.
 
-    With another batch size, seed, number of samples or number of processes the order of the data is another one, and the run goes on with
-    the next epoch.
+    With another batch size, seed, number of samples or number of processes the order of the data is
+    another one, and the run goes on with the next epoch.
 
     Raises:
         TrainingError: the checkpoint is of another model, or of other losses.
@@ -176,7 +193,10 @@ def restore(state: TrainState, checkpoint: Checkpoint, settings: TrainSettings, 
     try:
         _restore_tensors(state, checkpoint)
     except (RuntimeError, KeyError, IndexError, ValueError) as error:
-        raise TrainingError(f"the output folder holds a run of another model; give another output.path, or that model. {error}") from error
+        raise TrainingError(
+            "the output folder holds a run of another model; give another output.path, or that"
+            f" model. {error}"
+        ) from error
     if values["scaler"] and state.scaler.is_enabled():
         state.scaler.load_state_dict(values["scaler"])
     state.step, state.num_skipped_steps = checkpoint.step, values["num_skipped_steps"]
@@ -194,9 +214,16 @@ def restore(state: TrainState, checkpoint: Checkpoint, settings: TrainSettings, 
         return notes
     before, most = values["data"], max(number for number, *_ in values["positions"])
     # The next epoch that isn't begun; positions were once pairs of epoch and batch.
-    epoch = math.ceil(most * before["num_processes"] / before["num_samples"]) if "version" in before else most + 1
+    epoch = (
+        math.ceil(most * before["num_processes"] / before["num_samples"])
+        if "version" in before
+        else most + 1
+    )
     state.position = Order(num_samples, batches_of(settings, accelerator)).start_of(epoch)
-    torch.manual_seed(settings.seed + 1_000_003 * (state.step * accelerator.num_processes + accelerator.process_index))
+    torch.manual_seed(
+        settings.seed
+        + 1_000_003 * (state.step * accelerator.num_processes + accelerator.process_index)
+    )
     return [*notes, f"the data comes in another order than before; going on with epoch {epoch}"]
 
 
@@ -205,7 +232,9 @@ def _restore_tensors(state: TrainState, checkpoint: Checkpoint) -> None:
     state.module.load_state_dict(dict(tensors["model"]))
     unpack_optimizer(state.optimizer, tensors["optimizer"])
     if state.average is not None:
-        state.average.load(tensors.get("average", tensors["model"]), values.get("num_average_updates", 0))
+        state.average.load(
+            tensors.get("average", tensors["model"]), values.get("num_average_updates", 0)
+        )
     for name, module in state.loss_modules.items():
         module.load_state_dict(dict(tensors[f"loss.{name}"]))
     for name, found in state.discriminators.items():
@@ -218,10 +247,19 @@ def _restore_tensors(state: TrainState, checkpoint: Checkpoint) -> None:
 def batches_of(settings: TrainSettings, accelerator: Accelerator) -> BatchSettings:
     """What this process reads."""
     rank, world_size = accelerator.process_index, accelerator.num_processes
-    return BatchSettings(settings.batch_size, settings.seed, rank, world_size, settings.on_bad_sample, settings.max_bad)
+    return BatchSettings(
+        settings.batch_size,
+        settings.seed,
+        rank,
+        world_size,
+        settings.on_bad_sample,
+        settings.max_bad,
+    )
 
 
-def _data_order(settings: TrainSettings, num_samples: int, accelerator: Accelerator) -> dict[str, int]:
+def _data_order(
+    settings: TrainSettings, num_samples: int, accelerator: Accelerator
+) -> dict[str, int]:
     return {
         "version": ORDER_VERSION,
         "num_samples": num_samples,
@@ -237,10 +275,13 @@ def _random_states(accelerator: Accelerator) -> dict[str, Tensor]:
 
 
 def _restore_random(states: Mapping[str, Tensor], accelerator: Accelerator) -> None:
-    # cloned, since torch reads a state from the start of its storage, which is another process's row
+    # cloned, since torch reads a state from the start of its storage, which is another process's
+    # row
     for device in ("cpu", accelerator.device):
         if kind_of(device) in states:
-            set_random_state(device, states[kind_of(device)][accelerator.process_index].cpu().clone())
+            set_random_state(
+                device, states[kind_of(device)][accelerator.process_index].cpu().clone()
+            )
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -20,7 +20,8 @@ from latentkit.training.settings import WeightedLoss
 
 
 class TrainingLog:
-    """Averages what steps saw, appends it to log.jsonl, hands it to trackers, and prints progress to stderr; in the first process only.
+    """Averages what steps saw, appends it to log.jsonl, hands it to trackers, and prints progress
+    to stderr; in the first process only.
 
     Args:
         path: of log.jsonl.
@@ -29,8 +30,15 @@ class TrainingLog:
         losses: of the run.
     """
 
-    def __init__(self, path: Path, num_steps: int, accelerator: Accelerator, losses: Sequence[WeightedLoss]) -> None:
-        self._path, self._num_steps, self._accelerator, self._losses = path, num_steps, accelerator, losses
+    def __init__(
+        self, path: Path, num_steps: int, accelerator: Accelerator, losses: Sequence[WeightedLoss]
+    ) -> None:
+        self._path, self._num_steps, self._accelerator, self._losses = (
+            path,
+            num_steps,
+            accelerator,
+            losses,
+        )
         self._progress: Progress | None = None
         self._described = False
         self._clear()
@@ -51,8 +59,12 @@ class TrainingLog:
         """
         if self._accelerator.log_with:
             texts = {name: str(value) for name, value in settings.items()}
-            self._accelerator.init_trackers(self._path.parent.name, texts, {"tensorboard": {"purge_step": step + 1}})
-        self._progress = Progress(self._num_steps, "steps", self._accelerator.is_main_process, before=step)
+            self._accelerator.init_trackers(
+                self._path.parent.name, texts, {"tensorboard": {"purge_step": step + 1}}
+            )
+        self._progress = Progress(
+            self._num_steps, "steps", self._accelerator.is_main_process, before=step
+        )
         self._num_samples = 0.0
         self._clear()
         self._sums |= {name: (total, count) for name, (total, count) in (sums or {}).items()}
@@ -76,8 +88,9 @@ class TrainingLog:
         """Count a step in.
 
         Args:
-            values: averages over the step: "loss", "losses.NAME" (unweighted) with "weighted.NAME", "kl_nats" of a sample, "num_values" of
-                one and "num_latent_values" of its posterior, and what else the log should have; "num_samples" counts those of the step.
+            values: averages over the step: "loss", "losses.NAME" (unweighted) with "weighted.NAME",
+                "kl_nats" of a sample, "num_values" of one and "num_latent_values" of its posterior,
+                and what else the log should have; "num_samples" counts those of the step.
         """
         for name, value in values.items():
             if math.isfinite(value):  # a loss of weight 0 may be anything
@@ -85,8 +98,12 @@ class TrainingLog:
                 self._sums[name] = total + value, count + 1
         if not self._described:
             self._described = True
-            fixed = [(loss.name, loss.loss, loss.weight) for loss in self._losses if not loss.adaptive]
-            for line in describe_kl(fixed, round(values["num_values"]), round(values.get("num_latent_values", 0))):
+            fixed = [
+                (loss.name, loss.loss, loss.weight) for loss in self._losses if not loss.adaptive
+            ]
+            for line in describe_kl(
+                fixed, round(values["num_values"]), round(values.get("num_latent_values", 0))
+            ):
                 self.note(line)
         self._show(values)
 
@@ -96,19 +113,32 @@ class TrainingLog:
         Raises:
             TrainingError: the file can't be written.
         """
-        record = {"step": step, "epoch": epoch, "num_skipped_steps": num_skipped_steps, **self._averages()}
+        record = {
+            "step": step,
+            "epoch": epoch,
+            "num_skipped_steps": num_skipped_steps,
+            **self._averages(),
+        }
         self._append(record)
         self._clear()
         if step == self._num_steps:
             self.note(f"step {step}/{self._num_steps}  loss {record['loss']:.5f}")
 
     def write_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append an evaluation, {"step", "metrics"}, and print it; a metric that isn't finite is null.
+        """Append an evaluation, {"step", "metrics"}, and print it; a metric that isn't finite is
+        null.
 
         Raises:
             TrainingError: the file can't be written.
         """
-        self._append({"step": step, "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()}})
+        self._append(
+            {
+                "step": step,
+                "metrics": {
+                    name: value if math.isfinite(value) else None for name, value in metrics.items()
+                },
+            }
+        )
         when = f"step {step}/{self._num_steps}" if step else "before the first step"
         self.note(f"{when}  " + "  ".join(f"{name} {value:.5g}" for name, value in metrics.items()))
 
@@ -135,15 +165,21 @@ class TrainingLog:
             with open(self._path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record, allow_nan=False) + "\n")
         except OSError as error:
-            raise TrainingError(f"{self._path} can't be written: {error.strerror}; the run goes on from its last checkpoint") from error
-        self._accelerator.log({name: value for name, value in _flat(record) if name != "step"}, step=record["step"])
+            raise TrainingError(
+                f"{self._path} can't be written: {error.strerror}; the run goes on from its last"
+                " checkpoint"
+            ) from error
+        self._accelerator.log(
+            {name: value for name, value in _flat(record) if name != "step"}, step=record["step"]
+        )
 
     def _clear(self) -> None:
         self._sums: dict[str, tuple[float, int]] = {}
         self._cleared = time.monotonic()
 
     def _averages(self) -> dict[str, Any]:
-        """Means over the steps in which there was such a value: a loss doesn't count in every step."""
+        """Means over the steps in which there was such a value: a loss doesn't count in every step.
+        """
         seconds = max(time.monotonic() - self._cleared, 1e-9)
         means = {name: total / count for name, (total, count) in self._sums.items()}
         num_samples = self._sums["num_samples"][0]
@@ -183,7 +219,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, fl
 
 
 def _drop_later(path: Path, step: int, evaluated: int) -> None:
-    """Keep lines of steps up to `step`, of evaluations up to `evaluated`; none cut off by a kill."""
+    """Keep lines of steps up to `step`, of evaluations up to `evaluated`; none cut off by a kill.
+    """
     if not path.exists():
         return
     kept = []

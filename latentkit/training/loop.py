@@ -1,20 +1,21 @@
 """The training loop: built objects in, the folder of a trained model out.
 
-Read `train` first, then `training_step.take_step`. Weights stay float32; the forward pass runs under autocast, losses outside it in
-float32. A run that was killed goes on from its newest checkpoint and ends, on a CPU, with the same weights bit for bit.
+Read `train` first, then `training_step.take_step`. Weights stay float32; the forward pass runs
+under autocast, losses outside it in float32. A run that was killed goes on from its newest
+checkpoint and ends, on a CPU, with the same weights bit for bit.
 
     model/, model-last/   the best step's weights where evaluations say which is the best, and the
                           last step's; else model/ alone, of the last step; averaged weights where
                           there are any, with measured statistics
     checkpoints/          see `checkpoint`
     log.jsonl             averages of steps, and metrics, of which step 0 has those before training
-    result.json           steps, metrics and files of each model; samples that the first process left
+    result.json           steps, metrics and files of each model; samples that the first process
+    left
                           out since it last began, and why
 
 An error and a signal (SIGTERM, Ctrl-C) end a run with a checkpoint of its newest whole step. An
-error in one of several processes loses the steps since the newest checkpoint: each has random numbers
-and a place in the data of its own.
-"""
+error in one of several processes loses the steps since the newest checkpoint: each has random
+numbers and a place in the data of its own."""
 
 from __future__ import annotations
 
@@ -34,15 +35,36 @@ from latentkit.runtime.numerics import many_graphs
 from latentkit.runtime.processes import run_on_first
 from latentkit.training.batches import BadSamples, Batch, FreshViews, Order, Prepare, read_batches
 from latentkit.training.checkpoint import Checkpoint, list_checkpoints, read_newest, step_of
-from latentkit.training.checkpoint_contents import Best, TrainState, batches_of, read_together, remember, restore
+from latentkit.training.checkpoint_contents import (
+    Best,
+    TrainState,
+    batches_of,
+    read_together,
+    remember,
+    restore,
+)
 from latentkit.training.log import TrainingLog
 from latentkit.training.result import finish, finished_steps
-from latentkit.training.settings import OptimizerSettings, TrainEvaluation, TrainSettings, WeightedLoss, WeightSchedule
+from latentkit.training.settings import (
+    OptimizerSettings,
+    TrainEvaluation,
+    TrainSettings,
+    WeightedLoss,
+    WeightSchedule,
+)
 from latentkit.training.shared_state import Run, Saver
 from latentkit.training.start import check, open_accelerator, rehearse, start
 from latentkit.training.step import copy_buffers, put_back, take_step
 
-__all__ = ["OptimizerSettings", "TrainEvaluation", "TrainResult", "TrainSettings", "WeightSchedule", "WeightedLoss", "train"]
+__all__ = [
+    "OptimizerSettings",
+    "TrainEvaluation",
+    "TrainResult",
+    "TrainSettings",
+    "WeightSchedule",
+    "WeightedLoss",
+    "train",
+]
 
 
 @dataclass(frozen=True)
@@ -76,12 +98,14 @@ def train(
     evaluate: TrainEvaluation | None = None,
     device: str = "auto",
 ) -> TrainResult:
-    """Train `model` on `source`; again with the same folder goes on from the newest whole checkpoint, or does nothing when all is done.
+    """Train `model` on `source`; again with the same folder goes on from the newest whole
+    checkpoint, or does nothing when all is done.
 
     Args:
         model: its weights are changed in place; at the end they are the result's.
         source: read by position, in an order drawn anew each epoch.
-        prepare: a modality, which gives one view of each sample, all of one shape; several, of which each batch draws one; or a `Prepare`.
+        prepare: a modality, which gives one view of each sample, all of one shape; several, of
+            which each batch draws one; or a `Prepare`.
         losses, settings: their weighted sum is what training makes small; every number.
         folder: gets what this module's docstring lists.
         evaluate: measures the model before the first step and now and then.
@@ -103,8 +127,15 @@ def train(
     order = Order(len(source), shares)  # too few samples are refused before the model is touched
     run = start(model, losses, settings, accelerator, log)
     saver = _begin(run, newest, folder / "checkpoints", len(source), evaluate)
-    with contextlib.closing(log), run.stop.watching(), _explain_memory(run.state), many_graphs(settings.compile):
-        with contextlib.closing(read_batches(source, views, shares, run.state.position, bad)) as batches:
+    with (
+        contextlib.closing(log),
+        run.stop.watching(),
+        _explain_memory(run.state),
+        many_graphs(settings.compile),
+    ):
+        with contextlib.closing(
+            read_batches(source, views, shares, run.state.position, bad)
+        ) as batches:
             _train_steps(run, rehearse(run, batches), saver, order, evaluate)
         finish(run, model, source, views, folder, _left_out(source, bad))
     path, state = folder / "model", run.state
@@ -125,7 +156,10 @@ def _find_newest(folder: Path, log: TrainingLog) -> Checkpoint | None:
     """
     newest = read_newest(folder / "checkpoints", log.note)
     if newest is None and (folder / "model").exists():
-        raise TrainingError(f"{folder / 'model'} is there, but no checkpoint that it came from; give another output.path, or move it away")
+        raise TrainingError(
+            f"{folder / 'model'} is there, but no checkpoint that it came from; give another"
+            " output.path, or move it away"
+        )
     return newest
 
 
@@ -155,7 +189,10 @@ def _begin(
         state.best = None
     kept = run_on_first(lambda: [step_of(path) for path in list_checkpoints(folder)])
     if state.best is not None and state.best.step not in kept:
-        log.note(f"the checkpoint of the best step, {state.best.step}, is gone: the best is looked for from here on")
+        log.note(
+            f"the checkpoint of the best step, {state.best.step}, is gone: the best is looked for"
+            " from here on"
+        )
         state.best = None
     log.begin(
         state.step,
@@ -300,7 +337,9 @@ def _agree(run: Run, best: str, metrics: Mapping[str, float]) -> float:
 
 
 def _raise_together(failure: Exception | None, device: torch.device) -> None:
-    """Raise the first process's failure, in all: the others would wait for it at the next checkpoint."""
+    """Raise the first process's failure, in all: the others would wait for it at the next
+    checkpoint.
+    """
     if float(broadcast(torch.tensor(float(failure is not None), device=device))):
         raise failure or TrainingError("the first process could not measure the model; it says why")
 
@@ -314,9 +353,10 @@ def _explain_memory(state: TrainState) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise TrainingError(
-            f"out of memory after step {state.step}: {str(error).splitlines()[0] if str(error) else type(error).__name__}. "
-            "Lower batch_size and raise accumulate by as much, which trains the same; or set gradient_checkpointing: true; or prepare "
-            "smaller samples (modality.with.size)"
+            f"out of memory after step {state.step}:"
+            f" {str(error).splitlines()[0] if str(error) else type(error).__name__}. Lower"
+            " batch_size and raise accumulate by as much, which trains the same; or set"
+            " gradient_checkpointing: true; or prepare smaller samples (modality.with.size)"
         ) from error
 
 
@@ -325,8 +365,13 @@ def _diverged(step: int, skipped: Sequence[str], count: int, checkpoints: Path) 
     good = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
     if kept and step_of(kept[-1]) == step:  # no step was finite since
         good = f"nothing was finite since the checkpoint {kept[-1]}"
-        good += f"; the last good one may be {kept[-2]}: move the newer away to go on from there" if kept[1:] else ""
+        good += (
+            f"; the last good one may be {kept[-2]}: move the newer away to go on from there"
+            if kept[1:]
+            else ""
+        )
     return (
-        f"loss or gradient of {' and '.join(skipped)} were not finite {count} times running after step {step}; {good}. "
-        "Lower optimizer.lr, set optimizer.clip or precision: float32, then run again"
+        f"loss or gradient of {' and '.join(skipped)} were not finite {count} times running after"
+        f" step {step}; {good}. Lower optimizer.lr, set optimizer.clip or precision: float32, then"
+        " run again"
     )

@@ -1,8 +1,8 @@
 """The result of a training run: its models, with statistics of their latents, and result.json.
 
-What a model's own config has room for is put there (`TakesStatistics`); all that was measured is in `latent_statistics.json` beside it,
-whatever the model. Nothing reads that file back, and no fingerprint depends on it.
-"""
+What a model's own config has room for is put there (`TakesStatistics`); all that was measured is in
+`latent_statistics.json` beside it, whatever the model. Nothing reads that file back, and no
+fingerprint depends on it."""
 
 from __future__ import annotations
 
@@ -58,10 +58,15 @@ class LatentStatistics:
     mode: ChannelStatistics | None
 
     def as_json(self) -> dict[str, Any]:
-        """For `latent_statistics.json`; floats survive exactly. "num_values" is per channel: latents times positions."""
+        """For `latent_statistics.json`; floats survive exactly.
+
+        "num_values" is per channel: latents times positions.
+        """
         measured = {"sample": self.sample, "mode": self.mode}
         summaries = {name: piece.summary() for name, piece in measured.items() if piece is not None}
-        per_channel = {name: {"mean": found["mean"], "std": found["std"]} for name, found in summaries.items()}
+        per_channel = {
+            name: {"mean": found["mean"], "std": found["std"]} for name, found in summaries.items()
+        }
         return {"num_latents": self.num_latents, "num_values": self.sample.count, **per_channel}
 
 
@@ -70,12 +75,17 @@ class TakesStatistics(Protocol):
     """A `Trainable` whose config holds statistics of its latents."""
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Take mean and standard deviation of a draw of raw latents per channel, (C,) float64, into what `save` writes."""
+        """Take mean and standard deviation of a draw of raw latents per channel, (C,) float64, into
+        what `save` writes.
+        """
         ...
 
 
-def measure_latents(module: nn.Module, batches: Iterable[Batch], num_batches: int, seed: int) -> LatentStatistics:
-    """Statistics of the latents of one pass over the data, or more until 10,000 vectors; latents that aren't finite are left out.
+def measure_latents(
+    module: nn.Module, batches: Iterable[Batch], num_batches: int, seed: int
+) -> LatentStatistics:
+    """Statistics of the latents of one pass over the data, or more until 10,000 vectors; latents
+    that aren't finite are left out.
 
     Args:
         module: gives `Reconstruction.latents`, raw, and `Reconstruction.moments`.
@@ -106,7 +116,10 @@ def measure_latents(module: nn.Module, batches: Iterable[Batch], num_batches: in
             num_vectors += samples[-1].count
     sample = merge(samples)
     if sample is None:
-        raise TrainingError("no latent of the training data is finite, so the model is of no use; train again with a lower optimizer.lr")
+        raise TrainingError(
+            "no latent of the training data is finite, so the model is of no use; train again with"
+            " a lower optimizer.lr"
+        )
     return LatentStatistics(num_latents, sample, merge(modes))
 
 
@@ -124,17 +137,24 @@ def save_result(model: Trainable, statistics: LatentStatistics | None, target: P
     """
     if statistics is not None and isinstance(model, TakesStatistics):
         summary = statistics.sample.summary()
-        model.set_statistics(torch.tensor(summary["mean"], dtype=torch.float64), torch.tensor(summary["std"], dtype=torch.float64))
+        model.set_statistics(
+            torch.tensor(summary["mean"], dtype=torch.float64),
+            torch.tensor(summary["std"], dtype=torch.float64),
+        )
     aside = target.with_name(f".{target.name}.part")
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         model.save(aside)
         if statistics is not None:
-            (aside / STATISTICS_FILE).write_text(json.dumps(statistics.as_json(), indent=1) + "\n", encoding="utf-8")
+            (aside / STATISTICS_FILE).write_text(
+                json.dumps(statistics.as_json(), indent=1) + "\n", encoding="utf-8"
+            )
         replace_folder(aside, target)
     except OSError as error:
-        raise TrainingError(f"{target} can't be written: {error}; run again to write it from the last checkpoint") from error
+        raise TrainingError(
+            f"{target} can't be written: {error}; run again to write it from the last checkpoint"
+        ) from error
 
 
 # ---------------------------------------------------------------- the end of a run
@@ -206,7 +226,8 @@ def _load_best(run: Run, checkpoints: Path) -> dict[str, Tensor]:
 
 
 def _measure_step(run: Run, source: Source, prepare: Prepare, step: int) -> LatentStatistics | None:
-    """Return statistics of the latents of the training data; None where the encoder is as it was."""
+    """Return statistics of the latents of the training data; None where the encoder is as it was.
+    """
     if run.settings.train == "decoder" or step == 0:
         return None
     shares = BatchSettings(run.settings.batch_size, run.settings.seed, max_bad=run.settings.max_bad)

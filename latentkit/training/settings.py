@@ -67,9 +67,11 @@ class WeightedLoss:
         loss: gives (N,), unweighted, per input value.
         weight: factor in the sum.
         role: `LossSpec.role`.
-        adaptive: multiply the weight by the ratio of the reconstruction losses' gradient to its own, at the layer that both reach last.
+        adaptive: multiply the weight by the ratio of the reconstruction losses' gradient to its
+            own, at the layer that both reach last.
         schedule: when it counts.
-        optimizer: of its discriminator; None: the model's settings. Only losses with a discriminator have one.
+        optimizer: of its discriminator; None: the model's settings. Only losses with a
+            discriminator have one.
     """
 
     name: str
@@ -88,8 +90,9 @@ class TrainEvaluation:
     Args:
         every: optimizer steps from one evaluation to the next; there is one before the first step
             and one after the last too.
-        measure: called in every process with the bare module (averaged weights where there are any, eval mode, no gradients) and the
-            number of steps done; gives metrics by name, of which those of the first process count. Random numbers it draws are not missed.
+        measure: called in every process with the bare module (averaged weights where there are any,
+            eval mode, no gradients) and the number of steps done; gives metrics by name, of which
+            those of the first process count. Random numbers it draws are not missed.
         best: metric by which one evaluated step is the best: its checkpoint is kept, and the model
             is of it; None: of the last step.
         higher_is_better: of that metric.
@@ -113,14 +116,16 @@ class TrainSettings:
         optimizer: of the model.
         train: which half of the model is trained.
         ema_decay: share of the weights' moving average that one step keeps; None: no average.
-        checkpoint_every: optimiser steps from one checkpoint to the next; the last step has one too.
+        checkpoint_every: optimiser steps from one checkpoint to the next; the last step has one
+            too.
         keep: newest checkpoints that are kept.
         log_every: optimiser steps that a line of the log averages over.
         trackers: names of trackers of Accelerate's that get what the log gets.
         on_bad_sample: what happens at a sample that can't be used.
         max_bad: share of bad samples above which the run fails, when they are more than 10.
         max_bad_steps: steps in a row whose loss or gradient isn't finite, after which the run ends.
-        gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
+        gradient_checkpointing: compute activations again in the backward pass instead of keeping
+            them.
         compile: compile the model.
         seed: of every random draw.
     """
@@ -145,7 +150,9 @@ class TrainSettings:
 
 
 def learning_rate(settings: OptimizerSettings, step: int, num_steps: int) -> float:
-    """Learning rate of the step that follows `step` done ones: risen over the warm-up, then along the schedule to 0 at `num_steps`."""
+    """Learning rate of the step that follows `step` done ones: risen over the warm-up, then along
+    the schedule to 0 at `num_steps`.
+    """
     if step < settings.warmup:
         return settings.lr * (step + 1) / settings.warmup
     if settings.schedule == "constant":
@@ -154,22 +161,3 @@ def learning_rate(settings: OptimizerSettings, step: int, num_steps: int) -> flo
     if settings.schedule == "linear":
         return settings.lr * (1 - progress)
     return settings.lr * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def describe_gap(spans: Sequence[tuple[int, int | None]], num_steps: int) -> str:
-    """Which steps of a run are in none of the spans, the first such row of them; "" where each step is in one.
-
-    Args:
-        spans: of each reconstruction loss that has a weight, not an adaptive one: first step, and the one after the last; None: to the end.
-        num_steps: of the run.
-    """
-    step = 0
-    for start, until in sorted(spans, key=lambda span: span[0]):
-        if start > step:
-            break
-        step = max(step, num_steps if until is None else until)
-    if step >= num_steps:
-        return ""
-    end = min([num_steps, *(start for start, _ in spans if start > step)])
-    wanted = "training needs a reconstruction loss with a weight, such as l1 or mse, that isn't adaptive"
-    return f"losses: none counts in steps {step + 1} to {end}; {wanted}"

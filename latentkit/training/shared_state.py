@@ -52,7 +52,9 @@ class Run:
         return Reconstruction(
             output=found.output.float(),
             latents=found.latents.float(),
-            moments=None if moments is None else Moments(moments.mean.float(), moments.logvar.float()),
+            moments=(
+                None if moments is None else Moments(moments.mean.float(), moments.logvar.float())
+            ),
             extra_losses={name: value.float() for name, value in found.extra_losses.items()},
         )
 
@@ -74,7 +76,9 @@ class Run:
         """
         decode = getattr(self.state.module, "decode", None)
         if decode is None:
-            raise TrainingError("this run decodes latents, but the model's module has no method decode")
+            raise TrainingError(
+                "this run decodes latents, but the model's module has no method decode"
+            )
         with self._autocast():
             decoded: Tensor = decode(latents)
         return decoded.float()

@@ -1,9 +1,10 @@
-"""One optimiser step: the model on every loss, and each discriminator on the same batches, its inputs detached.
+"""One optimiser step: the model on every loss, and each discriminator on the same batches, its
+inputs detached.
 
-The two never mix: a discriminator's weights are frozen in the model's pass, so that no gradient is left in them, and it sees
-reconstructions that are cut off from the model. Before a loss counts, nothing of it is computed. Discriminators and losses compute in
-float32, also under fp16: only the model's loss is scaled, and a discriminator needs no scaler of its own.
-"""
+The two never mix: a discriminator's weights are frozen in the model's pass, so that no gradient is
+left in them, and it sees reconstructions that are cut off from the model. Before a loss counts,
+nothing of it is computed. Discriminators and losses compute in float32, also under fp16: only the
+model's loss is scaled, and a discriminator needs no scaler of its own."""
 
 from __future__ import annotations
 
@@ -33,13 +34,18 @@ Values = dict[str, Tensor]
 
 
 def take_step(run: Run, batches: Iterator[Batch]) -> tuple[dict[str, float] | None, list[str]]:
-    """What one optimiser step saw, averaged over its passes and processes; None when the model's step was skipped.
+    """What one optimiser step saw, averaged over its passes and processes; None when the model's
+    step was skipped.
 
-    The list names what was skipped, its loss or gradient not being finite: "the model", discriminators by their loss.
-    """
+    The list names what was skipped, its loss or gradient not being finite: "the model",
+    discriminators by their loss."""
     state, settings, accelerator = run.state, run.settings, run.accelerator
     losses = run.active_losses()
-    rivals = {loss.name: state.discriminators[loss.name] for loss in losses if loss.name in state.discriminators}
+    rivals = {
+        loss.name: state.discriminators[loss.name]
+        for loss in losses
+        if loss.name in state.discriminators
+    }
     seen: Values = {}
     buffers = copy_buffers([state.module, *state.loss_modules.values()])
     their_buffers = {name: copy_buffers([rival.module]) for name, rival in rivals.items()}
@@ -55,9 +61,13 @@ def take_step(run: Run, batches: Iterator[Batch]) -> tuple[dict[str, float] | No
     seen["grad_norm"] = _gather_model_gradients(run)
     for name, rival in rivals.items():
         average_gradients(rival.parameters)
-        seen[f"discriminators.{name}.grad_norm"] = nn.utils.clip_grad_norm_(rival.parameters, rival.settings.clip or math.inf)
+        seen[f"discriminators.{name}.grad_norm"] = nn.utils.clip_grad_norm_(
+            rival.parameters, rival.settings.clip or math.inf
+        )
     seen["stop"] = seen["grad_norm"].new_full((), float(run.stop.number))
-    means = accelerator.reduce(torch.stack([value.float() for value in seen.values()]), "mean").tolist()
+    means = accelerator.reduce(
+        torch.stack([value.float() for value in seen.values()]), "mean"
+    ).tolist()
     averages = dict(zip(seen, means, strict=True))
     run.stop.is_agreed = averages.pop("stop") > 0
     state.is_whole = False
@@ -77,7 +87,9 @@ def take_step(run: Run, batches: Iterator[Batch]) -> tuple[dict[str, float] | No
 
 
 def copy_buffers(modules: Iterable[nn.Module]) -> list[tuple[Tensor, Tensor]]:
-    """Each buffer, such as a running statistic, with a copy: passes change them, also those of a step that is then skipped."""
+    """Each buffer, such as a running statistic, with a copy: passes change them, also those of a
+    step that is then skipped.
+    """
     return [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
 
 
@@ -90,8 +102,11 @@ def put_back(buffers: Iterable[tuple[Tensor, Tensor]]) -> None:
 # ---------------------------------------------------------------- the model's pass
 
 
-def model_pass(run: Run, prepared: Batch, losses: Sequence[WeightedLoss]) -> tuple[LossBatch, Values]:
-    """Gradients of the weighted sum of `losses`, added to the model's; then the batch without its graph, and what the log wants.
+def model_pass(
+    run: Run, prepared: Batch, losses: Sequence[WeightedLoss]
+) -> tuple[LossBatch, Values]:
+    """Gradients of the weighted sum of `losses`, added to the model's; then the batch without its
+    graph, and what the log wants.
 
     Raises:
         EncoderError: the reconstruction has another shape than the input.
@@ -102,10 +117,14 @@ def model_pass(run: Run, prepared: Batch, losses: Sequence[WeightedLoss]) -> tup
     if prepared.moments is None:
         found = run.forward(inputs)
     else:
-        mean, logvar = prepared.moments.to(run.accelerator.device, torch.float32, non_blocking=True).chunk(2, dim=1)
+        mean, logvar = prepared.moments.to(
+            run.accelerator.device, torch.float32, non_blocking=True
+        ).chunk(2, dim=1)
         found = run.decode_moments(Moments(mean, logvar))
     if found.output.shape != inputs.shape:
-        raise EncoderError(f"the model gave {tuple(found.output.shape)} for an input of {tuple(inputs.shape)}")
+        raise EncoderError(
+            f"the model gave {tuple(found.output.shape)} for an input of {tuple(inputs.shape)}"
+        )
     batch = LossBatch(inputs, found, None, run.state.step, run.encode, run.decode)
     total, values = _weigh(run, batch, losses)
     torch.autograd.backward(run.state.scaler.scale(total / run.settings.accumulate))
@@ -135,7 +154,9 @@ def compute(loss: WeightedLoss, batch: LossBatch) -> Tensor:
 
 
 def to_device(inputs: Tensor, accelerator: Accelerator) -> Tensor:
-    """Return a batch on this process's device, in the memory format in which its convolutions are fast."""
+    """Return a batch on this process's device, in the memory format in which its convolutions are
+    fast.
+    """
     inputs = inputs.to(accelerator.device, non_blocking=True)
     return inputs.contiguous(memory_format=memory_format(accelerator.device, inputs.ndim))
 
@@ -143,13 +164,23 @@ def to_device(inputs: Tensor, accelerator: Accelerator) -> Tensor:
 def _weigh(run: Run, batch: LossBatch, losses: Sequence[WeightedLoss]) -> tuple[Tensor, Values]:
     """The weighted sum, a scalar, and what the log wants."""
     means = {loss.name: compute(loss, batch).mean() for loss in losses}
-    weighted = {loss.name: loss.weight * loss.schedule.factor(run.state.step) * means[loss.name] for loss in losses}
+    weighted = {
+        loss.name: loss.weight * loss.schedule.factor(run.state.step) * means[loss.name]
+        for loss in losses
+    }
     values: Values = {}
-    plain = [weighted[loss.name] for loss in losses if loss.role == "reconstruction" and not loss.adaptive]
+    plain = [
+        weighted[loss.name]
+        for loss in losses
+        if loss.role == "reconstruction" and not loss.adaptive
+    ]
     for loss in losses:
         if loss.adaptive and loss.weight:
             if not plain:
-                raise TrainingError(f"loss {loss.name!r} is adaptive, but no reconstruction loss counts in step {run.state.step + 1}")
+                raise TrainingError(
+                    f"loss {loss.name!r} is adaptive, but no reconstruction loss counts in step"
+                    f" {run.state.step + 1}"
+                )
             ratio = gradient_ratio(run, torch.stack(plain).sum(), means[loss.name], loss)
             weighted[loss.name] = weighted[loss.name] * ratio
             values[f"adaptive.{loss.name}"] = ratio
@@ -166,15 +197,23 @@ def _weigh(run: Run, batch: LossBatch, losses: Sequence[WeightedLoss]) -> tuple[
 def _check_shape(name: str, value: Tensor, batch: LossBatch) -> None:
     count = len(batch.inputs)
     if value.shape != (count,):
-        raise PluginError(f"loss {name!r}: expected one value a sample, shape ({count},), got {tuple(value.shape)}")
+        raise PluginError(
+            f"loss {name!r}: expected one value a sample, shape ({count},), got"
+            f" {tuple(value.shape)}"
+        )
     if value.device != batch.inputs.device:
-        raise PluginError(f"loss {name!r}: expected values on {batch.inputs.device}, where the batch is, got them on {value.device}")
+        raise PluginError(
+            f"loss {name!r}: expected values on {batch.inputs.device}, where the batch is, got them"
+            f" on {value.device}"
+        )
 
 
 # ---------------------------------------------------------------- a discriminator's pass
 
 
-def discriminator_pass(run: Run, loss: WeightedLoss, rival: Discriminator, batch: LossBatch) -> Values:
+def discriminator_pass(
+    run: Run, loss: WeightedLoss, rival: Discriminator, batch: LossBatch
+) -> Values:
     """Gradients of the discriminator's own loss, added to its own; the model gets none.
 
     Args:
@@ -196,9 +235,20 @@ def discriminator_pass(run: Run, loss: WeightedLoss, rival: Discriminator, batch
 
 def _detached(run: Run, batch: LossBatch) -> LossBatch:
     found = batch.reconstruction
-    moments = None if found.moments is None else Moments(found.moments.mean.detach(), found.moments.logvar.detach())
+    moments = (
+        None
+        if found.moments is None
+        else Moments(found.moments.mean.detach(), found.moments.logvar.detach())
+    )
     cut = Reconstruction(found.output.detach(), found.latents.detach(), moments)
-    return LossBatch(batch.inputs, cut, batch.mask, batch.step, torch.no_grad()(run.encode), torch.no_grad()(run.decode))
+    return LossBatch(
+        batch.inputs,
+        cut,
+        batch.mask,
+        batch.step,
+        torch.no_grad()(run.encode),
+        torch.no_grad()(run.decode),
+    )
 
 
 def _require_gradients(parameters: Iterable[nn.Parameter], wanted: bool) -> None:
@@ -210,12 +260,15 @@ def _require_gradients(parameters: Iterable[nn.Parameter], wanted: bool) -> None
 
 
 def _gather_model_gradients(run: Run) -> Tensor:
-    """The norm of all gradients, the model's and those of losses' own weights, before it is clipped.
+    """The norm of all gradients, the model's and those of losses' own weights, before it is
+    clipped.
 
     They are averaged here, after all passes and without a wrapper around the model: whatever passes
     there were, and whichever weights each of them reached.
     """
-    trained = [parameter for group in run.state.optimizer.param_groups for parameter in group["params"]]
+    trained = [
+        parameter for group in run.state.optimizer.param_groups for parameter in group["params"]
+    ]
     average_gradients(trained)
     run.state.scaler.unscale_(run.state.optimizer)
     return nn.utils.clip_grad_norm_(trained, run.settings.optimizer.clip or math.inf)
@@ -258,12 +311,18 @@ def _note_unreached(run: Run) -> None:
         )
 
 
-def _step_discriminator(rival: Discriminator, name: str, averages: dict[str, float], wanted: bool) -> bool:
-    """Whether the discriminator's step was taken: the model's is (`wanted`), and its own loss and gradient are finite."""
+def _step_discriminator(
+    rival: Discriminator, name: str, averages: dict[str, float], wanted: bool
+) -> bool:
+    """Whether the discriminator's step was taken: the model's is (`wanted`), and its own loss and
+    gradient are finite.
+    """
     names = [f"discriminators.{name}.loss", f"discriminators.{name}.grad_norm"]
     taken = wanted and all(math.isfinite(averages[part]) for part in names)
     if taken:
-        averages[f"discriminators.{name}.lr"] = rate = learning_rate(rival.settings, rival.step, rival.num_steps)
+        averages[f"discriminators.{name}.lr"] = rate = learning_rate(
+            rival.settings, rival.step, rival.num_steps
+        )
         _set_rate(rival.optimizer, rate)
         rival.optimizer.step()
         rival.step += 1

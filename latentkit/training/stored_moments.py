@@ -1,4 +1,6 @@
-"""Training a decoder from a latent dataset: its moments stand for the encoder, which then never runs."""
+"""Training a decoder from a latent dataset: its moments stand for the encoder, which then never
+runs.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +33,21 @@ class StoredMoments:
         folder = open_folder(path)
         document = read_dataset(folder)
         if not open_dataset(path).has_moments:
-            raise TrainingError(f"latents: {folder} holds no moments (store: {document['store']}); encode with store: moments")
+            raise TrainingError(
+                f"latents: {folder} holds no moments (store: {document['store']}); encode with"
+                " store: moments"
+            )
         index = read_index(folder, document, ["key", "view", "status", "content"]).to_pylist()
         good = [row for row in index if row["status"] == "ok"]
         self._contents: dict[str, str] = {row["key"]: row["content"] for row in good}
-        self._datasets = {view: open_dataset(path, "moments", [view]) for view in sorted({row["view"] for row in good})}
-        self._rows = {view: {key: row for row, key in enumerate(dataset.keys)} for view, dataset in self._datasets.items()}
+        self._datasets = {
+            view: open_dataset(path, "moments", [view])
+            for view in sorted({row["view"] for row in good})
+        }
+        self._rows = {
+            view: {key: row for row, key in enumerate(dataset.keys)}
+            for view, dataset in self._datasets.items()
+        }
 
     def __call__(self, sample: Sample, place: Place) -> list[Example]:
         """Every view that has moments; what the modality draws is what it drew for the dataset.
@@ -55,5 +66,7 @@ class StoredMoments:
             row = self._rows.get(view.view, {}).get(sample.key)
             if row is not None and isinstance(view.tensor, Tensor):
                 moments = self._datasets[view.view].moments(row)
-                examples.append(Example(view.tensor, torch.cat([moments["mean"], moments["logvar"]]).float()))
+                examples.append(
+                    Example(view.tensor, torch.cat([moments["mean"], moments["logvar"]]).float())
+                )
         return examples

@@ -1,4 +1,6 @@
-"""A random share of a latent dataset encoded again and compared value by value: what no hash can tell."""
+"""A random share of a latent dataset encoded again and compared value by value: what no hash can
+tell.
+"""
 
 from __future__ import annotations
 
@@ -32,16 +34,21 @@ SHARE = 0.01
 
 TOLERANCE = {"float32": 0.01}
 OTHER_TOLERANCE = 0.1
-"""Root mean square difference of a row, in standard deviations of its channel, that other hardware or thread counts explain, by the
-dtype that the encoder computes in; another model or picture is above 1."""
+"""Root mean square difference of a row, in standard deviations of its channel, that other hardware
+or thread counts explain, by the dtype that the encoder computes in; another model or picture is
+above 1."""
 
 COMPARED_ROWS = 256
 
 
-def compare_values(found: Verification, seed: int | None = None, device: str = "auto") -> list[Finding]:
-    """A finding per unit that was compared: a remark where its values are the encoder's, damage where not.
+def compare_values(
+    found: Verification, seed: int | None = None, device: str = "auto"
+) -> list[Finding]:
+    """A finding per unit that was compared: a remark where its values are the encoder's, damage
+    where not.
 
-    About 1 % of the sound units, at least one, are encoded again with the settings they were made with.
+    About 1 % of the sound units, at least one, are encoded again with the settings they were made
+    with.
 
     Args:
         seed: of the choice of units; None is another choice every time.
@@ -75,8 +82,15 @@ def _compare_description(found: Verification, encoder: Any) -> Iterator[Finding]
             ("normalization", described.normalization, encoder.normalization),
         ):
             if _plain(there) != _plain(now):
-                mend = f"`latentkit verify {in_shell(found.folder)} --deep --repair` writes it again"
-                yield Finding("dataset.json", "dataset.json", f"its {name} is not the encoder's: {there} there, {now} now", mend)
+                mend = (
+                    f"`latentkit verify {in_shell(found.folder)} --deep --repair` writes it again"
+                )
+                yield Finding(
+                    "dataset.json",
+                    "dataset.json",
+                    f"its {name} is not the encoder's: {there} there, {now} now",
+                    mend,
+                )
 
 
 def _plain(value: Any) -> Any:
@@ -86,7 +100,8 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Difference:
-    """Between a unit's values and those that the encoder gives now, in standard deviations of each value's channel.
+    """Between a unit's values and those that the encoder gives now, in standard deviations of each
+    value's channel.
 
     Args:
         num_rows: rows that were compared.
@@ -107,13 +122,23 @@ def _judge(found: Verification, name: str, difference: Difference, tolerance: fl
     rows = f"{difference.num_rows} rows encoded again"
     if difference.num_other:
         rows += f" ({difference.num_other} more have other media by now)"
-    largest = f"differ by up to {difference.largest:.2g} standard deviations of their channel, by {difference.row_rms:.2g} over a row"
-    mend = f"`latentkit verify {in_shell(found.folder)} --deep --repair` puts in what the encoder gives"
+    largest = (
+        f"differ by up to {difference.largest:.2g} standard deviations of their channel, by"
+        f" {difference.row_rms:.2g} over a row"
+    )
+    mend = (
+        f"`latentkit verify {in_shell(found.folder)} --deep --repair` puts in what the encoder"
+        " gives"
+    )
     if difference.problem:
         return Finding("unit", unit_name(name), f"{rows}: {difference.problem}", mend)
     if difference.row_rms > tolerance:
         return Finding("unit", unit_name(name), f"{rows}: the values {largest}", mend)
-    same = "equal bit for bit" if difference.largest == 0 else f"the values {largest}, as on other hardware"
+    same = (
+        "equal bit for bit"
+        if difference.largest == 0
+        else f"the values {largest}, as on other hardware"
+    )
     return Finding("remark", unit_name(name), f"{rows}: {same}", "")
 
 
@@ -123,7 +148,10 @@ def _judge(found: Verification, name: str, difference: Difference, tolerance: fl
 def _compare_unit(found: Verification, again: LocalFolder, unit: ReadUnit) -> Difference:
     new = read_unit(again, unit.unit)
     ours, theirs = unit.rows, new.rows
-    if not ours.select(["view"]).equals(theirs.select(["view"])) or ours.num_rows != theirs.num_rows:
+    if (
+        not ours.select(["view"]).equals(theirs.select(["view"]))
+        or ours.num_rows != theirs.num_rows
+    ):
         return Difference(0, 0, 0.0, 0.0, "there are other samples or views in it")
     same = np.ones(ours.num_rows, np.bool_)
     for name in ("content", "position"):
@@ -133,30 +161,46 @@ def _compare_unit(found: Verification, again: LocalFolder, unit: ReadUnit) -> Di
     ours, theirs = ours.filter(pa.array(same)), theirs.filter(pa.array(same))
     for name in ("status", "bucket"):
         if not ours[name].equals(theirs[name]):
-            return Difference(ours.num_rows, num_other, 0.0, 0.0, f"the {name} of some of them is another")
-    stored, fresh = (folder.local_copy(unit_name(unit.unit.name)) for folder in (found.folder, again))
+            return Difference(
+                ours.num_rows, num_other, 0.0, 0.0, f"the {name} of some of them is another"
+            )
+    stored, fresh = (
+        folder.local_copy(unit_name(unit.unit.name)) for folder in (found.folder, again)
+    )
     largest = row_rms = 0.0
     with safe_open(stored, framework="pt") as first, safe_open(fresh, framework="pt") as second:
         for bucket in ours["bucket"].unique().drop_null().to_pylist():
             chosen = pc.fill_null(pc.equal(ours["bucket"], bucket), False)
-            rows = [torch.from_numpy(table.filter(chosen)["row"].to_numpy().copy()) for table in (ours, theirs)]
+            rows = [
+                torch.from_numpy(table.filter(chosen)["row"].to_numpy().copy())
+                for table in (ours, theirs)
+            ]
             for values, others in _blocks(bucket, first, second, rows):
                 one, rms = _difference(values, others, (found.document or {}).get("statistics"))
                 largest, row_rms = max(largest, one), max(row_rms, rms)
     return Difference(ours.num_rows, num_other, largest, row_rms)
 
 
-def _blocks(bucket: str, first: Any, second: Any, rows: Sequence[Tensor]) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
-    """The same rows of a bucket from both files, some at a time, ragged ones singly: tensors by name, (N, C, ...)."""
-    names = [name for name in first.keys() if name.startswith(f"{bucket}/")]  # noqa: SIM118  # a file, no mapping
-    ours, theirs = ({name.rpartition("/")[2]: file.get_tensor(name) for name in names} for file in (first, second))
+def _blocks(
+    bucket: str, first: Any, second: Any, rows: Sequence[Tensor]
+) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    """The same rows of a bucket from both files, some at a time, ragged ones singly: tensors by
+    name, (N, C, ...).
+    """
+    names = [name for name in first.keys() if name.startswith(f"{bucket}/")]  # a file, no mapping  # noqa: SIM118 (not a mapping)
+    ours, theirs = (
+        {name.rpartition("/")[2]: file.get_tensor(name) for name in names}
+        for file in (first, second)
+    )
     if any(name.endswith(OFFSETS) for name in ours):
         for one, other in zip(*(part.tolist() for part in rows), strict=True):
             yield _ragged_row(ours, one), _ragged_row(theirs, other)
         return
     for start in range(0, len(rows[0]), COMPARED_ROWS):
         one, other = (part[start : start + COMPARED_ROWS] for part in rows)
-        yield {name: tensor[one] for name, tensor in ours.items()}, {name: tensor[other] for name, tensor in theirs.items()}
+        yield {name: tensor[one] for name, tensor in ours.items()}, {
+            name: tensor[other] for name, tensor in theirs.items()
+        }
 
 
 def _ragged_row(tensors: Mapping[str, Tensor], row: int) -> dict[str, Tensor]:
@@ -172,11 +216,14 @@ def _ragged_row(tensors: Mapping[str, Tensor], row: int) -> dict[str, Tensor]:
     return found
 
 
-def _difference(stored: Mapping[str, Tensor], fresh: Mapping[str, Tensor], statistics: Mapping[str, Any] | None) -> tuple[float, float]:
-    """Largest difference of a value, and root mean square of the worst row, in standard deviations of the value's channel.
+def _difference(
+    stored: Mapping[str, Tensor], fresh: Mapping[str, Tensor], statistics: Mapping[str, Any] | None
+) -> tuple[float, float]:
+    """Largest difference of a value, and root mean square of the worst row, in standard deviations
+    of the value's channel.
 
-    Of moments, those of the means, and those that the logvars make to the standard deviation of a draw.
-    """
+    Of moments, those of the means, and those that the logvars make to the standard deviation of a
+    draw."""
     if all(torch.equal(stored[name], fresh[name]) for name in stored):
         return 0.0, 0.0
     name = next(name for name in stored if name != MASK and not name.endswith(quantise.SCALE))
@@ -194,11 +241,15 @@ def _difference(stored: Mapping[str, Tensor], fresh: Mapping[str, Tensor], stati
     if name == "moments":
         pairs += [((ours[:, channels:] / 2).exp(), (theirs[:, channels:] / 2).exp())]
     gaps = [((a - b) / std).abs().flatten(1) for a, b in pairs]
-    return max(float(gap.max()) for gap in gaps), max(float(gap.square().mean(dim=1).sqrt().max()) for gap in gaps)
+    return max(float(gap.max()) for gap in gaps), max(
+        float(gap.square().mean(dim=1).sqrt().max()) for gap in gaps
+    )
 
 
 def _as_float(tensors: Mapping[str, Tensor], name: str) -> Tensor:
     """(N, C, ...) float64."""
     if name + quantise.SCALE not in tensors:
         return tensors[name].double()
-    return torch.from_numpy(quantise.dequantise(tensors[name].numpy(), tensors[name + quantise.SCALE].numpy())).double()
+    return torch.from_numpy(
+        quantise.dequantise(tensors[name].numpy(), tensors[name + quantise.SCALE].numpy())
+    ).double()

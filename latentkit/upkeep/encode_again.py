@@ -1,4 +1,6 @@
-"""Units of a latent dataset encoded once more, with the settings they were made with, into a folder beside it."""
+"""Units of a latent dataset encoded once more, with the settings they were made with, into a folder
+beside it.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ NO_LONGER_NEEDED = "superseded by a later run, and left out when its unit was en
 
 
 def open_dataset_line(found: Verification, device: str = "auto") -> OpenLine:
-    """Source, encoder and settings that made the dataset, the encoder on a device as `choose_device` takes it.
+    """Source, encoder and settings that made the dataset, the encoder on a device as
+    `choose_device` takes it.
 
     Raises:
         FingerprintError: they would make other latents now.
@@ -41,12 +44,20 @@ def open_dataset_line(found: Verification, device: str = "auto") -> OpenLine:
     line = line_of_dataset(found.folder)
     assert isinstance(line.recipe, EncodeRecipe)
     opened = replace(open_line(line, line.recipe, RunOptions(device=device)), folder=found.folder)
-    check_parts(found.folder, found.plans[found.newest].settings.parts, all_parts(opened.inputs, opened.settings), opened.inputs.defaults)
+    check_parts(
+        found.folder,
+        found.plans[found.newest].settings.parts,
+        all_parts(opened.inputs, opened.settings),
+        opened.inputs.defaults,
+    )
     return opened
 
 
-def encode_again(found: Verification, opened: OpenLine, names: Collection[str], workspace: Path) -> LocalFolder:
-    """A folder at `workspace` with the units of these names, encoded now; media are decoded without seeking, where that can be.
+def encode_again(
+    found: Verification, opened: OpenLine, names: Collection[str], workspace: Path
+) -> LocalFolder:
+    """A folder at `workspace` with the units of these names, encoded now; media are decoded without
+    seeking, where that can be.
 
     Raises:
         SourceError: samples of theirs are gone from the source.
@@ -58,16 +69,27 @@ def encode_again(found: Verification, opened: OpenLine, names: Collection[str], 
         if not units:
             continue
         source = _as_planned(found, plan, units, opened)
-        job = make_job(again, plan, replace(opened.inputs, source=source, modality=modality), opened.settings, False)
+        job = make_job(
+            again,
+            plan,
+            replace(opened.inputs, source=source, modality=modality),
+            opened.settings,
+            False,
+        )
         for unit in units:
-            settings = _settings_of(found.units.get(unit.name), settings_in_force(plan.settings, opened.settings))
-            for _ in make_worker(replace(job, settings=settings, on_bad_sample="skip"), opened.device)(iter([unit])):
+            settings = _settings_of(
+                found.units.get(unit.name), settings_in_force(plan.settings, opened.settings)
+            )
+            for _ in make_worker(
+                replace(job, settings=settings, on_bad_sample="skip"), opened.device
+            )(iter([unit])):
                 pass
     return again
 
 
 def without_seeking(modality: Modality) -> Modality:
-    """The modality that decodes each file from its start, where this one has such a form; else itself.
+    """The modality that decodes each file from its start, where this one has such a form; else
+    itself.
 
     A unit must not be checked by the seek that may have gone wrong when it was made.
     """
@@ -78,12 +100,21 @@ def without_seeking(modality: Modality) -> Modality:
 def _settings_of(unit: ReadUnit | None, planned: PlanSettings) -> PlanSettings:
     """What a unit was made with, by its own header where that can be read."""
     recorded = json.loads(unit.header.metadata.get("settings", "{}")) if unit else {}
-    return replace(planned, **{name: recorded[name] for name in ("batch_size", "threads", "compile") if name in recorded})
+    return replace(
+        planned,
+        **{
+            name: recorded[name]
+            for name in ("batch_size", "threads", "compile")
+            if name in recorded
+        },
+    )
 
 
 @dataclass(frozen=True)
 class PlannedSource:
-    """A source as a plan knew it: by row of the plan's work, under the keys of then; what nothing needs any more is a bad sample."""
+    """A source as a plan knew it: by row of the plan's work, under the keys of then; what nothing
+    needs any more is a bad sample.
+    """
 
     source: Source
     keys: Sequence[str]
@@ -104,7 +135,9 @@ class PlannedSource:
         yield from map(Entry, self.keys, self.stamps)
 
 
-def _as_planned(found: Verification, plan: Plan, units: Sequence[Unit], opened: OpenLine) -> Source | StreamSource:
+def _as_planned(
+    found: Verification, plan: Plan, units: Sequence[Unit], opened: OpenLine
+) -> Source | StreamSource:
     """The source to encode units of an earlier or the newest plan from.
 
     Raises:
@@ -116,13 +149,26 @@ def _as_planned(found: Verification, plan: Plan, units: Sequence[Unit], opened: 
         needed[unit.start : unit.stop] = True
     if isinstance(source, StreamSource):
         there = set(_shards(now))
-        _refuse(found, [shard[0] for shard in _shards(plan.work.filter(pa.array(needed))) if shard not in there])
+        _refuse(
+            found,
+            [
+                shard[0]
+                for shard in _shards(plan.work.filter(pa.array(needed)))
+                if shard not in there
+            ],
+        )
         return source
     keys = _keys_now(found, plan)
-    places = pc.fill_null(pc.index_in(keys, value_set=now["key"].combine_chunks(), skip_nulls=True), -1).to_numpy().astype(np.int64)
+    places = (
+        pc.fill_null(pc.index_in(keys, value_set=now["key"].combine_chunks(), skip_nulls=True), -1)
+        .to_numpy()
+        .astype(np.int64)
+    )
     gone = needed & (places < 0) & keys.is_valid().to_numpy()
     _refuse(found, plan.work["key"].filter(pa.array(gone)).to_pylist())
-    return PlannedSource(source, plan.work["key"].to_pylist(), plan.work["stamp"].to_pylist(), places)
+    return PlannedSource(
+        source, plan.work["key"].to_pylist(), plan.work["stamp"].to_pylist(), places
+    )
 
 
 def _shards(table: pa.Table) -> Iterator[tuple[str, str]]:
@@ -131,16 +177,23 @@ def _shards(table: pa.Table) -> Iterator[tuple[str, str]]:
 
 def _refuse(found: Verification, gone: Sequence[str]) -> None:
     if gone:
-        what = f"{len(gone)} samples of units that have to be encoded again are gone from the source or changed, such as {gone[0]!r}"
+        what = (
+            f"{len(gone)} samples of units that have to be encoded again are gone from the source"
+            f" or changed, such as {gone[0]!r}"
+        )
         raise SourceError(f"{found.folder}: {what}; put them back, or encode into another folder")
 
 
 def _keys_now(found: Verification, plan: Plan) -> pa.ChunkedArray:
-    """Under which key the newest plan has each sample of a plan's work; null where it has none, or has its latents from a later unit."""
+    """Under which key the newest plan has each sample of a plan's work; null where it has none, or
+    has its latents from a later unit.
+    """
     keys = plan.work["key"]
     for number in range(plan.number + 1, found.newest + 1):
         later = found.plans.get(number)
         if later is None or later.settings.compacts:
             continue
-        keys = later.table["key"].take(pc.index_in(keys, value_set=later.table["previous"].combine_chunks(), skip_nulls=True))
+        keys = later.table["key"].take(
+            pc.index_in(keys, value_set=later.table["previous"].combine_chunks(), skip_nulls=True)
+        )
     return keys

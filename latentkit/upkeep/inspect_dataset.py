@@ -26,7 +26,14 @@ from latentkit.store.contents import (
     skipped_so_far,
     source_remarks,
 )
-from latentkit.store.dataset_json import DATASET, newest_number, num_superseded, read_dataset, read_index, read_units
+from latentkit.store.dataset_json import (
+    DATASET,
+    newest_number,
+    num_superseded,
+    read_dataset,
+    read_index,
+    read_units,
+)
 from latentkit.store.folder import Folder
 from latentkit.store.index import committed, superseded_rows
 from latentkit.store.open_folder import open_folder
@@ -50,7 +57,8 @@ MOST_COLUMNS = 20
 
 
 def inspect_dataset(path: str, with_ledger: bool = False) -> dict[str, Any]:
-    """Everything that can be said without reading latents; with `with_ledger`, a list of every row too, superseded ones at its end.
+    """Everything that can be said without reading latents; with `with_ledger`, a list of every row
+    too, superseded ones at its end.
 
     Raises:
         StoreError: there is no latent dataset, or it is damaged.
@@ -60,7 +68,18 @@ def inspect_dataset(path: str, with_ledger: bool = False) -> dict[str, Any]:
         return unfinished
     document = read_dataset(folder)
     index = read_index(folder, document, COLUMNS)
-    said = ("fingerprint", "parts", "store", "dtype", "layout", "normalization", "statistics", "source", "quantisation", "masked")
+    said = (
+        "fingerprint",
+        "parts",
+        "store",
+        "dtype",
+        "layout",
+        "normalization",
+        "statistics",
+        "source",
+        "quantisation",
+        "masked",
+    )
     good = index["attributes"].filter(pc.equal(index["status"], "ok"))
     num_old = num_superseded(document, index.num_rows)
     found = {
@@ -82,7 +101,9 @@ def inspect_dataset(path: str, with_ledger: bool = False) -> dict[str, Any]:
         "bytes": sum(unit["bytes"] for unit in document["units"].values()),
         **{name: document[name] for name in said if name in document},
     }
-    return found | ({"ledger": _ledger(folder, newest_number(document), index)} if with_ledger else {})
+    return found | (
+        {"ledger": _ledger(folder, newest_number(document), index)} if with_ledger else {}
+    )
 
 
 def _left_out(index: pa.Table) -> float | None:
@@ -98,7 +119,9 @@ def _left_out(index: pa.Table) -> float | None:
     if not pc.any(cropped).as_py():
         return None
     sides = (pc.list_element(crop.filter(cropped), place) for place in (2, 3))
-    numbers = [column.to_numpy() for column in (height.filter(cropped), width.filter(cropped), *sides)]
+    numbers = [
+        column.to_numpy() for column in (height.filter(cropped), width.filter(cropped), *sides)
+    ]
     return float(left_out_share(*numbers).mean())
 
 
@@ -131,16 +154,24 @@ def _first_keys(reasons: Mapping[str, str]) -> dict[str, list[str]]:
 
 def _count(column: pa.ChunkedArray) -> dict[str, int]:
     """How often each value comes, nulls left out, the most frequent first."""
-    counts = [(count["values"], count["counts"]) for count in pc.value_counts(column.drop_null()).to_pylist()]
+    counts = [
+        (count["values"], count["counts"])
+        for count in pc.value_counts(column.drop_null()).to_pylist()
+    ]
     return dict(sorted(counts, key=lambda pair: (-pair[1], pair[0])))
 
 
 def _ledger(folder: Folder, newest: int, index: pa.Table) -> list[dict[str, Any]]:
     """What became of every sample and view: "ok", "skipped" with a reason, or "superseded"."""
-    chain = read_chain(folder, before=newest + 1)  # a run that is under way may have begun another plan
+    chain = read_chain(
+        folder, before=newest + 1
+    )  # a run that is under way may have begun another plan
     old = superseded_rows(chain, read_units(folder, chain))
     names = ["key", "view", "status", "reason", "unit"]
-    return [*index.select(names).to_pylist(), *({**row, "status": "superseded"} for row in old.to_pylist())]
+    return [
+        *index.select(names).to_pylist(),
+        *({**row, "status": "superseded"} for row in old.to_pylist()),
+    ]
 
 
 def _unfinished(folder: Folder) -> dict[str, Any] | None:
@@ -155,8 +186,12 @@ def _unfinished(folder: Folder) -> dict[str, Any] | None:
         "samples_done": sum(unit.stop - unit.start for unit in units if unit.name in done),
         "units": len(units),
         "units_done": sum(unit.name in done for unit in units),
-        "bytes": sum(folder.ask_each(folder.size, [unit_name(u.name) for u in units if u.name in done])),
-        "skipped": dict(sorted(Counter(skipped.values()).items(), key=lambda pair: (-pair[1], pair[0]))),
+        "bytes": sum(
+            folder.ask_each(folder.size, [unit_name(u.name) for u in units if u.name in done])
+        ),
+        "skipped": dict(
+            sorted(Counter(skipped.values()).items(), key=lambda pair: (-pair[1], pair[0]))
+        ),
         "skipped_samples": _first_keys(skipped),
         "fingerprint": plan.settings.fingerprint,
         "parts": dict(plan.settings.parts),
@@ -168,18 +203,28 @@ def describe(found: dict[str, Any]) -> str:
     command = f"latentkit inspect {in_shell(found['path'])}"
     if not found["finished"]:
         units = f"{found['units_done']} of {counted(found['units'], 'unit')}"
-        return "\n".join([
-            f"{found['path']}: unfinished",
-            f"  samples    {found['samples_done']} of {found['samples']} done, {units}",
-            f"  go on with latentkit run {in_shell(found['path'] + '/recipe.yaml')}",
-            *_skipped(found, command),
-        ])
+        return "\n".join(
+            [
+                f"{found['path']}: unfinished",
+                f"  samples    {found['samples_done']} of {found['samples']} done, {units}",
+                f"  go on with latentkit run {in_shell(found['path'] + '/recipe.yaml')}",
+                *_skipped(found, command),
+            ]
+        )
     layout, rows = found["layout"], found["rows"]
     ok = rows.get("ok", 0)
     lines = [
-        f"{found['path']}: {counted(found['samples'], 'sample')}, {counted(ok, 'row')} of latents, {rows.get('skipped', 0)} skipped"
-        + (f", {rows['superseded']} superseded (`latentkit compact` drops them)" if "superseded" in rows else ""),
-        f"  latents    {layout['kind']}, {counted(layout['channels'], 'channel')}, axes {layout['axes']}{_of_axes(found)}",
+        f"{found['path']}: {counted(found['samples'], 'sample')}, {counted(ok, 'row')} of latents,"
+        f" {rows.get('skipped', 0)} skipped"
+        + (
+            f", {rows['superseded']} superseded (`latentkit compact` drops them)"
+            if "superseded" in rows
+            else ""
+        ),
+        (
+            f"  latents    {layout['kind']}, {counted(layout['channels'], 'channel')}, axes"
+            f" {layout['axes']}{_of_axes(found)}"
+        ),
         f"  stored as  {found['store']} in {found['dtype']}",
         f"  source     {found['source'].get('use')} {found['source'].get('with') or ''}".rstrip(),
         f"  views      {_counts(found['views'])}",
@@ -188,12 +233,24 @@ def describe(found: dict[str, Any]) -> str:
         f"  normalised {_formula(found)}",
     ]
     if found["statistics"]:
-        lines += [f"  mean       {_short(found['statistics']['mean'])}", f"  std        {_short(found['statistics']['std'])}"]
-    lines += [f"  made by    {found['parts'].get('encoder.name')}, fingerprint {found['fingerprint'][:16]}"]
+        lines += [
+            f"  mean       {_short(found['statistics']['mean'])}",
+            f"  std        {_short(found['statistics']['std'])}",
+        ]
+    lines += [
+        f"  made by    {found['parts'].get('encoder.name')}, fingerprint"
+        f" {found['fingerprint'][:16]}"
+    ]
     if "quantisation" in found:
         lines += [f"  int8 error {_quantisation(found['quantisation'])}"]
-    lines += [f"  column     {text}" for text in describe_columns(found, MOST_COLUMNS, f"{command} --json")]
-    lines += [f"  note       {text}" for text in describe_remarks(found, MOST_REMARKS, f"{command} --json")]
+    lines += [
+        f"  column     {text}"
+        for text in describe_columns(found, MOST_COLUMNS, f"{command} --json")
+    ]
+    lines += [
+        f"  note       {text}"
+        for text in describe_remarks(found, MOST_REMARKS, f"{command} --json")
+    ]
     return "\n".join([*lines, *_skipped(found, command)])
 
 
@@ -250,7 +307,10 @@ def _formula(found: dict[str, Any]) -> str:
         return f"(z - {_short(norm['shift'])}) * {_short(norm['scale'])}"
     factors = " and ".join(f"{factor} along {axis}" for axis, factor in fold.items())
     channels = layout["channels"] * math.prod(fold.values())
-    return f"(fold(z) - {_short(norm['shift'])}) * {_short(norm['scale'])}; fold puts {factors} into channels: {channels} when read"
+    return (
+        f"(fold(z) - {_short(norm['shift'])}) * {_short(norm['scale'])}; fold puts {factors} into"
+        f" channels: {channels} when read"
+    )
 
 
 def _of_axes(found: dict[str, Any]) -> str:
@@ -263,7 +323,9 @@ def _of_axes(found: dict[str, Any]) -> str:
 def _quantisation(stated: dict[str, Any]) -> str:
     rms = ", ".join(f"{name} {_short(values)}" for name, values in stated["rms"].items())
     psnr = stated.get("psnr_db")
-    return f"rms {rms}" + (f"; decoded, {psnr:.2f} dB PSNR against unquantised" if psnr is not None else "")
+    return f"rms {rms}" + (
+        f"; decoded, {psnr:.2f} dB PSNR against unquantised" if psnr is not None else ""
+    )
 
 
 def _counts(counts: dict[str, int]) -> str:

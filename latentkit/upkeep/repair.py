@@ -1,4 +1,6 @@
-"""Mending a latent dataset: what a check found broken is made again from the source and the encoder, and nothing else is touched."""
+"""Mending a latent dataset: what a check found broken is made again from the source and the
+encoder, and nothing else is touched.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ class Repair:
     """What a repair did.
 
     Args:
-        encoded: names of the units that were encoded again; `differing` are those of them that are no longer byte for byte the same.
+        encoded: names of the units that were encoded again; `differing` are those of them that are
+            no longer byte for byte the same.
         written: other files that were made again, or taken away.
         report: what a check finds afterwards.
     """
@@ -57,9 +60,11 @@ class Repair:
 
 
 def repair_dataset(path: str, also: Sequence[Finding] = (), device: str = "auto") -> Repair:
-    """Mend the latent dataset at `path`: encode damaged units again, and write index and dataset.json again where they are wrong.
+    """Mend the latent dataset at `path`: encode damaged units again, and write index and
+    dataset.json again where they are wrong.
 
-    No unit is removed before what takes its place has been made. Files that belong to no plan stay where they are.
+    No unit is removed before what takes its place has been made. Files that belong to no plan stay
+    where they are.
 
     Args:
         path: folder or URL.
@@ -78,7 +83,9 @@ def repair_dataset(path: str, also: Sequence[Finding] = (), device: str = "auto"
     claims = Claims(folder)
     with claims.beating():
         if not claims.take("plan") or claims.holders():
-            raise StoreError(f"{folder}: {', '.join(claims.holders())} is at work on it; mend it afterwards")
+            raise StoreError(
+                f"{folder}: {', '.join(claims.holders())} is at work on it; mend it afterwards"
+            )
         plans = _restore_plans(found)
         if plans:
             found = verify_folder(folder)
@@ -87,20 +94,26 @@ def repair_dataset(path: str, also: Sequence[Finding] = (), device: str = "auto"
         opened = open_dataset_line(found, device) if names or found.names("dataset.json") else None
         differing = _replace_units(found, opened, names) if names and opened else []
         written = _close(found, opened, bool(differing))
-    return Repair(tuple(names), tuple(differing), (*plans, *written), verify_folder(folder).report())
+    return Repair(
+        tuple(names), tuple(differing), (*plans, *written), verify_folder(folder).report()
+    )
 
 
 # ---------------------------------------------------------------- units, index, dataset.json
 
 
 def _replace_units(found: Verification, opened: OpenLine, names: Sequence[str]) -> list[str]:
-    """Encode units and put them in the place of the old ones; names of those that are not byte for byte what dataset.json describes."""
+    """Encode units and put them in the place of the old ones; names of those that are not byte for
+    byte what dataset.json describes.
+    """
     folder, stated, differing = found.folder, found.document["units"] if found.document else {}, []
     with tempfile.TemporaryDirectory(prefix="latentkit-") as workspace:
         again = encode_again(found, opened, names, Path(workspace))
         missing = set(names) - committed(again)
         if missing:
-            raise StoreError(f"{folder}: no plan that can be read has the units {', '.join(sorted(missing))}")
+            raise StoreError(
+                f"{folder}: no plan that can be read has the units {', '.join(sorted(missing))}"
+            )
         for name in names:
             _move(again, folder, unit_name(name))
             if name in stated and _header_sha256(found, name) != stated[name]["header_sha256"]:
@@ -122,12 +135,15 @@ def _header_sha256(found: Verification, name: str) -> str:
 
 
 def _close(found: Verification, opened: OpenLine | None, differing: bool) -> list[str]:
-    """Write index and dataset.json again where they are broken, or where units no longer are what they describe; what was written."""
+    """Write index and dataset.json again where they are broken, or where units no longer are what
+    they describe; what was written.
+    """
     folder = found.folder
     wrong = [*found.names("index"), *found.names("dataset.json")]
     if not wrong and not differing:
         return []
-    # With work left, what is closed is what the run before had finished; the run that is under way closes itself.
+    # With work left, what is closed is what the run before had finished; the run that is under way
+    # closes itself.
     chain = found.chain(found.newest - 1 if found.left else found.newest)
     if chain is None:
         return []
@@ -135,7 +151,9 @@ def _close(found: Verification, opened: OpenLine | None, differing: bool) -> lis
         description = describe_again(found.document)
     elif opened:
         threads, device = chain[-1].settings.threads, opened.device
-        description = describe(opened.inputs, opened.inputs.open_encoder(device), opened.settings, threads, device)
+        description = describe(
+            opened.inputs, opened.inputs.open_encoder(device), opened.settings, threads, device
+        )
     else:
         raise AssertionError("a damaged dataset.json is described by its encoder")
     index = f"index/{chain[-1].number:03d}.parquet"
@@ -148,7 +166,8 @@ def _close(found: Verification, opened: OpenLine | None, differing: bool) -> lis
 
 
 def _restore_plans(found: Verification) -> list[str]:
-    """Make lost plans again, proven by their sha256 in dataset.json; take away damaged ones of which there is no unit.
+    """Make lost plans again, proven by their sha256 in dataset.json; take away damaged ones of
+    which there is no unit.
 
     Raises:
         StoreError: the index doesn't say all that was in it.
@@ -163,8 +182,9 @@ def _restore_plans(found: Verification) -> list[str]:
         plan = _rebuild(found, number)
         if plan is None:
             raise StoreError(
-                f"{found.folder}/{name} can't be made again: {DATASET} and index don't say all that was in it. Copy it back from where "
-                f"you have one; without it the latents can still be read, but neither mended nor added to"
+                f"{found.folder}/{name} can't be made again: {DATASET} and index don't say all that"
+                " was in it. Copy it back from where you have one; without it the latents can"
+                " still be read, but neither mended nor added to"
             )
         found.folder.remove(name)
         write_plan(found.folder, plan)
@@ -172,24 +192,39 @@ def _restore_plans(found: Verification) -> list[str]:
 
 
 def _rebuild(found: Verification, number: int) -> Plan | None:
-    """The plan of a finished dataset whose file has the sha256 that dataset.json names; None when nothing gives that."""
+    """The plan of a finished dataset whose file has the sha256 that dataset.json names; None when
+    nothing gives that.
+    """
     document = found.document
     if not document or number != found.described or found.names("index"):
         return None
     rows = first_rows(read_index(found.folder, document, ["key", "stamp", "attributes", "unit"]))
     try:
         own = pc.starts_with(rows["unit"], f"{number:03d}-")
-        units = pc.if_else(own, pc.cast(pc.utf8_slice_codeunits(rows["unit"], len(f"{number:03d}-")), pa.int32()), None).combine_chunks()
+        units = pc.if_else(
+            own,
+            pc.cast(pc.utf8_slice_codeunits(rows["unit"], len(f"{number:03d}-")), pa.int32()),
+            None,
+        ).combine_chunks()
         settings = _settings(found, number, units)
     except (LatentkitError, pa.ArrowException):
         return None
     previous = pc.if_else(own, None, rows["key"]).combine_chunks()
     with tempfile.TemporaryDirectory(prefix="latentkit-") as workspace:
         for compacts in (False, True):
-            plan = with_units(number, rows.select(["key", "stamp", "attributes"]), replace(settings, compacts=compacts), units, previous)
+            plan = with_units(
+                number,
+                rows.select(["key", "stamp", "attributes"]),
+                replace(settings, compacts=compacts),
+                units,
+                previous,
+            )
             folder = LocalFolder(Path(workspace) / str(compacts))
             write_plan(folder, plan)
-            if hashlib.sha256(folder.read(plan_name(number))).hexdigest() == document["plans"][plan_name(number)]:
+            if (
+                hashlib.sha256(folder.read(plan_name(number))).hexdigest()
+                == document["plans"][plan_name(number)]
+            ):
                 return plan
     return None
 
@@ -197,8 +232,17 @@ def _rebuild(found: Verification, number: int) -> Plan | None:
 def _settings(found: Verification, number: int, units: pa.Array) -> PlanSettings:
     """What the plan's settings were if it was made with these libraries; its units say the rest."""
     document = found.document or {}
-    recorded = next((unit.header.metadata["settings"] for name, unit in found.units.items() if name.startswith(f"{number:03d}-")), "{}")
+    recorded = next(
+        (
+            unit.header.metadata["settings"]
+            for name, unit in found.units.items()
+            if name.startswith(f"{number:03d}-")
+        ),
+        "{}",
+    )
     sizes = pc.value_counts(units.drop_null()).field("counts")
     made_with = {"batch_size": 1, "threads": 1, "compile": False, **json.loads(recorded)}
     versions = {name: metadata.version(name) for name in LIBRARIES}
-    return PlanSettings(document["parts"], unit_size=pc.max(sizes).as_py() or 1, versions=versions, **made_with)
+    return PlanSettings(
+        document["parts"], unit_size=pc.max(sizes).as_py() or 1, versions=versions, **made_with
+    )

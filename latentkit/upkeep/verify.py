@@ -1,4 +1,6 @@
-"""Every promise of a latent dataset on disk, checked without its encoder: what is missing, damaged, foreign or left over."""
+"""Every promise of a latent dataset on disk, checked without its encoder: what is missing, damaged,
+foreign or left over.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,8 @@ class Report:
         folder: its path or URL.
         state: "finished", or how far it is.
         findings: in the order of plans, units, index, dataset.json, and the rest.
-        num_units, num_rows, num_bytes: units that were read whole, their ledger rows, and their size.
+        num_units, num_rows, num_bytes: units that were read whole, their ledger rows, and their
+            size.
     """
 
     folder: str
@@ -88,7 +91,10 @@ class Report:
         return [finding.file for finding in self.findings if finding.part == part]
 
     def __str__(self) -> str:
-        checked = f"{counted(self.num_units, 'unit')}, {counted(self.num_rows, 'row')}, {self.num_bytes / 1e6:.1f} MB"
+        checked = (
+            f"{counted(self.num_units, 'unit')}, {counted(self.num_rows, 'row')},"
+            f" {self.num_bytes / 1e6:.1f} MB"
+        )
         verdict = f"{len(self.damage)} found broken" if self.damage else "nothing broken"
         lines = [f"{self.folder}/{finding}" for finding in self.findings]
         return "\n".join([*lines, f"{self.folder}: {self.state}; {checked} read; {verdict}"])
@@ -114,7 +120,14 @@ class Verification:
 
     def add(self, part: Part, file: str, what: str, mend: str | None = None) -> None:
         """One more finding; without `mend`, `--repair` is what mends it."""
-        self.findings.append(Finding(part, file, what, mend or f"`latentkit verify {in_shell(self.folder)} --repair` makes it again"))
+        self.findings.append(
+            Finding(
+                part,
+                file,
+                what,
+                mend or f"`latentkit verify {in_shell(self.folder)} --repair` makes it again",
+            )
+        )
 
     def names(self, part: Part) -> list[str]:
         """Files of one kind that something is wrong with."""
@@ -131,7 +144,9 @@ class Verification:
         return newest_number(self.document) if self.document else -1
 
     def chain(self, number: int) -> list[Plan] | None:
-        """The plan of a number and all that it builds on, from the oldest; None when one can't be read."""
+        """The plan of a number and all that it builds on, from the oldest; None when one can't be
+        read.
+        """
         chain: list[Plan] = []
         for wanted in range(number, -1, -1):
             if wanted not in self.plans:
@@ -146,14 +161,20 @@ class Verification:
         state = "finished"
         if self.left:
             done = sum(name.startswith(f"{self.newest:03d}-") for name in self.units)
-            state = f"unfinished, {done} of {done + len(self.left)} units of plan {self.newest:03d} are done"
+            state = (
+                f"unfinished, {done} of {done + len(self.left)} units of plan {self.newest:03d} are"
+                " done"
+            )
         num_rows = sum(unit.rows.num_rows for unit in self.units.values())
         num_bytes = sum(num_bytes_of(unit.header) for unit in self.units.values())
-        return Report(str(self.folder), state, tuple(self.findings), len(self.units), num_rows, num_bytes)
+        return Report(
+            str(self.folder), state, tuple(self.findings), len(self.units), num_rows, num_bytes
+        )
 
 
 def verify_dataset(path: str | os.PathLike[str]) -> Report:
-    """Everything that is wrong with the latent dataset at `path`, a folder or URL; all of it is read, nothing written.
+    """Everything that is wrong with the latent dataset at `path`, a folder or URL; all of it is
+    read, nothing written.
 
     Raises:
         StoreError: there is no latent dataset, or it can't be reached.
@@ -195,8 +216,12 @@ def _read_document(found: Verification) -> str | None:
 
 
 def _read_plans(found: Verification) -> None:
-    """The newest plans, back to the last compaction that is done; and those that dataset.json names."""
-    there, stated = plan_numbers(found.folder), dict(found.document["plans"]) if found.document else {}
+    """The newest plans, back to the last compaction that is done; and those that dataset.json
+    names.
+    """
+    there, stated = plan_numbers(found.folder), (
+        dict(found.document["plans"]) if found.document else {}
+    )
     done = committed(found.folder)
     known = sorted({*there, *map(number_of, stated)}, reverse=True)
     for number in known:
@@ -215,7 +240,10 @@ def _read_plans(found: Verification) -> None:
             break  # older ones were replaced
     else:
         _find_gaps(found, known)
-    if found.document and any(found.plans[number].settings.fingerprint != found.document["fingerprint"] for number in found.plans):
+    if found.document and any(
+        found.plans[number].settings.fingerprint != found.document["fingerprint"]
+        for number in found.plans
+    ):
         found.add("dataset.json", DATASET, "of another dataset than its plans, by its fingerprint")
         found.document = None
 
@@ -223,8 +251,15 @@ def _read_plans(found: Verification) -> None:
 def _find_gaps(found: Verification, known: Sequence[int]) -> None:
     """Plans that are not there although a later one builds on them; `known` from the newest."""
     for number, older in zip(known, [*known[1:], -1], strict=False):  # there may be none
-        if older < number - 1 and not (number in found.plans and found.plans[number].settings.compacts):
-            found.add("plan", plan_name(number - 1), f"missing, though {plan_name(number)} builds on it", _restore(found.folder))
+        if older < number - 1 and not (
+            number in found.plans and found.plans[number].settings.compacts
+        ):
+            found.add(
+                "plan",
+                plan_name(number - 1),
+                f"missing, though {plan_name(number)} builds on it",
+                _restore(found.folder),
+            )
 
 
 def _restore(folder: Folder) -> str:
@@ -237,26 +272,43 @@ def _restore(folder: Folder) -> str:
 
 def _read_units(found: Verification) -> None:
     there = committed(found.folder)
-    wanted = {unit.name: WantedUnit(unit.name, unit, plan, None) for plan in found.plans.values() for unit in plan.units()}
+    wanted = {
+        unit.name: WantedUnit(unit.name, unit, plan, None)
+        for plan in found.plans.values()
+        for unit in plan.units()
+    }
     for name, stated in (found.document["units"] if found.document else {}).items():
         known = wanted.get(name)
-        wanted[name] = WantedUnit(name, known.unit if known else None, known.plan if known else None, stated)
+        wanted[name] = WantedUnit(
+            name, known.unit if known else None, known.plan if known else None, stated
+        )
     missing = [name for name in sorted(wanted) if name not in there]
     if found.newest > found.described:
         found.left = [name for name in missing if plan_of_unit(name) == found.newest]
     for name in sorted({*missing} - {*found.left}):
         found.add("unit", unit_name(name), "missing")
-    headers = {stated["header_sha256"]: name for name, stated in (found.document["units"] if found.document else {}).items()}
+    headers = {
+        stated["header_sha256"]: name
+        for name, stated in (found.document["units"] if found.document else {}).items()
+    }
     present = [wanted[name] for name in sorted(wanted) if name in there]
     with ThreadPoolExecutor(share_of_cores()) as pool:
-        for one, result in zip(present, pool.map(lambda one: _read_or_error(found.folder, one, headers), present), strict=True):
+        for one, result in zip(
+            present,
+            pool.map(lambda one: _read_or_error(found.folder, one, headers), present),
+            strict=True,
+        ):
             if isinstance(result, ReadUnit):
                 found.units[one.name] = result
             else:
-                found.add("unit", unit_name(one.name), _short(found.folder, unit_name(one.name), result))
+                found.add(
+                    "unit", unit_name(one.name), _short(found.folder, unit_name(one.name), result)
+                )
 
 
-def _read_or_error(folder: Folder, wanted: WantedUnit, headers: Mapping[str, str]) -> ReadUnit | StoreError:
+def _read_or_error(
+    folder: Folder, wanted: WantedUnit, headers: Mapping[str, str]
+) -> ReadUnit | StoreError:
     try:
         return read_whole(folder, wanted, headers)
     except StoreError as error:
@@ -284,11 +336,15 @@ def _check_document(found: Verification, problem: str | None) -> None:
     if problem:
         found.add("dataset.json", DATASET, problem)
     elif not found.document:
-        if not found.left and not any(finding.part in ("plan", "unit", "dataset.json") for finding in found.findings):
+        if not found.left and not any(
+            finding.part in ("plan", "unit", "dataset.json") for finding in found.findings
+        ):
             found.add("dataset.json", DATASET, "missing, though every unit is there", run)
     else:
         if found.newest > found.described and not found.left:
-            older = f"of an older run: plan {found.newest:03d} is newer, and all of its units are there"
+            older = (
+                f"of an older run: plan {found.newest:03d} is newer, and all of its units are there"
+            )
             found.add("dataset.json", DATASET, older, run)
         chain = found.chain(found.described)
         if chain and all(unit.name in found.units for plan in chain for unit in plan.units()):
@@ -308,19 +364,30 @@ def _compare(found: Verification, chain: Sequence[Plan], document: Mapping[str, 
         return
     if not found.names("index") and not _same_table(found.folder.read(name), index):
         found.add("index", name, "not what plans and units say")
-    # The index's own sha256 is compared above: another version of Parquet's library may write other bytes.
+    # The index's own sha256 is compared above: another version of Parquet's library may write other
+    # bytes.
     try:
         expected = json.loads(dataset_json(found.folder, chain, units, described, index, name, b""))
     except (ValueError, StoreError) as error:
-        found.add("unit", unit_name(chain[0].units()[0].name), f"the headers of units don't make a {DATASET} ({error})")
+        found.add(
+            "unit",
+            unit_name(chain[0].units()[0].name),
+            f"the headers of units don't make a {DATASET} ({error})",
+        )
         return
     skipped = {"index", "sha256"}
-    expected |= {key: value for key, value in chain[-1].settings.parts.items() if key in ("store", "dtype")}
+    expected |= {
+        key: value for key, value in chain[-1].settings.parts.items() if key in ("store", "dtype")
+    }
     if accepts_statistics(document, units, index):
         expected["statistics"] = document["statistics"]
-    different = sorted(key for key in {*expected, *document} - skipped if expected.get(key) != document.get(key))
+    different = sorted(
+        key for key in {*expected, *document} - skipped if expected.get(key) != document.get(key)
+    )
     if different:
-        found.add("dataset.json", DATASET, f"not what plans and units say: {', '.join(different)} differ")
+        found.add(
+            "dataset.json", DATASET, f"not what plans and units say: {', '.join(different)} differ"
+        )
 
 
 def _same_table(content: bytes, index: pa.Table) -> bool:
@@ -335,21 +402,39 @@ def _same_table(content: bytes, index: pa.Table) -> bool:
 
 def describe_again(document: Mapping[str, Any]) -> Description:
     """What dataset.json says besides what follows from plans and units."""
-    layout, normalization = LatentLayout(**document["layout"]), Normalization(**document["normalization"])
-    decoded = {name: value for name, value in (document.get("quantisation") or {}).items() if name != "rms"}
-    return Description(layout, normalization, document["store"], document["dtype"], document["source"], document["views"], decoded)
+    layout, normalization = LatentLayout(**document["layout"]), Normalization(
+        **document["normalization"]
+    )
+    decoded = {
+        name: value for name, value in (document.get("quantisation") or {}).items() if name != "rms"
+    }
+    return Description(
+        layout,
+        normalization,
+        document["store"],
+        document["dtype"],
+        document["source"],
+        document["views"],
+        decoded,
+    )
 
 
 # ---------------------------------------------------------------- what else lies there
 
 
 def _list_foreign(found: Verification) -> None:
-    """Files among plans, units and indexes that belong to none of the plans; those a compaction replaced are a remark."""
+    """Files among plans, units and indexes that belong to none of the plans; those a compaction
+    replaced are a remark.
+    """
     unreadable = {number_of(name) for name in found.names("plan")}
     numbers = {*found.plans, *unreadable}
     oldest = min(numbers, default=0)
     units = {unit_name(name) for name in _all_units(found)}
-    expected = {*map(plan_name, numbers), *(f"index/{number:03d}.parquet" for number in numbers), *units}
+    expected = {
+        *map(plan_name, numbers),
+        *(f"index/{number:03d}.parquet" for number in numbers),
+        *units,
+    }
     replaced = []
     for part in ("plans", "units", "index"):
         for name in found.folder.list(part):
@@ -360,10 +445,21 @@ def _list_foreign(found: Verification) -> None:
             if number.isdecimal() and int(number) < oldest:
                 replaced.append(file)
             elif not (part == "units" and number.isdecimal() and int(number) in unreadable):
-                found.add("foreign", file, "belongs to no plan of this dataset", "move it elsewhere")
+                found.add(
+                    "foreign", file, "belongs to no plan of this dataset", "move it elsewhere"
+                )
     if replaced:
-        what = f"and {len(replaced) - 1} more files of plans that a compaction replaced" if replaced[1:] else "of a plan that was replaced"
-        found.add("remark", replaced[0], what, f"`latentkit compact {in_shell(found.folder)}` removes what is left")
+        what = (
+            f"and {len(replaced) - 1} more files of plans that a compaction replaced"
+            if replaced[1:]
+            else "of a plan that was replaced"
+        )
+        found.add(
+            "remark",
+            replaced[0],
+            what,
+            f"`latentkit compact {in_shell(found.folder)}` removes what is left",
+        )
 
 
 def _all_units(found: Verification) -> Iterable[str]:
@@ -373,20 +469,39 @@ def _all_units(found: Verification) -> Iterable[str]:
 
 def _list_left_over(found: Verification) -> None:
     if not found.folder.exists(RECIPE):
-        found.add("remark", RECIPE, "missing", "decoding and mending need it; run the recipe it was made with once more")
+        found.add(
+            "remark",
+            RECIPE,
+            "missing",
+            "decoding and mending need it; run the recipe it was made with once more",
+        )
     left = list(_dead(found.folder))
     if left:
-        what = "left by a process that is gone" if len(left) == 1 else f"and {len(left) - 1} more files left by processes that are gone"
+        what = (
+            "left by a process that is gone"
+            if len(left) == 1
+            else f"and {len(left) - 1} more files left by processes that are gone"
+        )
         found.add("remark", f"{ASIDE}/{left[0]}", what, "the next run sweeps them away")
 
 
 def _dead(folder: Folder) -> Iterator[str]:
-    """Files among the claims whose process is gone; of files in the making, those of this host's processes."""
+    """Files among the claims whose process is gone; of files in the making, those of this host's
+    processes.
+    """
     claims = Claims(folder)
     for name in folder.list(ASIDE):
         match = PART.search(name)
-        is_dead_part = match is not None and match["host"] == host() and not psutil.pid_exists(int(match["pid"]))
-        if is_dead_part or name.endswith(".stale") or (name.endswith(".json") and claims.is_free(name.removesuffix(".json"))):
+        is_dead_part = (
+            match is not None
+            and match["host"] == host()
+            and not psutil.pid_exists(int(match["pid"]))
+        )
+        if (
+            is_dead_part
+            or name.endswith(".stale")
+            or (name.endswith(".json") and claims.is_free(name.removesuffix(".json")))
+        ):
             yield name
 
 

@@ -126,7 +126,11 @@ class TestFeatureAlignment(LossContract):
 
     def make_config(self, tmp_path: Path) -> FeatureAlignmentConfig:
         return FeatureAlignmentConfig(
-            channels=3, encoder="diffusers", options={"model": str(self.network)}, matrix_margin=0.05, cosine_margin=0.1
+            channels=3,
+            encoder="diffusers",
+            options={"model": str(self.network)},
+            matrix_margin=0.05,
+            cosine_margin=0.1,
         )
 
 

@@ -46,7 +46,11 @@ def newest(output: Path) -> int:
 
 @pytest.mark.parametrize("then", ["another run", "a compaction"])
 def test_process_that_ends_late_leaves_the_newer_dataset(
-    then: str, encode: Callable[[], lk.LatentDataset], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    then: str,
+    encode: Callable[[], lk.LatentDataset],
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run_units, folder = encoding._run_units, LocalFolder(tmp_path / "out")
 
@@ -109,7 +113,9 @@ def test_compaction_looks_only_once_nobody_else_can_plan(
     assert all(was_claimed)
 
 
-def test_compaction_is_refused_while_somebody_plans(encode: Callable[[], lk.LatentDataset], tmp_path: Path) -> None:
+def test_compaction_is_refused_while_somebody_plans(
+    encode: Callable[[], lk.LatentDataset], tmp_path: Path
+) -> None:
     encode()
     folder = LocalFolder(tmp_path / "out")
     claims = Claims(folder)
@@ -120,14 +126,20 @@ def test_compaction_is_refused_while_somebody_plans(encode: Callable[[], lk.Late
 
 
 def test_compaction_gives_way_to_a_plan_that_was_first(
-    encode: Callable[[], lk.LatentDataset], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    encode: Callable[[], lk.LatentDataset],
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     encode()
 
     def beaten(folder: LocalFolder, plan: Plan) -> None:
         before = read_chain(folder)[-1]
         entries = before.table.select(["key", "stamp", "attributes"])
-        write_plan(folder, plan_of(plan.number, entries, before.settings, before.table["key"].combine_chunks()))
+        write_plan(
+            folder,
+            plan_of(plan.number, entries, before.settings, before.table["key"].combine_chunks()),
+        )
         write_plan(folder, plan)
 
     with monkeypatch.context() as patch:

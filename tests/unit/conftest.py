@@ -1,4 +1,6 @@
-"""What unit tests share: a training run of six drawn pictures and an autoencoder of two convolutions; a store in memory."""
+"""What unit tests share: a training run of six drawn pictures and an autoencoder of two
+convolutions; a store in memory.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +92,15 @@ class SmallTraining:
         model: Any = None,
         prepare: Any = None,
     ) -> TrainResult:
-        return train(model or self.model(), self.source, prepare or self.pictures(), losses, settings, folder, evaluate)
+        return train(
+            model or self.model(),
+            self.source,
+            prepare or self.pictures(),
+            losses,
+            settings,
+            folder,
+            evaluate,
+        )
 
     def log(self, folder: Path) -> list[dict[str, Any]]:
         """The lines of a run's log."""

@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from latentkit.runtime import progress
-from latentkit.runtime.buffers import BatchMemory, BufferPool, as_tensor, prepared_memory, preparing_into
+from latentkit.runtime.buffers import (
+    BatchMemory,
+    BufferPool,
+    as_tensor,
+    prepared_memory,
+    preparing_into,
+)
 from latentkit.runtime.progress import Progress
 from latentkit.runtime.transfer import Transfer
 

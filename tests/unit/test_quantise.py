@@ -1,4 +1,6 @@
-"""Latents as int8: a row's integers and scales are its own, the error is measured, and what it costs in decibels is stated."""
+"""Latents as int8: a row's integers and scales are its own, the error is measured, and what it
+costs in decibels is stated.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,13 @@ from latentkit.encoders.options import TinyKLConfig
 from latentkit.encoders.tiny_kl import open_tiny_kl
 from latentkit.encoding.int8_psnr import measure_psnr
 from latentkit.errors import DamagedError
-from latentkit.store.quantize import RoundingError, dequantise, measure_error, quantise, summarize_error
+from latentkit.store.quantize import (
+    RoundingError,
+    dequantise,
+    measure_error,
+    quantise,
+    summarize_error,
+)
 
 Float32s = npt.NDArray[np.float32]
 
@@ -26,10 +34,15 @@ def draw_latents(*shape: int, spread: float = 1.0) -> Float32s:
 
 
 def test_scale_is_the_largest_value_of_a_row_and_channel_and_halves_go_to_even() -> None:
-    values = np.array([[[127, -63.5, 0.5, 1.5], [0, -254, 1, 3]], [[0.5, 0.25, 0, -0.5], [0, 0, 0, 0]]], np.float32)
+    values = np.array(
+        [[[127, -63.5, 0.5, 1.5], [0, -254, 1, 3]], [[0.5, 0.25, 0, -0.5], [0, 0, 0, 0]]],
+        np.float32,
+    )
     stored, scale = quantise(values)
     np.testing.assert_array_equal(scale, np.array([[1, 2], [0.5 / 127, 0]], np.float32))
-    np.testing.assert_array_equal(stored, [[[127, -64, 0, 2], [0, -127, 0, 2]], [[127, 64, 0, -127], [0, 0, 0, 0]]])
+    np.testing.assert_array_equal(
+        stored, [[[127, -64, 0, 2], [0, -127, 0, 2]], [[127, 64, 0, -127], [0, 0, 0, 0]]]
+    )
     assert stored.dtype == np.int8
     np.testing.assert_array_equal(dequantise(stored, scale)[0], [[127, -64, 0, 2], [0, -254, 0, 4]])
 
@@ -54,7 +67,10 @@ def test_rows_do_not_depend_on_their_batch() -> None:
         np.testing.assert_array_equal(own_scale[0], scale[row])
 
 
-@pytest.mark.parametrize("size", [0.0, 1e-45, 2.1e-43, 1e-40, 1.4e-36, 1.6e-36, 1e-30, 1e30, float(np.finfo(np.float32).max)])
+@pytest.mark.parametrize(
+    "size",
+    [0.0, 1e-45, 2.1e-43, 1e-40, 1.4e-36, 1.6e-36, 1e-30, 1e30, float(np.finfo(np.float32).max)],
+)
 def test_values_of_any_size_stay_in_range(size: float) -> None:
     values = np.array([[[size, -size, size * 0.3, 0]]], np.float32)
     stored, scale = quantise(values)
@@ -68,7 +84,11 @@ def test_error_is_that_of_a_plain_calculation_in_float64_and_adds_up() -> None:
     given = draw_latents(6, 3, 4, 4)
     stored = dequantise(*quantise(given))
     whole = measure_error(stored, given)
-    np.testing.assert_allclose(whole.rms, np.sqrt(((stored.astype(np.float64) - given) ** 2).mean(axis=(0, 2, 3))), rtol=1e-12)
+    np.testing.assert_allclose(
+        whole.rms,
+        np.sqrt(((stored.astype(np.float64) - given) ** 2).mean(axis=(0, 2, 3))),
+        rtol=1e-12,
+    )
     parts = measure_error(stored[:2], given[:2]) + measure_error(stored[2:], given[2:])
     assert parts.count == whole.count == 6 * 16
     np.testing.assert_allclose(parts.rms, whole.rms, rtol=1e-12)
@@ -81,14 +101,27 @@ def header(name: str, count: int, squares: list[float]) -> dict[str, str]:
 
 
 def test_summary_tells_means_from_logvars_over_all_units() -> None:
-    headers = [header("moments", 2, [8.0, 0.0, 2.0, 1.0]), {}, header("moments", 2, [8.0, 4.0, 14.0, 0.0])]
+    headers = [
+        header("moments", 2, [8.0, 0.0, 2.0, 1.0]),
+        {},
+        header("moments", 2, [8.0, 4.0, 14.0, 0.0]),
+    ]
     assert summarize_error(headers) == {"rms": {"mean": [2.0, 1.0], "logvar": [2.0, 0.5]}}
     assert summarize_error([header("latent", 4, [1.0, 4.0])]) == {"rms": {"latent": [0.5, 1.0]}}
     assert summarize_error([{}, {}]) is None
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}}", '{"moments": 1}', '{"moments": {"count": 1}}', '{"moments": {"count": "x", "squares": []}}']
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "{}}",
+        '{"moments": 1}',
+        '{"moments": {"count": 1}}',
+        '{"moments": {"count": "x", "squares": []}}',
+    ],
 )
 def test_damaged_entry_is_damage(text: str) -> None:
     with pytest.raises(DamagedError, match="quantisation entry is damaged"):
@@ -129,7 +162,10 @@ class OneWay(Copy):
 
 
 def draw_views(count: int, size: int = 16) -> list[Tensor]:
-    return [torch.from_numpy(draw_latents(3, size, size + number)).clamp(-1, 1) for number in range(count)]
+    return [
+        torch.from_numpy(draw_latents(3, size, size + number)).clamp(-1, 1)
+        for number in range(count)
+    ]
 
 
 def test_psnr_is_over_the_input_range_and_the_mean_over_views() -> None:
@@ -144,7 +180,9 @@ def test_psnr_is_over_the_input_range_and_the_mean_over_views() -> None:
 
 
 def test_psnr_does_not_count_what_leaves_the_input_range() -> None:
-    view = torch.where(draw_views(1)[0] < 0, -1.0, 1.0) * 0.999  # every value a little less than the largest
+    view = (
+        torch.where(draw_views(1)[0] < 0, -1.0, 1.0) * 0.999
+    )  # every value a little less than the largest
     view[:, 0, 0] = 1.0
     assert (measure_psnr(Copy(), [view], "mean") or 0) < 100
     assert measure_psnr(Copy(gain=3.0), [view], "mean") == 100
@@ -156,7 +194,12 @@ def test_psnr_of_equal_decodings_is_a_number() -> None:
 
 @pytest.mark.parametrize(
     ("encoder", "views"),
-    [(OneWay(), draw_views(1)), (Copy(), []), (Copy(), [torch.full((3, 4, 4), torch.nan)]), (Copy(gain=math.nan), draw_views(1))],
+    [
+        (OneWay(), draw_views(1)),
+        (Copy(), []),
+        (Copy(), [torch.full((3, 4, 4), torch.nan)]),
+        (Copy(gain=math.nan), draw_views(1)),
+    ],
 )
 def test_psnr_that_cannot_be_had_is_none(encoder: Copy, views: list[Tensor]) -> None:
     assert isinstance(encoder, Encoder)
@@ -166,7 +209,11 @@ def test_psnr_that_cannot_be_had_is_none(encoder: Copy, views: list[Tensor]) -> 
 def test_psnr_of_a_trained_autoencoder_is_high_whatever_is_stored() -> None:
     encoder = open_tiny_kl(TinyKLConfig(), BuildContext())
     rows, columns = np.mgrid[0:64, 0:64]
-    view = torch.from_numpy(np.stack([np.sin(rows / (5 + c) + columns / 7) for c in range(3)]).astype(np.float32))
-    levels = {store: measure_psnr(encoder, [view], store) for store in ("moments", "mean", "sample")}
+    view = torch.from_numpy(
+        np.stack([np.sin(rows / (5 + c) + columns / 7) for c in range(3)]).astype(np.float32)
+    )
+    levels = {
+        store: measure_psnr(encoder, [view], store) for store in ("moments", "mean", "sample")
+    }
     assert levels["moments"] == levels["mean"]
     assert all(45 < (level or 0) < 75 for level in levels.values()), levels

@@ -1,4 +1,6 @@
-"""What is stored can be read: sizes whose latents a fold or statistics per frame don't fit are refused before anything is encoded."""
+"""What is stored can be read: sizes whose latents a fold or statistics per frame don't fit are
+refused before anything is encoded.
+"""
 
 from __future__ import annotations
 
@@ -100,7 +102,9 @@ def test_short_latents_take_the_first_of_the_statistics_and_longer_ones_are_refu
 
 
 class Blocks:
-    """An encoder of somebody's plugin: means of 2 x 2 pixels, its latents folded once more, and any size taken."""
+    """An encoder of somebody's plugin: means of 2 x 2 pixels, its latents folded once more, and any
+    size taken.
+    """
 
     modality = "image"
     input = InputSpec(channels=3)
@@ -163,7 +167,10 @@ def test_latents_of_any_encoder_that_could_not_be_read_are_not_stored(tmp_path: 
         float(read[0]["latent"][0, 0, 0]),
         2 * float(torch.linspace(-1, 1, 192)[[0, 1, 8, 9]].mean()),
     )
-    refused = r"latents of shape \(3, 5, 5\), axes CHW, could be stored but not read back: axis H of size 5 can't be folded by 2"
+    refused = (
+        r"latents of shape \(3, 5, 5\), axes CHW, could be stored but not read back: axis H of size"
+        r" 5 can't be folded by 2"
+    )
     with pytest.raises(EncoderError, match=refused):
         encode(Squares(*[10] * 40), tmp_path / "measured", "auto")  # as many as are worth measuring
     assert not (tmp_path / "measured").exists(), "refused before there is a plan"

@@ -215,8 +215,8 @@ class Track:
         self.format = self.format or found
         if found != self.format:
             raise SampleError(
-                f"its sound changes from {self.format} to {found} (rate in Hz, channels) on the way; "
-                "convert it to one of both"
+                f"its sound changes from {self.format} to {found} (rate in Hz, channels) on the"
+                " way; convert it to one of both"
             )
         if frame.is_corrupt:
             raise SampleError("damaged, or cut off")

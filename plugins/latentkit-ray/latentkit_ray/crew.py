@@ -42,7 +42,8 @@ class State(Enum):
 
 @dataclass(eq=False)
 class Member:
-    """One actor, with the units that it got and that may not be finished, in the order it got them."""
+    """One actor, with the units that it got and that may not be finished, in the order it got them.
+    """
 
     actor: Any
     state: State = State.STARTING
@@ -58,7 +59,9 @@ class Crew:
         make_worker: as an executor gets it.
     """
 
-    def __init__(self, config: RayConfig, share: Share, make_worker: Callable[[str], Worker]) -> None:
+    def __init__(
+        self, config: RayConfig, share: Share, make_worker: Callable[[str], Worker]
+    ) -> None:
         self.config, self.share = config, share
         self.num_wanted = 1
         """Actors that should be there now."""
@@ -81,7 +84,8 @@ class Crew:
             while self._units or any(member.state is State.BUSY for member in self._members):
                 if self._units:
                     self._hire()
-                # All are answered before a result is given away, so that nobody waits for what its receiver does.
+                # All are answered before a result is given away, so that nobody waits for what its
+                # receiver does.
                 events = [self._take(member, future) for member, future in self._wait()]
                 yield from (event for event in events if isinstance(event, UnitResult))
         finally:
@@ -94,23 +98,40 @@ class Crew:
         nodes = living_nodes()
         check_room(self.share, nodes)
         at_work = sum(member.state is State.BUSY for member in self._members)
-        self.num_wanted = min(self.share.num_fitting(nodes), self.config.num_workers or sys.maxsize, len(self._units) + at_work)
+        self.num_wanted = min(
+            self.share.num_fitting(nodes),
+            self.config.num_workers or sys.maxsize,
+            len(self._units) + at_work,
+        )
         for member in self._members:
             if member.state is State.IDLE:
                 member.state = State.BUSY
                 self._listen(member)
-        options = {"num_cpus": self.share.cpus, "num_gpus": self.share.gpus, "max_concurrency": 2, "scheduling_strategy": "SPREAD"}
+        options = {
+            "num_cpus": self.share.cpus,
+            "num_gpus": self.share.gpus,
+            "max_concurrency": 2,
+            "scheduling_strategy": "SPREAD",
+        }
         while len(self._members) < self.num_wanted:
-            member = Member(ray.remote(UnitActor).options(**options).remote(self._make_worker, self.share.device))
+            member = Member(
+                ray.remote(UnitActor)
+                .options(**options)
+                .remote(self._make_worker, self.share.device)
+            )
             self._members.append(member)
             self._listen(member)
         if not self._said_waiting and time.monotonic() - self._began > BUSY_CLUSTER_SECONDS:
             self._said_waiting = True
             if all(member.state is State.STARTING for member in self._members):
-                say(f"no worker has started yet; is all of the cluster in use? Each needs {self.share}")
+                say(
+                    "no worker has started yet; is all of the cluster in use? Each needs"
+                    f" {self.share}"
+                )
 
     def _lose(self, member: Member, error: RayError) -> None:
-        """Put a lost actor's units back; they are taken last, so that one that kills its worker holds up no other.
+        """Put a lost actor's units back; they are taken last, so that one that kills its worker
+        holds up no other.
 
         Raises:
             LatentkitError: too many were lost, or they can't start.
@@ -127,13 +148,18 @@ class Crew:
         if self._num_lost > self.config.retries * self.num_wanted:
             advice = "where memory ran out, lower batch_size or give each worker more of a node"
             raise LatentkitError(
-                f"ray: {self._num_lost} workers were lost and no unit was finished between; the last had {names}: {reason}; {advice}"
+                f"ray: {self._num_lost} workers were lost and no unit was finished between; the"
+                f" last had {names}: {reason}; {advice}"
             ) from error
         say(f"lost a worker that had {names}, which goes to others: {reason}")
 
     def _dismiss(self) -> None:
         """Break off what is at work, and end all actors."""
-        stopping = [member.actor.stop.remote().future() for member in self._members if member.state is State.BUSY]
+        stopping = [
+            member.actor.stop.remote().future()
+            for member in self._members
+            if member.state is State.BUSY
+        ]
         wait(stopping, timeout=STOP_SECONDS)
         for member in self._members:
             ray.kill(member.actor)
@@ -174,8 +200,9 @@ class Crew:
             self._listen(member, unit)
         elif isinstance(event, UnitResult):
             self._num_lost = 0
-            # Those before it that gave no result are somebody else's: results come in the order of the units. Where several encoders share
-            # a pass, each of them gives a result, under its own plan's number; the first has taken the unit off the list.
+            # Those before it that gave no result are somebody else's: results come in the order of
+            # the units. Where several encoders share a pass, each of them gives a result, under its
+            # own plan's number; the first has taken the unit off the list.
             numbers = [unit.number for unit in member.held]
             if event.unit.number in numbers:
                 del member.held[: numbers.index(event.unit.number) + 1]

@@ -79,7 +79,9 @@ def encode(
 
 def make_modality(spec: InputSpec | None = None, seed: int = 0, **options: Any) -> VideoModality:
     """The modality with these options; clips of 4 frames of 16 x 16 unless they say otherwise."""
-    config = VideoConfig.model_validate({"frames": 4, **({} if "buckets" in options else {"size": 16}), **options})
+    config = VideoConfig.model_validate(
+        {"frames": 4, **({} if "buckets" in options else {"size": 16}), **options}
+    )
     return VideoModality(config, BuildContext(seed=seed, input=spec))
 
 

@@ -15,7 +15,11 @@ from latentkit.recipe.schema import load_recipe
 from latentkit.tasks.check_recipe import check_recipe
 
 TEXT = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
-RECIPES = [textwrap.dedent(part) for part in re.findall(r"(?:^    .*\n)+", TEXT, re.MULTILINE) if part.startswith("    task:")]
+RECIPES = [
+    textwrap.dedent(part)
+    for part in re.findall(r"(?:^    .*\n)+", TEXT, re.MULTILINE)
+    if part.startswith("    task:")
+]
 
 
 @pytest.mark.parametrize("config", [VolumeConfig, VolumeKLConfig])

@@ -27,7 +27,9 @@ class OfDiffusers(EncoderContract):
         self.tiny = tiny
 
     def make_config(self, tmp_path: Path) -> DiffusersConfig:
-        return DiffusersConfig(model=str(self.tiny.folder(self.name)), indices=True if self.name == "VQModel" else None)
+        return DiffusersConfig(
+            model=str(self.tiny.folder(self.name)), indices=True if self.name == "VQModel" else None
+        )
 
     def perturb(self, encoder: Any) -> Encoder:
         flip_bit(next(iter(encoder._encoding_half.encoder.parameters())).data)

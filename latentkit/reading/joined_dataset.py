@@ -1,4 +1,6 @@
-"""Latent datasets side by side, by key: pictures and the embeddings of their captions by two text encoders, say."""
+"""Latent datasets side by side, by key: pictures and the embeddings of their captions by two text
+encoders, say.
+"""
 
 from __future__ import annotations
 
@@ -35,10 +37,11 @@ def join_datasets(
     """The rows of two or more datasets for the keys that all have.
 
     Args:
-        datasets: rows, views, buckets and order are the first one's; the others have one row per key.
-            One with views="random" that has all of the first's views gives the view that the first
-            gives; a key of which it lacks one of them is left out.
-        names: of each dataset's tensor; None, or None among them, is its `layout.name`. A mask goes by that name and "_mask".
+        datasets: rows, views, buckets and order are the first one's; the others have one row per
+            key. One with views="random" that has all of the first's views gives the view that the
+            first gives; a key of which it lacks one of them is left out.
+        names: of each dataset's tensor; None, or None among them, is its `layout.name`. A mask goes
+            by that name and "_mask".
         on: what rows must share: their "key"; its "stem", which is the key without the ending of a
             file (`a/1.png` and `a/1.wav` have `a/1`; the span of a part of a file stays, so that
             `a/1.mp4#t=0,2` has `a/1#t=0,2`); or what a function makes of the key.
@@ -51,10 +54,11 @@ def join_datasets(
 
 
 class JoinedDataset(BatchedRows):
-    """What `join_datasets` gives: of each dataset its tensor and its columns, and key and view of the first.
+    """What `join_datasets` gives: of each dataset its tensor and its columns, and key and view of
+    the first.
 
-    Rows that stand in one batch are of one bucket of the first dataset, and of later ones of one shape but for their ragged axis, along
-    which they are padded.
+    Rows that stand in one batch are of one bucket of the first dataset, and of later ones of one
+    shape but for their ragged axis, along which they are padded.
 
     Attributes:
         datasets: all of them, in the order given.
@@ -63,7 +67,9 @@ class JoinedDataset(BatchedRows):
         left_out: how many keys of each dataset are not here, because others lack them.
     """
 
-    def __init__(self, *datasets: LatentDataset, names: Sequence[str | None] | None = None, on: On = "key") -> None:
+    def __init__(
+        self, *datasets: LatentDataset, names: Sequence[str | None] | None = None, on: On = "key"
+    ) -> None:
         _check_datasets(datasets)
         shared_of = _shared(on)
         self.datasets = datasets
@@ -74,7 +80,10 @@ class JoinedDataset(BatchedRows):
         places = [{name: place for place, name in enumerate(found)} for found in shared[1:]]
         for data, place_of in zip(datasets[1:], places, strict=True):
             if len(place_of) < len(data):
-                raise ValueError(f"{data.folder} has several rows for a key; open it with one view, or views='random'")
+                raise ValueError(
+                    f"{data.folder} has several rows for a key; open it with one view, or"
+                    " views='random'"
+                )
         twins = [self.first.twins(data, shared_of) for data in datasets[1:]]
         has_twins = np.ones(len(self.first), bool)
         for _, there in filter(None, twins):
@@ -85,7 +94,9 @@ class JoinedDataset(BatchedRows):
             items = [item for item in items if wanted[item] in place_of]
         if not items:
             what = "key" if on == "key" else "name" if callable(on) else on
-            raise ValueError(f"{_listed(data.folder for data in datasets)} have no {what} in common")
+            raise ValueError(
+                f"{_listed(data.folder for data in datasets)} have no {what} in common"
+            )
         partners = ([place_of[wanted[item]] for item in items] for place_of in places)
         self._places: list[Rows] = [np.array(rows, np.int64) for rows in (items, *partners)]
         self._twins = [None if found is None else found[0] for found in (None, *twins)]
@@ -98,7 +109,10 @@ class JoinedDataset(BatchedRows):
 
     def __repr__(self) -> str:
         parts = zip(self.datasets, self.names, self.left_out, strict=True)
-        lines = [f"  {name}: {data.folder}" + (f", {counted(left, 'key')} left out" if left else "") for data, name, left in parts]
+        lines = [
+            f"  {name}: {data.folder}" + (f", {counted(left, 'key')} left out" if left else "")
+            for data, name, left in parts
+        ]
         return "\n".join([f"JoinedDataset of {counted(len(self), 'row')}, on {self._on}", *lines])
 
     def __len__(self) -> int:
@@ -111,7 +125,9 @@ class JoinedDataset(BatchedRows):
         return [keys[place] for place in self._places[0]]
 
     def groups(self, epoch: int) -> tuple[Rows, npt.NDArray[np.integer]]:
-        """A number for what may stand in one batch, ascending with the first dataset's buckets, and the unit number there."""
+        """A number for what may stand in one batch, ascending with the first dataset's buckets, and
+        the unit number there.
+        """
         chosen = self._choose(slice(None), Draw(epoch))
         buckets, units = self.first.groups_of_rows(chosen[0])
         others = zip(self.datasets[1:], chosen[1:], strict=True)
@@ -130,7 +146,10 @@ class JoinedDataset(BatchedRows):
         for place, (data, name, rows) in enumerate(parts):
             loaded = data.load_rows(rows, self._places[place][items], draw.of_partner(place), pool)
             batch |= {name + end: loaded[data.output_name + end] for end in _endings(data)}
-            batch |= {label: loaded[label] for label in (*data.columns, *(() if place else ("key", "view")))}
+            batch |= {
+                label: loaded[label]
+                for label in (*data.columns, *(() if place else ("key", "view")))
+            }
         return batch
 
     def will_need(self, items: Rows, epoch: int) -> None:
@@ -181,8 +200,8 @@ def _shared_names(data: LatentDataset, shared_of: Callable[[str], str] | None) -
             raise ValueError(f"on must make a text of a key; of {key!r} it makes {name!r}")
         if key_of.setdefault(name, key) != key:
             raise ValueError(
-                f"{data.folder}: {key_of[name]!r} and {key!r} are both {name!r}, so it isn't clear which to take; "
-                "give a function that keeps them apart as on=, or leave one out"
+                f"{data.folder}: {key_of[name]!r} and {key!r} are both {name!r}, so it isn't clear"
+                " which to take; give a function that keeps them apart as on=, or leave one out"
             )
         names.append(name)
     return names
@@ -193,27 +212,51 @@ def _check_datasets(datasets: Sequence[LatentDataset]) -> None:
         raise ValueError(f"join takes two or more latent datasets, got {len(datasets)}")
     for data in datasets:
         if isinstance(data, JoinedDataset):
-            raise ValueError("a joined dataset can't be joined again; give all datasets at once: join(a, b, c), not join(join(a, b), c)")
+            raise ValueError(
+                "a joined dataset can't be joined again; give all datasets at once: join(a, b, c),"
+                " not join(join(a, b), c)"
+            )
         if not isinstance(data, LatentDataset):
-            raise ValueError(f"join takes latent datasets as latentkit.open gives them, got {data!r}")
+            raise ValueError(
+                f"join takes latent datasets as latentkit.open gives them, got {data!r}"
+            )
 
 
-def _checked_names(datasets: Sequence[LatentDataset], names: Sequence[str | None] | None) -> tuple[str, ...]:
+def _checked_names(
+    datasets: Sequence[LatentDataset], names: Sequence[str | None] | None
+) -> tuple[str, ...]:
     """A name for the tensor of each dataset, none of which stands for anything else in a row."""
     asked = (None,) * len(datasets) if names is None else names
-    are_names = not isinstance(asked, str) and all(name is None or (isinstance(name, str) and name) for name in asked)
+    are_names = not isinstance(asked, str) and all(
+        name is None or (isinstance(name, str) and name) for name in asked
+    )
     if not are_names or len(asked) != len(datasets):
-        raise ValueError(f"names must have a name or None for each of the {len(datasets)} datasets, got {names!r}")
-    own = tuple(data.layout.name if name is None else name for data, name in zip(datasets, asked, strict=True))
+        raise ValueError(
+            f"names must have a name or None for each of the {len(datasets)} datasets, got"
+            f" {names!r}"
+        )
+    own = tuple(
+        data.layout.name if name is None else name
+        for data, name in zip(datasets, asked, strict=True)
+    )
     pairs = list(zip(datasets, own, strict=True))
     tensors = Counter(name + end for data, name in pairs for end in _endings(data))
-    uses = tensors + Counter(["key", "view", *(column for data in datasets for column in data.columns)])
+    uses = tensors + Counter(
+        ["key", "view", *(column for data in datasets for column in data.columns)]
+    )
     twice = [name for name, count in uses.items() if count > 1]
     if twice:
         here = _listed(f"{data.folder} has {[name, *data.columns]}" for data, name in pairs)
         rows = "both" if len(datasets) == 2 else "all"
-        advice = "give each tensor a name with names=" if twice[0] in tensors else "open only one of them with that column"
-        raise ValueError(f"{here}, besides key and view: in a row of {rows}, {twice[0]!r} would stand for two things; {advice}")
+        advice = (
+            "give each tensor a name with names="
+            if twice[0] in tensors
+            else "open only one of them with that column"
+        )
+        raise ValueError(
+            f"{here}, besides key and view: in a row of {rows}, {twice[0]!r} would stand for two"
+            f" things; {advice}"
+        )
     return own
 
 
