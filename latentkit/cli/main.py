@@ -63,7 +63,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def printable(text: str) -> str:
-    """Text that can't move a terminal's cursor or change its colours: control characters of file
+    """Text that can't move a terminal's cursor or change its colors: control characters of file
     names and captions are escaped.
     """
     return "".join(

@@ -1,4 +1,4 @@
-"""What an encoder says of itself: what it takes, what it gives, and how that is normalised.
+"""What an encoder says of itself: what it takes, what it gives, and how that is normalized.
 
 Importing this loads no torch.
 
@@ -107,7 +107,7 @@ class LatentLayout:
 
     Args:
         name: of the tensor when datasets are joined, such as "latent" or "text-embedding".
-        kind: "gaussian" (mean and logvar), "deterministic" ("latent") or "quantised" ("indices").
+        kind: "gaussian" (mean and logvar), "deterministic" ("latent") or "quantized" ("indices").
         axes: one letter per axis of one latent, without the batch: "CHW", "CTHW", "CL", "LC".
         channels: C of the latent.
         downscale: input size over latent size, one number for all axes but C, or one per axis but
@@ -118,7 +118,7 @@ class LatentLayout:
     """
 
     name: str
-    kind: Literal["gaussian", "deterministic", "quantised"]
+    kind: Literal["gaussian", "deterministic", "quantized"]
     axes: str
     channels: int
     downscale: int | tuple[int | float, ...]
@@ -169,7 +169,7 @@ def readable_input(
     frames than those. An axis whose latent sizes don't grow in whole steps stays as it is: what it
     can't take shows with the first latents (`batching.check_readable`).
     """
-    if layout.kind == "quantised":
+    if layout.kind == "quantized":
         return spec
     axes = layout.axes[1:]
     factors = (

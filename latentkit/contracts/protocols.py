@@ -143,7 +143,7 @@ class Encoder(Protocol):
 
     def encode(self, batch: Tensor) -> dict[str, Tensor]:
         """Unscaled latents, batch axis first: "mean" and "logvar" (gaussian), "latent"
-        (deterministic) or "indices" (quantised).
+        (deterministic) or "indices" (quantized).
 
         An encoder that knows better than `layout.downscale` which positions count may add "mask",
         bool or 1 and 0."""
@@ -210,7 +210,7 @@ class LossBatch:
         inputs: (N, C, ...) float32 in the encoder's range.
         reconstruction: the model's forward on them, in float32.
         mask: (N, 1, ...) 1 where a value counts; None when all do.
-        step: optimiser steps done, from 0.
+        step: optimizer steps done, from 0.
         encode: batch to `Reconstruction.moments` or latents, through the wrapped model.
         decode: raw latents to a batch, through the wrapped model.
     """
@@ -242,7 +242,7 @@ class HasModule(Protocol):
 
 @runtime_checkable
 class Adversarial(Protocol):
-    """A loss with a discriminator, which has an optimiser of its own."""
+    """A loss with a discriminator, which has an optimizer of its own."""
 
     discriminator: nn.Module
 

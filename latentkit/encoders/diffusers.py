@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from latentkit.contracts import BuildContext, Moments, Normalization, Reconstruction, Remark
 from latentkit.contracts.encoder_description import readable_input
-from latentkit.encoders.diffusers_driver import Driver
+from latentkit.encoders.diffusers_adapter import ModelAdapter
 from latentkit.encoders.diffusers_loading import (
     FoundModel,
     build_model,
@@ -114,7 +114,7 @@ class DiffusersEncoder:
         self._config_place = self._found.config_file
         self._config = read_config(self._config_place)
         measured = measure_model(self._config, modality, indices, tiling)
-        self._driver: Driver = measured.driver
+        self._driver: ModelAdapter = measured.driver
         self._traits = measured.driver.traits
         self._complete_config = measured.config
         self.modality, self.input, self.layout = measured.modality, measured.input, measured.layout
@@ -305,7 +305,7 @@ class DiffusersEncoder:
             if size != channels and not per_frame:
                 raise EncoderError(
                     f"{self._config_place}: by it {name} has {size} values for latents of"
-                    f" {channels} channels, so that they can't be normalised; mend the config"
+                    f" {channels} channels, so that they can't be normalized; mend the config"
                 )
 
     def _check(self, batch: Tensor) -> None:
@@ -392,7 +392,7 @@ class DiffusersEncoderAlone(DiffusersEncoder):
 class TrainedModel(nn.Module):
     """A diffusers autoencoder whose forward is that of the contract `Trainable`."""
 
-    def __init__(self, model: Any, driver: Driver) -> None:
+    def __init__(self, model: Any, driver: ModelAdapter) -> None:
         super().__init__()
         self.model = model
         self._driver = driver

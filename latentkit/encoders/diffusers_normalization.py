@@ -10,20 +10,20 @@ from typing import Any
 from torch import Tensor
 
 from latentkit.contracts import LatentLayout, Normalization
-from latentkit.encoders.diffusers_table import NORMALIZATION_KEYS, Traits
+from latentkit.encoders.diffusers_table import NORMALIZATION_KEYS, ModelTraits
 
 PLACES = ("bn", "latents_mean", "latents_std")
 """Modules and buffers in which models hold statistics that are applied after `encode`."""
 
 
-def has_statistics(traits: Traits) -> bool:
+def has_statistics(traits: ModelTraits) -> bool:
     """Whether shift and scale are among the model's tensors, instead of in its config."""
     return traits.statistics in ("buffers", "batch-norm")
 
 
 def read_normalization(
     config: Mapping[str, Any],
-    traits: Traits,
+    traits: ModelTraits,
     layout: LatentLayout,
     tensors: Mapping[str, Tensor] | None = None,
     whole: int = 0,
@@ -85,7 +85,7 @@ def _per_frame(values: Sequence[float], layout: LatentLayout) -> list[Any]:
     return [[[[value]] for value in row] for row in rows]
 
 
-def put_statistics(model: Any, traits: Traits, mean: Tensor, std: Tensor) -> None:
+def put_statistics(model: Any, traits: ModelTraits, mean: Tensor, std: Tensor) -> None:
     """Put the mean and standard deviation of a draw per channel, (C,) each, where the model's own
     pipelines look for them.
 
@@ -95,8 +95,8 @@ def put_statistics(model: Any, traits: Traits, mean: Tensor, std: Tensor) -> Non
     Either way a training run writes what it measured of each channel to `latent_statistics.json` in
     the model's folder (`latentkit.training_result`)."""
     mean, std = mean.double(), std.double()
-    centre = float(mean.mean())
-    spread = float((std.square() + (mean - centre).square()).mean().sqrt())
+    center = float(mean.mean())
+    spread = float((std.square() + (mean - center).square()).mean().sqrt())
     if traits.statistics == "batch-norm":
         repeats = len(model.bn.running_mean) // len(mean)
         model.bn.running_mean.copy_(mean.repeat_interleave(repeats))
@@ -112,7 +112,7 @@ def put_statistics(model: Any, traits: Traits, mean: Tensor, std: Tensor) -> Non
     elif traits.statistics in ("config", "scale"):
         fields: dict[str, Any] = {
             "scaling_factor": 1.0 / spread,
-            "shift_factor": centre,
+            "shift_factor": center,
             "latents_mean": None,
             "latents_std": None,
         }

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from latentkit.contracts import InputSpec, LatentLayout, SizeRule
-from latentkit.encoders.diffusers_driver import Driver
+from latentkit.encoders.diffusers_adapter import ModelAdapter
 from latentkit.encoders.diffusers_loading import build_model, quiet
-from latentkit.encoders.diffusers_table import TRAITS, Traits, find_traits, patch_area
+from latentkit.encoders.diffusers_table import TRAITS, ModelTraits, find_traits, patch_area
 from latentkit.errors import EncoderError
 
 META_SIDE = 256
@@ -49,7 +49,7 @@ class Measured:
         input, layout: as the contract `Encoder` has them.
     """
 
-    driver: Driver
+    driver: ModelAdapter
     config: Mapping[str, Any]
     modality: str
     input: InputSpec
@@ -103,7 +103,7 @@ def measure_model(
     raise EncoderError(f"{name} can't be driven; tried as {'; '.join(reasons)}")
 
 
-def prepare_model(model: Any, traits: Traits, tiling: bool) -> None:
+def prepare_model(model: Any, traits: ModelTraits, tiling: bool) -> None:
     """Put a model into the state it encodes in.
 
     Raises:
@@ -130,10 +130,10 @@ def _alone(device: str) -> Iterator[None]:
 
 
 def _measure(
-    model: Any, traits: Traits, modality: str, indices: bool | None, side: int
+    model: Any, traits: ModelTraits, modality: str, indices: bool | None, side: int
 ) -> Measured:
     name, config = type(model).__name__, dict(model.config)
-    driver = Driver(traits, traits.axes, _wants_indices(name, traits, indices))
+    driver = ModelAdapter(traits, traits.axes, _wants_indices(name, traits, indices))
     channels = traits.channels or _count_channels(config, traits)
     sizes = {axis: _first_size(axis, model, traits, side) for axis in traits.axes[1:]}
     latents = driver.encode(model, torch.empty(1, channels, *sizes.values()))
@@ -181,19 +181,19 @@ def _measure(
     return Measured(driver, config, modality, taken, layout)
 
 
-def _count_channels(config: Mapping[str, Any], traits: Traits) -> int:
+def _count_channels(config: Mapping[str, Any], traits: ModelTraits) -> int:
     """Channels of the input: the config's, over the area of its patches where they are those."""
     channels = int(next((config[key] for key in CHANNEL_KEYS if key in config), 3))
     return channels // patch_area(config) if traits.patched else channels
 
 
-def _wants_indices(name: str, traits: Traits, indices: bool | None) -> bool:
+def _wants_indices(name: str, traits: ModelTraits, indices: bool | None) -> bool:
     if indices and not traits.codebook:
         raise EncoderError(f"option indices: {name} has no codebook; leave it out")
     return traits.gives_indices if indices is None else indices
 
 
-def _first_size(axis: str, model: Any, traits: Traits, side: int) -> int:
+def _first_size(axis: str, model: Any, traits: ModelTraits, side: int) -> int:
     """A size of the axis that every model of the class takes."""
     if axis == "T":
         return traits.frames[1]
@@ -206,7 +206,7 @@ def _first_size(axis: str, model: Any, traits: Traits, side: int) -> int:
     return int(getattr(model, traits.side)) if traits.side else side
 
 
-def _rule(axis: str, factor: Fraction, size: int, model: Any, traits: Traits) -> SizeRule:
+def _rule(axis: str, factor: Fraction, size: int, model: Any, traits: ModelTraits) -> SizeRule:
     if axis == "M" or traits.side:
         return SizeRule(multiple=size, minimum=size, maximum=size)
     if traits.tiles:
@@ -220,7 +220,7 @@ def _rule(axis: str, factor: Fraction, size: int, model: Any, traits: Traits) ->
 
 
 def _measure_frames(
-    model: Any, driver: Driver, channels: int, sizes: Mapping[str, int], before: int
+    model: Any, driver: ModelAdapter, channels: int, sizes: Mapping[str, int], before: int
 ) -> tuple[Fraction, SizeRule]:
     """Frames that one more latent stands for, and the frame counts allowed: none between two that
     give another number of latents.

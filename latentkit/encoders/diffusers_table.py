@@ -17,7 +17,7 @@ Statistics = Literal["config", "scale", "buffers", "batch-norm", "inside", "none
 
 
 @dataclass(frozen=True)
-class Traits:
+class ModelTraits:
     """One class of autoencoder.
 
     Sizes aren't here: they are measured (`diffusers_measuring`), as attributes of the classes can
@@ -90,14 +90,14 @@ class Traits:
     refused: str = ""
 
 
-def video(frames: tuple[int, int], **different: Any) -> Traits:
+def video(frames: tuple[int, int], **different: Any) -> ModelTraits:
     """A class that takes clips, and pictures as clips of one frame."""
-    return replace(Traits(("video", "image"), "CTHW", frames=frames), **different)
+    return replace(ModelTraits(("video", "image"), "CTHW", frames=frames), **different)
 
 
-def audio(**different: Any) -> Traits:
+def audio(**different: Any) -> ModelTraits:
     """A class that takes waveforms."""
-    return replace(Traits(("audio",), "CL"), **different)
+    return replace(ModelTraits(("audio",), "CL"), **different)
 
 
 IMAGENET: Mapping[str, Any] = {
@@ -111,7 +111,7 @@ OF_128: Mapping[str, Any] = {"pixel_mean": (128 / 127.5 - 1,), "pixel_std": (128
 LOG_MEL = MelSpec(bins=64, n_fft=1024, hop=160)
 
 DETERMINISTIC: Mapping[str, Any] = {"kind": "deterministic"}
-UNLISTED = (Traits(), video((8, 1)), audio())
+UNLISTED = (ModelTraits(), video((8, 1)), audio())
 """How a class without a row is tried, in this order; its kind is what it gives."""
 
 NOT_ONE_TENSOR = (
@@ -119,25 +119,25 @@ NOT_ONE_TENSOR = (
     " instead of one tensor per sample, and its decode the C-alpha coordinates too"
 )
 
-TRAITS: Mapping[str, Traits] = {
+TRAITS: Mapping[str, ModelTraits] = {
     # pictures
-    "AsymmetricAutoencoderKL": Traits(),
-    "AutoencoderDC": Traits(**DETERMINISTIC),
-    "AutoencoderKL": Traits(),
-    "AutoencoderKLFlux2": Traits(statistics="batch-norm", fold={"H": 2, "W": 2}),
-    "AutoencoderKLHunyuanImage": Traits(),
-    "AutoencoderKLKVAE": Traits(),
-    "AutoencoderKLTemporalDecoder": Traits(decode_options={"num_frames": 1}),
-    "AutoencoderRAE": Traits(
+    "AsymmetricAutoencoderKL": ModelTraits(),
+    "AutoencoderDC": ModelTraits(**DETERMINISTIC),
+    "AutoencoderKL": ModelTraits(),
+    "AutoencoderKLFlux2": ModelTraits(statistics="batch-norm", fold={"H": 2, "W": 2}),
+    "AutoencoderKLHunyuanImage": ModelTraits(),
+    "AutoencoderKLKVAE": ModelTraits(),
+    "AutoencoderKLTemporalDecoder": ModelTraits(decode_options={"num_frames": 1}),
+    "AutoencoderRAE": ModelTraits(
         range=(0.0, 1.0),
         side="decoder_image_size",
         statistics="inside",
         needs="transformers",
         **DETERMINISTIC,
     ),
-    "AutoencoderTiny": Traits(**DETERMINISTIC),
-    "ConsistencyDecoderVAE": Traits(decoder=("decoder_unet",)),
-    "VQModel": Traits(
+    "AutoencoderTiny": ModelTraits(**DETERMINISTIC),
+    "ConsistencyDecoderVAE": ModelTraits(decoder=("decoder_unet",)),
+    "VQModel": ModelTraits(
         statistics="none",
         codebook="quantize",
         decoder=("decoder", "post_quant_conv", "quantize"),
@@ -196,11 +196,11 @@ TRAITS: Mapping[str, Traits] = {
     ),
     "LongCatAudioDiTVae": audio(encode_options={"sample_posterior": False}, **DETERMINISTIC),
     # neither
-    "RFD4ProteinaAutoencoder": Traits(modalities=(), refused=NOT_ONE_TENSOR),
+    "RFD4ProteinaAutoencoder": ModelTraits(modalities=(), refused=NOT_ONE_TENSOR),
 }
 
 
-def find_traits(class_name: str, config: Mapping[str, Any]) -> tuple[Traits, ...]:
+def find_traits(class_name: str, config: Mapping[str, Any]) -> tuple[ModelTraits, ...]:
     """The row of a class as its config has it; for a class without a row, those that may fit."""
     if class_name not in TRAITS:
         patched = tuple(replace(traits, patched=True) for traits in UNLISTED)
@@ -241,7 +241,9 @@ NOT_COMPUTED_WITH_STARTS = ("_", "decode", "up")
 """Config keys, and their starts, that no encoder looks at."""
 
 
-def computing_config(config: Mapping[str, Any], traits: Traits, tiling: bool) -> dict[str, Any]:
+def computing_config(
+    config: Mapping[str, Any], traits: ModelTraits, tiling: bool
+) -> dict[str, Any]:
     """The part of a complete config (defaults filled in) that the encoder's values depend on."""
     left_out = set(NOT_COMPUTED_WITH)
     if traits.statistics != "inside":

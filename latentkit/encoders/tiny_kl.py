@@ -193,12 +193,12 @@ class TinyKLEncoder:
 
         Shift and scaling factor, those of all channels together, follow from them.
         """
-        centre = float(mean.double().mean())
-        spread = float((std.double().square() + (mean.double() - centre).square()).mean().sqrt())
+        center = float(mean.double().mean())
+        spread = float((std.double().square() + (mean.double() - center).square()).mean().sqrt())
         values = {
             "latents_mean": mean.tolist(),
             "latents_std": std.tolist(),
-            "shift_factor": centre,
+            "shift_factor": center,
             "scaling_factor": 1 / spread,
         }
         self._network.register_to_config(**values)  # type: ignore[no-untyped-call]
@@ -234,7 +234,9 @@ class TinyKLEncoder:
             return self._network.get_submodule(half).state_dict()
         assert self._weights is not None
         with safe_open(self._weights, "pt") as file:
-            names = [name for name in file.keys() if name.startswith(f"{half}.")]  # noqa: SIM118 (not a mapping)
+            names = [
+                name for name in file.keys() if name.startswith(f"{half}.")
+            ]
             return {
                 name.removeprefix(f"{half}."): file.get_tensor(name).to(self._dtype)
                 for name in names
@@ -312,7 +314,9 @@ def check_weights(path: Path, network: nn.Module) -> None:
     refuse_pages(path)
     try:
         with safe_open(path, "pt") as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            found = {
+                name: tuple(file.get_slice(name).get_shape()) for name in file.keys()
+            }
     except (OSError, SafetensorError) as error:
         raise EncoderError(f"{path}: the weights can't be read: {error}") from error
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}

@@ -3,9 +3,9 @@ quick to train.
 
 Both halves are a linear map between 8 x 8 patches and the latent channels (4, or up to 16), plus a
 residual network whose output starts at zero. The linear maps start as functions of the discrete
-cosine transform: luma, its two slowest waves, one colour difference, and so on. So training starts
+cosine transform: luma, its two slowest waves, one color difference, and so on. So training starts
 near the quality of principal components and spends its time on what linear algebra can't do.
-Normalisation is over the channels of one place only, so a picture's latents don't depend on what
+Normalization is over the channels of one place only, so a picture's latents don't depend on what
 lies far away in it."""
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ START = (
     (LUMA, 2, 2, 0.3),
     (LUMA, 3, 1, 0.3),
 )
-"""What each latent channel starts as: colour, waves down and across an 8 x 8 patch, and about the
+"""What each latent channel starts as: color, waves down and across an 8 x 8 patch, and about the
 standard deviation of photographs' coefficients, by which it is divided, so that latents start near
 unit variance. In falling order of that."""
 BRANCH_GAIN = 0.2
@@ -60,7 +60,7 @@ starts low and moves slowly."""
 
 
 class Residual(nn.Module):
-    """x + two 3 x 3 convolutions of x, normalised over channels; starts as the identity."""
+    """x + two 3 x 3 convolutions of x, normalized over channels; starts as the identity."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -201,7 +201,7 @@ def zeroed_bias(layer: nn.Conv2d) -> nn.Conv2d:
 
 def start_basis(channels: int) -> Tensor:
     """Orthonormal functions on an 8 x 8 RGB patch, (C, 192), values in `pixel_unshuffle`'s order
-    (colour, row, column).
+    (color, row, column).
     """
     place = (torch.arange(DOWNSCALE) + 0.5) * math.pi / DOWNSCALE
     waves = [
@@ -210,9 +210,9 @@ def start_basis(channels: int) -> Tensor:
     ]
     patches = [
         torch.einsum(
-            "c,i,j->cij", torch.tensor(colour) / math.hypot(*colour), waves[down], waves[across]
+            "c,i,j->cij", torch.tensor(color) / math.hypot(*color), waves[down], waves[across]
         )
-        for colour, down, across, _ in START[:channels]
+        for color, down, across, _ in START[:channels]
     ]
     return torch.stack([patch.flatten() for patch in patches]) / DOWNSCALE
 

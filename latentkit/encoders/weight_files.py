@@ -26,7 +26,7 @@ OTHERS = {
     b"\x28\xb5\x2f\xfd": "compressed by zstd: unpack it first",
     b"7z\xbc\xaf": "an archive of 7-Zip: unpack it first",
     b"Rar!": "a RAR archive: unpack it first",
-    b"GGUF": "a GGUF file, which holds quantised weights: get the model's .safetensors",
+    b"GGUF": "a GGUF file, which holds quantized weights: get the model's .safetensors",
     b"\x89HDF": "an HDF5 file, as Keras writes it: get the model's .safetensors",
     b"\x93NUMPY": "an array of NumPy: get the model's .safetensors",
 }

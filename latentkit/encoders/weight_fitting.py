@@ -32,7 +32,7 @@ SCALED = (
     ".weight_scale_inv",
 )
 UNUSED = "num_batches_tracked"
-"""A counter of batch normalisation, which no evaluation uses; some converters leave it out."""
+"""A counter of batch normalization, which no evaluation uses; some converters leave it out."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def refuse_scaled(path: Path, names: Iterable[str]) -> None:
     )
     if scaled:
         raise EncoderError(
-            f"{path}: its weights are quantised, with scales beside them ({scaled}); get the file"
+            f"{path}: its weights are quantized, with scales beside them ({scaled}); get the file"
             " in full or half precision"
         )
 

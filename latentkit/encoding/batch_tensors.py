@@ -16,7 +16,7 @@ from latentkit.errors import EncoderError
 from latentkit.reading.posterior import LatentMaker
 from latentkit.runtime.masks import MASK, mask_of, masked_axes, pool_mask, without_mask
 from latentkit.runtime.plugin_faults import name_of
-from latentkit.store.ragged import of_positions
+from latentkit.store.ragged import per_position_layout
 
 
 def select_rows(batch: Any, chosen: Tensor) -> Any:
@@ -120,15 +120,15 @@ def check_layout(encoder: Encoder) -> None:
     """
     layout, problem = encoder.layout, ""
     downscale_of(layout)
-    if layout.kind != "quantised" and not layout.axes.startswith("C"):
+    if layout.kind != "quantized" and not layout.axes.startswith("C"):
         problem = f"axes {layout.axes!r}; channels come first, as in 'CHW'"
     elif layout.ragged_axis is not None and layout.ragged_axis not in layout.axes.replace("C", ""):
         problem = (
             f"ragged_axis {layout.ragged_axis!r}, which is none of its axes {layout.axes!r} but C"
         )
-    elif layout.kind != "quantised":
+    elif layout.kind != "quantized":
         try:
-            single, normalization = of_positions(layout, encoder.normalization)
+            single, normalization = per_position_layout(layout, encoder.normalization)
             LatentMaker(normalization, single)
         except ValueError as error:
             problem = f"a normalization that doesn't fit it: {error}"
@@ -167,7 +167,7 @@ def check_latents(
     Raises:
         EncoderError: names, number of axes, channels or sizes are not those it declares.
     """
-    names = {"gaussian": {"mean", "logvar"}, "deterministic": {"latent"}, "quantised": {"indices"}}[
+    names = {"gaussian": {"mean", "logvar"}, "deterministic": {"latent"}, "quantized": {"indices"}}[
         layout.kind
     ]
     if set(latents) != names:
@@ -177,7 +177,7 @@ def check_latents(
     num_rows, values = num_rows_of(batch), without_mask(batch)
     for name, tensor in latents.items():
         got = tuple(tensor.shape)
-        has_channels = layout.kind != "quantised"
+        has_channels = layout.kind != "quantized"
         if (
             len(got) != len(layout.axes) + 1
             or got[0] != num_rows
@@ -225,14 +225,14 @@ def check_readable(encoder: Encoder, latents: Mapping[str, Tensor]) -> None:
         EncoderError: they could be stored, and never be read.
     """
     layout = encoder.layout
-    if layout.kind == "quantised":
+    if layout.kind == "quantized":
         return
     shape = next(iter(latents.values())).shape[1:]
     sizes = [
         size for axis, size in zip(layout.axes, shape, strict=True) if axis != layout.ragged_axis
     ]
     try:
-        single, normalization = of_positions(layout, encoder.normalization)
+        single, normalization = per_position_layout(layout, encoder.normalization)
         normalization.apply(torch.zeros(1, *sizes), single.axes)
     except (ValueError, RuntimeError) as error:
         raise EncoderError(

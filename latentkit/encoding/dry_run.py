@@ -16,7 +16,7 @@ from latentkit.store.folder import Folder
 from latentkit.store.index import committed
 
 
-def foretell(folder: Folder, inputs: EncodeInputs, settings: EncodeSettings) -> str:
+def describe_run(folder: Folder, inputs: EncodeInputs, settings: EncodeSettings) -> str:
     """What `encode_source` would do, in a line; nothing is written.
 
     Raises:

@@ -25,11 +25,11 @@ from latentkit.encoding.make_plan import (
     POLL_SECONDS,
     EncodeInputs,
     EncodeSettings,
+    effective_settings,
     first_plan,
     next_plan,
     preview_views,
     say_other_versions,
-    settings_in_force,
 )
 from latentkit.encoding.unit_workers import EncodeJob, make_worker
 from latentkit.errors import DamagedError, FingerprintError, SourceError, StoreError
@@ -47,7 +47,7 @@ from latentkit.store.dataset_json import (
     newest_number,
     read_dataset,
 )
-from latentkit.store.fingerprint import counting_parts
+from latentkit.store.fingerprint import fingerprinted_parts
 from latentkit.store.folder import Folder, host
 from latentkit.store.index import committed, first_rows, reason_by_key
 from latentkit.store.plan import Plan, read_chain
@@ -114,7 +114,7 @@ def encode_source(
     while True:
         if not is_finished(folder, chain[-1]):
             job = make_job(folder, chain[-1], inputs, settings, show_progress)
-            keep_recipe(folder, recipe_text)  # before any work, but not when that is refused
+            write_recipe(folder, recipe_text)  # before any work, but not when that is refused
             summary += _finish_plan(job, chain, inputs, executor, device, settings)
         if (
             is_compared
@@ -123,7 +123,7 @@ def encode_source(
         ):
             break
         chain = read_chain(folder)
-    keep_recipe(folder, recipe_text)
+    write_recipe(folder, recipe_text)
     Claims(folder).sweep()
     return summary
 
@@ -143,7 +143,7 @@ def plans_there(
     return chain
 
 
-def keep_recipe(folder: Folder, text: str) -> None:
+def write_recipe(folder: Folder, text: str) -> None:
     """Put the recipe into the folder, unless it is there."""
     if not folder.exists(RECIPE) or folder.read(RECIPE) != text.encode():
         folder.replace(RECIPE, text.encode())
@@ -228,7 +228,7 @@ def _close(
     older dataset.json over a newer one.
     """
     claims = Claims(folder)
-    with claims.beating():
+    with claims.heartbeat():
         while not claims.take("finalize"):
             if is_finished(folder, chain[-1]):
                 return
@@ -270,7 +270,7 @@ def make_job(
         settings.dtype,
         settings.seed,
         settings.on_bad_sample,
-        settings_in_force(plan.settings, settings),
+        effective_settings(plan.settings, settings),
         _places(folder, plan, inputs),
         show_progress,
         on_overflow=settings.on_overflow,
@@ -459,7 +459,7 @@ def check_parts(
     Raises:
         FingerprintError: names every field that differs; an option in neither has its default.
     """
-    there, wanted = counting_parts(there), counting_parts(wanted)
+    there, wanted = fingerprinted_parts(there), fingerprinted_parts(wanted)
     different = [name for name in sorted({*there, *wanted}) if there.get(name) != wanted.get(name)]
     if different:
         lines = [

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from latentkit.contracts import Decodes, Encoder
 from latentkit.encoding.batch_tensors import encode_batch, stored_tensors
-from latentkit.store.quantize import dequantise, quantise
+from latentkit.store.quantize import dequantize, quantize
 
 MOST_DB = 100.0
 """Beyond it two decodings are the same for every purpose, and equal ones would be infinite."""
@@ -35,7 +35,7 @@ def measure_psnr(
         decoder: the same encoder in float32, to decode with; None decodes with `encoder`.
     """
     decoder = decoder or encoder
-    if not isinstance(decoder, Decodes) or encoder.layout.kind == "quantised" or not prepared:
+    if not isinstance(decoder, Decodes) or encoder.layout.kind == "quantized" or not prepared:
         return None
     low, high = encoder.input.range
     levels = []
@@ -52,7 +52,7 @@ def measure_psnr(
             )
             if not latents.isfinite().all():
                 return None
-            rounded = torch.from_numpy(dequantise(*quantise(latents.cpu().numpy()))).to(
+            rounded = torch.from_numpy(dequantize(*quantize(latents.cpu().numpy()))).to(
                 latents.device
             )
             exact, stored = (

@@ -196,7 +196,7 @@ def _agree(folder: Folder, known: int, make: Callable[[], Plan | None]) -> Plan 
     first.
     """
     claims = Claims(folder)
-    with claims.beating():
+    with claims.heartbeat():
         while True:
             ours = claims.take("plan")
             newest = newest_plan(folder)
@@ -224,7 +224,7 @@ def _make_next(
     print(describe_changes(folder, changes), file=sys.stderr, flush=True)
     unit_size = newest.settings.unit_size if settings.unit_size == "auto" else settings.unit_size
     planned = replace(
-        settings_in_force(newest.settings, settings),
+        effective_settings(newest.settings, settings),
         unit_size=unit_size,
         versions=_versions(),
         compacts=False,
@@ -279,7 +279,7 @@ def _hash_media(source: Source, positions: Sequence[int]) -> list[str | None]:
         return list(pool.map(content, positions))
 
 
-def settings_in_force(planned: PlanSettings, settings: EncodeSettings) -> PlanSettings:
+def effective_settings(planned: PlanSettings, settings: EncodeSettings) -> PlanSettings:
     """The plan's settings, with what the recipe now says explicitly; that holds for the units left
     and each records it.
     """

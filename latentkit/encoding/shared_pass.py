@@ -20,9 +20,9 @@ from latentkit.encoding.encode_source import (
     EncodeSummary,
     add_result,
     is_finished,
-    keep_recipe,
     make_job,
     plans_there,
+    write_recipe,
 )
 from latentkit.encoding.make_plan import EncodeInputs, EncodeSettings, next_plan, preview_views
 from latentkit.encoding.unit_workers import EncodeJob, JobResult, make_shared_worker
@@ -45,7 +45,7 @@ ASKED = (
 
 
 @dataclass(frozen=True)
-class Target:
+class EncodeTarget:
     """A latent dataset to make.
 
     Args:
@@ -61,7 +61,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Passed:
+class SharedPassResult:
     """What the pass did for a target, and whether its newest plan is known to be of the source as
     it is now.
     """
@@ -114,12 +114,12 @@ def group_by_input(
 
 
 def encode_in_one_pass(
-    targets: Sequence[Target],
+    targets: Sequence[EncodeTarget],
     modality: Modality,
     executor: Executor,
     device: str,
     show_progress: bool,
-) -> list[Passed]:
+) -> list[SharedPassResult]:
     """What the pass did for each of the targets: nothing where no other shares units with it.
 
     `modality` prepares for all of them.
@@ -141,12 +141,12 @@ def encode_in_one_pass(
         )
     seconds = time.monotonic() - begun if units else 0.0
     return [
-        Passed(replace(summary, seconds=seconds), compared)
+        SharedPassResult(replace(summary, seconds=seconds), compared)
         for summary, (_, compared) in zip(summaries, planned, strict=True)
     ]
 
 
-def _agree_on_plans(targets: Sequence[Target], device: str) -> list[tuple[Plan, bool]]:
+def _agree_on_plans(targets: Sequence[EncodeTarget], device: str) -> list[tuple[Plan, bool]]:
     """The newest plan of each target, and whether it was made or compared with the source just now.
 
     First plans take the unit size of the first target's, so that units hold the same samples.
@@ -159,7 +159,7 @@ def _agree_on_plans(targets: Sequence[Target], device: str) -> list[tuple[Plan, 
         is_new = not plan_numbers(target.folder)
         plan = plans_there(target.folder, target.inputs, device, settings)[-1]
         if is_new:
-            keep_recipe(target.folder, target.recipe_text)
+            write_recipe(target.folder, target.recipe_text)
         if is_compared := is_new or is_finished(target.folder, plan):
             plan = (
                 None if is_new else next_plan(target.folder, plan, target.inputs, settings)
@@ -169,7 +169,7 @@ def _agree_on_plans(targets: Sequence[Target], device: str) -> list[tuple[Plan, 
 
 
 def _shared_jobs(
-    targets: Sequence[Target], plans: Sequence[Plan], show_progress: bool
+    targets: Sequence[EncodeTarget], plans: Sequence[Plan], show_progress: bool
 ) -> dict[int, EncodeJob]:
     """The jobs of unfinished targets by place, as far as their units hold the same samples as the
     first one's.
@@ -178,7 +178,7 @@ def _shared_jobs(
     for place, (target, plan) in enumerate(zip(targets, plans, strict=True)):
         if not plan.settings.compacts and not is_finished(target.folder, plan):
             job = make_job(target.folder, plan, target.inputs, target.settings, show_progress)
-            keep_recipe(target.folder, target.recipe_text)
+            write_recipe(target.folder, target.recipe_text)
             if not jobs or _are_alike(next(iter(jobs.values())), job):
                 jobs[place] = job
     return jobs

@@ -30,7 +30,7 @@ class Counts:
     renamed: int = 0
     removed: int = 0
     retried: int = 0
-    relabelled: int = 0
+    relabeled: int = 0
     touched: int = 0
     reordered: bool = False
 
@@ -49,7 +49,7 @@ class Counts:
             "renamed": "renamed",
             "removed": "removed",
             "retried": "skipped before and tried again",
-            "relabelled": "with other attributes",
+            "relabeled": "with other attributes",
             "touched": "touched, their media unchanged",
         }
         parts = [
@@ -116,7 +116,7 @@ def compare_samples(
         renamed=len(renamed),
         removed=len(gone) - len(renamed),
         retried=num_retried,
-        relabelled=_count_different(
+        relabeled=_count_different(
             old["attributes"].take(pa.array(place[kept])),
             entries["attributes"].take(pa.array(kept)),
         ),

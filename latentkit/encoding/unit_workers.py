@@ -26,7 +26,7 @@ from latentkit.encoding.batch_encoder import BatchEncoder
 from latentkit.encoding.batch_tensors import axis_of, stored_tensors
 from latentkit.errors import SourceError
 from latentkit.preparing.look_ahead import LookAhead, gather
-from latentkit.preparing.sample_preparer import GONE, Outcome, Preparer, Row
+from latentkit.preparing.sample_preparer import GONE, PreparedSample, Preparer, Row
 from latentkit.preparing.unit_samples import list_tasks
 from latentkit.runtime.buffers import BufferPool
 from latentkit.runtime.device import can_compile, has_float64, make_current, pins_memory, say_once
@@ -165,7 +165,7 @@ def _stop_waiting(jobs: Sequence[EncodeJob], kind: type[BaseException] | None, *
 @contextmanager
 def _beating(folder: Folder) -> Iterator[Claims]:
     claims = Claims(folder)
-    with claims.beating():
+    with claims.heartbeat():
         yield claims
 
 
@@ -183,7 +183,7 @@ def _claimed(
 
 def _encode_all(
     loops: Sequence[_Loop],
-    ahead: Iterable[tuple[Unit, list[Outcome] | None]],
+    ahead: Iterable[tuple[Unit, list[PreparedSample] | None]],
     takers: dict[Unit, list[_Loop]],
     clock: WaitClock,
 ) -> Iterator[UnitResult]:
@@ -268,7 +268,7 @@ class _Loop:
             return False
         return True
 
-    def take(self, unit: Unit, outcomes: Sequence[Outcome] | None, waited: float) -> None:
+    def take(self, unit: Unit, outcomes: Sequence[PreparedSample] | None, waited: float) -> None:
         """Samples of the unit; None at its end. `waited` are seconds."""
         own = self._own(unit)
         at_work = self._begun.get(own) or self._begin(own)
@@ -295,15 +295,15 @@ class _Loop:
         return replace(unit, plan=self.job.plan.number)
 
     def _begin(self, unit: Unit) -> _OpenUnit:
-        quantise = {"quantise": True} if self.job.dtype == "int8" else {}
+        quantize = {"quantize": True} if self.job.dtype == "int8" else {}
         at_work = self._begun[unit] = _OpenUnit(
-            unit, UnitWriter(unit, self.job.plan.settings.stream, **quantise)
+            unit, UnitWriter(unit, self.job.plan.settings.stream, **quantize)
         )
         return at_work
 
     # ------------------------------------------------------------ batches
 
-    def _take(self, at_work: _OpenUnit, outcome: Outcome) -> None:
+    def _take(self, at_work: _OpenUnit, outcome: PreparedSample) -> None:
         if outcome.skipped:
             first = outcome.skipped[0]
             if self.job.on_bad_sample == "fail" and outcome.reason != GONE:

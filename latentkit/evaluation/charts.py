@@ -1,4 +1,4 @@
-"""Charts of an evaluation's report, as inline SVG that takes its colours from the page."""
+"""Charts of an evaluation's report, as inline SVG that takes its colors from the page."""
 
 from __future__ import annotations
 

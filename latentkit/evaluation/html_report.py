@@ -15,7 +15,7 @@ import numpy as np
 
 from latentkit.evaluation.charts import Points, draw_histogram, draw_lines
 from latentkit.evaluation.evaluate import Evaluation
-from latentkit.evaluation.images import DIFFERENCE_GAIN, SHOWN_SIDE, Shown
+from latentkit.evaluation.images import DIFFERENCE_GAIN, SHOWN_SIDE, GallerySample
 from latentkit.store.columns import escape
 
 STYLE = """
@@ -132,7 +132,7 @@ def _number(value: float | str) -> str:
 # ---------------------------------------------------------------- pictures
 
 
-def _pictures(title: str, shown: Sequence[Shown]) -> Iterator[str]:
+def _pictures(title: str, shown: Sequence[GallerySample]) -> Iterator[str]:
     if not shown:
         return
     yield f"<h2>{title}</h2>"

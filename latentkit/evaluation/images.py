@@ -24,7 +24,7 @@ CHANNELS = (1, 3, 4)
 
 
 @dataclass(frozen=True, order=True)
-class Shown:
+class GallerySample:
     """One sample to look at; of larger pictures the middle is shown, pixel for pixel.
 
     Args:
@@ -61,9 +61,9 @@ class Gallery:
         self._count, self._limits, self._keep_tensors = count, limits, keep_tensors
         last = max((num_samples or count) - 1, 0)
         self._wanted = {round(last * number / max(count - 1, 1)) for number in range(count)}
-        self._spread: list[Shown] = []
+        self._spread: list[GallerySample] = []
         self._tensors: dict[int, list[Tensor]] = {}
-        self._worst: list[tuple[float, int, Shown]] = []
+        self._worst: list[tuple[float, int, GallerySample]] = []
         self.num_broken = 0
         """Reconstructions seen that were not finite."""
 
@@ -100,7 +100,7 @@ class Gallery:
             is_bad = len(self._worst) < self._count or error > self._worst[0][0]
             if row.position not in self._wanted and not is_bad:
                 continue
-            shown = Shown(
+            shown = GallerySample(
                 error,
                 row.position,
                 row.key,
@@ -115,7 +115,7 @@ class Gallery:
                 heapq.heappop(self._worst)
 
     @property
-    def spread(self) -> list[Shown]:
+    def spread(self) -> list[GallerySample]:
         """Samples spread over the source, in its order."""
         return sorted(self._spread, key=lambda shown: shown.position)
 
@@ -125,7 +125,7 @@ class Gallery:
         return [self._tensors[position] for position in sorted(self._tensors)]
 
     @property
-    def worst(self) -> list[Shown]:
+    def worst(self) -> list[GallerySample]:
         """The worst samples, the worst first."""
         return [entry[2] for entry in sorted(self._worst, reverse=True)]
 

@@ -15,7 +15,7 @@ class SafetensorsConfig(Config):
     values: Literal["latent", "moments"] = Field(
         "latent",
         description=(
-            "latent: the mean, normalised as a trainer sees it; moments: mean and logvar as"
+            "latent: the mean, normalized as a trainer sees it; moments: mean and logvar as"
             " stored, raw"
         ),
     )

@@ -27,8 +27,8 @@ def read_rows(
     """Tensors by name, and key, view and attributes, of each row in order.
 
     Args:
-        values: "latent" gives what a trainer sees: the mean, normalised, (C, h, w) float32; of a
-            quantised encoder the "indices". "moments" gives raw "mean" and "logvar", in the stored
+        values: "latent" gives what a trainer sees: the mean, normalized, (C, h, w) float32; of a
+            quantized encoder the "indices". "moments" gives raw "mean" and "logvar", in the stored
             dtype. Either with "latent_mask" beside it, where rows have one.
 
     Raises:
@@ -59,7 +59,7 @@ def _plain(value: Any) -> Any:
 
 
 def write_description(dataset: LatentDataset, values: Values, folder: Path) -> None:
-    """Write what a trainer must know of the values: how they were normalised, and by which encoder
+    """Write what a trainer must know of the values: how they were normalized, and by which encoder
     they were made.
     """
     said = {

@@ -42,10 +42,10 @@ class EncoderFeatures:
     """
 
     def __init__(self, encoder: Encoder, input_range: tuple[float, float]) -> None:
-        if encoder.layout.axes != "CHW" or encoder.layout.kind == "quantised":
+        if encoder.layout.axes != "CHW" or encoder.layout.kind == "quantized":
             raise EncoderError(
                 "loss 'feature-alignment': expected latents that are maps (axes CHW, not"
-                f" quantised), the encoder's are {encoder.layout.kind} with axes"
+                f" quantized), the encoder's are {encoder.layout.kind} with axes"
                 f" {encoder.layout.axes}"
             )
         self.channels = encoder.layout.channels
@@ -78,8 +78,8 @@ class TransformersFeatures:
 
     Args:
         model: float32; frozen here.
-        mean: of each colour, in [0, 1], that the model's own preprocessing takes off.
-        deviation: of each colour, that it divides by.
+        mean: of each color, in [0, 1], that the model's own preprocessing takes off.
+        deviation: of each color, that it divides by.
         input_range: lowest and highest value of the pictures that it is given.
     """
 
@@ -181,7 +181,7 @@ def _patch_size(config: Any) -> int:
 
 
 def _read_preparation(path: Path) -> tuple[list[float], list[float]]:
-    """Mean and deviation of colours; ImageNet's where the file is not there."""
+    """Mean and deviation of colors; ImageNet's where the file is not there."""
     values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return list(values.get("image_mean", IMAGENET_MEAN)), list(
         values.get("image_std", IMAGENET_DEVIATION)

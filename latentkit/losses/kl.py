@@ -93,7 +93,7 @@ def _kl_of_values(moments: Moments) -> Tensor:
 
 
 def anneal_factor(anneal: AnnealConfig, step: int) -> float:
-    """Factor from 0 to 1 after `step` optimiser steps.
+    """Factor from 0 to 1 after `step` optimizer steps.
 
     A line (Bowman et al. 2016), or lines that start again: Fu et al. 2019, "Cyclical Annealing
     Schedule", eq. 6 and 7. A cycle that would begin between two steps begins, at 0, with the

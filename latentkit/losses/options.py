@@ -68,7 +68,7 @@ class AnnealConfig(Config):
     """How a weight rises from 0 to 1."""
 
     kind: Literal["linear", "cyclic"] = Field("linear", description="once, or again and again")
-    steps: int = Field(ge=1, description="optimiser steps after which it stays 1")
+    steps: int = Field(ge=1, description="optimizer steps after which it stays 1")
     cycles: int = Field(4, ge=1, description="cyclic: times that it rises from 0")
     ratio: float = Field(
         0.5, gt=0, le=1, description="cyclic: share of each cycle in which it rises; then it is 1"
@@ -199,7 +199,7 @@ class PatchGanConfig(Config):
         0.0,
         ge=0,
         allow_inf_nan=False,
-        description="weight of the LeCam regulariser in the discriminator's loss",
+        description="weight of the LeCam regularizer in the discriminator's loss",
     )
     lecam_decay: float = Field(
         0.99, ge=0, lt=1, description="share of LeCam's moving averages that one pass keeps"

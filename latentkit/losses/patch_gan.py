@@ -2,7 +2,7 @@
 
 Isola et al. 2017, "Image-to-Image Translation with Conditional Adversarial Networks", section
 3.2.2, in the size of Rombach et al. 2022. The adaptive weight, the start step and the
-discriminator's optimiser are the training loop's."""
+discriminator's optimizer are the training loop's."""
 
 from __future__ import annotations
 

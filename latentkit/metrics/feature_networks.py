@@ -47,7 +47,7 @@ class FeatureNetwork:
     compute: Callable[[Tensor], Tensor]
 
     def __call__(self, pictures: Tensor) -> Tensor:
-        """Features (N, F) of (N, C, H, W) float32 in [0, 1]; grey becomes RGB, and alpha is left
+        """Features (N, F) of (N, C, H, W) float32 in [0, 1]; gray becomes RGB, and alpha is left
         out.
         """
         with torch.inference_mode():

@@ -92,12 +92,12 @@ class Gaussian:
     def add(self, vectors: Tensor) -> None:
         """Vectors (N, F)."""
         vectors = vectors.cpu().double()
-        centre, number = vectors.mean(dim=0), len(vectors)
-        squares = (vectors - centre).T @ (vectors - centre)
+        center, number = vectors.mean(dim=0), len(vectors)
+        squares = (vectors - center).T @ (vectors - center)
         if not self.count:
-            self.count, self.mean, self._squares = number, centre, squares
+            self.count, self.mean, self._squares = number, center, squares
             return
-        count, gap = self.count + number, centre - self.mean
+        count, gap = self.count + number, center - self.mean
         self._squares += squares + torch.outer(gap, gap) * (self.count * number / count)
         self.mean = self.mean + gap * (number / count)
         self.count = count

@@ -1,7 +1,7 @@
 """Inception v3 up to its pooled features, for weights in the layout of torchvision's state dict.
 
 C. Szegedy et al., "Rethinking the Inception Architecture for Computer Vision" (2016). Weights made
-from TensorFlow's FID graph of 2015 (recognised by their 1,008 classes) pool as that graph does:
+from TensorFlow's FID graph of 2015 (recognized by their 1,008 classes) pool as that graph does:
 averages leave padding out, and the last block takes a maximum."""
 
 from __future__ import annotations

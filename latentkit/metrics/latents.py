@@ -44,15 +44,15 @@ class LatentStatistics:
         statistics = merge(self._pieces)
         assert statistics is not None
         summary = statistics.summary()
-        centre = float(np.mean(summary["mean"]))
+        center = float(np.mean(summary["mean"]))
         spread = math.sqrt(
             float(
-                np.mean(np.square(summary["std"]) + np.square(np.subtract(summary["mean"], centre)))
+                np.mean(np.square(summary["std"]) + np.square(np.subtract(summary["mean"], center)))
             )
         )
         config = {
             "scaling_factor": 1 / spread if spread else None,
-            "shift_factor": centre,
+            "shift_factor": center,
             "latents_mean": summary["mean"],
             "latents_std": summary["std"],
         }
@@ -61,7 +61,7 @@ class LatentStatistics:
             " Var[z] = Var[mean] + E[variance]"
         )
         figures = {
-            "mean": Figure(centre, "", f"of all channels together; {protocol}"),
+            "mean": Figure(center, "", f"of all channels together; {protocol}"),
             "std": Figure(spread, "", f"of all channels together; {protocol}"),
         }
         histograms = {

@@ -31,8 +31,7 @@ Assessment" (2003), section 3.2.
 """
 
 HOW = (
-    "Gaussian window 11 x 11, sigma 1.5, population covariances; per colour channel, then their"
-    " mean"
+    "Gaussian window 11 x 11, sigma 1.5, population covariances; per color channel, then their mean"
 )
 
 

@@ -41,7 +41,7 @@ UPRIGHT = {
 # picture has them.
 BOTTOM_FIRST, RIGHT_FIRST = (3, 4, 7, 8), (2, 3, 6, 7)
 
-COLOUR_SPACE_MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
+COLOR_SPACE_MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 
 _pillow_limit_lock = threading.Lock()
 
@@ -125,14 +125,14 @@ def decode_picture(
                 "floating-point pixels, whose white is not defined; convert the file to 8 or 16"
                 " bits"
             )
-        is_grey = picture.mode in ("1", "L", "LA", "La")
+        is_gray = picture.mode in ("1", "L", "LA", "La")
         alpha = None
         if picture.has_transparency_data:
             # Pillow has no way from "La" to any mode but "LA".
             picture = _convert(_convert(picture, "LA") if picture.mode == "La" else picture, "RGBA")
             alpha = picture.getchannel("A")
-        colours = _convert(picture, "L" if is_grey else "CMYK" if picture.mode == "CMYK" else "RGB")
-        return _blend(_to_srgb(colours, profile), alpha, mode, background)
+        colors = _convert(picture, "L" if is_gray else "CMYK" if picture.mode == "CMYK" else "RGB")
+        return _blend(_to_srgb(colors, profile), alpha, mode, background)
 
 
 def upright_shape(picture: Image.Image) -> tuple[int, int]:
@@ -224,45 +224,45 @@ def _to_8_bits(picture: Image.Image, black: int, white: int) -> Image.Image:
 
 
 def _blend(
-    colours: Image.Image, alpha: Image.Image | None, mode: str, background: tuple[int, int, int]
+    colors: Image.Image, alpha: Image.Image | None, mode: str, background: tuple[int, int, int]
 ) -> Image.Image:
-    """Colours and their opacity in the mode wanted, over `background` where that mode has no alpha.
+    """Colors and their opacity in the mode wanted, over `background` where that mode has no alpha.
     """
     if alpha is not None and mode == "RGBA":
-        colours = colours.convert("RGB")
-        colours.putalpha(alpha)
+        colors = colors.convert("RGB")
+        colors.putalpha(alpha)
     elif alpha is not None:
-        canvas = Image.new("RGB", colours.size, background)
-        canvas.paste(colours, mask=alpha)
-        colours = canvas
-    return _convert(colours, mode)
+        canvas = Image.new("RGB", colors.size, background)
+        canvas.paste(colors, mask=alpha)
+        colors = canvas
+    return _convert(colors, mode)
 
 
-# ---------------------------------------------------------------- colour profiles
+# ---------------------------------------------------------------- color profiles
 
 
-def _to_srgb(colours: Image.Image, profile: bytes | None) -> Image.Image:
+def _to_srgb(colors: Image.Image, profile: bytes | None) -> Image.Image:
     """An "L", "RGB" or "CMYK" picture in sRGB ("L" or "RGB"); a profile that is broken or of
-    another kind of colour counts for nothing.
+    another kind of color counts for nothing.
     """
     transform = _srgb_transform(profile) if profile else None
     if transform is not None:
-        if transform.input_mode == "RGB" and colours.mode == "L":
-            colours = colours.convert("RGB")
-        if transform.input_mode == colours.mode:
-            return ImageCms.applyTransform(colours, transform) or colours
-    return colours.convert("RGB") if colours.mode == "CMYK" else colours
+        if transform.input_mode == "RGB" and colors.mode == "L":
+            colors = colors.convert("RGB")
+        if transform.input_mode == colors.mode:
+            return ImageCms.applyTransform(colors, transform) or colors
+    return colors.convert("RGB") if colors.mode == "CMYK" else colors
 
 
 @lru_cache(maxsize=64)
 def _srgb_transform(profile: bytes) -> ImageCms.ImageCmsTransform | None:
-    """The way from a profile's colours to sRGB; None when it is broken, or sRGB already.
+    """The way from a profile's colors to sRGB; None when it is broken, or sRGB already.
 
     Threads may share it.
     """
     try:
         opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        mode = COLOUR_SPACE_MODES.get(opened.profile.xcolor_space)
+        mode = COLOR_SPACE_MODES.get(opened.profile.xcolor_space)
         if mode is None:
             return None
         transform = ImageCms.buildTransform(opened, ImageCms.createProfile("sRGB"), mode, "RGB")
@@ -272,7 +272,7 @@ def _srgb_transform(profile: bytes) -> ImageCms.ImageCmsTransform | None:
 
 
 def _changes_nothing(transform: ImageCms.ImageCmsTransform) -> bool:
-    """Whether no colour of a 6 x 6 x 6 lattice moves by more than one level: one of sRGB's many
+    """Whether no color of a 6 x 6 x 6 lattice moves by more than one level: one of sRGB's many
     spellings, where converting only costs.
     """
     levels = np.arange(0, 256, 51, dtype=np.uint8)

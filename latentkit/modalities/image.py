@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 SHEET_GAP_PIXELS = 4
-SHEET_COLOUR = (255, 255, 255)
+SHEET_COLOR = (255, 255, 255)
 
 
 class ImageModality:
@@ -200,7 +200,7 @@ def _allowed_shapes(config: ImageConfig, spec: InputSpec) -> list[Shape]:
 
 
 def _to_picture(tensor: Tensor, limits: tuple[float, float]) -> Image.Image:
-    """An "RGB" picture of a (C, H, W) tensor in `limits`; alpha is laid over the colour of the
+    """An "RGB" picture of a (C, H, W) tensor in `limits`; alpha is laid over the color of the
     sheet.
     """
     if tensor.ndim != 3 or tensor.shape[0] not in MODES:
@@ -217,7 +217,7 @@ def _to_picture(tensor: Tensor, limits: tuple[float, float]) -> Image.Image:
     picture = Image.fromarray(np.ascontiguousarray(pixels))
     if picture.mode != "RGBA":
         return picture.convert("RGB")
-    canvas = Image.new("RGB", picture.size, SHEET_COLOUR)
+    canvas = Image.new("RGB", picture.size, SHEET_COLOR)
     canvas.paste(picture, mask=picture)
     return canvas
 
@@ -234,7 +234,7 @@ def _contact_sheet(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
         sum(max(picture.height for picture in row) + SHEET_GAP_PIXELS for row in rows)
         + SHEET_GAP_PIXELS
     )
-    sheet = Image.new("RGB", (width, height), SHEET_COLOUR)
+    sheet = Image.new("RGB", (width, height), SHEET_COLOR)
     top = SHEET_GAP_PIXELS
     for row in rows:
         left = SHEET_GAP_PIXELS

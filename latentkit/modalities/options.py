@@ -203,7 +203,7 @@ class ImageConfig(FramingConfig):
 
     @field_validator("background")
     @classmethod
-    def _byte_colours(cls, colour: tuple[int, int, int]) -> tuple[int, int, int]:
-        if not all(0 <= part <= 255 for part in colour):
+    def _byte_colors(cls, color: tuple[int, int, int]) -> tuple[int, int, int]:
+        if not all(0 <= part <= 255 for part in color):
             raise ValueError("red, green and blue must be from 0 to 255")
-        return colour
+        return color

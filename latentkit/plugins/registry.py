@@ -222,23 +222,23 @@ def _explain_clash(providers: Sequence[Provided]) -> str:
 @functools.cache
 def discover() -> Registry:
     """The registry of this environment, made once per process; no plugin can make it fail."""
-    names = {_normalise(name) for name in os.environ.get(DISABLE, "").split(",") if name.strip()}
+    names = {_normalize(name) for name in os.environ.get(DISABLE, "").split(",") if name.strip()}
     problems: list[Problem] = []
     provided: list[Provided] = []
     disabled: dict[str, str] = {}
     for plugin in _find_plugins(problems):
-        if _normalise(plugin.distribution) in names:
+        if _normalize(plugin.distribution) in names:
             disabled[plugin.distribution] = plugin.version
         else:
             provided += _load(plugin, problems)
-    for name in sorted(names - {_normalise(one) for one in disabled}):
+    for name in sorted(names - {_normalize(one) for one in disabled}):
         problems.append(
             Problem(name, "", DISABLE, "no installed distribution of this name has plugins")
         )
     return Registry(tuple(provided), (*problems, *_find_clashes(provided)), tuple(disabled.items()))
 
 
-def _normalise(name: str) -> str:
+def _normalize(name: str) -> str:
     """A distribution's name as PEP 503 compares it."""
     return re.sub(r"[-_.]+", "-", name.strip()).lower()
 
@@ -256,7 +256,7 @@ def _find_plugins(problems: list[Problem]) -> list[_Plugin]:
                     raise PluginError(
                         "its METADATA is missing or names no distribution; install it again"
                     )
-                name = _normalise(distribution.name)
+                name = _normalize(distribution.name)
                 if name not in found:
                     # of several with one name, the first on sys.path is the one whose modules are
                     # imported

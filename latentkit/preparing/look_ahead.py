@@ -18,7 +18,7 @@ from torch import Tensor
 
 from latentkit.contracts import Unit
 from latentkit.preparing.processes import as_tensors, explained, open_processes, prepare_in_child
-from latentkit.preparing.sample_preparer import Outcome, Preparer, Row, Task
+from latentkit.preparing.sample_preparer import PreparedSample, Preparer, Row, Task
 from latentkit.preparing.stack import stack
 from latentkit.runtime.buffers import BatchMemory, BufferPool, as_tensor
 from latentkit.runtime.cores import share_of_cores
@@ -92,7 +92,7 @@ class LookAhead:
         self._samples_per_batch = -(-batch_size // num_views)
         self._most_samples = max(2 * self._samples_per_batch, 4 * share_of_cores())
         self._group = _group_size(self._most_samples, num_views, batch_size)
-        self._ahead: deque[tuple[Unit, Future[list[Outcome]] | None]] = deque()
+        self._ahead: deque[tuple[Unit, Future[list[PreparedSample]] | None]] = deque()
         self._num_ahead = 0
         self._largest_bytes = 0
         """Of a sample; unknown at first, so no more than a batch is ahead then."""
@@ -119,7 +119,7 @@ class LookAhead:
         self._feeder.shutdown(wait=True)
         self._workers.shutdown(wait=True, cancel_futures=True)
 
-    def __iter__(self) -> Iterator[tuple[Unit, list[Outcome] | None]]:
+    def __iter__(self) -> Iterator[tuple[Unit, list[PreparedSample] | None]]:
         """Outcomes with their unit, group by group; None at a unit's end.
 
         Raises:
@@ -135,7 +135,7 @@ class LookAhead:
         with explained():
             self._feeding.result()
 
-    def _taken(self, future: Future[list[Outcome]]) -> list[Outcome]:
+    def _taken(self, future: Future[list[PreparedSample]]) -> list[PreparedSample]:
         with explained():
             outcomes = future.result()
         if self._in_processes:

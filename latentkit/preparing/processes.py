@@ -23,7 +23,7 @@ from latentkit.errors import LatentkitError, PluginError
 from latentkit.runtime.cores import share_of_cores
 
 if TYPE_CHECKING:
-    from latentkit.preparing.sample_preparer import Outcome, Preparer, Task
+    from latentkit.preparing.sample_preparer import PreparedSample, Preparer, Task
 
 
 def open_processes(preparer: Preparer) -> ProcessPoolExecutor:
@@ -60,7 +60,7 @@ def explained() -> Iterator[None]:
         ) from error
 
 
-def prepare_in_child(tasks: Sequence[Task]) -> list[Outcome]:
+def prepare_in_child(tasks: Sequence[Task]) -> list[PreparedSample]:
     """As `Preparer.prepare`, with arrays for tensors: torch would send those through shared memory,
     which a killed child leaves behind.
     """
@@ -69,12 +69,12 @@ def prepare_in_child(tasks: Sequence[Task]) -> list[Outcome]:
     ]
 
 
-def as_tensors(outcomes: Sequence[Outcome]) -> list[Outcome]:
+def as_tensors(outcomes: Sequence[PreparedSample]) -> list[PreparedSample]:
     """What a child sent, with tensors again."""
     return [_converted(outcome, torch.from_numpy) for outcome in outcomes]
 
 
-def _converted(outcome: Outcome, convert: Callable[[Any], Any]) -> Outcome:
+def _converted(outcome: PreparedSample, convert: Callable[[Any], Any]) -> PreparedSample:
     rows = []
     for row in outcome.rows:
         given = row.view.tensor

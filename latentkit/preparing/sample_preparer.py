@@ -64,7 +64,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PreparedSample:
     """What preparing a sample gave: a row per view, or the views that can't be had and the reason.
     """
 
@@ -88,7 +88,7 @@ class Preparer:
 
     def prepare(
         self, tasks: Sequence[Task], memory: BatchMemory | None = None, row: int = 0
-    ) -> list[Outcome]:
+    ) -> list[PreparedSample]:
         """Outcomes of samples that follow each other; the tensors go into `memory` from `row` on
         where the modality asks for it.
 
@@ -106,7 +106,7 @@ class Preparer:
             row += len(self.views)
         return outcomes
 
-    def _prepare(self, task: Task, memory: BatchMemory | None, row: int) -> Outcome:
+    def _prepare(self, task: Task, memory: BatchMemory | None, row: int) -> PreparedSample:
         sample, content = None, None
         try:
             with faults_cost_the_sample(self.source, task.key):
@@ -123,11 +123,11 @@ class Preparer:
             skipped = [
                 self._label(task, sample, number, content) for number in range(len(self.views))
             ]
-            return Outcome([], skipped, str(error))
+            return PreparedSample([], skipped, str(error))
         names = [view.view for view in views]
         if names != list(self.views):
             raise PluginError(f"the modality gave the views {names}, expected {list(self.views)}")
-        return Outcome(
+        return PreparedSample(
             [
                 self._row(task, sample, number, content, view, memory, row + number)
                 for number, view in enumerate(views)

@@ -30,7 +30,7 @@ from latentkit.store.dataset_json import DATASET, read_dataset, read_index
 from latentkit.store.folder import Folder
 from latentkit.store.mapped_unit import Array
 from latentkit.store.open_folder import open_folder
-from latentkit.store.ragged import of_positions, pad
+from latentkit.store.ragged import pad, per_position_layout
 from latentkit.store.unit_cache import Cache
 
 OpenDecoder = Callable[[Folder, Mapping[str, str], str], Decodes]
@@ -60,7 +60,7 @@ def open_dataset(
 
 
 class LatentDataset(BatchedRows):
-    """A map-style dataset of latents, normalised as their encoder's own trainers expect; see
+    """A map-style dataset of latents, normalized as their encoder's own trainers expect; see
     `open_dataset`.
     """
 
@@ -82,7 +82,7 @@ class LatentDataset(BatchedRows):
         self.normalization = Normalization(**document["normalization"])
         self.statistics: Mapping[str, Any] | None = document["statistics"]
         try:
-            layout, normalization = of_positions(self.layout, self.normalization)
+            layout, normalization = per_position_layout(self.layout, self.normalization)
             self._make_latents = LatentMaker(normalization, layout)
         except (ValueError, TypeError) as error:
             raise DamagedError(
@@ -143,7 +143,7 @@ class LatentDataset(BatchedRows):
     @property
     def tensor_name(self) -> str:
         """Name of the stored tensor: "moments", "latent" or "indices"."""
-        if self.layout.kind == "quantised":
+        if self.layout.kind == "quantized":
             return "indices"
         return "moments" if self.has_moments else "latent"
 
@@ -153,7 +153,7 @@ class LatentDataset(BatchedRows):
         """
         return (
             self.tensor_name
-            if self.posterior == "moments" or self.layout.kind == "quantised"
+            if self.posterior == "moments" or self.layout.kind == "quantized"
             else "latent"
         )
 
@@ -253,7 +253,7 @@ class LatentDataset(BatchedRows):
             FingerprintError: the encoder's weights are no longer those that made this dataset.
             EncoderError: it can't be loaded, or can't decode.
         """
-        is_raw = self.layout.kind == "quantised"
+        is_raw = self.layout.kind == "quantized"
         return self._decoder(device).decode(
             latents if is_raw else self.normalization.invert(latents, self.layout.axes)
         )

@@ -1,4 +1,4 @@
-"""Stored rows to what a trainer sees: the draw or the mean, normalised.
+"""Stored rows to what a trainer sees: the draw or the mean, normalized.
 
 Whole batches; draws block by block, in the CPU's cache.
 
@@ -167,7 +167,7 @@ class LatentMaker:
     def __call__(
         self, stored: Tensor, scales: Array | None, noise: Noise | None, pool: BufferPool
     ) -> Tensor:
-        """Normalised latents of `stored`: moments of which are drawn with this noise, or where it
+        """Normalized latents of `stored`: moments of which are drawn with this noise, or where it
         is None latents as they are.
         """
         channels = stored.shape[1] // (2 if noise else 1)

@@ -382,7 +382,7 @@ def _advise(mapped: Mapped, rows: Rows) -> None:
 
 
 def file_ranges(starts: Rows, lengths: Rows | int) -> Iterator[tuple[int, int]]:
-    """Ranges of a file with neighbours merged, none longer than what one piece of advice is good
+    """Ranges of a file with neighbors merged, none longer than what one piece of advice is good
     for; `starts` ascend.
     """
     stops = starts + lengths

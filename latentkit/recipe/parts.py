@@ -1,4 +1,4 @@
-"""The parts that recipes are made of: plugins by name, outputs, losses, optimisers, metrics."""
+"""The parts that recipes are made of: plugins by name, outputs, losses, optimizers, metrics."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ class Schedule(Part):
     start: int = Field(
         0,
         ge=0,
-        description="optimiser steps before the loss first counts; until then it isn't computed",
+        description="optimizer steps before the loss first counts; until then it isn't computed",
     )
     warmup: int = Field(
         0,
         ge=0,
-        description="optimiser steps, from start on, in which the weight rises to the whole one",
+        description="optimizer steps, from start on, in which the weight rises to the whole one",
     )
     until: AtLeastOne | None = Field(
-        None, description="optimiser step after which the loss no longer counts; null: to the end"
+        None, description="optimizer step after which the loss no longer counts; null: to the end"
     )
 
     @model_validator(mode="after")
@@ -89,7 +89,7 @@ class TrainOutput(Part):
 
     path: str = Field(min_length=1, description="folder of the run; relative to the recipe")
     checkpoint_every: AtLeastOne = Field(
-        1000, description="optimiser steps from one checkpoint to the next"
+        1000, description="optimizer steps from one checkpoint to the next"
     )
     keep: AtLeastOne = Field(2, description="newest checkpoints that are kept, besides the best")
 
@@ -113,7 +113,7 @@ class Optimizer(Part):
         ),
     )
     warmup: int = Field(
-        0, ge=0, description="optimiser steps in which the learning rate rises from 0"
+        0, ge=0, description="optimizer steps in which the learning rate rises from 0"
     )
     clip: float | None = Field(
         1.0,
@@ -213,5 +213,5 @@ class Ema(Part):
     """Exponential moving average of the weights."""
 
     decay: float = Field(
-        0.999, ge=0, lt=1, description="share of the average that one optimiser step keeps"
+        0.999, ge=0, lt=1, description="share of the average that one optimizer step keeps"
     )

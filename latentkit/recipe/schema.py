@@ -181,9 +181,9 @@ class TrainRecipe(Recipe):
         min_length=1, description="what training makes small: the weighted sum"
     )
     optimizer: Optimizer = Field(Optimizer(), description="AdamW and its schedule")
-    steps: AtLeastOne = Field(description="optimiser steps")
+    steps: AtLeastOne = Field(description="optimizer steps")
     batch_size: AtLeastOne = Field(8, description="samples per process and forward pass")
-    accumulate: AtLeastOne = Field(1, description="forward passes per optimiser step")
+    accumulate: AtLeastOne = Field(1, description="forward passes per optimizer step")
     precision: Literal["float32", "bf16", "fp16"] = Field(
         "float32", description="type the network computes in; weights and losses: float32"
     )

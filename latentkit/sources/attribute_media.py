@@ -71,8 +71,8 @@ def _taken(sample: Sample, name: str) -> Sample:
     return replace(sample, media=text, stamp=_stamp(text), span=None)
 
 
-def _text(labelled: Entry | Sample, name: str) -> str:
-    text = labelled.attributes.get(name)
+def _text(labeled: Entry | Sample, name: str) -> str:
+    text = labeled.attributes.get(name)
     # Half of a surrogate pair, as texts that were cut in an emoji end in, can't be written down.
     return text.encode("utf-8", "backslashreplace").decode() if isinstance(text, str) else ""
 

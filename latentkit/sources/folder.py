@@ -175,8 +175,7 @@ class _Scan:
                 set(self.sidecars.passed_over)
             ),
             "texts beside no file that is taken": texts,
-            f"tables not looked at, being more than {MAX_TABLES};"
-            " name one in source.with.metadata": (
+            f"tables not looked at, being more than {MAX_TABLES}; name one in source.with.metadata": (
                 self.too_many_tables
             ),
             "hidden by a dot before their name, so not looked at": sorted(self.listing.hidden),

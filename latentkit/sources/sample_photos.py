@@ -1,4 +1,4 @@
-"""Source `sample-photos`: the colour photographs inside the scikit-image package, for trying things
+"""Source `sample-photos`: the color photographs inside the scikit-image package, for trying things
 out without a download.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from latentkit.contracts import Entry, Sample
 from latentkit.errors import SourceError
 
-# Those in colour among the files of the wheel itself; the rest of skimage.data is downloaded on
+# Those in color among the files of the wheel itself; the rest of skimage.data is downloaded on
 # first use.
 CAPTIONS = {
     "astronaut.png": (

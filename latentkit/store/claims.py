@@ -79,7 +79,7 @@ class Claims:
             _living_tokens.discard(token)
 
     @contextmanager
-    def beating(self) -> Iterator[None]:
+    def heartbeat(self) -> Iterator[None]:
         """Keep the held claims alive in a thread; drop all of them on leaving, without waiting for
         a folder when it is by an exception.
         """
@@ -95,7 +95,7 @@ class Claims:
             stop.set()
             thread.join()
             for name in list(self._held):
-                with suppress(StoreError):  # what stays behind is recognised as dead
+                with suppress(StoreError):  # what stays behind is recognized as dead
                     self.drop(name)
 
     def holders(self) -> list[str]:
@@ -193,7 +193,7 @@ def sole_writer(folder: Folder, name: str) -> Iterator[None]:
             "wait for it, stop it, or give another output.path"
         )
     try:
-        with claims.beating():
+        with claims.heartbeat():
             yield
     finally:
         folder.discard_if_empty()

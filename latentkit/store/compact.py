@@ -21,7 +21,7 @@ from latentkit.contracts import LatentLayout, Normalization, Unit
 from latentkit.errors import DamagedError, StoreError
 from latentkit.runtime.masks import MASK
 from latentkit.runtime.paths import in_shell
-from latentkit.store import quantize as quantise
+from latentkit.store import quantize as quantize
 from latentkit.store import statistics, writer
 from latentkit.store.claims import Claims
 from latentkit.store.columns import Rows
@@ -76,7 +76,7 @@ def compact(folder: Folder) -> Compacted:
     """
     read_dataset(folder)  # where there is none, no claim makes a folder
     claims = Claims(folder)
-    with claims.beating():
+    with claims.heartbeat():
         if not claims.take("plan"):
             raise StoreError(
                 f"{folder}: {', '.join(claims.holders())} is at work on it; compact it afterwards"
@@ -119,7 +119,7 @@ def finish_compaction(folder: Folder, plan: Plan) -> None:
     it replaces.
     """
     claims = Claims(folder)
-    with claims.beating():
+    with claims.heartbeat():
         while not claims.take("compact"):
             time.sleep(POLL_SECONDS)
         document = read_dataset(folder)
@@ -197,7 +197,7 @@ def _copy_all(folder: Folder, plan: Plan, document: Mapping[str, Any]) -> None:
     mapped = dict(zip(units, opened, strict=True))
     used = set(index["unit"].unique().to_pylist())
     # What was given is gone, so a unit's error stays whole though some of its rows may go.
-    errors = quantise.merge_errors(
+    errors = quantize.merge_errors(
         unit.header.metadata for name, unit in units.items() if name in used
     )
     unit_of_rows = _unit_of_rows(plan, chain[-1], index)
@@ -219,7 +219,7 @@ def _copy_all(folder: Folder, plan: Plan, document: Mapping[str, Any]) -> None:
         document["dtype"],
         document["source"],
         document["views"],
-        {name: value for name, value in document.get("quantisation", {}).items() if name != "rms"},
+        {name: value for name, value in document.get("quantization", {}).items() if name != "rms"},
     )
     finalize(folder, [plan], described, lambda index: None)
 
@@ -245,7 +245,7 @@ def _copy_unit(
     unit: Unit,
     rows: pa.Table,
     mapped: Mapping[str, MappedUnit],
-    errors: Mapping[str, quantise.RoundingError],
+    errors: Mapping[str, quantize.RoundingError],
 ) -> None:
     """Commit one unit with the latents and ledger of some rows of the index."""
     tensors, new_rows, pieces = [], np.zeros(rows.num_rows, np.int64), []
@@ -370,7 +370,7 @@ def _measure(bucket: str, copies: Mapping[str, _Copy]) -> list[statistics.Channe
     pieces = []
     for name in writer.LATENTS:
         latents, scales, masks = (
-            copies.get(f"{bucket}/{part}") for part in (name, name + quantise.SCALE, MASK)
+            copies.get(f"{bucket}/{part}") for part in (name, name + quantize.SCALE, MASK)
         )
         if latents is None:
             continue

@@ -169,7 +169,7 @@ def dataset_json(
         document["masked"] = masked.pop()
     error = summarize_error(unit.header.metadata for unit in used)
     if error is not None:
-        document["quantisation"] = {**error, **description.decoded}
+        document["quantization"] = {**error, **description.decoded}
     return _sealed(document)
 
 
@@ -190,7 +190,7 @@ def restate(
     document = read_dataset(folder)
     if document == _restated(document, normalization, remarks):
         return
-    with claims.beating():
+    with claims.heartbeat():
         if not claims.take("finalize"):
             return  # another process closes a later plan, and says it then
         document = _restated(read_dataset(folder), normalization, remarks)
@@ -336,7 +336,7 @@ class _Document(BaseModel):
         dict[Annotated[str, StringConstraints(pattern=r"^plans/[0-9]{3,10}\.parquet$")], Sha256],
         Field(min_length=1),
     ]
-    quantisation: dict[str, Any] | None = None
+    quantization: dict[str, Any] | None = None
     masked: str = ""
     units: dict[Annotated[str, StringConstraints(pattern=r"^[0-9]{3,10}-[0-9]{6,10}$")], _Unit]
 

@@ -14,9 +14,9 @@ def fingerprint_of(parts: Mapping[str, str]) -> str:
     """sha256 of name-value pairs; an encoder's "decoder..." and "hub_commit" are recorded but don't
     count.
     """
-    return hashlib.sha256(canonical_json(counting_parts(parts)).encode()).hexdigest()
+    return hashlib.sha256(canonical_json(fingerprinted_parts(parts)).encode()).hexdigest()
 
 
-def counting_parts(parts: Mapping[str, str]) -> dict[str, str]:
+def fingerprinted_parts(parts: Mapping[str, str]) -> dict[str, str]:
     """The parts that decide a latent's value."""
     return {name: value for name, value in parts.items() if not name.startswith(RECORDED_ONLY)}

@@ -26,12 +26,12 @@ LARGEST_SCALE = np.nextafter(np.finfo(np.float32).max / np.float32(LEVELS), np.f
 SCALE = ".scale"
 """What the name of the tensor with the scales has more than that of the tensor it belongs to."""
 
-METADATA = "quantisation"
-"""Where a unit's header has the error of its rows; a unit without quantised latents has no such
+METADATA = "quantization"
+"""Where a unit's header has the error of its rows; a unit without quantized latents has no such
 entry."""
 
 
-def quantise(
+def quantize(
     values: Float32s, lengths: npt.NDArray[np.int64] | None = None
 ) -> tuple[Int8s, Float32s]:
     """Integers (N, C, ...) in [-127, 127], rounded half to even, and their scales (N, C) float32.
@@ -59,7 +59,7 @@ def quantise(
     return np.rint(scaled, out=scaled).astype(np.int8).reshape(values.shape), scale
 
 
-def dequantise(stored: Int8s, scale: Float32s) -> Float32s:
+def dequantize(stored: Int8s, scale: Float32s) -> Float32s:
     """What a reader sees: (N, C, ...) float32, each integer times the scale of its row and channel.
     """
     return np.multiply(
@@ -106,7 +106,7 @@ def measure_error(stored: Float32s, given: Float32s) -> RoundingError:
 
 
 def merge_errors(headers: Iterable[Mapping[str, str]]) -> dict[str, RoundingError]:
-    """The error of all units together, by name of the tensor; empty where nothing is quantised.
+    """The error of all units together, by name of the tensor; empty where nothing is quantized.
 
     Args:
         headers: metadata of every unit, in the order of the plan.
@@ -132,7 +132,7 @@ def summarize_error(headers: Iterable[Mapping[str, str]]) -> dict[str, Any] | No
     """For dataset.json: {"rms": {"mean": [C], "logvar": [C]}}, or {"rms": {"latent": [C]}}; in raw
     latent space, per channel.
 
-    None where nothing is quantised. Argument and errors are those of `merge_errors`.
+    None where nothing is quantized. Argument and errors are those of `merge_errors`.
     """
     rms: dict[str, list[float]] = {}
     for name, error in merge_errors(headers).items():

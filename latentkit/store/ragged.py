@@ -124,10 +124,10 @@ def are_offsets(offsets: Rows, num_positions: int) -> bool:
     )
 
 
-def of_positions(
+def per_position_layout(
     layout: LatentLayout, normalization: Normalization
 ) -> tuple[LatentLayout, Normalization]:
-    """Layout and normalisation of the single positions of ragged rows; of others, as they are.
+    """Layout and normalization of the single positions of ragged rows; of others, as they are.
 
     Raises:
         ValueError: the normalization tells positions apart by where they lie in their row.

@@ -83,14 +83,14 @@ def measure(mean: npt.NDArray[Any], logvar: npt.NDArray[Any] | None) -> ChannelS
     one.
     """
     values = _per_channel(mean)
-    centre = values.mean(axis=1)
-    values -= centre[:, None]
+    center = values.mean(axis=1)
+    values -= center[:, None]
     squares = np.square(values, out=values).sum(axis=1)
     if logvar is None:
-        return ChannelStatistics(values.shape[1], centre, squares, np.zeros_like(centre))
+        return ChannelStatistics(values.shape[1], center, squares, np.zeros_like(center))
     values = _per_channel(logvar)
     return ChannelStatistics(
-        values.shape[1], centre, squares, np.exp(values, out=values).sum(axis=1)
+        values.shape[1], center, squares, np.exp(values, out=values).sum(axis=1)
     )
 
 

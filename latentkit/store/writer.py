@@ -20,7 +20,7 @@ from latentkit.contracts import Unit
 from latentkit.errors import PluginError, StoreError
 from latentkit.runtime.bad_samples import NOT_FINITE as NOT_FINITE
 from latentkit.runtime.masks import MASK, counted_positions
-from latentkit.store import quantize as quantise
+from latentkit.store import quantize as quantize
 from latentkit.store import statistics
 from latentkit.store.columns import Rows, escape
 from latentkit.store.folder import Folder, canonical_json
@@ -44,7 +44,7 @@ DTYPE_CODES = {
 }
 
 LATENTS = ("moments", "latent")
-"""Tensors that are measured and can be quantised; indices are neither."""
+"""Tensors that are measured and can be quantized; indices are neither."""
 
 COLUMNS = {
     "position": pa.int64(),
@@ -96,7 +96,9 @@ class _Spool:
     def spill(self) -> None:
         """Put the pieces on disk."""
         with _explained():
-            self.file = self.file or tempfile.TemporaryFile()  # closed by the writer's close()  # noqa: SIM115 (closed by its owner)
+            self.file = (
+                self.file or tempfile.TemporaryFile()
+            )  # closed by the writer's close()
             for piece in self.pieces:
                 self.file.write(_bytes_of(piece))
         self.pieces = []
@@ -132,13 +134,13 @@ class UnitWriter:
 
     Args:
         unit: whose file it becomes.
-        is_stream: whether samples are labelled here, because the plan knows only shards.
-        quantise: whether latents come in float32 and are stored as int8 with their scales.
+        is_stream: whether samples are labeled here, because the plan knows only shards.
+        quantize: whether latents come in float32 and are stored as int8 with their scales.
     """
 
-    def __init__(self, unit: Unit, is_stream: bool = False, quantise: bool = False) -> None:
+    def __init__(self, unit: Unit, is_stream: bool = False, quantize: bool = False) -> None:
         self.unit = unit
-        self._quantise = quantise
+        self._quantize = quantize
         self._spools: dict[str, _Spool] = {}
         self._buckets: dict[str, _Bucket] = {}
         self._mask_axes: int | None = None
@@ -170,7 +172,7 @@ class UnitWriter:
         """Store a batch of one bucket: `tensors` by name ("moments", "latent", "indices"), on the
         CPU, in their stored dtype.
 
-        To be quantised, moments and latents are float32. Rows that are not finite, or of which
+        To be quantized, moments and latents are float32. Rows that are not finite, or of which
         nothing counts, are skipped with a reason instead.
 
         Args:
@@ -192,7 +194,7 @@ class UnitWriter:
             rows, labels = self._skip_bad(rows, labels)
         if not labels:
             return
-        stored = _quantised(rows) if self._quantise else rows
+        stored = _quantized(rows) if self._quantize else rows
         filling = self._buckets.setdefault(bucket, _Bucket(sorted(stored.tensors)))
         if filling.names != sorted(stored.tensors):
             raise PluginError(
@@ -271,7 +273,7 @@ class UnitWriter:
         self, stored: RowBatch, given: RowBatch, measured: Mapping[str, Tensor] | None
     ) -> None:
         """Statistics of the values that a reader will see and that count, and how far they are from
-        those given where quantised.
+        those given where quantized.
         """
         if measured is not None:
             shape = next(iter(given.tensors.values())).shape
@@ -282,8 +284,8 @@ class UnitWriter:
             return
         for name in (name for name in LATENTS if name in stored.tensors):
             values = _as_read(stored, name)
-            if self._quantise:
-                error = quantise.measure_error(values, _counted(given, given.tensors[name].numpy()))
+            if self._quantize:
+                error = quantize.measure_error(values, _counted(given, given.tensors[name].numpy()))
                 self._errors[name] = self._errors[name] + error if name in self._errors else error
             channels = values.shape[1] // 2 if name == "moments" else values.shape[1]
             logvar = values[:, channels:] if name == "moments" else None
@@ -301,7 +303,7 @@ class UnitWriter:
                 tensors += [
                     TensorToWrite(f"{bucket}/{name}{OFFSETS}", "I64", offsets.shape, [content])
                     for name in filling.names
-                    if not name.endswith(quantise.SCALE)
+                    if not name.endswith(quantize.SCALE)
                 ]
         rows = self._ledger.as_arrow()
         return [
@@ -380,7 +382,7 @@ def unit_header(
         "statistics": canonical_json(measured.as_json() if measured else None),
     }
     if errors:
-        header[quantise.METADATA] = canonical_json(
+        header[quantize.METADATA] = canonical_json(
             {name: error.as_json() for name, error in errors.items()}
         )
     return header
@@ -394,26 +396,26 @@ def ledger_bytes(table: pa.Table) -> memoryview:
     return memoryview(sink.getvalue())
 
 
-def _quantised(rows: RowBatch) -> RowBatch:
+def _quantized(rows: RowBatch) -> RowBatch:
     """Moments and latents as int8, each with its scales beside it, a row's at a time; other tensors
     as they are.
     """
     stored = dict(rows.tensors)
     for name in (name for name in LATENTS if name in rows.tensors):
-        values, scale = quantise.quantise(rows.tensors[name].numpy(), rows.lengths)
-        stored |= {name: torch.from_numpy(values), name + quantise.SCALE: torch.from_numpy(scale)}
+        values, scale = quantize.quantize(rows.tensors[name].numpy(), rows.lengths)
+        stored |= {name: torch.from_numpy(values), name + quantize.SCALE: torch.from_numpy(scale)}
     return RowBatch(stored, rows.lengths)
 
 
 def _as_read(rows: RowBatch, name: str) -> npt.NDArray[np.float32]:
     """Stored moments or latents that count, (N, C, ...), as numbers."""
-    stored, scale = rows.tensors[name], rows.tensors.get(name + quantise.SCALE)
+    stored, scale = rows.tensors[name], rows.tensors.get(name + quantize.SCALE)
     if scale is None:
         return _counted(rows, stored.float().numpy())
     scales = (
         scale.numpy() if rows.lengths is None else np.repeat(scale.numpy(), rows.lengths, axis=0)
     )
-    return _counted(rows, quantise.dequantise(stored.numpy(), scales))
+    return _counted(rows, quantize.dequantize(stored.numpy(), scales))
 
 
 def _counted(rows: RowBatch, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -91,7 +91,7 @@ class EncoderOpener:
 
 
 @dataclass(frozen=True)
-class Line:
+class ConfiguredEncode:
     """One source, modality and encoder of a recipe, found and configured.
 
     Args:
@@ -156,7 +156,7 @@ class Line:
         context = replace(self._context(), input=taken)
         return self.modality.provided.spec.build(self.modality.config, context)  # type: ignore[no-any-return]
 
-    def fitted(self, encoder: Encoder) -> tuple[Line, list[str]]:
+    def fitted(self, encoder: Encoder) -> tuple[ConfiguredEncode, list[str]]:
         """The line, sizes that its recipe leaves open set to the nearest that the encoder takes.
 
         A modality's config says by an optional method `fitted(InputSpec)` which of its options
@@ -227,7 +227,7 @@ class Line:
         )
 
 
-def lines_of(recipe: EncodeRecipe) -> list[Line]:
+def configured_encodes(recipe: EncodeRecipe) -> list[ConfiguredEncode]:
     """One line per encoder.
 
     Raises:
@@ -240,12 +240,12 @@ def lines_of(recipe: EncodeRecipe) -> list[Line]:
         else {name: f"encoders.{name}" for name in recipe.encoders or {}}
     )
     return [
-        Line(name, recipe, plugins["source"], plugins["modality"], plugins[where])
+        ConfiguredEncode(name, recipe, plugins["source"], plugins["modality"], plugins[where])
         for name, where in names.items()
     ]
 
 
-def line_of_dataset(folder: Folder) -> Line:
+def configured_encode_of(folder: Folder) -> ConfiguredEncode:
     """The line that made the latent dataset in `folder`, by its recipe.yaml.
 
     Raises:
@@ -258,7 +258,7 @@ def line_of_dataset(folder: Folder) -> Line:
     recipe = parse_recipe(values, where, Path.cwd() if is_url(str(folder)) else Path(str(folder)))
     if not isinstance(recipe, EncodeRecipe):
         raise RecipeError(f"{where}: expected task: encode, got {recipe.task}")
-    return lines_of(recipe)[0]
+    return configured_encodes(recipe)[0]
 
 
 def open_executor(

@@ -15,13 +15,18 @@ from latentkit.recipe.schema import (
     dump_recipe,
     resolve,
 )
-from latentkit.tasks.build_parts import Line, is_launched, lines_of, open_executor
+from latentkit.tasks.build_parts import (
+    ConfiguredEncode,
+    configured_encodes,
+    is_launched,
+    open_executor,
+)
 
 if TYPE_CHECKING:
     from latentkit.contracts import Executor, Remark
     from latentkit.encoding.encode_source import EncodeSummary
     from latentkit.encoding.make_plan import EncodeInputs, EncodeSettings
-    from latentkit.encoding.shared_pass import Passed
+    from latentkit.encoding.shared_pass import SharedPassResult
     from latentkit.reading.dataset import LatentDataset
     from latentkit.store.folder import Folder
 
@@ -100,8 +105,8 @@ def run_encode(recipe: EncodeRecipe, options: RunOptions) -> EncodeRun:
     from latentkit.runtime.source_remarks import remarks_of, say_remarks
 
     folders, summaries, previews, remarks = {}, {}, {}, {}
-    lines = {line.name: line for line in lines_of(recipe)}
-    opened = {name: open_line(line, recipe, options) for name, line in lines.items()}
+    lines = {line.name: line for line in configured_encodes(recipe)}
+    opened = {name: build_encode(line, recipe, options) for name, line in lines.items()}
     shared = _encode_together(lines, opened) if len(lines) > 1 else {}
     for name, line in lines.items():
         folders[name] = _output(recipe, line)
@@ -118,12 +123,12 @@ def run_encode(recipe: EncodeRecipe, options: RunOptions) -> EncodeRun:
 
 
 def _encode_together(
-    lines: Mapping[str, Line], opened: Mapping[str, OpenLine]
-) -> dict[str, Passed]:
+    lines: Mapping[str, ConfiguredEncode], opened: Mapping[str, BuiltEncode]
+) -> dict[str, SharedPassResult]:
     """What passes over the source did, one per input that several encoders share, by name; the
     other encoders are left out.
     """
-    from latentkit.encoding.shared_pass import Target, encode_in_one_pass, group_by_input
+    from latentkit.encoding.shared_pass import EncodeTarget, encode_in_one_pass, group_by_input
 
     first = next(iter(opened.values()))
     groups = group_by_input(
@@ -137,10 +142,10 @@ def _encode_together(
             "encoders take different inputs, so the source is read and prepared once for each of:"
             f" {named}"
         )
-    passed: dict[str, Passed] = {}
+    passed: dict[str, SharedPassResult] = {}
     for group in groups:
         targets = [
-            Target(
+            EncodeTarget(
                 opened[name].folder,
                 opened[name].inputs,
                 opened[name].settings,
@@ -157,28 +162,28 @@ def _encode_together(
 
 
 def describe_dry_run(recipe: EncodeRecipe, options: RunOptions) -> str:
-    from latentkit.encoding.dry_run import foretell
+    from latentkit.encoding.dry_run import describe_run
     from latentkit.encoding.make_plan import describe_entries
     from latentkit.runtime.source_remarks import list_remarks
 
     lines = []
-    for line in lines_of(recipe):
-        parts = open_line(line, recipe, options)
-        lines.append(foretell(parts.folder, parts.inputs, parts.settings))
+    for line in configured_encodes(recipe):
+        parts = build_encode(line, recipe, options)
+        lines.append(describe_run(parts.folder, parts.inputs, parts.settings))
         lines += [f"  column {text}" for text in describe_entries(parts.inputs)]
         lines += [f"  note {text}" for text in list_remarks(parts.inputs.remarks, MOST_REMARKS)]
     return "\n".join(lines)
 
 
-def _output(recipe: EncodeRecipe, line: Line) -> str:
+def _output(recipe: EncodeRecipe, line: ConfiguredEncode) -> str:
     return f"{recipe.output.path}/{line.name}" if line.name else recipe.output.path
 
 
 @dataclass(frozen=True)
-class OpenLine:
+class BuiltEncode:
     """A line of an encode recipe, built."""
 
-    line: Line
+    line: ConfiguredEncode
     folder: Folder
     executor: Executor
     device: str
@@ -186,7 +191,9 @@ class OpenLine:
     settings: EncodeSettings
 
 
-def open_line(line: Line, recipe: EncodeRecipe, options: RunOptions = DEFAULT_OPTIONS) -> OpenLine:
+def build_encode(
+    line: ConfiguredEncode, recipe: EncodeRecipe, options: RunOptions = DEFAULT_OPTIONS
+) -> BuiltEncode:
     """Everything that encoding one line of a recipe needs."""
     from latentkit.contracts import StreamSource
     from latentkit.encoding.make_plan import EncodeInputs, EncodeSettings
@@ -233,10 +240,12 @@ def open_line(line: Line, recipe: EncodeRecipe, options: RunOptions = DEFAULT_OP
         options.prune,
         options.retry_skipped,
     )
-    return OpenLine(line, folder, executor, device, inputs, settings)
+    return BuiltEncode(line, folder, executor, device, inputs, settings)
 
 
-def _encode_line(opened: OpenLine, passed: Passed | None) -> tuple[EncodeSummary, str | None]:
+def _encode_line(
+    opened: BuiltEncode, passed: SharedPassResult | None
+) -> tuple[EncodeSummary, str | None]:
     from latentkit.contracts import StreamSource
     from latentkit.encoding.encode_source import encode_source
     from latentkit.runtime.device import is_out_of_memory
@@ -282,7 +291,7 @@ def _encode_line(opened: OpenLine, passed: Passed | None) -> tuple[EncodeSummary
     return summary, f"{folder}/{name}" if made else None
 
 
-def _recipe_text(recipe: Recipe, line: Line) -> str:
+def _recipe_text(recipe: Recipe, line: ConfiguredEncode) -> str:
     """recipe.yaml of one line's dataset, which alone makes it again."""
     values = {}
     for name, value in resolve(recipe).items():

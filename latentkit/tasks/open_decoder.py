@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from latentkit.contracts import Decodes
 from latentkit.errors import EncoderError, FingerprintError
-from latentkit.store.fingerprint import counting_parts
+from latentkit.store.fingerprint import fingerprinted_parts
 from latentkit.store.folder import Folder
-from latentkit.tasks.build_parts import line_of_dataset
+from latentkit.tasks.build_parts import configured_encode_of
 
 
 def open_decoder(folder: Folder, made_with: Mapping[str, str], device: str) -> Decodes:
@@ -23,14 +23,16 @@ def open_decoder(folder: Folder, made_with: Mapping[str, str], device: str) -> D
         EncoderError: it can't decode.
         FingerprintError: it is not the one that made the dataset.
     """
-    line = line_of_dataset(folder)
+    line = configured_encode_of(folder)
     opener = line.encoder_opener()
     encoder = opener(device)
     decoder = (opener.in_float32() or opener)(device)  # as half precision may overflow
     if not isinstance(decoder, Decodes):
         name = line.encoder.provided.spec.name
         raise EncoderError(f"the encoder {name!r} of {folder} can't decode")
-    there, now = counting_parts(made_with), counting_parts(line.fingerprint_parts(encoder))
+    there, now = fingerprinted_parts(made_with), fingerprinted_parts(
+        line.fingerprint_parts(encoder)
+    )
     names = sorted(name for name in {*there, *now} if name.startswith("encoder."))
     different = ", ".join(name for name in names if there.get(name) != now.get(name))
     if different:

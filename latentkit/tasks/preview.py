@@ -107,10 +107,10 @@ def preview_dataset(path: str, output: Path, num_rows: int, device: str = "auto"
         EncoderError: the encoder can't decode, and none of the samples can be read any more.
     """
     from latentkit.runtime.device import choose_device
-    from latentkit.tasks.build_parts import line_of_dataset
+    from latentkit.tasks.build_parts import configured_encode_of
 
     dataset = open_dataset(path)
-    line = line_of_dataset(dataset.folder)
+    line = configured_encode_of(dataset.folder)
     opener = line.encoder_opener()
     encoder = (opener.in_float32() or opener)(choose_device(device))
     modality = line.open_modality(encoder)
@@ -134,7 +134,7 @@ def preview_dataset(path: str, output: Path, num_rows: int, device: str = "auto"
 
 
 def _decode(dataset: LatentDataset, encoder: Decodes, latent: Tensor) -> Tensor:
-    is_raw = dataset.layout.kind == "quantised"
+    is_raw = dataset.layout.kind == "quantized"
     raw = (
         latent[None] if is_raw else dataset.normalization.invert(latent[None], dataset.layout.axes)
     )

@@ -13,7 +13,7 @@ from latentkit.recipe.schema import (
     TrainRecipe,
 )
 from latentkit.runtime.paths import find_local_path, is_url
-from latentkit.tasks.build_parts import lines_of
+from latentkit.tasks.build_parts import configured_encodes
 from latentkit.tasks.encode_task import (
     DEFAULT_OPTIONS,
     EncodeRun,
@@ -71,7 +71,7 @@ def open_parts(recipe: Recipe) -> str:
         f"{where} ({name})" for where, use in _used(recipe) if (name := _hub_name(use, recipe))
     ]
     if isinstance(recipe, EncodeRecipe):
-        for line in lines_of(recipe):
+        for line in configured_encodes(recipe):
             if not _hub_name(recipe.source, recipe):
                 line.open_source()
             if not any(where.startswith("encoder") for where in remote):

@@ -16,7 +16,7 @@ from latentkit.errors import FingerprintError, RecipeError, StoreError, Training
 from latentkit.plugins import Registry, discover
 from latentkit.recipe.parts import Evaluate, Optimizer
 from latentkit.recipe.schema import TrainRecipe, dump_recipe, load_recipe, resolve
-from latentkit.tasks.build_parts import EncoderOpener, line_of_dataset
+from latentkit.tasks.build_parts import EncoderOpener, configured_encode_of
 from latentkit.tasks.check_recipe import ConfiguredPlugin, check_recipe, find_odd_weights
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def _try_samples(recipe: TrainRecipe, source: Any, prepare: Any, folder: Path) -
         SourceError: too many of them can't be used.
     """
     from latentkit.contracts import Source
-    from latentkit.training.batches import Place
+    from latentkit.training.batches import SampleLocation
     from latentkit.training.try_samples import try_samples
 
     if not isinstance(source, Source) or not len(source) or (folder / "checkpoints").exists():
@@ -188,7 +188,7 @@ def _try_samples(recipe: TrainRecipe, source: Any, prepare: Any, folder: Path) -
     view = (
         prepare[0].prepare
         if isinstance(prepare, list)
-        else lambda sample: prepare(sample, Place(0, 0))
+        else lambda sample: prepare(sample, SampleLocation(0, 0))
     )
     return try_samples(source, view, recipe.on_bad_sample, recipe.max_bad)
 
@@ -245,13 +245,13 @@ class _Parts:
             StoreError, TrainingError: it can't be read, or has no moments.
         """
         from latentkit.store.dataset_json import read_dataset
-        from latentkit.store.fingerprint import counting_parts
+        from latentkit.store.fingerprint import fingerprinted_parts
         from latentkit.store.open_folder import open_folder
         from latentkit.training.stored_moments import StoredMoments
 
         folder = open_folder(path)
-        made_by = counting_parts(read_dataset(folder)["parts"])
-        line = line_of_dataset(folder)
+        made_by = fingerprinted_parts(read_dataset(folder)["parts"])
+        line = configured_encode_of(folder)
         # Weights are hashed in the type that they compute in, so the model is opened with the
         # options of the dataset's encoder.
         own, theirs = self.plugins["model"], line.encoder
@@ -270,7 +270,7 @@ class _Parts:
             self.recipe.base_dir,
             line.modality.provided.spec.name,
         )
-        now = counting_parts(candidate.fingerprint_parts(opener(self.device)))
+        now = fingerprinted_parts(candidate.fingerprint_parts(opener(self.device)))
         names = sorted(
             name
             for name in {*made_by, *now}

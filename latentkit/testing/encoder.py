@@ -41,7 +41,7 @@ from latentkit.testing.batches import (
 )
 from latentkit.testing.plugin import PluginContract
 
-NAMES = {"gaussian": {"mean", "logvar"}, "deterministic": {"latent"}, "quantised": {"indices"}}
+NAMES = {"gaussian": {"mean", "logvar"}, "deterministic": {"latent"}, "quantized": {"indices"}}
 LOGVAR_RANGE = (-30.0, 20.0)
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -148,18 +148,18 @@ class EncoderContract(PluginContract):
             raise AssertionError(str(error)) from error
 
     def test_normalization_can_be_undone(self, tmp_path: Path) -> None:
-        """Normalising raw latents gives finite ones, and undoing it the raw ones again; shift and
+        """Normalizing raw latents gives finite ones, and undoing it the raw ones again; shift and
         scale fit the layout.
         """
         encoder = self.make_encoder(tmp_path)
         raw = next(iter(self.encode(encoder).values())).float().cpu()
-        if encoder.layout.kind == "quantised":
+        if encoder.layout.kind == "quantized":
             return
         raw, axes = torch.where(raw.isfinite(), raw, 0.0), encoder.layout.axes
         latents = encoder.normalization.apply(raw, axes)
         assert bool(
             latents.isfinite().all()
-        ), "normalised latents are not finite: look for a scale of 0 or infinity"
+        ), "normalized latents are not finite: look for a scale of 0 or infinity"
         back = encoder.normalization.invert(latents, axes)
         assert_close(
             back,
@@ -172,7 +172,7 @@ class EncoderContract(PluginContract):
 
     def test_latents_have_the_names_of_their_kind(self, tmp_path: Path) -> None:
         """ "mean" and "logvar" of a gaussian layout, "latent" of a deterministic, "indices" of a
-        quantised one; with "mask" or without.
+        quantized one; with "mask" or without.
         """
         encoder = self.make_encoder(tmp_path)
         got, wanted = set(self.encode_all(encoder)) - {"mask"}, NAMES[encoder.layout.kind]
@@ -243,7 +243,7 @@ class EncoderContract(PluginContract):
         """Latents have a float dtype; indices one of whole numbers."""
         encoder = self.make_encoder(tmp_path)
         for name, tensor in self.encode(encoder).items():
-            fits = tensor.is_floating_point() != (encoder.layout.kind == "quantised")
+            fits = tensor.is_floating_point() != (encoder.layout.kind == "quantized")
             assert fits, f"{name!r} is {tensor.dtype}, in a {encoder.layout.kind} layout"
 
     def test_latents_are_finite(self, tmp_path: Path) -> None:
@@ -294,7 +294,7 @@ class EncoderContract(PluginContract):
 
     def test_a_batch_gives_what_its_rows_give(self, tmp_path: Path) -> None:
         """A batch of two gives what its rows give one by one, within `tolerance`: a latent doesn't
-        depend on its neighbours.
+        depend on its neighbors.
         """
         encoder = self.make_encoder(tmp_path)
         batch = self.make_batch(encoder, self.sizes(encoder)[0], 2)

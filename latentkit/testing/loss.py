@@ -171,7 +171,7 @@ class LossContract(PluginContract):
         alone = self.make_loss(tmp_path)(change(self.make_batch(), lambda rows: rows[:1]))
         assert bool(alone.isfinite().all()), (
             f"{alone.tolist()} for a batch of one: no deviation over the batch, no batch"
-            " normalisation"
+            " normalization"
         )
 
     # ------------------------------------------------------------ training
@@ -243,7 +243,7 @@ class LossContract(PluginContract):
 
     def test_all_of_its_own_parameters_learn(self, tmp_path: Path) -> None:
         """A gradient of the loss reaches every parameter of `module`: they are in the model's
-        optimiser and in every checkpoint.
+        optimizer and in every checkpoint.
         """
         loss, batch = self.make_loss(tmp_path), self.make_batch()
         if not isinstance(loss, HasModule):

@@ -52,7 +52,7 @@ class Position:
 
 
 @dataclass(frozen=True)
-class Place:
+class SampleLocation:
     """A sample's place in the row of a process.
 
     Args:
@@ -77,7 +77,7 @@ class Example:
     moments: Tensor | None = None
 
 
-Prepare = Callable[[Sample, Place], Sequence[Example]]
+Prepare = Callable[[Sample, SampleLocation], Sequence[Example]]
 """Every view of a sample.
 
 Called from several threads at once; raises `SampleError` and `OSError` as a `Modality` does.
@@ -130,7 +130,7 @@ class FreshViews:
     modalities: Sequence[Modality]
     seed: int
 
-    def __call__(self, sample: Sample, place: Place) -> list[Example]:
+    def __call__(self, sample: Sample, place: SampleLocation) -> list[Example]:
         chosen = self.modalities[_draw(len(self.modalities), self.seed, SIZE, place.block)]
         with faults_cost_the_sample(chosen, sample.key):
             views = list(chosen.prepare(replace(sample, key=f"{sample.key}#{place.epoch}")))
@@ -164,12 +164,12 @@ class Order:
             few = f"the source has {self.num_samples} samples, fewer than one batch ({shares})"
             raise TrainingError(f"{few}; lower batch_size, or add samples")
 
-    def place(self, number: int) -> Place:
+    def place(self, number: int) -> SampleLocation:
         """Of the sample of that number of this process."""
         epoch, place = divmod(
             number * self.settings.world_size + self.settings.rank, self.num_samples
         )
-        return Place(
+        return SampleLocation(
             epoch,
             int(_permutation(self.num_samples, self.settings.seed, epoch)[place]),
             number // self.settings.batch_size,
@@ -270,7 +270,9 @@ def _prepare_ahead(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _prepare_one(source: Source, prepare: Prepare, seed: int, place: Place) -> Example | str:
+def _prepare_one(
+    source: Source, prepare: Prepare, seed: int, place: SampleLocation
+) -> Example | str:
     """One view of one sample; of a bad one the reason."""
 
     def prepare_sample() -> Sequence[Example]:

@@ -43,7 +43,7 @@ class Checkpoint:
     """Everything that a run goes on from.
 
     Args:
-        step: optimiser steps done.
+        step: optimizer steps done.
         tensors: by file stem ("model", "optimizer" ...), then by name.
         state: JSON values.
     """
@@ -229,7 +229,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def step_of(path: Path) -> int:
-    """Optimiser steps done at a checkpoint, by its folder's name."""
+    """Optimizer steps done at a checkpoint, by its folder's name."""
     return int(path.name.removeprefix("step-"))
 
 
@@ -264,12 +264,12 @@ def replace_folder(aside: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-# ---------------------------------------------------------------- the optimiser's state, as named
+# ---------------------------------------------------------------- the optimizer's state, as named
 # tensors
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Every tensor of the optimiser's state, as "<number of the parameter>.<name>"."""
+    """Every tensor of the optimizer's state, as "<number of the parameter>.<name>"."""
     states = optimizer.state_dict()["state"]
     return {
         f"{number}.{name}": value
@@ -279,7 +279,7 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def unpack_optimizer(optimizer: torch.optim.Optimizer, packed: Mapping[str, Tensor]) -> None:
-    """Give the optimiser the state that `pack_optimizer` took, each tensor in its parameter's
+    """Give the optimizer the state that `pack_optimizer` took, each tensor in its parameter's
     memory format.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -32,9 +32,9 @@ class Discriminator:
         module: frozen but for its own pass.
         parameters: those of it that are trained.
         optimizer: of those alone.
-        settings: of that optimiser.
+        settings: of that optimizer.
         num_steps: that it will have done at the end of the run.
-        step: optimiser steps it has done, which is what its learning rate goes by.
+        step: optimizer steps it has done, which is what its learning rate goes by.
         num_skipped_steps: steps of the run in which its loss or gradient wasn't finite.
     """
 
@@ -58,7 +58,7 @@ class Best:
 
 @dataclass
 class TrainState:
-    """A run as it stands; `step` counts optimiser steps done, `position` is this process's in the
+    """A run as it stands; `step` counts optimizer steps done, `position` is this process's in the
     data.
 
     `loss_modules` and `discriminators` go by the name of their loss; `evaluated` is the step of the

@@ -73,7 +73,7 @@ class TrainResult:
 
     Args:
         model: folder of the model.
-        steps: optimiser steps done in all.
+        steps: optimizer steps done in all.
         num_bad_samples: samples that this process could not use.
         num_skipped_steps: steps not taken because loss or gradient were not finite.
         finished_before: the run was done already, and nothing was computed.

@@ -21,7 +21,7 @@ class OptimizerSettings:
         betas: decay of the running mean and of the running square of gradients, per step.
         weight_decay: decoupled, as a factor of the learning rate.
         schedule: how the learning rate falls to 0 at the last step.
-        warmup: optimiser steps in which the learning rate rises from 0.
+        warmup: optimizer steps in which the learning rate rises from 0.
         clip: largest norm of all gradients together; None: any.
     """
 
@@ -38,9 +38,9 @@ class WeightSchedule:
     """When a loss counts; the recipe's `losses[i].schedule`.
 
     Args:
-        start: optimiser steps done before it first counts; until then it isn't computed.
-        warmup: optimiser steps, from `start` on, in which its weight rises to the whole one.
-        until: optimiser steps done from which on it no longer counts; None: it counts to the end.
+        start: optimizer steps done before it first counts; until then it isn't computed.
+        warmup: optimizer steps, from `start` on, in which its weight rises to the whole one.
+        until: optimizer steps done from which on it no longer counts; None: it counts to the end.
     """
 
     start: int = 0
@@ -109,17 +109,17 @@ class TrainSettings:
     """Every number of a run; the recipe's keys of the same names.
 
     Args:
-        steps: optimiser steps of the whole run.
+        steps: optimizer steps of the whole run.
         batch_size: samples per process and forward pass.
-        accumulate: forward passes per optimiser step.
+        accumulate: forward passes per optimizer step.
         precision: the network computes in this; weights and losses stay float32.
         optimizer: of the model.
         train: which half of the model is trained.
         ema_decay: share of the weights' moving average that one step keeps; None: no average.
-        checkpoint_every: optimiser steps from one checkpoint to the next; the last step has one
+        checkpoint_every: optimizer steps from one checkpoint to the next; the last step has one
             too.
         keep: newest checkpoints that are kept.
-        log_every: optimiser steps that a line of the log averages over.
+        log_every: optimizer steps that a line of the log averages over.
         trackers: names of trackers of Accelerate's that get what the log gets.
         on_bad_sample: what happens at a sample that can't be used.
         max_bad: share of bad samples above which the run fails, when they are more than 10.

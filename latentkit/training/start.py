@@ -210,7 +210,7 @@ def start(
         trained,
         *([own for own in part.parameters() if own.requires_grad] for part in modules.values()),
     ]
-    rivals = {
+    discriminators = {
         loss.name: _open_discriminator(loss, settings, accelerator)
         for loss in losses
         if isinstance(loss.loss, Adversarial)
@@ -223,7 +223,7 @@ def start(
         ),
         average=None if settings.ema_decay is None else WeightAverage(module, settings.ema_decay),
         loss_modules=modules,
-        discriminators=rivals,
+        discriminators=discriminators,
     )
     return Run(state, losses, last_layers, settings, accelerator, log)
 

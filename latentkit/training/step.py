@@ -1,4 +1,4 @@
-"""One optimiser step: the model on every loss, and each discriminator on the same batches, its
+"""One optimizer step: the model on every loss, and each discriminator on the same batches, its
 inputs detached.
 
 The two never mix: a discriminator's weights are frozen in the model's pass, so that no gradient is
@@ -34,35 +34,37 @@ Values = dict[str, Tensor]
 
 
 def take_step(run: Run, batches: Iterator[Batch]) -> tuple[dict[str, float] | None, list[str]]:
-    """What one optimiser step saw, averaged over its passes and processes; None when the model's
+    """What one optimizer step saw, averaged over its passes and processes; None when the model's
     step was skipped.
 
     The list names what was skipped, its loss or gradient not being finite: "the model",
     discriminators by their loss."""
     state, settings, accelerator = run.state, run.settings, run.accelerator
     losses = run.active_losses()
-    rivals = {
+    discriminators = {
         loss.name: state.discriminators[loss.name]
         for loss in losses
         if loss.name in state.discriminators
     }
     seen: Values = {}
     buffers = copy_buffers([state.module, *state.loss_modules.values()])
-    their_buffers = {name: copy_buffers([rival.module]) for name, rival in rivals.items()}
+    their_buffers = {
+        name: copy_buffers([discriminator.module]) for name, discriminator in discriminators.items()
+    }
     for _ in range(settings.accumulate):
         batch = next(batches)
         state.position = batch.after
         detached, values = model_pass(run, batch, losses)
         for loss in losses:
-            if loss.name in rivals:
-                values |= discriminator_pass(run, loss, rivals[loss.name], detached)
+            if loss.name in discriminators:
+                values |= discriminator_pass(run, loss, discriminators[loss.name], detached)
         for name, value in values.items():
             seen[name] = seen.get(name, 0) + value.detach() / settings.accumulate
     seen["grad_norm"] = _gather_model_gradients(run)
-    for name, rival in rivals.items():
-        average_gradients(rival.parameters)
+    for name, discriminator in discriminators.items():
+        average_gradients(discriminator.parameters)
         seen[f"discriminators.{name}.grad_norm"] = nn.utils.clip_grad_norm_(
-            rival.parameters, rival.settings.clip or math.inf
+            discriminator.parameters, discriminator.settings.clip or math.inf
         )
     seen["stop"] = seen["grad_norm"].new_full((), float(run.stop.number))
     means = accelerator.reduce(
@@ -77,8 +79,8 @@ def take_step(run: Run, batches: Iterator[Batch]) -> tuple[dict[str, float] | No
     if not finite:
         skipped.append("the model")
         put_back(buffers)
-    for name, rival in rivals.items():
-        if not _step_discriminator(rival, name, averages, finite):
+    for name, discriminator in discriminators.items():
+        if not _step_discriminator(discriminator, name, averages, finite):
             skipped.append(f"the discriminator of {name!r}")
             put_back(their_buffers[name])
     averages["lr"] = _step_model(run, finite)
@@ -212,7 +214,7 @@ def _check_shape(name: str, value: Tensor, batch: LossBatch) -> None:
 
 
 def discriminator_pass(
-    run: Run, loss: WeightedLoss, rival: Discriminator, batch: LossBatch
+    run: Run, loss: WeightedLoss, discriminator: Discriminator, batch: LossBatch
 ) -> Values:
     """Gradients of the discriminator's own loss, added to its own; the model gets none.
 
@@ -223,13 +225,13 @@ def discriminator_pass(
         PluginError: its loss isn't one value a sample.
     """
     assert isinstance(loss.loss, Adversarial)
-    _require_gradients(rival.parameters, True)
+    _require_gradients(discriminator.parameters, True)
     try:
         value = loss.loss.discriminator_loss(batch)
         _check_shape(loss.name, value, batch)
         torch.autograd.backward(value.mean() / run.settings.accumulate)
     finally:
-        _require_gradients(rival.parameters, False)
+        _require_gradients(discriminator.parameters, False)
     return {f"discriminators.{loss.name}.loss": value.mean()}
 
 
@@ -256,7 +258,7 @@ def _require_gradients(parameters: Iterable[nn.Parameter], wanted: bool) -> None
         parameter.requires_grad_(wanted)
 
 
-# ---------------------------------------------------------------- the optimisers
+# ---------------------------------------------------------------- the optimizers
 
 
 def _gather_model_gradients(run: Run) -> Tensor:
@@ -289,8 +291,8 @@ def _step_model(run: Run, finite: bool) -> float:
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
     if finite:
-        rivals = [rival.module for rival in state.discriminators.values()]
-        average_buffers([state.module, *state.loss_modules.values(), *rivals])
+        discriminators = [discriminator.module for discriminator in state.discriminators.values()]
+        average_buffers([state.module, *state.loss_modules.values(), *discriminators])
         if state.average is not None:
             state.average.update(state.module)
     return rate
@@ -312,7 +314,7 @@ def _note_unreached(run: Run) -> None:
 
 
 def _step_discriminator(
-    rival: Discriminator, name: str, averages: dict[str, float], wanted: bool
+    discriminator: Discriminator, name: str, averages: dict[str, float], wanted: bool
 ) -> bool:
     """Whether the discriminator's step was taken: the model's is (`wanted`), and its own loss and
     gradient are finite.
@@ -321,16 +323,16 @@ def _step_discriminator(
     taken = wanted and all(math.isfinite(averages[part]) for part in names)
     if taken:
         averages[f"discriminators.{name}.lr"] = rate = learning_rate(
-            rival.settings, rival.step, rival.num_steps
+            discriminator.settings, discriminator.step, discriminator.num_steps
         )
-        _set_rate(rival.optimizer, rate)
-        rival.optimizer.step()
-        rival.step += 1
+        _set_rate(discriminator.optimizer, rate)
+        discriminator.optimizer.step()
+        discriminator.step += 1
     else:
-        rival.num_skipped_steps += 1
+        discriminator.num_skipped_steps += 1
         for part in names:
             del averages[part]
-    rival.optimizer.zero_grad(set_to_none=True)
+    discriminator.optimizer.zero_grad(set_to_none=True)
     return taken
 
 

@@ -13,7 +13,7 @@ from latentkit.reading.dataset import open_dataset
 from latentkit.runtime.plugin_faults import faults_cost_the_sample
 from latentkit.store.dataset_json import read_dataset, read_index
 from latentkit.store.open_folder import open_folder
-from latentkit.training.batches import Example, Place
+from latentkit.training.batches import Example, SampleLocation
 
 
 class StoredMoments:
@@ -49,7 +49,7 @@ class StoredMoments:
             for view, dataset in self._datasets.items()
         }
 
-    def __call__(self, sample: Sample, place: Place) -> list[Example]:
+    def __call__(self, sample: Sample, place: SampleLocation) -> list[Example]:
         """Every view that has moments; what the modality draws is what it drew for the dataset.
 
         Raises:

@@ -22,12 +22,12 @@ from torch import Tensor
 
 from latentkit.runtime.masks import MASK
 from latentkit.runtime.paths import in_shell
-from latentkit.store import quantize as quantise
+from latentkit.store import quantize as quantize
 from latentkit.store.index import ReadUnit, read_unit
 from latentkit.store.local_folder import LocalFolder
 from latentkit.store.ragged import OFFSETS
 from latentkit.store.writer import unit_name
-from latentkit.upkeep.encode_again import NO_LONGER_NEEDED, encode_again, open_dataset_line
+from latentkit.upkeep.encode_again import NO_LONGER_NEEDED, build_encode_of, encode_again
 from latentkit.upkeep.verify import Finding, Verification, describe_again
 
 SHARE = 0.01
@@ -62,7 +62,7 @@ def compare_values(
     if not names:
         return []
     chosen = sorted(random.Random(seed).sample(names, max(1, math.ceil(SHARE * len(names)))))
-    opened = open_dataset_line(found, device)
+    opened = build_encode_of(found, device)
     findings = list(_compare_description(found, opened.inputs.open_encoder(opened.device)))
     dtype = found.plans[found.newest].settings.parts.get("encoder.with.dtype", "float32")
     with tempfile.TemporaryDirectory(prefix="latentkit-") as workspace:
@@ -187,7 +187,9 @@ def _blocks(
     """The same rows of a bucket from both files, some at a time, ragged ones singly: tensors by
     name, (N, C, ...).
     """
-    names = [name for name in first.keys() if name.startswith(f"{bucket}/")]  # a file, no mapping  # noqa: SIM118 (not a mapping)
+    names = [
+        name for name in first.keys() if name.startswith(f"{bucket}/")
+    ]  # a file, no mapping
     ours, theirs = (
         {name.rpartition("/")[2]: file.get_tensor(name) for name in names}
         for file in (first, second)
@@ -226,7 +228,7 @@ def _difference(
     draw."""
     if all(torch.equal(stored[name], fresh[name]) for name in stored):
         return 0.0, 0.0
-    name = next(name for name in stored if name != MASK and not name.endswith(quantise.SCALE))
+    name = next(name for name in stored if name != MASK and not name.endswith(quantize.SCALE))
     same_mask = MASK not in stored or torch.equal(stored[MASK], fresh[MASK])
     if name == "indices" or stored[name].shape != fresh[name].shape or not same_mask:
         return math.inf, math.inf
@@ -248,8 +250,8 @@ def _difference(
 
 def _as_float(tensors: Mapping[str, Tensor], name: str) -> Tensor:
     """(N, C, ...) float64."""
-    if name + quantise.SCALE not in tensors:
+    if name + quantize.SCALE not in tensors:
         return tensors[name].double()
     return torch.from_numpy(
-        quantise.dequantise(tensors[name].numpy(), tensors[name + quantise.SCALE].numpy())
+        quantize.dequantize(tensors[name].numpy(), tensors[name + quantize.SCALE].numpy())
     ).double()

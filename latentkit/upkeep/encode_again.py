@@ -17,21 +17,21 @@ import pyarrow.compute as pc
 
 from latentkit.contracts import Entry, Modality, Sample, Source, StreamSource, Unit
 from latentkit.encoding.encode_source import all_parts, check_parts, make_job
-from latentkit.encoding.make_plan import settings_in_force
+from latentkit.encoding.make_plan import effective_settings
 from latentkit.encoding.unit_workers import make_worker
 from latentkit.errors import SampleError, SourceError, StoreError
 from latentkit.recipe.schema import EncodeRecipe
 from latentkit.store.index import ReadUnit
 from latentkit.store.local_folder import LocalFolder
 from latentkit.store.plan import Plan, PlanSettings
-from latentkit.tasks.build_parts import line_of_dataset
-from latentkit.tasks.encode_task import OpenLine, RunOptions, open_line
+from latentkit.tasks.build_parts import configured_encode_of
+from latentkit.tasks.encode_task import BuiltEncode, RunOptions, build_encode
 from latentkit.upkeep.verify import Verification
 
 NO_LONGER_NEEDED = "superseded by a later run, and left out when its unit was encoded again"
 
 
-def open_dataset_line(found: Verification, device: str = "auto") -> OpenLine:
+def build_encode_of(found: Verification, device: str = "auto") -> BuiltEncode:
     """Source, encoder and settings that made the dataset, the encoder on a device as
     `choose_device` takes it.
 
@@ -41,9 +41,11 @@ def open_dataset_line(found: Verification, device: str = "auto") -> OpenLine:
     """
     if not found.plans:
         raise StoreError(f"{found.folder} has no plan that can be read")
-    line = line_of_dataset(found.folder)
+    line = configured_encode_of(found.folder)
     assert isinstance(line.recipe, EncodeRecipe)
-    opened = replace(open_line(line, line.recipe, RunOptions(device=device)), folder=found.folder)
+    opened = replace(
+        build_encode(line, line.recipe, RunOptions(device=device)), folder=found.folder
+    )
     check_parts(
         found.folder,
         found.plans[found.newest].settings.parts,
@@ -54,7 +56,7 @@ def open_dataset_line(found: Verification, device: str = "auto") -> OpenLine:
 
 
 def encode_again(
-    found: Verification, opened: OpenLine, names: Collection[str], workspace: Path
+    found: Verification, opened: BuiltEncode, names: Collection[str], workspace: Path
 ) -> LocalFolder:
     """A folder at `workspace` with the units of these names, encoded now; media are decoded without
     seeking, where that can be.
@@ -78,7 +80,7 @@ def encode_again(
         )
         for unit in units:
             settings = _settings_of(
-                found.units.get(unit.name), settings_in_force(plan.settings, opened.settings)
+                found.units.get(unit.name), effective_settings(plan.settings, opened.settings)
             )
             for _ in make_worker(
                 replace(job, settings=settings, on_bad_sample="skip"), opened.device
@@ -136,7 +138,7 @@ class PlannedSource:
 
 
 def _as_planned(
-    found: Verification, plan: Plan, units: Sequence[Unit], opened: OpenLine
+    found: Verification, plan: Plan, units: Sequence[Unit], opened: BuiltEncode
 ) -> Source | StreamSource:
     """The source to encode units of an earlier or the newest plan from.
 

@@ -77,7 +77,7 @@ def inspect_dataset(path: str, with_ledger: bool = False) -> dict[str, Any]:
         "normalization",
         "statistics",
         "source",
-        "quantisation",
+        "quantization",
         "masked",
     )
     good = index["attributes"].filter(pc.equal(index["status"], "ok"))
@@ -230,7 +230,7 @@ def describe(found: dict[str, Any]) -> str:
         f"  views      {_counts(found['views'])}",
         f"  buckets    {_counts(found['buckets'])}",
         f"  on disk    {counted(found['units'], 'unit')}, {found['bytes'] / 1e6:.1f} MB",
-        f"  normalised {_formula(found)}",
+        f"  normalized {_formula(found)}",
     ]
     if found["statistics"]:
         lines += [
@@ -241,8 +241,8 @@ def describe(found: dict[str, Any]) -> str:
         f"  made by    {found['parts'].get('encoder.name')}, fingerprint"
         f" {found['fingerprint'][:16]}"
     ]
-    if "quantisation" in found:
-        lines += [f"  int8 error {_quantisation(found['quantisation'])}"]
+    if "quantization" in found:
+        lines += [f"  int8 error {_quantization(found['quantization'])}"]
     lines += [
         f"  column     {text}"
         for text in describe_columns(found, MOST_COLUMNS, f"{command} --json")
@@ -320,11 +320,11 @@ def _of_axes(found: dict[str, Any]) -> str:
     return f", a mask along {found['masked']}" if "masked" in found else ""
 
 
-def _quantisation(stated: dict[str, Any]) -> str:
+def _quantization(stated: dict[str, Any]) -> str:
     rms = ", ".join(f"{name} {_short(values)}" for name, values in stated["rms"].items())
     psnr = stated.get("psnr_db")
     return f"rms {rms}" + (
-        f"; decoded, {psnr:.2f} dB PSNR against unquantised" if psnr is not None else ""
+        f"; decoded, {psnr:.2f} dB PSNR against unquantized" if psnr is not None else ""
     )
 
 

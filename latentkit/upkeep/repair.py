@@ -27,8 +27,8 @@ from latentkit.store.local_folder import LocalFolder
 from latentkit.store.open_folder import open_folder
 from latentkit.store.plan import Plan, PlanSettings, number_of, plan_name, with_units, write_plan
 from latentkit.store.writer import unit_name
-from latentkit.tasks.encode_task import OpenLine
-from latentkit.upkeep.encode_again import encode_again, open_dataset_line
+from latentkit.tasks.encode_task import BuiltEncode
+from latentkit.upkeep.encode_again import build_encode_of, encode_again
 from latentkit.upkeep.verify import Finding, Report, Verification, describe_again, verify_folder
 
 
@@ -81,7 +81,7 @@ def repair_dataset(path: str, also: Sequence[Finding] = (), device: str = "auto"
     if not found.report().damage:
         return Repair((), (), (), found.report())
     claims = Claims(folder)
-    with claims.beating():
+    with claims.heartbeat():
         if not claims.take("plan") or claims.holders():
             raise StoreError(
                 f"{folder}: {', '.join(claims.holders())} is at work on it; mend it afterwards"
@@ -91,7 +91,7 @@ def repair_dataset(path: str, also: Sequence[Finding] = (), device: str = "auto"
             found = verify_folder(folder)
             found.findings += also
         names = sorted({PurePosixPath(file).stem for file in found.names("unit")})
-        opened = open_dataset_line(found, device) if names or found.names("dataset.json") else None
+        opened = build_encode_of(found, device) if names or found.names("dataset.json") else None
         differing = _replace_units(found, opened, names) if names and opened else []
         written = _close(found, opened, bool(differing))
     return Repair(
@@ -102,7 +102,7 @@ def repair_dataset(path: str, also: Sequence[Finding] = (), device: str = "auto"
 # ---------------------------------------------------------------- units, index, dataset.json
 
 
-def _replace_units(found: Verification, opened: OpenLine, names: Sequence[str]) -> list[str]:
+def _replace_units(found: Verification, opened: BuiltEncode, names: Sequence[str]) -> list[str]:
     """Encode units and put them in the place of the old ones; names of those that are not byte for
     byte what dataset.json describes.
     """
@@ -134,7 +134,7 @@ def _header_sha256(found: Verification, name: str) -> str:
     return read_unit(found.folder, unit).header.sha256
 
 
-def _close(found: Verification, opened: OpenLine | None, differing: bool) -> list[str]:
+def _close(found: Verification, opened: BuiltEncode | None, differing: bool) -> list[str]:
     """Write index and dataset.json again where they are broken, or where units no longer are what
     they describe; what was written.
     """

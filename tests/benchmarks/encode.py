@@ -138,7 +138,7 @@ def time_bare_encoder(encoder: Encoder, count: int, batch_size: int) -> float:
 
 
 def load_picture(file: Path) -> Image.Image:
-    """A centre crop of a picture, resized."""
+    """A center crop of a picture, resized."""
     with Image.open(file) as image:
         picture = image.convert("RGB")
     side = min(picture.size)

@@ -98,7 +98,7 @@ def read_digits(folder: Path, part: str) -> Digits:
 
 
 class DigitSource:
-    """One sample per digit, whose media are its 784 grey values."""
+    """One sample per digit, whose media are its 784 gray values."""
 
     def __init__(self, digits: Digits) -> None:
         self._digits = digits
@@ -115,12 +115,12 @@ class DigitSource:
 
 @functools.lru_cache(maxsize=2)
 def draw_noise(num_digits: int, seed: int, epoch: int) -> Digits:
-    """Equally likely values from 0 to 254, of which a grey value g has g / 255 below it."""
+    """Equally likely values from 0 to 254, of which a gray value g has g / 255 below it."""
     return np.random.default_rng([seed, epoch]).integers(0, 255, (num_digits, SIDE, SIDE), np.uint8)
 
 
 class Bits:
-    """A modality: a pixel is 1 with a chance of its grey value over 255.
+    """A modality: a pixel is 1 with a chance of its gray value over 255.
 
     The training loop puts the epoch behind a sample's key, so that each epoch draws anew
     ("dynamic"); "static" doesn't look at it. Samples of an evaluation have one draw."""

@@ -7,7 +7,7 @@ arithmetic, or beside diffusers' example.
     the encoder, and from stored moments python tests/benchmarks/train.py --example
     the losses of diffusers' train_autoencoderkl.py, its way and ours
 
-The model is Stable Diffusion's autoencoder with random weights; losses are L1 and KL, the optimiser
+The model is Stable Diffusion's autoencoder with random weights; losses are L1 and KL, the optimizer
 is AdamW, gradients are clipped. Both loops take turns in one process, so that whatever else the
 machine does disturbs them alike; the ratio is of medians. Pictures are made beforehand. On a CPU
 the clock is that of this process's own CPU time, which other programs disturb less. Peak memory is

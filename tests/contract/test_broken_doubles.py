@@ -103,7 +103,7 @@ BROKEN: dict[str, tuple[str, Callable[[], WordsContract]]] = {
         "test_config_is_described_to_its_depths",
         lambda: WordsContract(replace(SPEC, config=DoubtfulConfig)),
     ),
-    "options within options that may be misspelt": (
+    "options within options that may be misspelled": (
         "test_config_is_described_to_its_depths",
         lambda: WordsContract(replace(SPEC, config=LooseConfig)),
     ),

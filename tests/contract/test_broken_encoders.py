@@ -129,9 +129,9 @@ class Means:
 
 
 class Signs(Means):
-    """A good quantised encoder."""
+    """A good quantized encoder."""
 
-    layout = replace(Means.layout, kind="quantised", axes="L", channels=1)
+    layout = replace(Means.layout, kind="quantized", axes="L", channels=1)
 
     def encode(self, batch: Tensor) -> dict[str, Tensor]:
         return {"indices": (super().encode(batch)["latent"][:, 0] > 0.5).long()}
@@ -315,11 +315,11 @@ BROKEN: dict[str, tuple[str, dict[str, Any]]] = {
         "test_two_builds_give_equal_latents",
         with_mean(lambda self, mean: mean + 1e-3 * self.number),
     ),
-    "centres the batch": (
+    "centers the batch": (
         "test_a_batch_gives_what_its_rows_give",
         with_mean(lambda self, mean: mean - mean.mean()),
     ),
-    "normalises": (
+    "normalizes": (
         "test_latents_are_unscaled",
         with_mean(lambda self, mean: self.normalization.apply(mean)),
     ),

@@ -108,7 +108,7 @@ def test_moments_equal_a_direct_call_on_the_same_prepared_batch(
         assert torch.equal(data.moments(index)["logvar"], posterior.logvar[index].cpu())
 
 
-def test_latents_are_normalised_by_the_models_own_config_and_decode(
+def test_latents_are_normalized_by_the_models_own_config_and_decode(
     photos: Path, kl_folder: Path, tmp_path: Path
 ) -> None:
     data = lk.open(encode(photos, tmp_path / "out", kl_folder).folder.path, posterior="mean")

@@ -21,8 +21,8 @@ from latentkit.encoding.shared_pass import group_by_input
 from latentkit.errors import PluginError
 from latentkit.modalities.image import ImageModality
 from latentkit.recipe.schema import EncodeRecipe, parse_recipe
-from latentkit.tasks.build_parts import lines_of
-from latentkit.tasks.encode_task import open_line
+from latentkit.tasks.build_parts import configured_encodes
+from latentkit.tasks.encode_task import build_encode
 
 COUNT = 14
 PROBED = 3
@@ -34,7 +34,7 @@ plan is made."""
 def encoders(
     tmp_path_factory: pytest.TempPathFactory, kl_folder: Path
 ) -> dict[str, dict[str, Any]]:
-    """Autoencoders of colours, of which one is for films, and of greys; each takes multiples of its
+    """Autoencoders of colors, of which one is for films, and of grays; each takes multiples of its
     own factor.
     """
     import diffusers
@@ -60,7 +60,7 @@ def encoders(
         latents_mean=[0.1, 0.2, 0.3, 0.4],
         latents_std=[1.0, 2.0, 3.0, 4.0],
     )
-    models = {"f2": kl(2, 3), "film": film, "grey-f2": kl(2, 1), "grey-f4": kl(3, 1)}
+    models = {"f2": kl(2, 3), "film": film, "gray-f2": kl(2, 1), "gray-f4": kl(3, 1)}
     folder = tmp_path_factory.mktemp("encoders")
     for name, model in models.items():
         model.save_pretrained(folder / name)
@@ -155,10 +155,10 @@ def test_each_kind_of_input_has_a_pass_of_its_own(
     def make(output: Path, chosen: dict[str, Any]) -> dict[str, Any]:
         return recipe(photos, output, chosen, size=32)
 
-    chosen = {name: encoders[name] for name in ("f4", "grey-f2", "f8", "grey-f4")}
+    chosen = {name: encoders[name] for name in ("f4", "gray-f2", "f8", "gray-f4")}
     lk.run(make(tmp_path / "one", chosen))
     assert prepared.total() == 2 * (COUNT + PROBED) + len(chosen)
-    assert "prepared once for each of: f4, f8 | grey-f2, grey-f4" in capsys.readouterr().err
+    assert "prepared once for each of: f4, f8 | gray-f2, gray-f4" in capsys.readouterr().err
     assert_as_if_alone(make, chosen, tmp_path)
 
 
@@ -168,8 +168,8 @@ def test_what_prepares_for_several_goes_to_other_processes(
     chosen = {name: encoders[name] for name in ("f2", "f8")}
     parsed = parse_recipe(recipe(photos, tmp_path / "one", chosen, size=32), "recipe", tmp_path)
     assert isinstance(parsed, EncodeRecipe)
-    lines = {line.name: line for line in lines_of(parsed)}
-    inputs = {name: open_line(line, parsed).inputs for name, line in lines.items()}
+    lines = {line.name: line for line in configured_encodes(parsed)}
+    inputs = {name: build_encode(line, parsed).inputs for name, line in lines.items()}
     (group,) = group_by_input(lines, inputs, "cpu")
     (view,) = pickle.loads(pickle.dumps(group.modality)).prepare(inputs["f2"].source[0])
     (expected,) = inputs["f2"].modality.prepare(inputs["f2"].source[0])

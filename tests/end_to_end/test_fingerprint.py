@@ -19,7 +19,7 @@ import latentkit as lk
 from latentkit import cli
 from latentkit.contracts import Normalization
 from latentkit.errors import FingerprintError, SourceError
-from latentkit.store.fingerprint import counting_parts, fingerprint_of
+from latentkit.store.fingerprint import fingerprint_of, fingerprinted_parts
 from latentkit.upkeep.verify import verify_dataset
 
 FIXED = {"batch_size": 2, "threads": 1, "output.unit_size": 2, "preview": 0}
@@ -214,7 +214,7 @@ def test_corrected_normalization_takes_the_place_of_the_old_and_both_are_said(
 def test_only_the_commit_on_the_hub_and_the_decoder_are_recorded_without_counting() -> None:
     counting = {f"encoder.{name}": "1" for name in ("commit", "commitment_cost", "hub", "weights")}
     recorded = {"encoder.hub_commit": "o/n@1", "encoder.decoder": "2"}
-    assert counting_parts(counting | recorded) == counting
+    assert fingerprinted_parts(counting | recorded) == counting
     assert fingerprint_of(counting | recorded) == fingerprint_of(counting)
 
 

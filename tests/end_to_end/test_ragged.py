@@ -97,8 +97,8 @@ def test_rows_are_stored_at_their_own_length(
         whole = length if exact else waves.length_of(number) // 4
         assert item["latent"].shape == (3, length)
         assert item["latent_mask"].tolist() == [True] * length
-        normalised = (expected - SHIFT[:, None]) * SCALE[:, None]
-        np.testing.assert_allclose(item["latent"][:, :whole], normalised[:, :whole], atol=1e-5)
+        normalized = (expected - SHIFT[:, None]) * SCALE[:, None]
+        np.testing.assert_allclose(item["latent"][:, :whole], normalized[:, :whole], atol=1e-5)
         assert item["text"] == f"wave {number}"
         np.testing.assert_allclose(
             data.moments(place)["logvar"][:, :whole], -expected[:, :whole], atol=1e-6
@@ -150,7 +150,7 @@ def test_a_stored_draw_is_the_same_however_rows_were_padded(recipe: MakeRecipe) 
 
 
 def test_indices_are_padded_with_zeros(waves: Any, recipe: MakeRecipe) -> None:
-    data = lk.run(recipe(kind="quantised", takes_mask=True, pad="all"))
+    data = lk.run(recipe(kind="quantized", takes_mask=True, pad="all"))
     (batch,) = data.batches(100)
     for row, mask, key in zip(batch["indices"], batch["indices_mask"], batch["key"], strict=True):
         expected = np.trunc(expected_mean(waves, int(key))[0] * 100).astype(np.int64)

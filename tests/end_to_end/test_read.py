@@ -41,7 +41,7 @@ def folder(
     return output
 
 
-def test_item_is_the_stored_mean_normalised(folder: Path) -> None:
+def test_item_is_the_stored_mean_normalized(folder: Path) -> None:
     data = lk.open(folder, posterior="mean")
     for index in (0, 7, len(data) - 1, -1):
         raw = data.moments(index)["mean"].float()

@@ -119,7 +119,7 @@ def test_compaction_is_refused_while_somebody_plans(
     encode()
     folder = LocalFolder(tmp_path / "out")
     claims = Claims(folder)
-    with claims.beating():
+    with claims.heartbeat():
         assert claims.take("plan")
         with pytest.raises(StoreError, match="at work on it"):
             compact(folder)

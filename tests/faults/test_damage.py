@@ -257,7 +257,7 @@ def test_repair_that_can_not_be_done_takes_nothing_away(
     with pytest.raises(SourceError, match=r"005\.png"):
         repair_dataset(str(output))
     (output / "recipe.yaml").write_text(recipe)
-    with Claims(LocalFolder(output)).beating():
+    with Claims(LocalFolder(output)).heartbeat():
         other = Claims(LocalFolder(output))
         assert other.take("plan")
         with pytest.raises(StoreError, match="is at work on it"):

@@ -67,7 +67,7 @@ def make_sounds(name: str, layout: LatentLayout) -> None:
     )
     write_plan(folder, plan)
     for unit in plan.units():
-        writer, rows = UnitWriter(unit, quantise=dtype == "int8"), range(unit.start, unit.stop)
+        writer, rows = UnitWriter(unit, quantize=dtype == "int8"), range(unit.start, unit.stop)
         values = torch.stack([golden_row(row) for row in rows])
         tensors = {"moments": values.float()} if layout.ragged_axis else {"latent": values}
         labels = [

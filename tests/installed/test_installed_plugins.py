@@ -84,8 +84,8 @@ BROKEN = {
         "ImportError: libacme.so.3: cannot open shared object file",
     ),
     "late_generator": ("acme-late-generator", "0.5", "latentkit_sources", "KeyError: 'ACME_TOKEN'"),
-    "misspelt_hook": (
-        "acme-misspelt",
+    "misspelled_hook": (
+        "acme-misspelled",
         "0.3",
         "latentkit_source",
         "there is no such hook, did you mean 'latentkit_sources'?",
@@ -198,12 +198,12 @@ def test_a_good_hook_counts_beside_a_bad_one_and_a_hook_counts_whole_or_not_at_a
     everything: Mapping[str, Any],
 ) -> None:
     found = everything["found"]
-    assert found["loss beside-misspelt"][:2] == ["acme-misspelt", "0.3"]
+    assert found["loss beside-misspelled"][:2] == ["acme-misspelled", "0.3"]
     assert found["loss beside-late"][:2] == ["acme-late-generator", "0.5"]
     assert not {
         "source before-the-end",
         "loss in-bad-company",
-        "source misspelt-source",
+        "source misspelled-source",
         "loss unmarked",
     } & set(found)
 

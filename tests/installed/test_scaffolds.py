@@ -1,4 +1,6 @@
-"""`latentkit plugins new` of each kind: built as a wheel, installed into an environment, found, tested, linted and typed."""
+"""`latentkit plugins new` of each kind: built as a wheel, installed into an environment, found,
+tested, linted and typed.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Environment:
-    """Where the packages were made, by kind, and the interpreter of the environment that they are installed in."""
+    """Where the packages were made, by kind, and the interpreter of the environment that they are
+    installed in.
+    """
 
     folders: Mapping[str, Path]
     python: Path
@@ -42,7 +46,9 @@ class Environment:
 
 
 def make_environment(folder: Path) -> Path:
-    """An empty environment whose interpreter sees, behind its own, everything that is installed here."""
+    """An empty environment whose interpreter sees, behind its own, everything that is installed
+    here.
+    """
     venv.create(folder, symlinks=True)
     python = folder / "bin" / "python"
     code = "import sysconfig; print(sysconfig.get_path('purelib'))"

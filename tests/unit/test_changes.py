@@ -79,13 +79,13 @@ def test_attributes_that_appear_vanish_or_change_type_are_counted() -> None:
         Entry("b", "1", {"text": "y"}),
         Entry("c", "1", {}),
     ]
-    assert compare(index, entries, {}).counts.relabelled == 1
+    assert compare(index, entries, {}).counts.relabeled == 1
     assert (
-        compare(index, [Entry("a", "1"), Entry("b", "1"), Entry("c", "1")], {}).counts.relabelled
+        compare(index, [Entry("a", "1"), Entry("b", "1"), Entry("c", "1")], {}).counts.relabeled
         == 2
     )
     lists = [Entry("a", "1", {"text": ["x"]}), Entry("b", "1", {"text": ["y"]}), Entry("c", "1")]
-    assert compare(index, lists, {}).counts.relabelled == 2
+    assert compare(index, lists, {}).counts.relabeled == 2
 
 
 def test_nan_equals_nan() -> None:
@@ -114,7 +114,7 @@ def test_nan_equals_nan() -> None:
             index,
             [Entry(key, "1", attributes) for key, attributes in zip(keys, others, strict=True)],
             {},
-        ).counts.relabelled
+        ).counts.relabeled
         == 3
     )
 

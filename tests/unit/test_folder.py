@@ -136,7 +136,7 @@ def test_claim_of_a_process_that_ended_and_that_nobody_waited_for_is_taken_over(
 
 def test_claims_are_dropped_when_work_ends(tmp_path: Path) -> None:
     claims = Claims(LocalFolder(tmp_path))
-    with pytest.raises(ZeroDivisionError), claims.beating():
+    with pytest.raises(ZeroDivisionError), claims.heartbeat():
         claims.take("unit")
         raise ZeroDivisionError
     assert list((tmp_path / "claims").iterdir()) == []
@@ -151,7 +151,7 @@ class Unreachable(LocalFolder):
 
 def test_claim_that_this_process_could_not_drop_is_taken_over_and_swept(tmp_path: Path) -> None:
     lost = Claims(Unreachable(tmp_path))
-    with lost.beating():
+    with lost.heartbeat():
         assert lost.take("unit")
         assert lost.take("other")
     assert len(list((tmp_path / "claims").iterdir())) == 2

@@ -1,6 +1,6 @@
 """Modality `image`: sizes, crops, views, tensors and contact sheets.
 
-Colours and bad files have tests of their own.
+Colors and bad files have tests of their own.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def test_resizing_a_ramp_keeps_its_slope_and_its_place() -> None:
     )
 
 
-def test_fine_stripes_become_grey_rather_than_other_stripes() -> None:
+def test_fine_stripes_become_gray_rather_than_other_stripes() -> None:
     stripes = np.zeros((400, 400), np.uint8)
     stripes[:, ::2] = 255
     [prepared] = prepare(
@@ -307,7 +307,7 @@ def test_channels_are_those_of_the_encoder(channels: int, value: list[int]) -> N
         ),
     ],
 )
-def test_size_that_the_encoder_does_not_take_is_refused_with_its_neighbours(
+def test_size_that_the_encoder_does_not_take_is_refused_with_its_neighbors(
     options: dict[str, Any], parts: list[str]
 ) -> None:
     with pytest.raises(RecipeError) as caught:

@@ -53,7 +53,7 @@ def find_reason(media: object, **options: Any) -> str:
 
 
 def make_png_header(width: int, height: int) -> bytes:
-    """A PNG of grey pixels, a bit each, all 0: small on disk, large in memory."""
+    """A PNG of gray pixels, a bit each, all 0: small on disk, large in memory."""
     chunks = [
         (b"IHDR", struct.pack(">2I5B", width, height, 1, 0, 0, 0, 0)),
         (b"IDAT", zlib.compress(bytes(height * (width // 8 + 2)))),

@@ -21,13 +21,13 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "v1"
         ),
     ],
 )
-def test_how_latents_are_normalised_is_said(
+def test_how_latents_are_normalized_is_said(
     normalization: dict[str, object], expected: str
 ) -> None:
     found = inspect_dataset(str(GOLDEN))
     assert found["layout"]["channels"] == 2
     assert (
-        f"  normalised {expected}" in describe(
+        f"  normalized {expected}" in describe(
             found | {"normalization": normalization}
         ).splitlines()
     )

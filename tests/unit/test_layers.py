@@ -55,12 +55,58 @@ MAY_IMPORT = {
     }.items()
 }
 
-LIGHT = ["errors", "hooks", "contracts", "plugins", "recipe", "builtin", "api", "cli", "cli.closing_words", "tasks.run_recipe", "tasks.check_recipe", "tasks.encode_task", "tasks.train_task", "tasks.evaluate_task", "tasks.build_parts", "tasks.recipe_from_arguments", "plugins.new_plugin", "recipe.schema", "sources.options", "modalities.options", "encoders.options", "losses.options", "metrics.options", "executors.options", "exporters.options"]
-HEAVY = ["torch", "diffusers", "accelerate", "datasets", "numpy", "pyarrow", "transformers", "safetensors", "PIL"]
+LIGHT = [
+    "errors",
+    "hooks",
+    "contracts",
+    "plugins",
+    "recipe",
+    "builtin",
+    "api",
+    "cli",
+    "cli.closing_words",
+    "tasks.run_recipe",
+    "tasks.check_recipe",
+    "tasks.encode_task",
+    "tasks.train_task",
+    "tasks.evaluate_task",
+    "tasks.build_parts",
+    "tasks.recipe_from_arguments",
+    "plugins.new_plugin",
+    "recipe.schema",
+    "sources.options",
+    "modalities.options",
+    "encoders.options",
+    "losses.options",
+    "metrics.options",
+    "executors.options",
+    "exporters.options",
+]
+HEAVY = [
+    "torch",
+    "diffusers",
+    "accelerate",
+    "datasets",
+    "numpy",
+    "pyarrow",
+    "transformers",
+    "safetensors",
+    "PIL",
+]
 
 LONGEST_MODULE = 500
 LONGEST_FUNCTION = 60
-VAGUE_NAMES = {"utils", "util", "common", "base", "helper", "helpers", "manager", "managers", "misc"}
+VAGUE_NAMES = {
+    "utils",
+    "util",
+    "common",
+    "base",
+    "helper",
+    "helpers",
+    "manager",
+    "managers",
+    "misc",
+}
 
 
 def list_modules() -> dict[str, str]:

@@ -196,7 +196,7 @@ def test_pictures_of_a_size_that_the_encoder_does_not_take_are_refused(kl_folder
         loss(make_batch(torch.zeros(1, 3, 16, 18), torch.zeros(1, 4, 4, 4)))
 
 
-@pytest.mark.parametrize(("axes", "kind"), [("CL", "gaussian"), ("CHW", "quantised")])
+@pytest.mark.parametrize(("axes", "kind"), [("CL", "gaussian"), ("CHW", "quantized")])
 def test_an_encoder_whose_latents_are_no_maps_is_refused(axes: str, kind: Any) -> None:
     layout = LatentLayout("latent", kind, axes, 4, 8)
     with pytest.raises(EncoderError, match="expected latents that are maps"):
@@ -229,7 +229,7 @@ def test_without_transformers_the_message_says_what_to_install(
 
 
 class Tokens(nn.Module):
-    """A vision model in the form of transformers': a class token, then the mean colour of each
+    """A vision model in the form of transformers': a class token, then the mean color of each
     patch, as it was given it.
     """
 
@@ -246,13 +246,13 @@ def test_patch_tokens_become_a_map_in_the_place_of_their_patches() -> None:
     features = TransformersFeatures(Tokens(), [0.5] * 3, [0.25] * 3, (-1.0, 1.0))
     pictures = torch.rand(2, 3, 4, 6) * 2 - 1
     found = features(pictures, (2, 3))
-    colours = (pictures.numpy() + 1) / 2
-    expected = (colours.reshape(2, 3, 2, 2, 3, 2).mean((3, 5)) - 0.5) / 0.25
+    colors = (pictures.numpy() + 1) / 2
+    expected = (colors.reshape(2, 3, 2, 2, 3, 2).mean((3, 5)) - 0.5) / 0.25
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-5)
     assert features.channels == 3
 
 
-def test_grey_pictures_are_given_as_colours() -> None:
+def test_gray_pictures_are_given_as_colors() -> None:
     features = TransformersFeatures(Tokens(), [0.0] * 3, [1.0] * 3, (0.0, 1.0))
     assert features(torch.full((1, 1, 4, 4), 0.25), (2, 2)).unique().tolist() == [0.25]
 

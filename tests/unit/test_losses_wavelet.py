@@ -26,7 +26,7 @@ def make_batch(errors: Tensor, mask: Tensor | None = None) -> LossBatch:
 
 
 def haar_matrix(size: int) -> np.ndarray:
-    """Orthonormal Haar transform of one level: sums of neighbours, then their differences, over the
+    """Orthonormal Haar transform of one level: sums of neighbors, then their differences, over the
     root of 2.
     """
     half = np.eye(size // 2)

@@ -70,22 +70,22 @@ class VectorModality:
 class LinearVae(nn.Module):
     """x to N(A (x - m), diag(v)), and z to W z + m."""
 
-    def __init__(self, encode: Floats, variance: Floats, decode: Floats, centre: Floats) -> None:
+    def __init__(self, encode: Floats, variance: Floats, decode: Floats, center: Floats) -> None:
         super().__init__()
         self.encoder, self.decoder = (
             nn.Parameter(torch.tensor(matrix, dtype=torch.float32)) for matrix in (encode, decode)
         )
         self.logvar = nn.Parameter(torch.tensor(np.log(variance), dtype=torch.float32))
-        self.register_buffer("centre", torch.tensor(centre, dtype=torch.float32))
+        self.register_buffer("center", torch.tensor(center, dtype=torch.float32))
 
     def forward(self, batch: Tensor) -> Reconstruction:
-        mean = (batch - self.centre) @ self.encoder.T
+        mean = (batch - self.center) @ self.encoder.T
         logvar = self.logvar.expand_as(mean)
         latents = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
         return Reconstruction(self.decode(latents), latents, Moments(mean, logvar))
 
     def decode(self, latents: Tensor) -> Tensor:
-        decoded: Tensor = latents @ self.decoder.T + self.centre
+        decoded: Tensor = latents @ self.decoder.T + self.center
         return decoded
 
 
@@ -101,7 +101,7 @@ class Ppca:
             + 0.5
         )
         self.rows = rows.astype(np.float32)
-        self.centre = self.rows.mean(axis=0, dtype=np.float64)
+        self.center = self.rows.mean(axis=0, dtype=np.float64)
         covariance = np.cov(self.rows.T.astype(np.float64), bias=True)
         values, vectors = np.linalg.eigh(covariance)
         self.values, self.vectors = values[::-1][:NUM_LATENTS], vectors[:, ::-1][:, :NUM_LATENTS]
@@ -115,14 +115,14 @@ class Ppca:
             self.weights.T / self.values[:, None],
             inflation * self.posterior_variance,
             self.weights,
-            self.centre,
+            self.center,
         )
 
     def log_likelihood(self) -> float:
         """Mean of log p(x), nats."""
         model = self.weights @ self.weights.T + self.noise * np.eye(NUM_VALUES)
-        centred = self.rows - self.centre
-        distance = np.einsum("ni,ij,nj->n", centred, np.linalg.inv(model), centred)
+        centered = self.rows - self.center
+        distance = np.einsum("ni,ij,nj->n", centered, np.linalg.inv(model), centered)
         return float(
             -0.5
             * (NUM_VALUES * math.log(2 * math.pi) + np.linalg.slogdet(model)[1] + distance).mean()
@@ -194,7 +194,7 @@ def test_one_importance_sample_is_the_elbo_and_more_come_nearer() -> None:
 
 def test_kl_is_in_nats_per_sample_and_bits_per_input_value() -> None:
     found = evaluate(PPCA.model(), "mean", kl={})
-    means = (PPCA.rows - PPCA.centre) @ (PPCA.weights / PPCA.values)
+    means = (PPCA.rows - PPCA.center) @ (PPCA.weights / PPCA.values)
     variance = PPCA.posterior_variance
     expected = 0.5 * (means**2 + variance - 1 - np.log(variance)).sum(axis=1).mean()
     assert found["kl"] == pytest.approx(expected, rel=1e-5)
@@ -205,8 +205,8 @@ def test_a_laplace_likelihood_has_its_own_density() -> None:
     model = PPCA.model(1e-9)  # hardly any noise: the distortion is that of the means
     errors = np.abs(
         PPCA.rows
-        - PPCA.centre
-        - (PPCA.rows - PPCA.centre) @ (PPCA.weights / PPCA.values) @ PPCA.weights.T
+        - PPCA.center
+        - (PPCA.rows - PPCA.center) @ (PPCA.weights / PPCA.values) @ PPCA.weights.T
     )
     found = evaluate(model, elbo={"likelihood": "laplace"})
     assert found["elbo_scale"] == pytest.approx(errors.mean(), rel=1e-3)

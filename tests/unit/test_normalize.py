@@ -1,4 +1,4 @@
-"""Normalisation is what the models' own pipelines do, and inverts."""
+"""Normalization is what the models' own pipelines do, and inverts."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_axis_that_the_factor_does_not_divide_is_named() -> None:
         Normalization(fold={"H": 2}).apply(torch.zeros(4, 7, 8))
 
 
-def test_reader_normalises_as_the_declaration_says() -> None:
+def test_reader_normalizes_as_the_declaration_says() -> None:
     layout = LatentLayout("latent", "gaussian", "CHW", 4, 8)
     for normalization in (
         Normalization(0.25, 0.5),
@@ -100,7 +100,7 @@ def test_fold_on_any_axes_takes_every_factors_th_value(
     assert torch.equal(Normalizer(scaled, layout)(latents.clone()), scaled.apply(latents, axes))
 
 
-def test_array_of_a_whole_latent_normalises_value_by_value() -> None:
+def test_array_of_a_whole_latent_normalizes_value_by_value() -> None:
     latents = torch.randn(2, 3, 4, 5, 6)
     scale = torch.rand(3, 4, 1, 6) + 1
     normalization = Normalization(scale=scale.tolist())

@@ -19,7 +19,7 @@ from latentkit.store.compact import compact
 from latentkit.store.dataset_json import Description, finalize, read_dataset
 from latentkit.store.local_folder import LocalFolder
 from latentkit.store.plan import PlanSettings, build_plan, write_plan
-from latentkit.store.quantize import dequantise, quantise
+from latentkit.store.quantize import dequantize, quantize
 from latentkit.store.ragged import are_offsets, offsets_of, pad, starts_of
 from latentkit.store.writer import RowLabel, UnitWriter
 from latentkit.upkeep.verify import verify_dataset
@@ -72,15 +72,15 @@ def test_a_mask_that_leaves_out_the_middle_keeps_the_rest_in_order(tmp_path: Pat
 
 def test_scales_of_ragged_rows_are_those_of_rows_alone() -> None:
     values = np.random.default_rng(0).normal(size=(8, 2, 3)).astype(np.float32)
-    stored, scale = quantise(values, np.array(LENGTHS))
+    stored, scale = quantize(values, np.array(LENGTHS))
     for row, start in enumerate(starts_of(np.array(LENGTHS)).tolist()):
         own = np.moveaxis(values[start : start + LENGTHS[row]], 0, -1)[None]
-        alone, alone_scale = quantise(np.ascontiguousarray(own))
+        alone, alone_scale = quantize(np.ascontiguousarray(own))
         np.testing.assert_array_equal(scale[row], alone_scale[0])
         np.testing.assert_array_equal(
             np.moveaxis(stored[start : start + LENGTHS[row]], 0, -1), alone[0]
         )
-    assert dequantise(stored, np.repeat(scale, LENGTHS, axis=0)).shape == values.shape
+    assert dequantize(stored, np.repeat(scale, LENGTHS, axis=0)).shape == values.shape
 
 
 def test_offsets_and_padding() -> None:

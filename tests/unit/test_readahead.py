@@ -77,7 +77,7 @@ def test_reading_from_disk_keeps_the_telling_going(tmp_path: Path) -> None:
     assert told == (list(range(64)) if is_on_disk else [])
 
 
-def test_ranges_cover_the_rows_with_neighbours_merged() -> None:
+def test_ranges_cover_the_rows_with_neighbors_merged() -> None:
     assert list(file_ranges(np.array([100, 110, 130, 140, 150, 150]), 10)) == [
         (100, 120),
         (130, 160),

@@ -71,7 +71,7 @@ def output_path(recipe: Recipe) -> str:
     return recipe.output.path
 
 
-def lines_of(folder: Path, text: str, *overrides: str) -> list[str]:
+def configured_encodes(folder: Path, text: str, *overrides: str) -> list[str]:
     file = write(folder, text)
     with pytest.raises(RecipeError) as caught:
         load_recipe(file, overrides)
@@ -199,7 +199,7 @@ MISTAKES = [
 def test_every_mistake_is_one_line_with_its_key(
     overrides: list[str], expected: list[str], tmp_path: Path
 ) -> None:
-    assert lines_of(tmp_path, ENCODE, *overrides) == expected
+    assert configured_encodes(tmp_path, ENCODE, *overrides) == expected
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_every_mistake_is_one_line_with_its_key(
 def test_a_mistake_in_a_train_recipe_is_one_line_with_its_key(
     overrides: list[str], expected: str, tmp_path: Path
 ) -> None:
-    (line,) = lines_of(tmp_path, TRAIN, *overrides)
+    (line,) = configured_encodes(tmp_path, TRAIN, *overrides)
     assert line.startswith(expected)
 
 
@@ -237,11 +237,13 @@ def test_a_mistake_in_a_train_recipe_is_one_line_with_its_key(
     [("", "nothing"), ("- task: encode", "a list"), ("encode", "'encode'"), ("3", "3")],
 )
 def test_a_file_that_is_no_mapping_is_refused(text: str, got: str, tmp_path: Path) -> None:
-    assert lines_of(tmp_path, text) == [f"expected a mapping that starts with 'task:', got {got}"]
+    assert configured_encodes(tmp_path, text) == [
+        f"expected a mapping that starts with 'task:', got {got}"
+    ]
 
 
 def test_a_recipe_without_a_task_names_the_tasks(tmp_path: Path) -> None:
-    assert lines_of(tmp_path, "source: {use: folder}") == [
+    assert configured_encodes(tmp_path, "source: {use: folder}") == [
         "task: missing; expected encode, train or evaluate"
     ]
 

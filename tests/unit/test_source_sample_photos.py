@@ -14,7 +14,7 @@ from latentkit.errors import SourceError
 from latentkit.sources.sample_photos import open_sample_photos
 
 
-def test_several_photographs_in_colour_with_captions_in_a_fixed_order() -> None:
+def test_several_photographs_in_color_with_captions_in_a_fixed_order() -> None:
     source = open_sample_photos()
     assert isinstance(source, Source)
     keys = [entry.key for entry in source.entries()]

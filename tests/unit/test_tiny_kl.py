@@ -120,10 +120,10 @@ def test_an_untrained_network_is_four_functions_of_the_cosine_transform() -> Non
     )
 
 
-def test_an_untrained_network_gives_grey_back() -> None:
+def test_an_untrained_network_gives_gray_back() -> None:
     encoder = untrained()
-    grey = torch.full((1, 3, 16, 24), 0.25)
-    torch.testing.assert_close(encoder.decode(encoder.encode(grey)["mean"]), grey)
+    gray = torch.full((1, 3, 16, 24), 0.25)
+    torch.testing.assert_close(encoder.decode(encoder.encode(gray)["mean"]), gray)
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (64, 128), (136, 24)])

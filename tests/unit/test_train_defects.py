@@ -344,7 +344,7 @@ def test_7_nothing_of_an_adversarial_loss_runs_before_it_starts(tmp_path: Path) 
     assert {"adaptive.critic", "discriminators.critic.loss"} <= (values[-1] or {}).keys()
 
 
-def test_8_each_network_counts_its_own_optimiser_steps(tmp_path: Path) -> None:
+def test_8_each_network_counts_its_own_optimizer_steps(tmp_path: Path) -> None:
     critic = Critic()
     rate = OptimizerSettings(lr=1e-3, warmup=4)
     losses = [*all_losses(critic)[:2], replace(all_losses(critic, first_step=2)[2], optimizer=rate)]

@@ -15,7 +15,7 @@ import latentkit
 from latentkit.contracts import Sample
 from latentkit.encoders.diffusers import TrainedModel
 from latentkit.errors import FingerprintError, RecipeError, SourceError, TrainingError
-from latentkit.training.batches import Place
+from latentkit.training.batches import SampleLocation
 from latentkit.training.checkpoint import list_checkpoints
 from latentkit.training.stored_moments import StoredMoments
 
@@ -73,7 +73,7 @@ def test_stored_moments_are_those_of_the_very_view_that_is_compared(
     modality = ImageModality(ImageConfig(**VIEWS), BuildContext(seed=5))
     prepare = StoredMoments(str(latents), modality)
     vae = diffusers.AutoencoderKL.from_pretrained(kl_folder).eval()
-    for place in (Place(0, 0), Place(3, 1)):
+    for place in (SampleLocation(0, 0), SampleLocation(3, 1)):
         path = photos / "002.png"
         examples = prepare(Sample("002.png", path), place)
         assert len(examples) == 2

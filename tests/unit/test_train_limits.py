@@ -298,7 +298,7 @@ def test_a_model_is_compiled_for_every_size_there_is(small: Any, tmp_path: Path)
     torch.compiler.reset()
 
 
-class Normalised(nn.Module):
+class Normalized(nn.Module):
     """An autoencoder with running statistics."""
 
     def __init__(self) -> None:
@@ -326,7 +326,7 @@ def test_a_skipped_step_leaves_no_trace_in_running_statistics(small: Any, tmp_pa
 
     critic = Critic()
     critic.discriminator = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1))
-    model = small.model(Normalised())
+    model = small.model(Normalized())
     losses = [MSE, WeightedLoss("gan", critic, 0.1, "adversarial")]
     result = small.train(losses, SETTINGS, tmp_path, model=model, prepare=Once(16))
     assert (result.steps, result.num_skipped_steps) == (4, 1)

@@ -222,11 +222,11 @@ def test_losses_are_told_what_the_model_takes(recipe: dict[str, Any], tmp_path: 
         "down_block_types": ("DownEncoderBlock2D",) * 2,
         "up_block_types": ("UpDecoderBlock2D",) * 2,
     }
-    grey = diffusers.AutoencoderKL(1, 1, block_out_channels=(8, 8), norm_num_groups=4, **blocks)
-    grey.save_pretrained(tmp_path / "grey")
+    gray = diffusers.AutoencoderKL(1, 1, block_out_channels=(8, 8), norm_num_groups=4, **blocks)
+    gray.save_pretrained(tmp_path / "gray")
     latentkit.run(
         recipe | {
-            "model": {"use": "diffusers", "with": {"model": str(tmp_path / "grey")}},
+            "model": {"use": "diffusers", "with": {"model": str(tmp_path / "gray")}},
             "losses": [{"use": "mse"}, GAN],
         }
     )

@@ -45,10 +45,10 @@ def labels(positions: Sequence[int]) -> list[RowLabel]:
 
 
 def write(
-    folder: Path, batches: Sequence[Tensor], name: str = "moments", quantise: bool = False
+    folder: Path, batches: Sequence[Tensor], name: str = "moments", quantize: bool = False
 ) -> tuple[dict[str, Any], Mapping[str, str]]:
     """Tensors and metadata, as the safetensors library reads them."""
-    writer, start = UnitWriter(UNIT, quantise=quantise), 0
+    writer, start = UnitWriter(UNIT, quantize=quantize), 0
     for batch in batches:
         writer.add(BUCKET, labels(range(start, start + len(batch))), {name: batch})
         start += len(batch)
@@ -58,7 +58,9 @@ def write(
 
 def read(folder: Path) -> tuple[dict[str, Any], Mapping[str, str]]:
     with safe_open(folder / FILE, "pt") as file:
-        names = [name for name in file.keys() if not name.startswith("_pad")]  # noqa: SIM118 (not a mapping)
+        names = [
+            name for name in file.keys() if not name.startswith("_pad")
+        ]
         return {name: file.get_tensor(name) for name in names}, file.metadata()
 
 
@@ -77,7 +79,7 @@ def round_plainly(values: Tensor) -> tuple[npt.NDArray[np.float64], npt.NDArray[
 
 def test_int8_unit_holds_integers_and_a_scale_per_row_and_channel(tmp_path: Path) -> None:
     moments = draw_moments(7)
-    tensors, _ = write(tmp_path, moments.chunk(3), quantise=True)
+    tensors, _ = write(tmp_path, moments.chunk(3), quantize=True)
     integers, scale = round_plainly(moments)
     stored, scales = tensors[f"{BUCKET}/moments"], tensors[f"{BUCKET}/moments.scale"]
     assert (stored.dtype, scales.dtype, scales.shape) == (torch.int8, torch.float32, (7, 4))
@@ -86,7 +88,7 @@ def test_int8_unit_holds_integers_and_a_scale_per_row_and_channel(tmp_path: Path
 
 
 def test_int8_statistics_are_of_what_a_reader_sees(tmp_path: Path) -> None:
-    tensors, metadata = write(tmp_path, draw_moments(7).chunk(3), quantise=True)
+    tensors, metadata = write(tmp_path, draw_moments(7).chunk(3), quantize=True)
     seen = (
         (
             tensors[f"{BUCKET}/moments"].float()
@@ -108,11 +110,11 @@ def test_int8_statistics_are_of_what_a_reader_sees(tmp_path: Path) -> None:
 
 def test_int8_unit_states_its_error(tmp_path: Path) -> None:
     moments = draw_moments(7)
-    tensors, metadata = write(tmp_path, moments.chunk(3), quantise=True)
+    tensors, metadata = write(tmp_path, moments.chunk(3), quantize=True)
     seen = (
         tensors[f"{BUCKET}/moments"].float() * tensors[f"{BUCKET}/moments.scale"][:, :, None, None]
     ).double()
-    error = json.loads(metadata["quantisation"])["moments"]
+    error = json.loads(metadata["quantization"])["moments"]
     assert error["count"] == 7 * 15
     np.testing.assert_allclose(
         error["squares"], (seen - moments).square().sum((0, 2, 3)).numpy(), rtol=1e-12
@@ -121,18 +123,18 @@ def test_int8_unit_states_its_error(tmp_path: Path) -> None:
 
 def test_int8_latents_have_no_posterior(tmp_path: Path) -> None:
     latents = draw_moments(5)
-    tensors, metadata = write(tmp_path, [latents], "latent", quantise=True)
+    tensors, metadata = write(tmp_path, [latents], "latent", quantize=True)
     np.testing.assert_array_equal(tensors[f"{BUCKET}/latent"].numpy(), round_plainly(latents)[0])
-    assert len(json.loads(metadata["quantisation"])["latent"]["squares"]) == 4
+    assert len(json.loads(metadata["quantization"])["latent"]["squares"]) == 4
     assert json.loads(metadata["statistics"])["variance_sum"] == [0.0] * 4
 
 
-def test_indices_are_never_quantised(tmp_path: Path) -> None:
+def test_indices_are_never_quantized(tmp_path: Path) -> None:
     indices = torch.arange(24, dtype=torch.int32).reshape(2, 3, 4)
-    tensors, metadata = write(tmp_path, [indices], "indices", quantise=True)
+    tensors, metadata = write(tmp_path, [indices], "indices", quantize=True)
     assert torch.equal(tensors[f"{BUCKET}/indices"], indices)
     assert set(tensors) == {f"{BUCKET}/indices", "rows"}
-    assert "quantisation" not in metadata
+    assert "quantization" not in metadata
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -141,11 +143,11 @@ def test_other_dtypes_are_stored_as_they_come(tmp_path: Path, dtype: torch.dtype
     tensors, metadata = write(tmp_path, moments.chunk(3))
     assert torch.equal(tensors[f"{BUCKET}/moments"], moments)
     assert set(tensors) == {f"{BUCKET}/moments", "rows"}
-    assert "quantisation" not in metadata
+    assert "quantization" not in metadata
 
 
 def test_rows_of_an_int8_unit_can_be_copied_into_another_bit_for_bit(tmp_path: Path) -> None:
-    tensors, metadata = write(tmp_path / "first", [draw_moments(6)], quantise=True)
+    tensors, metadata = write(tmp_path / "first", [draw_moments(6)], quantize=True)
     names = ("moments", "moments.scale")
     writer = UnitWriter(UNIT)
     writer.add(BUCKET, labels(range(6)), {name: tensors[f"{BUCKET}/{name}"] for name in names})
@@ -157,21 +159,21 @@ def test_rows_of_an_int8_unit_can_be_copied_into_another_bit_for_bit(tmp_path: P
     assert copied_metadata["statistics"] == metadata["statistics"]
 
 
-@pytest.mark.parametrize("quantise", [False, True])
+@pytest.mark.parametrize("quantize", [False, True])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_rows_that_are_not_finite_are_skipped_and_the_others_kept(
-    tmp_path: Path, bad: float, quantise: bool
+    tmp_path: Path, bad: float, quantize: bool
 ) -> None:
     moments = draw_moments(5)
     good = moments[[0, 2, 4]]
     moments[1, 0, 2, 4] = bad
     moments[3, 3, 0, 0] = bad
-    writer = UnitWriter(UNIT, quantise=quantise)
+    writer = UnitWriter(UNIT, quantize=quantize)
     writer.add(BUCKET, labels(range(5)), {"moments": moments})
     assert (writer.num_ok, writer.num_skipped) == (3, 2)
     writer.commit(LocalFolder(tmp_path / "mixed"), {}, "f")
     tensors, metadata = read(tmp_path / "mixed")
-    expected, expected_metadata = write(tmp_path / "good", [good], quantise=quantise)
+    expected, expected_metadata = write(tmp_path / "good", [good], quantize=quantize)
     assert torch.equal(tensors[f"{BUCKET}/moments"], expected[f"{BUCKET}/moments"])
     assert metadata["statistics"] == expected_metadata["statistics"]
     rows = read_rows(tensors)
@@ -224,10 +226,10 @@ def test_unit_that_waited_on_disk_is_the_same_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batches = draw_moments(40).chunk(13)
-    write(tmp_path / "memory", batches, quantise=True)
+    write(tmp_path / "memory", batches, quantize=True)
     monkeypatch.setattr(writer_module, "SPILL_BYTES", 100)
     monkeypatch.setattr(writer_module, "COPY_BYTES", 64)
-    write(tmp_path / "disk", batches, quantise=True)
+    write(tmp_path / "disk", batches, quantize=True)
     assert (tmp_path / "disk" / FILE).read_bytes() == (tmp_path / "memory" / FILE).read_bytes()
 
 

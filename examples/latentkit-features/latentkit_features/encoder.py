@@ -28,7 +28,7 @@ class FeatureEncoder:
 
     Args:
         network: a model of transformers, float32.
-        mean, deviation: of each colour in [0, 1], as the model's own preprocessing has them.
+        mean, deviation: of each color in [0, 1], as the model's own preprocessing has them.
         device: torch device.
     """
 
@@ -40,7 +40,7 @@ class FeatureEncoder:
     ) -> None:
         self.network = network.eval().requires_grad_(False).to(device)
         self._patch = network.config.patch_size
-        self._colours = torch.tensor([mean, deviation], device=device)[:, :, None, None]
+        self._colors = torch.tensor([mean, deviation], device=device)[:, :, None, None]
         takes_any_size = "interpolate_pos_encoding" in inspect.signature(network.forward).parameters
         self._options = {"interpolate_pos_encoding": True} if takes_any_size else {}
         sizes = {axis: SizeRule(multiple=self._patch) for axis in "HW"}
@@ -61,19 +61,19 @@ class FeatureEncoder:
             raise ValueError(
                 f"height and width must be multiples of {self._patch}, got {tuple(batch.shape[2:])}"
             )
-        mean, deviation = self._colours
+        mean, deviation = self._colors
         pixels = ((batch.to(mean) + 1) / 2 - mean) / deviation
         state: Tensor = self.network(pixel_values=pixels, **self._options).last_hidden_state
         return {"latent": state[:, -height * width :].mT.reshape(len(batch), -1, height, width)}
 
     def fingerprint(self) -> dict[str, str]:
-        """The hash of the weights that `encode` uses, and what is done to colours."""
+        """The hash of the weights that `encode` uses, and what is done to colors."""
         used = {
             name: tensor
             for name, tensor in self.network.state_dict().items()
             if not name.startswith(UNUSED)
         }
-        return {"weights": hash_tensors(used), "colours": str(self._colours.flatten().tolist())}
+        return {"weights": hash_tensors(used), "colors": str(self._colors.flatten().tolist())}
 
 
 def open_features(folder: Path, device: str) -> FeatureEncoder:

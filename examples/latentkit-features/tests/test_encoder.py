@@ -76,13 +76,13 @@ def test_features_are_the_models_own_patch_tokens(tmp_path: Path) -> None:
     encoder = latentkit_encoders().build(
         FeaturesConfig(model="model"), BuildContext(recipe_dir=tmp_path)
     )
-    colours = torch.rand(2, 3, 28, 42)
-    pixels = (colours - torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1)) / torch.tensor(
+    colors = torch.rand(2, 3, 28, 42)
+    pixels = (colors - torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1)) / torch.tensor(
         [0.25, 0.2, 0.5]
     ).view(3, 1, 1)
     with torch.inference_mode():
         tokens = model(pixel_values=pixels).last_hidden_state
-    found = encoder.encode(2 * colours - 1)["latent"]
+    found = encoder.encode(2 * colors - 1)["latent"]
     assert found.shape == (2, 16, 2, 3)
     assert torch.allclose(found[:, :, 1, 0], tokens[:, 1 + 3], atol=1e-6)
     assert (encoder.layout.kind, encoder.layout.channels, encoder.layout.downscale) == (

@@ -37,7 +37,7 @@ class LogMel:
         self._filters = mel_filters(spec, rate_hz)
 
     def __call__(self, waveform: Tensor) -> Tensor:
-        """(C, L) float32 to (C, 1 + L // hop, bins) float32; frame t is centred on sample t * hop,
+        """(C, L) float32 to (C, 1 + L // hop, bins) float32; frame t is centered on sample t * hop,
         the ends are mirrored.
         """
         spec = self._spec

@@ -44,7 +44,7 @@ def write_sounds(rows: Sequence[Sequence[Tensor]], path: Path, rate_hz: int) -> 
 
 
 def write_spectrograms(rows: Sequence[Sequence[Tensor]], path: Path) -> None:
-    """Write a grey PNG: a row of spectrograms per inner sequence, channels below each other, time
+    """Write a gray PNG: a row of spectrograms per inner sequence, channels below each other, time
     to the right, high bins on top.
 
     Args:

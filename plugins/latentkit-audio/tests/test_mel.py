@@ -113,7 +113,7 @@ def test_rows_have_as_many_frames_as_the_encoder_takes(
 
 
 def test_frames_of_padding_are_masked(write_sound: Any, open_audio: Any, prepare_one: Any) -> None:
-    """0.2 s of 0.4 s: frames 0 to 20 are centred on sound, frame 20 on its end."""
+    """0.2 s of 0.4 s: frames 0 to 20 are centered on sound, frame 20 on its end."""
     path = write_sound("a.wav", two_tones()[:3200], 16_000, "FLOAT")
     prepared = prepare_one(open_audio(16_000, multiple=4, mel=LTX2, length=0.4), path)
     assert prepared.tensor["mask"].tolist() == [True] * 21 + [False] * 20

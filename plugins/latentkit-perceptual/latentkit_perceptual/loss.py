@@ -32,7 +32,7 @@ HEADS_FILE = "weights/v0.1/{}.pth"
 TORCHVISION = "https://download.pytorch.org/models/"
 BACKBONE_FILES = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth"}
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
-"""Of each colour in [-1, 1], before the network: LPIPS 0.1."""
+"""Of each color in [-1, 1], before the network: LPIPS 0.1."""
 SMALLEST_SQUARED_LENGTH = 1e-10
 """Added to that of a feature vector, whose direction has no gradient where it is zero."""
 
@@ -115,11 +115,11 @@ class Perceptual:
         if batch.mask is not None:
             output = torch.where(batch.mask.bool(), output, inputs)
         distances: Tensor = self._distance.to(inputs.device)(
-            self._centre(output), self._centre(inputs)
+            self._center(output), self._center(inputs)
         )
         return distances
 
-    def _centre(self, pictures: Tensor) -> Tensor:
+    def _center(self, pictures: Tensor) -> Tensor:
         return (pictures - self._low) * (2 / (self._high - self._low)) - 1
 
 

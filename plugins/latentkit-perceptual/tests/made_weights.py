@@ -25,7 +25,7 @@ def draw_pictures() -> tuple[Tensor, Tensor]:
     """Two batches of two pictures of 64 x 48, smooth and noisy, in [-1, 1]."""
     rows, columns = torch.meshgrid(torch.arange(64.0), torch.arange(48.0), indexing="ij")
     first = torch.stack(
-        [torch.sin(rows / (5 + colour) + columns / 7 * (colour - 1)) for colour in range(3)]
+        [torch.sin(rows / (5 + color) + columns / 7 * (color - 1)) for color in range(3)]
     )
     noise = torch.rand(2, 3, 64, 48, generator=torch.Generator().manual_seed(5)) * 2 - 1
     second = (first + 0.3 * noise).clamp(-1, 1)

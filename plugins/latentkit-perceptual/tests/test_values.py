@@ -158,7 +158,7 @@ def test_range_of_the_encoder_is_brought_to_that_of_the_network(
     np.testing.assert_allclose(values.numpy(), ORIGINAL["lpips-alex"], rtol=1e-4)
 
 
-def test_grey_pictures_are_colours_that_are_equal(
+def test_gray_pictures_are_colors_that_are_equal(
     distance: Lpips, pictures: tuple[Tensor, Tensor]
 ) -> None:
     first, second = (values[:, :1] for values in pictures)

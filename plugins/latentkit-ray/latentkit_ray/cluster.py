@@ -79,7 +79,7 @@ def _connect(address: str | None, thread: Executor) -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Dumps of lost nodes would go to stdout, thirty lines each; no option turns them off, and the
-    # crew says what was lost.
+    # worker_pool says what was lost.
     ray._private.worker._worker_logs_enabled = False
     try:
         # Left to itself, Ray tries for minutes to reach what isn't there, and then ends the

@@ -8,8 +8,8 @@ from latentkit.contracts import Unit, UnitResult, Worker
 from latentkit.runtime.device import choose_device, free_memory
 from latentkit.runtime.progress import Progress
 from latentkit_ray.cluster import check_room, connected, living_nodes, share_of
-from latentkit_ray.crew import Crew
 from latentkit_ray.plugin import RayConfig
+from latentkit_ray.worker_pool import WorkerPool
 
 
 class RayExecutor:
@@ -45,15 +45,15 @@ class RayExecutor:
             with Progress(
                 sum(unit.stop - unit.start for unit in units), "entries", _is_shown(make_worker)
             ) as progress:
-                crew = Crew(self.config, share, make_worker)
-                self.num_processes = crew.num_wanted
-                for result in crew.run(units):
+                worker_pool = WorkerPool(self.config, share, make_worker)
+                self.num_processes = worker_pool.num_wanted
+                for result in worker_pool.run(units):
                     if (
                         getattr(result, "job", 0) == 0
                     ):  # of several encoders that share a pass, one is counted
                         progress.update(
                             result.unit.stop - result.unit.start,
-                            result.waited_seconds / crew.num_wanted,
+                            result.waited_seconds / worker_pool.num_wanted,
                         )
                     yield result
 

@@ -87,7 +87,7 @@ class TextModality:
     def _describe(self, ids: list[int]) -> str:
         # Tokens don't say whether a text of just as many was cut, or ended there.
         limit = " (the limit)" if len(ids) == self._tokenizer.max_length else ""
-        # Line ends, and what would move a terminal's cursor or change its colours, are escaped.
+        # Line ends, and what would move a terminal's cursor or change its colors, are escaped.
         text = "".join(
             char if char.isprintable() else repr(char)[1:-1] for char in self._tokenizer.text(ids)
         )

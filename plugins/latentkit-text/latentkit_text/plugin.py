@@ -86,7 +86,7 @@ class TextEncoderConfig(Config):
     layer: int = Field(
         -1,
         lt=0,
-        description="hidden layer from the end; -1: the last, normalised as the network does it",
+        description="hidden layer from the end; -1: the last, normalized as the network does it",
     )
     output: Literal["tokens", "pooled"] = Field(
         "tokens", description="one vector a token, or one a text"

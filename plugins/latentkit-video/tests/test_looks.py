@@ -1,4 +1,4 @@
-"""What a frame looks like: upright, in the right colours, cut and scaled as pictures are."""
+"""What a frame looks like: upright, in the right colors, cut and scaled as pictures are."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_the_crop_in_the_ledger_is_what_is_shown(tmp_path: Path) -> None:
         size=32, views=["plain", "crop-1", "crop-2", "hflip-2"], crop_scale=(0.6, 1.0)
     ).prepare(Sample("a", video)):
         top, left, height, width = view.geometry["crop"]
-        assert top % 2 == left % 2 == 0, "where pixels of colour begin"
+        assert top % 2 == left % 2 == 0, "where pixels of color begin"
         shown = frame_of(view).flip(2) if view.geometry["flip"] else frame_of(view)
         assert_near(shown, resized(picture, 32, 32, (left, top, left + width, top + height)), 4.0)
 
@@ -213,7 +213,7 @@ def test_a_crop_depends_on_key_and_seed_alone(tmp_path: Path) -> None:
     assert len({str(crop(key, seed)) for key in "ab" for seed in (0, 1)}) == 4
 
 
-# ---------------------------------------------------------------- colours
+# ---------------------------------------------------------------- colors
 
 
 def tagged(
@@ -224,7 +224,7 @@ def tagged(
     color_range: int,
     shape: tuple[int, int] = (30, 34),
 ) -> Path:
-    """A video of one colour, written without loss as these levels of Y, Cb and Cr (of 8 bits)."""
+    """A video of one color, written without loss as these levels of Y, Cb and Cr (of 8 bits)."""
     with av.open(path, "w") as container:
         stream = container.add_stream("ffv1", 10)
         assert isinstance(stream, VideoStream)
@@ -266,7 +266,7 @@ def rgb(levels: tuple[int, int, int], colorspace: int, is_full: bool) -> list[fl
 @pytest.mark.parametrize("colorspace", LUMA_WEIGHTS)
 @pytest.mark.parametrize("color_range", [1, 2])
 @pytest.mark.parametrize("levels", [(16, 128, 128), (235, 128, 128), (81, 90, 240), (120, 200, 90)])
-def test_colours_are_those_of_matrix_and_range(
+def test_colors_are_those_of_matrix_and_range(
     tmp_path: Path, levels: tuple[int, int, int], pix_fmt: str, colorspace: int, color_range: int
 ) -> None:
     video = tagged(tmp_path / "a.mkv", levels, pix_fmt, colorspace, color_range)

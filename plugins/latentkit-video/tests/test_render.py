@@ -14,10 +14,10 @@ from videos import Picture, make_modality
 from latentkit.contracts import InputSpec
 
 
-def colour(
+def color(
     red: float, green: float, blue: float, frames: int, height: int = 32, width: int = 48
 ) -> Tensor:
-    """A clip of one colour, of values from -1 to 1."""
+    """A clip of one color, of values from -1 to 1."""
     return torch.tensor([red, green, blue])[:, None, None, None].expand(3, frames, height, width)
 
 
@@ -31,7 +31,7 @@ def read(path: Path) -> tuple[list[Picture], float]:
 
 
 def test_clips_of_a_row_play_side_by_side_and_rows_below_each_other(tmp_path: Path) -> None:
-    rows = [[colour(1, -1, -1, 5), colour(-1, 1, -1, 5)], [colour(-1, -1, 1, 5)]]
+    rows = [[color(1, -1, -1, 5), color(-1, 1, -1, 5)], [color(-1, -1, 1, 5)]]
     make_modality(fps=12.5).render(rows, tmp_path / "new" / "preview.mp4")
     frames, rate = read(tmp_path / "new" / "preview.mp4")
     assert (len(frames), rate) == (5, 12.5)
@@ -46,8 +46,8 @@ def test_clips_of_a_row_play_side_by_side_and_rows_below_each_other(tmp_path: Pa
 
 
 def test_a_shorter_clip_stays_on_its_last_frame(tmp_path: Path) -> None:
-    short = torch.cat([colour(-1, -1, -1, 1), colour(1, -1, -1, 1)], 1)
-    make_modality().render([[short, colour(-1, -1, -1, 6, 31, 33)]], tmp_path / "a.mp4")
+    short = torch.cat([color(-1, -1, -1, 1), color(1, -1, -1, 1)], 1)
+    make_modality().render([[short, color(-1, -1, -1, 6, 31, 33)]], tmp_path / "a.mp4")
     frames, _ = read(tmp_path / "a.mp4")
     levels = [int(frame[20, 20, 0]) for frame in frames]
     assert len(levels) == 6

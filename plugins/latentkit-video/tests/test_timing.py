@@ -1,4 +1,4 @@
-"""Which frames a clip has: told by their grey levels."""
+"""Which frames a clip has: told by their gray levels."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 Both halves are a linear map between cubes of voxels and the latent channels, plus a residual
 network whose output starts at zero. The linear maps start as the slowest waves of the discrete
 cosine transform, so that training starts near what linear algebra can do. Activations are
-normalised over the channels of one place only, so latents of a patch are those of the whole volume,
+normalized over the channels of one place only, so latents of a patch are those of the whole volume,
 but near the patch's borders.
 
 Shapes: (N, C, D, H, W), the memory channels last, in which 3-D convolutions on CPUs are quick.
@@ -45,7 +45,7 @@ class Architecture(Config):
 
 
 class Residual(nn.Module):
-    """x + two 3 x 3 x 3 convolutions of x, normalised over channels; starts as the identity."""
+    """x + two 3 x 3 x 3 convolutions of x, normalized over channels; starts as the identity."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ SMALLEST_SIDE_PIXELS = 96
 def draw_sheet(
     rows: Sequence[Sequence[Tensor]], limits: tuple[float, float], sides: tuple[float, float, float]
 ) -> Image.Image:
-    """One grey picture with a row per inner sequence: of each volume its axial, coronal and
+    """One gray picture with a row per inner sequence: of each volume its axial, coronal and
     sagittal slice, channels below each other.
 
     Seen from above (nose up), from behind and from the right (heads up); so the patient's right is
@@ -48,8 +48,8 @@ def _strip(
     values = (volume.detach().to("cpu", torch.float32) - limits[0]) * (
         255 / (limits[1] - limits[0])
     )
-    grey = values.nan_to_num(0.0).clamp(0, 255).round().to(torch.uint8).numpy()
-    return _below_each_other([_side_by_side(_slices(channel, sides)) for channel in grey])
+    gray = values.nan_to_num(0.0).clamp(0, 255).round().to(torch.uint8).numpy()
+    return _below_each_other([_side_by_side(_slices(channel, sides)) for channel in gray])
 
 
 def _slices(

@@ -269,7 +269,7 @@ BAD: dict[str, tuple[Callable[[list[Any]], Any], str]] = {
         "straight line",
     ),
     "no place": (with_changed(0, ImagePositionPatient=None), "lacks 'ImagePositionPatient'"),
-    "colours": (
+    "colors": (
         with_changed(0, PhotometricInterpretation="PALETTE COLOR"),
         "pixels of the kind PALETTE COLOR",
     ),

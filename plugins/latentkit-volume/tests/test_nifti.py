@@ -192,9 +192,9 @@ def test_nan_and_infinity_are_refused(value: float, nifti: MakeFile) -> None:
         read(nifti(voxels))
 
 
-def test_colours_and_complex_numbers_are_refused(nifti: MakeFile) -> None:
-    colours = np.zeros((4, 3, 2), [("R", "u1"), ("G", "u1"), ("B", "u1")])
-    for voxels in (colours, np.zeros((4, 3, 2), np.complex64)):
+def test_colors_and_complex_numbers_are_refused(nifti: MakeFile) -> None:
+    colors = np.zeros((4, 3, 2), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    for voxels in (colors, np.zeros((4, 3, 2), np.complex64)):
         with pytest.raises(SampleError, match="expected one number each"):
             read(nifti(voxels))
 

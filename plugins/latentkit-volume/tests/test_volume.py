@@ -104,7 +104,7 @@ def test_a_volume_at_its_own_spacing_is_copied(nifti: MakeFile, smooth: Callable
 
 def test_detail_too_fine_for_the_new_voxels_fades(nifti: MakeFile) -> None:
     """Stripes one voxel wide, sampled at every fourth voxel, would be black or white without a
-    filter; they are grey.
+    filter; they are gray.
     """
     stripes = np.broadcast_to(
         np.where(np.arange(64) % 2, 1000, 0)[:, None, None], (64, 8, 8)

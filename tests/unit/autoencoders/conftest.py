@@ -27,7 +27,7 @@ ZERO_MEAN, ABOVE_ZERO = ("latents_mean", "running_mean"), (
 
 
 def perturb(model: Any) -> None:
-    """Move every weight and statistic away from what it starts as: zero-initialised layers would
+    """Move every weight and statistic away from what it starts as: zero-initialized layers would
     hide what is before them.
     """
     draw = torch.Generator().manual_seed(1)

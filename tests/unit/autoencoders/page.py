@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import latentkit.encoders
-from latentkit.encoders.diffusers_table import TRAITS, Traits
+from latentkit.encoders.diffusers_table import TRAITS, ModelTraits
 
 PAGE = Path(__file__).parents[3] / "docs" / "autoencoders.md"
 README = Path(__file__).parents[3] / "README.md"
@@ -47,7 +47,7 @@ can't be an encoder of samples, for the reason given. This page is made by `test
 
 Tested on the classes' own code with random weights, not on released checkpoints.
 
-| class | takes | input | sizes | latents | normalisation | held to |
+| class | takes | input | sizes | latents | normalization | held to |
 |---|---|---|---|---|---|---|
 """
 
@@ -120,7 +120,7 @@ def _short_table() -> str:
     return "".join(f"{row}\n" for row in rows)
 
 
-def _row(name: str, traits: Traits) -> Iterator[str]:
+def _row(name: str, traits: ModelTraits) -> Iterator[str]:
     yield f"`{name}`"
     if traits.refused:
         yield from ("nothing", "", "", "", "", traits.refused)
@@ -186,13 +186,13 @@ def _tested_files() -> tuple[Sequence[Any], Sequence[Any]]:
     return module.FORMS, module.CERTAIN
 
 
-def _difference(traits: Traits, changes: Mapping[str, Any]) -> str:
+def _difference(traits: ModelTraits, changes: Mapping[str, Any]) -> str:
     if "channels" in changes:
         return f"{changes['channels']} channel"
     return "indices" if changes.get("gives_indices") else _sizes(replace(traits, **changes))
 
 
-def _sizes(traits: Traits) -> str:
+def _sizes(traits: ModelTraits) -> str:
     multiple, offset = traits.frames
     parts = ["whole tiles"] if traits.tiles else ["one size"] if traits.side else []
     if "T" in traits.axes and multiple > 1:

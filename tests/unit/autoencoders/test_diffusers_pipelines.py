@@ -115,13 +115,13 @@ def _quiet_imports() -> Iterator[None]:
         yield
 
 
-def normalised(encoder: Any, raw: Tensor) -> Tensor:
+def normalized(encoder: Any, raw: Tensor) -> Tensor:
     return encoder.normalization.apply(raw, encoder.layout.axes)
 
 
 def assert_fed(encoder: Any, raw: Tensor, expected: Tensor, tolerance: float = 2e-6) -> None:
     """Within rounding of what the pipeline gives, and back by `invert`."""
-    got = normalised(encoder, raw)
+    got = normalized(encoder, raw)
     torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(
         encoder.normalization.invert(got, encoder.layout.axes), raw, rtol=1e-5, atol=1e-5
@@ -133,7 +133,7 @@ def test_every_class_is_held_to_its_pipeline() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(FORMULAS))
-def test_normalised_latents_follow_the_formula_of_the_pipeline(name: str, tiny: Any) -> None:
+def test_normalized_latents_follow_the_formula_of_the_pipeline(name: str, tiny: Any) -> None:
     encoder = tiny.encoder(name)
     raw = next(iter(encoder.encode(tiny.batch(name, rows=1)).values()))
     formula = FORMULAS[name]

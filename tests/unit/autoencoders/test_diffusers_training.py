@@ -91,7 +91,7 @@ def test_measured_statistics_come_back_from_the_saved_model(
     else:
         whole = (
             (std.square() + mean.square()).mean().sqrt()
-        )  # of all channels together; their means are centred
+        )  # of all channels together; their means are centered
         torch.testing.assert_close((high - low) / 2, spread / whole, rtol=1e-5, atol=1e-5)
 
 

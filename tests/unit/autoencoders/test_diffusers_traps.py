@@ -130,7 +130,7 @@ def test_attributes_that_lie_are_not_believed(tiny: Any) -> None:
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_a_latent_does_not_depend_on_its_neighbours_nor_on_what_came_before(
+def test_a_latent_does_not_depend_on_its_neighbors_nor_on_what_came_before(
     name: str, tiny: Any
 ) -> None:
     encoder, batch = tiny.encoder(name), tiny.batch(name)
@@ -378,7 +378,7 @@ def test_indices_where_there_is_a_codebook(tiny: Any) -> None:
     encoder, batch = open_folder(tiny.folder("VQModel"), indices=True), tiny.batch("VQModel")
     indices = encoder.encode(batch)["indices"]
     assert (encoder.layout.kind, encoder.layout.axes, indices.shape) == (
-        "quantised",
+        "quantized",
         "HW",
         (2, 16, 24),
     )

@@ -607,7 +607,7 @@ def test_scales_of_a_transformer_in_the_same_file_are_no_matter(tmp_path: Path) 
         published("flux1", "vae.", ldm) | {"vae.encoder.conv_in.scale_weight": torch.ones(1)},
         tmp_path / "vae.safetensors",
     )
-    with pytest.raises(EncoderError, match="quantised, with scales beside them"):
+    with pytest.raises(EncoderError, match="quantized, with scales beside them"):
         taken_for(tmp_path / "vae.safetensors")
 
 

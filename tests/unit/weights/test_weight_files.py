@@ -349,7 +349,7 @@ def test_raw_fp8_is_remarked_and_scaled_weights_are_refused(
     assert all(torch.equal(loaded[name], raw[name].float()) for name in raw)
     for more in ("encoder.conv_in.scale_weight", "scaled_fp8", "vae.encoder.conv_in.weight_scale"):
         save_file(raw | {more: torch.ones(1)}, tmp_path / "vae.safetensors")
-        with pytest.raises(EncoderError, match=r"quantised, with scales beside them"):
+        with pytest.raises(EncoderError, match=r"quantized, with scales beside them"):
             open_model(tmp_path / "vae.safetensors")
     integers = {name: tensor.to(torch.int8) for name, tensor in tensors.items()}
     save_file(integers, tmp_path / "vae.safetensors")

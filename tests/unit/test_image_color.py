@@ -1,4 +1,4 @@
-"""Modality `image`: orientation, modes, transparency, 16 bits, frames and colour profiles, against
+"""Modality `image`: orientation, modes, transparency, 16 bits, frames and color profiles, against
 values worked out by hand.
 """
 
@@ -79,10 +79,10 @@ def test_broken_exif_data_leaves_the_picture_as_it_lies() -> None:
 # ---------------------------------------------------------------- modes
 
 
-def test_grey_becomes_three_equal_channels() -> None:
-    grey = np.arange(96, dtype=np.uint8).reshape(8, 12)
+def test_gray_becomes_three_equal_channels() -> None:
+    gray = np.arange(96, dtype=np.uint8).reshape(8, 12)
     np.testing.assert_array_equal(
-        show(encode(Image.fromarray(grey)), 8, 12), np.repeat(grey[..., None], 3, axis=2)
+        show(encode(Image.fromarray(gray)), 8, 12), np.repeat(gray[..., None], 3, axis=2)
     )
 
 
@@ -152,7 +152,7 @@ def test_transparency_shows_the_background(
 ) -> None:
     media = encode(
         Image.new("RGBA", (4, 4), (255, 128, 0, 128))
-    )  # 128 / 255 of the colour, the rest of the background
+    )  # 128 / 255 of the color, the rest of the background
     np.testing.assert_allclose(show(media, 4, 4, background=background)[2, 2], expected, atol=1)
 
 
@@ -193,7 +193,7 @@ def make_palette_picture() -> Image.Image:
             [[7, 7, 7], [9, 9, 9], [8, 8, 8]],
         ),
     ],
-    ids=["palette", "palette-index", "palette-alpha", "grey-key", "colour-key", "grey-alpha"],
+    ids=["palette", "palette-index", "palette-alpha", "gray-key", "color-key", "gray-alpha"],
 )
 def test_every_kind_of_transparency_is_seen(
     picture: Image.Image, options: dict[str, Any], expected: list[list[int]]
@@ -213,7 +213,7 @@ def test_first_of_several_frames_is_taken(file_format: str, options: dict[str, A
     np.testing.assert_allclose(show(media, 16, 16)[8, 8], [200, 0, 0], atol=2)
 
 
-# ---------------------------------------------------------------- colour profiles
+# ---------------------------------------------------------------- color profiles
 
 
 def pack_point(x: float, y: float, z: float) -> bytes:
@@ -244,7 +244,7 @@ def pack_profile(space: bytes, connection: bytes, device: bytes, tags: dict[byte
 
 
 def make_profile(space: bytes, gamma: float) -> bytes:
-    """sRGB's primaries (or grey) under a pure power law."""
+    """sRGB's primaries (or gray) under a pure power law."""
     curve = b"curv" + bytes(4) + struct.pack(">IHxx", 1, round(gamma * 256))
     if space == b"GRAY":
         return pack_profile(space, b"XYZ ", b"mntr", {b"kTRC": curve})
@@ -279,7 +279,7 @@ def from_linear(levels: Pixels) -> Pixels:
     ("mode", "space"),
     [("RGB", b"RGB "), ("L", b"GRAY"), ("L", b"RGB "), ("RGBA", b"RGB "), ("LA", b"GRAY")],
 )
-def test_colours_are_converted_from_their_profile_to_srgb(mode: str, space: bytes) -> None:
+def test_colors_are_converted_from_their_profile_to_srgb(mode: str, space: bytes) -> None:
     levels = np.linspace(0, 255, 32).astype(np.uint8)[None]
     picture = Image.fromarray(levels).convert(mode)
     shown = show(encode(picture, icc_profile=make_profile(space, 1.0)), 1, 32)
@@ -288,7 +288,7 @@ def test_colours_are_converted_from_their_profile_to_srgb(mode: str, space: byte
     )
 
 
-def test_colours_of_a_palette_are_converted_too() -> None:
+def test_colors_of_a_palette_are_converted_too() -> None:
     picture = Image.frombytes("P", (2, 1), bytes([0, 1]))
     picture.putpalette([10, 100, 200, 50, 0, 255])
     shown = show(encode(picture, icc_profile=make_profile(b"RGB ", 1.0)), 1, 2)
@@ -297,7 +297,7 @@ def test_colours_of_a_palette_are_converted_too() -> None:
     )
 
 
-def test_alpha_outlives_the_conversion_of_colours() -> None:
+def test_alpha_outlives_the_conversion_of_colors() -> None:
     media = encode(
         Image.new("RGBA", (4, 4), (100, 100, 100, 50)), icc_profile=make_profile(b"RGB ", 1.0)
     )
@@ -312,7 +312,7 @@ def make_useless_profiles() -> dict[str, bytes]:
         "srgb": ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(),
         "text": b"not a profile",
         "cut": whole[:200],
-        "of-grey": make_profile(b"GRAY", 1.0),
+        "of-gray": make_profile(b"GRAY", 1.0),
         "of-lab": whole[:16] + b"Lab " + whole[20:],
     }
 

@@ -1,5 +1,5 @@
-"""Calls of any diffusers autoencoder, as its `Traits` say: prepared batches to latents under our
-names, and back.
+"""Calls of any diffusers autoencoder, as its `ModelTraits` say: prepared batches to latents under
+our names, and back.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from latentkit.contracts.encoder_description import LOGVAR_RANGE
-from latentkit.encoders.diffusers_table import Traits
+from latentkit.encoders.diffusers_table import ModelTraits
 from latentkit.errors import EncoderError
 from latentkit.runtime.device import memory_format
 
 
 @dataclass(frozen=True)
-class Driver:
+class ModelAdapter:
     """How one model is called. A batch is (N, *axes), in the input's range; latents are unscaled.
 
     Args:
@@ -28,14 +28,14 @@ class Driver:
         indices: latents are indices into the codebook, without a channel axis.
     """
 
-    traits: Traits
+    traits: ModelTraits
     axes: str
     indices: bool = False
 
     @property
-    def kind(self) -> Literal["gaussian", "deterministic", "quantised"]:
+    def kind(self) -> Literal["gaussian", "deterministic", "quantized"]:
         """Of the latents, as in `LatentLayout`."""
-        return "quantised" if self.indices else self.traits.kind
+        return "quantized" if self.indices else self.traits.kind
 
     def encode(self, model: Any, batch: Tensor) -> dict[str, Tensor]:
         """Latents of a batch: "mean" and "logvar" (in [-30, 20]), "latent" or "indices", in the

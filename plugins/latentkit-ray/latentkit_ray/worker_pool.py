@@ -41,7 +41,7 @@ class State(Enum):
 
 
 @dataclass(eq=False)
-class Member:
+class WorkerHandle:
     """One actor, with the units that it got and that may not be finished, in the order it got them.
     """
 
@@ -50,7 +50,7 @@ class Member:
     held: list[Unit] = field(default_factory=list)
 
 
-class Crew:
+class WorkerPool:
     """Actors that share out units among them.
 
     Args:
@@ -67,8 +67,8 @@ class Crew:
         """Actors that should be there now."""
         self._make_worker = ray.put(make_worker)
         self._units: deque[Unit] = deque()
-        self._members: list[Member] = []
-        self._inbox: SimpleQueue[tuple[Member, Future[Event]]] = SimpleQueue()
+        self._members: list[WorkerHandle] = []
+        self._inbox: SimpleQueue[tuple[WorkerHandle, Future[Event]]] = SimpleQueue()
         self._num_lost = 0
         self._began, self._said_waiting = time.monotonic(), False
 
@@ -114,7 +114,7 @@ class Crew:
             "scheduling_strategy": "SPREAD",
         }
         while len(self._members) < self.num_wanted:
-            member = Member(
+            member = WorkerHandle(
                 ray.remote(UnitActor)
                 .options(**options)
                 .remote(self._make_worker, self.share.device)
@@ -129,7 +129,7 @@ class Crew:
                     f" {self.share}"
                 )
 
-    def _lose(self, member: Member, error: RayError) -> None:
+    def _lose(self, member: WorkerHandle, error: RayError) -> None:
         """Put a lost actor's units back; they are taken last, so that one that kills its worker
         holds up no other.
 
@@ -166,12 +166,12 @@ class Crew:
 
     # ------------------------------------------------------------ what they say
 
-    def _listen(self, member: Member, *given: Unit | None) -> None:
+    def _listen(self, member: WorkerHandle, *given: Unit | None) -> None:
         # Waiting in Ray itself would lose the exceptions that signal handlers raise.
         future: Future[Event] = member.actor.next_event.remote(*given).future()
         future.add_done_callback(lambda done: self._inbox.put((member, done)))
 
-    def _wait(self) -> Iterator[tuple[Member, Future[Event]]]:
+    def _wait(self) -> Iterator[tuple[WorkerHandle, Future[Event]]]:
         """What has come in; waits a while for the first."""
         try:
             yield self._inbox.get(timeout=TICK_SECONDS)
@@ -180,7 +180,7 @@ class Crew:
         except Empty:
             return
 
-    def _take(self, member: Member, future: Future[Event]) -> Event | None:
+    def _take(self, member: WorkerHandle, future: Future[Event]) -> Event | None:
         """What an actor said, answered; None when it is lost."""
         try:
             event = future.result()

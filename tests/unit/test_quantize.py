@@ -20,9 +20,9 @@ from latentkit.encoding.int8_psnr import measure_psnr
 from latentkit.errors import DamagedError
 from latentkit.store.quantize import (
     RoundingError,
-    dequantise,
+    dequantize,
     measure_error,
-    quantise,
+    quantize,
     summarize_error,
 )
 
@@ -38,31 +38,31 @@ def test_scale_is_the_largest_value_of_a_row_and_channel_and_halves_go_to_even()
         [[[127, -63.5, 0.5, 1.5], [0, -254, 1, 3]], [[0.5, 0.25, 0, -0.5], [0, 0, 0, 0]]],
         np.float32,
     )
-    stored, scale = quantise(values)
+    stored, scale = quantize(values)
     np.testing.assert_array_equal(scale, np.array([[1, 2], [0.5 / 127, 0]], np.float32))
     np.testing.assert_array_equal(
         stored, [[[127, -64, 0, 2], [0, -127, 0, 2]], [[127, 64, 0, -127], [0, 0, 0, 0]]]
     )
     assert stored.dtype == np.int8
-    np.testing.assert_array_equal(dequantise(stored, scale)[0], [[127, -64, 0, 2], [0, -254, 0, 4]])
+    np.testing.assert_array_equal(dequantize(stored, scale)[0], [[127, -64, 0, 2], [0, -254, 0, 4]])
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 5, 6), (3, 4), (2, 3, 4, 5, 6), (1, 1, 1, 1), (2, 3, 0)])
 def test_no_value_is_off_by_more_than_half_a_step(shape: tuple[int, ...]) -> None:
     values = draw_latents(*shape, spread=30)
-    stored, scale = quantise(values)
+    stored, scale = quantize(values)
     assert stored.shape == shape
     steps = np.abs(values).reshape(*shape[:2], -1).max(axis=2, initial=0).astype(np.float64) / 127
     np.testing.assert_allclose(scale, steps, rtol=1e-6)
-    distance = np.abs(dequantise(stored, scale).astype(np.float64) - values).reshape(*shape[:2], -1)
+    distance = np.abs(dequantize(stored, scale).astype(np.float64) - values).reshape(*shape[:2], -1)
     assert (distance <= steps[:, :, None] * 0.500001).all()
 
 
 def test_rows_do_not_depend_on_their_batch() -> None:
     values = draw_latents(7, 4, 3, 5)
-    stored, scale = quantise(values)
+    stored, scale = quantize(values)
     for row in range(7):
-        alone, own_scale = quantise(values[row : row + 1])
+        alone, own_scale = quantize(values[row : row + 1])
         np.testing.assert_array_equal(alone[0], stored[row])
         np.testing.assert_array_equal(own_scale[0], scale[row])
 
@@ -73,16 +73,16 @@ def test_rows_do_not_depend_on_their_batch() -> None:
 )
 def test_values_of_any_size_stay_in_range(size: float) -> None:
     values = np.array([[[size, -size, size * 0.3, 0]]], np.float32)
-    stored, scale = quantise(values)
+    stored, scale = quantize(values)
     expected = [0, 0, 0, 0] if size < 1.5e-36 else [127, -127, 38, 0]
     np.testing.assert_array_equal(stored[0, 0], expected)
     assert (scale > 0).all() == (size > 1.5e-36)
-    assert np.isfinite(dequantise(stored, scale)).all()
+    assert np.isfinite(dequantize(stored, scale)).all()
 
 
 def test_error_is_that_of_a_plain_calculation_in_float64_and_adds_up() -> None:
     given = draw_latents(6, 3, 4, 4)
-    stored = dequantise(*quantise(given))
+    stored = dequantize(*quantize(given))
     whole = measure_error(stored, given)
     np.testing.assert_allclose(
         whole.rms,
@@ -97,7 +97,7 @@ def test_error_is_that_of_a_plain_calculation_in_float64_and_adds_up() -> None:
 
 
 def header(name: str, count: int, squares: list[float]) -> dict[str, str]:
-    return {"quantisation": json.dumps({name: {"count": count, "squares": squares}})}
+    return {"quantization": json.dumps({name: {"count": count, "squares": squares}})}
 
 
 def test_summary_tells_means_from_logvars_over_all_units() -> None:
@@ -124,8 +124,8 @@ def test_summary_tells_means_from_logvars_over_all_units() -> None:
     ],
 )
 def test_damaged_entry_is_damage(text: str) -> None:
-    with pytest.raises(DamagedError, match="quantisation entry is damaged"):
-        summarize_error([{"quantisation": text}])
+    with pytest.raises(DamagedError, match="quantization entry is damaged"):
+        summarize_error([{"quantization": text}])
 
 
 def test_units_of_different_channels_are_damage() -> None:
