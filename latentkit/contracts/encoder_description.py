@@ -107,7 +107,7 @@ class LatentLayout:
 
     Args:
         name: of the tensor when datasets are joined, such as "latent" or "text-embedding".
-        kind: "gaussian" (mean and logvar), "deterministic" ("latent") or "quantized" ("indices").
+        kind: "gaussian" (mean and logvar), "deterministic" ("latent") or "quantised" ("indices").
         axes: one letter per axis of one latent, without the batch: "CHW", "CTHW", "CL", "LC".
         channels: C of the latent.
         downscale: input size over latent size, one number for all axes but C, or one per axis but
@@ -118,7 +118,7 @@ class LatentLayout:
     """
 
     name: str
-    kind: Literal["gaussian", "deterministic", "quantized"]
+    kind: Literal["gaussian", "deterministic", "quantised"]
     axes: str
     channels: int
     downscale: int | tuple[int | float, ...]
@@ -169,7 +169,7 @@ def readable_input(
     frames than those. An axis whose latent sizes don't grow in whole steps stays as it is: what it
     can't take shows with the first latents (`batching.check_readable`).
     """
-    if layout.kind == "quantized":
+    if layout.kind == "quantised":
         return spec
     axes = layout.axes[1:]
     factors = (

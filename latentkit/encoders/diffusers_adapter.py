@@ -33,9 +33,9 @@ class ModelAdapter:
     indices: bool = False
 
     @property
-    def kind(self) -> Literal["gaussian", "deterministic", "quantized"]:
+    def kind(self) -> Literal["gaussian", "deterministic", "quantised"]:
         """Of the latents, as in `LatentLayout`."""
-        return "quantized" if self.indices else self.traits.kind
+        return "quantised" if self.indices else self.traits.kind
 
     def encode(self, model: Any, batch: Tensor) -> dict[str, Tensor]:
         """Latents of a batch: "mean" and "logvar" (in [-30, 20]), "latent" or "indices", in the

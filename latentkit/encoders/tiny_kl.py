@@ -234,9 +234,8 @@ class TinyKLEncoder:
             return self._network.get_submodule(half).state_dict()
         assert self._weights is not None
         with safe_open(self._weights, "pt") as file:
-            names = [
-                name for name in file.keys() if name.startswith(f"{half}.")
-            ]
+            keys = file.keys()
+            names = [name for name in keys if name.startswith(f"{half}.")]
             return {
                 name.removeprefix(f"{half}."): file.get_tensor(name).to(self._dtype)
                 for name in names
@@ -314,9 +313,8 @@ def check_weights(path: Path, network: nn.Module) -> None:
     refuse_pages(path)
     try:
         with safe_open(path, "pt") as file:
-            found = {
-                name: tuple(file.get_slice(name).get_shape()) for name in file.keys()
-            }
+            keys = file.keys()
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in keys}
     except (OSError, SafetensorError) as error:
         raise EncoderError(f"{path}: the weights can't be read: {error}") from error
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}

@@ -120,13 +120,13 @@ def check_layout(encoder: Encoder) -> None:
     """
     layout, problem = encoder.layout, ""
     downscale_of(layout)
-    if layout.kind != "quantized" and not layout.axes.startswith("C"):
+    if layout.kind != "quantised" and not layout.axes.startswith("C"):
         problem = f"axes {layout.axes!r}; channels come first, as in 'CHW'"
     elif layout.ragged_axis is not None and layout.ragged_axis not in layout.axes.replace("C", ""):
         problem = (
             f"ragged_axis {layout.ragged_axis!r}, which is none of its axes {layout.axes!r} but C"
         )
-    elif layout.kind != "quantized":
+    elif layout.kind != "quantised":
         try:
             single, normalization = per_position_layout(layout, encoder.normalization)
             LatentMaker(normalization, single)
@@ -167,7 +167,7 @@ def check_latents(
     Raises:
         EncoderError: names, number of axes, channels or sizes are not those it declares.
     """
-    names = {"gaussian": {"mean", "logvar"}, "deterministic": {"latent"}, "quantized": {"indices"}}[
+    names = {"gaussian": {"mean", "logvar"}, "deterministic": {"latent"}, "quantised": {"indices"}}[
         layout.kind
     ]
     if set(latents) != names:
@@ -177,7 +177,7 @@ def check_latents(
     num_rows, values = num_rows_of(batch), without_mask(batch)
     for name, tensor in latents.items():
         got = tuple(tensor.shape)
-        has_channels = layout.kind != "quantized"
+        has_channels = layout.kind != "quantised"
         if (
             len(got) != len(layout.axes) + 1
             or got[0] != num_rows
@@ -225,7 +225,7 @@ def check_readable(encoder: Encoder, latents: Mapping[str, Tensor]) -> None:
         EncoderError: they could be stored, and never be read.
     """
     layout = encoder.layout
-    if layout.kind == "quantized":
+    if layout.kind == "quantised":
         return
     shape = next(iter(latents.values())).shape[1:]
     sizes = [

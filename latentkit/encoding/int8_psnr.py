@@ -35,7 +35,7 @@ def measure_psnr(
         decoder: the same encoder in float32, to decode with; None decodes with `encoder`.
     """
     decoder = decoder or encoder
-    if not isinstance(decoder, Decodes) or encoder.layout.kind == "quantized" or not prepared:
+    if not isinstance(decoder, Decodes) or encoder.layout.kind == "quantised" or not prepared:
         return None
     low, high = encoder.input.range
     levels = []

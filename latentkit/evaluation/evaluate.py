@@ -323,7 +323,7 @@ def check_metrics(
                 f"metric {named.name!r} needs a posterior, and these latents are {layout.kind},"
                 " without mean and logvar"
             )
-        elif "continuous" in named.needs and layout.kind == "quantized":
+        elif "continuous" in named.needs and layout.kind == "quantised":
             problems.append(
                 f"metric {named.name!r} needs latents that are numbers, and these are indices"
             )

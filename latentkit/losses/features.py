@@ -42,7 +42,7 @@ class EncoderFeatures:
     """
 
     def __init__(self, encoder: Encoder, input_range: tuple[float, float]) -> None:
-        if encoder.layout.axes != "CHW" or encoder.layout.kind == "quantized":
+        if encoder.layout.axes != "CHW" or encoder.layout.kind == "quantised":
             raise EncoderError(
                 "loss 'feature-alignment': expected latents that are maps (axes CHW, not"
                 f" quantized), the encoder's are {encoder.layout.kind} with axes"

@@ -143,7 +143,7 @@ class LatentDataset(BatchedRows):
     @property
     def tensor_name(self) -> str:
         """Name of the stored tensor: "moments", "latent" or "indices"."""
-        if self.layout.kind == "quantized":
+        if self.layout.kind == "quantised":
             return "indices"
         return "moments" if self.has_moments else "latent"
 
@@ -153,7 +153,7 @@ class LatentDataset(BatchedRows):
         """
         return (
             self.tensor_name
-            if self.posterior == "moments" or self.layout.kind == "quantized"
+            if self.posterior == "moments" or self.layout.kind == "quantised"
             else "latent"
         )
 
@@ -253,7 +253,7 @@ class LatentDataset(BatchedRows):
             FingerprintError: the encoder's weights are no longer those that made this dataset.
             EncoderError: it can't be loaded, or can't decode.
         """
-        is_raw = self.layout.kind == "quantized"
+        is_raw = self.layout.kind == "quantised"
         return self._decoder(device).decode(
             latents if is_raw else self.normalization.invert(latents, self.layout.axes)
         )

@@ -39,6 +39,10 @@ from latentkit.sources.tables import (
 if TYPE_CHECKING:
     from latentkit.sources.options import FolderConfig
 
+TOO_MANY_TABLES = (
+    f"tables not looked at, being more than {MAX_TABLES}; name one in source.with.metadata"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class MediaFile:
@@ -175,9 +179,7 @@ class _Scan:
                 set(self.sidecars.passed_over)
             ),
             "texts beside no file that is taken": texts,
-            f"tables not looked at, being more than {MAX_TABLES}; name one in source.with.metadata": (
-                self.too_many_tables
-            ),
+            TOO_MANY_TABLES: self.too_many_tables,
             "hidden by a dot before their name, so not looked at": sorted(self.listing.hidden),
             "folders with a latent dataset, not looked into": sorted(self.listing.latent_datasets),
             **self._left_out(),

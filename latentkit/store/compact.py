@@ -219,7 +219,7 @@ def _copy_all(folder: Folder, plan: Plan, document: Mapping[str, Any]) -> None:
         document["dtype"],
         document["source"],
         document["views"],
-        {name: value for name, value in document.get("quantization", {}).items() if name != "rms"},
+        {name: value for name, value in document.get("quantisation", {}).items() if name != "rms"},
     )
     finalize(folder, [plan], described, lambda index: None)
 

@@ -169,7 +169,7 @@ def dataset_json(
         document["masked"] = masked.pop()
     error = summarize_error(unit.header.metadata for unit in used)
     if error is not None:
-        document["quantization"] = {**error, **description.decoded}
+        document["quantisation"] = {**error, **description.decoded}
     return _sealed(document)
 
 

@@ -26,7 +26,7 @@ LARGEST_SCALE = np.nextafter(np.finfo(np.float32).max / np.float32(LEVELS), np.f
 SCALE = ".scale"
 """What the name of the tensor with the scales has more than that of the tensor it belongs to."""
 
-METADATA = "quantization"
+METADATA = "quantisation"
 """Where a unit's header has the error of its rows; a unit without quantized latents has no such
 entry."""
 

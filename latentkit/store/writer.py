@@ -96,9 +96,8 @@ class _Spool:
     def spill(self) -> None:
         """Put the pieces on disk."""
         with _explained():
-            self.file = (
-                self.file or tempfile.TemporaryFile()
-            )  # closed by the writer's close()
+            if self.file is None:
+                self.file = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `close`)
             for piece in self.pieces:
                 self.file.write(_bytes_of(piece))
         self.pieces = []

@@ -134,7 +134,7 @@ def preview_dataset(path: str, output: Path, num_rows: int, device: str = "auto"
 
 
 def _decode(dataset: LatentDataset, encoder: Decodes, latent: Tensor) -> Tensor:
-    is_raw = dataset.layout.kind == "quantized"
+    is_raw = dataset.layout.kind == "quantised"
     raw = (
         latent[None] if is_raw else dataset.normalization.invert(latent[None], dataset.layout.axes)
     )

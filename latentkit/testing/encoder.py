@@ -41,7 +41,7 @@ from latentkit.testing.batches import (
 )
 from latentkit.testing.plugin import PluginContract
 
-NAMES = {"gaussian": {"mean", "logvar"}, "deterministic": {"latent"}, "quantized": {"indices"}}
+NAMES = {"gaussian": {"mean", "logvar"}, "deterministic": {"latent"}, "quantised": {"indices"}}
 LOGVAR_RANGE = (-30.0, 20.0)
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -153,7 +153,7 @@ class EncoderContract(PluginContract):
         """
         encoder = self.make_encoder(tmp_path)
         raw = next(iter(self.encode(encoder).values())).float().cpu()
-        if encoder.layout.kind == "quantized":
+        if encoder.layout.kind == "quantised":
             return
         raw, axes = torch.where(raw.isfinite(), raw, 0.0), encoder.layout.axes
         latents = encoder.normalization.apply(raw, axes)
@@ -243,7 +243,7 @@ class EncoderContract(PluginContract):
         """Latents have a float dtype; indices one of whole numbers."""
         encoder = self.make_encoder(tmp_path)
         for name, tensor in self.encode(encoder).items():
-            fits = tensor.is_floating_point() != (encoder.layout.kind == "quantized")
+            fits = tensor.is_floating_point() != (encoder.layout.kind == "quantised")
             assert fits, f"{name!r} is {tensor.dtype}, in a {encoder.layout.kind} layout"
 
     def test_latents_are_finite(self, tmp_path: Path) -> None:

@@ -187,9 +187,8 @@ def _blocks(
     """The same rows of a bucket from both files, some at a time, ragged ones singly: tensors by
     name, (N, C, ...).
     """
-    names = [
-        name for name in first.keys() if name.startswith(f"{bucket}/")
-    ]  # a file, no mapping
+    keys = first.keys()  # of a file, no mapping
+    names = [name for name in keys if name.startswith(f"{bucket}/")]
     ours, theirs = (
         {name.rpartition("/")[2]: file.get_tensor(name) for name in names}
         for file in (first, second)

@@ -77,7 +77,7 @@ def inspect_dataset(path: str, with_ledger: bool = False) -> dict[str, Any]:
         "normalization",
         "statistics",
         "source",
-        "quantization",
+        "quantisation",
         "masked",
     )
     good = index["attributes"].filter(pc.equal(index["status"], "ok"))
@@ -241,8 +241,8 @@ def describe(found: dict[str, Any]) -> str:
         f"  made by    {found['parts'].get('encoder.name')}, fingerprint"
         f" {found['fingerprint'][:16]}"
     ]
-    if "quantization" in found:
-        lines += [f"  int8 error {_quantization(found['quantization'])}"]
+    if "quantisation" in found:
+        lines += [f"  int8 error {_quantization(found['quantisation'])}"]
     lines += [
         f"  column     {text}"
         for text in describe_columns(found, MOST_COLUMNS, f"{command} --json")

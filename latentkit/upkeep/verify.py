@@ -406,7 +406,7 @@ def describe_again(document: Mapping[str, Any]) -> Description:
         **document["normalization"]
     )
     decoded = {
-        name: value for name, value in (document.get("quantization") or {}).items() if name != "rms"
+        name: value for name, value in (document.get("quantisation") or {}).items() if name != "rms"
     }
     return Description(
         layout,

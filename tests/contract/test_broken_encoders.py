@@ -131,7 +131,7 @@ class Means:
 class Signs(Means):
     """A good quantized encoder."""
 
-    layout = replace(Means.layout, kind="quantized", axes="L", channels=1)
+    layout = replace(Means.layout, kind="quantised", axes="L", channels=1)
 
     def encode(self, batch: Tensor) -> dict[str, Tensor]:
         return {"indices": (super().encode(batch)["latent"][:, 0] > 0.5).long()}

@@ -50,7 +50,7 @@ def save_model(tmp_path: Path) -> Callable[..., Path]:
         ("AutoencoderKLQwenImage", "gaussian", (4, 4, 4), (4, 4, 4)),
         ("AutoencoderKLWan", "gaussian", (4, 4, 4), (4, 4, 4)),
         ("AutoencoderKLLTXVideo", "gaussian", (8, 1, 1), (8, 1, 1)),
-        ("AutoencoderVidTok-fsq-causal", "quantized", (4, 4), (4, 4)),
+        ("AutoencoderVidTok-fsq-causal", "quantised", (4, 4), (4, 4)),
     ],
 )
 def test_photos_become_latents_and_pictures_again(
@@ -83,7 +83,7 @@ def test_photos_become_latents_and_pictures_again(
     assert (output / "preview.png").is_file()
     data = lk.open(output)
     assert data.layout.kind == kind
-    tensor = data[0]["indices" if kind == "quantized" else "latent"]
+    tensor = data[0]["indices" if kind == "quantised" else "latent"]
     assert tuple(tensor.shape) == trained_on
     assert data.decode(tensor[None]).shape == (1, 3, 32, 32)
     if kind == "gaussian":

@@ -25,7 +25,7 @@ COUNT = 40
 ENCODERS: dict[str, dict[str, Any]] = {
     "ragged": {},
     "whole": {"ragged": False, "kind": "deterministic"},
-    "codes": {"kind": "quantized"},
+    "codes": {"kind": "quantised"},
 }
 Recipe = Callable[..., dict[str, Any]]
 

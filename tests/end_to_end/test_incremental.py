@@ -251,7 +251,7 @@ def test_compact_keeps_every_row_bit_for_bit_and_drops_the_others(
     after = inspect_dataset(str(output))
     assert after["rows"] == {"ok": NUM_PHOTOS - 2, "skipped": 1}
     assert after["skipped"] == stated["skipped"]
-    assert after.get("quantization") == stated.get("quantization")
+    assert after.get("quantisation") == stated.get("quantisation")
     assert after["statistics"]["count"] == (NUM_PHOTOS - 2) * 8 * 8
     assert [file.name for file in (output / "units").iterdir()] == ["002-000000.safetensors"]
     assert [file.name for file in (output / "plans").iterdir()] == ["002.parquet"]

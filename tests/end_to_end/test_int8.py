@@ -72,7 +72,7 @@ def test_dataset_states_the_error_and_the_statistics_of_what_is_read(
     dataset = encode(photos, tmp_path / "int8", "int8")
     read = all_moments(dataset)
     channels = dataset.layout.channels
-    rms = read_dataset(dataset.folder)["quantization"]["rms"]
+    rms = read_dataset(dataset.folder)["quantisation"]["rms"]
     expected = (read - given).square().mean((0, 2, 3)).sqrt().numpy()
     np.testing.assert_allclose(rms["mean"], expected[:channels], rtol=1e-9)
     np.testing.assert_allclose(rms["logvar"], expected[channels:], rtol=1e-9)
@@ -86,7 +86,7 @@ def test_dataset_states_the_error_and_the_statistics_of_what_is_read(
 
 
 def test_other_dtypes_state_no_quantization(photos: Path, tmp_path: Path) -> None:
-    assert "quantization" not in read_dataset(encode(photos, tmp_path / "float", "float16").folder)
+    assert "quantisation" not in read_dataset(encode(photos, tmp_path / "float", "float16").folder)
 
 
 @pytest.mark.parametrize("store", ["mean", "sample"])
@@ -95,7 +95,7 @@ def test_latents_without_a_posterior_are_quantized_too(
 ) -> None:
     given = encode(photos, tmp_path / "float", "float32", store)
     read = encode(photos, tmp_path / "int8", "int8", store)
-    stated = read_dataset(read.folder)["quantization"]
+    stated = read_dataset(read.folder)["quantisation"]
     difference = torch.stack(
         [(read[row]["latent"] - given[row]["latent"]).double() for row in range(NUM_PHOTOS)]
     )
@@ -118,7 +118,7 @@ def test_psnr_of_the_preview_samples_is_stated_and_is_that_of_the_stored_latents
 ) -> None:
     given = encode(photos, tmp_path / "float", "float32")
     read = encode(photos, tmp_path / "int8", "int8", preview=NUM_PHOTOS)
-    stated = read_dataset(read.folder)["quantization"]
+    stated = read_dataset(read.folder)["quantisation"]
     assert stated["num_samples"] == NUM_PHOTOS
     exact, rounded = decode_all(given), decode_all(read)
     levels = [

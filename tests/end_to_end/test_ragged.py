@@ -150,7 +150,7 @@ def test_a_stored_draw_is_the_same_however_rows_were_padded(recipe: MakeRecipe) 
 
 
 def test_indices_are_padded_with_zeros(waves: Any, recipe: MakeRecipe) -> None:
-    data = lk.run(recipe(kind="quantized", takes_mask=True, pad="all"))
+    data = lk.run(recipe(kind="quantised", takes_mask=True, pad="all"))
     (batch,) = data.batches(100)
     for row, mask, key in zip(batch["indices"], batch["indices_mask"], batch["key"], strict=True):
         expected = np.trunc(expected_mean(waves, int(key))[0] * 100).astype(np.int64)

@@ -78,7 +78,7 @@ NASTY: list[Any] = [
     "F64",
     "units/000-000000",
 ]
-BEYOND_VERIFY = ("layout", "normalization", "source", "quantization", "views")
+BEYOND_VERIFY = ("layout", "normalization", "source", "quantisation", "views")
 """What dataset.json alone says; `verify --deep` compares the first two with the encoder's."""
 
 

@@ -196,7 +196,7 @@ def test_pictures_of_a_size_that_the_encoder_does_not_take_are_refused(kl_folder
         loss(make_batch(torch.zeros(1, 3, 16, 18), torch.zeros(1, 4, 4, 4)))
 
 
-@pytest.mark.parametrize(("axes", "kind"), [("CL", "gaussian"), ("CHW", "quantized")])
+@pytest.mark.parametrize(("axes", "kind"), [("CL", "gaussian"), ("CHW", "quantised")])
 def test_an_encoder_whose_latents_are_no_maps_is_refused(axes: str, kind: Any) -> None:
     layout = LatentLayout("latent", kind, axes, 4, 8)
     with pytest.raises(EncoderError, match="expected latents that are maps"):

@@ -41,7 +41,7 @@ class Shapes:
 
     def encode(self, batch: Any) -> dict[str, Tensor]:
         self.given = batch
-        latents = {"indices" if self.kind == "quantized" else "latent": torch.zeros(self.shape)}
+        latents = {"indices" if self.kind == "quantised" else "latent": torch.zeros(self.shape)}
         return latents if self.own_mask is None else {**latents, "mask": self.own_mask}
 
     def fingerprint(self) -> dict[str, str]:
@@ -220,7 +220,7 @@ def test_layouts_that_fit() -> None:
     check_layout(
         Shapes("CL", (), InputSpec(1), 8, "L", normalization=Normalization(scale=[[1.0]] * 4))
     )
-    check_layout(Shapes("L", (), InputSpec(1), 8, "L", kind="quantized"))
+    check_layout(Shapes("L", (), InputSpec(1), 8, "L", kind="quantised"))
     check_layout(
         Shapes(
             "CTHW", (), InputSpec(3), (4, 8, 8), normalization=Normalization(fold={"H": 2, "W": 2})

@@ -97,7 +97,7 @@ def test_error_is_that_of_a_plain_calculation_in_float64_and_adds_up() -> None:
 
 
 def header(name: str, count: int, squares: list[float]) -> dict[str, str]:
-    return {"quantization": json.dumps({name: {"count": count, "squares": squares}})}
+    return {"quantisation": json.dumps({name: {"count": count, "squares": squares}})}
 
 
 def test_summary_tells_means_from_logvars_over_all_units() -> None:
@@ -125,7 +125,7 @@ def test_summary_tells_means_from_logvars_over_all_units() -> None:
 )
 def test_damaged_entry_is_damage(text: str) -> None:
     with pytest.raises(DamagedError, match="quantization entry is damaged"):
-        summarize_error([{"quantization": text}])
+        summarize_error([{"quantisation": text}])
 
 
 def test_units_of_different_channels_are_damage() -> None:

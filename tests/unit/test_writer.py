@@ -58,9 +58,8 @@ def write(
 
 def read(folder: Path) -> tuple[dict[str, Any], Mapping[str, str]]:
     with safe_open(folder / FILE, "pt") as file:
-        names = [
-            name for name in file.keys() if not name.startswith("_pad")
-        ]
+        keys = file.keys()
+        names = [name for name in keys if not name.startswith("_pad")]
         return {name: file.get_tensor(name) for name in names}, file.metadata()
 
 
@@ -114,7 +113,7 @@ def test_int8_unit_states_its_error(tmp_path: Path) -> None:
     seen = (
         tensors[f"{BUCKET}/moments"].float() * tensors[f"{BUCKET}/moments.scale"][:, :, None, None]
     ).double()
-    error = json.loads(metadata["quantization"])["moments"]
+    error = json.loads(metadata["quantisation"])["moments"]
     assert error["count"] == 7 * 15
     np.testing.assert_allclose(
         error["squares"], (seen - moments).square().sum((0, 2, 3)).numpy(), rtol=1e-12
@@ -125,7 +124,7 @@ def test_int8_latents_have_no_posterior(tmp_path: Path) -> None:
     latents = draw_moments(5)
     tensors, metadata = write(tmp_path, [latents], "latent", quantize=True)
     np.testing.assert_array_equal(tensors[f"{BUCKET}/latent"].numpy(), round_plainly(latents)[0])
-    assert len(json.loads(metadata["quantization"])["latent"]["squares"]) == 4
+    assert len(json.loads(metadata["quantisation"])["latent"]["squares"]) == 4
     assert json.loads(metadata["statistics"])["variance_sum"] == [0.0] * 4
 
 
@@ -134,7 +133,7 @@ def test_indices_are_never_quantized(tmp_path: Path) -> None:
     tensors, metadata = write(tmp_path, [indices], "indices", quantize=True)
     assert torch.equal(tensors[f"{BUCKET}/indices"], indices)
     assert set(tensors) == {f"{BUCKET}/indices", "rows"}
-    assert "quantization" not in metadata
+    assert "quantisation" not in metadata
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -143,7 +142,7 @@ def test_other_dtypes_are_stored_as_they_come(tmp_path: Path, dtype: torch.dtype
     tensors, metadata = write(tmp_path, moments.chunk(3))
     assert torch.equal(tensors[f"{BUCKET}/moments"], moments)
     assert set(tensors) == {f"{BUCKET}/moments", "rows"}
-    assert "quantization" not in metadata
+    assert "quantisation" not in metadata
 
 
 def test_rows_of_an_int8_unit_can_be_copied_into_another_bit_for_bit(tmp_path: Path) -> None:

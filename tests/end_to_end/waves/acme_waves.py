@@ -112,7 +112,7 @@ class Wave:
 class EncoderConfig(Config):
     """Encoder `waves`."""
 
-    kind: Literal["gaussian", "deterministic", "quantized"] = Field(
+    kind: Literal["gaussian", "deterministic", "quantised"] = Field(
         "gaussian", description="of the latents"
     )
     ragged: bool = Field(True, description="whether rows keep their own length")
@@ -132,7 +132,7 @@ class WaveEncoder:
         self.config = config
         assert context.modality == "waves"
         self.input = InputSpec(channels=1, axes="CL", takes_mask=config.takes_mask)
-        axes = "L" if config.kind == "quantized" else "CL"
+        axes = "L" if config.kind == "quantised" else "CL"
         downscale = 2 if config.defect == "size" else DOWNSCALE
         self.layout = LatentLayout(
             config.name, config.kind, axes, CHANNELS, downscale, "L" if config.ragged else None
@@ -152,7 +152,7 @@ class WaveEncoder:
         latents = (
             {"mean": mean, "logvar": -mean} if self.config.kind == "gaussian" else {"latent": mean}
         )
-        if self.config.kind == "quantized":
+        if self.config.kind == "quantised":
             latents = {"indices": (mean[:, 0] * 100).long()}
         if "mask" in given:
             mask = torch.nn.functional.pad(given["mask"], (0, -given["mask"].shape[1] % DOWNSCALE))

@@ -162,7 +162,7 @@ def store_and_read(encoder: Any, batch: Tensor, rows_of: Any, folder: Path) -> d
     stored = load_file(unit)
     if encoder.layout.kind == "gaussian":
         return dict(zip(("mean", "logvar"), stored["bucket/moments"].chunk(2, dim=1), strict=True))
-    name = "indices" if encoder.layout.kind == "quantized" else "latent"
+    name = "indices" if encoder.layout.kind == "quantised" else "latent"
     return {name: stored[f"bucket/{name}"]}
 
 

@@ -378,7 +378,7 @@ def test_indices_where_there_is_a_codebook(tiny: Any) -> None:
     encoder, batch = open_folder(tiny.folder("VQModel"), indices=True), tiny.batch("VQModel")
     indices = encoder.encode(batch)["indices"]
     assert (encoder.layout.kind, encoder.layout.axes, indices.shape) == (
-        "quantized",
+        "quantised",
         "HW",
         (2, 16, 24),
     )

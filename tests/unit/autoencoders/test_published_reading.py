@@ -153,7 +153,7 @@ def test_what_overflows_in_float16_is_decoded_in_float32(
     assert shown.std() > 1
     torch.testing.assert_close(data.decode(latent, "cpu")[0].clamp(-1, 1), decoded)
     assert (
-        json.loads((tmp_path / "out" / "dataset.json").read_text())["quantization"]["psnr_db"] > 10
+        json.loads((tmp_path / "out" / "dataset.json").read_text())["quantisation"]["psnr_db"] > 10
     )
 
 
