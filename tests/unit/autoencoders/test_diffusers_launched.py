@@ -167,7 +167,7 @@ def main(folder: Path) -> None:
     """One of two processes, on every class; each has an output folder of its own, as on machines
     without a shared disk.
     """
-    training.MAX_MEASURED_SAMPLES = training_result.MAX_PASSES = (
+    training_result.MAX_MEASURED_SAMPLES = training_result.MAX_PASSES = (
         1  # the statistics of latents don't matter here
     )
     rank = os.environ["RANK"]
