@@ -52,7 +52,7 @@ def hub_without_data_sets() -> Iterator[str]:
 def open_elsewhere(path: str, tmp_path: Path, **environment: str) -> str:
     """What a process of its own prints, whose hub is where the environment says."""
     program = (
-        "import sys; from latentkit.builtin import DatasetsConfig; from latentkit.contracts import"
+        "import sys; from latentkit.sources.options import DatasetsConfig; from latentkit.contracts import"
         " BuildContext\nfrom latentkit.errors import SourceError; from latentkit.sources.datasets"
         " import open_datasets\ntry: print(len(open_datasets(DatasetsConfig(path=sys.argv[1]),"
         " BuildContext())), 'rows')\nexcept SourceError as err: print(err)"

@@ -355,7 +355,7 @@ def test_url_that_leads_nowhere_is_explained(s3_server: object) -> None:
 
 ASK = """
 import sys
-from latentkit.store.folder import open_folder
+from latentkit.store.open_folder import open_folder
 
 folder = open_folder(sys.argv[1])
 folder.ask_each(folder.read, [f"units/{number}" for number in range(500)])

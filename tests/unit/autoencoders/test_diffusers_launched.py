@@ -25,7 +25,6 @@ from latentkit.encoders.diffusers_table import TRAITS
 from latentkit.errors import EncoderError
 from latentkit.losses.kl import kl
 from latentkit.losses.reconstruction import mse
-from latentkit.training import loop as training
 from latentkit.training import result as training_result
 from latentkit.training.loop import OptimizerSettings, TrainSettings, WeightedLoss, train
 
