@@ -2,7 +2,7 @@
 plugin.
 
     from pathlib import Path
-    from latentkit.sources.options import FolderConfig; from latentkit.builtin import latentkit_sources
+    from latentkit.builtin import FolderConfig, latentkit_sources
     from latentkit.testing import SourceContract
 
     class TestFolder(SourceContract):
