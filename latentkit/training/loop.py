@@ -10,12 +10,12 @@ checkpoint and ends, on a CPU, with the same weights bit for bit.
     checkpoints/          see `checkpoint`
     log.jsonl             averages of steps, and metrics, of which step 0 has those before training
     result.json           steps, metrics and files of each model; samples that the first process
-    left
-                          out since it last began, and why
+                          left out since it last began, and why
 
 An error and a signal (SIGTERM, Ctrl-C) end a run with a checkpoint of its newest whole step. An
 error in one of several processes loses the steps since the newest checkpoint: each has random
-numbers and a place in the data of its own."""
+numbers and a place in the data of its own.
+"""
 
 from __future__ import annotations
 

@@ -2,19 +2,18 @@
 that people write today.
 
     python tests/benchmarks/encode.py [--photos FOLDER] [--parts free resize sleep bare loops]
-    [--images 24] [--rounds 3]
+        [--images 24] [--rounds 3]
 
 free    an encoder that costs nothing: how near does the pipeline come to decoding and resizing the
-same JPEGs in as many threads as there
-        are cores?
+        same JPEGs in as many threads as there are cores?
 resize  the same encoder that costs nothing: how much quicker are the other ways of the option
-`resize` than Pillow's, and on JPEGs of 12
-        megapixels?
+        `resize` than Pillow's, and on JPEGs of 12 megapixels?
 sleep   an encoder that sleeps as long as decoding takes: do the two overlap?
 bare    SD-sized AutoencoderKL with random weights at 256 px: how much is left of the same batches
-as ready tensors? loops   the same model beside a loop over a torch DataLoader (2 workers, float32,
-contiguous, a file per batch), and beside one picture at a
-        time; ours in float32 and in bfloat16, with the batch size that `auto` finds.
+        as ready tensors?
+loops   the same model beside a loop over a torch DataLoader (2 workers, float32, contiguous, a file
+        per batch), and beside one picture at a time; ours in float32 and in bfloat16, with the
+        batch size that `auto` finds.
 
 Contenders take turns in every round; ratios are formed inside a round.
 """

@@ -2,18 +2,19 @@
 network, as rows of a table.
 
     python tests/benchmarks/gpu.py [--device auto] [--minutes 8] [--rehearse] [--parts tests encode
-    train read write]
+        train read write]
 
 tests   what tests/devices asks of any accelerator, on this one
 encode  JPEGs to latents with an SD-sized AutoencoderKL (random weights, bfloat16, compiled) at 256
-and 512 px, beside the same compiled
-        encoder on batches that lie on the device already
+        and 512 px, beside the same compiled encoder on batches that lie on the device already
 train   the same network at 256 px: steps per second beside the bare forward and backward pass, and
-the memory that it takes read    moments to the device and through the decoder, beside the decoder
-alone write   rows of 16 x 64 x 64 that the writing thread takes, and that are committed
+        the memory that it takes
+read    moments to the device and through the decoder, beside the decoder alone
+write   rows of 16 x 64 x 64 that the writing thread takes, and that are committed
 
 A part that would begin after --minutes is left out, and said to be. --rehearse makes everything
-small: any device, the CPU too, runs it in a minute or two, and its figures mean nothing."""
+small: any device, the CPU too, runs it in a minute or two, and its figures mean nothing.
+"""
 
 from __future__ import annotations
 

@@ -3,18 +3,18 @@
     python benchmarks/encode.py [--parts free spans bare] [--files 4000] [--rounds 5]
 
 free    an encoder that costs nothing: how near does the pipeline come to soundfile and soxr on the
-same files in as many threads as there
-        are cores? 10 s of stereo, FLAC as it is and mp3 to 48 kHz; read, and the whole of them held
-        only as long as it takes. Beside that the same with what a trainer's own loop would have to
-        do on top: the media's hash, and batches of (rows, channels, samples).
+        same files in as many threads as there are cores? 10 s of stereo, FLAC as it is and mp3 to
+        48 kHz; read, and the whole of them held only as long as it takes. Beside that the same with
+        what a trainer's own loop would have to do on top: the media's hash, and batches of (rows,
+        channels, samples).
 spans   the same for one long FLAC file, a tenth as long as all the others together, cut into spans
-of 10 s: the limit seeks and reads
-        the spans.
+        of 10 s: the limit seeks and reads the spans.
 bare    an Oobleck-shaped autoencoder with random weights: how much is left of the same batches as
-ready tensors?
+        ready tensors?
 
 Contenders take turns in every round; ratios are formed inside a round, of the clock and of the
-processor time of all threads."""
+processor time of all threads.
+"""
 
 from __future__ import annotations
 

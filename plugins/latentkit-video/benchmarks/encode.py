@@ -3,13 +3,14 @@
     python benchmarks/encode.py [--clips FOLDER] [--parts free bare] [--rounds 5]
 
 free    an encoder that costs nothing: how near does the pipeline come to what one writes with PyAV
-alone (open, seek, decode, reformat,
-        crop, to a float tensor), in as many threads as there are cores?
+        alone (open, seek, decode, reformat, crop, to a float tensor), in as many threads as there
+        are cores?
 bare    AutoencoderKLWan as released, with random weights: how much is left of the same batches as
-ready tensors?
+        ready tensors?
 
 Contenders take turns in every round; ratios are formed inside a round, and the first round is left
-out."""
+out.
+"""
 
 from __future__ import annotations
 
