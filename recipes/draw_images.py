@@ -3,7 +3,7 @@ screenshots.
 
     python recipes/draw_images.py FOLDER
 
-Writes 15 PNG files of 768 x 768 pixels, the same ones every time. tiny-kl and tiny-kl-16 are
+Writes 31 PNG files of 768 x 768 pixels, the same ones every time. tiny-kl and tiny-kl-16 are
 trained on them together with photographs: an autoencoder that has seen photographs only falls apart
 on a plain blue.
 """
@@ -170,7 +170,7 @@ def _write(
 
 
 COUNTS: dict[Callable[[random.Random], Image.Image], int] = {
-    flat: 8,
+    flat: 24,
     gradient: 3,
     shapes: 1,
     lines: 1,
