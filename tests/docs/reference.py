@@ -18,11 +18,11 @@ from pydantic_core import PydanticUndefined
 
 import latentkit
 from latentkit import builtin, contracts, errors, hooks, testing
-from latentkit.builtin_metrics import METRICS
-from latentkit.cli import parser
+from latentkit.builtin.metrics import METRICS
+from latentkit.cli.main import parser
 from latentkit.contracts import PluginSpec
 from latentkit.errors import InterruptedRunError, LatentkitError
-from latentkit.recipe import TASKS
+from latentkit.recipe.schema import TASKS
 
 FOLDER = Path(__file__).parents[2] / "docs" / "reference"
 NOTE = "<!-- Made from the code: python tests/docs/reference.py -->"

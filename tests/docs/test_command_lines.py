@@ -17,12 +17,12 @@ import pytest
 from documentation import PAGES, ROOT, Block, find_blocks, name_of, prose_of
 
 from latentkit import builtin
-from latentkit.builtin_metrics import METRICS
-from latentkit.cli import parser
+from latentkit.builtin.metrics import METRICS
+from latentkit.cli.main import parser
 from latentkit.contracts import PluginSpec
 from latentkit.errors import LatentkitError
 from latentkit.plugins import HOOKS
-from latentkit.recipe import TASKS, Recipe, load_recipe
+from latentkit.recipe.schema import TASKS, Recipe, load_recipe
 
 PACKAGES = sorted([*ROOT.glob("plugins/latentkit-*"), *ROOT.glob("examples/latentkit-*")])
 FIRST_PLUGIN = "latentkit_mosaic/plugin.py"

@@ -63,6 +63,13 @@ def test_files_that_a_page_names_are_there(page: Path) -> None:
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
+def test_every_package_stands_on_the_pages_of_concepts() -> None:
+    packages = {path.parent.name for path in ROOT.glob("latentkit/*/__init__.py")}
+    for page, form in (("words.md", "`latentkit/{}/"), ("index.md", "`{}`")):
+        text = (ROOT / "docs" / "concepts" / page).read_text(encoding="utf-8")
+        assert [name for name in sorted(packages) if form.format(name) not in text] == []
+
+
 def test_links_of_the_readme_work_on_a_package_index() -> None:
     links = LINK.findall(prose_of(README))
     assert len(links) > 5

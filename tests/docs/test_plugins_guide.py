@@ -16,8 +16,8 @@ from documentation import ROOT, Block, blocks_of, name_of
 
 from latentkit import contracts, hooks, testing
 from latentkit.contracts import BuildContext, Config, Encoder
-from latentkit.plugins import HOOKS
-from latentkit.scaffold import new_plugin
+from latentkit.plugins import HOOKS, KINDS
+from latentkit.plugins.new_plugin import new_plugin
 
 FOLDER = ROOT / "docs" / "plugins"
 GUIDE, CONTRACT = FOLDER / "index.md", ROOT / "docs" / "contract.md"
@@ -68,7 +68,7 @@ def test_every_hook_and_contract_is_in_the_table() -> None:
 def test_everything_in_contracts_stands_on_the_page_on_the_contract() -> None:
     text = CONTRACT.read_text(encoding="utf-8")
     specs = {"PluginSpec", "LossRole", "Worker"}
-    specs |= {f"{kind}Spec" for kind in ("Encoder", "Executor", "Exporter", "Loss", "Modality", "Source")}
+    specs |= {f"{kind.capitalize()}Spec" for kind in (*KINDS, "metric")}
     named = [name for name in contracts.__all__ if name not in specs]
     assert [name for name in named if not re.search(rf"`{name}\b", text)] == []
     assert "CONTRACT" in text

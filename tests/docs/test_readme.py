@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from documentation import README, ROOT, blocks_of
 
-from latentkit.recipe import TrainRecipe, load_recipe
+from latentkit.recipe.schema import TrainRecipe, load_recipe
 
 LONGEST = 200
 """Lines that a newcomer still reads."""
@@ -34,8 +34,8 @@ def test_the_readme_shows_how_to_encode_read_and_train() -> None:
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name)
 def test_shipped_recipe_is_valid_and_says_how_to_run_it(recipe: Path) -> None:
-    from latentkit.check import check_recipe
     from latentkit.plugins import discover
+    from latentkit.tasks.check_recipe import check_recipe
 
     loaded = load_recipe(recipe)
     if isinstance(loaded, TrainRecipe):  # these tests run without plugins

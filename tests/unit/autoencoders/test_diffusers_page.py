@@ -7,7 +7,9 @@ from pathlib import Path
 
 
 def test_the_page_is_that_of_the_table() -> None:
-    spec = importlib.util.spec_from_file_location("autoencoders_page", Path(__file__).with_name("page.py"))
+    spec = importlib.util.spec_from_file_location(
+        "autoencoders_page", Path(__file__).with_name("page.py")
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
