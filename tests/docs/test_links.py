@@ -50,7 +50,7 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert {link: problem for link, problem in broken.items() if problem} == {}
 
 
-def test_broken_links_are_found(tmp_path: Path) -> None:
+def test_broken_links_are_found() -> None:
     page = ROOT / "docs" / "index.md"
     wrong = ["nothere.md", "start/read.md#nothing", "assets/none.png", "../README.md"]
     wrong += ["https://github.com/latentkit/latentkit/blob/main/nothere.md", "#nothing"]
