@@ -6,44 +6,46 @@ Everything here loads on first use: `import latentkit` itself loads nothing heav
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from latentkit._version import __version__
 
 if TYPE_CHECKING:
-    from latentkit.run import encode, run
-    from latentkit.store.join import JoinedDataset
-    from latentkit.store.join import join_datasets as join
-    from latentkit.store.loader import collate
-    from latentkit.store.reader import LatentDataset
-    from latentkit.store.reader import open_dataset as open
+    from latentkit.api import encode, run
+    from latentkit.api import open_dataset as open
+    from latentkit.reading.batches import collate
+    from latentkit.reading.dataset import LatentDataset
+    from latentkit.reading.joined_dataset import JoinedDataset
+    from latentkit.reading.joined_dataset import join_datasets as join
 
-__version__ = "0.1.0"
-
-__all__ = ["JoinedDataset", "LatentDataset", "__version__", "collate", "encode", "join", "open", "run"]
+__all__ = [
+    "JoinedDataset",
+    "LatentDataset",
+    "__version__",
+    "collate",
+    "encode",
+    "join",
+    "open",
+    "run",
+]
 
 _PLACES = {
-    "encode": ("latentkit.run", "encode"),
-    "run": ("latentkit.run", "run"),
-    "open": ("latentkit.store.reader", "open_dataset"),
-    "collate": ("latentkit.store.loader", "collate"),
-    "join": ("latentkit.store.join", "join_datasets"),
-    "LatentDataset": ("latentkit.store.reader", "LatentDataset"),
-    "JoinedDataset": ("latentkit.store.join", "JoinedDataset"),
+    "encode": ("latentkit.api", "encode"),
+    "run": ("latentkit.api", "run"),
+    "open": ("latentkit.api", "open_dataset"),
+    "collate": ("latentkit.reading.batches", "collate"),
+    "join": ("latentkit.reading.joined_dataset", "join_datasets"),
+    "LatentDataset": ("latentkit.reading.dataset", "LatentDataset"),
+    "JoinedDataset": ("latentkit.reading.joined_dataset", "JoinedDataset"),
 }
 
 
-def _property(name: str) -> property:
-    """A property that imports what it gives. Importing a module of the same name (`latentkit.run`) tries to set it, to no effect."""
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'latentkit' has no attribute {name!r}")
     module, attribute = _PLACES[name]
-    return property(lambda package: getattr(importlib.import_module(module), attribute), lambda package, value: None)
+    return globals().setdefault(name, getattr(importlib.import_module(module), attribute))
 
 
-class _Package(ModuleType):
-    def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *__all__})
-
-
-for _name in _PLACES:
-    setattr(_Package, _name, _property(_name))
-sys.modules[__name__].__class__ = _Package
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

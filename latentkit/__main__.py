@@ -2,6 +2,6 @@
 
 import sys
 
-from latentkit.cli import main
+from latentkit.cli.main import main
 
 sys.exit(main())

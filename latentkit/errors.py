@@ -1,9 +1,8 @@
 """Every exception of latentkit, on one page.
 
-A `LatentkitError` is something the user can mend: the command line prints its one message and exits with 2. The
-message says what failed, where, what was expected and what was found, and what to do. Anything else that escapes
-is a bug of ours and keeps its traceback (exit 1).
-"""
+A `LatentkitError` is something the user can mend: the command line prints its one message and exits
+with 2. The message says what failed, where, what was expected and what was found, and what to do.
+Anything else that escapes is a bug of ours and keeps its traceback (exit 1)."""
 
 from __future__ import annotations
 
@@ -25,7 +24,9 @@ class SourceError(LatentkitError):
 
 
 class EncoderError(LatentkitError):
-    """An encoder or model that can't be loaded, or that doesn't keep its own word about shapes and values."""
+    """An encoder or model that can't be loaded, or that doesn't keep its own word about shapes and
+    values.
+    """
 
 
 class StoreError(LatentkitError):
@@ -37,7 +38,8 @@ class DamagedError(StoreError):
 
 
 class FingerprintError(StoreError):
-    """The output holds latents made with other weights or settings; names every field that differs."""
+    """The output holds latents made with other weights or settings; names every field that differs.
+    """
 
 
 class DeviceError(LatentkitError):
@@ -49,11 +51,12 @@ class TrainingError(LatentkitError):
 
 
 class SampleError(LatentkitError):
-    """One sample can't be used. Raised by a modality or a source; the reason becomes a row of the ledger.
+    """One sample can't be used.
 
-    The text is stored, so it holds no memory addresses, no times and no absolute paths: the same bad sample must give the same
-    reason in every run.
-    """
+    Raised by a modality or a source; the reason becomes a row of the ledger.
+
+    The text is stored, so it holds no memory addresses, no times and no absolute paths: the same
+    bad sample must give the same reason in every run."""
 
 
 class InterruptedRunError(BaseException):

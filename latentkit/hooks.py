@@ -19,7 +19,14 @@ from collections.abc import Iterable
 
 import pluggy
 
-from latentkit.contracts import EncoderSpec, ExecutorSpec, ExporterSpec, LossSpec, ModalitySpec, SourceSpec
+from latentkit.contracts import (
+    EncoderSpec,
+    ExecutorSpec,
+    ExporterSpec,
+    LossSpec,
+    ModalitySpec,
+    SourceSpec,
+)
 
 PROJECT = "latentkit"
 
@@ -34,28 +41,28 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 def latentkit_sources() -> SourceSpec | Iterable[SourceSpec]:
     """Sources that this plugin adds; see `latentkit.contracts.SourceSpec` and `Source`.
 
-        from collections.abc import Iterator
-        from pydantic import Field
-        from latentkit.contracts import Config, Entry, Sample, SourceSpec
-        from latentkit.hooks import hookimpl
+    from collections.abc import Iterator
+    from pydantic import Field
+    from latentkit.contracts import Config, Entry, Sample, SourceSpec
+    from latentkit.hooks import hookimpl
 
-        class WordsConfig(Config):
-            words: list[str] = Field(description="the samples, one text each")
+    class WordsConfig(Config):
+        words: list[str] = Field(description="the samples, one text each")
 
-        class WordsSource:
-            def __init__(self, words: list[str]) -> None:
-                self.words = words
-            def __len__(self) -> int:
-                return len(self.words)
-            def __getitem__(self, index: int) -> Sample:
-                index = range(len(self))[index]
-                return Sample(key=str(index), media=self.words[index], stamp=self.words[index])
-            def entries(self) -> Iterator[Entry]:
-                return (Entry(key=str(i), stamp=word) for i, word in enumerate(self.words))
+    class WordsSource:
+        def __init__(self, words: list[str]) -> None:
+            self.words = words
+        def __len__(self) -> int:
+            return len(self.words)
+        def __getitem__(self, index: int) -> Sample:
+            index = range(len(self))[index]
+            return Sample(key=str(index), media=self.words[index], stamp=self.words[index])
+        def entries(self) -> Iterator[Entry]:
+            return (Entry(key=str(i), stamp=word) for i, word in enumerate(self.words))
 
-        @hookimpl
-        def latentkit_sources():
-            yield SourceSpec("words", "texts written in the recipe", WordsConfig, lambda config, context: WordsSource(config.words))
+    @hookimpl
+    def latentkit_sources():
+        yield SourceSpec("words", "texts written in the recipe", WordsConfig, lambda config, context: WordsSource(config.words))
     """
     raise AssertionError("a hook specification is never called")
 
@@ -64,30 +71,30 @@ def latentkit_sources() -> SourceSpec | Iterable[SourceSpec]:
 def latentkit_modalities() -> ModalitySpec | Iterable[ModalitySpec]:
     """Modalities that this plugin adds; see `latentkit.contracts.ModalitySpec` and `Modality`.
 
-        from latentkit.contracts import Config, ModalitySpec, Prepared
-        from latentkit.hooks import hookimpl
+    from latentkit.contracts import Config, ModalitySpec, Prepared
+    from latentkit.hooks import hookimpl
 
-        class BytesConfig(Config):
-            pass
+    class BytesConfig(Config):
+        pass
 
-        class BytesModality:
-            metrics = ()
-            def __init__(self, low, high):
-                self.low, self.high = low, high
-            def prepare(self, sample):
-                import torch
-                row = torch.frombuffer(bytearray(sample.read()), dtype=torch.uint8)[None] / 255
-                yield Prepared(view="plain", bucket=str(row.shape[-1]), tensor=self.low + row * (self.high - self.low))
-            def render(self, tensors, path):
-                scale = 255 / (self.high - self.low)
-                path.write_bytes(b"".join(bytes(((t - self.low) * scale).round().byte().flatten()) for row in tensors for t in row))
+    class BytesModality:
+        metrics = ()
+        def __init__(self, low, high):
+            self.low, self.high = low, high
+        def prepare(self, sample):
+            import torch
+            row = torch.frombuffer(bytearray(sample.read()), dtype=torch.uint8)[None] / 255
+            yield Prepared(view="plain", bucket=str(row.shape[-1]), tensor=self.low + row * (self.high - self.low))
+        def render(self, tensors, path):
+            scale = 255 / (self.high - self.low)
+            path.write_bytes(b"".join(bytes(((t - self.low) * scale).round().byte().flatten()) for row in tensors for t in row))
 
-        def build(config, context):
-            return BytesModality(*(context.input.range if context.input else (-1.0, 1.0)))
+    def build(config, context):
+        return BytesModality(*(context.input.range if context.input else (-1.0, 1.0)))
 
-        @hookimpl
-        def latentkit_modalities():
-            return ModalitySpec("bytes", "raw bytes, one channel", BytesConfig, build)
+    @hookimpl
+    def latentkit_modalities():
+        return ModalitySpec("bytes", "raw bytes, one channel", BytesConfig, build)
     """
     raise AssertionError("a hook specification is never called")
 
@@ -96,28 +103,28 @@ def latentkit_modalities() -> ModalitySpec | Iterable[ModalitySpec]:
 def latentkit_encoders() -> EncoderSpec | Iterable[EncoderSpec]:
     """Encoders that this plugin adds; see `latentkit.contracts.EncoderSpec`, `Encoder`, `Decodes` and `Trainable`.
 
-        from latentkit.contracts import Config, EncoderSpec, InputSpec, LatentLayout, Normalization, SizeRule
-        from latentkit.hooks import hookimpl
+    from latentkit.contracts import Config, EncoderSpec, InputSpec, LatentLayout, Normalization, SizeRule
+    from latentkit.hooks import hookimpl
 
-        class ShrinkConfig(Config):
-            pass
+    class ShrinkConfig(Config):
+        pass
 
-        class ShrinkEncoder:
-            modality = "image"
-            input = InputSpec(channels=3, sizes={"H": SizeRule(multiple=8), "W": SizeRule(multiple=8)})
-            layout = LatentLayout(name="latent", kind="deterministic", axes="CHW", channels=3, downscale=8)
-            normalization = Normalization()
-            def encode(self, batch):
-                from torch.nn.functional import avg_pool2d
-                if batch.shape[2] % 8 or batch.shape[3] % 8:
-                    raise ValueError(f"height and width must be multiples of 8, got {tuple(batch.shape[2:])}")
-                return {"latent": avg_pool2d(batch, 8)}
-            def fingerprint(self):
-                return {"weights": "none"}
+    class ShrinkEncoder:
+        modality = "image"
+        input = InputSpec(channels=3, sizes={"H": SizeRule(multiple=8), "W": SizeRule(multiple=8)})
+        layout = LatentLayout(name="latent", kind="deterministic", axes="CHW", channels=3, downscale=8)
+        normalization = Normalization()
+        def encode(self, batch):
+            from torch.nn.functional import avg_pool2d
+            if batch.shape[2] % 8 or batch.shape[3] % 8:
+                raise ValueError(f"height and width must be multiples of 8, got {tuple(batch.shape[2:])}")
+            return {"latent": avg_pool2d(batch, 8)}
+        def fingerprint(self):
+            return {"weights": "none"}
 
-        @hookimpl
-        def latentkit_encoders():
-            return EncoderSpec("shrink", "mean of 8 x 8 pixels", ShrinkConfig, lambda config, context: ShrinkEncoder())
+    @hookimpl
+    def latentkit_encoders():
+        return EncoderSpec("shrink", "mean of 8 x 8 pixels", ShrinkConfig, lambda config, context: ShrinkEncoder())
     """
     raise AssertionError("a hook specification is never called")
 
@@ -126,20 +133,20 @@ def latentkit_encoders() -> EncoderSpec | Iterable[EncoderSpec]:
 def latentkit_losses() -> LossSpec | Iterable[LossSpec]:
     """Losses that this plugin adds; see `latentkit.contracts.LossSpec`, `Loss`, `HasModule` and `Adversarial`.
 
-        from latentkit.contracts import Config, LossSpec
-        from latentkit.hooks import hookimpl
+    from latentkit.contracts import Config, LossSpec
+    from latentkit.hooks import hookimpl
 
-        class CubeConfig(Config):
-            pass
+    class CubeConfig(Config):
+        pass
 
-        def cube(batch):
-            cubed = (batch.reconstruction.output - batch.inputs).abs().pow(3)
-            mask = 1 if batch.mask is None else batch.mask.expand_as(cubed)
-            return (cubed * mask).flatten(1).sum(1) / (mask + 0 * cubed).flatten(1).sum(1)
+    def cube(batch):
+        cubed = (batch.reconstruction.output - batch.inputs).abs().pow(3)
+        mask = 1 if batch.mask is None else batch.mask.expand_as(cubed)
+        return (cubed * mask).flatten(1).sum(1) / (mask + 0 * cubed).flatten(1).sum(1)
 
-        @hookimpl
-        def latentkit_losses():
-            return LossSpec("cube", "mean cubed error", CubeConfig, lambda config, context: cube, role="reconstruction")
+    @hookimpl
+    def latentkit_losses():
+        return LossSpec("cube", "mean cubed error", CubeConfig, lambda config, context: cube, role="reconstruction")
     """
     raise AssertionError("a hook specification is never called")
 
@@ -148,19 +155,19 @@ def latentkit_losses() -> LossSpec | Iterable[LossSpec]:
 def latentkit_executors() -> ExecutorSpec | Iterable[ExecutorSpec]:
     """Executors that this plugin adds; see `latentkit.contracts.ExecutorSpec` and `Executor`.
 
-        from latentkit.contracts import Config, ExecutorSpec
-        from latentkit.hooks import hookimpl
+    from latentkit.contracts import Config, ExecutorSpec
+    from latentkit.hooks import hookimpl
 
-        class BackwardsConfig(Config):
-            pass
+    class BackwardsConfig(Config):
+        pass
 
-        class BackwardsExecutor:
-            def run(self, units, make_worker):
-                yield from make_worker("cpu")(reversed(units))
+    class BackwardsExecutor:
+        def run(self, units, make_worker):
+            yield from make_worker("cpu")(reversed(units))
 
-        @hookimpl
-        def latentkit_executors():
-            return ExecutorSpec("backwards", "last unit first, on the CPU", BackwardsConfig, lambda config, context: BackwardsExecutor())
+    @hookimpl
+    def latentkit_executors():
+        return ExecutorSpec("backwards", "last unit first, on the CPU", BackwardsConfig, lambda config, context: BackwardsExecutor())
     """
     raise AssertionError("a hook specification is never called")
 
@@ -169,20 +176,20 @@ def latentkit_executors() -> ExecutorSpec | Iterable[ExecutorSpec]:
 def latentkit_exporters() -> ExporterSpec | Iterable[ExporterSpec]:
     """Exporters that this plugin adds; see `latentkit.contracts.ExporterSpec` and `Exporter`.
 
-        from latentkit.contracts import Config, ExporterSpec
-        from latentkit.hooks import hookimpl
+    from latentkit.contracts import Config, ExporterSpec
+    from latentkit.hooks import hookimpl
 
-        class NpyConfig(Config):
-            pass
+    class NpyConfig(Config):
+        pass
 
-        class NpyExporter:
-            def export(self, dataset, folder):
-                import numpy
-                for number in range(len(dataset)):
-                    numpy.save(folder / f"{number:06d}.npy", dataset[number]["latent"].numpy())
+    class NpyExporter:
+        def export(self, dataset, folder):
+            import numpy
+            for number in range(len(dataset)):
+                numpy.save(folder / f"{number:06d}.npy", dataset[number]["latent"].numpy())
 
-        @hookimpl
-        def latentkit_exporters():
-            return ExporterSpec("npy", "one .npy a row", NpyConfig, lambda config, context: NpyExporter())
+    @hookimpl
+    def latentkit_exporters():
+        return ExporterSpec("npy", "one .npy a row", NpyConfig, lambda config, context: NpyExporter())
     """
     raise AssertionError("a hook specification is never called")

@@ -1,10 +1,11 @@
-"""Train a small diffusion model by flow matching on a latent dataset: what a trainer has to do to read one.
+"""Train a small diffusion model by flow matching on a latent dataset: what a trainer has to do to
+read one.
 
     python recipes/train_flow_matching.py latents/quickstart [--steps 300]
 
-All it knows of latentkit is `latentkit.open`: no source media, no autoencoder. Rectified flow (Liu et al., "Flow Straight and Fast",
-2022): the network sees x_t = (1 - t) * noise + t * latent and predicts latent - noise.
-"""
+All it knows of latentkit is `latentkit.open`: no source media, no autoencoder. Rectified flow (Liu
+et al., "Flow Straight and Fast", 2022): the network sees x_t = (1 - t) * noise + t * latent and
+predicts latent - noise."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ import latentkit
 
 
 def endless_batches(path: str, batch_size: int, crop: int) -> Iterator[Tensor]:
-    """Latents (N, C, crop, crop), epoch after epoch; a random view and a new draw from the posterior each time."""
+    """Latents (N, C, crop, crop), epoch after epoch; a random view and a new draw from the
+    posterior each time.
+    """
     batches = latentkit.open(path, views="random").batches(batch_size, shuffle=True, tail="drop")
     while True:
         for batch in batches:
@@ -56,7 +59,9 @@ def train(path: str, steps: int, batch_size: int = 8, crop: int = 16, seed: int 
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("path", help="folder of the latent dataset")
     options.add_argument("--steps", type=int, default=300)
     given = options.parse_args()

@@ -1,4 +1,6 @@
-"""Small real inputs that many tests share: photographs drawn here, and autoencoders with random weights saved as diffusers folders."""
+"""Small real inputs that many tests share: photographs drawn here, and autoencoders with random
+weights saved as diffusers folders.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,14 @@ from PIL import Image
 
 SIDE = 48
 
-# See tests/devices/README.md: the tests run on the simulated device, here and in the processes that they start.
+# See tests/devices/README.md: the tests run on the simulated device, here and in the processes that
+# they start.
 ON_SIM = os.environ.get("LATENTKIT_TEST_DEVICE") == "sim"
 if ON_SIM:
     sys.path.insert(0, str(Path(__file__).with_name("devices") / "sim"))
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [sys.path[0], os.environ.get("PYTHONPATH")]))
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [sys.path[0], os.environ.get("PYTHONPATH")])
+    )
     os.environ.setdefault("LATENTKIT_SIM", "1")
     importlib.import_module("latentkit_sim").autoload()
 
@@ -37,12 +42,13 @@ def no_device_mistakes() -> Iterator[None]:
     assert not (ON_SIM and torch.sim.violations())  # type: ignore[attr-defined]
 
 
-
 def draw_picture(number: int, height: int = SIDE, width: int = SIDE) -> Image.Image:
     """A smooth picture that differs from every other number's."""
     rows, columns = np.mgrid[0:height, 0:width]
     phase = number * 0.7
-    channels = [127.5 + 127 * np.sin(rows / (5 + c) + columns / (7 - c) + phase * (c + 1)) for c in range(3)]
+    channels = [
+        127.5 + 127 * np.sin(rows / (5 + c) + columns / (7 - c) + phase * (c + 1)) for c in range(3)
+    ]
     return Image.fromarray(np.stack(channels, -1).round().astype(np.uint8))
 
 
@@ -51,7 +57,9 @@ WritePhotos = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def write_photos() -> WritePhotos:
-    """Fill a folder with `count` pictures and a caption each; names sort in the order of their numbers."""
+    """Fill a folder with `count` pictures and a caption each; names sort in the order of their
+    numbers.
+    """
 
     def write(folder: Path, count: int) -> Path:
         folder.mkdir()
@@ -109,11 +117,19 @@ def taesd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """A hub with nothing in it, in the place of the real one, with an empty cache and no token, here and in new processes."""
+    """A hub with nothing in it, in the place of the real one, with an empty cache and no token,
+    here and in new processes.
+    """
     from huggingface_hub import constants
 
     with FakeHub() as server:
-        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "HF_DATASETS_CACHE"):
+        for name in (
+            "HF_TOKEN",
+            "HUGGING_FACE_HUB_TOKEN",
+            "HF_HUB_OFFLINE",
+            "HF_HUB_CACHE",
+            "HF_DATASETS_CACHE",
+        ):
             monkeypatch.delenv(name, raising=False)
         point_to(server.endpoint, tmp_path, monkeypatch)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -121,13 +137,19 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 
 
 def point_to(endpoint: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the hub's library, which has read the environment already, find the hub there, and its own files below `home`."""
+    """Let the hub's library, which has read the environment already, find the hub there, and its
+    own files below `home`.
+    """
     from huggingface_hub import constants
 
     monkeypatch.setenv("HF_ENDPOINT", endpoint)
     monkeypatch.setenv("HF_HOME", str(home / "hf"))
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(
+        constants,
+        "HUGGINGFACE_CO_URL_TEMPLATE",
+        endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+    )
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hf" / "hub"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "hf" / "token"))
 
@@ -142,7 +164,8 @@ class S3Server:
     """An S3 server on this machine, in a process of its own.
 
     Args:
-        recording: file of requests, by which a killed server that is started again has the objects it had; None: it loses them.
+        recording: file of requests, by which a killed server that is started again has the objects
+            it had; None: it loses them.
     """
 
     def __init__(self, recording: Path | None) -> None:
@@ -172,7 +195,9 @@ class S3Server:
             self._process.wait()
 
     def slow_down(self, delay_seconds: float) -> int:
-        """Let each request take so long from now on; how many were under way at one time since the last call."""
+        """Let each request take so long from now on; how many were under way at one time since the
+        last call.
+        """
         with urllib.request.urlopen(f"{self.endpoint}/requests?delay={delay_seconds}") as answer:
             return int(answer.read())
 
@@ -182,9 +207,19 @@ class S3Server:
             return str(answer.read().decode()).splitlines()
 
     def lend(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Let s3:// lead here in this process and those that it starts; there is one empty bucket, named "bucket"."""
-        login = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
-        for name, value in {**login, "AWS_ENDPOINT_URL": self.endpoint, "AWS_MAX_ATTEMPTS": "1"}.items():
+        """Let s3:// lead here in this process and those that it starts; there is one empty bucket,
+        named "bucket".
+        """
+        login = {
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+        for name, value in {
+            **login,
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_MAX_ATTEMPTS": "1",
+        }.items():
             monkeypatch.setenv(name, value)
         fsspec.get_filesystem_class("s3").clear_instance_cache()
         fsspec.filesystem("s3").mkdir("bucket")

@@ -1,4 +1,6 @@
-"""A small hub on this machine: a real server with the part of the hub's API that its library uses to look and download."""
+"""A small hub on this machine: a real server with the part of the hub's API that its library uses
+to look and download.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ class Repository:
 
     Args:
         revisions: files by name, by the name of a branch or tag.
-        token: only who sends this one may see it (private) or download from it (gated); None: everybody.
+        token: only who sends this one may see it (private) or download from it (gated); None:
+            everybody.
         is_gated: whether everybody may look at it, and nobody without the token download.
     """
 
@@ -63,8 +66,8 @@ class Failure:
 class FakeHub:
     """The server; use it as a context manager.
 
-    `downloads` holds the files sent so far, as "owner/name/path", and `requests` all lines of requests.
-    """
+    `downloads` holds the files sent so far, as "owner/name/path", and `requests` all lines of
+    requests."""
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
@@ -102,7 +105,9 @@ class FakeHub:
         self._thread.join()
         self._server.server_close()
 
-    def add(self, name: str, files: Mapping[str, bytes], kind: str = "models", **options: Any) -> Repository:
+    def add(
+        self, name: str, files: Mapping[str, bytes], kind: str = "models", **options: Any
+    ) -> Repository:
         """Hold these files as the main branch of a new repository."""
         repository = Repository({"main": dict(files)}, **options)
         self.repositories[KINDS[kind] + name] = repository
@@ -124,26 +129,39 @@ class FakeHub:
             name, rest = "/".join(parts[:where]), parts[where + 1 :]
             self._answer_file(request, name, rest[0] if rest else "main", "/".join(rest[1:]))
 
-    def _answer_api(self, request: BaseHTTPRequestHandler, name: str, parts: list[str], body: str) -> None:
+    def _answer_api(
+        self, request: BaseHTTPRequestHandler, name: str, parts: list[str], body: str
+    ) -> None:
         what, revision, *below = [*parts, "main"][:2] + parts[2:] if parts else ["", "main"]
         found = self._find(request, name, revision, downloads=what == "auth-check")
         if found is None:
             return
         commit, files = found
         if what == "tree":
-            rows = [entry_of(path, files[path]) for path in files if path.startswith("/".join(below))]
+            rows = [
+                entry_of(path, files[path]) for path in files if path.startswith("/".join(below))
+            ]
             send_json(request, rows + folders_of(files))
         elif what == "paths-info":
             wanted = parse_qs(body).get("paths", []) or json.loads(body or "{}").get("paths", [])
             rows = [entry_of(path, files[path]) for path in wanted if path in files]
             send_json(request, rows + [row for row in folders_of(files) if row["path"] in wanted])
         else:
-            answer = {"id": name.removeprefix("datasets/"), "sha": commit, "siblings": [{"rfilename": path} for path in files]}
+            answer = {
+                "id": name.removeprefix("datasets/"),
+                "sha": commit,
+                "siblings": [{"rfilename": path} for path in files],
+            }
             repository = self.repositories[name]
-            gates = {"gated": "auto" if repository.is_gated else False, "private": repository.token is not None}
+            gates = {
+                "gated": "auto" if repository.is_gated else False,
+                "private": repository.token is not None,
+            }
             send_json(request, answer | gates | {"tags": [], "downloads": 0, "likes": 0})
 
-    def _answer_file(self, request: BaseHTTPRequestHandler, name: str, revision: str, path: str) -> None:
+    def _answer_file(
+        self, request: BaseHTTPRequestHandler, name: str, revision: str, path: str
+    ) -> None:
         found = self._find(request, name, revision, downloads=True)
         if found is None:
             return
@@ -152,7 +170,11 @@ class FakeHub:
             send(request, 404, headers={"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
             return
         content, status = files[path], 200
-        headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
+        headers = {
+            "ETag": f'"{hashlib.sha1(content).hexdigest()}"',
+            "X-Repo-Commit": commit,
+            "Accept-Ranges": "bytes",
+        }
         if wanted := request.headers.get("Range"):
             first, _, last = wanted.removeprefix("bytes=").partition("-")
             stop = min(int(last) + 1 if last else len(content), len(content))
@@ -165,34 +187,66 @@ class FakeHub:
     def _find(
         self, request: BaseHTTPRequestHandler, name: str, revision: str, downloads: bool = False
     ) -> tuple[str, Mapping[str, bytes]] | None:
-        """Commit and files, or None after an answer that refuses them, in the words of the real hub."""
+        """Commit and files, or None after an answer that refuses them, in the words of the real
+        hub.
+        """
         repository = self.repositories.get(name)
         sent = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        is_hidden = repository is not None and repository.token not in (None, sent) and not repository.is_gated
+        is_hidden = (
+            repository is not None
+            and repository.token not in (None, sent)
+            and not repository.is_gated
+        )
         if repository is None or is_hidden:
             status = 404 if sent else 401
             words = "Repository not found" if sent else "Invalid username or password."
-            send(request, status, headers={"X-Error-Code": "RepoNotFound", "X-Error-Message": words})
+            send(
+                request, status, headers={"X-Error-Code": "RepoNotFound", "X-Error-Message": words}
+            )
             return None
         if repository.is_gated and downloads and sent != repository.token:
             words = f"Access to model {name} is restricted."
-            send(request, 403 if sent else 401, headers={"X-Error-Code": "GatedRepo", "X-Error-Message": words})
+            send(
+                request,
+                403 if sent else 401,
+                headers={"X-Error-Code": "GatedRepo", "X-Error-Message": words},
+            )
             return None
         found = repository.find(revision)
         if found is None:
-            send(request, 404, headers={"X-Error-Code": "RevisionNotFound", "X-Error-Message": f"Invalid rev id: {revision}"})
+            send(
+                request,
+                404,
+                headers={
+                    "X-Error-Code": "RevisionNotFound",
+                    "X-Error-Message": f"Invalid rev id: {revision}",
+                },
+            )
         return found
 
 
 def entry_of(path: str, content: bytes) -> dict[str, Any]:
     """A file as the hub's listings have it."""
-    return {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+    return {
+        "type": "file",
+        "path": path,
+        "size": len(content),
+        "oid": hashlib.sha1(content).hexdigest(),
+    }
 
 
 def folders_of(files: Mapping[str, bytes]) -> list[dict[str, Any]]:
     """All folders as the hub's listings have them."""
     names = {parent for path in files for parent in map(str, Path(path).parents) if parent != "."}
-    return [{"type": "directory", "path": name, "size": 0, "oid": hashlib.sha1(name.encode()).hexdigest()} for name in sorted(names)]
+    return [
+        {
+            "type": "directory",
+            "path": name,
+            "size": 0,
+            "oid": hashlib.sha1(name.encode()).hexdigest(),
+        }
+        for name in sorted(names)
+    ]
 
 
 def send_json(request: BaseHTTPRequestHandler, answer: object) -> None:
@@ -200,7 +254,12 @@ def send_json(request: BaseHTTPRequestHandler, answer: object) -> None:
     send(request, 200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
 
 
-def send(request: BaseHTTPRequestHandler, status: int, content: bytes = b"", headers: Mapping[str, str] = {}) -> None:
+def send(
+    request: BaseHTTPRequestHandler,
+    status: int,
+    content: bytes = b"",
+    headers: Mapping[str, str] = {},
+) -> None:
     """Answer one request."""
     request.send_response(status)
     for name, value in headers.items():

@@ -1,12 +1,13 @@
 """An S3 server for tests, run as a process: `s3_server.py PORT [RECORDING]`.
 
-It is moto's, which keeps all in memory. With a recording it writes every request down, and started again it has the same objects, so
-that it can be killed and brought back. Two things that S3 keeps to and moto doesn't are kept to here: a conditional PUT is atomic, so
-requests are served one after the other; and a request whose sender was killed before its body was whole has no effect.
+It is moto's, which keeps all in memory. With a recording it writes every request down, and started
+again it has the same objects, so that it can be killed and brought back. Two things that S3 keeps
+to and moto doesn't are kept to here: a conditional PUT is atomic, so requests are served one after
+the other; and a request whose sender was killed before its body was whole has no effect.
 
-`/requests?delay=SECONDS` lets each request take so long from now on, as those to a store far away do, and answers how many were under way
-at one time since it was asked last. `/log` answers all requests since then, a line each.
-"""
+`/requests?delay=SECONDS` lets each request take so long from now on, as those to a store far away
+do, and answers how many were under way at one time since it was asked last. `/log` answers all
+requests since then, a line each."""
 
 from __future__ import annotations
 
@@ -27,7 +28,10 @@ if RECORDING is not None:
     os.environ |= {"MOTO_RECORDER_FILEPATH": str(RECORDING), "MOTO_ENABLE_RECORDING": "1"}
 
 from moto.moto_api import recorder  # noqa: E402  # it reads the environment when it is loaded
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app  # noqa: E402
+from moto.moto_server.werkzeug_app import (  # noqa: E402
+    DomainDispatcherApplication,
+    create_backend_app,
+)
 from moto.server import ThreadedMotoServer  # noqa: E402
 from werkzeug.serving import run_simple  # noqa: E402
 
@@ -43,7 +47,9 @@ class OneWholeRequestAtATime:
         self._under_way = self._most = 0
         self._log: list[str] = []
 
-    def __call__(self, environment: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    def __call__(
+        self, environment: dict[str, Any], start_response: Callable[..., Any]
+    ) -> Iterable[bytes]:
         announced = int(environment.get("CONTENT_LENGTH") or 0)
         if announced:
             body = environment["wsgi.input"].read(announced)
@@ -60,7 +66,18 @@ class OneWholeRequestAtATime:
             lines, self._log = self._log, []
             start_response("200 OK", [])
             return ["\n".join(lines).encode()]
-        self._log.append(" ".join(filter(None, (environment["REQUEST_METHOD"], environment["PATH_INFO"], environment["QUERY_STRING"]))))
+        self._log.append(
+            " ".join(
+                filter(
+                    None,
+                    (
+                        environment["REQUEST_METHOD"],
+                        environment["PATH_INFO"],
+                        environment["QUERY_STRING"],
+                    ),
+                )
+            )
+        )
         with self._under_way_together():
             time.sleep(self._delay_seconds)
             with self._lock:
@@ -79,10 +96,14 @@ class OneWholeRequestAtATime:
 
 
 def restore(recording: Path) -> None:
-    """Write once more all that was written, before anybody else can ask; a line that a kill cut off was never answered."""
+    """Write once more all that was written, before anybody else can ask; a line that a kill cut off
+    was never answered.
+    """
     lines = recording.read_text().splitlines(keepends=True)
     whole = [line for line in lines if line.endswith("\n")]
-    recording.write_text("".join(line for line in whole if json.loads(line)["method"] not in ("GET", "HEAD")))
+    recording.write_text(
+        "".join(line for line in whole if json.loads(line)["method"] not in ("GET", "HEAD"))
+    )
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -92,4 +113,9 @@ def restore(recording: Path) -> None:
 
 if RECORDING is not None and RECORDING.exists():
     restore(RECORDING)
-run_simple("127.0.0.1", PORT, OneWholeRequestAtATime(DomainDispatcherApplication(create_backend_app)), threaded=True)
+run_simple(
+    "127.0.0.1",
+    PORT,
+    OneWholeRequestAtATime(DomainDispatcherApplication(create_backend_app)),
+    threaded=True,
+)

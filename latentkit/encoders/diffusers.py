@@ -1,4 +1,5 @@
-"""Encoder `diffusers`: one driver for diffusers' autoencoders, by the table in `diffusers_table`."""
+"""Encoder `diffusers`: one driver for diffusers' autoencoders, by the table in `diffusers_table`.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from latentkit.contracts import BuildContext, Moments, Normalization, Reconstruction, Remark
-from latentkit.encoders.diffusers_driver import Driver
+from latentkit.contracts.encoder_description import readable_input
+from latentkit.encoders.diffusers_adapter import ModelAdapter
 from latentkit.encoders.diffusers_loading import (
     FoundModel,
     build_model,
@@ -27,22 +29,21 @@ from latentkit.encoders.diffusers_loading import (
     read_config,
     read_some,
 )
-from latentkit.encoders.diffusers_measuring import measure_model, prepare_model
-from latentkit.encoders.diffusers_statistics import (
+from latentkit.encoders.diffusers_normalization import (
     PLACES,
     has_statistics,
     put_statistics,
     read_normalization,
 )
+from latentkit.encoders.diffusers_sizes import measure_model, prepare_model
 from latentkit.encoders.diffusers_table import computing_config
 from latentkit.encoders.hashing import hash_tensors
 from latentkit.encoders.hub import hub_commit
 from latentkit.errors import EncoderError
-from latentkit.layouts import readable_input
 from latentkit.runtime.device import is_out_of_memory, memory_format
 
 if TYPE_CHECKING:
-    from latentkit.builtin import DiffusersConfig
+    from latentkit.encoders.options import DiffusersConfig
 
 ENCODING_ONLY = ("encoder", "quant_conv")
 """Modules that no `decode` uses."""
@@ -57,9 +58,21 @@ def open_diffusers(config: DiffusersConfig, context: BuildContext) -> DiffusersE
     config_file = find_config_file(config.config, context.recipe_dir) if config.config else None
     path = None
     if config.model:
-        path = find_model(config.model, config.subfolder, config.revision, context.recipe_dir, context.modality, config.variant)
+        path = find_model(
+            config.model,
+            config.subfolder,
+            config.revision,
+            context.recipe_dir,
+            context.modality,
+            config.variant,
+        )
     dtype = getattr(torch, config.dtype)
-    options: dict[str, Any] = {"seed": context.seed, "modality": context.modality, "indices": config.indices, "variant": config.variant}
+    options: dict[str, Any] = {
+        "seed": context.seed,
+        "modality": context.modality,
+        "indices": config.indices,
+        "variant": config.variant,
+    }
     encoder = DiffusersEncoder(path, config_file, dtype, config.tiling, context.device, **options)
     if not encoder.lacks_decoder:
         return encoder
@@ -76,7 +89,8 @@ class DiffusersEncoder:
         tiling: encode large inputs in overlapping tiles.
         device: torch device.
         seed: of random weights.
-        modality: name of the recipe's, for classes that take several; the class's usual one where it doesn't take that.
+        modality: name of the recipe's, for classes that take several; the class's usual one where
+            it doesn't take that.
         indices: give indices into the model's codebook; None: as is usual for its class.
         variant: of the weights, such as "fp16", where there are several.
     """
@@ -100,11 +114,13 @@ class DiffusersEncoder:
         self._config_place = self._found.config_file
         self._config = read_config(self._config_place)
         measured = measure_model(self._config, modality, indices, tiling)
-        self._driver: Driver = measured.driver
+        self._driver: ModelAdapter = measured.driver
         self._traits = measured.driver.traits
         self._complete_config = measured.config
         self.modality, self.input, self.layout = measured.modality, measured.input, measured.layout
-        self._mel_rows = int(self.input.mel.bins // self._downscale("M")) if self.input.mel is not None else 0
+        self._mel_rows = (
+            int(self.input.mel.bins // self._downscale("M")) if self.input.mel is not None else 0
+        )
         self.lacks_decoder = self._found.lacks_decoder
         self._check_statistics()
         self.input = readable_input(self.input, self.layout, self._read_normalization(None))
@@ -131,26 +147,34 @@ class DiffusersEncoder:
         """Posterior moments, latents or indices of a batch.
 
         Args:
-            batch: (N, *input.axes), such as (N, 3, H, W), in `input.range`, of sizes that `input.sizes` allows.
+            batch: (N, *input.axes), such as (N, 3, H, W), in `input.range`, of sizes that
+                `input.sizes` allows.
 
         Returns:
-            "mean" and "logvar" (in [-30, 20]), "latent" or "indices", each (N, *layout.axes), such as (N, C, H / f, W / f), unscaled, in
-            the encoder's dtype.
+            "mean" and "logvar" (in [-30, 20]), "latent" or "indices", each (N, *layout.axes), such
+            as (N, C, H / f, W / f), unscaled, in the encoder's dtype.
 
         Raises:
-            ValueError: another number of axes or channels, or a size that the model would cut or pad.
+            ValueError: another number of axes or channels, or a size that the model would cut or
+                pad.
         """
         self._check(batch)
         with torch.inference_mode():
             return self._driver.encode(self._encoding_half, batch.to(self._device))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Raw latents or indices, (N, *layout.axes), to a batch like the input, (N, *input.axes), about in its range, float32.
+        """Raw latents or indices, (N, *layout.axes), to a batch like the input, (N, *input.axes),
+        about in its range, float32.
 
         Raises:
-            EncoderError: the decoder can't take them, as where the config gives it other channels than the encoder.
+            EncoderError: the decoder can't take them, as where the config gives it other channels
+                than the encoder.
         """
-        latents = latents.to(self._device) if self._driver.indices else latents.to(self._device, self._dtype)
+        latents = (
+            latents.to(self._device)
+            if self._driver.indices
+            else latents.to(self._device, self._dtype)
+        )
         model = self._decoding_half
         try:
             with torch.inference_mode():
@@ -159,41 +183,57 @@ class DiffusersEncoder:
             if is_out_of_memory(error):
                 raise
             raise EncoderError(
-                f"the decoder of {self._config['_class_name']} can't take latents of shape {tuple(latents.shape)}: {error}; the encoder's "
-                f"have {self.layout.channels} channels: look at what {self._config_place} gives its decoder"
+                f"the decoder of {self._config['_class_name']} can't take latents of shape"
+                f" {tuple(latents.shape)}: {error}; the encoder's have {self.layout.channels}"
+                f" channels: look at what {self._config_place} gives its decoder"
             ) from error
 
     def compile(self) -> None:
-        """Compile the encoding half, a graph per shape: which one a batch runs, and so its bits, must not depend on the batches before."""
+        """Compile the encoding half, a graph per shape: which one a batch runs, and so its bits,
+        must not depend on the batches before.
+        """
         self._encoding_half.encoder.compile(dynamic=False)
 
     def fingerprint(self) -> dict[str, str]:
-        """Class and config, hash of the tensors that `encode` uses in the dtype it uses them in, tiling.
+        """Class and config, hash of the tensors that `encode` uses in the dtype it uses them in,
+        tiling.
 
-        Recorded only: "decoder", and of a model of the hub "hub_commit", which is owner/name@commit.
-        """
-        text = json.dumps(computing_config(self._complete_config, self._traits, self._tiling), sort_keys=True)
+        Recorded only: "decoder", and of a model of the hub "hub_commit", which is
+        owner/name@commit."""
+        text = json.dumps(
+            computing_config(self._complete_config, self._traits, self._tiling), sort_keys=True
+        )
         tensors = self._encoding_half.state_dict()
         parts = {
             "class": self._config["_class_name"],
             "config": hashlib.sha256(text.encode()).hexdigest(),
-            "weights": hash_tensors({name: tensors[name] for name in tensors if name.split(".")[0] not in PLACES}),
+            "weights": hash_tensors(
+                {name: tensors[name] for name in tensors if name.split(".")[0] not in PLACES}
+            ),
             "decoder": self._decoder_hash,
         }
         commit = hub_commit(self._path)
-        return parts | ({"tiling": "on"} if self._tiling else {}) | ({"hub_commit": commit} if commit else {})
+        return (
+            parts
+            | ({"tiling": "on"} if self._tiling else {})
+            | ({"hub_commit": commit} if commit else {})
+        )
 
     # ------------------------------------------------------------ training
 
     @functools.cached_property
     def module(self) -> nn.Module:
-        """The whole model, float32; its forward takes a batch in `input.range` and gives a `Reconstruction` of a draw.
+        """The whole model, float32; its forward takes a batch in `input.range` and gives a
+        `Reconstruction` of a draw.
 
         Raises:
             EncoderError: the model has a codebook, which needs losses of its own.
         """
         if self._traits.codebook:
-            raise EncoderError(f"{self._config['_class_name']} can't be trained here: its codebook needs losses of its own")
+            raise EncoderError(
+                f"{self._config['_class_name']} can't be trained here: its codebook needs losses of"
+                " its own"
+            )
         if self.lacks_decoder:
             raise EncoderError(f"{self._path} holds no decoder, so it can't be trained")
         if self._path is not None:
@@ -223,37 +263,57 @@ class DiffusersEncoder:
         model.save_pretrained(folder)
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Put measured statistics of a draw per channel, (C,) each, where pipelines look for them in what `save` writes."""
+        """Put measured statistics of a draw per channel, (C,) each, where pipelines look for them
+        in what `save` writes.
+        """
         put_statistics(self.module.model, self._traits, mean, std)
 
     # ------------------------------------------------------------ inside
 
     def _check_statistics(self) -> None:
-        """Hold the number of shifts and scales, which the config decides without any weights, to the latents.
+        """Hold the number of shifts and scales, which the config decides without any weights, to
+        the latents.
 
         Raises:
             EncoderError: they don't fit.
         """
         traits, sizes = self._traits, {}
         if traits.statistics == "config" and not self._driver.indices:
-            sizes = {name: np.size(self._complete_config[name]) for name in PLACES if self._complete_config.get(name) is not None}
+            sizes = {
+                name: np.size(self._complete_config[name])
+                for name in PLACES
+                if self._complete_config.get(name) is not None
+            }
         elif has_statistics(traits):
             with torch.device("meta"), torch.random.fork_rng(devices=[]):
                 model = build_model(self._config)
-            sizes = {name: values.numel() for name, values in model.named_buffers() if name.startswith(PLACES) and values.ndim}
-        channels = self.layout.channels * math.prod(factor or self._mel_rows for factor in traits.fold.values())
+            sizes = {
+                name: values.numel()
+                for name, values in model.named_buffers()
+                if name.startswith(PLACES) and values.ndim
+            }
+        channels = self.layout.channels * math.prod(
+            factor or self._mel_rows for factor in traits.fold.values()
+        )
         for name, size in sizes.items():
-            per_frame = "T" in traits.axes and traits.statistics == "config" and size > 0 and size % channels == 0
+            per_frame = (
+                "T" in traits.axes
+                and traits.statistics == "config"
+                and size > 0
+                and size % channels == 0
+            )
             if size != channels and not per_frame:
                 raise EncoderError(
-                    f"{self._config_place}: by it {name} has {size} values for latents of {channels} channels, so that they can't be "
-                    "normalised; mend the config"
+                    f"{self._config_place}: by it {name} has {size} values for latents of"
+                    f" {channels} channels, so that they can't be normalized; mend the config"
                 )
 
     def _check(self, batch: Tensor) -> None:
         axes, channels = self.input.axes, self.input.channels
         if batch.ndim != len(axes) + 1 or batch.shape[1] != channels:
-            raise ValueError(f"expected a batch (N, {channels}, {', '.join(axes[1:])}), got {tuple(batch.shape)}")
+            raise ValueError(
+                f"expected a batch (N, {channels}, {', '.join(axes[1:])}), got {tuple(batch.shape)}"
+            )
         for axis, size in zip(axes[1:], batch.shape[2:], strict=True):
             rule = self.input.sizes.get(axis)
             if rule is not None and not rule.allows(size):
@@ -265,7 +325,10 @@ class DiffusersEncoder:
 
     def _load(self, what: str) -> Any:
         if self._path is None:
-            raise EncoderError(f"a model with random weights (option config) can be trained, but not {what}; give its weights as model")
+            raise EncoderError(
+                f"a model with random weights (option config) can be trained, but not {what}; give"
+                " its weights as model"
+            )
         model = load_model(self._path, self._config_place, self._dtype, self._variant)
         prepare_model(model, self._traits, self._tiling)
         return model
@@ -296,9 +359,20 @@ class DiffusersEncoder:
     def _encoding_half(self) -> Any:
         model = self._load("encode")
         tensors = model.state_dict()
-        self._decoder_hash = hash_tensors({name: tensors[name] for name in tensors if name.split(".")[0] in self._traits.decoder})
-        forget(model, tuple(name for name in self._traits.decoder if not (self._driver.indices and name == self._traits.codebook)))
-        takes_form = self._traits.axes == "CHW" and all(weight.ndim <= 4 for weight in model.parameters())
+        self._decoder_hash = hash_tensors(
+            {name: tensors[name] for name in tensors if name.split(".")[0] in self._traits.decoder}
+        )
+        forget(
+            model,
+            tuple(
+                name
+                for name in self._traits.decoder
+                if not (self._driver.indices and name == self._traits.codebook)
+            ),
+        )
+        takes_form = self._traits.axes == "CHW" and all(
+            weight.ndim <= 4 for weight in model.parameters()
+        )
         form = memory_format(self._device, 4) if takes_form else torch.preserve_format
         return model.to(self._device, memory_format=form)
 
@@ -318,13 +392,15 @@ class DiffusersEncoderAlone(DiffusersEncoder):
 class TrainedModel(nn.Module):
     """A diffusers autoencoder whose forward is that of the contract `Trainable`."""
 
-    def __init__(self, model: Any, driver: Driver) -> None:
+    def __init__(self, model: Any, driver: ModelAdapter) -> None:
         super().__init__()
         self.model = model
         self._driver = driver
 
     def forward(self, batch: Tensor) -> Reconstruction:
-        """A batch in the input's range to the reconstruction of a draw from the posterior (or of the latents, where there is none)."""
+        """A batch in the input's range to the reconstruction of a draw from the posterior (or of
+        the latents, where there is none).
+        """
         latents = self._driver.encode(self.model, batch)
         if "latent" in latents:
             return Reconstruction(self.decode(latents["latent"]), latents["latent"])
@@ -337,7 +413,9 @@ class TrainedModel(nn.Module):
         return self._driver.decode(self.model, latents)
 
 
-def _find(path: Path | None, config_file: Path | None, variant: str | None, modality: str) -> FoundModel:
+def _find(
+    path: Path | None, config_file: Path | None, variant: str | None, modality: str
+) -> FoundModel:
     if path is not None:
         return look_at_model(path, config_file, variant, modality)
     assert config_file is not None  # by the recipe

@@ -24,12 +24,23 @@ def build_model(config: Mapping[str, Any]) -> Any:
     try:
         with quiet():
             return getattr(diffusers, name).from_config(config)
-    except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, ImportError, NameError) as error:
-        raise EncoderError(f"{name} can't be built by its config: {str(error).strip()[:500]}") from error
+    except (
+        ValueError,
+        TypeError,
+        RuntimeError,
+        ArithmeticError,
+        LookupError,
+        ImportError,
+        NameError,
+    ) as error:
+        raise EncoderError(
+            f"{name} can't be built by its config: {str(error).strip()[:500]}"
+        ) from error
 
 
 def build_unset(config: Mapping[str, Any], dtype: torch.dtype, device: str = "cpu") -> Any:
-    """A model in the dtype, but for what its class keeps in float32; its weights are whatever was in memory.
+    """A model in the dtype, but for what its class keeps in float32; its weights are whatever was
+    in memory.
 
     Raises:
         EncoderError: the config doesn't fit its class.
@@ -57,12 +68,16 @@ def build_shapes(config: Mapping[str, Any]) -> Any:
     try:
         return build_unset(config, torch.float32, "meta")
     except EncoderError:
-        return build_unset(config, torch.float32)  # a few classes compute with their weights when they are made
+        return build_unset(
+            config, torch.float32
+        )  # a few classes compute with their weights when they are made
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence diffusers' warnings about what a `Fit` turns into errors, and torch's about what diffusers uses of it."""
+    """Silence diffusers' warnings about what a `Fit` turns into errors, and torch's about what
+    diffusers uses of it.
+    """
     level = diffusers.utils.logging.get_verbosity()
     diffusers.utils.logging.set_verbosity(50)
     try:

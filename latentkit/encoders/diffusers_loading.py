@@ -14,6 +14,7 @@ import diffusers
 import torch
 from torch import Tensor, nn
 
+from latentkit.contracts.samples import Remark
 from latentkit.encoders.diffusers_building import build_model as build_model
 from latentkit.encoders.diffusers_building import build_shapes, build_unset
 from latentkit.encoders.diffusers_building import quiet as quiet
@@ -24,11 +25,9 @@ from latentkit.encoders.weight_files import read_metadata
 from latentkit.encoders.weight_fitting import Fit, choose_fit, find_fits
 from latentkit.encoders.weight_folders import SUFFIXES, WeightFiles, find_weights
 from latentkit.errors import EncoderError
-from latentkit.samples import Remark
 
 SUBFOLDERS = ("vae", "audio_vae")
 """Where a pipeline keeps its autoencoder."""
-
 
 
 def find_model(
@@ -39,21 +38,26 @@ def find_model(
     modality: str = "",
     variant: str | None = None,
 ) -> Path:
-    """The local folder (with its config.json) or the single file of a model; a hub id is downloaded.
+    """The local folder (with its config.json) or the single file of a model; a hub id is
+    downloaded.
 
     Args:
-        modality: the recipe's; of several autoencoders in a pipeline, the first that takes it is meant.
-        variant: of the weights on the hub, such as "fp16"; None takes the plain ones, or the only ones there are.
+        modality: the recipe's; of several autoencoders in a pipeline, the first that takes it is
+            meant.
+        variant: of the weights on the hub, such as "fp16"; None takes the plain ones, or the only
+            ones there are.
 
     Raises:
-        EncoderError: nothing is there, the hub can't be reached, or another subfolder than the named one takes the modality.
+        EncoderError: nothing is there, the hub can't be reached, or another subfolder than the
+            named one takes the modality.
     """
     choose = functools.partial(_choose_folder, model, subfolder, modality)
     return find_model_folder(model, subfolder, revision, recipe_dir, choose, variant)
 
 
 def _choose_folder(model: str, subfolder: str | None, modality: str, path: Path) -> Path:
-    """The folder of the autoencoder in the folder of a model or a pipeline, by its configs alone."""
+    """The folder of the autoencoder in the folder of a model or a pipeline, by its configs alone.
+    """
     folders = _model_folders(path, subfolder)
     if not folders:
         if not subfolder and _has_weights(path):
@@ -66,12 +70,15 @@ def _choose_folder(model: str, subfolder: str | None, modality: str, path: Path)
         raise EncoderError(f"model {model}: no config.json in {where}; expected {wanted}")
     fitting = [folder for folder in folders if _takes(folder, modality)]
     beside = [
-        folder for folder in _model_folders(folders[0].parent, None) if not fitting and _takes(folder, modality)
+        folder
+        for folder in _model_folders(folders[0].parent, None)
+        if not fitting and _takes(folder, modality)
     ]
     if beside:
         name = folders[0].name
         raise EncoderError(
-            f"model {model}: {name} doesn't take the modality {modality!r}; {beside[0].name} beside it does"
+            f"model {model}: {name} doesn't take the modality {modality!r}; {beside[0].name} beside"
+            " it does"
         )
     chosen = (fitting or folders)[0]
     read_config(chosen)  # before any weights are downloaded
@@ -79,12 +86,16 @@ def _choose_folder(model: str, subfolder: str | None, modality: str, path: Path)
 
 
 def _model_folders(path: Path, subfolder: str | None) -> list[Path]:
-    """Folders with a config.json, the likeliest autoencoder first: those named so, then any that has one's class."""
+    """Folders with a config.json, the likeliest autoencoder first: those named so, then any that
+    has one's class.
+    """
     if subfolder:
         places = [path / subfolder]
     else:
         named = [path, *(path / name for name in SUBFOLDERS)]
-        places = named + [place for place in sorted(path.iterdir()) if place not in named and _is_driven(place)]
+        places = named + [
+            place for place in sorted(path.iterdir()) if place not in named and _is_driven(place)
+        ]
     return [place for place in places if (place / "config.json").is_file()]
 
 
@@ -99,12 +110,16 @@ def _is_driven(folder: Path) -> bool:
 
 
 def _takes(folder: Path, modality: str) -> bool:
-    """Whether a folder holds a model of this modality; a folder without one, or with one that can't be driven, doesn't."""
+    """Whether a folder holds a model of this modality; a folder without one, or with one that can't
+    be driven, doesn't.
+    """
     try:
         config = read_config(folder)
     except EncoderError:
         return False
-    return any(modality in traits.modalities for traits in find_traits(config["_class_name"], config))
+    return any(
+        modality in traits.modalities for traits in find_traits(config["_class_name"], config)
+    )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -120,7 +135,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     except OSError as error:
         raise EncoderError(f"{file}: {error.strerror}") from error
     except ValueError as error:
-        raise EncoderError(f"{file}: not JSON ({error}); expected the config.json of a diffusers autoencoder") from error
+        raise EncoderError(
+            f"{file}: not JSON ({error}); expected the config.json of a diffusers autoencoder"
+        ) from error
     name = config.get("_class_name") if isinstance(config, dict) else None
     if isinstance(name, str) and name.removeprefix("Flax") in TRAITS:
         name = name.removeprefix("Flax")  # the same model, saved by a class that diffusers had
@@ -130,19 +147,25 @@ def read_config(folder: Path) -> dict[str, Any]:
             )
     elif not (isinstance(name, str) and _might_be_driven(name)):
         raise EncoderError(
-            f"{file}: _class_name is {name!r}; this version drives {', '.join(TRAITS)}, and other models of diffusers "
-            f"{diffusers.__version__} that have encode and decode"
+            f"{file}: _class_name is {name!r}; this version drives {', '.join(TRAITS)}, and other"
+            f" models of diffusers {diffusers.__version__} that have encode and decode"
         )
     return {**config, "_class_name": name}
 
 
 def _might_be_driven(name: str) -> bool:
     found = getattr(diffusers, name, None)
-    return isinstance(found, type) and issubclass(found, diffusers.ModelMixin) and hasattr(found, "encode") and hasattr(found, "decode")
+    return (
+        isinstance(found, type)
+        and issubclass(found, diffusers.ModelMixin)
+        and hasattr(found, "encode")
+        and hasattr(found, "decode")
+    )
 
 
 def find_config_file(name: str, recipe_dir: Path) -> Path:
-    """The config.json that the option config means: a file, a folder with one, or a name of `published_configs`.
+    """The config.json that the option config means: a file, a folder with one, or a name of
+    `published_configs`.
 
     Raises:
         EncoderError: it is none of these; lists the names.
@@ -152,8 +175,9 @@ def find_config_file(name: str, recipe_dir: Path) -> Path:
     found = next((place for place in places if place.is_file()), None) or find_published(name)
     if found is None:
         raise EncoderError(
-            f"config {name}: there is no such file, no folder with a config.json, and no published autoencoder of that "
-            f"name; expected one of these, or one of {', '.join(list_published())}"
+            f"config {name}: there is no such file, no folder with a config.json, and no published"
+            " autoencoder of that name; expected one of these, or one of"
+            f" {', '.join(list_published())}"
         )
     return found
 
@@ -173,13 +197,15 @@ class FoundModel:
     lacks_decoder: bool = False
 
 
-def look_at_model(path: Path, config_file: Path | None, variant: str | None = None, modality: str = "") -> FoundModel:
+def look_at_model(
+    path: Path, config_file: Path | None, variant: str | None = None, modality: str = ""
+) -> FoundModel:
     """The config of a model; a single file, and a folder without a config, by the names in it.
 
     Args:
         path: folder, or single file.
-        config_file: where the recipe names one; None takes the one in the folder or beside the file, else that of the
-            published autoencoder that the weights fit.
+        config_file: where the recipe names one; None takes the one in the folder or beside the
+            file, else that of the published autoencoder that the weights fit.
         variant: of the weights.
         modality: the recipe's, for files with several networks.
 
@@ -199,18 +225,39 @@ def look_at_model(path: Path, config_file: Path | None, variant: str | None = No
     remarks = [weights.remark] if weights.remark else []
     if config_file is None:
         config_file, *equals = recognize(path, tensors, read_metadata(weights.files[0]), modality)
-        same = f" ({', '.join(file.stem for file in equals)} would give the same latents)" if equals else ""
-        remarks.append(Remark(f"no config.json: taken for {config_file.stem}, by the names and shapes of the weights{same}"))
+        same = (
+            f" ({', '.join(file.stem for file in equals)} would give the same latents)"
+            if equals
+            else ""
+        )
+        remarks.append(
+            Remark(
+                f"no config.json: taken for {config_file.stem}, by the names and shapes of the"
+                f" weights{same}"
+            )
+        )
     model = build_shapes(read_config(config_file))
     fit = choose_fit(weights.files[0], find_fits(tensors, model), _other_variant(weights, variant))
     if any("float8" in str(tensor.dtype) for tensor in fit.tensors.values()):
-        remarks.append(Remark("the weights are in 8 bits (fp8), so that latents differ from those of the full weights"))
+        remarks.append(
+            Remark(
+                "the weights are in 8 bits (fp8), so that latents differ from those of the full"
+                " weights"
+            )
+        )
     if fit.lacks_decoder:
-        remarks.append(Remark("the file holds no decoder: it encodes; decoding, and previews of it, need the decoder"))
+        remarks.append(
+            Remark(
+                "the file holds no decoder: it encodes; decoding, and previews of it, need the"
+                " decoder"
+            )
+        )
     return FoundModel(config_file, tuple(remarks), fit.lacks_decoder)
 
 
-def load_model(path: Path, config_file: Path | None, dtype: torch.dtype, variant: str | None = None) -> Any:
+def load_model(
+    path: Path, config_file: Path | None, dtype: torch.dtype, variant: str | None = None
+) -> Any:
     """A model in eval mode without gradients, every tensor of which came from its file.
 
     Args:
@@ -220,7 +267,8 @@ def load_model(path: Path, config_file: Path | None, dtype: torch.dtype, variant
         variant: of the weights, of several.
 
     Raises:
-        EncoderError: no weights, or weights that don't fit: names missing, unexpected and misshaped keys.
+        EncoderError: no weights, or weights that don't fit: names missing, unexpected and misshaped
+            keys.
     """
     config = read_config(config_file or look_at_model(path, None, variant).config_file)
     model = build_unset(config, dtype)
@@ -255,7 +303,9 @@ def read_some(
 
 def _read_fit(path: Path, variant: str | None, model: Any) -> Fit:
     weights = find_weights(path, variant)
-    return choose_fit(weights.files[0], find_fits(weights.read(), model), _other_variant(weights, variant))
+    return choose_fit(
+        weights.files[0], find_fits(weights.read(), model), _other_variant(weights, variant)
+    )
 
 
 def _other_variant(weights: WeightFiles, variant: str | None) -> str | None:
@@ -264,7 +314,10 @@ def _other_variant(weights: WeightFiles, variant: str | None) -> str | None:
 
 
 def forget(model: nn.Module, names: Iterable[str]) -> None:
-    """Empty sub-modules, so that they neither take memory nor count as the encoder's. Some classes walk through them, so they stay."""
+    """Empty sub-modules, so that they neither take memory nor count as the encoder's.
+
+    Some classes walk through them, so they stay.
+    """
     for name in names:
         if getattr(model, name, None) is not None:
             setattr(model, name, nn.Module().eval())

@@ -1,4 +1,6 @@
-"""From what a recipe calls a model to files on this machine; of a repository on the hub, no more of them than are needed."""
+"""From what a recipe calls a model to files on this machine; of a repository on the hub, no more of
+them than are needed.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ TIMEOUT_SECONDS = 10.0
 MOST_OFFERED = 3
 CONFIG = "config.json"
 INDEX = "model_index.json"
-SNAPSHOT = re.compile(r"models--(?P<owner>[^/\\]+?)--(?P<name>[^/\\]+)[/\\]snapshots[/\\](?P<commit>[0-9a-f]{40})")
+SNAPSHOT = re.compile(
+    r"models--(?P<owner>[^/\\]+?)--(?P<name>[^/\\]+)[/\\]snapshots[/\\](?P<commit>[0-9a-f]{40})"
+)
 NAMED_VAE = re.compile(r"(^|[^a-z])(vae|ae)([^a-z]|$)", re.IGNORECASE)
 
 
@@ -34,11 +38,13 @@ class _NoBar(tqdm):  # type: ignore[misc]
 
 
 def find_local_or_hub(model: str, revision: str | None, recipe_dir: Path) -> Path | HubPlace:
-    """What a recipe calls a model: a path, relative to the recipe's folder, or a place on the hub, which is not asked yet.
+    """What a recipe calls a model: a path, relative to the recipe's folder, or a place on the hub,
+    which is not asked yet.
 
     Args:
         model: a path, `owner/name` with a path behind it or not, or the address of its page.
-        revision: branch, tag or commit on the hub; None is the one that `model` names, or the main branch.
+        revision: branch, tag or commit on the hub; None is the one that `model` names, or the main
+            branch.
         recipe_dir: folder that relative paths are in.
 
     Raises:
@@ -49,20 +55,31 @@ def find_local_or_hub(model: str, revision: str | None, recipe_dir: Path) -> Pat
         return path
     place = parse_hub_place(model)
     if place is None:
-        instead = "; download it, and give the path of the file" if "://" in model else ", nor a hub id (owner/name)"
+        instead = (
+            "; download it, and give the path of the file"
+            if "://" in model
+            else ", nor a hub id (owner/name)"
+        )
         raise EncoderError(f"model {model}: there is no such file or folder ({path}){instead}")
     if place.kind != "model":
         raise EncoderError(f"model {model}: it names a {place.kind} of the hub; expected a model")
     if revision is not None and place.revision not in (None, revision):
-        raise EncoderError(f"model {model}: it names the revision {place.revision!r}, and the option revision {revision!r}; leave one out")
+        raise EncoderError(
+            f"model {model}: it names the revision {place.revision!r}, and the option revision"
+            f" {revision!r}; leave one out"
+        )
     return HubPlace(place.repository, revision or place.revision, place.path)
 
 
-def find_model_path(model: str, revision: str | None, patterns: Sequence[str], recipe_dir: Path) -> Path:
-    """The path of a model: what lies there, relative to the recipe's folder, or the files of a hub id, downloaded once.
+def find_model_path(
+    model: str, revision: str | None, patterns: Sequence[str], recipe_dir: Path
+) -> Path:
+    """The path of a model: what lies there, relative to the recipe's folder, or the files of a hub
+    id, downloaded once.
 
     Args:
-        model: a path, `owner/name` with a path behind it or not, or the address of its page on the hub.
+        model: a path, `owner/name` with a path behind it or not, or the address of its page on the
+            hub.
         revision: branch, tag or commit on the hub; None is the main branch.
         patterns: globs of the files wanted from the hub.
         recipe_dir: folder that relative paths are in.
@@ -75,10 +92,14 @@ def find_model_path(model: str, revision: str | None, patterns: Sequence[str], r
         return found
     files = RepositoryFiles(model, found, recipe_dir)
     below = f"{found.path}/" if found.path else ""
-    wanted = [name for name in files.names if any(fnmatch(name, below + pattern) for pattern in patterns)]
+    wanted = [
+        name for name in files.names if any(fnmatch(name, below + pattern) for pattern in patterns)
+    ]
     if not wanted:
         page = f"{page_of(found)}/tree/{found.revision or 'main'}"
-        raise EncoderError(f"model {model}: {found} has none of {', '.join(patterns)}; its files: {page}")
+        raise EncoderError(
+            f"model {model}: {found} has none of {', '.join(patterns)}; its files: {page}"
+        )
     return files.download(wanted) / found.path
 
 
@@ -90,19 +111,23 @@ def find_model_folder(
     choose: Callable[[Path], Path],
     variant: str | None = None,
 ) -> Path:
-    """The local folder or single file of a model; from the hub, its configs first, then the weights of the folder they name.
+    """The local folder or single file of a model; from the hub, its configs first, then the weights
+    of the folder they name.
 
     Args:
-        model: a path, `owner/name` with a path behind it or not, or the address of its page on the hub.
+        model: a path, `owner/name` with a path behind it or not, or the address of its page on the
+            hub.
         subfolder: folder inside the model's, whose config is wanted too.
         revision: branch, tag or commit on the hub; None is the main branch.
         recipe_dir: folder that relative paths are in.
-        choose: takes the folder of a model or pipeline with its configs, and returns the one whose weights are wanted,
-            or raises an `EncoderError`; for a single file it isn't asked.
-        variant: of the weights on the hub, such as "fp16"; None takes the plain ones, or the only ones there are.
+        choose: takes the folder of a model or pipeline with its configs, and returns the one whose
+            weights are wanted, or raises an `EncoderError`; for a single file it isn't asked.
+        variant: of the weights on the hub, such as "fp16"; None takes the plain ones, or the only
+            ones there are.
 
     Raises:
-        EncoderError: nothing is there, the hub can't be reached, there are no weights, or `choose` finds nothing.
+        EncoderError: nothing is there, the hub can't be reached, there are no weights, or `choose`
+            finds nothing.
     """
     found = find_local_or_hub(model, revision, recipe_dir)
     if isinstance(found, Path):
@@ -114,8 +139,15 @@ def find_model_folder(
         return files.download([place, *({beside} & files.names)]) / place
     configs = _configs(files, found.path, subfolder)
     if not configs:
-        what = f"no file or folder {found.path}" if found.path and not files.below(found.path) else "no config.json of a model or pipeline"
-        raise EncoderError(f"model {model}: {found.repository} has {what}{f' in {place}' if place else ''}{_offer(files, found)}")
+        what = (
+            f"no file or folder {found.path}"
+            if found.path and not files.below(found.path)
+            else "no config.json of a model or pipeline"
+        )
+        raise EncoderError(
+            f"model {model}: {found.repository} has"
+            f" {what}{f' in {place}' if place else ''}{_offer(files, found)}"
+        )
     root = files.download(configs)
     try:
         folder = choose(root / found.path)
@@ -132,7 +164,8 @@ def hub_commit(path: Path | None) -> str | None:
 
 
 class RepositoryFiles:
-    """The names of a repository's files, and the files as they are wanted; what is in the hub library's cache is not fetched again.
+    """The names of a repository's files, and the files as they are wanted; what is in the hub
+    library's cache is not fetched again.
 
     Where the hub gives no answer, the names are those of the snapshot in the cache.
 
@@ -142,7 +175,8 @@ class RepositoryFiles:
         recipe_dir: for messages.
 
     Raises:
-        EncoderError: there is no such repository or revision, or the hub can't be reached and nothing is cached.
+        EncoderError: there is no such repository or revision, or the hub can't be reached and
+            nothing is cached.
     """
 
     def __init__(self, model: str, place: HubPlace, recipe_dir: Path) -> None:
@@ -151,15 +185,20 @@ class RepositoryFiles:
         self.silence: str | None = None
         self._root: Path | None = None
         try:
-            found = HfApi().model_info(place.repository, revision=place.revision, timeout=TIMEOUT_SECONDS)
+            found = HfApi().model_info(
+                place.repository, revision=place.revision, timeout=TIMEOUT_SECONDS
+            )
             self.names = {one.rfilename for one in found.siblings or []}
         except HUB_ERRORS as error:
             self.silence = explain_hub_error(error, place)
             root = self._root = self._cached(error)
-            self.names = {file.relative_to(root).as_posix() for file in root.rglob("*") if file.is_file()}
+            self.names = {
+                file.relative_to(root).as_posix() for file in root.rglob("*") if file.is_file()
+            }
 
     def below(self, folder: str) -> list[str]:
-        """The names of the files in a folder and below it, from there; "" is the repository's own."""
+        """The names of the files in a folder and below it, from there; "" is the repository's own.
+        """
         start = f"{folder}/" if folder else ""
         return [name.removeprefix(start) for name in self.names if name.startswith(start)]
 
@@ -177,7 +216,12 @@ class RepositoryFiles:
             raise EncoderError(self._failure(explain_hub_error(error, self.place))) from error
         missing = sorted(name for name in names if not (root / name).is_file())
         if missing:  # the hub's library returns what it has where the hub refuses to say more
-            raise EncoderError(self._failure(f"{', '.join(missing)} can't be had from the hub now; run again in a few minutes"))
+            raise EncoderError(
+                self._failure(
+                    f"{', '.join(missing)} can't be had from the hub now; run again in a few"
+                    " minutes"
+                )
+            )
         return root
 
     def _cached(self, error: Exception) -> Path:
@@ -187,7 +231,9 @@ class RepositoryFiles:
             raise EncoderError(self._failure(str(self.silence))) from error
 
     def _fetch(self, names: Collection[str], only_cached: bool) -> Path:
-        revision = self.place.revision if self._root is None else self._root.name  # what came first decides the commit
+        revision = (
+            self.place.revision if self._root is None else self._root.name
+        )  # what came first decides the commit
         is_small = all(name.endswith(".json") for name in names)
         found = snapshot_download(
             self.place.repository,
@@ -199,20 +245,32 @@ class RepositoryFiles:
         return Path(found)
 
     def _failure(self, reason: str) -> str:
-        here = "" if "://" in self.model else f"no such file or folder here ({self._recipe_dir / self.model}), and on the hub: "
+        here = (
+            ""
+            if "://" in self.model
+            else f"no such file or folder here ({self._recipe_dir / self.model}), and on the hub: "
+        )
         return f"model {self.model}: {here}{reason}"
 
 
 def _configs(files: RepositoryFiles, path: str, subfolder: str | None) -> list[str]:
-    """The configs of a model or pipeline: in its folder, in those directly below, and in `subfolder`."""
+    """The configs of a model or pipeline: in its folder, in those directly below, and in
+    `subfolder`.
+    """
     below = f"{path}/" if path else ""
     mine = set(files.below(path))
-    wanted = {CONFIG, INDEX, f"{subfolder}/{CONFIG}", *(name for name in mine if fnmatch(name, f"*/{CONFIG}") and name.count("/") == 1)}
+    wanted = {
+        CONFIG,
+        INDEX,
+        f"{subfolder}/{CONFIG}",
+        *(name for name in mine if fnmatch(name, f"*/{CONFIG}") and name.count("/") == 1),
+    }
     return [below + name for name in sorted(wanted & mine)]
 
 
 def _download_weights(files: RepositoryFiles, folder: str, variant: str | None) -> None:
-    """Fetch the weights of one folder: one form of them, and of a form in several files those that its index names.
+    """Fetch the weights of one folder: one form of them, and of a form in several files those that
+    its index names.
 
     Raises:
         EncoderError: there are none, or several forms with nothing to choose between them.
@@ -225,10 +283,15 @@ def _download_weights(files: RepositoryFiles, folder: str, variant: str | None) 
         files.download([below + named[0]])
         return
     if not find_weights(here):
-        missing = f"; only a part of it is in the cache, and {files.silence}" if files.silence else ""
+        missing = (
+            f"; only a part of it is in the cache, and {files.silence}" if files.silence else ""
+        )
         others = [name for name in here if "/" not in name and name != CONFIG]
         there = f"; the files there: {', '.join(sorted(others)[:8])}" if others else ""
-        raise EncoderError(f"{where} has a config.json but no weights; expected diffusion_pytorch_model.safetensors{there}{missing}")
+        raise EncoderError(
+            f"{where} has a config.json but no weights; expected"
+            f" diffusion_pytorch_model.safetensors{there}{missing}"
+        )
     chosen = choose_weights(here, where, variant)
     index = next((name for name in chosen if name.endswith(".json")), None)
     if index is not None:
@@ -239,15 +302,32 @@ def _download_weights(files: RepositoryFiles, folder: str, variant: str | None) 
 
 
 def _offer(files: RepositoryFiles, place: HubPlace) -> str:
-    """What to give instead of a repository without an autoencoder that can be used: one in diffusers' form, or a file in it."""
+    """What to give instead of a repository without an autoencoder that can be used: one in
+    diffusers' form, or a file in it.
+    """
     offers = []
     sibling = f"{place.repository}-Diffusers"
-    if files.silence is None and not place.repository.lower().endswith("diffusers") and _is_model(sibling):
+    if (
+        files.silence is None
+        and not place.repository.lower().endswith("diffusers")
+        and _is_model(sibling)
+    ):
         offers.append(f"{sibling} has it in diffusers' form")
-    named = sorted(name for name in find_weights(files.names, any_name=True) if NAMED_VAE.search(name.rpartition("/")[2]))
+    named = sorted(
+        name
+        for name in find_weights(files.names, any_name=True)
+        if NAMED_VAE.search(name.rpartition("/")[2])
+    )
     if named:
-        offers.append("a single file is given as " + " or ".join(f"{place.repository}/{name}" for name in named[:MOST_OFFERED]))
-    return f"; {'; '.join(offers)}" if offers else f"; its files: {page_of(place)}/tree/{place.revision or 'main'}"
+        offers.append(
+            "a single file is given as "
+            + " or ".join(f"{place.repository}/{name}" for name in named[:MOST_OFFERED])
+        )
+    return (
+        f"; {'; '.join(offers)}"
+        if offers
+        else f"; its files: {page_of(place)}/tree/{place.revision or 'main'}"
+    )
 
 
 def _is_model(repository: str) -> bool:

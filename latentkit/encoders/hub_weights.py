@@ -13,28 +13,35 @@ from latentkit.runtime.hub_places import WEIGHT_SUFFIXES
 
 STEM = "diffusion_pytorch_model"
 FILE = re.compile(
-    STEM + r"(?:\.(?P<before>[\w-]+?))?(?:-\d+-of-\d+)?(?:\.(?P<after>[\w-]+))?\.(?P<form>safetensors|bin)"
+    STEM
+    + r"(?:\.(?P<before>[\w-]+?))?(?:-\d+-of-\d+)?(?:\.(?P<after>[\w-]+))?"
+    + r"\.(?P<form>safetensors|bin)"
 )
 INDEX = re.compile(STEM + r"\.(?P<form>safetensors|bin)\.index(?:\.(?P<after>[\w-]+))?\.json")
 
 
 @dataclass(frozen=True)
 class Form:
-    """One of the forms that the same weights may have: `variant` is "" for the plain one, else such as fp16."""
+    """One of the forms that the same weights may have: `variant` is "" for the plain one, else such
+    as fp16.
+    """
 
     variant: str
     ending: str
 
 
 def find_weights(names: Collection[str], any_name: bool = False) -> list[str]:
-    """The names of files of weights, sorted: those that diffusers reads from a folder, or any by their endings."""
+    """The names of files of weights, sorted: those that diffusers reads from a folder, or any by
+    their endings.
+    """
     if any_name:
         return sorted(name for name in names if name.lower().endswith(WEIGHT_SUFFIXES))
     return sorted(name for name in names if FILE.fullmatch(name))
 
 
 def choose_weights(names: Collection[str], where: str, wanted: str | None = None) -> list[str]:
-    """The files of one form: plain before a variant, safetensors before .bin; with the index of several files, if there is one.
+    """The files of one form: plain before a variant, safetensors before .bin; with the index of
+    several files, if there is one.
 
     Args:
         names: of a folder's files.
@@ -80,8 +87,12 @@ def shards_of(index: Any, chosen: Collection[str], where: str) -> list[str]:
     """
     weight_map = index.get("weight_map") if isinstance(index, Mapping) else None
     if not isinstance(weight_map, Mapping) or not weight_map:
-        raise EncoderError(f"{where} has no weight_map; expected the index of weights in several files")
+        raise EncoderError(
+            f"{where} has no weight_map; expected the index of weights in several files"
+        )
     shards = sorted({str(name) for name in weight_map.values()})
     if missing := [name for name in shards if name not in chosen]:
-        raise EncoderError(f"{where} names {missing[0]}, which isn't there: the upload is not complete")
+        raise EncoderError(
+            f"{where} names {missing[0]}, which isn't there: the upload is not complete"
+        )
     return shards

@@ -57,7 +57,8 @@ PARTS = (
     ("model.diffusion_model.double_blocks.", "flux1"),
     ("model.diffusion_model.cap_embedder.", "flux1"),
 )
-"""Starts of names that only a whole pipeline's file has, and the autoencoder that goes with them."""
+"""Starts of names that only a whole pipeline's file has, and the autoencoder that goes with them.
+"""
 
 ARCHITECTURES = (
     ("stable-diffusion-xl", "sdxl"),
@@ -68,7 +69,8 @@ ARCHITECTURES = (
     ("flux-1", "flux1"),
     ("flux.1", "flux1"),
 )
-"""Starts of `modelspec.architecture` in a safetensors file, as the ModelSpec of Stability AI has it."""
+"""Starts of `modelspec.architecture` in a safetensors file, as the ModelSpec of Stability AI has
+it."""
 
 
 def list_published() -> list[str]:
@@ -85,7 +87,8 @@ def find_published(name: str) -> Path | None:
 def recognize(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], modality: str
 ) -> list[Path]:
-    """The published config that a file's names and shapes fit, and after it those that give the same latents.
+    """The published config that a file's names and shapes fit, and after it those that give the
+    same latents.
 
     Args:
         path: of the file, for messages.
@@ -94,7 +97,8 @@ def recognize(
         modality: the recipe's; of several networks in a file, the one that takes it is meant.
 
     Raises:
-        EncoderError: none fits; or several do, whose latents are scaled otherwise, and nothing in the file tells which it is.
+        EncoderError: none fits; or several do, whose latents are scaled otherwise, and nothing in
+            the file tells which it is.
     """
     fits = {name: found for name in list_published() if (found := _fits(name, tensors))}
     whole = {name: fit for name, fit in fits.items() if not fit.lacks_decoder} or fits
@@ -102,17 +106,20 @@ def recognize(
     if not names:
         refuse_scaled(path, tensors)
         raise EncoderError(
-            f"{path}: its weights fit none of the published autoencoders that latentkit knows. Put the model's config.json beside the "
-            f"file, or name it by the option config: a path, or one of {', '.join(list_published())}"
+            f"{path}: its weights fit none of the published autoencoders that latentkit knows. Put"
+            " the model's config.json beside the file, or name it by the option config: a path, or"
+            f" one of {', '.join(list_published())}"
         )
     told = _told(tensors, metadata)
     if told in names:
         names = [told]
-    if len({_scaling(name) for name in names}) == 1:  # the same latents, of a class that no file's name decides
+    if (
+        len({_scaling(name) for name in names}) == 1
+    ):  # the same latents, of a class that no file's name decides
         return [FOLDER / f"{name}.json" for name in reversed(names)]
     raise EncoderError(
-        f"{path}: its weights fit {', '.join(names)}, which {_differences(names)}. Say which it is: "
-        f"--set encoder.with.config={names[-1]} (or another of these)"
+        f"{path}: its weights fit {', '.join(names)}, which {_differences(names)}. Say which it is:"
+        f" --set encoder.with.config={names[-1]} (or another of these)"
     )
 
 

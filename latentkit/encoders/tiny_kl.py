@@ -1,4 +1,6 @@
-"""Encoders `tiny-kl` and `tiny-kl-16`: the small KL autoencoders whose weights lie inside the package."""
+"""Encoders `tiny-kl` and `tiny-kl-16`: the small KL autoencoders whose weights lie inside the
+package.
+"""
 
 from __future__ import annotations
 
@@ -14,35 +16,44 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-import latentkit
-from latentkit.builtin import TinyKLConfig
 from latentkit.contracts import BuildContext, InputSpec, LatentLayout, Normalization, SizeRule
 from latentkit.encoders.hashing import hash_tensors
+from latentkit.encoders.options import TinyKLConfig
 from latentkit.encoders.tiny_kl_network import DOWNSCALE, TinyKL
 from latentkit.encoders.weight_files import refuse_pages
 from latentkit.errors import EncoderError
 from latentkit.runtime.device import memory_format
 
-SHIPPED = Path(latentkit.__file__).parent / "weights"
-NETWORKS: Mapping[str, Mapping[str, Any]] = {"tiny-kl": {}, "tiny-kl-16": {"channels": 16, "decoder_widths": (64, 124)}}
+SHIPPED = Path(__file__).parents[1] / "weights"
+NETWORKS: Mapping[str, Mapping[str, Any]] = {
+    "tiny-kl": {},
+    "tiny-kl-16": {"channels": 16, "decoder_widths": (64, 124)},
+}
 """Of random weights, by the encoder's name: arguments of `TinyKL` that aren't its defaults."""
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 """diffusers' name for it."""
 HALVES = ("encoder", "decoder")
 
 
-def open_tiny_kl(config: TinyKLConfig, context: BuildContext, name: str = "tiny-kl") -> TinyKLEncoder:
+def open_tiny_kl(
+    config: TinyKLConfig, context: BuildContext, name: str = "tiny-kl"
+) -> TinyKLEncoder:
     """The encoder `name` with the weights that `config` names, on the context's device.
 
     Raises:
-        EncoderError: the folder holds no such model, or weights that don't fit its config; names the keys.
+        EncoderError: the folder holds no such model, or weights that don't fit its config; names
+            the keys.
     """
     dtype = getattr(torch, config.dtype)
     if config.init == "random":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(context.seed)
             return TinyKLEncoder(build_network(NETWORKS[name], Path()), None, dtype, context.device)
-    folder = SHIPPED / name if config.model is None else context.recipe_dir / Path(config.model).expanduser()
+    folder = (
+        SHIPPED / name
+        if config.model is None
+        else context.recipe_dir / Path(config.model).expanduser()
+    )
     with torch.device("meta"):
         network = build_network(read_config(folder), folder)
     check_weights(folder / WEIGHTS_NAME, network)
@@ -50,18 +61,31 @@ def open_tiny_kl(config: TinyKLConfig, context: BuildContext, name: str = "tiny-
 
 
 class TinyKLEncoder:
-    """RGB pictures to 4 (or up to 16) channels at an eighth of the size, and back; satisfies `Encoder`, `Decodes` and `Trainable`.
+    """RGB pictures to 4 (or up to 16) channels at an eighth of the size, and back; satisfies
+    `Encoder`, `Decodes` and `Trainable`.
 
     Each half of the network is loaded when it is first used, so encoding never reads the decoder.
     """
 
     modality = "image"
-    input = InputSpec(channels=3, sizes={"H": SizeRule(multiple=DOWNSCALE), "W": SizeRule(multiple=DOWNSCALE)})
+    input = InputSpec(
+        channels=3, sizes={"H": SizeRule(multiple=DOWNSCALE), "W": SizeRule(multiple=DOWNSCALE)}
+    )
 
-    def __init__(self, network: TinyKL, weights: Path | None, dtype: torch.dtype, device: str) -> None:
-        """Takes a network on torch's device "meta" with the file to load it from, or a ready one with None."""
+    def __init__(
+        self, network: TinyKL, weights: Path | None, dtype: torch.dtype, device: str
+    ) -> None:
+        """Takes a network on torch's device "meta" with the file to load it from, or a ready one
+        with None.
+        """
         config: Mapping[str, Any] = network.config
-        self.layout = LatentLayout(name="latent", kind="gaussian", axes="CHW", channels=config["channels"], downscale=DOWNSCALE)
+        self.layout = LatentLayout(
+            name="latent",
+            kind="gaussian",
+            axes="CHW",
+            channels=config["channels"],
+            downscale=DOWNSCALE,
+        )
         self._network = network
         self._weights = weights
         self._dtype = dtype
@@ -73,11 +97,16 @@ class TinyKLEncoder:
 
     @property
     def normalization(self) -> Normalization:
-        """Per channel, (z - latents_mean) / latents_std, when the model was measured; else by its shift and scaling factor."""
+        """Per channel, (z - latents_mean) / latents_std, when the model was measured; else by its
+        shift and scaling factor.
+        """
         config: Mapping[str, Any] = self._network.config
         if config["latents_mean"] is None or config["latents_std"] is None:
             return Normalization(shift=config["shift_factor"], scale=config["scaling_factor"])
-        return Normalization(shift=tuple(config["latents_mean"]), scale=tuple(1 / std for std in config["latents_std"]))
+        return Normalization(
+            shift=tuple(config["latents_mean"]),
+            scale=tuple(1 / std for std in config["latents_std"]),
+        )
 
     def encode(self, batch: Tensor) -> dict[str, Tensor]:
         """Posterior moments of a batch of pictures.
@@ -86,14 +115,22 @@ class TinyKLEncoder:
             batch: (N, 3, H, W) float32 in [-1, 1]; H and W divisible by 8.
 
         Returns:
-            "mean" and "logvar", each (N, C, H / 8, W / 8), unscaled, in the encoder's dtype; logvar in [-30, 20].
+            "mean" and "logvar", each (N, C, H / 8, W / 8), unscaled, in the encoder's dtype; logvar
+            in [-30, 20].
 
         Raises:
             ValueError: another shape; names it.
         """
-        if batch.ndim != 4 or batch.shape[1] != 3 or batch.shape[2] % DOWNSCALE or batch.shape[3] % DOWNSCALE:
+        if (
+            batch.ndim != 4
+            or batch.shape[1] != 3
+            or batch.shape[2] % DOWNSCALE
+            or batch.shape[3] % DOWNSCALE
+        ):
             found = " x ".join(map(str, batch.shape))
-            raise ValueError(f"tiny-kl: expected (N, 3, H, W) with H and W divisible by {DOWNSCALE}, got {found}")
+            raise ValueError(
+                f"tiny-kl: expected (N, 3, H, W) with H and W divisible by {DOWNSCALE}, got {found}"
+            )
         network = self._loaded("encoder")
         with torch.inference_mode():
             moments = network.encode(self._arranged(batch, network.encoder))
@@ -112,18 +149,28 @@ class TinyKLEncoder:
             ValueError: another shape; names it.
         """
         if latents.ndim != 4 or latents.shape[1] != self.layout.channels:
-            raise ValueError(f"tiny-kl: expected latents (N, {self.layout.channels}, h, w), got {' x '.join(map(str, latents.shape))}")
+            raise ValueError(
+                f"tiny-kl: expected latents (N, {self.layout.channels}, h, w), got"
+                f" {' x '.join(map(str, latents.shape))}"
+            )
         network = self._loaded("decoder")
         with torch.inference_mode():
             return network.decode(self._arranged(latents, network.decoder))
 
     def compile(self) -> None:
-        """Compile the encoding half, a graph per shape: which one a batch runs, and so its bits, must not depend on the batches before."""
+        """Compile the encoding half, a graph per shape: which one a batch runs, and so its bits,
+        must not depend on the batches before.
+        """
         self._loaded("encoder").encoder.compile(dynamic=False)
 
     def fingerprint(self) -> dict[str, str]:
-        """Hashes of the two halves' tensors as they are computed with: "weights" decides latents, "decoder" doesn't."""
-        return {"weights": hash_tensors(self._tensors("encoder")), "decoder": hash_tensors(self._tensors("decoder"))}
+        """Hashes of the two halves' tensors as they are computed with: "weights" decides latents,
+        "decoder" doesn't.
+        """
+        return {
+            "weights": hash_tensors(self._tensors("encoder")),
+            "decoder": hash_tensors(self._tensors("decoder")),
+        }
 
     # ------------------------------------------------------------ training
 
@@ -141,19 +188,33 @@ class TinyKLEncoder:
         return weight
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Put measured mean and standard deviation of raw latents per channel, (C,) each, into the config that `save` writes.
+        """Put measured mean and standard deviation of raw latents per channel, (C,) each, into the
+        config that `save` writes.
 
         Shift and scaling factor, those of all channels together, follow from them.
         """
-        centre = float(mean.double().mean())
-        spread = float((std.double().square() + (mean.double() - centre).square()).mean().sqrt())
-        values = {"latents_mean": mean.tolist(), "latents_std": std.tolist(), "shift_factor": centre, "scaling_factor": 1 / spread}
+        center = float(mean.double().mean())
+        spread = float((std.double().square() + (mean.double() - center).square()).mean().sqrt())
+        values = {
+            "latents_mean": mean.tolist(),
+            "latents_std": std.tolist(),
+            "shift_factor": center,
+            "scaling_factor": 1 / spread,
+        }
         self._network.register_to_config(**values)  # type: ignore[no-untyped-call]
 
     def save(self, folder: Path) -> None:
-        """Write config.json and the weights, as float16: half the bytes, and rounding far below what 8-bit pictures show."""
-        tensors = {f"{half}.{name}": tensor for half in HALVES for name, tensor in self._tensors(half).items()}
-        stored = {name: tensor.to("cpu", torch.float16).contiguous() for name, tensor in tensors.items()}
+        """Write config.json and the weights, as float16: half the bytes, and rounding far below
+        what 8-bit pictures show.
+        """
+        tensors = {
+            f"{half}.{name}": tensor
+            for half in HALVES
+            for name, tensor in self._tensors(half).items()
+        }
+        stored = {
+            name: tensor.to("cpu", torch.float16).contiguous() for name, tensor in tensors.items()
+        }
         self._network.save_config(folder)
         save_file(stored, folder / WEIGHTS_NAME, metadata={"format": "pt"})
 
@@ -173,8 +234,12 @@ class TinyKLEncoder:
             return self._network.get_submodule(half).state_dict()
         assert self._weights is not None
         with safe_open(self._weights, "pt") as file:
-            names = [name for name in file.keys() if name.startswith(f"{half}.")]  # noqa: SIM118  (not a mapping)
-            return {name.removeprefix(f"{half}."): file.get_tensor(name).to(self._dtype) for name in names}
+            keys = file.keys()
+            names = [name for name in keys if name.startswith(f"{half}.")]
+            return {
+                name.removeprefix(f"{half}."): file.get_tensor(name).to(self._dtype)
+                for name in names
+            }
 
     def _arranged(self, batch: Tensor, module: nn.Module) -> Tensor:
         device = next(module.parameters()).device  # training may have moved the network
@@ -182,7 +247,9 @@ class TinyKLEncoder:
 
 
 def move(module: nn.Module, device: torch.device | str, dtype: torch.dtype) -> None:
-    """Put a module on a device, in a dtype, in the memory format in which its convolutions are fast."""
+    """Put a module on a device, in a dtype, in the memory format in which its convolutions are
+    fast.
+    """
     module.to(device, dtype).to(memory_format=memory_format(device, 4))  # type: ignore[call-overload]
 
 
@@ -196,12 +263,18 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise EncoderError(f"{path}: {error.strerror}; expected a tiny-kl model's folder, with config.json and {WEIGHTS_NAME}") from error
+        raise EncoderError(
+            f"{path}: {error.strerror}; expected a tiny-kl model's folder, with config.json and"
+            f" {WEIGHTS_NAME}"
+        ) from error
     except ValueError as error:
         raise EncoderError(f"{path}: not JSON: {error}") from error
     name = values.get("_class_name") if isinstance(values, Mapping) else None
     if name != TinyKL.__name__:
-        raise EncoderError(f"{path}: expected _class_name 'TinyKL', got {name!r}; other autoencoders are opened by the encoder 'diffusers'")
+        raise EncoderError(
+            f"{path}: expected _class_name 'TinyKL', got {name!r}; other autoencoders are opened by"
+            " the encoder 'diffusers'"
+        )
     known = inspect.signature(TinyKL.__init__).parameters
     unknown = sorted(key for key in values if key not in known and not key.startswith("_"))
     if unknown:
@@ -218,11 +291,15 @@ def build_network(values: Mapping[str, Any], folder: Path) -> TinyKL:
     try:
         network: TinyKL = TinyKL(**values)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise EncoderError(f"{folder / 'config.json'}: no network can be built from it: {error}") from error
+        raise EncoderError(
+            f"{folder / 'config.json'}: no network can be built from it: {error}"
+        ) from error
     channels = network.config["channels"]
     for key in ("latents_mean", "latents_std"):
         if values.get(key) is not None and len(values[key]) != channels:
-            raise EncoderError(f"{folder / 'config.json'}: {key}: expected {channels} numbers, got {values[key]!r}")
+            raise EncoderError(
+                f"{folder / 'config.json'}: {key}: expected {channels} numbers, got {values[key]!r}"
+            )
     return network
 
 
@@ -230,12 +307,14 @@ def check_weights(path: Path, network: nn.Module) -> None:
     """Nothing, if the file holds exactly the network's tensors, judging by its header.
 
     Raises:
-        EncoderError: it can't be read, or keys are missing, unexpected or of another shape; names them.
+        EncoderError: it can't be read, or keys are missing, unexpected or of another shape; names
+            them.
     """
     refuse_pages(path)
     try:
         with safe_open(path, "pt") as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+            keys = file.keys()
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in keys}
     except (OSError, SafetensorError) as error:
         raise EncoderError(f"{path}: the weights can't be read: {error}") from error
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}

@@ -1,10 +1,12 @@
-"""The network of `tiny-kl`: a small KL autoencoder for RGB pictures, built to be quick on a CPU and quick to train.
+"""The network of `tiny-kl`: a small KL autoencoder for RGB pictures, built to be quick on a CPU and
+quick to train.
 
-Both halves are a linear map between 8 x 8 patches and the latent channels (4, or up to 16), plus a residual network whose output starts
-at zero. The linear maps start as functions of the discrete cosine transform: luma, its two slowest waves, one colour difference, and so
-on. So training starts near the quality of principal components and spends its time on what linear algebra can't do. Normalisation is
-over the channels of one place only, so a picture's latents don't depend on what lies far away in it.
-"""
+Both halves are a linear map between 8 x 8 patches and the latent channels (4, or up to 16), plus a
+residual network whose output starts at zero. The linear maps start as functions of the discrete
+cosine transform: luma, its two slowest waves, one color difference, and so on. So training starts
+near the quality of principal components and spends its time on what linear algebra can't do.
+Normalization is over the channels of one place only, so a picture's latents don't depend on what
+lies far away in it."""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle, silu
 
 from latentkit.contracts import Moments, Reconstruction
-from latentkit.layouts import LOGVAR_RANGE
+from latentkit.contracts.encoder_description import LOGVAR_RANGE
 
 DOWNSCALE = 8
 LUMA, WARMTH, GREEN = (1.0, 1.0, 1.0), (1.0, 0.0, -1.0), (1.0, -2.0, 1.0)
@@ -41,18 +43,24 @@ START = (
     (LUMA, 2, 2, 0.3),
     (LUMA, 3, 1, 0.3),
 )
-"""What each latent channel starts as: colour, waves down and across an 8 x 8 patch, and about the standard deviation of photographs'
-coefficients, by which it is divided, so that latents start near unit variance. In falling order of that."""
+"""What each latent channel starts as: color, waves down and across an 8 x 8 patch, and about the
+standard deviation of photographs' coefficients, by which it is divided, so that latents start near
+unit variance. In falling order of that."""
 BRANCH_GAIN = 0.2
-"""Factor of what the residual networks add to the linear maps. Adam's first steps move every weight by the learning rate, however small its
-gradient is, and behind a layer that starts at zero that is a jump; the factor makes it a small one, so that a higher rate is stable."""
+"""Factor of what the residual networks add to the linear maps.
+
+Adam's first steps move every weight by the learning rate, however small its gradient is, and behind
+a layer that starts at zero that is a jump; the factor makes it a small one, so that a higher rate
+is stable."""
 START_LOGVAR, LOGVAR_GAIN = -12.0, 0.05
-"""Of an untrained network, and factor of what is added to it. A logvar that jumps up for a rare picture drowns its latents in noise, and
-the loss explodes; so it starts low and moves slowly."""
+"""Of an untrained network, and factor of what is added to it.
+
+A logvar that jumps up for a rare picture drowns its latents in noise, and the loss explodes; so it
+starts low and moves slowly."""
 
 
 class Residual(nn.Module):
-    """x + two 3 x 3 convolutions of x, normalised over channels; starts as the identity."""
+    """x + two 3 x 3 convolutions of x, normalized over channels; starts as the identity."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -78,7 +86,9 @@ class Encoder(nn.Module):
         self.eighth = nn.Sequential(*(Residual(eighth) for _ in range(blocks[1])))
         self.moments = zeroed(nn.Conv2d(eighth, 2 * channels, 3, padding=1))
         with torch.no_grad():
-            self.linear.weight.copy_((start_basis(channels) / start_spread(channels)[:, None])[:, :, None, None])
+            self.linear.weight.copy_(
+                (start_basis(channels) / start_spread(channels)[:, None])[:, :, None, None]
+            )
             zeroed_bias(self.linear)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -103,7 +113,9 @@ class Decoder(nn.Module):
         self.pixels = zeroed(nn.Conv2d(quarter, 3 * 4**2, 3, padding=1))
         with torch.no_grad():
             self.linear.weight.zero_()
-            self.linear.weight[:, :, 1, 1] = (start_basis(channels) * start_spread(channels)[:, None]).T
+            self.linear.weight[:, :, 1, 1] = (
+                start_basis(channels) * start_spread(channels)[:, None]
+            ).T
             zeroed_bias(self.linear)
 
     def forward(self, latents: Tensor) -> Tensor:
@@ -113,7 +125,8 @@ class Decoder(nn.Module):
 
 
 class TinyKL(ModelMixin, ConfigMixin):
-    """KL autoencoder in diffusers' folder format; `TinyKL.from_pretrained(folder)` loads what training wrote.
+    """KL autoencoder in diffusers' folder format; `TinyKL.from_pretrained(folder)` loads what
+    training wrote.
 
     Args:
         encoder_widths: channels at a quarter and at an eighth of the picture's size.
@@ -123,7 +136,8 @@ class TinyKL(ModelMixin, ConfigMixin):
         scaling_factor: 1 / standard deviation of all latents together, measured after training.
         shift_factor: mean of all latents together.
         latents_mean: mean of each latent channel; None before it was measured.
-        latents_std: standard deviation of each latent channel, of a draw; None before it was measured.
+        latents_std: standard deviation of each latent channel, of a draw; None before it was
+            measured.
         channels: C of the latents, 1 to 16.
 
     Raises:
@@ -152,7 +166,9 @@ class TinyKL(ModelMixin, ConfigMixin):
         self.decoder = Decoder(channels, decoder_widths, decoder_blocks)
 
     def encode(self, images: Tensor) -> Moments:
-        """Posterior of (N, 3, H, W) in [-1, 1], H and W divisible by 8: each (N, C, H / 8, W / 8), logvar in [-30, 20]."""
+        """Posterior of (N, 3, H, W) in [-1, 1], H and W divisible by 8: each (N, C, H / 8, W / 8),
+        logvar in [-30, 20].
+        """
         mean, logvar = self.encoder(images).chunk(2, dim=1)
         return Moments(mean, logvar.clamp(*LOGVAR_RANGE))
 
@@ -161,7 +177,9 @@ class TinyKL(ModelMixin, ConfigMixin):
         return cast(Tensor, self.decoder(latents))
 
     def forward(self, images: Tensor) -> Reconstruction:
-        """Pictures through a draw of their posterior, from torch's global random numbers; moments and draw in float32."""
+        """Pictures through a draw of their posterior, from torch's global random numbers; moments
+        and draw in float32.
+        """
         moments = self.encode(images)
         moments = Moments(moments.mean.float(), moments.logvar.float())
         latents = moments.mean + torch.exp(0.5 * moments.logvar) * torch.randn_like(moments.mean)
@@ -182,12 +200,19 @@ def zeroed_bias(layer: nn.Conv2d) -> nn.Conv2d:
 
 
 def start_basis(channels: int) -> Tensor:
-    """Orthonormal functions on an 8 x 8 RGB patch, (C, 192), values in `pixel_unshuffle`'s order (colour, row, column)."""
+    """Orthonormal functions on an 8 x 8 RGB patch, (C, 192), values in `pixel_unshuffle`'s order
+    (color, row, column).
+    """
     place = (torch.arange(DOWNSCALE) + 0.5) * math.pi / DOWNSCALE
-    waves = [torch.ones(DOWNSCALE), *(math.sqrt(2) * torch.cos(place * number) for number in range(1, DOWNSCALE))]
+    waves = [
+        torch.ones(DOWNSCALE),
+        *(math.sqrt(2) * torch.cos(place * number) for number in range(1, DOWNSCALE)),
+    ]
     patches = [
-        torch.einsum("c,i,j->cij", torch.tensor(colour) / math.hypot(*colour), waves[down], waves[across])
-        for colour, down, across, _ in START[:channels]
+        torch.einsum(
+            "c,i,j->cij", torch.tensor(color) / math.hypot(*color), waves[down], waves[across]
+        )
+        for color, down, across, _ in START[:channels]
     ]
     return torch.stack([patch.flatten() for patch in patches]) / DOWNSCALE
 

@@ -1,4 +1,6 @@
-"""Tensors from a file of weights that somebody downloaded, or a message that says what the file is instead. No pickle is run."""
+"""Tensors from a file of weights that somebody downloaded, or a message that says what the file is
+instead. No pickle is run.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ OTHERS = {
     b"\x28\xb5\x2f\xfd": "compressed by zstd: unpack it first",
     b"7z\xbc\xaf": "an archive of 7-Zip: unpack it first",
     b"Rar!": "a RAR archive: unpack it first",
-    b"GGUF": "a GGUF file, which holds quantised weights: get the model's .safetensors",
+    b"GGUF": "a GGUF file, which holds quantized weights: get the model's .safetensors",
     b"\x89HDF": "an HDF5 file, as Keras writes it: get the model's .safetensors",
     b"\x93NUMPY": "an array of NumPy: get the model's .safetensors",
 }
@@ -39,15 +41,16 @@ DEEPEST = 8
 
 
 def read_tensors(path: Path, where_from: str = "") -> dict[str, Tensor]:
-    """All tensors of a file by name, on the CPU: safetensors, or what torch.save wrote, a trainer's whole checkpoint too.
+    """All tensors of a file by name, on the CPU: safetensors, or what torch.save wrote, a trainer's
+    whole checkpoint too.
 
     Args:
         path: of the file; its first bytes decide what it is, whatever its ending.
         where_from: how to get such a file, for the message when it isn't there.
 
     Raises:
-        EncoderError: there is no such file, it is something else than weights (a web page, a program, cut off ...), or it holds
-            several networks, none of them under `state_dict`.
+        EncoderError: there is no such file, it is something else than weights (a web page, a
+            program, cut off ...), or it holds several networks, none of them under `state_dict`.
     """
     found = _read(path, where_from)
     groups = dict(_groups(found))
@@ -64,7 +67,8 @@ def read_tensors(path: Path, where_from: str = "") -> dict[str, Tensor]:
 
 
 def read_all_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a file by its full name: "ema.encoder.conv_in.weight" is `encoder.conv_in.weight` of the mapping under `ema`.
+    """Every tensor of a file by its full name: "ema.encoder.conv_in.weight" is
+    `encoder.conv_in.weight` of the mapping under `ema`.
 
     Raises:
         EncoderError: as `read_tensors`; or there is no tensor with a name in it.
@@ -97,7 +101,8 @@ def refuse_pages(path: Path, where_from: str = "") -> None:
         where_from: how to get such a file, for the message when it isn't there.
 
     Raises:
-        EncoderError: there is no such file, or it is a web page, a pointer of git-lfs, or another kind of file that is no weights.
+        EncoderError: there is no such file, or it is a web page, a pointer of git-lfs, or another
+            kind of file that is no weights.
     """
     try:
         start = _start(path)
@@ -114,11 +119,13 @@ def refuse_pages(path: Path, where_from: str = "") -> None:
         return
     if start.lstrip().startswith(b"<"):
         raise EncoderError(
-            f"{path} is a web page, not weights: what was saved is the page about the file; download the file itself"
+            f"{path} is a web page, not weights: what was saved is the page about the file;"
+            " download the file itself"
         )
     if start.startswith(b"version https://git-lfs"):
         raise EncoderError(
-            f"{path} is a pointer of git-lfs, not weights; `git lfs pull` in its repository gets the file itself"
+            f"{path} is a pointer of git-lfs, not weights; `git lfs pull` in its repository gets"
+            " the file itself"
         )
     for first, said in OTHERS.items():
         if start.startswith(first):
@@ -127,7 +134,8 @@ def refuse_pages(path: Path, where_from: str = "") -> None:
         raise EncoderError(f"{path}: {WANTED}; it is a tar archive: unpack it first")
     if start.isascii() and start.decode().isprintable() and 8 <= path.stat().st_size < 10_000:
         raise EncoderError(
-            f"{path}: {WANTED}; it is damaged, cut off or something else: a text such as a server's answer: {start[:80].decode().strip()!r}"
+            f"{path}: {WANTED}; it is damaged, cut off or something else: a text such as a server's"
+            f" answer: {start[:80].decode().strip()!r}"
         )
 
 
@@ -175,11 +183,13 @@ def _load(file: Path | IO[bytes], mmap: bool) -> Any:
 def _groups(
     found: object, name: str = "", above: tuple[int, ...] = (), seen: set[int] | None = None
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Mappings of tensors, by their dotted names, "" for the outermost; what else lies in them is left out.
+    """Mappings of tensors, by their dotted names, "" for the outermost; what else lies in them is
+    left out.
 
     Args:
         above: ids of the mappings that it lies in, which may lie in it.
-        seen: ids of those looked into; one that lies in several gives its own tensors under each name, and the rest once.
+        seen: ids of those looked into; one that lies in several gives its own tensors under each
+            name, and the rest once.
     """
     seen = set() if seen is None else seen
     if not isinstance(found, dict) or len(above) > DEEPEST or id(found) in above:
@@ -197,7 +207,10 @@ def _groups(
 
 def _why_unreadable(path: Path, start: bytes, error: Exception) -> str:
     if "TorchScript" in str(error):
-        return f"{path} is a TorchScript program, which is not run; expected the network's state_dict(), as .safetensors or .pth"
+        return (
+            f"{path} is a TorchScript program, which is not run; expected the network's"
+            " state_dict(), as .safetensors or .pth"
+        )
     if start.startswith(b"PK"):
         if not zipfile.is_zipfile(path):
             return f"{path}: {WANTED}; it is damaged, cut off or something else: its end is missing"
@@ -206,8 +219,9 @@ def _why_unreadable(path: Path, start: bytes, error: Exception) -> str:
                 return f"{path}: {WANTED}; it is a zip archive of other files: unpack it first"
     if start.startswith(b"\x80") and PICKLED_MAGIC not in start and len(start) > 20:
         return (
-            f"{path} holds Python objects besides tensors, as pickle.dump writes them, and is not loaded: "
-            "a pickle can run any program. Where you trust it, save its tensors as .safetensors"
+            f"{path} holds Python objects besides tensors, as pickle.dump writes them, and is not"
+            " loaded: a pickle can run any program. Where you trust it, save its tensors as"
+            " .safetensors"
         )
     return (
         f"{path}: {WANTED}; it is damaged, cut off or something else ({path.stat().st_size} bytes)"
@@ -216,12 +230,16 @@ def _why_unreadable(path: Path, start: bytes, error: Exception) -> str:
 
 def _describe(found: object) -> str:
     if isinstance(found, StandIn):
-        return f"an object ({type(found).__name__}), as torch.save(model) writes it; save model.state_dict() instead"
+        return (
+            f"an object ({type(found).__name__}), as torch.save(model) writes it; save"
+            " model.state_dict() instead"
+        )
     if not isinstance(found, Mapping):
         return f"a {type(found).__name__}"
     others = sorted({type(value).__name__ for value in dict(found).values()})
     return (
-        f"a mapping that also holds {', '.join(others)} ({', '.join(map(str, list(found)[:4]))} ...)"
+        f"a mapping that also holds {', '.join(others)} ({', '.join(map(str, list(found)[:4]))}"
+        " ...)"
         if others
         else "nothing"
     )

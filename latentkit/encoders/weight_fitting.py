@@ -1,4 +1,5 @@
-"""Which tensors of a checkpoint are a model's, under which names; and what is wrong where none are."""
+"""Which tensors of a checkpoint are a model's, under which names; and what is wrong where none are.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +32,13 @@ SCALED = (
     ".weight_scale_inv",
 )
 UNUSED = "num_batches_tracked"
-"""A counter of batch normalisation, which no evaluation uses; some converters leave it out."""
+"""A counter of batch normalization, which no evaluation uses; some converters leave it out."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """The tensors under one prefix of a checkpoint, by a model's names, and what keeps them from being its weights.
+    """The tensors under one prefix of a checkpoint, by a model's names, and what keeps them from
+    being its weights.
 
     Args:
         prefix: as in the checkpoint, such as "first_stage_model."; empty for names without one.
@@ -108,7 +110,8 @@ def choose_fit(path: Path, fits: Sequence[Fit], variant: str | None) -> Fit:
     Args:
         path: of the checkpoint, for messages.
         fits: of `find_fits`.
-        variant: the prefix or a word of it, where several are good; "outermost" for names without one.
+        variant: the prefix or a word of it, where several are good; "outermost" for names without
+            one.
 
     Raises:
         EncoderError: none is good, or several are and the variant doesn't tell which.
@@ -116,7 +119,8 @@ def choose_fit(path: Path, fits: Sequence[Fit], variant: str | None) -> Fit:
     if not fits[0].is_good:
         refuse_scaled(path, fits[0].unexpected)
         raise EncoderError(
-            f"{path}: the weights don't fit the model: keys {fits[0].describe()}. It would run, and be wrong"
+            f"{path}: the weights don't fit the model: keys {fits[0].describe()}. It would run, and"
+            " be wrong"
         )
     meant = _find_meant(fits, variant)
     if len(meant) == 1:
@@ -124,7 +128,8 @@ def choose_fit(path: Path, fits: Sequence[Fit], variant: str | None) -> Fit:
     names = ", ".join(map(_name_of, fits))
     if len(fits) == 1:
         raise EncoderError(
-            f"{path}: there are no weights {variant!r} in it, only one model ({names}); leave out variant"
+            f"{path}: there are no weights {variant!r} in it, only one model ({names}); leave out"
+            " variant"
         )
     word = _name_of(fits[0]).split(".")[-1]
     word = word if len(_find_meant(fits, word)) == 1 else _name_of(fits[0])
@@ -139,7 +144,9 @@ def _name_of(fit: Fit) -> str:
 
 
 def _find_meant(fits: Sequence[Fit], variant: str | None) -> list[Fit]:
-    """The fits of which a variant is the whole name; where there is none, those of which it is a word."""
+    """The fits of which a variant is the whole name; where there is none, those of which it is a
+    word.
+    """
     if variant is None:
         return list(fits)
     named = [fit for fit in fits if variant == _name_of(fit)]
@@ -158,7 +165,8 @@ def refuse_scaled(path: Path, names: Iterable[str]) -> None:
     )
     if scaled:
         raise EncoderError(
-            f"{path}: its weights are quantised, with scales beside them ({scaled}); get the file in full or half precision"
+            f"{path}: its weights are quantized, with scales beside them ({scaled}); get the file"
+            " in full or half precision"
         )
 
 

@@ -1,4 +1,6 @@
-"""The files that a model's weights are in: one file, the two halves of TAESD, or what lies in a folder, in shards and variants."""
+"""The files that a model's weights are in: one file, the two halves of TAESD, or what lies in a
+folder, in shards and variants.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from latentkit.contracts.samples import Remark
 from latentkit.encoders.weight_files import read_all_tensors
 from latentkit.errors import EncoderError
-from latentkit.samples import Remark
 
 STEM = "diffusion_pytorch_model"
 SUFFIXES = (".safetensors", ".sft", ".bin", ".ckpt", ".pt", ".pth")
@@ -59,10 +61,12 @@ def find_weights(path: Path, variant: str | None) -> WeightFiles:
 
     Args:
         path: a file, or the folder of a model.
-        variant: such as "fp16", of several in a folder; None takes the plain weights, or the only variant there is.
+        variant: such as "fp16", of several in a folder; None takes the plain weights, or the only
+            variant there is.
 
     Raises:
-        EncoderError: none is there, shards are missing, or there are several and the variant doesn't tell which; says what there is.
+        EncoderError: none is there, shards are missing, or there are several and the variant
+            doesn't tell which; says what there is.
     """
     if path.is_file():
         return WeightFiles((path,))
@@ -79,12 +83,15 @@ def find_weights(path: Path, variant: str | None) -> WeightFiles:
         text = f"there are no plain weights in {path.name}: the variant {name} is taken"
         return WeightFiles(variants[name], name, Remark(text) if name and variant is None else None)
     raise EncoderError(
-        f"{path}: the weights are there as {_variants(groups)}: choose by the option variant, such as variant: fp16"
+        f"{path}: the weights are there as {_variants(groups)}: choose by the option variant, such"
+        " as variant: fp16"
     )
 
 
 def _list_groups(folder: Path) -> dict[str, tuple[Path, ...]]:
-    """Weights under diffusers' names by their variant, "" for the plain ones; of one variant in both kinds the safetensors."""
+    """Weights under diffusers' names by their variant, "" for the plain ones; of one variant in
+    both kinds the safetensors.
+    """
     found: dict[tuple[str, str], dict[str, list[Path]]] = {}
     for file in sorted(folder.iterdir()):
         match = NAME.fullmatch(file.name)
@@ -108,7 +115,8 @@ def _whole(folder: Path, shards: dict[str, list[Path]]) -> tuple[Path, ...]:
     if len(files) != int(parts):
         there = ", ".join(file.name for file in files)
         raise EncoderError(
-            f"{folder}: {len(files)} of {int(parts)} parts of the weights are there ({there}); get the others too"
+            f"{folder}: {len(files)} of {int(parts)} parts of the weights are there ({there}); get"
+            " the others too"
         )
     return tuple(files)
 
@@ -144,13 +152,16 @@ def _variants(groups: dict[str, tuple[Path, ...]]) -> str:
 
 
 def _other_half(file: Path) -> Path:
-    """Where the decoder of a TAESD encoder lies, or the other way round; the file itself where its name tells no half."""
+    """Where the decoder of a TAESD encoder lies, or the other way round; the file itself where its
+    name tells no half.
+    """
     swap = {"encoder": "decoder", "decoder": "encoder"}
     return file.with_name(re.sub("encoder|decoder", lambda found: swap[found[0]], file.name))
 
 
 def _with_other_half(file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors, and those of the other half where one file of TAESD's two is given; each under the name of its half.
+    """The tensors, and those of the other half where one file of TAESD's two is given; each under
+    the name of its half.
 
     Raises:
         EncoderError: it is the decoder, and the encoder isn't beside it.
@@ -164,7 +175,8 @@ def _with_other_half(file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor
         halves["decoder" if is_encoder else "encoder"] = read_all_tensors(other)
     if "encoder" not in halves:
         raise EncoderError(
-            f"{file} holds a decoder alone; expected its encoder beside it, {other.name}, or name that file"
+            f"{file} holds a decoder alone; expected its encoder beside it, {other.name}, or name"
+            " that file"
         )
     return {
         f"{half}.{name}": tensor for half, named in halves.items() for name, tensor in named.items()

@@ -1,8 +1,10 @@
-"""What `torch.save` wrote, with inert stand-ins for everything that isn't a tensor. No code of a pickle is run.
+"""What `torch.save` wrote, with inert stand-ins for everything that isn't a tensor.
 
-A pickle may name any function and have it called. Here a name is only ever looked up in `REBUILDING`; every other
-name becomes a class that does nothing, so that the tensors beside a trainer's own objects can be read.
-"""
+No code of a pickle is run.
+
+A pickle may name any function and have it called. Here a name is only ever looked up in
+`REBUILDING`; every other name becomes a class that does nothing, so that the tensors beside a
+trainer's own objects can be read."""
 
 from __future__ import annotations
 
@@ -63,24 +65,31 @@ REBUILDING: dict[tuple[str, str], Callable[..., Any]] = {
 
 
 def _drop_state(unpickler: Any) -> None:
-    """In the place of the opcode that sets attributes, of anything at hand, or calls its `__setstate__`."""
+    """In the place of the opcode that sets attributes, of anything at hand, or calls its
+    `__setstate__`.
+    """
     unpickler.stack.pop()
 
 
 def _make_stand_in(unpickler: Any) -> None:
-    """In the place of the opcode that makes an object by keywords, such as the address of an allocator of a storage."""
+    """In the place of the opcode that makes an object by keywords, such as the address of an
+    allocator of a storage.
+    """
     del unpickler.stack[-2:]
     unpickler.stack[-1] = StandIn()
 
 
 class Unpickler(pickle._Unpickler):
-    """An unpickler that looks up no name but those of `REBUILDING` and torch's dtypes, and changes no object."""
+    """An unpickler that looks up no name but those of `REBUILDING` and torch's dtypes, and changes
+    no object.
+    """
 
     dispatch = {  # noqa: RUF012 (of Python's own class)
         **pickle._Unpickler.dispatch,
         pickle.BUILD[0]: _drop_state,
         pickle.NEWOBJ_EX[0]: _make_stand_in,
-        # A bytearray is made, zeros and all, in the stated length before it is read: more than there is memory.
+        # A bytearray is made, zeros and all, in the stated length before it is read: more than
+        # there is memory.
         pickle.BYTEARRAY8[0]: pickle._Unpickler.dispatch[pickle.BINBYTES8[0]],
     }
 

@@ -11,8 +11,8 @@ from latentkit.contracts import Unit, UnitResult, Worker
 class AccelerateExecutor:
     """This process's share first, then everybody else's, last unit first.
 
-    Rank and world size come from the launcher's environment and no process group is made: no process waits for another at a
-    rendezvous, and one that dies costs only its units in flight.
+    Rank and world size come from the launcher's environment and no process group is made: no
+    process waits for another at a rendezvous, and one that dies costs only its units in flight.
 
     Args:
         device: of this process, such as "cuda:1".
@@ -23,7 +23,9 @@ class AccelerateExecutor:
         self.world_size = int(os.environ.get("WORLD_SIZE", 1))
         self.device = device
 
-    def run(self, units: Sequence[Unit], make_worker: Callable[[str], Worker]) -> Iterable[UnitResult]:
+    def run(
+        self, units: Sequence[Unit], make_worker: Callable[[str], Worker]
+    ) -> Iterable[UnitResult]:
         """Results of the units that this process did."""
         own = [unit for unit in units if unit.number % self.world_size == self.rank]
         others = [unit for unit in reversed(units) if unit.number % self.world_size != self.rank]

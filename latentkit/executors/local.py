@@ -10,7 +10,8 @@ from latentkit.runtime.cores import shared_cores
 
 
 class LocalExecutor:
-    """Runs units on devices of this machine: on the first one in this process, on each other in a process of its own.
+    """Runs units on devices of this machine: on the first one in this process, on each other in a
+    process of its own.
 
     Args:
         device: such as "cuda:0" or "cpu".
@@ -22,8 +23,11 @@ class LocalExecutor:
         self.others = others
         self.num_processes = 1 + len(others)
 
-    def run(self, units: Sequence[Unit], make_worker: Callable[[str], Worker]) -> Iterable[UnitResult]:
-        """Give results as they come; processes take unit after unit until none is left, so a slow device does fewer.
+    def run(
+        self, units: Sequence[Unit], make_worker: Callable[[str], Worker]
+    ) -> Iterable[UnitResult]:
+        """Give results as they come; processes take unit after unit until none is left, so a slow
+        device does fewer.
 
         Raises:
             PluginError: `make_worker` can't be sent to other processes.
@@ -32,7 +36,10 @@ class LocalExecutor:
         if not others:
             yield from make_worker(self.device)(iter(units))
             return
-        with shared_cores(1 + len(others)), WorkerProcesses(others, make_worker, units) as processes:
+        with (
+            shared_cores(1 + len(others)),
+            WorkerProcesses(others, make_worker, units) as processes,
+        ):
             for result in make_worker(self.device)(processes.units()):
                 yield result
                 yield from processes.results()

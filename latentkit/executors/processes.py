@@ -1,12 +1,13 @@
-"""Worker processes on this machine: each asks for a unit when it has room, and sends results back, all through its own pipes.
+"""Worker processes on this machine: each asks for a unit when it has room, and sends results back,
+all through its own pipes.
 
     worker: "wants"            ->   a unit, or None when there is no more
     worker: "result", result   ->
     worker: "error", exception ->
 
-A worker that is killed costs only its units in flight: nobody waits for it, and the next look at the folder finds them free. One whose
-parent is killed finds its pipe closed, commits what it is encoding, and ends.
-"""
+A worker that is killed costs only its units in flight: nobody waits for it, and the next look at
+the folder finds them free. One whose parent is killed finds its pipe closed, commits what it is
+encoding, and ends."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ ENDED = None
 
 
 class WorkerProcesses:
-    """A worker process for each of some devices; to be used as a context, whose end stops those that still work.
+    """A worker process for each of some devices; to be used as a context, whose end stops those
+    that still work.
 
     Args:
         devices: one a process.
@@ -45,31 +47,55 @@ class WorkerProcesses:
         PluginError: `make_worker` can't be pickled.
     """
 
-    def __init__(self, devices: Sequence[str], make_worker: Callable[[str], Worker], all_units: Sequence[Unit]) -> None:
+    def __init__(
+        self,
+        devices: Sequence[str],
+        make_worker: Callable[[str], Worker],
+        all_units: Sequence[Unit],
+    ) -> None:
         try:
             pickled = pickle.dumps(make_worker)
         except (pickle.PicklingError, TypeError, AttributeError) as error:
-            text = f"the source, modality or encoder can't be sent to the processes of other devices: {error}"
-            raise PluginError(f"{text}; encode on one device (--device), or make it picklable") from error
+            text = (
+                "the source, modality or encoder can't be sent to the processes of other devices:"
+                f" {error}"
+            )
+            raise PluginError(
+                f"{text}; encode on one device (--device), or make it picklable"
+            ) from error
         self._left, self._lock = iter(all_units), threading.Lock()
         self._events: SimpleQueue[UnitResult | BaseException | None] = SimpleQueue()
         self._num_working, self._is_closing = len(devices), False
         self._processes: list[subprocess.Popen[bytes]] = []
         self._threads: list[threading.Thread] = []
-        environment = {**os.environ, "LOCAL_WORLD_SIZE": str(len(devices) + 1), workers.VARIABLE: "1"}
+        environment = {
+            **os.environ,
+            "LOCAL_WORLD_SIZE": str(len(devices) + 1),
+            workers.VARIABLE: "1",
+        }
         for device in devices:
             process = subprocess.Popen(
-                [sys.executable, "-m", "latentkit.executors.processes"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+                [sys.executable, "-m", "latentkit.executors.processes"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=environment,
             )
             self._processes.append(process)
             hello = pickle.dumps(sys.path) + pickle.dumps(device) + pickled
-            self._threads.append(threading.Thread(target=self._serve, args=(process, device, hello), daemon=True))
+            self._threads.append(
+                threading.Thread(target=self._serve, args=(process, device, hello), daemon=True)
+            )
             self._threads[-1].start()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         with self._lock:
             self._left, self._is_closing = iter(()), True
         for process in self._processes:
@@ -104,7 +130,9 @@ class WorkerProcesses:
             BaseException: what a worker raised.
         """
         while self._num_working:
-            with contextlib.suppress(Empty):  # in turns, since Windows delivers no Ctrl-C to a thread that waits for good
+            with contextlib.suppress(
+                Empty
+            ):  # in turns, since Windows delivers no Ctrl-C to a thread that waits for good
                 yield from self._taken(self._events.get(timeout=1.0))
 
     def _taken(self, event: UnitResult | BaseException | None) -> Iterator[UnitResult]:
@@ -137,7 +165,10 @@ class WorkerProcesses:
                     self._events.put(value)
         except (EOFError, OSError, pickle.UnpicklingError):
             if (code := process.wait()) and not self._is_closing:
-                text = f"the process for {device} ended with exit code {code}; the other processes encode what it had begun"
+                text = (
+                    f"the process for {device} ended with exit code {code}; the other processes"
+                    " encode what it had begun"
+                )
                 print(f"warning: {text}", file=sys.stderr, flush=True)
         finally:
             self._events.put(ENDED)

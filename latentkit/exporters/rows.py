@@ -14,28 +14,36 @@ from torch import Tensor
 from latentkit.errors import StoreError
 
 if TYPE_CHECKING:
-    from latentkit.store.reader import LatentDataset
+    from latentkit.reading.dataset import LatentDataset
 
 Values = Literal["latent", "moments"]
 
 DESCRIPTION = "latents.json"
 
 
-def read_rows(dataset: LatentDataset, values: Values) -> Iterator[tuple[dict[str, Tensor], dict[str, Any]]]:
+def read_rows(
+    dataset: LatentDataset, values: Values
+) -> Iterator[tuple[dict[str, Tensor], dict[str, Any]]]:
     """Tensors by name, and key, view and attributes, of each row in order.
 
     Args:
-        values: "latent" gives what a trainer sees: the mean, normalised, (C, h, w) float32; of a quantised encoder the "indices".
-            "moments" gives raw "mean" and "logvar", in the stored dtype. Either with "latent_mask" beside it, where rows have one.
+        values: "latent" gives what a trainer sees: the mean, normalized, (C, h, w) float32; of a
+            quantized encoder the "indices". "moments" gives raw "mean" and "logvar", in the stored
+            dtype. Either with "latent_mask" beside it, where rows have one.
 
     Raises:
         StoreError: moments are wanted, and none are stored.
     """
     if values == "moments" and not dataset.has_moments:
-        raise StoreError(f"{dataset.folder}: values=moments needs stored moments, of which there are none; expected values=latent")
+        raise StoreError(
+            f"{dataset.folder}: values=moments needs stored moments, of which there are none;"
+            " expected values=latent"
+        )
     for index in range(len(dataset)):
         row = dataset[index]
-        labels = {name: _plain(value) for name, value in row.items() if not isinstance(value, Tensor)}
+        labels = {
+            name: _plain(value) for name, value in row.items() if not isinstance(value, Tensor)
+        }
         tensors = {name: value for name, value in row.items() if isinstance(value, Tensor)}
         if values == "moments":
             del tensors[dataset.output_name]
@@ -51,7 +59,9 @@ def _plain(value: Any) -> Any:
 
 
 def write_description(dataset: LatentDataset, values: Values, folder: Path) -> None:
-    """Write what a trainer must know of the values: how they were normalised, and by which encoder they were made."""
+    """Write what a trainer must know of the values: how they were normalized, and by which encoder
+    they were made.
+    """
     said = {
         "values": values,
         "fingerprint": dataset.fingerprint,

@@ -12,15 +12,16 @@ from latentkit.errors import StoreError
 from latentkit.exporters.rows import Values, read_rows, write_description
 
 if TYPE_CHECKING:
-    from latentkit.store.reader import LatentDataset
+    from latentkit.reading.dataset import LatentDataset
 
 ROWS_PER_FOLDER = 10_000
 """File systems and people are slow with folders that hold more."""
 
 
 class SafetensorsExporter:
-    """Files are numbered, since a key may hold anything; metadata.jsonl has file_name, key, view and attributes of each,
-    and the entry "row" of a file's own header all but the first of these, as JSON.
+    """Files are numbered, since a key may hold anything; metadata.jsonl has file_name, key, view
+    and attributes of each, and the entry "row" of a file's own header all but the first of these,
+    as JSON.
 
     Args:
         values: as for `read_rows`.
@@ -33,12 +34,16 @@ class SafetensorsExporter:
         """Write 0000/00000000.safetensors and so on, metadata.jsonl and latents.json.
 
         Raises:
-            StoreError: moments are wanted, and none are stored; or rows have an attribute "file_name".
+            StoreError: moments are wanted, and none are stored; or rows have an attribute
+                "file_name".
         """
         with (folder / "metadata.jsonl").open("w", encoding="utf-8") as listing:
             for number, (tensors, labels) in enumerate(read_rows(dataset, self._values)):
                 if "file_name" in labels:
-                    raise StoreError(f"{dataset.folder}: rows have an attribute 'file_name', which metadata.jsonl needs for its own files")
+                    raise StoreError(
+                        f"{dataset.folder}: rows have an attribute 'file_name', which"
+                        " metadata.jsonl needs for its own files"
+                    )
                 name = f"{number // ROWS_PER_FOLDER:04d}/{number:08d}.safetensors"
                 (folder / name).parent.mkdir(exist_ok=True)
                 whole = {key: tensor.contiguous() for key, tensor in tensors.items()}

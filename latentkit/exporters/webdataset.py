@@ -1,4 +1,6 @@
-"""Exporter `webdataset`: tar files as the library webdataset reads them, a .npy per tensor and a .json per row."""
+"""Exporter `webdataset`: tar files as the library webdataset reads them, a .npy per tensor and a
+.json per row.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,12 @@ from torch import Tensor
 from latentkit.exporters.rows import Values, read_rows, write_description
 
 if TYPE_CHECKING:
-    from latentkit.store.reader import LatentDataset
+    from latentkit.reading.dataset import LatentDataset
 
 
 class WebdatasetExporter:
-    """Samples are numbered, since a key may hold anything; each one's .json has key, view and attributes.
+    """Samples are numbered, since a key may hold anything; each one's .json has key, view and
+    attributes.
 
     Args:
         values: as for `read_rows`.
@@ -42,7 +45,9 @@ class WebdatasetExporter:
             if not some:
                 break
             with tarfile.open(folder / f"{shard:06d}.tar", "w") as tar:
-                for number, (tensors, labels) in itertools.chain(some, itertools.islice(rows, self._rows_per_shard - 1)):
+                for number, (tensors, labels) in itertools.chain(
+                    some, itertools.islice(rows, self._rows_per_shard - 1)
+                ):
                     for name, tensor in tensors.items():
                         _add(tar, f"{number:08d}.{name}.npy", _npy(tensor))
                     _add(tar, f"{number:08d}.json", json.dumps(labels, ensure_ascii=False).encode())
@@ -52,7 +57,11 @@ class WebdatasetExporter:
 def _npy(tensor: Tensor) -> bytes:
     """A .npy file; bfloat16, which NumPy hasn't, as float32."""
     file = io.BytesIO()
-    np.save(file, (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy(), allow_pickle=False)
+    np.save(
+        file,
+        (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy(),
+        allow_pickle=False,
+    )
     return file.getvalue()
 
 

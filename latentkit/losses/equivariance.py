@@ -1,8 +1,9 @@
-"""Loss `equivariance`: latents that are shrunk or turned decode to pictures that are shrunk or turned.
+"""Loss `equivariance`: latents that are shrunk or turned decode to pictures that are shrunk or
+turned.
 
-Kouzelis et al. 2025, "EQ-VAE: Equivariance Regularized Latent Space for Improved Generative Image Modeling". They change
-the latents of a batch in place of the plain reconstruction; here it is a term beside it, with a weight of its own.
-"""
+Kouzelis et al. 2025, "EQ-VAE: Equivariance Regularized Latent Space for Improved Generative Image
+Modeling". They change the latents of a batch in place of the plain reconstruction; here it is a
+term beside it, with a weight of its own."""
 
 from __future__ import annotations
 
@@ -18,17 +19,19 @@ from latentkit.errors import TrainingError
 from latentkit.losses.reconstruction import l1, mse
 
 if TYPE_CHECKING:
-    from latentkit.builtin_losses import EquivarianceConfig
+    from latentkit.losses.options import EquivarianceConfig
 
 FINENESS = 32
 """Scales are whole numbers over this, as in the authors' code."""
 
 
 class Equivariance:
-    """Distance between what changed latents decode to and the input, changed alike; 0 in the steps that leave it out.
+    """Distance between what changed latents decode to and the input, changed alike; 0 in the steps
+    that leave it out.
 
-    One draw holds for a batch, since it decides the shape. It comes from seed and step alone: every process draws the same, so that all
-    call the model equally often, and a resumed run draws what it would have drawn.
+    One draw holds for a batch, since it decides the shape. It comes from seed and step alone: every
+    process draws the same, so that all call the model equally often, and a resumed run draws what
+    it would have drawn.
 
     Args:
         config: of the recipe.
@@ -37,7 +40,9 @@ class Equivariance:
 
     def __init__(self, config: EquivarianceConfig, seed: int) -> None:
         low, high = config.scales
-        self._scales = [part / FINENESS for part in range(1, FINENESS + 1) if low <= part / FINENESS < high] or [low]
+        self._scales = [
+            part / FINENESS for part in range(1, FINENESS + 1) if low <= part / FINENESS < high
+        ] or [low]
         self._p, self._rotate, self._seed = config.p, config.rotate, seed
         self._distance = l1 if config.distance == "l1" else mse
 
@@ -49,7 +54,10 @@ class Equivariance:
         """
         latents = batch.reconstruction.latents
         if latents.ndim != 4:
-            raise TrainingError(f"loss 'equivariance': expected latents of pictures, (N, C, h, w), got {tuple(latents.shape)}")
+            raise TrainingError(
+                "loss 'equivariance': expected latents of pictures, (N, C, h, w), got"
+                f" {tuple(latents.shape)}"
+            )
         drawn = self.draw(batch.step)
         if drawn is None:
             return latents.new_zeros(len(latents))
@@ -58,8 +66,19 @@ class Equivariance:
         output = batch.decode(change(latents, (height, width), turns))
         size = output.shape[:1:-1] if turns % 2 else output.shape[2:]
         inputs = change(batch.inputs, (size[0], size[1]), turns)
-        mask = None if batch.mask is None else (change(batch.mask.float(), (size[0], size[1]), turns) >= 0.5).float()
-        return self._distance(replace(batch, inputs=inputs, reconstruction=replace(batch.reconstruction, output=output), mask=mask))
+        mask = (
+            None
+            if batch.mask is None
+            else (change(batch.mask.float(), (size[0], size[1]), turns) >= 0.5).float()
+        )
+        return self._distance(
+            replace(
+                batch,
+                inputs=inputs,
+                reconstruction=replace(batch.reconstruction, output=output),
+                mask=mask,
+            )
+        )
 
     def draw(self, step: int) -> tuple[float, int] | None:
         """Scale and number of quarter turns of a step; None when it is left out."""
@@ -71,5 +90,9 @@ class Equivariance:
 
 
 def change(values: Tensor, size: tuple[int, int], turns: int) -> Tensor:
-    """(N, C, H, W) resized to `size` with bilinear interpolation, then turned by `turns` times 90 degrees, anticlockwise."""
-    return torch.rot90(interpolate(values, size, mode="bilinear", align_corners=False), turns, (2, 3))
+    """(N, C, H, W) resized to `size` with bilinear interpolation, then turned by `turns` times 90
+    degrees, anticlockwise.
+    """
+    return torch.rot90(
+        interpolate(values, size, mode="bilinear", align_corners=False), turns, (2, 3)
+    )

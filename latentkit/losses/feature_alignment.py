@@ -1,8 +1,8 @@
 """Loss `feature-alignment`: latents that are arranged like the features of a vision network.
 
-Yao et al. 2025, "Reconstruction vs. Generation: Taming Optimization Dilemma in Latent Diffusion Models" (VA-VAE), section 3.2: the sum of
-the marginal distance matrix similarity loss and the marginal cosine similarity loss. Their adaptive weight is the training loop's.
-"""
+Yao et al. 2025, "Reconstruction vs. Generation: Taming Optimization Dilemma in Latent Diffusion
+Models" (VA-VAE), section 3.2: the sum of the marginal distance matrix similarity loss and the
+marginal cosine similarity loss. Their adaptive weight is the training loop's."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from latentkit.errors import TrainingError
 from latentkit.losses.features import Features
 
 if TYPE_CHECKING:
-    from latentkit.builtin_losses import FeatureAlignmentConfig
+    from latentkit.losses.options import FeatureAlignmentConfig
 
 
-def open_feature_alignment(config: FeatureAlignmentConfig, features: Features, seed: int) -> FeatureAlignment:
+def open_feature_alignment(
+    config: FeatureAlignmentConfig, features: Features, seed: int
+) -> FeatureAlignment:
     """The loss of a recipe; the projection's weights are drawn from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -29,16 +31,20 @@ def open_feature_alignment(config: FeatureAlignmentConfig, features: Features, s
 
 
 class FeatureAlignment:
-    """Two hinges on cosine similarities: of a projected latent with the feature in its place, and of all pairs of places of a sample.
+    """Two hinges on cosine similarities: of a projected latent with the feature in its place, and
+    of all pairs of places of a sample.
 
     Args:
         features: the frozen network; none of its weights is in `module`.
         projection: latent channels to feature channels; trained with the model.
-        matrix_margin: difference that the similarity of two latents may have from that of their features.
+        matrix_margin: difference that the similarity of two latents may have from that of their
+            features.
         cosine_margin: distance, 1 - cosine, that a latent may have from its feature.
     """
 
-    def __init__(self, features: Features, projection: nn.Conv2d, matrix_margin: float, cosine_margin: float) -> None:
+    def __init__(
+        self, features: Features, projection: nn.Conv2d, matrix_margin: float, cosine_margin: float
+    ) -> None:
         self.module: nn.Module = projection
         self._features, self._channels = features, projection.in_channels
         self._matrix_margin, self._cosine_margin = matrix_margin, cosine_margin
@@ -52,8 +58,8 @@ class FeatureAlignment:
         latents = batch.reconstruction.latents
         if latents.ndim != 4 or latents.shape[1] != self._channels:
             raise TrainingError(
-                f"loss 'feature-alignment': its option channels is {self._channels}, the model's latents are {tuple(latents.shape)}; "
-                "expected (N, channels, h, w)"
+                f"loss 'feature-alignment': its option channels is {self._channels}, the model's"
+                f" latents are {tuple(latents.shape)}; expected (N, channels, h, w)"
             )
         features = self._features(batch.inputs, (latents.shape[2], latents.shape[3]))
         with torch.autocast(latents.device.type, enabled=False):

@@ -24,7 +24,9 @@ class Features(Protocol):
     channels: int
 
     def __call__(self, pictures: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Features (N, channels, *grid) float32 of pictures (N, C, H, W) in the range of the trained model."""
+        """Features (N, channels, *grid) float32 of pictures (N, C, H, W) in the range of the
+        trained model.
+        """
         ...
 
 
@@ -42,8 +44,9 @@ class EncoderFeatures:
     def __init__(self, encoder: Encoder, input_range: tuple[float, float]) -> None:
         if encoder.layout.axes != "CHW" or encoder.layout.kind == "quantised":
             raise EncoderError(
-                "loss 'feature-alignment': expected latents that are maps (axes CHW, not quantised), the encoder's are "
-                f"{encoder.layout.kind} with axes {encoder.layout.axes}"
+                "loss 'feature-alignment': expected latents that are maps (axes CHW, not"
+                f" quantized), the encoder's are {encoder.layout.kind} with axes"
+                f" {encoder.layout.axes}"
             )
         self.channels = encoder.layout.channels
         self._encoder, self._range = encoder, input_range
@@ -57,28 +60,41 @@ class EncoderFeatures:
         try:
             found = self._encoder.encode(rescale(pictures, self._range, self._encoder.input.range))
         except ValueError as err:
-            raise TrainingError(f"loss 'feature-alignment': the encoder of the features refuses the pictures: {err}") from err
+            raise TrainingError(
+                f"loss 'feature-alignment': the encoder of the features refuses the pictures: {err}"
+            ) from err
         latents = found["mean"] if "mean" in found else found["latent"]
-        return _fit(latents.clone().float().to(pictures.device), grid)  # a clone, since an encoder's inference tensors can't be trained on
+        return _fit(
+            latents.clone().float().to(pictures.device), grid
+        )  # a clone, since an encoder's inference tensors can't be trained on
 
 
 class TransformersFeatures:
-    """The last hidden state of a vision model of the library transformers: patch tokens as a map, or the map of a convolutional one.
+    """The last hidden state of a vision model of the library transformers: patch tokens as a map,
+    or the map of a convolutional one.
 
-    A model of patches sees the picture resized so that a patch is one position of the grid. Register and class tokens come first, and
-    are left out.
+    A model of patches sees the picture resized so that a patch is one position of the grid.
+    Register and class tokens come first, and are left out.
 
     Args:
         model: float32; frozen here.
-        mean: of each colour, in [0, 1], that the model's own preprocessing takes off.
-        deviation: of each colour, that it divides by.
+        mean: of each color, in [0, 1], that the model's own preprocessing takes off.
+        deviation: of each color, that it divides by.
         input_range: lowest and highest value of the pictures that it is given.
     """
 
-    def __init__(self, model: Any, mean: list[float], deviation: list[float], input_range: tuple[float, float]) -> None:
+    def __init__(
+        self,
+        model: Any,
+        mean: list[float],
+        deviation: list[float],
+        input_range: tuple[float, float],
+    ) -> None:
         self._model: nn.Module = model.eval().requires_grad_(False)
         self._patch = _patch_size(model.config)
-        self._mean, self._deviation = (torch.tensor(values).reshape(1, -1, 1, 1) for values in (mean, deviation))
+        self._mean, self._deviation = (
+            torch.tensor(values).reshape(1, -1, 1, 1) for values in (mean, deviation)
+        )
         self._range = input_range
         takes_any_size = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
         self._options = {"interpolate_pos_encoding": True} if takes_any_size else {}
@@ -97,37 +113,52 @@ class TransformersFeatures:
             values = rescale(pictures.float(), self._range, (0.0, 1.0)).expand(-1, 3, -1, -1)
             if self._patch:
                 size = (grid[0] * self._patch, grid[1] * self._patch)
-                values = interpolate(values, size, mode="bilinear", align_corners=False, antialias=True)
+                values = interpolate(
+                    values, size, mode="bilinear", align_corners=False, antialias=True
+                )
             normed = (values - self._mean.to(device)) / self._deviation.to(device)
             state: Tensor = self._model(pixel_values=normed, **self._options).last_hidden_state
         if state.ndim == 4:
             return _fit(state, grid)
         num_patches = grid[0] * grid[1]
         if state.shape[1] < num_patches:
-            raise EncoderError(f"loss 'feature-alignment': the model gives {state.shape[1]} tokens for {num_patches} patches of its size")
+            raise EncoderError(
+                f"loss 'feature-alignment': the model gives {state.shape[1]} tokens for"
+                f" {num_patches} patches of its size"
+            )
         return state[:, -num_patches:].mT.reshape(len(state), -1, *grid)
 
 
-def open_transformers(model: str, base: Path, input_range: tuple[float, float]) -> TransformersFeatures:
-    """The feature network in a folder that transformers' `save_pretrained` wrote; relative paths start from `base`.
+def open_transformers(
+    model: str, base: Path, input_range: tuple[float, float]
+) -> TransformersFeatures:
+    """The feature network in a folder that transformers' `save_pretrained` wrote; relative paths
+    start from `base`.
 
     Raises:
         EncoderError: transformers isn't installed, or the folder holds no vision model of it.
     """
     folder = base / Path(model).expanduser()
     if not (folder / "config.json").is_file():
-        raise EncoderError(f"{folder}: expected the folder of a transformers model, with config.json; it is not there")
+        raise EncoderError(
+            f"{folder}: expected the folder of a transformers model, with config.json; it is not"
+            " there"
+        )
     try:
         from transformers import AutoModel  # type: ignore[import-not-found,unused-ignore]
     except ImportError as err:
-        raise EncoderError(f"{folder}: reading it needs the library transformers: pip install transformers") from err
+        raise EncoderError(
+            f"{folder}: reading it needs the library transformers: pip install transformers"
+        ) from err
     try:
         network = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
         preparation = _read_preparation(folder / "preprocessor_config.json")
         return TransformersFeatures(network, *preparation, input_range)
     except (ImportError, OSError, ValueError, TypeError, AttributeError, RuntimeError) as err:
         reason = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
-        raise EncoderError(f"{folder}: expected a vision model whose output has last_hidden_state: {reason}") from err
+        raise EncoderError(
+            f"{folder}: expected a vision model whose output has last_hidden_state: {reason}"
+        ) from err
 
 
 def rescale(values: Tensor, old: tuple[float, float], new: tuple[float, float]) -> Tensor:
@@ -150,6 +181,8 @@ def _patch_size(config: Any) -> int:
 
 
 def _read_preparation(path: Path) -> tuple[list[float], list[float]]:
-    """Mean and deviation of colours; ImageNet's where the file is not there."""
+    """Mean and deviation of colors; ImageNet's where the file is not there."""
     values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return list(values.get("image_mean", IMAGENET_MEAN)), list(values.get("image_std", IMAGENET_DEVIATION))
+    return list(values.get("image_mean", IMAGENET_MEAN)), list(
+        values.get("image_std", IMAGENET_DEVIATION)
+    )

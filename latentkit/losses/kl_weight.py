@@ -10,11 +10,14 @@ from latentkit.losses.kl import Kl
 from latentkit.losses.reconstruction import l1, mse
 
 
-def describe_kl(losses: Sequence[tuple[str, Loss, float]], num_values: int, num_latent_values: int) -> list[str]:
+def describe_kl(
+    losses: Sequence[tuple[str, Loss, float]], num_values: int, num_latent_values: int
+) -> list[str]:
     """Lines to print; none when `kl` isn't among the losses or weighs nothing.
 
     Args:
-        losses: of a run, each with its name and weight; likelihoods are those named "...-nll", in nats per input value.
+        losses: of a run, each with its name and weight; likelihoods are those named "...-nll", in
+            nats per input value.
         num_values: of one input sample.
         num_latent_values: of its posterior.
     """
@@ -25,27 +28,50 @@ def describe_kl(losses: Sequence[tuple[str, Loss, float]], num_values: int, num_
                 lines += _describe_beta(beta, losses, num_values)
             else:
                 bits = loss.target / (math.log(2) * num_values)
-                lines.append(f"kl: held at {loss.target:g} nats a sample ({bits:.3g} bits per dimension); the weight is how firmly")
+                lines.append(
+                    f"kl: held at {loss.target:g} nats a sample ({bits:.3g} bits per dimension);"
+                    " the weight is how firmly"
+                )
             lines += _describe_options(loss, num_latent_values)
     return lines
 
 
-def _describe_beta(beta: float, losses: Sequence[tuple[str, Loss, float]], num_values: int) -> list[str]:
+def _describe_beta(
+    beta: float, losses: Sequence[tuple[str, Loss, float]], num_values: int
+) -> list[str]:
     """Other conventions' numbers for it, then the likelihood under which it makes the ELBO."""
     lines = [
-        f"kl: weight {beta:g} per input value, the same number where reconstruction and KL are both summed (latent-diffusion); "
-        f"{beta / num_values:.3g} where the reconstruction is a mean over {num_values:,} values and the KL a sum"
+        f"kl: weight {beta:g} per input value, the same number where reconstruction and KL are both"
+        f" summed (latent-diffusion); {beta / num_values:.3g} where the reconstruction is a mean"
+        f" over {num_values:,} values and the KL a sum"
     ]
     for name, loss, weight in losses:
         if not weight:
             continue
         if "-nll" in name:
-            return [*lines, f"kl: with {name} in nats that is beta {beta / weight:g}; 1 is the ELBO"]
+            return [
+                *lines,
+                f"kl: with {name} in nats that is beta {beta / weight:g}; 1 is the ELBO",
+            ]
         if loss is mse:
-            deviation = math.sqrt(beta / weight / 2)  # with it, a Gaussian's nats are mse / (2 deviation^2) and a constant
-            return [*lines, f"kl: that is the ELBO (beta 1) of a Gaussian decoder with standard deviation {deviation:.3g}"]
+            deviation = math.sqrt(
+                beta / weight / 2
+            )  # with it, a Gaussian's nats are mse / (2 deviation^2) and a constant
+            return [
+                *lines,
+                (
+                    "kl: that is the ELBO (beta 1) of a Gaussian decoder with standard deviation"
+                    f" {deviation:.3g}"
+                ),
+            ]
         if loss is l1:
-            return [*lines, f"kl: that is the ELBO (beta 1) of a Laplace decoder with scale {beta / weight:.3g}"]
+            return [
+                *lines,
+                (
+                    "kl: that is the ELBO (beta 1) of a Laplace decoder with scale"
+                    f" {beta / weight:.3g}"
+                ),
+            ]
     return lines
 
 
@@ -53,7 +79,10 @@ def _describe_options(loss: Kl, num_latent_values: int) -> list[str]:
     lines = []
     if loss.free_bits is not None:
         most = loss.free_bits * num_latent_values
-        lines.append(f"kl: the first {loss.free_bits:g} nats of each latent value are free, at most {most:,.6g} nats a sample")
+        lines.append(
+            f"kl: the first {loss.free_bits:g} nats of each latent value are free, at most"
+            f" {most:,.6g} nats a sample"
+        )
     if loss.anneal is not None:
         rising = "weight" if loss.target is None else "target"
         lines.append(f"kl: its {rising} rises from 0 and stays whole from step {loss.anneal.steps}")

@@ -1,12 +1,14 @@
-"""Losses `laplace-nll` and `gaussian-nll`: the negative log likelihood of the input, in nats per input value.
+"""Losses `laplace-nll` and `gaussian-nll`: the negative log likelihood of the input, in nats per
+input value.
 
-With them the weight of `kl` is the beta of the beta-VAE (Higgins et al. 2017, eq. 4), and 1.0 is the ELBO. The likelihood is that of a
-density over continuous values, so it can be above 1 and its nats below 0.
+With them the weight of `kl` is the beta of the beta-VAE (Higgins et al. 2017, eq. 4), and 1.0 is
+the ELBO. The likelihood is that of a density over continuous values, so it can be above 1 and its
+nats below 0.
 
-The scale of the errors is fixed, learned as one parameter (Rombach et al. 2022, whose code starts it at 1), or each batch's own best one
-(Rybkin et al. 2021, "Simple and Effective VAE Training with Calibrated Decoders": the variance is the mean squared error).
-A batch is what one process passes forward at once. Computed and learned scales stay above e^-6, as in that paper's code.
-"""
+The scale of the errors is fixed, learned as one parameter (Rombach et al. 2022, whose code starts
+it at 1), or each batch's own best one (Rybkin et al. 2021, "Simple and Effective VAE Training with
+Calibrated Decoders": the variance is the mean squared error). A batch is what one process passes
+forward at once. Computed and learned scales stay above e^-6, as in that paper's code."""
 
 from __future__ import annotations
 
@@ -18,17 +20,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from latentkit.builtin_losses import LOWEST_LOG_SCALE
 from latentkit.contracts import Loss, LossBatch
+from latentkit.losses.options import LOWEST_LOG_SCALE
 from latentkit.losses.reconstruction import l1, mse
 
 if TYPE_CHECKING:
-    from latentkit.builtin_losses import LikelihoodConfig
+    from latentkit.losses.options import LikelihoodConfig
 
 
 @dataclass(frozen=True)
 class Family:
-    """The density exp(-|e / s|^power / power) / (c s) of an error e, with the scale s: Laplace for power 1, Gaussian for 2.
+    """The density exp(-|e / s|^power / power) / (c s) of an error e, with the scale s: Laplace for
+    power 1, Gaussian for 2.
 
     Args:
         distance: mean of |e|^power over a sample's values, (N,).
@@ -42,7 +45,11 @@ class Family:
 
     def nll(self, distances: Tensor, log_scale: Tensor) -> Tensor:
         """Nats per value, (N,), at mean distances (N,) and a scale, ()."""
-        return distances * torch.exp(-self.power * log_scale) / self.power + log_scale + self.log_constant
+        return (
+            distances * torch.exp(-self.power * log_scale) / self.power
+            + log_scale
+            + self.log_constant
+        )
 
 
 LAPLACE = Family(l1, 1, math.log(2))
@@ -60,7 +67,9 @@ def open_nll(family: Family, config: LikelihoodConfig) -> Loss:
 
 @dataclass(frozen=True)
 class FixedScale:
-    """Negative log likelihood with the same scale always: the plain distance times a constant, plus one."""
+    """Negative log likelihood with the same scale always: the plain distance times a constant, plus
+    one.
+    """
 
     family: Family
     scale: float
@@ -75,8 +84,8 @@ class FixedScale:
 class OptimalScale:
     """Negative log likelihood with the scale at which the batch's own is smallest.
 
-    The scale is taken as a constant: there the derivative for it is zero, so that the gradient of the batch's mean is the same.
-    """
+    The scale is taken as a constant: there the derivative for it is zero, so that the gradient of
+    the batch's mean is the same."""
 
     family: Family
 

@@ -1,8 +1,8 @@
 """Loss `patch-gan`: what a discriminator of patches makes of reconstructions.
 
-Isola et al. 2017, "Image-to-Image Translation with Conditional Adversarial Networks", section 3.2.2, in the size of Rombach et al. 2022.
-The adaptive weight, the start step and the discriminator's optimiser are the training loop's.
-"""
+Isola et al. 2017, "Image-to-Image Translation with Conditional Adversarial Networks", section
+3.2.2, in the size of Rombach et al. 2022. The adaptive weight, the start step and the
+discriminator's optimizer are the training loop's."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from latentkit.contracts import LossBatch
 from latentkit.errors import TrainingError
 
 if TYPE_CHECKING:
-    from latentkit.builtin_losses import PatchGanConfig
+    from latentkit.losses.options import PatchGanConfig
 
 MOST_GROUPS = 32
 WEIGHT_DEVIATION = 0.02
 
 
 def open_patch_gan(config: PatchGanConfig, channels: int, seed: int) -> PatchGan:
-    """The loss of a recipe, for pictures of `channels` channels; weights are drawn from the seed."""
+    """The loss of a recipe, for pictures of `channels` channels; weights are drawn from the seed.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         discriminator = PatchDiscriminator(channels, config.width, config.num_layers, config.norm)
@@ -34,9 +35,10 @@ def open_patch_gan(config: PatchGanConfig, channels: int, seed: int) -> PatchGan
 class PatchGan:
     """An `Adversarial` loss.
 
-    Hinge: Lim and Ye 2017, "Geometric GAN"; vanilla: Goodfellow et al. 2014, with the generator's term that doesn't saturate. The
-    discriminator's loss is half the sum over real and generated, as in Rombach et al.'s code, plus the weighted LeCam term of Tseng et al.
-    2021, "Regularizing Generative Adversarial Networks under Limited Data", in the one-sided form of the authors' code.
+    Hinge: Lim and Ye 2017, "Geometric GAN"; vanilla: Goodfellow et al. 2014, with the generator's
+    term that doesn't saturate. The discriminator's loss is half the sum over real and generated, as
+    in Rombach et al.'s code, plus the weighted LeCam term of Tseng et al. 2021, "Regularizing
+    Generative Adversarial Networks under Limited Data", in the one-sided form of the authors' code.
 
     Args:
         discriminator: gives logits. It may be replaced by a wrapper of itself.
@@ -45,13 +47,20 @@ class PatchGan:
         lecam_decay: share of its moving averages that one pass keeps.
     """
 
-    def __init__(self, discriminator: PatchDiscriminator, objective: str = "hinge", lecam: float = 0.0, lecam_decay: float = 0.99) -> None:
+    def __init__(
+        self,
+        discriminator: PatchDiscriminator,
+        objective: str = "hinge",
+        lecam: float = 0.0,
+        lecam_decay: float = 0.99,
+    ) -> None:
         self.discriminator: nn.Module = discriminator
         self._averages = discriminator.averages
         self._is_hinge, self._lecam, self._lecam_decay = objective == "hinge", lecam, lecam_decay
 
     def __call__(self, batch: LossBatch) -> Tensor:
-        """The generator's term, (N,) float32: small where patches of the reconstruction pass for real.
+        """The generator's term, (N,) float32: small where patches of the reconstruction pass for
+        real.
 
         Raises:
             TrainingError: the pictures are too small, or have another number of channels.
@@ -60,12 +69,15 @@ class PatchGan:
         return _mean(-logits if self._is_hinge else softplus(-logits))
 
     def discriminator_loss(self, batch: LossBatch) -> Tensor:
-        """What the discriminator is trained on, (N,) float32; in training mode the LeCam averages move on, so all processes must call it.
+        """What the discriminator is trained on, (N,) float32; in training mode the LeCam averages
+        move on, so all processes must call it.
 
         Raises:
             TrainingError: as for the loss.
         """
-        real, generated = self._judge(batch.inputs), self._judge(batch.reconstruction.output.detach())
+        real, generated = self._judge(batch.inputs), self._judge(
+            batch.reconstruction.output.detach()
+        )
         if self._is_hinge:
             loss = 0.5 * (_mean(relu(1 - real)) + _mean(relu(1 + generated)))
         else:
@@ -75,7 +87,9 @@ class PatchGan:
         averages = self._averages
         if averages.training:
             averages.update(real.detach(), generated.detach(), self._lecam_decay)
-        lecam = _mean(relu(real - averages.generated).square()) + _mean(relu(averages.real - generated).square())
+        lecam = _mean(relu(real - averages.generated).square()) + _mean(
+            relu(averages.real - generated).square()
+        )
         return loss + self._lecam * lecam
 
     def _judge(self, pictures: Tensor) -> Tensor:
@@ -84,7 +98,8 @@ class PatchGan:
 
 
 class PatchDiscriminator(nn.Module):
-    """Pictures (N, C, H, W) to a logit for each overlapping patch, (N, 1, h, w): large for real ones.
+    """Pictures (N, C, H, W) to a logit for each overlapping patch, (N, 1, h, w): large for real
+    ones.
 
     Args:
         channels: C.
@@ -111,10 +126,15 @@ class PatchDiscriminator(nn.Module):
         self.apply(_draw_weights)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        if pictures.ndim != 4 or pictures.shape[1] != self.channels or min(pictures.shape[2:]) < self.smallest_side:
+        if (
+            pictures.ndim != 4
+            or pictures.shape[1] != self.channels
+            or min(pictures.shape[2:]) < self.smallest_side
+        ):
             raise TrainingError(
-                f"loss 'patch-gan': expected pictures (N, {self.channels}, H, W) with sides of at least {self.smallest_side} pixels, got "
-                f"{tuple(pictures.shape)}; for small pictures lower its num_layers"
+                f"loss 'patch-gan': expected pictures (N, {self.channels}, H, W) with sides of at"
+                f" least {self.smallest_side} pixels, got {tuple(pictures.shape)}; for small"
+                " pictures lower its num_layers"
             )
         return cast(Tensor, self.layers(pictures))
 
@@ -132,12 +152,15 @@ class LogitAverages(nn.Module):
             self.register_buffer(name, torch.zeros(()))
 
     def update(self, real: Tensor, generated: Tensor, decay: float) -> None:
-        """Count in the mean logits of a pass over all processes; the first passes are averaged evenly, so that nothing starts at 0.
+        """Count in the mean logits of a pass over all processes; the first passes are averaged
+        evenly, so that nothing starts at 0.
 
-        A pass in which one of them isn't finite, in any process, changes nothing: the averages would never be finite again.
-        """
+        A pass in which one of them isn't finite, in any process, changes nothing: the averages
+        would never be finite again."""
         means = _over_processes(torch.stack([real.mean(), generated.mean()]))
-        counts = means.isfinite().all()  # stays a tensor, since asking for its value would make the device wait
+        counts = (
+            means.isfinite().all()
+        )  # stays a tensor, since asking for its value would make the device wait
         share = 1 - (self.num_updates / (self.num_updates + 1)).clamp(max=decay)
         for average, mean in zip((self.real, self.generated), means, strict=True):
             average.copy_(torch.where(counts, average.lerp(mean, share), average))
@@ -155,7 +178,13 @@ def _over_processes(means: Tensor) -> Tensor:
 def _make_norm(norm: str, width: int) -> list[nn.Module]:
     if norm == "none":
         return []
-    return [nn.BatchNorm2d(width) if norm == "batch" else nn.GroupNorm(math.gcd(MOST_GROUPS, width), width)]
+    return [
+        (
+            nn.BatchNorm2d(width)
+            if norm == "batch"
+            else nn.GroupNorm(math.gcd(MOST_GROUPS, width), width)
+        )
+    ]
 
 
 def _draw_weights(module: nn.Module) -> None:

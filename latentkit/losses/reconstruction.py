@@ -12,12 +12,18 @@ from latentkit.contracts import LossBatch
 
 def l1(batch: LossBatch) -> Tensor:
     """Mean absolute error of each sample's values, (N,) float32, in units of the input's range."""
-    return mean_over_values((batch.reconstruction.output.float() - batch.inputs.float()).abs(), batch.mask)
+    return mean_over_values(
+        (batch.reconstruction.output.float() - batch.inputs.float()).abs(), batch.mask
+    )
 
 
 def mse(batch: LossBatch) -> Tensor:
-    """Mean squared error of each sample's values, (N,) float32, in squared units of the input's range."""
-    return mean_over_values((batch.reconstruction.output.float() - batch.inputs.float()).square(), batch.mask)
+    """Mean squared error of each sample's values, (N,) float32, in squared units of the input's
+    range.
+    """
+    return mean_over_values(
+        (batch.reconstruction.output.float() - batch.inputs.float()).square(), batch.mask
+    )
 
 
 def mean_over_values(errors: Tensor, mask: Tensor | None) -> Tensor:

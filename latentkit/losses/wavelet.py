@@ -16,9 +16,9 @@ from latentkit.losses.reconstruction import num_values
 class Wavelet:
     """Mean absolute difference of the Haar wavelet coefficients of reconstruction and input.
 
-    The transform is orthonormal, so there are as many coefficients as values and `l1` and this have one unit. Li et al. 2024, "WF-VAE",
-    compare sub-bands this way inside the network; here they are those of the picture. A side that can't be halved is
-    completed with values that are right.
+    The transform is orthonormal, so there are as many coefficients as values and `l1` and this have
+    one unit. Li et al. 2024, "WF-VAE", compare sub-bands this way inside the network; here they are
+    those of the picture. A side that can't be halved is completed with values that are right.
 
     Args:
         levels: times that the low frequencies are split again.
@@ -33,8 +33,12 @@ class Wavelet:
             TrainingError: not pictures.
         """
         if batch.inputs.ndim != 4:
-            raise TrainingError(f"loss 'wavelet': expected pictures, (N, C, H, W), got {tuple(batch.inputs.shape)}")
-        low = batch.reconstruction.output.float() - batch.inputs.float()  # the transform is linear: that of the errors will do
+            raise TrainingError(
+                f"loss 'wavelet': expected pictures, (N, C, H, W), got {tuple(batch.inputs.shape)}"
+            )
+        low = (
+            batch.reconstruction.output.float() - batch.inputs.float()
+        )  # the transform is linear: that of the errors will do
         low = low if batch.mask is None else low * batch.mask
         total = low.new_zeros(len(low))
         for _ in range(self.levels):
@@ -45,7 +49,8 @@ class Wavelet:
 
 
 def haar(values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Low frequencies, then horizontal, vertical and diagonal edges of (..., H, W), each (..., ceil(H / 2), ceil(W / 2)).
+    """Low frequencies, then horizontal, vertical and diagonal edges of (..., H, W), each (...,
+    ceil(H / 2), ceil(W / 2)).
 
     Haar 1910, orthonormal; an odd side gets a zero.
     """

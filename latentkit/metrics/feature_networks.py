@@ -1,4 +1,5 @@
-"""Networks whose features `rfid` compares: Inception v3 from a weights file, a transformers folder, or an encoder plugin.
+"""Networks whose features `rfid` compares: Inception v3 from a weights file, a transformers folder,
+or an encoder plugin.
 
 Nothing is downloaded, and no pickle is read: a missing network is an error, never random weights.
 """
@@ -21,13 +22,14 @@ from latentkit.metrics.inception import FID_CLASSES, build_inception
 from latentkit.plugins import discover
 
 if TYPE_CHECKING:
-    from latentkit.builtin_metrics import RfidConfig
+    from latentkit.metrics.options import RfidConfig
 
 PICTURE_RANGE = (0.0, 1.0)
 GRID = (16, 16)
 """Of a network that gives maps, which are then averaged: 224 pixels for patches of 14."""
 INCEPTION_IS = (
-    "Inception v3 as FID has it is https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+    "Inception v3 as FID has it is"
+    " https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
     "pt_inception-2015-12-05-6726825d.pth"
 )
 
@@ -45,7 +47,9 @@ class FeatureNetwork:
     compute: Callable[[Tensor], Tensor]
 
     def __call__(self, pictures: Tensor) -> Tensor:
-        """Features (N, F) of (N, C, H, W) float32 in [0, 1]; grey becomes RGB, and alpha is left out."""
+        """Features (N, F) of (N, C, H, W) float32 in [0, 1]; gray becomes RGB, and alpha is left
+        out.
+        """
         with torch.inference_mode():
             return self.compute(pictures[:, :3].expand(-1, 3, -1, -1))
 
@@ -60,21 +64,34 @@ def open_features(config: RfidConfig, context: BuildContext) -> FeatureNetwork:
     if config.encoder is not None:
         registry = discover()
         name = config.encoder.use
-        options = registry.configure("encoder", name, config.encoder.with_, "metric 'rfid': encoder")
+        options = registry.configure(
+            "encoder", name, config.encoder.with_, "metric 'rfid': encoder"
+        )
         encoder = registry.find("encoder", name).spec.build(options, context)
-        return FeatureNetwork(f"the encoder {name}, averaged over positions", _pooled(EncoderFeatures(encoder, PICTURE_RANGE)))
+        return FeatureNetwork(
+            f"the encoder {name}, averaged over positions",
+            _pooled(EncoderFeatures(encoder, PICTURE_RANGE)),
+        )
     assert config.features is not None
     path = context.recipe_dir / Path(config.features).expanduser()
     if path.is_dir():
         features = open_transformers(str(path), path, PICTURE_RANGE)
-        return FeatureNetwork(f"the network {path.name}, averaged over positions", _pooled(features))
+        return FeatureNetwork(
+            f"the network {path.name}, averaged over positions", _pooled(features)
+        )
     tensors = read_tensors(path, INCEPTION_IS)
     try:
         network = build_inception(tensors).to(context.device)
     except ValueError as error:
-        raise EncoderError(f"{path}: expected weights of Inception v3 with torchvision's names: {error}") from error
+        raise EncoderError(
+            f"{path}: expected weights of Inception v3 with torchvision's names: {error}"
+        ) from error
     is_fid = "fc.weight" in tensors and tensors["fc.weight"].shape[0] == FID_CLASSES
-    kind = "pools as TensorFlow's FID graph of 2015" if is_fid else "torchvision's, whose numbers differ from those of the FID graph"
+    kind = (
+        "pools as TensorFlow's FID graph of 2015"
+        if is_fid
+        else "torchvision's, whose numbers differ from those of the FID graph"
+    )
     return FeatureNetwork(f"Inception v3 ({path.name}; {kind}; bilinear to 299 x 299)", network)
 
 

@@ -1,7 +1,8 @@
 """Metric `rfid`: the Fréchet distance between features of reconstructions and of their inputs.
 
-M. Heusel et al., "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium" (2017), eq. 6, in float64. The trace
-of (A B)^(1/2) is that of (A^(1/2) B A^(1/2))^(1/2), which is symmetric: its eigenvalues are real, and small negative ones are rounding.
+M. Heusel et al., "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash
+Equilibrium" (2017), eq. 6, in float64. The trace of (A B)^(1/2) is that of (A^(1/2) B
+A^(1/2))^(1/2), which is symmetric: its eigenvalues are real, and small negative ones are rounding.
 """
 
 from __future__ import annotations
@@ -31,35 +32,57 @@ class Rfid:
     def start(self, setting: Setting) -> None:
         """See `Metric`."""
         if setting.num_samples is not None and setting.num_samples < 2:
-            raise SourceError(f"metric 'rfid' needs 2 samples, and far more to mean something; the source has {setting.num_samples}")
+            raise SourceError(
+                "metric 'rfid' needs 2 samples, and far more to mean something; the source has"
+                f" {setting.num_samples}"
+            )
         self._setting = setting
         self._inputs, self._outputs = Gaussian(), Gaussian()
 
     def add(self, batch: MetricBatch) -> None:
         """See `Metric`."""
         for gaussian, values in zip((self._inputs, self._outputs), batch.pair(), strict=True):
-            gaussian.add(self._network(levels(values, self._setting.input_range, rounded=True).float() / PEAK))
+            gaussian.add(
+                self._network(
+                    levels(values, self._setting.input_range, rounded=True).float() / PEAK
+                )
+            )
 
     def finish(self) -> Measured:
         """See `Metric`."""
         count, num_features = self._inputs.count, len(self._inputs.mean)
         if count < 2:
             raise SourceError(f"metric 'rfid' needs at least 2 samples, got {count}")
-        value = frechet_distance(self._inputs.mean, self._inputs.covariance(), self._outputs.mean, self._outputs.covariance())
+        value = frechet_distance(
+            self._inputs.mean,
+            self._inputs.covariance(),
+            self._outputs.mean,
+            self._outputs.covariance(),
+        )
         protocol = (
-            f"{num_features} features of {self._network.name}; {count:,} inputs against their own reconstructions, both of this source; "
-            f"clamped, rounded to 8 bits; decoded from {self._setting.decoded_from}"
+            f"{num_features} features of {self._network.name}; {count:,} inputs against their own"
+            " reconstructions, both of this source; clamped, rounded to 8 bits; decoded from"
+            f" {self._setting.decoded_from}"
         )
         warnings = []
         if count < FEW_SAMPLES:
-            rank = f", fewer than the {num_features} features, so that covariances are singular" if count <= num_features else ""
-            advice = f"it is biased, and comparable with others of as many samples only; {USUAL_SAMPLES:,} is usual"
+            rank = (
+                f", fewer than the {num_features} features, so that covariances are singular"
+                if count <= num_features
+                else ""
+            )
+            advice = (
+                "it is biased, and comparable with others of as many samples only;"
+                f" {USUAL_SAMPLES:,} is usual"
+            )
             warnings.append(f"rfid of {count:,} samples{rank}: {advice}")
         return Measured({"": Figure(value, "", protocol, "lower")}, {}, {}, warnings)
 
 
 class Gaussian:
-    """Mean and covariance of vectors that come in batches, float64, merged as `latentkit.store.statistics` merges variances."""
+    """Mean and covariance of vectors that come in batches, float64, merged as
+    `latentkit.store.statistics` merges variances.
+    """
 
     def __init__(self) -> None:
         self.count = 0
@@ -69,12 +92,12 @@ class Gaussian:
     def add(self, vectors: Tensor) -> None:
         """Vectors (N, F)."""
         vectors = vectors.cpu().double()
-        centre, number = vectors.mean(dim=0), len(vectors)
-        squares = (vectors - centre).T @ (vectors - centre)
+        center, number = vectors.mean(dim=0), len(vectors)
+        squares = (vectors - center).T @ (vectors - center)
         if not self.count:
-            self.count, self.mean, self._squares = number, centre, squares
+            self.count, self.mean, self._squares = number, center, squares
             return
-        count, gap = self.count + number, centre - self.mean
+        count, gap = self.count + number, center - self.mean
         self._squares += squares + torch.outer(gap, gap) * (self.count * number / count)
         self.mean = self.mean + gap * (number / count)
         self.count = count
@@ -84,11 +107,15 @@ class Gaussian:
         return self._squares / (self.count - 1)
 
 
-def frechet_distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covariance_b: Tensor) -> float:
+def frechet_distance(
+    mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covariance_b: Tensor
+) -> float:
     """Squared Fréchet distance of two Gaussians, float64, not below 0."""
     values, vectors = torch.linalg.eigh(covariance_a)
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     product = root @ covariance_b @ root
     cross = torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt().sum()
-    distance = (mean_a - mean_b).square().sum() + covariance_a.trace() + covariance_b.trace() - 2 * cross
+    distance = (
+        (mean_a - mean_b).square().sum() + covariance_a.trace() + covariance_b.trace() - 2 * cross
+    )
     return max(float(distance), 0.0)

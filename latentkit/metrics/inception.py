@@ -1,8 +1,8 @@
 """Inception v3 up to its pooled features, for weights in the layout of torchvision's state dict.
 
-C. Szegedy et al., "Rethinking the Inception Architecture for Computer Vision" (2016). Weights made from TensorFlow's FID graph of 2015
-(recognised by their 1,008 classes) pool as that graph does: averages leave padding out, and the last block takes a maximum.
-"""
+C. Szegedy et al., "Rethinking the Inception Architecture for Computer Vision" (2016). Weights made
+from TensorFlow's FID graph of 2015 (recognized by their 1,008 classes) pool as that graph does:
+averages leave padding out, and the last block takes a maximum."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, interpolate, ma
 SIDE = 299
 FID_CLASSES = 1008
 UNUSED = ("fc.", "AuxLogits.")
-STEM = (("1a_3x3", 3, 32, 3), ("2a_3x3", 32, 32, 3), ("2b_3x3", 32, 64, 3), ("3b_1x1", 64, 80, 1), ("4a_3x3", 80, 192, 3))
+STEM = (
+    ("1a_3x3", 3, 32, 3),
+    ("2a_3x3", 32, 32, 3),
+    ("2b_3x3", 32, 64, 3),
+    ("3b_1x1", 64, 80, 1),
+    ("4a_3x3", 80, 192, 3),
+)
 """Names of the first convolutions, channels in and out, side of the kernel."""
 
 Kernel = tuple[int, int]
@@ -26,7 +32,9 @@ Branch = tuple[tuple[str, int, Kernel], ...]
 class Convolution(nn.Module):
     """Convolution, batch norm, ReLU."""
 
-    def __init__(self, inner: int, outer: int, kernel: Kernel, stride: int = 1, padded: bool = True) -> None:
+    def __init__(
+        self, inner: int, outer: int, kernel: Kernel, stride: int = 1, padded: bool = True
+    ) -> None:
         super().__init__()
         padding = (kernel[0] // 2, kernel[1] // 2) if padded else (0, 0)
         self.conv = nn.Conv2d(inner, outer, kernel, stride, padding, bias=False)
@@ -38,23 +46,30 @@ class Convolution(nn.Module):
 
 
 class Block(nn.Module):
-    """Branches side by side, then pooling: a projected average (or maximum), or a maximum that halves.
+    """Branches side by side, then pooling: a projected average (or maximum), or a maximum that
+    halves.
 
     Args:
         inner: channels that come in.
-        branches: each a chain; where the last two names end in "a" and "b", both take what came before them.
-        pooled: channels of the projected pooling; 0 halves instead, and so does the last convolution of each branch.
+        branches: each a chain; where the last two names end in "a" and "b", both take what came
+            before them.
+        pooled: channels of the projected pooling; 0 halves instead, and so does the last
+            convolution of each branch.
         pool: "average", "inside" (an average that leaves padding out) or "maximum".
     """
 
-    def __init__(self, inner: int, branches: tuple[Branch, ...], pooled: int, pool: str = "average") -> None:
+    def __init__(
+        self, inner: int, branches: tuple[Branch, ...], pooled: int, pool: str = "average"
+    ) -> None:
         super().__init__()
         self._branches, self._pooled, self._pool = branches, pooled, pool
         for branch in branches:
             channels = inner
             for number, (name, outer, kernel) in enumerate(branch):
                 halves = not pooled and number == len(branch) - 1
-                self.add_module(name, Convolution(channels, outer, kernel, 2 if halves else 1, not halves))
+                self.add_module(
+                    name, Convolution(channels, outer, kernel, 2 if halves else 1, not halves)
+                )
                 if not name.endswith("a"):
                     channels = outer
         if pooled:
@@ -97,7 +112,9 @@ class Inception(nn.Module):
         super().__init__()
         for name, inner, outer, side in STEM:
             stride, padded = 2 if name == "1a_3x3" else 1, name == "2b_3x3"
-            self.add_module(f"Conv2d_{name}", Convolution(inner, outer, (side, side), stride, padded))
+            self.add_module(
+                f"Conv2d_{name}", Convolution(inner, outer, (side, side), stride, padded)
+            )
         pool = "inside" if as_fid else "average"
         for name, inner, pooled in (("5b", 192, 32), ("5c", 256, 64), ("5d", 288, 64)):
             self.add_module(f"Mixed_{name}", Block(inner, _grid_35(), pooled, pool))
@@ -128,14 +145,21 @@ def build_inception(tensors: Mapping[str, Tensor]) -> Inception:
     network = Inception(as_fid=classes == FID_CLASSES)
     expected = network.state_dict()
     found = {name: tensor for name, tensor in tensors.items() if not name.startswith(UNUSED)}
-    counters = {name for name in expected if name.endswith("num_batches_tracked")}  # older files have none
+    counters = {
+        name for name in expected if name.endswith("num_batches_tracked")
+    }  # older files have none
     wrong = {
         "missing": sorted(expected.keys() - found.keys() - counters),
         "unexpected": sorted(found.keys() - expected.keys()),
-        "of another shape": sorted(name for name in found if name in expected and found[name].shape != expected[name].shape),
+        "of another shape": sorted(
+            name for name in found if name in expected and found[name].shape != expected[name].shape
+        ),
     }
     if any(wrong.values()):
-        shown = {kind: ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") for kind, names in wrong.items()}
+        shown = {
+            kind: ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            for kind, names in wrong.items()
+        }
         raise ValueError("; ".join(f"{kind}: {text}" for kind, text in shown.items() if text))
     network.load_state_dict({**expected, **found})
     return network.float().eval().requires_grad_(False)
@@ -145,23 +169,38 @@ def _grid_35() -> tuple[Branch, ...]:
     return (
         (("branch1x1", 64, (1, 1)),),
         (("branch5x5_1", 48, (1, 1)), ("branch5x5_2", 64, (5, 5))),
-        (("branch3x3dbl_1", 64, (1, 1)), ("branch3x3dbl_2", 96, (3, 3)), ("branch3x3dbl_3", 96, (3, 3))),
+        (
+            ("branch3x3dbl_1", 64, (1, 1)),
+            ("branch3x3dbl_2", 96, (3, 3)),
+            ("branch3x3dbl_3", 96, (3, 3)),
+        ),
     )
 
 
 def _reduction_35() -> tuple[Branch, ...]:
     return (
         (("branch3x3", 384, (3, 3)),),
-        (("branch3x3dbl_1", 64, (1, 1)), ("branch3x3dbl_2", 96, (3, 3)), ("branch3x3dbl_3", 96, (3, 3))),
+        (
+            ("branch3x3dbl_1", 64, (1, 1)),
+            ("branch3x3dbl_2", 96, (3, 3)),
+            ("branch3x3dbl_3", 96, (3, 3)),
+        ),
     )
 
 
 def _grid_17(width: int) -> tuple[Branch, ...]:
     long = [(7, 1), (1, 7), (7, 1), (1, 7)]
-    chain = [(f"branch7x7dbl_{number + 2}", 192 if number == 3 else width, kernel) for number, kernel in enumerate(long)]
+    chain = [
+        (f"branch7x7dbl_{number + 2}", 192 if number == 3 else width, kernel)
+        for number, kernel in enumerate(long)
+    ]
     return (
         (("branch1x1", 192, (1, 1)),),
-        (("branch7x7_1", width, (1, 1)), ("branch7x7_2", width, (1, 7)), ("branch7x7_3", 192, (7, 1))),
+        (
+            ("branch7x7_1", width, (1, 1)),
+            ("branch7x7_2", width, (1, 7)),
+            ("branch7x7_3", 192, (7, 1)),
+        ),
         (("branch7x7dbl_1", width, (1, 1)), *chain),
     )
 
@@ -169,14 +208,23 @@ def _grid_17(width: int) -> tuple[Branch, ...]:
 def _reduction_17() -> tuple[Branch, ...]:
     return (
         (("branch3x3_1", 192, (1, 1)), ("branch3x3_2", 320, (3, 3))),
-        (("branch7x7x3_1", 192, (1, 1)), ("branch7x7x3_2", 192, (1, 7)), ("branch7x7x3_3", 192, (7, 1)), ("branch7x7x3_4", 192, (3, 3))),
+        (
+            ("branch7x7x3_1", 192, (1, 1)),
+            ("branch7x7x3_2", 192, (1, 7)),
+            ("branch7x7x3_3", 192, (7, 1)),
+            ("branch7x7x3_4", 192, (3, 3)),
+        ),
     )
 
 
 def _grid_8() -> tuple[Branch, ...]:
     return (
         (("branch1x1", 320, (1, 1)),),
-        (("branch3x3_1", 384, (1, 1)), ("branch3x3_2a", 384, (1, 3)), ("branch3x3_2b", 384, (3, 1))),
+        (
+            ("branch3x3_1", 384, (1, 1)),
+            ("branch3x3_2a", 384, (1, 3)),
+            ("branch3x3_2b", 384, (3, 1)),
+        ),
         (
             ("branch3x3dbl_1", 448, (1, 1)),
             ("branch3x3dbl_2", 384, (3, 3)),

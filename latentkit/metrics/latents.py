@@ -16,7 +16,9 @@ ENOUGH_LATENTS = 10_000
 
 
 class LatentStatistics:
-    """Mean and deviation of every channel, of posterior means and of draws, and the fields that a model's config has for them."""
+    """Mean and deviation of every channel, of posterior means and of draws, and the fields that a
+    model's config has for them.
+    """
 
     def start(self, setting: Setting) -> None:
         """See `Metric`."""
@@ -29,7 +31,9 @@ class LatentStatistics:
         if batch.moments is None:
             self._pieces.append(measure(latents, None))
         else:
-            self._pieces.append(measure(batch.moments.mean.cpu().numpy(), batch.moments.logvar.cpu().numpy()))
+            self._pieces.append(
+                measure(batch.moments.mean.cpu().numpy(), batch.moments.logvar.cpu().numpy())
+            )
         for number, channel in enumerate(latents.swapaxes(0, 1)):
             values = channel[np.isfinite(channel)].astype(np.float64)
             if len(values):
@@ -40,27 +44,51 @@ class LatentStatistics:
         statistics = merge(self._pieces)
         assert statistics is not None
         summary = statistics.summary()
-        centre = float(np.mean(summary["mean"]))
-        spread = math.sqrt(float(np.mean(np.square(summary["std"]) + np.square(np.subtract(summary["mean"], centre)))))
+        center = float(np.mean(summary["mean"]))
+        spread = math.sqrt(
+            float(
+                np.mean(np.square(summary["std"]) + np.square(np.subtract(summary["mean"], center)))
+            )
+        )
         config = {
             "scaling_factor": 1 / spread if spread else None,
-            "shift_factor": centre,
+            "shift_factor": center,
             "latents_mean": summary["mean"],
             "latents_std": summary["std"],
         }
-        protocol = f"of all {statistics.count:,} raw values of each channel, float64; deviation of a draw: Var[z] = Var[mean] + E[variance]"
+        protocol = (
+            f"of all {statistics.count:,} raw values of each channel, float64; deviation of a draw:"
+            " Var[z] = Var[mean] + E[variance]"
+        )
         figures = {
-            "mean": Figure(centre, "", f"of all channels together; {protocol}"),
+            "mean": Figure(center, "", f"of all channels together; {protocol}"),
             "std": Figure(spread, "", f"of all channels together; {protocol}"),
         }
-        histograms = {str(number): histogram.as_json() for number, histogram in sorted(self._histograms.items())}
+        histograms = {
+            str(number): histogram.as_json()
+            for number, histogram in sorted(self._histograms.items())
+        }
         few = statistics.count < ENOUGH_LATENTS
-        warnings = [f"latent-statistics: only {statistics.count:,} values per channel; 10,000 and more make them steady"] if few else []
-        return Measured(figures, {}, {"channels": summary, "model_config": config, "histograms": histograms}, warnings)
+        warnings = (
+            [
+                f"latent-statistics: only {statistics.count:,} values per channel; 10,000 and more"
+                " make them steady"
+            ]
+            if few
+            else []
+        )
+        return Measured(
+            figures,
+            {},
+            {"channels": summary, "model_config": config, "histograms": histograms},
+            warnings,
+        )
 
 
 class Histogram:
-    """Counts of one channel's values; where a batch doesn't fit, bins double their width, two becoming one."""
+    """Counts of one channel's values; where a batch doesn't fit, bins double their width, two
+    becoming one.
+    """
 
     def __init__(self, values: Floats) -> None:
         low, high = float(values.min()), float(values.max())
@@ -88,14 +116,18 @@ class Histogram:
         """Lower edge, width of a bin, and counts, without empty bins at either end."""
         filled = np.flatnonzero(self._counts)
         first, last = (int(filled[0]), int(filled[-1])) if len(filled) else (0, 0)
-        return {"low": self._low + first * self._width, "width": self._width, "counts": self._counts[first : last + 1].tolist()}
+        return {
+            "low": self._low + first * self._width,
+            "width": self._width,
+            "counts": self._counts[first : last + 1].tolist(),
+        }
 
 
 class ActiveUnits:
     """Latent values whose posterior mean varies with the input: Cov_x(E[z | x]) above a threshold.
 
-    Y. Burda, R. Grosse and R. Salakhutdinov, "Importance Weighted Autoencoders" (2016), section 5. Without a posterior the latent itself
-    is taken.
+    Y. Burda, R. Grosse and R. Salakhutdinov, "Importance Weighted Autoencoders" (2016), section 5.
+    Without a posterior the latent itself is taken.
 
     Args:
         threshold: of the variance.
@@ -114,8 +146,13 @@ class ActiveUnits:
         means = batch.latents if batch.moments is None else batch.moments.mean
         self._shape = self._shape or tuple(means.shape[1:])
         if tuple(means.shape[1:]) != self._shape:
-            shapes = " and ".join("x".join(map(str, shape)) for shape in (self._shape, means.shape[1:]))
-            raise SourceError(f"metric 'active-units' needs latents of one shape, got {shapes}; prepare one size, or leave it out")
+            shapes = " and ".join(
+                "x".join(map(str, shape)) for shape in (self._shape, means.shape[1:])
+            )
+            raise SourceError(
+                f"metric 'active-units' needs latents of one shape, got {shapes}; prepare one size,"
+                " or leave it out"
+            )
         # each value of a latent is a channel of its own here
         self._pieces.append(measure(means.cpu().flatten(1).numpy(), None))
 
@@ -124,9 +161,20 @@ class ActiveUnits:
         statistics = merge(self._pieces)
         assert statistics is not None
         active = (statistics.squares / statistics.count > self._threshold).reshape(self._shape)
-        protocol = f"latent values whose mean varies by more than {self._threshold:g} (variance) over {statistics.count:,} samples"
+        protocol = (
+            f"latent values whose mean varies by more than {self._threshold:g} (variance) over"
+            f" {statistics.count:,} samples"
+        )
         share = "share of latent values; " + protocol
-        figures = {"": Figure(float(active.sum()), f"of {active.size:,}", protocol), "share": Figure(float(active.mean()), "", share)}
+        figures = {
+            "": Figure(float(active.sum()), f"of {active.size:,}", protocol),
+            "share": Figure(float(active.mean()), "", share),
+        }
         few = statistics.count < 2
         warnings = ["active-units: one sample has no variance"] if few else []
-        return Measured(figures, {}, {"by_channel": active.reshape(len(active), -1).sum(axis=1).tolist()}, warnings)
+        return Measured(
+            figures,
+            {},
+            {"by_channel": active.reshape(len(active), -1).sum(axis=1).tolist()},
+            warnings,
+        )

@@ -1,8 +1,8 @@
-"""Metrics `kl`, `elbo` and `iwae`: rate, the evidence lower bound, and the importance-weighted estimate of the likelihood.
+"""Metrics `kl`, `elbo` and `iwae`: rate, the evidence lower bound, and the importance-weighted
+estimate of the likelihood.
 
-Likelihoods are densities of continuous values in the model's range (or probabilities of bits), so that nats depend on that range; sums
-are float64.
-"""
+Likelihoods are densities of continuous values in the model's range (or probabilities of bits), so
+that nats depend on that range; sums are float64."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ class Kl:
     def finish(self) -> Measured:
         """See `Metric`."""
         nats = concatenate(self._nats)
-        protocol = "mean over samples of the KL of the posterior from N(0, I), summed over latent values"
+        protocol = (
+            "mean over samples of the KL of the posterior from N(0, I), summed over latent values"
+        )
         sizes = concatenate(self._sizes) if self._sizes else None
         return _in_nats_and_bits(nats, sizes, protocol, "lower")
 
@@ -63,7 +65,8 @@ class Elbo:
 
     Args:
         likelihood: "gaussian", "laplace" or "bernoulli".
-        scale: of the errors; None is that at which the bound is highest, one for all samples (Rybkin et al. 2021, eq. 5).
+        scale: of the errors; None is that at which the bound is highest, one for all samples
+            (Rybkin et al. 2021, eq. 5).
         num_draws: from each posterior.
     """
 
@@ -90,21 +93,36 @@ class Elbo:
 
     def finish(self) -> Measured:
         """See `Metric`."""
-        rates, distances, sizes = (concatenate(pieces) for pieces in (self._nats, self._distances, self._sizes))
+        rates, distances, sizes = (
+            concatenate(pieces) for pieces in (self._nats, self._distances, self._sizes)
+        )
         scale = self._scale
         if self._likelihood in FAMILIES and scale is None:
             scale = (distances.sum() / sizes.sum()) ** (1 / FAMILIES[self._likelihood].power)
         distortions = _nats_of_distances(self._likelihood, distances, sizes, scale)
-        chosen = " (the best one for these samples)" if scale is not None and self._scale is None else ""
+        chosen = (
+            " (the best one for these samples)" if scale is not None and self._scale is None else ""
+        )
         density = _describe_likelihood(self._likelihood, scale, self._setting)
-        protocol = f"{density}{chosen}; draws a sample: {self._num_draws}; reconstruction neither clamped nor rounded"
-        found = _in_nats_and_bits(-distortions - rates, None, f"mean over samples; {protocol}", "higher")
+        protocol = (
+            f"{density}{chosen}; draws a sample: {self._num_draws}; reconstruction neither clamped"
+            " nor rounded"
+        )
+        found = _in_nats_and_bits(
+            -distortions - rates, None, f"mean over samples; {protocol}", "higher"
+        )
         figures = dict(found.figures)
-        figures["distortion"] = Figure(mean(distortions), "nats per sample", f"-log p(x | z); {protocol}", "lower")
-        figures["rate"] = Figure(mean(rates), "nats per sample", "KL of the posterior from N(0, I)", "lower")
+        figures["distortion"] = Figure(
+            mean(distortions), "nats per sample", f"-log p(x | z); {protocol}", "lower"
+        )
+        figures["rate"] = Figure(
+            mean(rates), "nats per sample", "KL of the posterior from N(0, I)", "lower"
+        )
         if scale is not None:
             figures["scale"] = Figure(float(scale), "input", protocol)
-        return Measured(figures, {"": -distortions - rates, "distortion": distortions, "rate": rates})
+        return Measured(
+            figures, {"": -distortions - rates, "distortion": distortions, "rate": rates}
+        )
 
 
 class Iwae:
@@ -120,7 +138,12 @@ class Iwae:
     """
 
     def __init__(self, likelihood: str, scale: float | None, num_draws: int, chunk: int) -> None:
-        self._likelihood, self._scale, self._num_draws, self._chunk = likelihood, scale, num_draws, chunk
+        self._likelihood, self._scale, self._num_draws, self._chunk = (
+            likelihood,
+            scale,
+            num_draws,
+            chunk,
+        )
 
     def start(self, setting: Setting) -> None:
         """See `Metric`."""
@@ -147,23 +170,38 @@ class Iwae:
     def finish(self) -> Measured:
         """See `Metric`."""
         density = _describe_likelihood(self._likelihood, self._scale, self._setting)
-        protocol = f"mean over samples of -log p(x) by {self._num_draws} importance samples of the posterior; {density}"
-        return _in_nats_and_bits(concatenate(self._nats), concatenate(self._sizes), protocol, "lower")
+        protocol = (
+            f"mean over samples of -log p(x) by {self._num_draws} importance samples of the"
+            f" posterior; {density}"
+        )
+        return _in_nats_and_bits(
+            concatenate(self._nats), concatenate(self._sizes), protocol, "lower"
+        )
 
 
 # ---------------------------------------------------------------- densities
 
 
 def _log_ratio(latents: Tensor, drawn: Tensor, moments: Moments) -> Tensor:
-    """log p(z) - log q(z | x) of latents (K, N, ...) and the noise they were drawn with, (K, N) float64."""
+    """log p(z) - log q(z | x) of latents (K, N, ...) and the noise they were drawn with, (K, N)
+    float64.
+    """
     z, noise = to_float64(latents), to_float64(drawn)
     return 0.5 * (noise.square() - z.square() + to_float64(moments.logvar)).flatten(2).sum(dim=2)
 
 
 def _distance(likelihood: str, inputs: Tensor, output: Tensor, setting: Setting) -> Tensor:
-    """What the density of each sample depends on, (N,) float64: the sum of |error|^power, or of a Bernoulli's nats."""
+    """What the density of each sample depends on, (N,) float64: the sum of |error|^power, or of a
+    Bernoulli's nats.
+    """
     if likelihood in FAMILIES:
-        return (to_float64(inputs) - to_float64(output)).abs().pow(FAMILIES[likelihood].power).flatten(1).sum(dim=1)
+        return (
+            (to_float64(inputs) - to_float64(output))
+            .abs()
+            .pow(FAMILIES[likelihood].power)
+            .flatten(1)
+            .sum(dim=1)
+        )
     low, high = setting.input_range
     bits, chances = ((to_float64(values) - low) / (high - low) for values in (inputs, output))
     chances = chances.clamp(SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY)
@@ -175,10 +213,15 @@ def _log_density(likelihood: str, distances: Tensor, size: int, scale: float | N
         return -distances
     assert scale is not None
     family = FAMILIES[likelihood]
-    return -(distances / (family.power * scale**family.power) + size * (math.log(scale) + family.log_constant))
+    return -(
+        distances / (family.power * scale**family.power)
+        + size * (math.log(scale) + family.log_constant)
+    )
 
 
-def _nats_of_distances(likelihood: str, distances: Floats, sizes: Floats, scale: float | None) -> Floats:
+def _nats_of_distances(
+    likelihood: str, distances: Floats, sizes: Floats, scale: float | None
+) -> Floats:
     """-log p(x | z) of each sample; infinite where a perfect copy makes the best scale 0."""
     if likelihood not in FAMILIES:
         return distances
@@ -186,14 +229,22 @@ def _nats_of_distances(likelihood: str, distances: Floats, sizes: Floats, scale:
     if scale == 0:
         return -math.inf * sizes
     family = FAMILIES[likelihood]
-    nats: Floats = distances / (family.power * scale**family.power) + sizes * (math.log(scale) + family.log_constant)
+    nats: Floats = distances / (family.power * scale**family.power) + sizes * (
+        math.log(scale) + family.log_constant
+    )
     return nats
 
 
 def _describe_likelihood(likelihood: str, scale: float | None, setting: Setting) -> str:
     if scale is None:
-        return f"bernoulli likelihood of inputs mapped from {show_range(setting.input_range)} to [0, 1]"
-    return f"{likelihood} density of values in {show_range(setting.input_range)} with scale {scale:.6g}"
+        return (
+            f"bernoulli likelihood of inputs mapped from {show_range(setting.input_range)} to"
+            " [0, 1]"
+        )
+    return (
+        f"{likelihood} density of values in {show_range(setting.input_range)} with scale"
+        f" {scale:.6g}"
+    )
 
 
 # ---------------------------------------------------------------- figures
@@ -208,7 +259,9 @@ def _sizes(inputs: Tensor) -> Tensor:
     return torch.full((len(inputs),), float(inputs[0].numel()), dtype=torch.float64)
 
 
-def _in_nats_and_bits(nats: Floats, sizes: Floats | None, protocol: str, better: Better) -> Measured:
+def _in_nats_and_bits(
+    nats: Floats, sizes: Floats | None, protocol: str, better: Better
+) -> Measured:
     figures = {"": Figure(mean(nats), "nats per sample", protocol, better)}
     if sizes is not None:
         bits = nats / (math.log(2) * sizes)

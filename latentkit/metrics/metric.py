@@ -1,4 +1,6 @@
-"""What a metric is: it sees batches, and at the end gives figures, a number per sample where it has one, and tables."""
+"""What a metric is: it sees batches, and at the end gives figures, a number per sample where it has
+one, and tables.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from latentkit.builtin_metrics import Better as Better
 from latentkit.contracts import LatentLayout, Moments
-from latentkit.store.posterior import Noise
+from latentkit.contracts.plugin_specs import Better as Better
+from latentkit.reading.posterior import Noise
 
 Floats = npt.NDArray[np.float64]
 
@@ -26,7 +28,8 @@ class Figure:
     Args:
         value: of all samples; may be infinite.
         unit: such as "dB"; empty where there is none.
-        protocol: everything that another program would have to do the same for its number to be comparable.
+        protocol: everything that another program would have to do the same for its number to be
+            comparable.
         better: which way; empty where neither is.
     """
 
@@ -72,7 +75,9 @@ class Setting:
 
 @dataclass(frozen=True)
 class MetricBatch:
-    """What a metric may look at. Tensors are float32 on one device; there are no inputs where latents alone are looked at.
+    """What a metric may look at.
+
+    Tensors are float32 on one device; there are no inputs where latents alone are looked at.
 
     Args:
         positions: number of each sample, which seeds its draws.
@@ -115,9 +120,18 @@ POSTERIOR_STREAM, ELBO_STREAM, IWAE_STREAM = 0, 1, 2
 
 
 class NoiseRows:
-    """Standard normal numbers that depend on seed, stream and each sample's number alone, whatever the batches."""
+    """Standard normal numbers that depend on seed, stream and each sample's number alone, whatever
+    the batches.
+    """
 
-    def __init__(self, seed: int, stream: int, positions: Sequence[int], shape: tuple[int, ...], device: torch.device) -> None:
+    def __init__(
+        self,
+        seed: int,
+        stream: int,
+        positions: Sequence[int],
+        shape: tuple[int, ...],
+        device: torch.device,
+    ) -> None:
         self._rows = [Noise(seed, stream, position) for position in positions]
         self._shape, self._device = shape, device
 
@@ -157,7 +171,13 @@ class PerSample:
         protocol: how it is measured; a text with a place for `decoded_from`.
     """
 
-    def __init__(self, function: Callable[[MetricBatch, Setting], Tensor], unit: str, better: Better, protocol: str) -> None:
+    def __init__(
+        self,
+        function: Callable[[MetricBatch, Setting], Tensor],
+        unit: str,
+        better: Better,
+        protocol: str,
+    ) -> None:
         self._function, self._unit, self._better, self._protocol = function, unit, better, protocol
 
     def start(self, setting: Setting) -> None:
@@ -171,8 +191,12 @@ class PerSample:
     def finish(self) -> Measured:
         """See `Metric`."""
         values = concatenate(self._values)
-        protocol = self._protocol.format(decoded_from=self._setting.decoded_from, range=show_range(self._setting.input_range))
-        return Measured({"": Figure(mean(values), self._unit, protocol, self._better)}, {"": values})
+        protocol = self._protocol.format(
+            decoded_from=self._setting.decoded_from, range=show_range(self._setting.input_range)
+        )
+        return Measured(
+            {"": Figure(mean(values), self._unit, protocol, self._better)}, {"": values}
+        )
 
 
 def show_range(limits: tuple[float, float]) -> str:
@@ -187,4 +211,8 @@ def concatenate(pieces: Sequence[Tensor]) -> Floats:
 
 def mean(values: Floats) -> float:
     """The mean; infinite where a value is, without numpy's warnings."""
-    return math.fsum(values.tolist()) / len(values) if np.isfinite(values).all() else float(torch.from_numpy(values).mean())
+    return (
+        math.fsum(values.tolist()) / len(values)
+        if np.isfinite(values).all()
+        else float(torch.from_numpy(values).mean())
+    )

@@ -11,11 +11,16 @@ from latentkit.metrics.metric import MetricBatch, PerSample, Setting
 from latentkit.runtime.device import to_float64
 
 PEAK = 255.0
-ROUNDED = {True: "reconstruction clamped and rounded to 8 bits", False: "reconstruction clamped, not rounded"}
+ROUNDED = {
+    True: "reconstruction clamped and rounded to 8 bits",
+    False: "reconstruction clamped, not rounded",
+}
 
 
 def levels(values: Tensor, limits: tuple[float, float], rounded: bool) -> Tensor:
-    """Values in the model's range on the scale of 8-bit pictures, [0, 255], float64: clamped, and rounded where asked for."""
+    """Values in the model's range on the scale of 8-bit pictures, [0, 255], float64: clamped, and
+    rounded where asked for.
+    """
     scaled = ((values.float() - limits[0]) * (PEAK / (limits[1] - limits[0]))).clamp(0, PEAK)
     return to_float64(scaled.round() if rounded else scaled)
 
@@ -38,14 +43,21 @@ def psnr(rounded: bool) -> PerSample:
         errors = (inputs - output).square().flatten(1).mean(dim=1)
         return 10 * torch.log10(PEAK**2 / errors)
 
-    protocol = f"mean over samples of each one's own PSNR; {ROUNDED[rounded]}; data range 255; decoded from {{decoded_from}}"
+    protocol = (
+        f"mean over samples of each one's own PSNR; {ROUNDED[rounded]}; data range 255; decoded"
+        " from {decoded_from}"
+    )
     return PerSample(measure, "dB", "higher", protocol)
 
 
 def _distance(function: Callable[[Tensor], Tensor], unit: str, name: str) -> PerSample:
     def measure(batch: MetricBatch, setting: Setting) -> Tensor:
         inputs, output = batch.pair()
-        return function(to_float64(inputs) - to_float64(output).clamp(*setting.input_range)).flatten(1).mean(dim=1)
+        return (
+            function(to_float64(inputs) - to_float64(output).clamp(*setting.input_range))
+            .flatten(1)
+            .mean(dim=1)
+        )
 
     how = f"mean over samples of the mean {name} error of their values; {ROUNDED[False]}"
     protocol = how + "; values in {range}; decoded from {decoded_from}"

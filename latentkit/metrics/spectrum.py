@@ -1,7 +1,7 @@
 """Metric `latent-spectrum`: how the power of latents is spread over spatial frequencies.
 
-White noise of variance v has power v at every frequency; latents in which high frequencies carry as much as low ones are hard to diffuse.
-"""
+White noise of variance v has power v at every frequency; latents in which high frequencies carry as
+much as low ones are hard to diffuse."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ HIGHEST = 0.5
 
 
 class LatentSpectrum:
-    """Power |FFT|^2 / (h w) per channel, averaged over rings of frequencies and over samples; the mean of each map is left out.
+    """Power |FFT|^2 / (h w) per channel, averaged over rings of frequencies and over samples; the
+    mean of each map is left out.
 
     Args:
-        num_bins: rings from 0 to half a cycle per latent; None: half the shorter side of the first latents.
+        num_bins: rings from 0 to half a cycle per latent; None: half the shorter side of the first
+            latents.
     """
 
     def __init__(self, num_bins: int | None) -> None:
@@ -29,7 +31,10 @@ class LatentSpectrum:
     def start(self, setting: Setting) -> None:
         """See `Metric`."""
         if setting.layout.axes != "CHW":
-            raise RecipeError(f"metric 'latent-spectrum' needs latents with axes CHW, got {setting.layout.axes}; leave it out")
+            raise RecipeError(
+                f"metric 'latent-spectrum' needs latents with axes CHW, got {setting.layout.axes};"
+                " leave it out"
+            )
         self._setting = setting
         self._power: Floats | None = None
 
@@ -40,14 +45,22 @@ class LatentSpectrum:
         height, width = latents.shape[2:]
         if self._power is None:
             num_bins = self._num_bins or max(min(height, width) // 2, 1)
-            self._power, self._counts, self._sums = np.zeros((latents.shape[1], num_bins)), np.zeros(num_bins), np.zeros(num_bins)
+            self._power, self._counts, self._sums = (
+                np.zeros((latents.shape[1], num_bins)),
+                np.zeros(num_bins),
+                np.zeros(num_bins),
+            )
         num_bins = len(self._counts)
         frequencies = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None])
-        rings = np.ceil(frequencies / HIGHEST * num_bins - 1e-9).astype(int) - 1  # a ring holds its upper limit
+        rings = (
+            np.ceil(frequencies / HIGHEST * num_bins - 1e-9).astype(int) - 1
+        )  # a ring holds its upper limit
         inside = (rings >= 0) & (rings < num_bins)
         self._counts += len(latents) * np.bincount(rings[inside], minlength=num_bins)
         self._sums += len(latents) * np.bincount(rings[inside], frequencies[inside], num_bins)
-        self._power += [np.bincount(rings[inside], channel[inside], num_bins) for channel in power.sum(axis=0)]
+        self._power += [
+            np.bincount(rings[inside], channel[inside], num_bins) for channel in power.sum(axis=0)
+        ]
 
     def finish(self) -> Measured:
         """See `Metric`."""
@@ -56,14 +69,23 @@ class LatentSpectrum:
         filled = self._counts > 0
         power = self._power[:, filled] / self._counts[filled]
         frequencies = self._sums[filled] / self._counts[filled]
-        protocol = f"|FFT|^2 / (h w) of raw latents ({self._setting.decoded_from}), rings of {HIGHEST / num_bins:.3g} cycles per latent"
+        protocol = (
+            f"|FFT|^2 / (h w) of raw latents ({self._setting.decoded_from}), rings of"
+            f" {HIGHEST / num_bins:.3g} cycles per latent"
+        )
         slope = _slope(frequencies, power.mean(axis=0))
-        figures = {"slope": Figure(slope, "", f"of log power against log frequency, mean over channels; {protocol}")}
+        figures = {
+            "slope": Figure(
+                slope, "", f"of log power against log frequency, mean over channels; {protocol}"
+            )
+        }
         return Measured(figures, {}, {"frequencies": frequencies.tolist(), "power": power.tolist()})
 
 
 def _slope(frequencies: Floats, power: Floats) -> float:
-    """Of the straight line through log power against log frequency, by least squares; 0 for a single ring or no power."""
+    """Of the straight line through log power against log frequency, by least squares; 0 for a
+    single ring or no power.
+    """
     if len(frequencies) < 2 or not (power > 0).all():
         return 0.0
     x, y = np.log(frequencies), np.log(power)

@@ -1,8 +1,8 @@
 """Metrics `ssim` and `ms-ssim`: structural similarity, in float64.
 
-Z. Wang, A. C. Bovik, H. R. Sheikh and E. P. Simoncelli, "Image Quality Assessment: From Error Visibility to Structural Similarity" (2004),
-eq. 13, with an 11 x 11 Gaussian window of sigma 1.5; the mean is over the windows that lie wholly inside the picture.
-"""
+Z. Wang, A. C. Bovik, H. R. Sheikh and E. P. Simoncelli, "Image Quality Assessment: From Error
+Visibility to Structural Similarity" (2004), eq. 13, with an 11 x 11 Gaussian window of sigma 1.5;
+the mean is over the windows that lie wholly inside the picture."""
 
 from __future__ import annotations
 
@@ -17,14 +17,22 @@ from latentkit.metrics.metric import MetricBatch, PerSample, Setting
 from latentkit.metrics.pixels import PEAK, ROUNDED, levels
 
 SIGMA, WINDOW = 1.5, 11
-WEIGHTS = [math.exp(-0.5 * (offset / SIGMA) ** 2) for offset in range(-(WINDOW // 2), WINDOW // 2 + 1)]
+WEIGHTS = [
+    math.exp(-0.5 * (offset / SIGMA) ** 2) for offset in range(-(WINDOW // 2), WINDOW // 2 + 1)
+]
 WEIGHTS = [weight / sum(WEIGHTS) for weight in WEIGHTS]
 """Of the window along one axis."""
 LUMINANCE_CONSTANT, CONTRAST_CONSTANT = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-"""Z. Wang, E. P. Simoncelli and A. C. Bovik, "Multi-Scale Structural Similarity for Image Quality Assessment" (2003), section 3.2."""
+"""Z.
 
-HOW = "Gaussian window 11 x 11, sigma 1.5, population covariances; per colour channel, then their mean"
+Wang, E. P. Simoncelli and A. C. Bovik, "Multi-Scale Structural Similarity for Image Quality
+Assessment" (2003), section 3.2.
+"""
+
+HOW = (
+    "Gaussian window 11 x 11, sigma 1.5, population covariances; per color channel, then their mean"
+)
 
 
 def ssim(rounded: bool) -> PerSample:
@@ -35,7 +43,10 @@ def ssim(rounded: bool) -> PerSample:
         luminance, contrast = _similarities(inputs, output)
         return (luminance * contrast).flatten(1).mean(dim=1)
 
-    protocol = f"mean over samples; {HOW}; {ROUNDED[rounded]}; data range 255; decoded from {{decoded_from}}"
+    protocol = (
+        f"mean over samples; {HOW}; {ROUNDED[rounded]}; data range 255; decoded from"
+        " {decoded_from}"
+    )
     return PerSample(measure, "", "higher", protocol)
 
 
@@ -43,7 +54,9 @@ def ms_ssim(rounded: bool) -> PerSample:
     """Structural similarity at five scales, at most 1."""
 
     def measure(batch: MetricBatch, setting: Setting) -> Tensor:
-        inputs, output = _pictures(batch, setting, rounded, "ms-ssim", WINDOW * 2 ** (len(SCALE_WEIGHTS) - 1))
+        inputs, output = _pictures(
+            batch, setting, rounded, "ms-ssim", WINDOW * 2 ** (len(SCALE_WEIGHTS) - 1)
+        )
         product = inputs.new_ones(())
         for scale, weight in enumerate(SCALE_WEIGHTS):
             luminance, contrast = _similarities(inputs, output)
@@ -53,32 +66,45 @@ def ms_ssim(rounded: bool) -> PerSample:
             inputs, output = avg_pool2d(inputs, 2), avg_pool2d(output, 2)
         return product.mean(dim=1)
 
-    how = f"mean over samples; five scales halved by averaging, weights {', '.join(map(str, SCALE_WEIGHTS))}; a negative factor counts as 0"
+    how = (
+        "mean over samples; five scales halved by averaging, weights"
+        f" {', '.join(map(str, SCALE_WEIGHTS))}; a negative factor counts as 0"
+    )
     protocol = f"{how}; {HOW}; {ROUNDED[rounded]}; data range 255; decoded from {{decoded_from}}"
     return PerSample(measure, "", "higher", protocol)
 
 
-def _pictures(batch: MetricBatch, setting: Setting, rounded: bool, name: str, smallest: int) -> tuple[Tensor, Tensor]:
+def _pictures(
+    batch: MetricBatch, setting: Setting, rounded: bool, name: str, smallest: int
+) -> tuple[Tensor, Tensor]:
     inputs, output = batch.pair()
     if inputs.ndim != 4 or min(inputs.shape[2:]) < smallest:
         found = " x ".join(map(str, inputs.shape[2:]))
         needed = f"metric {name!r} needs pictures of at least {smallest} x {smallest} pixels"
         raise SourceError(f"{needed}, got {found}; prepare larger ones, or leave it out")
-    return levels(inputs, setting.input_range, rounded), levels(output, setting.input_range, rounded)
+    return levels(inputs, setting.input_range, rounded), levels(
+        output, setting.input_range, rounded
+    )
 
 
 def _similarities(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Maps (N, C, H - 10, W - 10) of the luminance term, and of the product of contrast and structure, of pictures (N, C, H, W)."""
+    """Maps (N, C, H - 10, W - 10) of the luminance term, and of the product of contrast and
+    structure, of pictures (N, C, H, W).
+    """
     planes = torch.stack([a, b, a * a, b * b, a * b])
     mean_a, mean_b, square_a, square_b, product = _blur(planes)
-    luminance = (2 * mean_a * mean_b + LUMINANCE_CONSTANT) / (mean_a**2 + mean_b**2 + LUMINANCE_CONSTANT)
+    luminance = (2 * mean_a * mean_b + LUMINANCE_CONSTANT) / (
+        mean_a**2 + mean_b**2 + LUMINANCE_CONSTANT
+    )
     covariance = product - mean_a * mean_b
     variances = square_a - mean_a**2 + square_b - mean_b**2
     return luminance, (2 * covariance + CONTRAST_CONSTANT) / (variances + CONTRAST_CONSTANT)
 
 
 def _blur(planes: Tensor) -> Tensor:
-    """(..., H, W) to (..., H - 10, W - 10): under the window, where it fits; sums of shifted planes, ten times as fast as conv2d here."""
+    """(..., H, W) to (..., H - 10, W - 10): under the window, where it fits; sums of shifted
+    planes, ten times as fast as conv2d here.
+    """
     for axis in (-2, -1):
         length = planes.shape[axis] - WINDOW + 1
         blurred = planes.narrow(axis, 0, length) * WEIGHTS[0]

@@ -17,7 +17,7 @@ from latentkit.modalities.icc import (
     Point,
     make_profile,
 )
-from latentkit.modalities.picture_formats import CONTENT_ERRORS
+from latentkit.modalities.image_formats import CONTENT_ERRORS
 
 # ITU-T H.273, tables 2 and 3. Values left out, 2 ("unspecified") among them, count as sRGB.
 WHITE_C, WHITE_DCI = (0.310, 0.316), (0.314, 0.351)

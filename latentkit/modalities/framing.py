@@ -1,22 +1,17 @@
-"""What the options of `FramingConfig` mean for one picture: its shape, and the part of it that a view shows."""
+"""What the options of `FramingConfig` mean for one picture: its shape, and the part of it that a
+view shows.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
 from latentkit.errors import SampleError, SourceError
-from latentkit.modalities.geometry import (
-    Box,
-    Shape,
-    bucket_shapes,
-    crop_box,
-    draw_fractions,
-    nearest_shape,
-    whole,
-)
+from latentkit.modalities.buckets import bucket_shapes, nearest_shape
+from latentkit.modalities.geometry import Box, Shape, crop_box, draw_fractions, whole
 
 if TYPE_CHECKING:
-    from latentkit.builtin import FramingConfig
+    from latentkit.modalities.options import FramingConfig
 
 
 def target_shapes(config: FramingConfig) -> list[Shape]:
@@ -50,7 +45,10 @@ def check_small(config: FramingConfig, key: str, picture: Shape) -> None:
         return
     if config.on_small == "skip":
         raise SampleError(reason)
-    raise SourceError(f"sample {key!r}: {reason}; lower modality.with.min_size, or set on_small to skip or upscale")
+    raise SourceError(
+        f"sample {key!r}: {reason}; lower modality.with.min_size, or set on_small to skip or"
+        " upscale"
+    )
 
 
 ENLARGED_ADVICE = "modality.with.min_size: target with on_small: skip leaves such samples out"
@@ -59,7 +57,8 @@ ENLARGED_FAR = f"enlarged to its size, more than twofold ({ENLARGED_ADVICE})"
 
 
 def enlarged_remarks(box: Box, shape: Shape) -> list[str]:
-    """What to say of a view that shows fewer pixels of the picture than it has itself: one of two texts, or nothing.
+    """What to say of a view that shows fewer pixels of the picture than it has itself: one of two
+    texts, or nothing.
 
     Args:
         box: the part of the picture that it shows.
@@ -72,11 +71,15 @@ def enlarged_remarks(box: Box, shape: Shape) -> list[str]:
 
 
 def unflipped(view: str) -> str:
-    """The view that a mirrored one mirrors: "plain" of "hflip", "crop-2" of "hflip-2"; any other view is its own."""
+    """The view that a mirrored one mirrors: "plain" of "hflip", "crop-2" of "hflip-2"; any other
+    view is its own.
+    """
     return "plain" if view == "hflip" else view.replace("hflip-", "crop-")
 
 
-def view_box(config: FramingConfig, seed: int, key: str, view: str, picture: Shape, shape: Shape) -> Box:
+def view_box(
+    config: FramingConfig, seed: int, key: str, view: str, picture: Shape, shape: Shape
+) -> Box:
     """The part of an upright picture that a view shows, before it is mirrored."""
     if view == "plain" and config.crop == "none":
         return whole(picture)

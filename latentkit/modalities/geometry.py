@@ -1,4 +1,5 @@
-"""Which part of a picture a view keeps, and to which shape it goes: pure arithmetic on heights and widths.
+"""Which part of a picture a view keeps, and to which shape it goes: pure arithmetic on heights and
+widths.
 
 Shapes are (height, width) in pixels, everywhere.
 """
@@ -7,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,8 +26,9 @@ class Shrink:
 
     Args:
         divisor: pixels of the original for one of the shrunk picture, along each side.
-        top: where the original's upper edge lies in the shrunk picture, in its pixels: inside it where that was turned over, since the
-            row that only partly shows the original then comes first.
+        top: where the original's upper edge lies in the shrunk picture, in its pixels: inside it
+            where that was turned over, since the row that only partly shows the original then comes
+            first.
         left: the same of its left edge.
     """
 
@@ -38,7 +39,9 @@ class Shrink:
 
 @dataclass(frozen=True)
 class Box:
-    """A part of a picture, in pixels of the upright original; the corner counts from the top left one."""
+    """A part of a picture, in pixels of the upright original; the corner counts from the top left
+    one.
+    """
 
     top: float
     left: float
@@ -51,7 +54,9 @@ class Box:
 
     def shrunk(self, shrink: Shrink) -> Box:
         """The same part of a picture that was shrunk."""
-        top, left, height, width = (side / shrink.divisor for side in (self.top, self.left, self.height, self.width))
+        top, left, height, width = (
+            side / shrink.divisor for side in (self.top, self.left, self.height, self.width)
+        )
         return Box(top + shrink.top, left + shrink.left, height, width)
 
     def rounded(self) -> list[float]:
@@ -67,7 +72,9 @@ def whole(picture: Shape) -> Box:
     return Box(0.0, 0.0, float(picture[0]), float(picture[1]))
 
 
-def crop_box(picture: Shape, target: Shape, across: float = 0.5, down: float = 0.5, scale: float = 1.0) -> Box:
+def crop_box(
+    picture: Shape, target: Shape, across: float = 0.5, down: float = 0.5, scale: float = 1.0
+) -> Box:
     """The part of `picture` with the aspect of `target`.
 
     Args:
@@ -82,11 +89,15 @@ def crop_box(picture: Shape, target: Shape, across: float = 0.5, down: float = 0
     # The largest part touches two borders: min() keeps rounding from putting it a hair outside.
     part_height = min(float(height), target[0] * pixels_per_target_pixel) * scale
     part_width = min(float(width), target[1] * pixels_per_target_pixel) * scale
-    return Box((height - part_height) * down, (width - part_width) * across, part_height, part_width)
+    return Box(
+        (height - part_height) * down, (width - part_width) * across, part_height, part_width
+    )
 
 
 def draw_fractions(seed: int, key: str, view: str, count: int) -> list[float]:
-    """`count` numbers, evenly spread over [0, 1), that depend on the three names alone: the same in every process and release."""
+    """`count` numbers, evenly spread over [0, 1), that depend on the three names alone: the same in
+    every process and release.
+    """
     digest = hashlib.sha256(json.dumps([seed, key, view]).encode("ascii")).digest()
     return [int.from_bytes(digest[8 * i : 8 * i + 8], "big") / 2**64 for i in range(count)]
 
@@ -94,62 +105,16 @@ def draw_fractions(seed: int, key: str, view: str, count: int) -> list[float]:
 Numbers = TypeVar("Numbers", float, "np.ndarray[Any, Any]")
 
 
-def left_out_share(height: Numbers, width: Numbers, crop_height: Numbers, crop_width: Numbers) -> Numbers:
-    """The share of a picture's area, from 0 to 1, that lies outside its crop; of columns of them, too.
+def left_out_share(
+    height: Numbers, width: Numbers, crop_height: Numbers, crop_width: Numbers
+) -> Numbers:
+    """The share of a picture's area, from 0 to 1, that lies outside its crop; of columns of them,
+    too.
 
     The numbers are those of a row's geometry: `height`, `width`, and `crop[2]`, `crop[3]`.
     """
     share: Numbers = 1 - (crop_height / height) * (crop_width / width)
     return share
-
-
-# ---------------------------------------------------------------- buckets
-
-# Podell et al. 2023, SDXL (arXiv:2307.01952), appendix I: height, and the widths trained with it.
-_SDXL_WIDTHS = {
-    **{512: (2048, 1984, 1920, 1856), 576: (1792, 1728, 1664), 640: (1600, 1536)},
-    **{704: (1472, 1408, 1344), 768: (1344, 1280), 832: (1216, 1152), 896: (1152, 1088)},
-    **{960: (1088, 1024), 1024: (1024, 960), 1088: (960, 896), 1152: (896, 832), 1216: (832,)},
-    **{1280: (768,), 1344: (768,), 1408: (704,), 1472: (704,), 1536: (640,), 1600: (640,)},
-    **{1664: (576,), 1728: (576,), 1792: (576,), 1856: (512,), 1920: (512,), 1984: (512,)},
-    2048: (512,),
-}
-SDXL_SHAPES: Sequence[Shape] = sorted(
-    (height, width) for height, widths in _SDXL_WIDTHS.items() for width in widths
-)
-
-
-def bucket_shapes(area: int, step: int, shortest: int | None, longest: int | None, aspect: float) -> list[Shape]:
-    """All buckets, from the flattest to the tallest: for each side, the largest other side that the area allows, and the square.
-
-    Args:
-        area: pixels of a bucket, at most.
-        step: sides are multiples of this.
-        shortest: of the sides; None: half the side of the square of that area.
-        longest: of the sides; None: twice the side of the square of that area.
-        aspect: longer over shorter side, at most.
-
-    Returns:
-        At least one shape, or an empty list when none fits.
-    """
-    root = math.isqrt(area)
-    first = math.ceil((root // 2 if shortest is None else shortest) / step) * step
-    last = (2 * root if longest is None else longest) // step * step
-    first = max(first, step)
-    square = min(root // step * step, last)
-    shapes = {(square, square)} if square >= first else set()
-    for side in range(first, last + 1, step):
-        other = min(area // side // step * step, last)
-        if other >= first and max(side, other) <= aspect * min(side, other):
-            shapes |= {(side, other), (other, side)}
-    return sorted(shapes, key=lambda shape: (shape[0] / shape[1], shape))
-
-
-def nearest_shape(shapes: Iterable[Shape], picture: Shape) -> Shape:
-    """The shape whose aspect is nearest to the picture's on a logarithmic scale; ties go to the larger, then to the flatter one."""
-    wanted = math.log(picture[0] / picture[1])
-    # Rounded, so that a tie is a tie whatever the last bit of a logarithm is on this machine.
-    return min(shapes, key=lambda shape: (round(abs(math.log(shape[0] / shape[1]) - wanted), 9), -shape[0] * shape[1], shape))
 
 
 # ---------------------------------------------------------------- what an encoder takes
@@ -158,5 +123,9 @@ def nearest_shape(shapes: Iterable[Shape], picture: Shape) -> Shape:
 def nearest_allowed(size: int, rule: SizeRule) -> Sequence[int]:
     """The next smaller and the next larger size that a rule allows, as far as there are any."""
     smaller = (other for other in range(size - 1, 0, -1) if rule.allows(other))
-    larger = (other for other in range(size + 1, max(size, rule.minimum) + rule.multiple + 1) if rule.allows(other))
+    larger = (
+        other
+        for other in range(size + 1, max(size, rule.minimum) + rule.multiple + 1)
+        if rule.allows(other)
+    )
     return [found for found in (next(smaller, None), next(larger, None)) if found is not None]

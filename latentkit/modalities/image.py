@@ -1,4 +1,6 @@
-"""Modality `image`: picture files to tensors of one shape per bucket, and tensors to a contact sheet."""
+"""Modality `image`: picture files to tensors of one shape per bucket, and tensors to a contact
+sheet.
+"""
 
 from __future__ import annotations
 
@@ -11,29 +13,42 @@ import numpy as np
 import torch
 from PIL import Image
 
-from latentkit.buffers import BufferPool, prepared_memory
 from latentkit.contracts import BuildContext, InputSpec, Prepared, Sample
 from latentkit.errors import RecipeError
-from latentkit.modalities.framing import check_small, enlarged_remarks, target_shapes, unflipped, view_box
-from latentkit.modalities.geometry import Box, Shape, Shrink, nearest_allowed, nearest_shape
-from latentkit.modalities.picture import decode_picture, open_picture, shrink_on_load, upright_shape
-from latentkit.modalities.picture_formats import known_formats
+from latentkit.modalities.buckets import nearest_shape
+from latentkit.modalities.decode_image import (
+    decode_picture,
+    open_picture,
+    shrink_on_load,
+    upright_shape,
+)
+from latentkit.modalities.framing import (
+    check_small,
+    enlarged_remarks,
+    target_shapes,
+    unflipped,
+    view_box,
+)
+from latentkit.modalities.geometry import Box, Shape, Shrink, nearest_allowed
+from latentkit.modalities.image_formats import known_formats
 from latentkit.modalities.resizing import Levels, Resizer
+from latentkit.runtime.buffers import BufferPool, prepared_memory
 from latentkit.runtime.memory import refuse_beyond_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from latentkit.builtin import ImageConfig
+    from latentkit.modalities.options import ImageConfig
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 SHEET_GAP_PIXELS = 4
-SHEET_COLOUR = (255, 255, 255)
+SHEET_COLOR = (255, 255, 255)
 
 
 class ImageModality:
-    """Pictures as (C, H, W) float32 in the encoder's range, in sRGB; C is 3, or 1 (luma) or 4 (with alpha) where the encoder takes that.
+    """Pictures as (C, H, W) float32 in the encoder's range, in sRGB; C is 3, or 1 (luma) or 4 (with
+    alpha) where the encoder takes that.
 
     Args:
         config: size or buckets, crop and views.
@@ -50,7 +65,10 @@ class ImageModality:
         self._seed = context.seed
         self._input = context.input or InputSpec(channels=3)
         if self._input.channels not in MODES:
-            raise RecipeError(f"modality image makes 1, 3 or 4 channels, but the encoder takes {self._input.channels}")
+            raise RecipeError(
+                "modality image makes 1, 3 or 4 channels, but the encoder takes"
+                f" {self._input.channels}"
+            )
         self._shapes = _allowed_shapes(config, self._input)
         where = "modality.with.size" if config.buckets is None else "modality.with.buckets"
         refuse_beyond_memory(where, (self._input.channels, *max(self._shapes, key=math.prod)))
@@ -58,7 +76,8 @@ class ImageModality:
         self._buffers = BufferPool(pinned=False)
 
     def prepare(self, sample: Sample) -> Iterator[Prepared]:
-        """Every view of a picture, in the recipe's order: (C, H, W) float32 in the encoder's range, from one decode.
+        """Every view of a picture, in the recipe's order: (C, H, W) float32 in the encoder's range,
+        from one decode.
 
         Raises:
             SampleError: not a picture, broken, too large, or too small under `on_small: skip`.
@@ -80,11 +99,17 @@ class ImageModality:
         yield from self._views(sample.key, Resizer(picture, self._config.resize, shrink), original)
 
     def _cut(self, key: str, original: Shape) -> tuple[dict[str, Box], float]:
-        """The box of every crop, and how many pixels of the picture a pixel of the result covers at least."""
+        """The box of every crop, and how many pixels of the picture a pixel of the result covers at
+        least.
+        """
         shape = nearest_shape(self._shapes, original)
         crops = dict.fromkeys(unflipped(view) for view in self._config.views)
-        boxes = {crop: view_box(self._config, self._seed, key, crop, original, shape) for crop in crops}
-        return boxes, min(min(box.height / shape[0], box.width / shape[1]) for box in boxes.values())
+        boxes = {
+            crop: view_box(self._config, self._seed, key, crop, original, shape) for crop in crops
+        }
+        return boxes, min(
+            min(box.height / shape[0], box.width / shape[1]) for box in boxes.values()
+        )
 
     def _views(self, key: str, resizer: Resizer, original: Shape) -> Iterator[Prepared]:
         shape = nearest_shape(self._shapes, original)
@@ -96,31 +121,45 @@ class ImageModality:
             if crop not in resized:
                 resized[crop] = resizer.resize(box, shape)
             levels = resized[crop] if view == crop else resized[crop][..., ::-1]
-            geometry = {"height": original[0], "width": original[1], "crop": box.rounded(), "flip": view != crop}
+            geometry = {
+                "height": original[0],
+                "width": original[1],
+                "crop": box.rounded(),
+                "flip": view != crop,
+            }
             bucket, remarks = f"{shape[0]}x{shape[1]}", enlarged_remarks(box, shape)
             yield Prepared(view, bucket, self._to_tensor(levels), geometry, remarks)
 
     def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
-        """Write a PNG with a row of pictures per inner sequence, whatever the sizes; parent folders are made.
+        """Write a PNG with a row of pictures per inner sequence, whatever the sizes; parent folders
+        are made.
 
         Args:
-            tensors: (C, H, W) each, C of 1, 3 or 4, any float dtype and device, in the encoder's range; what lies outside is clipped.
+            tensors: (C, H, W) each, C of 1, 3 or 4, any float dtype and device, in the encoder's
+                range; what lies outside is clipped.
             path: file to write.
 
         Raises:
             ValueError: no tensor at all, or one of another shape.
         """
-        rows = [[_to_picture(tensor, self._input.range) for tensor in row] for row in tensors if len(row)]
+        rows = [
+            [_to_picture(tensor, self._input.range) for tensor in row]
+            for row in tensors
+            if len(row)
+        ]
         if not rows:
             raise ValueError("render needs at least one tensor, got none")
         path.parent.mkdir(parents=True, exist_ok=True)
         _contact_sheet(rows).save(path, format="PNG")
 
     def _to_tensor(self, levels: Levels) -> Tensor:
-        """(C, H, W) float32 of levels: 0 is the lower limit of the encoder's range, 255 the upper one, both exactly."""
+        """(C, H, W) float32 of levels: 0 is the lower limit of the encoder's range, 255 the upper
+        one, both exactly.
+        """
         low, high = self._input.range
         values = prepared_memory(levels.shape, np.float32, self._buffers)
-        # Divided rather than multiplied by the inverse, which is not a float: 255 would miss the limit.
+        # Divided rather than multiplied by the inverse, which is not a float: 255 would miss the
+        # limit.
         np.divide(levels, np.float32(255 / (high - low)), out=values, dtype=np.float32)
         np.add(values, np.float32(low), out=values)
         return torch.from_numpy(values)
@@ -140,15 +179,20 @@ def _allowed_shapes(config: ImageConfig, spec: InputSpec) -> list[Shape]:
             if config.buckets is not None and config.buckets.shapes is not None:
                 near = " and ".join(str(other) for other in nearest_allowed(size, rule))
                 raise RecipeError(
-                    f"modality.with.buckets.shapes: {[*shape]} has a {name} of {size}, but the encoder takes {rule}; nearest: {near}"
+                    f"modality.with.buckets.shapes: {[*shape]} has a {name} of {size}, but the"
+                    f" encoder takes {rule}; nearest: {near}"
                 )
             if config.buckets is not None:
                 raise RecipeError(
-                    f"modality.with.buckets: the bucket {shape[0]}x{shape[1]} has a {name} of {size}, but the encoder takes {rule}; "
-                    f"make step a multiple of {rule.multiple}, and keep min and max within its limits"
+                    f"modality.with.buckets: the bucket {shape[0]}x{shape[1]} has a {name} of"
+                    f" {size}, but the encoder takes {rule}; make step a multiple of"
+                    f" {rule.multiple}, and keep min and max within its limits"
                 )
             near = " and ".join(str(other) for other in nearest_allowed(size, rule))
-            raise RecipeError(f"modality.with.size: {name} {size} is not a size the encoder takes: {rule}; nearest: {near}")
+            raise RecipeError(
+                f"modality.with.size: {name} {size} is not a size the encoder takes: {rule};"
+                f" nearest: {near}"
+            )
     return shapes
 
 
@@ -156,26 +200,41 @@ def _allowed_shapes(config: ImageConfig, spec: InputSpec) -> list[Shape]:
 
 
 def _to_picture(tensor: Tensor, limits: tuple[float, float]) -> Image.Image:
-    """An "RGB" picture of a (C, H, W) tensor in `limits`; alpha is laid over the colour of the sheet."""
+    """An "RGB" picture of a (C, H, W) tensor in `limits`; alpha is laid over the color of the
+    sheet.
+    """
     if tensor.ndim != 3 or tensor.shape[0] not in MODES:
-        raise ValueError(f"render takes (C, H, W) tensors with 1, 3 or 4 channels, got shape {tuple(tensor.shape)}")
-    values = (tensor.detach().to("cpu", torch.float32) - limits[0]) * (255 / (limits[1] - limits[0]))
+        raise ValueError(
+            "render takes (C, H, W) tensors with 1, 3 or 4 channels, got shape"
+            f" {tuple(tensor.shape)}"
+        )
+    values = (tensor.detach().to("cpu", torch.float32) - limits[0]) * (
+        255 / (limits[1] - limits[0])
+    )
     pixels = values.nan_to_num(0.0).clamp(0, 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     if pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
     picture = Image.fromarray(np.ascontiguousarray(pixels))
     if picture.mode != "RGBA":
         return picture.convert("RGB")
-    canvas = Image.new("RGB", picture.size, SHEET_COLOUR)
+    canvas = Image.new("RGB", picture.size, SHEET_COLOR)
     canvas.paste(picture, mask=picture)
     return canvas
 
 
 def _contact_sheet(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
-    """One picture with a row per inner sequence, pictures side by side, gaps between and around them."""
-    width = max(sum(picture.width + SHEET_GAP_PIXELS for picture in row) for row in rows) + SHEET_GAP_PIXELS
-    height = sum(max(picture.height for picture in row) + SHEET_GAP_PIXELS for row in rows) + SHEET_GAP_PIXELS
-    sheet = Image.new("RGB", (width, height), SHEET_COLOUR)
+    """One picture with a row per inner sequence, pictures side by side, gaps between and around
+    them.
+    """
+    width = (
+        max(sum(picture.width + SHEET_GAP_PIXELS for picture in row) for row in rows)
+        + SHEET_GAP_PIXELS
+    )
+    height = (
+        sum(max(picture.height for picture in row) + SHEET_GAP_PIXELS for row in rows)
+        + SHEET_GAP_PIXELS
+    )
+    sheet = Image.new("RGB", (width, height), SHEET_COLOR)
     top = SHEET_GAP_PIXELS
     for row in rows:
         left = SHEET_GAP_PIXELS

@@ -1,9 +1,8 @@
 """Resize pictures with a Lanczos filter of three lobes (Duchon 1979), twice as fast as Pillow.
 
 The filter is a matrix with few numbers beside its diagonal. It is cut into blocks of a few rows of
-the result, each of which is a small dense product: what processors do fastest. Sums are float32, and
-only the result is rounded to levels, so it is nearer to the ideal than Pillow's, too.
-"""
+the result, each of which is a small dense product: what processors do fastest. Sums are float32,
+and only the result is rounded to levels, so it is nearer to the ideal than Pillow's, too."""
 
 from __future__ import annotations
 
@@ -91,7 +90,9 @@ def _filter_columns(blocks: Sequence[Block], lines: Values, size: int, left: int
 def _divide_by_alpha(planes: Values) -> None:
     """Take alpha out of the colors of (4, H, W) again; black where nothing shows."""
     alpha = planes[3]
-    planes[:3] = np.divide(planes[:3] * 255, alpha, out=np.zeros_like(planes[:3]), where=alpha > 0.5)
+    planes[:3] = np.divide(
+        planes[:3] * 255, alpha, out=np.zeros_like(planes[:3]), where=alpha > 0.5
+    )
 
 
 @lru_cache(maxsize=256)

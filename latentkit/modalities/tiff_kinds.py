@@ -13,10 +13,21 @@ COLOR_MAP, SUB_IFDS, INK_SET, SAMPLE_FORMAT = 320, 330, 332, 339
 COEFFICIENTS, REFERENCE = 529, 532
 
 PHOTOMETRIC_NAMES = {
-    0: "white is zero", 1: "black is zero", 2: "RGB", 3: "palette", 4: "mask", 5: "CMYK",
-    6: "YCbCr", 8: "CIELab", 9: "ICCLab", 10: "ITULab", 32803: "camera raw", 32844: "LogL",
-    32845: "LogLuv", 34892: "linear raw",
-}  # fmt: skip
+    0: "white is zero",
+    1: "black is zero",
+    2: "RGB",
+    3: "palette",
+    4: "mask",
+    5: "CMYK",
+    6: "YCbCr",
+    8: "CIELab",
+    9: "ICCLab",
+    10: "ITULab",
+    32803: "camera raw",
+    32844: "LogL",
+    32845: "LogLuv",
+    34892: "linear raw",
+}
 FORMAT_NAMES = {1: "unsigned", 2: "signed", 3: "floating-point"}
 UNCOMPRESSED = 1
 UNSIGNED, SIGNED = 1, 2

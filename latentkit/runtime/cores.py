@@ -13,7 +13,8 @@ QUOTA_FILES = ("/sys/fs/cgroup/cpu.max", "/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
 
 
 def num_cores() -> int:
-    """Return the cores that this process may use: those it is bound to, and no more than its container's quota.
+    """Return the cores that this process may use: those it is bound to, and no more than its
+    container's quota.
 
     Launchers set OMP_NUM_THREADS differently for one process and for two, so it doesn't count.
     """
@@ -25,7 +26,9 @@ def num_cores() -> int:
 
 
 def share_of_cores() -> int:
-    """Return this process's share of them: a launcher's processes on one machine divide them among themselves."""
+    """Return this process's share of them: a launcher's processes on one machine divide them among
+    themselves.
+    """
     return max(1, num_cores() // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
@@ -44,11 +47,17 @@ def shared_cores(num_processes: int) -> Iterator[None]:
 
 
 def _quota() -> int | None:
-    """Cores that the container's quota of processor time comes to, rounded up; None without a quota."""
+    """Cores that the container's quota of processor time comes to, rounded up; None without a
+    quota.
+    """
     for name in QUOTA_FILES:
         try:
             words = Path(name).read_text(encoding="ascii").split()
-            period = words[1] if len(words) > 1 else Path(name).with_name("cpu.cfs_period_us").read_text(encoding="ascii")
+            period = (
+                words[1]
+                if len(words) > 1
+                else Path(name).with_name("cpu.cfs_period_us").read_text(encoding="ascii")
+            )
             quota = int(words[0])
         except (OSError, ValueError, IndexError):
             continue

@@ -1,20 +1,21 @@
-"""The device that a process computes on: which one it is, and what it can do. Nothing else asks torch.
+"""The device that a process computes on: which one it is, and what it can do.
 
-A device is named by a string with its number, such as "cuda:0", "mps:0" or "cpu". What kinds of devices lack, and what is
-done instead:
+Nothing else asks torch.
+
+A device is named by a string with its number, such as "cuda:0", "mps:0" or "cpu". What kinds of
+devices lack, and what is done instead:
 
 | | cpu | cuda, ROCm | xpu | npu | mps | instead |
 |---|---|---|---|---|---|---|
 | float64 | yes | yes | asked | asked | no | computed on the CPU |
-| bfloat16 | yes | asked | asked | asked | asked | training: float32, said in one line; encoding: refused |
-| streams, pinned memory | no | yes | yes | yes | no | copies that wait |
-| channels last, 2-D and 3-D | yes | yes | yes | no | no | contiguous tensors |
-| compile | yes | with triton | with triton | no | no | runs as written, said in one line |
-| random numbers of its own | no | yes | yes | yes | yes | |
+| bfloat16 | yes | asked | asked | asked | asked | training: float32, said in one line; encoding:
+refused | | streams, pinned memory | no | yes | yes | yes | no | copies that wait | | channels last,
+2-D and 3-D | yes | yes | yes | no | no | contiguous tensors | | compile | yes | with triton | with
+triton | no | no | runs as written, said in one line | | random numbers of its own | no | yes | yes
+| yes | yes | |
 
-"asked" means tried on the device itself, once. A device of another kind, of a backend that torch doesn't ship, is asked
-for all of it.
-"""
+"asked" means tried on the device itself, once. A device of another kind, of a backend that torch
+doesn't ship, is asked for all of it."""
 
 from __future__ import annotations
 
@@ -44,17 +45,23 @@ COMPILING_KINDS = {"cuda", "xpu"}
 
 
 def list_devices() -> list[str]:
-    """Return the devices of this machine that `auto` chooses from: all accelerators, or the CPU where there is none."""
+    """Return the devices of this machine that `auto` chooses from: all accelerators, or the CPU
+    where there is none.
+    """
     kind = _accelerator()
-    return [f"{kind}:{index}" for index in range(torch.accelerator.device_count())] if kind else ["cpu"]
+    return (
+        [f"{kind}:{index}" for index in range(torch.accelerator.device_count())]
+        if kind
+        else ["cpu"]
+    )
 
 
 def choose_device(wanted: str = "auto") -> str:
     """Return the device that this process uses, with its number.
 
     Args:
-        wanted: "auto" for the accelerator of this machine, else the CPU; a kind such as "cuda", of which a launcher's
-            processes take one each; one device, such as "cuda:1", "cpu" or "1".
+        wanted: "auto" for the accelerator of this machine, else the CPU; a kind such as "cuda", of
+            which a launcher's processes take one each; one device, such as "cuda:1", "cpu" or "1".
 
     Raises:
         DeviceError: there is no such device; names those that there are.
@@ -69,7 +76,11 @@ def choose_device(wanted: str = "auto") -> str:
     if device.type == "cpu":
         return "cpu"
     count = torch.accelerator.device_count() if device.type == accelerator else 0
-    index = int(os.environ.get("LOCAL_RANK", "0")) % max(count, 1) if device.index is None else device.index
+    index = (
+        int(os.environ.get("LOCAL_RANK", "0")) % max(count, 1)
+        if device.index is None
+        else device.index
+    )
     if index >= count:
         raise _missing(wanted)
     return f"{device.type}:{index}"
@@ -112,8 +123,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_unsupported(error: BaseException) -> bool:
-    """Return whether an error says that the device's backend lacks an operator, as that of Apple's GPUs lacks some."""
-    return isinstance(error, NotImplementedError) and "not currently implemented for the" in str(error)
+    """Return whether an error says that the device's backend lacks an operator, as that of Apple's
+    GPUs lacks some.
+    """
+    return isinstance(error, NotImplementedError) and "not currently implemented for the" in str(
+        error
+    )
 
 
 @functools.cache
@@ -156,7 +171,9 @@ def pins_memory(device: str | torch.device) -> bool:
     """Return whether copies from and to pinned memory run beside computation."""
 
     def pin() -> None:
-        with module_of(device).device(torch.device(device)):  # else a context would be made on the first device
+        with module_of(device).device(
+            torch.device(device)
+        ):  # else a context would be made on the first device
             torch.empty(1, pin_memory=True)
 
     return has_streams(device) and _works(pin)
@@ -173,7 +190,9 @@ def can_compile(device: str | torch.device) -> bool:
 
 
 def memory_format(device: str | torch.device, num_axes: int) -> torch.memory_format:
-    """Return the memory format in which the device's convolutions over tensors of so many axes are fast."""
+    """Return the memory format in which the device's convolutions over tensors of so many axes are
+    fast.
+    """
     if kind_of(device) in CONTIGUOUS_KINDS:
         return torch.contiguous_format
     return CHANNELS_LAST.get(num_axes, torch.contiguous_format)
@@ -220,7 +239,9 @@ def forked_random(device: str | torch.device) -> Iterator[None]:
 
 
 def module_of(device: str | torch.device) -> Any:
-    """Return torch's module for the device's kind, such as `torch.cuda`; for the CPU, functions of the same names."""
+    """Return torch's module for the device's kind, such as `torch.cuda`; for the CPU, functions of
+    the same names.
+    """
     return torch if kind_of(device) == "cpu" else torch.get_device_module(torch.device(device))
 
 
@@ -233,7 +254,10 @@ def _accelerator() -> str:
 def _missing(wanted: str) -> DeviceError:
     known = list_devices()
     there = ", ".join(known if known == ["cpu"] else [*known, "cpu"])
-    return DeviceError(f"device {wanted!r}: torch {torch.__version__} finds no such device here; available: {there} (or auto)")
+    return DeviceError(
+        f"device {wanted!r}: torch {torch.__version__} finds no such device here; available:"
+        f" {there} (or auto)"
+    )
 
 
 def _works(run: Callable[[], object]) -> bool:

@@ -11,13 +11,28 @@ from huggingface_hub import constants, errors, get_token
 from latentkit.runtime.hub_places import HubPlace
 
 HUB_ERRORS: tuple[type[Exception], ...] = (
-    *(OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError),  # the last of what is no hub
+    *(
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+    ),  # the last of what is no hub
     errors.HTTPError,  # type: ignore[attr-defined]  # of the client, which has changed over the years, but not this name
     getattr(errors, "RevisionResolutionError", OSError),
 )
-"""What the hub's library may raise about a place: that it isn't there, can't be reached, or what answers is no hub."""
+"""What the hub's library may raise about a place: that it isn't there, can't be reached, or what
+answers is no hub."""
 
-UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, AssertionError, errors.FileMetadataError)
+UNREADABLE = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    errors.FileMetadataError,
+)
 
 
 def explain_hub_error(error: Exception, place: HubPlace) -> str:
@@ -40,19 +55,29 @@ def _explain_refusal(error: BaseException, place: HubPlace) -> str | None:
     what, page = {"dataset": "data set"}.get(place.kind, place.kind), page_of(place)
     if isinstance(error, errors.GatedRepoError):
         if not get_token():
-            return f"{place.repository} is gated: accept its terms at {page}, then log in with `hf auth login`, or set HF_TOKEN"
+            return (
+                f"{place.repository} is gated: accept its terms at {page}, then log in with `hf"
+                " auth login`, or set HF_TOKEN"
+            )
         return (
-            f"{place.repository} is gated, and the account of your token has no access to it{_server_words(error)}: accept its terms at "
-            f"{page} with that account, and let a fine-grained token read gated repositories"
+            f"{place.repository} is gated, and the account of your token has no access to"
+            f" it{_server_words(error)}: accept its terms at {page} with that account, and let a"
+            " fine-grained token read gated repositories"
         )
     if isinstance(error, errors.DisabledRepoError):
         return f"the hub has disabled {place.repository}; see {page}, and choose another {what}"
     if isinstance(error, errors.RevisionNotFoundError):
-        return f"{place.repository} has no revision {place.revision or 'main'!r}; its branches and tags: {page}/branches"
+        return (
+            f"{place.repository} has no revision {place.revision or 'main'!r}; its branches and"
+            f" tags: {page}/branches"
+        )
     if isinstance(error, errors.RepositoryNotFoundError) and not _is_token_refused(error):
         log_in = "for a private one log in with `hf auth login`, or set HF_TOKEN"
         advice = "your token has no access to a private one" if get_token() else log_in
-        return f"the hub shows no {what} of that name ({place.repository}): check the spelling; {advice}"
+        return (
+            f"the hub shows no {what} of that name ({place.repository}): check the spelling;"
+            f" {advice}"
+        )
     if isinstance(error, errors.HFValidationError):
         return f"{place.repository!r} is no hub id, which looks like owner/name"
     return None
@@ -62,20 +87,30 @@ def _explain_status(error: BaseException, place: HubPlace) -> str | None:
     """What an HTTP status says, where the hub says nothing more exact."""
     status = _status(error)
     if status == 401:
-        return "the hub refuses your token: it is mistyped, expired or revoked; log in with `hf auth login`, or set another HF_TOKEN"
+        return (
+            "the hub refuses your token: it is mistyped, expired or revoked; log in with `hf auth"
+            " login`, or set another HF_TOKEN"
+        )
     if status == 403:
         return (
-            f"the hub forbids it{_server_words(error)}: your token may not read {place.repository}; give a fine-grained token read access "
-            "to it at https://huggingface.co/settings/tokens, or take another token"
+            f"the hub forbids it{_server_words(error)}: your token may not read {place.repository};"
+            " give a fine-grained token read access to it at"
+            " https://huggingface.co/settings/tokens, or take another token"
         )
     if status == 429:
         wait = _header(error, "Retry-After")
         found = re.search(r"Retry after (\d+) seconds", str(error))
         seconds = wait if wait.isdecimal() else found[1] if found else ""
         when = f"in {seconds} seconds" if seconds else "in a few minutes"
-        return f"the hub's limit of requests is reached (429): run again {when}; with `hf auth login` or HF_TOKEN the limit is higher"
+        return (
+            f"the hub's limit of requests is reached (429): run again {when}; with `hf auth login`"
+            " or HF_TOKEN the limit is higher"
+        )
     if status is not None and status >= 500:
-        return f"the hub has an error of its own ({status} from {constants.ENDPOINT}): run again later; see https://status.huggingface.co"
+        return (
+            f"the hub has an error of its own ({status} from {constants.ENDPOINT}): run again"
+            " later; see https://status.huggingface.co"
+        )
     if status is not None and status >= 400:
         return f"the hub answers {status}{_server_words(error)} for {place}"
     return None
@@ -86,23 +121,36 @@ def _explain_silence(error: BaseException, place: HubPlace) -> str | None:
     if isinstance(error, errors.OfflineModeIsEnabled) or constants.HF_HUB_OFFLINE:
         revision = f", revision {place.revision}," if place.revision else ""
         return (
-            f"HF_HUB_OFFLINE is set, and {place.repository}{revision} is not, or not whole, in the cache "
-            f"{constants.HF_HUB_CACHE}: unset it once, or run `hf download {_typed(place)}` where there is a network"
+            f"HF_HUB_OFFLINE is set, and {place.repository}{revision} is not, or not whole, in the"
+            f" cache {constants.HF_HUB_CACHE}: unset it once, or run `hf download {_typed(place)}`"
+            " where there is a network"
         )
     names = " ".join(parent.__name__ for parent in type(error).__mro__)
-    mirror = ", and HF_ENDPOINT, which names it" if constants.ENDPOINT != "https://huggingface.co" else ""
-    if re.search("Connect|Timeout|NetworkError|ProtocolError|TransportError|ProxyError|SSLError", names):
+    mirror = (
+        ", and HF_ENDPOINT, which names it"
+        if constants.ENDPOINT != "https://huggingface.co"
+        else ""
+    )
+    if re.search(
+        "Connect|Timeout|NetworkError|ProtocolError|TransportError|ProxyError|SSLError", names
+    ):
         return (
-            f"{constants.ENDPOINT} can't be reached ({_words(error)}): check the network{mirror}, or give the path of a downloaded folder"
+            f"{constants.ENDPOINT} can't be reached ({_words(error)}): check the network{mirror},"
+            " or give the path of a downloaded folder"
         )
     if isinstance(error, UNREADABLE):
-        return f"what answers at {constants.ENDPOINT} is not the hub ({_words(error)}): check proxy and firewall{mirror}"
+        return (
+            f"what answers at {constants.ENDPOINT} is not the hub ({_words(error)}): check proxy"
+            f" and firewall{mirror}"
+        )
     return None
 
 
 def _typed(place: HubPlace) -> str:
     revision = f" --revision {place.revision}" if place.revision else ""
-    return f"{place.repository}{' --repo-type dataset' if place.kind == 'dataset' else ''}{revision}"
+    return (
+        f"{place.repository}{' --repo-type dataset' if place.kind == 'dataset' else ''}{revision}"
+    )
 
 
 def causes_of(error: BaseException | None) -> Iterator[BaseException]:
@@ -123,12 +171,18 @@ def _header(error: BaseException, name: str) -> str:
 
 
 def _is_token_refused(error: BaseException) -> bool:
-    return _status(error) == 401 and _header(error, "X-Error-Message").startswith("Invalid credentials")
+    return _status(error) == 401 and _header(error, "X-Error-Message").startswith(
+        "Invalid credentials"
+    )
 
 
 def _server_words(error: BaseException) -> str:
     """The hub's own words, in brackets."""
-    words = " ".join((_header(error, "X-Error-Message") or str(getattr(error, "server_message", None) or "")).split())
+    words = " ".join(
+        (
+            _header(error, "X-Error-Message") or str(getattr(error, "server_message", None) or "")
+        ).split()
+    )
     return f' ("{words[:200]}")' if words else ""
 
 

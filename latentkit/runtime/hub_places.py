@@ -1,4 +1,6 @@
-"""Places on the hub, from an id, an id with a path behind it, or an address copied out of a browser."""
+"""Places on the hub, from an id, an id with a path behind it, or an address copied out of a
+browser.
+"""
 
 from __future__ import annotations
 
@@ -40,11 +42,14 @@ class HubPlace:
 
 
 def parse_hub_place(text: str, kind: str = "model") -> HubPlace | None:
-    """The place that a text names on the hub; None where it can't be one. Whether it exists is not asked.
+    """The place that a text names on the hub; None where it can't be one.
+
+    Whether it exists is not asked.
 
     Args:
-        text: `owner/name`, `owner/name@revision`, either with `/path` behind it, `hf://...` as fsspec has it, or the
-            address of a page or file of https://huggingface.co, of its mirror, or of HF_ENDPOINT.
+        text: `owner/name`, `owner/name@revision`, either with `/path` behind it, `hf://...` as
+            fsspec has it, or the address of a page or file of https://huggingface.co, of its
+            mirror, or of HF_ENDPOINT.
         kind: of repository, where the text doesn't say it.
     """
     if text.startswith("hf://"):
@@ -54,7 +59,9 @@ def parse_hub_place(text: str, kind: str = "model") -> HubPlace | None:
     if "://" in text or text.startswith((".", "/", "~")):
         return None
     place = _parse_id(text, kind)
-    is_file = place is not None and not place.path and place.repository.lower().endswith(WEIGHT_SUFFIXES)
+    is_file = (
+        place is not None and not place.path and place.repository.lower().endswith(WEIGHT_SUFFIXES)
+    )
     return None if is_file else place
 
 

@@ -12,10 +12,13 @@ REFUSED = {
     "ACCELERATE_USE_FSDP": "FSDP (--use_fsdp)",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed (--use_deepspeed)",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM (--use_megatron_lm)",
-    "ACCELERATE_USE_PARALLELISM_CONFIG": "splitting a model over devices (--use_parallelism_config)",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": (
+        "splitting a model over devices (--use_parallelism_config)"
+    ),
     "ACCELERATE_IN_TPU_POD": "TPUs (--tpu)",
 }
-"""Variables of `accelerate launch` that ask for what latentkit doesn't do, with what that is called."""
+"""Variables of `accelerate launch` that ask for what latentkit doesn't do, with what that is
+called."""
 
 Precision = Literal["float32", "bf16", "fp16"]
 
@@ -34,14 +37,14 @@ def check_launcher(environment: Mapping[str, str] = os.environ) -> None:
         asked.append("SageMaker's own data or model parallelism")
     if asked:
         raise LatentkitError(
-            f"accelerate asks for {' and '.join(asked)}, which latentkit doesn't do: each process holds "
-            "the whole model. Launch with accelerate launch --multi_gpu, or with torchrun"
+            f"accelerate asks for {' and '.join(asked)}, which latentkit doesn't do: each process"
+            " holds the whole model. Launch with accelerate launch --multi_gpu, or with torchrun"
         )
     backend = environment.get("ACCELERATE_DYNAMO_BACKEND", "NO")
     if backend.upper() != "NO":
         raise LatentkitError(
-            f"accelerate asks for the compiler {backend} (--dynamo_backend), which latentkit doesn't "
-            "take from a launcher: leave it out, and set compile: true in the recipe"
+            f"accelerate asks for the compiler {backend} (--dynamo_backend), which latentkit"
+            " doesn't take from a launcher: leave it out, and set compile: true in the recipe"
         )
 
 
@@ -54,8 +57,8 @@ def launched_precision(environment: Mapping[str, str] = os.environ) -> Precision
     asked = environment.get("ACCELERATE_MIXED_PRECISION", "")
     if asked not in PRECISIONS:
         raise LatentkitError(
-            f"accelerate asks for mixed precision {asked}, which latentkit doesn't train in: launch with "
-            "--mixed_precision bf16, fp16 or no"
+            f"accelerate asks for mixed precision {asked}, which latentkit doesn't train in: launch"
+            " with --mixed_precision bf16, fp16 or no"
         )
     return PRECISIONS[asked]
 

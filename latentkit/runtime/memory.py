@@ -1,4 +1,6 @@
-"""How much memory this process may still take, so that what can't fit is refused before it is tried."""
+"""How much memory this process may still take, so that what can't fit is refused before it is
+tried.
+"""
 
 from __future__ import annotations
 
@@ -16,32 +18,43 @@ LIMIT_FILES = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
 )
-"""Limit and use of a container, whose control group is mounted as the root (version 2, version 1)."""
+"""Limit and use of a container, whose control group is mounted as the root (version 2, version 1).
+"""
 
 
 def available_bytes() -> int:
-    """Return the bytes that can be taken without swapping, by the machine and by the container's limit."""
+    """Return the bytes that can be taken without swapping, by the machine and by the container's
+    limit.
+    """
     available: int = psutil.virtual_memory().available
     for limit_file, used_file in LIMIT_FILES:
         try:
-            limit, used = (int(Path(name).read_text(encoding="ascii")) for name in (limit_file, used_file))
+            limit, used = (
+                int(Path(name).read_text(encoding="ascii")) for name in (limit_file, used_file)
+            )
         except (OSError, ValueError):  # not there, or "max"
             continue
-        # Files that were read count as used, and are let go where memory is wanted: half of them stay out of the sum.
+        # Files that were read count as used, and are let go where memory is wanted: half of them
+        # stay out of the sum.
         available = min(available, max(limit - used, limit // 2))
     return available
 
 
 def forget_peak() -> None:
-    """Begin `peak_bytes` again from what is held now, where the system can: Linux, from kernel 4.0 on."""
+    """Begin `peak_bytes` again from what is held now, where the system can: Linux, from kernel 4.0
+    on.
+    """
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def peak_bytes() -> int:
-    """Return the most that this process has held at a time, since it began or since `forget_peak`."""
+    """Return the most that this process has held at a time, since it began or since `forget_peak`.
+    """
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+        for line in (
+            Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        ):
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     if sys.platform == "win32":
@@ -66,8 +79,8 @@ def refuse_beyond_memory(where: str, shape: Sequence[int]) -> None:
     if needed > there:
         values = " x ".join(map(str, shape))
         raise RecipeError(
-            f"{where}: a row of {values} values in float32 takes {describe_bytes(needed)}, and {describe_bytes(there)} of "
-            "memory are free; ask for less"
+            f"{where}: a row of {values} values in float32 takes {describe_bytes(needed)}, and"
+            f" {describe_bytes(there)} of memory are free; ask for less"
         )
 
 

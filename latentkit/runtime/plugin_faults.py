@@ -1,4 +1,6 @@
-"""What an exception inside somebody's plugin does: it costs one sample, or says on which samples it came, and never hides."""
+"""What an exception inside somebody's plugin does: it costs one sample, or says on which samples it
+came, and never hides.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ def describe_fault(plugin: object, error: BaseException) -> str:
 
 @contextmanager
 def faults_cost_the_sample(plugin: object, key: str = "") -> Iterator[None]:
-    """Turn an exception that the contract doesn't know into a `SampleError`; the first of its kind is printed with its traceback.
+    """Turn an exception that the contract doesn't know into a `SampleError`; the first of its kind
+    is printed with its traceback.
 
     Args:
         plugin: the source or modality that is called inside the block.
@@ -62,18 +65,25 @@ def faults_become(kind: type[LatentkitError], plugin: object, consequence: str) 
 
 @contextmanager
 def faults_name(plugin: object, doing: str) -> Iterator[None]:
-    """Add to an exception that ends the run who raised it and on what; those that users can deal with stay as they are."""
+    """Add to an exception that ends the run who raised it and on what; those that users can deal
+    with stay as they are.
+    """
     try:
         yield
     except LatentkitError:
         raise
     except Exception as error:
-        error.add_note(f"{name_of(plugin)} raised this while {doing}; what is committed is kept, run again to go on")
+        error.add_note(
+            f"{name_of(plugin)} raised this while {doing}; what is committed is kept, run again to"
+            " go on"
+        )
         raise
 
 
 def _print_once(plugin: object, consequence: str, error: Exception) -> None:
-    """Print a traceback, unless one from the same line was: a fault of the code comes with every sample."""
+    """Print a traceback, unless one from the same line was: a fault of the code comes with every
+    sample.
+    """
     last = traceback.extract_tb(error.__traceback__)[-1]
     kind = (type(error).__name__, last.filename, last.lineno or 0)
     if kind in _said:

@@ -1,7 +1,7 @@
 """What the processes of one training run do together.
 
-Every process calls each of these functions, and each function makes the same collective calls in all
-processes, whatever a process has to give. So none waits for a call that another never makes.
+Every process calls each of these functions, and each function makes the same collective calls in
+all processes, whatever a process has to give. So none waits for a call that another never makes.
 """
 
 from __future__ import annotations
@@ -104,7 +104,9 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
 
 @torch.no_grad()
 def average_buffers(modules: Iterable[nn.Module]) -> None:
-    """Average float buffers, such as running statistics, over all processes; values that are equal in all stay, bit for bit."""
+    """Average float buffers, such as running statistics, over all processes; values that are equal
+    in all stay, bit for bit.
+    """
     num_processes = PartialState().num_processes
     buffers = [
         buffer
@@ -120,7 +122,11 @@ def average_buffers(modules: Iterable[nn.Module]) -> None:
     lowest, negated_highest = ends.chunk(2)
     torch.distributed.all_reduce(flat)
     sizes = [buffer.numel() for buffer in buffers]
-    parts = zip(torch.split(flat / num_processes, sizes), torch.split(lowest == -negated_highest, sizes), strict=True)
+    parts = zip(
+        torch.split(flat / num_processes, sizes),
+        torch.split(lowest == -negated_highest, sizes),
+        strict=True,
+    )
     for buffer, (mean, is_equal) in zip(buffers, parts, strict=True):
         shape = buffer.shape
         buffer.copy_(torch.where(is_equal.view(shape), buffer, mean.view(shape).to(buffer.dtype)))

@@ -1,4 +1,6 @@
-"""Copies to a device, beside its computation where it has streams, and back, after it; and how long it had nothing to compute."""
+"""Copies to a device, beside its computation where it has streams, and back, after it; and how long
+it had nothing to compute.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +25,15 @@ class Transfer:
     def __init__(self, device: str) -> None:
         self.device = device
         self.runs_beside = has_streams(device)
-        """Whether copies run beside computation, so that memory must be kept until they are done."""
+        """Whether copies run beside computation, so that memory must be kept until they are done.
+        """
         self._module = module_of(device)
         self._stream = self._module.Stream(device=device) if self.runs_beside else None
 
     def to_device(self, batch: Any) -> Any:
-        """Return the batch, a tensor or a mapping of them, on the device; it must be kept until it was used."""
+        """Return the batch, a tensor or a mapping of them, on the device; it must be kept until it
+        was used.
+        """
         if isinstance(batch, Mapping):
             return {name: self.to_device(part) for name, part in batch.items()}
         if self._stream is None:
@@ -40,12 +45,19 @@ class Transfer:
         copy.record_stream(current)
         return copy
 
-    def to_host(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Callable[[], None]]:
-        """Return the tensors on the CPU, and what to call before they are read: copies may still be under way."""
+    def to_host(
+        self, tensors: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], Callable[[], None]]:
+        """Return the tensors on the CPU, and what to call before they are read: copies may still be
+        under way.
+        """
         if not self.runs_beside or all(tensor.device.type == "cpu" for tensor in tensors.values()):
             return {name: tensor.cpu() for name, tensor in tensors.items()}, lambda: None
         pinned = pins_memory(self.device)
-        host = {name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned) for name, tensor in tensors.items()}
+        host = {
+            name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
+            for name, tensor in tensors.items()
+        }
         for name, tensor in tensors.items():
             host[name].copy_(tensor, non_blocking=True)
         # One that is waited for without keeping a core busy, which decoding needs.
@@ -55,10 +67,11 @@ class Transfer:
 
 
 class WaitClock:
-    """How long a device had nothing to compute: by its own events, since calls return before it has computed.
+    """How long a device had nothing to compute: by its own events, since calls return before it has
+    computed.
 
-    Without events nothing is measured: there calls return when all is computed, and the caller's clock is right.
-    """
+    Without events nothing is measured: there calls return when all is computed, and the caller's
+    clock is right."""
 
     def __init__(self, device: str) -> None:
         self.has_events = has_streams(device)
@@ -69,7 +82,9 @@ class WaitClock:
 
     @contextmanager
     def computing(self) -> Iterator[Callable[[], float]]:
-        """Yield what returns the seconds that the device was idle before the computation inside; call it once that is done."""
+        """Yield what returns the seconds that the device was idle before the computation inside;
+        call it once that is done.
+        """
         before, begin = self._idle_since, self._record()
 
         def idle_seconds() -> float:
@@ -82,7 +97,9 @@ class WaitClock:
         self._idle_since = self._record()
 
     def newly_waited(self, seconds: float) -> float:
-        """Return the seconds that the device was idle since this was last asked, or without events the caller's own."""
+        """Return the seconds that the device was idle since this was last asked, or without events
+        the caller's own.
+        """
         if not self.has_events:
             return seconds
         with self._lock:

@@ -1,4 +1,6 @@
-"""Processes that one process of ours has started to work for it: how they know, so that they print nothing twice."""
+"""Processes that one process of ours has started to work for it: how they know, so that they print
+nothing twice.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A source whose media is an attribute of another's samples: the captions of pictures, for a modality that reads texts."""
+"""A source whose media is an attribute of another's samples: the captions of pictures, for a
+modality that reads texts.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +9,20 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from latentkit.contracts import Entry, Remark, Sample, Shard, Source, StreamSource
-from latentkit.sources.remarks import remarks_of
+from latentkit.runtime.source_remarks import remarks_of
 
 
 def take_attribute(source: Source | StreamSource, name: str) -> Source | StreamSource:
-    """The source's samples under their keys, with the text of an attribute as media; "" where they have none, or something else.
+    """The source's samples under their keys, with the text of an attribute as media; "" where they
+    have none, or something else.
 
     Their own media is never opened, and a sample changes when its text does.
     """
-    return AttributeStream(source, name) if isinstance(source, StreamSource) else AttributeSource(source, name)
+    return (
+        AttributeStream(source, name)
+        if isinstance(source, StreamSource)
+        else AttributeSource(source, name)
+    )
 
 
 class AttributeSource:
@@ -32,7 +39,10 @@ class AttributeSource:
 
     def entries(self) -> Iterator[Entry]:
         """One entry per sample, whose stamp is a hash of the text."""
-        return (replace(entry, stamp=_stamp(_text(entry, self._name))) for entry in self._source.entries())
+        return (
+            replace(entry, stamp=_stamp(_text(entry, self._name)))
+            for entry in self._source.entries()
+        )
 
     def remarks(self) -> list[Remark]:
         """Those of the source below."""
@@ -61,8 +71,8 @@ def _taken(sample: Sample, name: str) -> Sample:
     return replace(sample, media=text, stamp=_stamp(text), span=None)
 
 
-def _text(labelled: Entry | Sample, name: str) -> str:
-    text = labelled.attributes.get(name)
+def _text(labeled: Entry | Sample, name: str) -> str:
+    text = labeled.attributes.get(name)
     # Half of a surrogate pair, as texts that were cut in an emoji end in, can't be written down.
     return text.encode("utf-8", "backslashreplace").decode() if isinstance(text, str) else ""
 

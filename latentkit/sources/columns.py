@@ -16,7 +16,7 @@ import pyarrow as pa
 from latentkit.errors import SourceError
 
 if TYPE_CHECKING:
-    from latentkit.builtin import DatasetsConfig
+    from latentkit.sources.options import DatasetsConfig
 
 KEY_COLUMN = "__key__"
 WEBDATASET_COLUMNS = (KEY_COLUMN, "__url__")
@@ -31,7 +31,8 @@ class Columns:
     Args:
         media: the column with the media.
         key: the column with the key; None: there is none.
-        attributes: the columns kept as attributes, each with the names of its labels, or None where it has none.
+        attributes: the columns kept as attributes, each with the names of its labels, or None where
+            it has none.
     """
 
     media: str
@@ -71,16 +72,27 @@ def choose_columns(features: datasets.Features, config: DatasetsConfig) -> Colum
     """What the columns of a data set are for, by the recipe, else by their types.
 
     Raises:
-        SourceError: no media column, several, or a column that isn't there or of no use; lists the columns with their types.
+        SourceError: no media column, several, or a column that isn't there or of no use; lists the
+            columns with their types.
     """
-    known = "; its columns: " + ", ".join(f"{name} ({_type_name(feature)})" for name, feature in features.items())
+    known = "; its columns: " + ", ".join(
+        f"{name} ({_type_name(feature)})" for name, feature in features.items()
+    )
     media = _media_column(features, config.media, known)
     key = config.key or (KEY_COLUMN if KEY_COLUMN in features else None)
     if key is not None and key not in features:
         raise SourceError(f"source datasets: there is no column {key!r} for the key{known}")
     if config.attributes is None:
-        others = {name: feature for name, feature in features.items() if name not in (media, key, *WEBDATASET_COLUMNS)}
-        names = [name for name, feature in others.items() if _is_scalar(feature) or _is_scalar(_item(feature))]
+        others = {
+            name: feature
+            for name, feature in features.items()
+            if name not in (media, key, *WEBDATASET_COLUMNS)
+        }
+        names = [
+            name
+            for name, feature in others.items()
+            if _is_scalar(feature) or _is_scalar(_item(feature))
+        ]
     else:
         names = config.attributes
     for name in names:
@@ -92,13 +104,19 @@ def choose_columns(features: datasets.Features, config: DatasetsConfig) -> Colum
 
 def _media_column(features: datasets.Features, wanted: str | None, known: str) -> str:
     if wanted is not None:
-        if wanted not in features or not (_is_media(features[wanted]) or _is_text(features[wanted])):
+        if wanted not in features or not (
+            _is_media(features[wanted]) or _is_text(features[wanted])
+        ):
             what = "holds neither media nor text" if wanted in features else "is not there"
             raise SourceError(f"source datasets: media: the column {wanted!r} {what}{known}")
         return wanted
     found: list[str] = [name for name, feature in features.items() if _is_media(feature)]
     if len(found) != 1:
-        what = f"several columns hold media ({', '.join(found)})" if found else "no column holds images, audio, video or bytes"
+        what = (
+            f"several columns hold media ({', '.join(found)})"
+            if found
+            else "no column holds images, audio, video or bytes"
+        )
         raise SourceError(f"source datasets: {what}; name one in source.with.media{known}")
     return found[0]
 
@@ -107,13 +125,19 @@ def _media_column(features: datasets.Features, wanted: str | None, known: str) -
 
 
 def _is_media(feature: Any) -> bool:
-    """Whether a column holds files: bytes, or the bytes and path of an image, audio, video and so on."""
+    """Whether a column holds files: bytes, or the bytes and path of an image, audio, video and so
+    on.
+    """
     if isinstance(feature, datasets.Value):
         return feature.dtype in ("binary", "large_binary")
     if isinstance(feature, Mapping):  # a table written without the library's own metadata
         return set(feature) == {"bytes", "path"} and _is_media(feature["bytes"])
     storage = getattr(feature, "pa_type", None)
-    return pa.types.is_struct(storage) and {field.name for field in storage} == {"bytes", "path"} if storage is not None else False
+    return (
+        pa.types.is_struct(storage) and {field.name for field in storage} == {"bytes", "path"}
+        if storage is not None
+        else False
+    )
 
 
 def _is_text(feature: Any) -> bool:
@@ -121,7 +145,9 @@ def _is_text(feature: Any) -> bool:
 
 
 def _is_scalar(feature: Any) -> bool:
-    is_value = isinstance(feature, datasets.Value) and SCALAR_TYPES.fullmatch(feature.dtype) is not None
+    is_value = (
+        isinstance(feature, datasets.Value) and SCALAR_TYPES.fullmatch(feature.dtype) is not None
+    )
     return is_value or isinstance(feature, datasets.ClassLabel)
 
 
@@ -147,10 +173,18 @@ def _type_name(feature: Any) -> str:
 
 def _attribute(cell: Any, labels: list[str] | None) -> Any:
     if labels is not None:
-        return [_label(number, labels) for number in cell] if isinstance(cell, list) else _label(cell, labels)
+        return (
+            [_label(number, labels) for number in cell]
+            if isinstance(cell, list)
+            else _label(cell, labels)
+        )
     if _is_plain(cell) or (isinstance(cell, list) and all(_is_plain(item) for item in cell)):
         return cell
-    return json.dumps(cell, ensure_ascii=False, default=str) if isinstance(cell, (Mapping, list)) else str(cell)
+    return (
+        json.dumps(cell, ensure_ascii=False, default=str)
+        if isinstance(cell, (Mapping, list))
+        else str(cell)
+    )
 
 
 def _label(number: int | None, labels: list[str]) -> str | None:

@@ -1,7 +1,7 @@
 """Source `datasets`: anything the library `datasets` opens, by position or as a stream of shards.
 
-Map-style sources keep one Arrow copy of parquet, csv, json and tar files in the library's own cache; streams copy nothing.
-"""
+Map-style sources keep one Arrow copy of parquet, csv, json and tar files in the library's own
+cache; streams copy nothing."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from huggingface_hub import errors as hub_errors
 
 from latentkit.contracts import BuildContext, Entry, Remark, Sample, Shard
 from latentkit.errors import SourceError
-from latentkit.overrides import find_file_path
 from latentkit.runtime.hub_places import HubPlace
+from latentkit.runtime.paths import find_file_path
 from latentkit.sources.columns import KEY_COLUMN, Columns, choose_columns
 from latentkit.sources.files import LocalFiles
 from latentkit.sources.hub_data import explain_failure, find_hub_data, options_of
@@ -32,7 +32,7 @@ from latentkit.sources.remote_data import BUILDERS, RemoteData, find_remote, ope
 from latentkit.sources.webdataset import TarSource, TarStream
 
 if TYPE_CHECKING:
-    from latentkit.builtin import DatasetsConfig
+    from latentkit.sources.options import DatasetsConfig
 
 # What the library raises about names it doesn't know and files it can't make sense of.
 CONTENT_ERRORS = (
@@ -40,7 +40,8 @@ CONTENT_ERRORS = (
     *(pa.ArrowException, datasets.exceptions.DatasetsError),
 )
 
-# What says that the hub or a file can't be reached; the hub's client has changed its own base class over the years, but not this name.
+# What says that the hub or a file can't be reached; the hub's client has changed its own base class
+# over the years, but not this name.
 REACH_ERRORS = (OSError, hub_errors.HTTPError)  # type: ignore[attr-defined]
 
 ROWS_PER_READ = 1000
@@ -49,9 +50,10 @@ ROWS_PER_READ = 1000
 class DatasetsSource:
     """The rows of a map-style data set.
 
-    Keys are the key column, `__key__` of webdataset tars, or positions such as "00000012". A stamp is the fingerprint of the data set
-    and the position: the same in every process and run while the files keep their names and times. When a file changes, all stamps
-    change, and the contents tell which samples did. Media is `bytes`, or a `Path` where the rows hold paths.
+    Keys are the key column, `__key__` of webdataset tars, or positions such as "00000012". A stamp
+    is the fingerprint of the data set and the position: the same in every process and run while the
+    files keep their names and times. When a file changes, all stamps change, and the contents tell
+    which samples did. Media is `bytes`, or a `Path` where the rows hold paths.
 
     Args:
         dataset: rows in a fixed order.
@@ -64,13 +66,20 @@ class DatasetsSource:
     """
 
     def __init__(
-        self, dataset: datasets.Dataset, columns: Columns, fingerprint: str, remarks: Sequence[Remark] = ()
+        self,
+        dataset: datasets.Dataset,
+        columns: Columns,
+        fingerprint: str,
+        remarks: Sequence[Remark] = (),
     ) -> None:
         self._remarks = remarks
         if len(dataset) == 0:
             raise SourceError("source datasets: the data set has no rows")
         if columns.key is not None:
-            _check_keys(dataset.with_format("arrow").select_columns([columns.key])[:][columns.key], columns.key)
+            _check_keys(
+                dataset.with_format("arrow").select_columns([columns.key])[:][columns.key],
+                columns.key,
+            )
         self._rows = dataset.select_columns(columns.names()).with_format("arrow")
         self._columns = columns
         self._fingerprint = fingerprint
@@ -86,7 +95,12 @@ class DatasetsSource:
         """
         index = range(len(self))[index]
         [row] = self._rows[index].to_pylist()
-        return Sample(self._key(row, index), self._columns.media_of(row), self._columns.attributes_of(row), self._stamp(index))
+        return Sample(
+            self._key(row, index),
+            self._columns.media_of(row),
+            self._columns.attributes_of(row),
+            self._stamp(index),
+        )
 
     def remarks(self) -> Iterable[Remark]:
         """What of the data set is not used."""
@@ -94,12 +108,18 @@ class DatasetsSource:
 
     def entries(self) -> Iterator[Entry]:
         """One entry per row, in order; the media column is not read."""
-        slim = self._rows.select_columns(self._columns.names_but_media()) if self._columns.names_but_media() else None
+        slim = (
+            self._rows.select_columns(self._columns.names_but_media())
+            if self._columns.names_but_media()
+            else None
+        )
         for start in range(0, len(self), ROWS_PER_READ):
             stop = min(start + ROWS_PER_READ, len(self))
             rows = slim[start:stop].to_pylist() if slim is not None else [{}] * (stop - start)
             for index, row in enumerate(rows, start):
-                yield Entry(self._key(row, index), self._stamp(index), self._columns.attributes_of(row))
+                yield Entry(
+                    self._key(row, index), self._stamp(index), self._columns.attributes_of(row)
+                )
 
     def _key(self, row: dict[str, Any], index: int) -> str:
         return f"{index:08d}" if self._columns.key is None else str(row[self._columns.key])
@@ -111,8 +131,9 @@ class DatasetsSource:
 class DatasetsStream:
     """The rows of a data set that is read shard by shard, as a rule a shard per file.
 
-    Keys are the key column (which must differ over all shards), else the shard's name with `__key__` of webdataset tars or the position in
-    the shard: "train-000.parquet/00000012". Stamps are the shard's, with the position.
+    Keys are the key column (which must differ over all shards), else the shard's name with
+    `__key__` of webdataset tars or the position in the shard: "train-000.parquet/00000012". Stamps
+    are the shard's, with the position.
 
     Args:
         stream: rows; its own shards, in their order, are `shards`.
@@ -120,13 +141,17 @@ class DatasetsStream:
         shards: names and stamps.
     """
 
-    def __init__(self, stream: datasets.IterableDataset, columns: Columns, shards: list[Shard]) -> None:
+    def __init__(
+        self, stream: datasets.IterableDataset, columns: Columns, shards: list[Shard]
+    ) -> None:
         self._stream = stream
         self._columns = columns
         self._shards = shards
 
     def shards(self) -> list[Shard]:
-        """All shards, in the order of their names in the data set; a stamp is size and time of change in ns, or the revision on the hub."""
+        """All shards, in the order of their names in the data set; a stamp is size and time of
+        change in ns, or the revision on the hub.
+        """
         return list(self._shards)
 
     def read(self, shard: Shard) -> Iterator[Sample]:
@@ -142,40 +167,71 @@ class DatasetsStream:
         for position, row in enumerate(_read_rows(rows, shard.name)):
             key = self._key(row, shard, position)
             if key in seen:
-                raise SourceError(f"source datasets: shard {shard.name}: the key {key!r} is there twice; name another column as key")
+                raise SourceError(
+                    f"source datasets: shard {shard.name}: the key {key!r} is there twice; name"
+                    " another column as key"
+                )
             seen.add(key)
-            yield Sample(key, self._columns.media_of(row), self._columns.attributes_of(row), f"{shard.stamp}-{position}")
+            yield Sample(
+                key,
+                self._columns.media_of(row),
+                self._columns.attributes_of(row),
+                f"{shard.stamp}-{position}",
+            )
 
     def _key(self, row: dict[str, Any], shard: Shard, position: int) -> str:
         if self._columns.key is None:
             return f"{shard.name}/{position:08d}"
         value = row[self._columns.key]
         if value is None:
-            raise SourceError(f"source datasets: shard {shard.name}: the column {self._columns.key!r} has no key in row {position}")
+            raise SourceError(
+                f"source datasets: shard {shard.name}: the column {self._columns.key!r} has no key"
+                f" in row {position}"
+            )
         return f"{shard.name}/{value}" if self._columns.key == KEY_COLUMN else str(value)
 
 
 def _read_rows(rows: datasets.IterableDataset, shard: str) -> Iterator[dict[str, Any]]:
-    """The rows of a shard; what is wrong with its content is told apart from what can't be reached (`OSError`)."""
+    """The rows of a shard; what is wrong with its content is told apart from what can't be reached
+    (`OSError`).
+    """
     try:
         yield from rows
     except REACH_ERRORS:  # some of which are ValueErrors too
         raise
     except CONTENT_ERRORS as err:
-        raise SourceError(f"source datasets: shard {shard} can't be read: {_root_cause(err)}") from err
+        raise SourceError(
+            f"source datasets: shard {shard} can't be read: {_root_cause(err)}"
+        ) from err
 
 
 def _check_keys(keys: pa.ChunkedArray, column: str) -> None:
-    if not (pa.types.is_string(keys.type) or pa.types.is_large_string(keys.type) or pa.types.is_integer(keys.type)):
-        raise SourceError(f"source datasets: the key column {column!r} must hold texts or whole numbers, not {keys.type}")
+    if not (
+        pa.types.is_string(keys.type)
+        or pa.types.is_large_string(keys.type)
+        or pa.types.is_integer(keys.type)
+    ):
+        raise SourceError(
+            f"source datasets: the key column {column!r} must hold texts or whole numbers, not"
+            f" {keys.type}"
+        )
     if keys.null_count:
-        raise SourceError(f"source datasets: the key column {column!r} is empty in {keys.null_count} rows")
+        raise SourceError(
+            f"source datasets: the key column {column!r} is empty in {keys.null_count} rows"
+        )
     counts = pc.value_counts(keys)
     repeated = counts.filter(pc.greater(counts.field("counts"), 1))
     if len(repeated):
-        advice = "set streaming: true, which puts the name of the tar in front" if column == KEY_COLUMN else "name another column as key"
+        advice = (
+            "set streaming: true, which puts the name of the tar in front"
+            if column == KEY_COLUMN
+            else "name another column as key"
+        )
         key, times = str(repeated[0]["values"]), repeated[0]["counts"]
-        raise SourceError(f"source datasets: the key {key!r} is there {times} times in column {column!r}; {advice}")
+        raise SourceError(
+            f"source datasets: the key {key!r} is there {times} times in column {column!r};"
+            f" {advice}"
+        )
 
 
 # ---------------------------------------------------------------- opening
@@ -183,7 +239,9 @@ def _check_keys(keys: pa.ChunkedArray, column: str) -> None:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a data set is: `local` is an existing file or folder, or None for one at `place` on the hub, or for files at a URL."""
+    """Where a data set is: `local` is an existing file or folder, or None for one at `place` on the
+    hub, or for files at a URL.
+    """
 
     path: str
     local: Path | None
@@ -194,14 +252,18 @@ class Origin:
 def open_datasets(
     config: DatasetsConfig, context: BuildContext
 ) -> DatasetsSource | DatasetsStream | TarSource | TarStream | PathTable:
-    """The data set of a recipe: a `Source`, or with `streaming` a `StreamSource`; of a table whose rows name files always a `Source`.
+    """The data set of a recipe: a `Source`, or with `streaming` a `StreamSource`; of a table whose
+    rows name files always a `Source`.
 
     Raises:
-        SourceError: no such path, hub id or split, files that can't be read, the hub out of reach, or columns that don't fit the recipe.
+        SourceError: no such path, hub id or split, files that can't be read, the hub out of reach,
+            or columns that don't fit the recipe.
     """
     config = _with_paths(config)
     if (remote := find_remote(config)) is not None:
-        return open_remote(config, context, remote) or _open_by_library(config, Origin(remote.files.url, None, remote=remote), None)
+        return open_remote(config, context, remote) or _open_by_library(
+            config, Origin(remote.files.url, None, remote=remote), None
+        )
     files = list_files(config, context.recipe_dir)
     if (local := open_local(config, context)) is not None:
         return local
@@ -215,7 +277,11 @@ def open_datasets(
 def _with_paths(config: DatasetsConfig) -> DatasetsConfig:
     """The config with paths in the place of file:// URLs."""
     path = config.path
-    paths = (find_file_path(path) or path) if isinstance(path, str) else [find_file_path(one) or one for one in path]
+    paths = (
+        (find_file_path(path) or path)
+        if isinstance(path, str)
+        else [find_file_path(one) or one for one in path]
+    )
     return config.model_copy(update={"path": paths})
 
 
@@ -234,10 +300,14 @@ def _open_by_library(
         columns, fingerprint = choose_columns(dataset.features, config), dataset._fingerprint
         if origin.remote is None:
             return DatasetsSource(dataset, columns, fingerprint)
-        return DatasetsSource(dataset, columns, _digest([config.split, origin.remote.digest]), origin.remote.remarks)
+        return DatasetsSource(
+            dataset, columns, _digest([config.split, origin.remote.digest]), origin.remote.remarks
+        )
     except (*CONTENT_ERRORS, *REACH_ERRORS) as err:
         reason = explain_failure(err, origin.place) or _root_cause(err)
-        raise SourceError(f"source datasets: can't open {origin.path}, split {config.split!r}: {reason}") from err
+        raise SourceError(
+            f"source datasets: can't open {origin.path}, split {config.split!r}: {reason}"
+        ) from err
 
 
 def _find(path: str, config: DatasetsConfig, recipe_dir: Path) -> Origin:
@@ -257,18 +327,27 @@ def _is_saved(path: Path) -> bool:
 def _open_saved(config: DatasetsConfig, path: Path) -> DatasetsSource:
     """What `save_to_disk` wrote, read in place."""
     if config.streaming:
-        raise SourceError(f"source datasets: {path} was written by save_to_disk and is read in place; leave streaming out")
+        raise SourceError(
+            f"source datasets: {path} was written by save_to_disk and is read in place; leave"
+            " streaming out"
+        )
     loaded = datasets.load_from_disk(str(path))
     splits = loaded if isinstance(loaded, dict) else {str(loaded.split or "train"): loaded}
-    parts = datasets.ReadInstruction.from_spec(config.split).to_absolute({name: len(split) for name, split in splits.items()})
+    parts = datasets.ReadInstruction.from_spec(config.split).to_absolute(
+        {name: len(split) for name, split in splits.items()}
+    )
     chosen = [splits[part.splitname].select(range(part.from_, part.to)) for part in parts]
     dataset = datasets.concatenate_datasets(chosen) if len(chosen) > 1 else chosen[0]
     files = sorted({file["filename"] for split in splits.values() for file in split.cache_files})
     stamps = [[os.path.relpath(file, path), LocalFiles(Path()).stamp(file)] for file in files]
-    return DatasetsSource(dataset, choose_columns(dataset.features, config), _digest([config.split, *stamps]))
+    return DatasetsSource(
+        dataset, choose_columns(dataset.features, config), _digest([config.split, *stamps])
+    )
 
 
-def _builder(config: DatasetsConfig, origin: Origin, files: list[Path] | None) -> datasets.DatasetBuilder:
+def _builder(
+    config: DatasetsConfig, origin: Origin, files: list[Path] | None
+) -> datasets.DatasetBuilder:
     """What reads a data set; `files` are those of a pattern or a list."""
     if origin.remote is not None:
         return origin.remote.open_builder()
@@ -276,25 +355,41 @@ def _builder(config: DatasetsConfig, origin: Origin, files: list[Path] | None) -
         options = options_of(origin.place, (*BUILDERS, ".tar"))
         return datasets.load_dataset_builder(origin.path, name=config.name, **options)
     if files is None and (origin.local is None or origin.local.is_dir()):
-        return datasets.load_dataset_builder(origin.path, name=config.name, revision=config.revision)
+        return datasets.load_dataset_builder(
+            origin.path, name=config.name, revision=config.revision
+        )
     names = [origin.path] if files is None else [str(file) for file in files]
     suffix = os.path.splitext(names[0])[1].lower()
     if suffix not in BUILDERS:
-        raise SourceError(f"source datasets: {origin.path} ends in none of {', '.join(BUILDERS)}; give its folder, or another file")
+        raise SourceError(
+            f"source datasets: {origin.path} ends in none of {', '.join(BUILDERS)}; give its"
+            " folder, or another file"
+        )
     options = {"sep": "\t"} if suffix == ".tsv" else {}
     return datasets.load_dataset_builder(BUILDERS[suffix], data_files={"train": names}, **options)
 
 
-def _open_stream(config: DatasetsConfig, builder: datasets.DatasetBuilder, origin: Origin) -> DatasetsStream:
+def _open_stream(
+    config: DatasetsConfig, builder: datasets.DatasetBuilder, origin: Origin
+) -> DatasetsStream:
     stream = builder.as_streaming_dataset(split=config.split)
     if stream.features is None:  # a csv has no types before it is read
-        features = datasets.Dataset.from_list(list(itertools.islice(stream, ROWS_PER_READ))).features
+        features = datasets.Dataset.from_list(
+            list(itertools.islice(stream, ROWS_PER_READ))
+        ).features
     else:
         features = stream.features
         stream = stream.decode(False)
     columns = choose_columns(features, config)
     files = (builder.config.data_files or {}).get(config.split)
-    stamps = [_data_file_stamp(file, version) for file, version in zip(files, files.origin_metadata, strict=True)] if files else []
+    stamps = (
+        [
+            _data_file_stamp(file, version)
+            for file, version in zip(files, files.origin_metadata, strict=True)
+        ]
+        if files
+        else []
+    )
     names = [_shard_name(file, origin) for file in files or ()]
     if origin.remote is not None and config.split in origin.remote.splits:
         names = origin.remote.splits[config.split]
@@ -302,15 +397,24 @@ def _open_stream(config: DatasetsConfig, builder: datasets.DatasetBuilder, origi
     if names and len(names) == stream.num_shards:
         shards = [Shard(name, stamp) for name, stamp in zip(names, stamps, strict=True)]
     else:
-        shards = [Shard(f"{number:05d}", _digest([*stamps, number])) for number in range(stream.num_shards)]
+        shards = [
+            Shard(f"{number:05d}", _digest([*stamps, number]))
+            for number in range(stream.num_shards)
+        ]
     return DatasetsStream(stream.select_columns(columns.names()), columns, shards)
 
 
 def _shard_name(file: str, origin: Origin) -> str:
     """A data file's path inside its data set, with "/"."""
     if origin.local is None:
-        return file.rsplit("@", 1)[-1].partition("/")[2] or file  # hf://datasets/owner/name@revision/path
-    return Path(file).relative_to(origin.local).as_posix() if origin.local.is_dir() else origin.local.name
+        return (
+            file.rsplit("@", 1)[-1].partition("/")[2] or file
+        )  # hf://datasets/owner/name@revision/path
+    return (
+        Path(file).relative_to(origin.local).as_posix()
+        if origin.local.is_dir()
+        else origin.local.name
+    )
 
 
 def _data_file_stamp(file: str, version: tuple[str, ...]) -> str:

@@ -83,7 +83,8 @@ def _decode(content: bytes, name: str) -> tuple[str, str]:
         return content.decode("utf-8-sig" if name == UTF8 else name), name
     except UnicodeDecodeError as err:
         raise UnknownEncodingError(
-            f"it begins as {name} does, and is not: {err.reason} at byte {err.start}; save it as UTF-8"
+            f"it begins as {name} does, and is not: {err.reason} at byte {err.start}; save it as"
+            " UTF-8"
         ) from err
 
 
@@ -213,7 +214,8 @@ def _is_common(codec: str, lowest: int, highest: int) -> Callable[[str], bool]:
             and common >= COMMON_SHARE * len(KANA.sub("", characters))
             and not HALF_WIDTH_KANA.search(text)
             and (not KANA.search(text) or "jp" in codec or codec == "cp932")
-            # Few of them among Latin letters are rather accents and quotation marks of another encoding.
+            # Few of them among Latin letters are rather accents and quotation marks of another
+            # encoding.
             and 2 * len(characters) >= len(re.findall(r"[a-zA-Z]", text))
             and (not re.search(r"[a-zA-Z0-9]", text) or any(len(run) > 1 for run in runs))
             and all(

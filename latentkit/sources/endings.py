@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from latentkit.builtin import PICTURE_SUFFIXES
-from latentkit.plugins import COMPANIONS, discover
+from latentkit.plugins.registry import COMPANIONS, discover
+from latentkit.runtime.file_endings import PICTURE_SUFFIXES
 
 MODALITY_ENDINGS = {
     "image": PICTURE_SUFFIXES,

@@ -1,4 +1,7 @@
-"""The files below a folder: their names, stamps and bytes. What another kind of storage has to do for the source `folder`."""
+"""The files below a folder: their names, stamps and bytes.
+
+What another kind of storage has to do for the source `folder`.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Protocol
 
-from latentkit.builtin import LATENT_DATASET
 from latentkit.errors import SourceError
+from latentkit.runtime.file_endings import LATENT_DATASET
 
 
 @dataclass
@@ -19,7 +22,8 @@ class Listing:
     Args:
         files: all files that count, in no order.
         hidden: files and folders whose name begins with a dot; not looked into.
-        latent_datasets: folders that hold an earlier output, whose preview is no sample; not looked into.
+        latent_datasets: folders that hold an earlier output, whose preview is no sample; not looked
+            into.
     """
 
     files: list[str] = field(default_factory=list)
@@ -28,7 +32,10 @@ class Listing:
 
 
 class Files(Protocol):
-    """Files below one place, by their relative path with "/". Picklable, and safe to use from several threads."""
+    """Files below one place, by their relative path with "/".
+
+    Picklable, and safe to use from several threads.
+    """
 
     def list(self, recursive: bool) -> Listing:
         """Everything below the place, or directly in it.
@@ -101,7 +108,10 @@ class LocalFiles:
         except (FileNotFoundError, NotADirectoryError):
             status = None
         if status is None or not stat.S_ISREG(status.st_mode):
-            raise SourceError(f"source folder: {self.root / path} is a link to nothing, or not a file; repair or remove it")
+            raise SourceError(
+                f"source folder: {self.root / path} is a link to nothing, or not a file; repair or"
+                " remove it"
+            )
         return f"{status.st_size}-{status.st_mtime_ns}"
 
     def read(self, path: str) -> bytes:
@@ -124,8 +134,12 @@ class LocalFiles:
         """See `Files`."""
         return LocalFiles(self.root / folder)
 
-    def _visit(self, folder: str, above: frozenset[tuple[int, int]], recursive: bool, listing: Listing) -> None:
-        """Note everything in one folder ("" or ending in "/"), then in the folders below it; `above` are the folders it lies in."""
+    def _visit(
+        self, folder: str, above: frozenset[tuple[int, int]], recursive: bool, listing: Listing
+    ) -> None:
+        """Note everything in one folder ("" or ending in "/"), then in the folders below it;
+        `above` are the folders it lies in.
+        """
         status = os.stat(os.path.join(self.root, folder))
         identity = (status.st_dev, status.st_ino)
         # A link to a folder that holds it. Some network disks give every folder the number 0.

@@ -1,4 +1,6 @@
-"""Source `folder`: files below a folder, in the order of their relative paths, with captions from tables, sidecars and class folders."""
+"""Source `folder`: files below a folder, in the order of their relative paths, with captions from
+tables, sidecars and class folders.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +11,37 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentkit.builtin import TABLE_ENDINGS
 from latentkit.contracts import BuildContext, Entry, Remark, Sample
+from latentkit.contracts.samples import one_line
 from latentkit.errors import SampleError, SourceError
-from latentkit.overrides import find_file_path, is_url
-from latentkit.samples import one_line
-from latentkit.sources.captions import NOTHING_BESIDE, RECORD_ENDING, TEXT_ENDINGS, Beside, Sidecars, read_beside
+from latentkit.runtime.file_endings import TABLE_ENDINGS
+from latentkit.runtime.paths import find_file_path, is_url
+from latentkit.runtime.source_remarks import summed
+from latentkit.sources.captions import (
+    NOTHING_BESIDE,
+    RECORD_ENDING,
+    TEXT_ENDINGS,
+    Beside,
+    Sidecars,
+    read_beside,
+)
 from latentkit.sources.encodings import UTF8
 from latentkit.sources.endings import ending_of, explain_ending, how_to_read, is_clutter
 from latentkit.sources.files import Files, LocalFiles
-from latentkit.sources.remarks import summed
-from latentkit.sources.tables import MAX_TABLES, TABLE_NAMES, FileNames, encoding_remark, read_tables
+from latentkit.sources.tables import (
+    MAX_TABLES,
+    TABLE_NAMES,
+    FileNames,
+    encoding_remark,
+    read_tables,
+)
 
 if TYPE_CHECKING:
-    from latentkit.builtin import FolderConfig
+    from latentkit.sources.options import FolderConfig
+
+TOO_MANY_TABLES = (
+    f"tables not looked at, being more than {MAX_TABLES}; name one in source.with.metadata"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +55,17 @@ class MediaFile:
 
 
 class FolderSource:
-    """Samples whose key is their relative path with "/", whose media is their path and whose stamp is size and time of change in ns.
+    """Samples whose key is their relative path with "/", whose media is their path and whose stamp
+    is size and time of change in ns.
 
-    Attributes are "label" (name of the file's folder, where that is not `path` itself), "text" (its caption) and others from files beside
-    it, and the columns of tables, which win over both; see `sources.captions` and `sources.tables`. Texts of a .csv stay texts; nested
-    values become JSON. A file whose caption can't be read is a bad sample, with another stamp than with a good one.
+    Attributes are "label" (name of the file's folder, where that is not `path` itself), "text" (its
+    caption) and others from files beside it, and the columns of tables, which win over both; see
+    `sources.captions` and `sources.tables`. Texts of a .csv stay texts; nested values become JSON.
+    A file whose caption can't be read is a bad sample, with another stamp than with a good one.
 
     Raises:
-        SourceError: no such folder, no file in it with one of the suffixes, a link to nothing, or a table that does not fit the files.
+        SourceError: no such folder, no file in it with one of the suffixes, a link to nothing, or a
+            table that does not fit the files.
     """
 
     def __init__(self, config: FolderConfig, context: BuildContext) -> None:
@@ -66,7 +88,9 @@ class FolderSource:
             SampleError: its caption can't be read, or is gone.
         """
         file = self._files[index]
-        return Sample(file.key, self._folder.media(file.path), self._attributes(file)[0], file.stamp)
+        return Sample(
+            file.key, self._folder.media(file.path), self._attributes(file)[0], file.stamp
+        )
 
     def entries(self) -> Iterator[Entry]:
         """One entry per file, in order; reads captions, opens no media.
@@ -83,13 +107,18 @@ class FolderSource:
                 yield Entry(file.key, f"{file.stamp} {err}")
                 continue
             except OSError as err:
-                raise SourceError(f"source folder: the caption of {self._folder.name(file.path)} can't be read: {err}") from err
+                raise SourceError(
+                    f"source folder: the caption of {self._folder.name(file.path)} can't be read:"
+                    f" {err}"
+                ) from err
             for path, encoding in read:
                 encodings[encoding] += 1
                 examples.setdefault(encoding, path)
             yield Entry(file.key, file.stamp, attributes)
         del encodings[UTF8]
-        self._caption_remarks = [encoding_remark(one, count, examples[one]) for one, count in sorted(encodings.items())]
+        self._caption_remarks = [
+            encoding_remark(one, count, examples[one]) for one, count in sorted(encodings.items())
+        ]
 
     def remarks(self) -> Iterable[Remark]:
         """What was found and is not used, or is read otherwise than expected."""
@@ -102,7 +131,9 @@ class FolderSource:
         """Of a file, and the encodings of the captions that were read for it."""
         folder = os.path.dirname(file.path)
         attributes = {"label": _storable(os.path.basename(folder))} if folder else {}
-        beside, read = ({}, []) if file.beside is NOTHING_BESIDE else read_beside(self._folder, file.beside)
+        beside, read = (
+            ({}, []) if file.beside is NOTHING_BESIDE else read_beside(self._folder, file.beside)
+        )
         return attributes | beside | self._columns.get(file.path, {}), read
 
 
@@ -128,7 +159,10 @@ class _Scan:
         self.table_names = TABLE_NAMES if config.metadata is None else (config.metadata,)
         self.listing = folder.list(config.recursive)
         media = [path for path in self.listing.files if _file_name(path).lower().endswith(suffixes)]
-        self.stems = {path: path[: -max(len(one) for one in suffixes if path.lower().endswith(one))] for path in media}
+        self.stems = {
+            path: path[: -max(len(one) for one in suffixes if path.lower().endswith(one))]
+            for path in media
+        }
         self.others = set(self.listing.files).difference(media)
         if not media:
             raise SourceError(self._why_empty(config))
@@ -141,25 +175,37 @@ class _Scan:
         """What the pass found and does not use."""
         texts = [path for path in self.sidecars.unused if not path.lower().endswith(".json")]
         kinds = {
-            "captions of a file that has another, which wins": sorted(set(self.sidecars.passed_over)),
+            "captions of a file that has another, which wins": sorted(
+                set(self.sidecars.passed_over)
+            ),
             "texts beside no file that is taken": texts,
-            f"tables not looked at, being more than {MAX_TABLES}; name one in source.with.metadata": self.too_many_tables,
+            TOO_MANY_TABLES: self.too_many_tables,
             "hidden by a dot before their name, so not looked at": sorted(self.listing.hidden),
             "folders with a latent dataset, not looked into": sorted(self.listing.latent_datasets),
             **self._left_out(),
         }
-        kinds = {text: [path for path in paths if not is_clutter(path)] for text, paths in kinds.items()}
-        return [Remark(text, len(paths), _storable(paths[0])) for text, paths in kinds.items() if paths]
+        kinds = {
+            text: [path for path in paths if not is_clutter(path)] for text, paths in kinds.items()
+        }
+        return [
+            Remark(text, len(paths), _storable(paths[0])) for text, paths in kinds.items() if paths
+        ]
 
     def _left_out(self) -> dict[str, list[str]]:
-        """Files that are neither media, nor captions, nor tables, in order, by what is to be said of them."""
+        """Files that are neither media, nor captions, nor tables, in order, by what is to be said
+        of them.
+        """
         others = (*TEXT_ENDINGS, RECORD_ENDING, *TABLE_ENDINGS)  # which are spoken of elsewhere
         found: dict[str, list[str]] = {}
         for path in sorted(self.others):
             ending = ending_of(path)
             if ending not in others:
                 what = explain_ending(ending)
-                ended = f"left out by their ending {one_line(ending)}" if ending else "left out, having no ending"
+                ended = (
+                    f"left out by their ending {one_line(ending)}"
+                    if ending
+                    else "left out, having no ending"
+                )
                 found.setdefault(ended + (f": {what}" if what else ""), []).append(path)
         return found
 
@@ -168,16 +214,23 @@ class _Scan:
         return MediaFile(_storable(path), path, self._folder.stamp(path), beside)
 
     def _find_tables(self, wanted: str | None) -> list[str]:
-        """Relative paths of the tables: those that the recipe names, else all that aren't notes on single files."""
+        """Relative paths of the tables: those that the recipe names, else all that aren't notes on
+        single files.
+        """
         if wanted is not None:
             named = [path for path in self.others if wanted in (path, _file_name(path))]
             if not named:
-                raise SourceError(f"source folder: no file named {wanted} in {self._folder.name('')}, as metadata asks for")
+                raise SourceError(
+                    f"source folder: no file named {wanted} in {self._folder.name('')}, as metadata"
+                    " asks for"
+                )
             return named
         notes = {*self.stems, *self.stems.values()}
         tables = [path for path in self.others if path.lower().endswith(TABLE_ENDINGS)]
         known = [path for path in tables if _file_name(path) in self.table_names]
-        others = sorted(path for path in tables if path not in known and os.path.splitext(path)[0] not in notes)
+        others = sorted(
+            path for path in tables if path not in known and os.path.splitext(path)[0] not in notes
+        )
         if len(others) > MAX_TABLES:
             self.too_many_tables = others
         return known + others * (len(others) <= MAX_TABLES)
@@ -186,12 +239,16 @@ class _Scan:
         others = (path for path in self.others if _file_name(path) not in self.table_names)
         endings = Counter(ending_of(path) or "no suffix" for path in others)
         there = ", ".join(f"{suffix} ({count})" for suffix, count in endings.most_common(6))
-        advice = next((f"{one}: {how}; " for one, _ in endings.most_common() if (how := how_to_read(one))), "")
+        advice = next(
+            (f"{one}: {how}; " for one, _ in endings.most_common() if (how := how_to_read(one))), ""
+        )
         depth = "below" if config.recursive else "directly in"
         few, rest = config.suffixes[:4], len(config.suffixes) - 4
         wanted = ", ".join(few) + (f" or {rest} other endings" if rest > 0 else "")
         return f"source folder: no file {depth} {self._folder.name('')} ends in {wanted}; " + (
-            f"others there: {there}; {advice}name the ones to take in source.with.suffixes" if there else "there are no other files either"
+            f"others there: {there}; {advice}name the ones to take in source.with.suffixes"
+            if there
+            else "there are no other files either"
         )
 
 
@@ -200,5 +257,7 @@ def _file_name(path: str) -> str:
 
 
 def _storable(path: str) -> str:
-    r"""A path as text that any file can store; different for every path: a byte that is not UTF-8 becomes `\xff`, a backslash two."""
+    r"""A path as text that any file can store; different for every path: a byte that is not UTF-8
+    becomes `\xff`, a backslash two.
+    """
     return os.fsencode(path.replace("\\", "\\\\")).decode("utf-8", "backslashreplace")

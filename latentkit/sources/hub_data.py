@@ -17,7 +17,8 @@ TIMEOUT_SECONDS = 10.0
 
 
 def find_hub_data(path: str, revision: str | None, local: Path) -> HubPlace:
-    """The place on the hub that a recipe's `path` names; the hub is asked once, without the retries of half a minute that `datasets` has.
+    """The place on the hub that a recipe's `path` names; the hub is asked once, without the retries
+    of half a minute that `datasets` has.
 
     Args:
         path: owner/name, a folder or file in it, or the address of its page.
@@ -25,23 +26,37 @@ def find_hub_data(path: str, revision: str | None, local: Path) -> HubPlace:
         local: the path of this machine that it isn't.
 
     Raises:
-        SourceError: it is no place on the hub, isn't there, or the hub can't be reached and nothing is cached.
+        SourceError: it is no place on the hub, isn't there, or the hub can't be reached and nothing
+            is cached.
     """
     place = parse_hub_place(path, "dataset")
-    missing = f"source datasets: {path!r}" + ("" if "://" in path else f" is not a path ({local} does not exist), and")
+    missing = f"source datasets: {path!r}" + (
+        "" if "://" in path else f" is not a path ({local} does not exist), and"
+    )
     if place is None and ID_PART.fullmatch(path):  # the oldest data sets have no owner
         place = HubPlace(path, kind="dataset")
     if place is None:
         raise SourceError(f"{missing} not a hub id such as owner/name either")
     if place.kind != "dataset":
-        raise SourceError(f"{missing} names a {place.kind} of the hub; expected a data set, such as hf://datasets/owner/name")
+        raise SourceError(
+            f"{missing} names a {place.kind} of the hub; expected a data set, such as"
+            " hf://datasets/owner/name"
+        )
     if revision is not None and place.revision not in (None, revision):
-        raise SourceError(f"{missing} names the revision {place.revision!r}, and the option revision {revision!r}; leave one out")
+        raise SourceError(
+            f"{missing} names the revision {place.revision!r}, and the option revision"
+            f" {revision!r}; leave one out"
+        )
     place = replace(place, revision=revision or place.revision)
     try:
         HfApi().dataset_info(place.repository, revision=place.revision, timeout=TIMEOUT_SECONDS)
     except HUB_ERRORS as error:
-        is_refused = isinstance(error, errors.RepositoryNotFoundError | errors.RevisionNotFoundError | errors.HFValidationError)
+        is_refused = isinstance(
+            error,
+            errors.RepositoryNotFoundError
+            | errors.RevisionNotFoundError
+            | errors.HFValidationError,
+        )
         cached = Path(datasets.config.HF_DATASETS_CACHE) / place.repository.replace("/", "___")
         if is_refused or not cached.is_dir():
             raise SourceError(f"{missing} on the hub: {explain_hub_error(error, place)}") from error
@@ -49,7 +64,8 @@ def find_hub_data(path: str, revision: str | None, local: Path) -> HubPlace:
 
 
 def options_of(place: HubPlace, endings: tuple[str, ...]) -> dict[str, Any]:
-    """What `datasets.load_dataset_builder` takes beside the name: the revision, and the folder or file in it.
+    """What `datasets.load_dataset_builder` takes beside the name: the revision, and the folder or
+    file in it.
 
     Args:
         endings: of files of data; any other path is a folder.

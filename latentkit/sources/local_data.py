@@ -1,4 +1,6 @@
-"""Local tars and tables of paths among what the source `datasets` is given; the library reads the rest."""
+"""Local tars and tables of paths among what the source `datasets` is given; the library reads the
+rest.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latentkit.builtin import TAR_ENDINGS
 from latentkit.contracts import BuildContext, Remark
 from latentkit.errors import SourceError
+from latentkit.runtime.file_endings import TAR_ENDINGS
 from latentkit.sources.files import LocalFiles
 from latentkit.sources.path_table import PathTable, open_path_table
 from latentkit.sources.patterns import find_matches, is_pattern
@@ -18,13 +20,15 @@ from latentkit.sources.splits import split_files
 from latentkit.sources.webdataset import TarSource, TarStream, is_tar, open_tars
 
 if TYPE_CHECKING:
-    from latentkit.builtin import DatasetsConfig
+    from latentkit.sources.options import DatasetsConfig
 
 NOTES = (".json", ".jsonl", ".txt", ".md", ".yaml", ".yml", ".csv", ".tsv", ".idx", ".log")
 """Endings of files that lie beside tars as a rule, and say something of them."""
 
 
-def open_local(config: DatasetsConfig, context: BuildContext) -> TarSource | TarStream | PathTable | None:
+def open_local(
+    config: DatasetsConfig, context: BuildContext
+) -> TarSource | TarStream | PathTable | None:
     """The source of tars, or of a table whose rows name files; None for anything else.
 
     Raises:
@@ -35,7 +39,12 @@ def open_local(config: DatasetsConfig, context: BuildContext) -> TarSource | Tar
         if not all(is_tar(str(file)) for file in files):
             return None
         root = Path(os.path.commonpath([file.parent for file in files]))
-        return open_tars(config, context, LocalFiles(root), {"train": [file.relative_to(root).as_posix() for file in files]})
+        return open_tars(
+            config,
+            context,
+            LocalFiles(root),
+            {"train": [file.relative_to(root).as_posix() for file in files]},
+        )
     place = (context.recipe_dir / Path(str(config.path)).expanduser()).absolute()
     if place.is_file():
         if is_tar(place.name):
@@ -50,20 +59,31 @@ def list_files(config: DatasetsConfig, recipe_dir: Path) -> list[Path] | None:
     Raises:
         SourceError: a pattern fits no file, or they are of several kinds.
     """
-    if isinstance(config.path, str) and (not is_pattern(config.path) or (recipe_dir / config.path).exists()):
+    if isinstance(config.path, str) and (
+        not is_pattern(config.path) or (recipe_dir / config.path).exists()
+    ):
         return None
     files = [path for path in find_matches(config.path, recipe_dir) if path.is_file()]
     kinds = Counter("tar" if is_tar(file.name) else file.suffix.lower() for file in files)
     if len(kinds) != 1:
         found = ", ".join(f"{kind} ({count})" for kind, count in kinds.items()) or "folders alone"
-        raise SourceError(f"source datasets: {config.path}: expected files of one kind, got {found}; write a narrower pattern")
+        raise SourceError(
+            f"source datasets: {config.path}: expected files of one kind, got {found}; write a"
+            " narrower pattern"
+        )
     return files
 
 
-def _open_folder(config: DatasetsConfig, context: BuildContext, place: Path) -> TarSource | TarStream | PathTable | None:
-    """The tars of a folder by split, unless other data files in it are more; or the only file in it, a table of paths."""
+def _open_folder(
+    config: DatasetsConfig, context: BuildContext, place: Path
+) -> TarSource | TarStream | PathTable | None:
+    """The tars of a folder by split, unless other data files in it are more; or the only file in
+    it, a table of paths.
+    """
     found = sorted(LocalFiles(place).list(recursive=True).files)
-    tars, others = [name for name in found if is_tar(name)], [name for name in found if not is_tar(name)]
+    tars, others = [name for name in found if is_tar(name)], [
+        name for name in found if not is_tar(name)
+    ]
     if len(others) == 1 and not tars:
         return open_path_table(config, LocalFiles(place), others[0])
     if not tars or are_more(others, tars):
@@ -73,12 +93,21 @@ def _open_folder(config: DatasetsConfig, context: BuildContext, place: Path) -> 
 
 
 def are_more(others: Sequence[str], tars: Sequence[str]) -> bool:
-    """Whether another kind of data file is there more often than tars; one that bears the name of a tar says something of it."""
+    """Whether another kind of data file is there more often than tars; one that bears the name of a
+    tar says something of it.
+    """
     stems = {_stem(name) for name in tars}
-    kinds = Counter(os.path.splitext(name)[1].lower() for name in others if _stem(name) not in stems and not name.lower().endswith(NOTES))
+    kinds = Counter(
+        os.path.splitext(name)[1].lower()
+        for name in others
+        if _stem(name) not in stems and not name.lower().endswith(NOTES)
+    )
     return bool(kinds) and kinds.most_common(1)[0][1] > len(tars)
 
 
 def _stem(name: str) -> str:
-    ending = next((ending for ending in TAR_ENDINGS if name.lower().endswith(ending)), os.path.splitext(name)[1])
+    ending = next(
+        (ending for ending in TAR_ENDINGS if name.lower().endswith(ending)),
+        os.path.splitext(name)[1],
+    )
     return name[: len(name) - len(ending)]

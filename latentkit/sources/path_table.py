@@ -11,17 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 
-from latentkit.builtin import TABLE_ENDINGS
 from latentkit.contracts import Entry, Remark, Sample
 from latentkit.errors import SampleError, SourceError
-from latentkit.overrides import is_url
+from latentkit.runtime.file_endings import TABLE_ENDINGS
+from latentkit.runtime.paths import is_url
 from latentkit.sources.captions import TEXT_ENDINGS, name_caption
 from latentkit.sources.files import Files
 from latentkit.sources.table_rows import Table, holds_media, plain, read_head, read_table
-from latentkit.sources.tables import FILE_COLUMNS, PROBED_ROWS, FileNames, choose_file_column, plain_name
+from latentkit.sources.tables import (
+    FILE_COLUMNS,
+    PROBED_ROWS,
+    FileNames,
+    choose_file_column,
+    plain_name,
+)
 
 if TYPE_CHECKING:
-    from latentkit.builtin import DatasetsConfig
+    from latentkit.sources.options import DatasetsConfig
 
 MEDIA_PATH = re.compile(r".{1,1000}\.[A-Za-z0-9]{2,5}")
 """What a text that names a file of media looks like."""
@@ -29,7 +35,9 @@ MEDIA_PATH = re.compile(r".{1,1000}\.[A-Za-z0-9]{2,5}")
 
 @dataclass(frozen=True)
 class Row:
-    """A row: its key, the path of its file, the file's stamp, its attributes, and why it can't be used, or "" where it can."""
+    """A row: its key, the path of its file, the file's stamp, its attributes, and why it can't be
+    used, or "" where it can.
+    """
 
     key: str
     path: str
@@ -39,7 +47,8 @@ class Row:
 
 
 class PathTable:
-    """Samples whose media are the files that the rows of a table name, in its order; keys are their paths, from the table's folder.
+    """Samples whose media are the files that the rows of a table name, in its order; keys are their
+    paths, from the table's folder.
 
     A row whose file is gone is a bad sample, not the end.
     """
@@ -71,7 +80,8 @@ class PathTable:
 
 
 def open_path_table(config: DatasetsConfig, files: Files, name: str) -> PathTable | None:
-    """The source of a table whose rows name files; None for another table, or one that this can't read.
+    """The source of a table whose rows name files; None for another table, or one that this can't
+    read.
 
     Raises:
         SourceError: its rows look like paths, and none is there; or the recipe doesn't fit it.
@@ -94,17 +104,28 @@ def open_path_table(config: DatasetsConfig, files: Files, name: str) -> PathTabl
         chosen = choose_file_column(table, "", finder, config.media)
     except SourceError as err:
         if column_of_paths(table, config.media):
-            raise SourceError(f"source datasets: {err}; files on the web have to be fetched first, as img2dataset does") from err
+            raise SourceError(
+                f"source datasets: {err}; files on the web have to be fetched first, as img2dataset"
+                " does"
+            ) from err
         return None
     rows, again = _rows(chosen.table, chosen.name, chosen.files, finder, config)
     remarks = chosen.remarks()
     if again:
-        remarks.append(Remark("rows of a table that name a file which an earlier row names, not used", len(again), again[0]))
+        remarks.append(
+            Remark(
+                "rows of a table that name a file which an earlier row names, not used",
+                len(again),
+                again[0],
+            )
+        )
     return PathTable(files, _part(rows, config, table.name), remarks)
 
 
 def _may_name_files(table: Table, finder: _Finder, wanted: str | None) -> bool:
-    """Whether the first rows of a table name files here, or look as if they did; where not, the rest of it isn't read."""
+    """Whether the first rows of a table name files here, or look as if they did; where not, the
+    rest of it isn't read.
+    """
     if column_of_paths(table, wanted):
         return True
     try:
@@ -115,10 +136,19 @@ def _may_name_files(table: Table, finder: _Finder, wanted: str | None) -> bool:
 
 
 def column_of_paths(table: Table, wanted: str | None) -> bool:
-    """Whether the column that the recipe names, else one of a usual name, holds what looks like paths of media or URLs."""
-    columns = [one for one in table.columns() if one == wanted or (wanted is None and plain_name(one) in FILE_COLUMNS)]
+    """Whether the column that the recipe names, else one of a usual name, holds what looks like
+    paths of media or URLs.
+    """
+    columns = [
+        one
+        for one in table.columns()
+        if one == wanted or (wanted is None and plain_name(one) in FILE_COLUMNS)
+    ]
     cells = [row.get(column) for column in columns for _, row in table.rows[:100]]
-    like = [isinstance(cell, str) and ("://" in cell or bool(MEDIA_PATH.fullmatch(cell))) for cell in cells]
+    like = [
+        isinstance(cell, str) and ("://" in cell or bool(MEDIA_PATH.fullmatch(cell)))
+        for cell in cells
+    ]
     return 2 * sum(like) > len(like)
 
 
@@ -130,20 +160,35 @@ def _rows(
     again = []
     for (where, row), paths in zip(table.rows, found, strict=True):
         name = row.get(column)
-        path = paths[0] if len(paths) == 1 else finder.key(name) if isinstance(name, str) and name.strip() else ""
+        path = (
+            paths[0]
+            if len(paths) == 1
+            else finder.key(name) if isinstance(name, str) and name.strip() else ""
+        )
         key = path or where
         if config.key is not None:
             value = row.get(config.key)
             key = "" if value is None else str(value)
         if not key:
-            raise SourceError(f"source datasets: {table.name}, {where}: there is no key in column {config.key!r}")
+            raise SourceError(
+                f"source datasets: {table.name}, {where}: there is no key in column {config.key!r}"
+            )
         if key in rows:
             if config.key is not None:
-                raise SourceError(f"source datasets: {table.name}, {where}: the key {key!r} is there twice; name another column as key")
+                raise SourceError(
+                    f"source datasets: {table.name}, {where}: the key {key!r} is there twice; name"
+                    " another column as key"
+                )
             again.append(f"{table.name}, {where}: {name!r}")
             continue
         problem = "" if len(paths) == 1 else _problem(name, bool(paths))
-        rows[key] = Row(key, path, problem or finder.stamps[path], _attributes(table, row, column, config), problem)
+        rows[key] = Row(
+            key,
+            path,
+            problem or finder.stamps[path],
+            _attributes(table, row, column, config),
+            problem,
+        )
     return list(rows.values()), again
 
 
@@ -155,15 +200,24 @@ def _problem(name: Any, fits: bool) -> str:
     return "the table names a file that is not there" if is_named else "the table names no file"
 
 
-def _attributes(table: Table, row: dict[str, Any], column: str, config: DatasetsConfig) -> dict[str, Any]:
-    values = name_caption({name: value for name, value in row.items() if name not in (column, config.key)})
+def _attributes(
+    table: Table, row: dict[str, Any], column: str, config: DatasetsConfig
+) -> dict[str, Any]:
+    values = name_caption(
+        {name: value for name, value in row.items() if name not in (column, config.key)}
+    )
     if config.attributes is None:
         return values
     for name in config.attributes:
         if name not in values and name not in table.columns():
             known = ", ".join(table.columns())
-            raise SourceError(f"source datasets: attributes: the column {name!r} is not there; {table.name} has the columns {known}")
-    return {name: values[name] if name in values else plain(row.get(name)) for name in config.attributes}
+            raise SourceError(
+                f"source datasets: attributes: the column {name!r} is not there; {table.name} has"
+                f" the columns {known}"
+            )
+    return {
+        name: values[name] if name in values else plain(row.get(name)) for name in config.attributes
+    }
 
 
 def _part(rows: list[Row], config: DatasetsConfig, name: str) -> list[Row]:
@@ -171,15 +225,22 @@ def _part(rows: list[Row], config: DatasetsConfig, name: str) -> list[Row]:
     try:
         parts = datasets.ReadInstruction.from_spec(config.split).to_absolute({"train": len(rows)})
     except (ValueError, AssertionError) as err:
-        raise SourceError(f"source datasets: {name}, split {config.split!r}: {err}; a table has the split train alone") from err
+        raise SourceError(
+            f"source datasets: {name}, split {config.split!r}: {err}; a table has the split train"
+            " alone"
+        ) from err
     chosen = [row for part in parts for row in rows[part.from_ : part.to]]
     if not chosen:
-        raise SourceError(f"source datasets: {name}, split {config.split!r}: no data, no rows are in it")
+        raise SourceError(
+            f"source datasets: {name}, split {config.split!r}: no data, no rows are in it"
+        )
     return chosen
 
 
 class _Finder:
-    """Finds files that a table names; looks into a folder only where a name isn't there as it is written."""
+    """Finds files that a table names; looks into a folder only where a name isn't there as it is
+    written.
+    """
 
     def __init__(self, files: Files) -> None:
         self._files = files
@@ -189,17 +250,24 @@ class _Finder:
         self.stamps: dict[str, str] = {}
 
     def find(self, name: str, folder: str) -> list[str]:
-        """Paths that a name may mean, from the table's folder, or absolute; see `FileNames.find`."""
+        """Paths that a name may mean, from the table's folder, or absolute; see `FileNames.find`.
+        """
         if not self._is_below(name):
             return []
         for spelling in dict.fromkeys((name, name.replace("\\", "/"))):
             path = self.key(spelling)
-            for form in dict.fromkeys((path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD")))):
+            for form in dict.fromkeys(
+                (path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD")))
+            ):
                 if self._is_there(form):
                     return [form]
         folder, base = os.path.split(self.key(name.replace("\\", "/")))
         names = self._names_in(folder)
-        found = [f"{folder}/{one}" if folder else one for one in names.find(base, "")] if names is not None else []
+        found = (
+            [f"{folder}/{one}" if folder else one for one in names.find(base, "")]
+            if names is not None
+            else []
+        )
         return [path for path in found if self._is_there(path)]
 
     def find_elsewhere(self, name: str, folder: str) -> list[str]:
@@ -211,7 +279,11 @@ class _Finder:
             return []
         if self._all is None:
             files = self._files.list(recursive=True).files
-            stems = {path: path.rsplit(".", 1)[0] for path in files if not path.lower().endswith((*TABLE_ENDINGS, *TEXT_ENDINGS))}
+            stems = {
+                path: path.rsplit(".", 1)[0]
+                for path in files
+                if not path.lower().endswith((*TABLE_ENDINGS, *TEXT_ENDINGS))
+            }
             self._all = FileNames(stems, (), self._files.name(""))
         found = self._all.find_elsewhere(name, "")
         return found if len(found) > 1 else [path for path in found if self._is_there(path)]
@@ -233,7 +305,11 @@ class _Finder:
         if path not in self.stamps:
             try:
                 self.stamps[path] = self._files.stamp(path)
-            except (SourceError, OSError, ValueError):  # a text that is no path at all may be too long, or hold zeros
+            except (
+                SourceError,
+                OSError,
+                ValueError,
+            ):  # a text that is no path at all may be too long, or hold zeros
                 return False
         return True
 
@@ -242,7 +318,9 @@ class _Finder:
             try:
                 below = self._files.below(folder)
                 there = below.list(recursive=False).files
-                self._folders[folder] = FileNames({path: path.rsplit(".", 1)[0] for path in there}, (), below.name(""))
+                self._folders[folder] = FileNames(
+                    {path: path.rsplit(".", 1)[0] for path in there}, (), below.name("")
+                )
             except (SourceError, OSError, ValueError):
                 self._folders[folder] = None
         return self._folders[folder]

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from latentkit.errors import SourceError
-from latentkit.overrides import SEPARATOR
+from latentkit.runtime.paths import SEPARATOR
 
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 
@@ -38,7 +38,8 @@ def find_matches(patterns: str | Sequence[str], base: Path) -> list[Path]:
         )
         if not matches:
             raise SourceError(
-                f"source datasets: no file fits {text!r} (looked for {path.absolute()}), and it is not a hub id"
+                f"source datasets: no file fits {text!r} (looked for {path.absolute()}), and it is"
+                " not a hub id"
             )
         found |= dict.fromkeys(match.absolute() for match in matches)
     return list(found)

@@ -1,4 +1,6 @@
-"""Tables, tars and other files of data at a URL that isn't the hub's: which they are, and what reads them."""
+"""Tables, tars and other files of data at a URL that isn't the hub's: which they are, and what
+reads them.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ from fsspec.utils import glob_translate
 
 from latentkit.contracts import BuildContext, Remark
 from latentkit.errors import SourceError
-from latentkit.overrides import is_url
 from latentkit.runtime.hub_places import parse_hub_place
+from latentkit.runtime.paths import is_url
 from latentkit.sources.local_data import are_more
 from latentkit.sources.path_table import PathTable, open_path_table
 from latentkit.sources.patterns import expand_braces
@@ -25,13 +27,14 @@ from latentkit.sources.url_files import UrlFiles
 from latentkit.sources.webdataset import TarSource, TarStream, is_tar, open_tars
 
 if TYPE_CHECKING:
-    from latentkit.builtin import DatasetsConfig
+    from latentkit.sources.options import DatasetsConfig
 
 BUILDERS = {
     **{".parquet": "parquet", ".arrow": "arrow", ".csv": "csv", ".tsv": "csv"},
     **{".json": "json", ".jsonl": "json", ".ndjson": "json"},
 }
 """Endings of files of data to what of the library reads them, here and at URLs."""
+
 
 @dataclass(frozen=True)
 class RemoteData:
@@ -53,20 +56,27 @@ class RemoteData:
         return hashlib.sha256(repr(stamps).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
     def open_builder(self) -> datasets.DatasetBuilder:
-        """What reads the files; its cache is of these very files, since for the library many protocols' never change."""
+        """What reads the files; its cache is of these very files, since for the library many
+        protocols' never change.
+        """
         ending = os.path.splitext(self.names[0])[1].lower()
         cache = os.path.join(datasets.config.HF_DATASETS_CACHE, "latentkit-urls", self.digest)
         options = {"sep": "\t"} if ending == ".tsv" else {}
-        return datasets.load_dataset_builder(BUILDERS[ending], data_files=self.urls, cache_dir=cache, **options)
+        return datasets.load_dataset_builder(
+            BUILDERS[ending], data_files=self.urls, cache_dir=cache, **options
+        )
 
     @property
     def urls(self) -> dict[str, list[str]]:
         """Full URLs of the files, by split."""
-        return {split: [self.files.name(name) for name in names] for split, names in self.splits.items()}
+        return {
+            split: [self.files.name(name) for name in names] for split, names in self.splits.items()
+        }
 
 
 def find_remote(config: DatasetsConfig) -> RemoteData | None:
-    """The files that a recipe's `path` names at a URL: one, a folder's, a pattern's, or a list; None for any other path.
+    """The files that a recipe's `path` names at a URL: one, a folder's, a pattern's, or a list;
+    None for any other path.
 
     Raises:
         SourceError: none is there, they are of several kinds, or the URL can't be reached.
@@ -77,7 +87,9 @@ def find_remote(config: DatasetsConfig) -> RemoteData | None:
         return None
     urls = [url for text in texts for url in expand_braces(text.rstrip("/"))]
     if not all(are_remote) or len({url.partition("://")[0] for url in urls}) > 1:
-        raise SourceError(f"source datasets: {config.path}: expected URLs of one protocol, or paths alone")
+        raise SourceError(
+            f"source datasets: {config.path}: expected URLs of one protocol, or paths alone"
+        )
     is_folder = len(urls) == 1 and not _has_magic(urls[0]) and not _is_data(urls[0])
     base = urls[0] if is_folder else _common_folder(urls)
     files = UrlFiles(base)
@@ -92,12 +104,18 @@ def find_remote(config: DatasetsConfig) -> RemoteData | None:
         files.look_at(names)
     kinds = {_kind(name) for name in names}
     if len(kinds) != 1:
-        raise SourceError(f"source datasets: {config.path}: expected files of one kind, got {', '.join(sorted(kinds)) or 'none'}")
+        raise SourceError(
+            f"source datasets: {config.path}: expected files of one kind, got"
+            f" {', '.join(sorted(kinds)) or 'none'}"
+        )
     return RemoteData(files, {"train": names})
 
 
-def open_remote(config: DatasetsConfig, context: BuildContext, data: RemoteData) -> TarSource | TarStream | PathTable | None:
-    """The source of tars, or of a table whose rows name files; None for what the library `datasets` reads.
+def open_remote(
+    config: DatasetsConfig, context: BuildContext, data: RemoteData
+) -> TarSource | TarStream | PathTable | None:
+    """The source of tars, or of a table whose rows name files; None for what the library `datasets`
+    reads.
 
     Raises:
         SourceError: they can't be read, or the recipe doesn't fit them.
@@ -111,7 +129,10 @@ def _of_folder(files: UrlFiles) -> RemoteData:
     found = sorted(name for name in files.list(recursive=True).files if _is_data(name))
     if not found:
         endings = ", ".join((*BUILDERS, ".tar"))
-        raise SourceError(f"source datasets: no file below {files.url} ends in {endings}; for pictures and other media use: folder")
+        raise SourceError(
+            f"source datasets: no file below {files.url} ends in {endings}; for pictures and other"
+            " media use: folder"
+        )
     tars = [name for name in found if is_tar(name)]
     others = [name for name in found if not is_tar(name)]
     if tars and not are_more(others, tars):
@@ -120,12 +141,20 @@ def _of_folder(files: UrlFiles) -> RemoteData:
         kind = Counter(map(_kind, others)).most_common(1)[0][0]
         chosen = [name for name in others if _kind(name) == kind]
     left = [name for name in found if name not in set(chosen)]
-    remarks = [Remark("files beside those of the data, not read", len(left), left[0])] if left else []
+    remarks = (
+        [Remark("files beside those of the data, not read", len(left), left[0])] if left else []
+    )
     return RemoteData(files, split_files(chosen), remarks)
 
 
 def _kind(name: str) -> str:
-    return "tar" if is_tar(name) else BUILDERS.get(os.path.splitext(name)[1].lower(), os.path.splitext(name)[1] or "no ending")
+    return (
+        "tar"
+        if is_tar(name)
+        else BUILDERS.get(
+            os.path.splitext(name)[1].lower(), os.path.splitext(name)[1] or "no ending"
+        )
+    )
 
 
 def _is_data(name: str) -> bool:

@@ -1,4 +1,6 @@
-"""Source `sample-photos`: the colour photographs inside the scikit-image package, for trying things out without a download."""
+"""Source `sample-photos`: the color photographs inside the scikit-image package, for trying things
+out without a download.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +13,17 @@ from pathlib import Path
 from latentkit.contracts import Entry, Sample
 from latentkit.errors import SourceError
 
-# Those in colour among the files of the wheel itself; the rest of skimage.data is downloaded on first use.
+# Those in color among the files of the wheel itself; the rest of skimage.data is downloaded on
+# first use.
 CAPTIONS = {
-    "astronaut.png": "an astronaut in an orange suit in front of a flag and a model of a space shuttle",
+    "astronaut.png": (
+        "an astronaut in an orange suit in front of a flag and a model of a space shuttle"
+    ),
     "chelsea.png": "a tabby cat looking into the camera",
     "coffee.png": "a cup of espresso with a spoon on a wooden table",
-    "hubble_deep_field.jpg": "hundreds of galaxies in a patch of dark sky, seen by a space telescope",
+    "hubble_deep_field.jpg": (
+        "hundreds of galaxies in a patch of dark sky, seen by a space telescope"
+    ),
     "ihc.png": "stained tissue under a microscope, brown and blue",
     "motorcycle_left.png": "a motorcycle in a garage, seen by the left one of two cameras",
     "motorcycle_right.png": "a motorcycle in a garage, seen by the right one of two cameras",
@@ -27,7 +34,9 @@ CAPTIONS = {
 
 @dataclass(frozen=True)
 class SamplePhotos:
-    """The photographs in one folder: the key is the file name, "text" a caption, the media a `Path`, the stamp size and package version."""
+    """The photographs in one folder: the key is the file name, "text" a caption, the media a
+    `Path`, the stamp size and package version.
+    """
 
     folder: Path
     package_version: str
@@ -39,7 +48,9 @@ class SamplePhotos:
         """The photograph at a position, in the order of file names."""
         name, caption = list(CAPTIONS.items())[index]
         path = self.folder / name
-        return Sample(name, path, {"text": caption}, f"{path.stat().st_size}-{self.package_version}")
+        return Sample(
+            name, path, {"text": caption}, f"{path.stat().st_size}-{self.package_version}"
+        )
 
     def entries(self) -> Iterator[Entry]:
         """One entry per photograph, in order; none is opened."""
@@ -55,16 +66,22 @@ def open_sample_photos() -> SamplePhotos:
     """
     spec = find_spec("skimage")
     if spec is None or not spec.submodule_search_locations:
-        raise SourceError('source sample-photos: scikit-image is not installed; pip install "latentkit[demo]"')
+        raise SourceError(
+            'source sample-photos: scikit-image is not installed; pip install "latentkit[demo]"'
+        )
     folder = Path(spec.submodule_search_locations[0]) / "data"
     try:
         photos = SamplePhotos(folder, version("scikit-image"))
     except PackageNotFoundError as err:
-        raise SourceError(f'source sample-photos: {folder.parent} is not an installed scikit-image; pip install "latentkit[demo]"') from err
+        raise SourceError(
+            f"source sample-photos: {folder.parent} is not an installed scikit-image; pip install"
+            ' "latentkit[demo]"'
+        ) from err
     missing = [name for name in CAPTIONS if not (folder / name).is_file()]
     if missing:
         raise SourceError(
-            f"source sample-photos: scikit-image {photos.package_version} has no {', '.join(missing)} in {folder}; "
-            'install it anew: pip install --force-reinstall "latentkit[demo]"'
+            f"source sample-photos: scikit-image {photos.package_version} has no"
+            f" {', '.join(missing)} in {folder}; install it anew: pip install --force-reinstall"
+            ' "latentkit[demo]"'
         )
     return photos

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from typing import IO, Any
 
 from latentkit.contracts import Remark
+from latentkit.contracts.samples import one_line
 from latentkit.errors import SampleError, SourceError
-from latentkit.samples import one_line
 from latentkit.sources.captions import name_caption
 from latentkit.sources.encodings import UnknownEncodingError, decode_text
 from latentkit.sources.tars import Member, Tar
@@ -229,7 +229,8 @@ def _read(file: IO[bytes], member: Member) -> bytes:
     content = file.read(member.size)
     if len(content) < member.size:
         raise OSError(
-            f"{member.name}: {len(content)} of its {member.size} bytes are in the tar; it changed while it was read"
+            f"{member.name}: {len(content)} of its {member.size} bytes are in the tar; it changed"
+            " while it was read"
         )
     return content
 
@@ -250,9 +251,7 @@ def _record(text: str, field: str) -> dict[str, Any]:
     return name_caption(
         found
         if isinstance(found, dict)
-        else {"text": found}
-        if isinstance(found, str)
-        else {field: found}
+        else {"text": found} if isinstance(found, str) else {field: found}
     )
 
 

@@ -1,4 +1,5 @@
-"""Long films and sounds as many samples: the files of another source, each cut into spans of time."""
+"""Long films and sounds as many samples: the files of another source, each cut into spans of time.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +9,8 @@ from dataclasses import replace
 from typing import Literal
 
 from latentkit.contracts import Entry, Sample, Source
+from latentkit.contracts.samples import Remark
 from latentkit.errors import SampleError
-from latentkit.samples import Remark
 
 Span = tuple[float, float]
 """Start and end in seconds."""
@@ -22,21 +23,30 @@ SHORTENED = "what lies behind the last span is left out (tail: drop)"
 
 
 class SpanSource:
-    """Samples that are spans of another source's, named by their key and the span, as in "talks/a.mp4#t=4,6.5".
+    """Samples that are spans of another source's, named by their key and the span, as in
+    "talks/a.mp4#t=4,6.5".
 
-    The names are those of W3C's Media Fragments, https://www.w3.org/TR/media-frags/#naming-time. A file that can't be cut, because it is
-    damaged or shorter than a span, is one sample under its own name, so that it is not lost: preparing it says what is wrong.
+    The names are those of W3C's Media Fragments, https://www.w3.org/TR/media-frags/#naming-time. A
+    file that can't be cut, because it is damaged or shorter than a span, is one sample under its
+    own name, so that it is not lost: preparing it says what is wrong.
 
     Args:
         files: whose samples are cut; its media is not held.
-        find_spans: the spans of one sample, none where it can't be cut; opens its header. Called from several threads.
-        shortened: keys of samples whose end is in no span, to be said; `find_spans` may append to it.
+        find_spans: the spans of one sample, none where it can't be cut; opens its header. Called
+            from several threads.
+        shortened: keys of samples whose end is in no span, to be said; `find_spans` may append to
+            it.
 
     Raises:
         OSError: a file can't be reached.
     """
 
-    def __init__(self, files: Source, find_spans: Callable[[Sample], Sequence[Span]], shortened: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        files: Source,
+        find_spans: Callable[[Sample], Sequence[Span]],
+        shortened: Sequence[str] = (),
+    ) -> None:
         def spans_of(index: int) -> Sequence[Span | None]:
             try:
                 return list(find_spans(files[index])) or [None]
@@ -69,13 +79,21 @@ class SpanSource:
         uncut = [number for number, span in self._rows if span is None]
         if uncut:
             example = self._files[uncut[0]].key
-            yield Remark("not cut into spans, being damaged or shorter than one", len(uncut), example)
+            yield Remark(
+                "not cut into spans, being damaged or shorter than one", len(uncut), example
+            )
         if self._shortened:
             yield Remark(SHORTENED, len(self._shortened), min(self._shortened))
 
 
-def equal_spans(duration: float, length: float, stride: float | None = None, tail: Literal["drop", "keep"] = "drop") -> list[Span]:
-    """Spans of `length` seconds every `stride` seconds (None: one after the other) of what lasts `duration` seconds.
+def equal_spans(
+    duration: float,
+    length: float,
+    stride: float | None = None,
+    tail: Literal["drop", "keep"] = "drop",
+) -> list[Span]:
+    """Spans of `length` seconds every `stride` seconds (None: one after the other) of what lasts
+    `duration` seconds.
 
     Args:
         tail: whether what is left at the end, shorter than `length`, becomes a span too.
@@ -85,7 +103,11 @@ def equal_spans(duration: float, length: float, stride: float | None = None, tai
     while (start := number * step) + length <= duration + TOLERANCE:
         spans.append((round(start, 6), round(min(start + length, duration), 6)))
         number += 1
-    if tail == "keep" and start < duration - TOLERANCE and (not spans or spans[-1][1] < duration - TOLERANCE):
+    if (
+        tail == "keep"
+        and start < duration - TOLERANCE
+        and (not spans or spans[-1][1] < duration - TOLERANCE)
+    ):
         spans.append((round(start, 6), round(duration, 6)))
     return spans
 

@@ -184,7 +184,8 @@ def _line_rows(name: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
             ) from err
         if not isinstance(row, dict):
             raise SourceError(
-                f"{name}, line {number}: expected a JSON object with 'file_name', got {type(row).__name__}"
+                f"{name}, line {number}: expected a JSON object with 'file_name', got"
+                f" {type(row).__name__}"
             )
         yield f"line {number}", row
 

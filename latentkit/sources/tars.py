@@ -75,7 +75,6 @@ class Tar:
         """
         return self.files.open(self.name) if self.unpacked is None else self.unpacked.open("rb")
 
-
     def open_part(self, members: Iterable[Member]) -> IO[bytes]:
         """The uncompressed tar, to read these files of it; at a URL no others are asked for.
 

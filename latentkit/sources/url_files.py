@@ -1,4 +1,6 @@
-"""Files at a URL that fsspec has a driver for: a bucket's prefix, and whatever else can be listed and read by name."""
+"""Files at a URL that fsspec has a driver for: a bucket's prefix, and whatever else can be listed
+and read by name.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from latentkit.builtin import LATENT_DATASET
 from latentkit.errors import SourceError, StoreError
+from latentkit.runtime.file_endings import LATENT_DATASET
 from latentkit.sources.files import Listing
 from latentkit.store.unit_cache import open_cache
 from latentkit.store.url_folder import UrlFolder
 
 SMALL_BYTES = 64 << 10
-"""Files up to this size that are read one after the other, as captions are, are fetched many at once and kept."""
+"""Files up to this size that are read one after the other, as captions are, are fetched many at
+once and kept."""
 
 ONE_REQUEST_BYTES = 32 << 20
 """A larger file may be fetched in parts, several at once."""
@@ -34,12 +37,22 @@ HELD_BYTES = 64 << 20
 COPIES_BYTES = 4 << 30
 """Local copies that are kept for the next sample of the same file, besides those in use."""
 
-TIMES = ("LastModified", "Last-Modified", "last_modified", "mtime", "updated", "modified", "timeModified", "created")
+TIMES = (
+    "LastModified",
+    "Last-Modified",
+    "last_modified",
+    "mtime",
+    "updated",
+    "modified",
+    "timeModified",
+    "created",
+)
 ETAGS = ("ETag", "etag", "Content-MD5", "md5Hash", "content_md5", "sha256", "sha1", "checksum")
 
 
 class UrlFiles:
-    """`Files` at a URL; a stamp is the size with the etag, or with the time of change where there is none.
+    """`Files` at a URL; a stamp is the size with the etag, or with the time of change where there
+    is none.
 
     Requests that fail in passing are sent again, as `store.outage` says.
 
@@ -67,9 +80,14 @@ class UrlFiles:
         with _as_source_error():
             found = self._folder.find(recursive)
         if set(found) == {""}:
-            raise SourceError(f"source {self.url} is a file, not a folder; expected a folder of media files")
+            raise SourceError(
+                f"source {self.url} is a file, not a folder; expected a folder of media files"
+            )
         if not found:
-            raise SourceError(f"source {self.url}: nothing lies below {self.url}; check its spelling, and that it is a folder")
+            raise SourceError(
+                f"source {self.url}: nothing lies below {self.url}; check its spelling, and that it"
+                " is a folder"
+            )
         found.pop("", None)  # an object that stands for the folder itself
         listing = Listing()
         datasets = _latent_datasets(found)
@@ -160,13 +178,17 @@ class UrlFiles:
     def _fetch(self, path: str) -> bytes:
         size = self.size(path)
         if 0 < size <= ONE_REQUEST_BYTES:
-            content = self._folder.read_range(path, 0, size + 1)  # for a whole file some drivers ask for its size first
+            content = self._folder.read_range(
+                path, 0, size + 1
+            )  # for a whole file some drivers ask for its size first
             if len(content) == size:
                 return content
         return self._folder.read(path)
 
     def fetch_each(self, paths: Sequence[str]) -> dict[str, bytes]:
-        """The bytes of several files but those that are gone, by as many requests at once as the driver bears."""
+        """The bytes of several files but those that are gone, by as many requests at once as the
+        driver bears.
+        """
         with _as_source_error():
             found = zip(paths, self._folder.ask_each(self._fetch_if_there, paths), strict=True)
         return {path: content for path, content in found if content is not None}
@@ -222,7 +244,9 @@ def _state(described: Mapping[str, Any]) -> tuple[str, int]:
 
 
 class RemoteFile(os.PathLike[str]):
-    """A file at a URL as media: its bytes in one request, or as a path a local copy that goes when nobody uses it any more."""
+    """A file at a URL as media: its bytes in one request, or as a path a local copy that goes when
+    nobody uses it any more.
+    """
 
     def __init__(self, files: UrlFiles, path: str) -> None:
         self._files, self._path = files, path
@@ -266,7 +290,9 @@ def _rebuild_file(url: str, path: str, state: tuple[str, int] | None) -> RemoteF
 
 
 class LocalCopy:
-    """A file of this machine that is removed with the last reference to this object, or when the process ends."""
+    """A file of this machine that is removed with the last reference to this object, or when the
+    process ends.
+    """
 
     def __init__(self, path: Path, num_bytes: int) -> None:
         self.path, self.num_bytes = path, num_bytes
@@ -294,22 +320,32 @@ class _Copies:
             with self._lock:
                 self._kept[path] = copy
                 self._busy.pop(path, None)
-                while len(self._kept) > 1 and sum(one.num_bytes for one in self._kept.values()) > COPIES_BYTES:
+                while (
+                    len(self._kept) > 1
+                    and sum(one.num_bytes for one in self._kept.values()) > COPIES_BYTES
+                ):
                     self._kept.popitem(last=False)
         return copy
 
     def _fetch(self, path: str) -> LocalCopy:
         try:
-            with tempfile.NamedTemporaryFile(prefix="latentkit-", suffix=Path(path).suffix, delete=False) as file:
+            with tempfile.NamedTemporaryFile(
+                prefix="latentkit-", suffix=Path(path).suffix, delete=False
+            ) as file:
                 copy = LocalCopy(Path(file.name), self._files.size(path))
         except OSError as error:
-            raise SourceError(f"{self._files.name(path)}: no copy in {tempfile.gettempdir()} (TMPDIR): {error.strerror}") from error
+            raise SourceError(
+                f"{self._files.name(path)}: no copy in {tempfile.gettempdir()} (TMPDIR):"
+                f" {error.strerror}"
+            ) from error
         self._files.download(path, copy.path)
         return copy
 
 
 class _ReadAhead:
-    """Small files that are read in the order of their paths, fetched together with those of the same ending that follow."""
+    """Small files that are read in the order of their paths, fetched together with those of the
+    same ending that follow.
+    """
 
     def __init__(self, files: UrlFiles) -> None:
         self._files = files
@@ -321,7 +357,8 @@ class _ReadAhead:
         self._frontiers: dict[str, int] = {}
 
     def start(self, paths: Sequence[str]) -> None:
-        """Take these files, in their order, for those that will be read; what was kept is dropped."""
+        """Take these files, in their order, for those that will be read; what was kept is dropped.
+        """
         for kept in (self._kept, self._order, self._places, self._frontiers):
             kept.clear()
         self._num_bytes = 0
@@ -337,7 +374,9 @@ class _ReadAhead:
             if path in self._kept:
                 return self._kept[path]
             place, ending = self._places.get(path, -1), _ending(path)
-            if place == 0 or place >= self._frontiers.get(ending, 0):  # others were dropped, and are asked for in any order
+            if place == 0 or place >= self._frontiers.get(
+                ending, 0
+            ):  # others were dropped, and are asked for in any order
                 wanted = self._order[ending][place : place + FETCHED_AHEAD]
                 found = self._files.fetch_each(wanted)
                 self._frontiers[ending] = place + len(wanted)

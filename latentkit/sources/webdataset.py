@@ -15,11 +15,11 @@ from typing import IO, TYPE_CHECKING, Any
 
 import datasets
 
-from latentkit.builtin import PICTURE_SUFFIXES, TAR_ENDINGS
 from latentkit.contracts import BuildContext, Entry, ModalitySpec, Remark, Sample, Shard
 from latentkit.errors import SampleError, SourceError
 from latentkit.plugins import discover
 from latentkit.runtime.cores import num_cores
+from latentkit.runtime.file_endings import PICTURE_SUFFIXES, TAR_ENDINGS
 from latentkit.sources.encodings import UTF8
 from latentkit.sources.files import Files
 from latentkit.sources.shards import (
@@ -38,7 +38,7 @@ from latentkit.sources.tables import encoding_remark
 from latentkit.sources.tars import Member, Tar, list_members, open_tar
 
 if TYPE_CHECKING:
-    from latentkit.builtin import DatasetsConfig
+    from latentkit.sources.options import DatasetsConfig
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,9 @@ class SampleReader:
         key, attributes: as the recipe has them.
     """
 
-    def __init__(self, choice: MediaChoice, key: str | None, attributes: Sequence[str] | None) -> None:
+    def __init__(
+        self, choice: MediaChoice, key: str | None, attributes: Sequence[str] | None
+    ) -> None:
         self.choice, self._key, self._attributes = choice, key, attributes
 
     def sample(self, file: IO[bytes], group: Group, stamp: str) -> Sample:
@@ -97,7 +99,11 @@ class SampleReader:
     def members(self, group: Group) -> list[Member]:
         """The files of a sample that are read for it."""
         media = self.choice.of(group)
-        return [member for field, member in group.fields.items() if field == media or kind_of(field) != "bytes"]
+        return [
+            member
+            for field, member in group.fields.items()
+            if field == media or kind_of(field) != "bytes"
+        ]
 
     def entry(self, file: IO[bytes], group: Group, stamp: str, encodings: Counter[str]) -> Entry:
         """What is known of a sample without its media; one that can't be used has another stamp.
@@ -111,8 +117,13 @@ class SampleReader:
             return Entry(group.key, f"{stamp} {err}")
         return Entry(key, stamp, attributes)
 
-    def _describe(self, file: IO[bytes], group: Group, encodings: Counter[str] | None = None) -> tuple[str, dict[str, Any]]:
-        """Key and attributes: those that the recipe names, else all but the key. Raises as `read_attributes`."""
+    def _describe(
+        self, file: IO[bytes], group: Group, encodings: Counter[str] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        """Key and attributes: those that the recipe names, else all but the key.
+
+        Raises as `read_attributes`.
+        """
         values = read_attributes(file, group, encodings)
         value = None if self._key in (None, "__key__") else values.get(str(self._key))
         key = group.key if value is None else str(value)
@@ -122,11 +133,17 @@ class SampleReader:
 
 
 class TarSource:
-    """The samples in tars, by position; keys are their names in the tar, behind the tar's own where an earlier tar uses one."""
+    """The samples in tars, by position; keys are their names in the tar, behind the tar's own where
+    an earlier tar uses one.
+    """
 
-    def __init__(self, tars: Sequence[IndexedTar], reader: SampleReader, remarks: list[Remark]) -> None:
+    def __init__(
+        self, tars: Sequence[IndexedTar], reader: SampleReader, remarks: list[Remark]
+    ) -> None:
         self._tars, self._reader, self._remarks = tars, reader, remarks
-        self._places = [(number, place) for number, tar in enumerate(tars) for place in range(len(tar.groups))]
+        self._places = [
+            (number, place) for number, tar in enumerate(tars) for place in range(len(tar.groups))
+        ]
         self._text_remarks: list[Remark] | None = None
 
     def part(self, positions: Iterable[int]) -> TarSource:
@@ -153,9 +170,13 @@ class TarSource:
             tar = self._tars[number]
             with tar.tar.open() as file:
                 for _, place in places:
-                    yield self._reader.entry(file, tar.groups[place], self._stamp(tar, place), encodings)
+                    yield self._reader.entry(
+                        file, tar.groups[place], self._stamp(tar, place), encodings
+                    )
         del encodings[UTF8]
-        self._text_remarks = [encoding_remark(encoding, count, "") for encoding, count in sorted(encodings.items())]
+        self._text_remarks = [
+            encoding_remark(encoding, count, "") for encoding, count in sorted(encodings.items())
+        ]
 
     def remarks(self) -> list[Remark]:
         """What of the tars is not used, or is read otherwise than expected."""
@@ -172,8 +193,19 @@ class TarSource:
 class TarStream:
     """The samples in tars, shard by shard; keys begin with the name of the tar."""
 
-    def __init__(self, files: Files, shards: Sequence[Shard], reader: SampleReader, remarks: Sequence[Remark] = ()) -> None:
-        self._files, self._shards, self._reader, self._remarks = files, list(shards), reader, list(remarks)
+    def __init__(
+        self,
+        files: Files,
+        shards: Sequence[Shard],
+        reader: SampleReader,
+        remarks: Sequence[Remark] = (),
+    ) -> None:
+        self._files, self._shards, self._reader, self._remarks = (
+            files,
+            list(shards),
+            reader,
+            list(remarks),
+        )
         self._damaged: dict[str, str] = {}
 
     def shards(self) -> list[Shard]:
@@ -192,7 +224,9 @@ class TarStream:
         indexed = index_tar(self._files, shard)
         if indexed.damage:
             self._damaged[shard.name] = indexed.damage
-        with_media = (group for group in indexed.groups if self._reader.choice.of(group) is not None)
+        with_media = (
+            group for group in indexed.groups if self._reader.choice.of(group) is not None
+        )
         with indexed.tar.open() as file:
             for place, group in enumerate(with_prefix(with_media, indexed.tar)):
                 stamp = f"{shard.stamp}-{place}"
@@ -227,7 +261,11 @@ def is_tar(path: str) -> bool:
 
 
 def open_tars(
-    config: DatasetsConfig, context: BuildContext, files: Files, splits: dict[str, list[str]], remarks: Sequence[Remark] = ()
+    config: DatasetsConfig,
+    context: BuildContext,
+    files: Files,
+    splits: dict[str, list[str]],
+    remarks: Sequence[Remark] = (),
 ) -> TarSource | TarStream:
     """The source of tars.
 
@@ -237,29 +275,41 @@ def open_tars(
         remarks: on what lies beside them.
 
     Raises:
-        SourceError: no tar of the split that the recipe asks for, none with media, or options that don't fit.
+        SourceError: no tar of the split that the recipe asks for, none with media, or options that
+            don't fit.
     """
     root = files.name("")
     endings = _endings(context.modality)
     choice = MediaChoice(config.media.lower() if config.media else None, endings)
     reader = SampleReader(choice, config.key, config.attributes)
-    wanted = list(dict.fromkeys(re.sub(r"\[.*?\]", "", part).strip() for part in config.split.split("+")))
+    wanted = list(
+        dict.fromkeys(re.sub(r"\[.*?\]", "", part).strip() for part in config.split.split("+"))
+    )
     if missing := [name for name in wanted if name not in splits]:
-        raise SourceError(f"source datasets: {root} has no split {missing[0]!r}; it has {', '.join(splits)}")
+        raise SourceError(
+            f"source datasets: {root} has no split {missing[0]!r}; it has {', '.join(splits)}"
+        )
     shards = {name: [Shard(tar, files.stamp(tar)) for tar in splits[name]] for name in wanted}
     try:
         if config.streaming:
             return _open_stream(files, shards[config.split], reader, root, remarks)
         with ThreadPoolExecutor(num_cores()) as threads:
-            indexed = {name: list(threads.map(functools.partial(index_tar, files), shards[name])) for name in wanted}
+            indexed = {
+                name: list(threads.map(functools.partial(index_tar, files), shards[name]))
+                for name in wanted
+            }
     except OSError as err:
         raise SourceError(f"source datasets: {root}: a tar can't be read: {err}") from err
     except KeyError as err:
-        raise SourceError(f"source datasets: split {config.split!r}: a stream has whole splits alone") from err
+        raise SourceError(
+            f"source datasets: split {config.split!r}: a stream has whole splits alone"
+        ) from err
     return _open_source(indexed, reader, config, root, list(remarks))
 
 
-def _open_stream(files: Files, shards: list[Shard], reader: SampleReader, root: str, remarks: Sequence[Remark]) -> TarStream:
+def _open_stream(
+    files: Files, shards: list[Shard], reader: SampleReader, root: str, remarks: Sequence[Remark]
+) -> TarStream:
     """A stream, of whose tars one at least has media."""
     looked_at = []
     for shard in shards:
@@ -271,7 +321,11 @@ def _open_stream(files: Files, shards: list[Shard], reader: SampleReader, root: 
 
 
 def _open_source(
-    indexed: dict[str, list[IndexedTar]], reader: SampleReader, config: DatasetsConfig, root: str, remarks: list[Remark]
+    indexed: dict[str, list[IndexedTar]],
+    reader: SampleReader,
+    config: DatasetsConfig,
+    root: str,
+    remarks: list[Remark],
 ) -> TarSource:
     choice = reader.choice
     tars = [tar for each in indexed.values() for tar in each]
@@ -282,29 +336,49 @@ def _open_source(
     _check_attributes(groups, config, root)
     remarks += [*_tar_remarks(tars), *unused_fields(groups, choice)]
     if without:
-        remarks.append(Remark("samples in tars that have no media of the kind that is read, left out", len(without), without[0]))
+        remarks.append(
+            Remark(
+                "samples in tars that have no media of the kind that is read, left out",
+                len(without),
+                without[0],
+            )
+        )
     kept = {name: [_with_media(tar, choice) for tar in each] for name, each in indexed.items()}
     seen: set[str] = set()
-    kept = {name: [replace(tar, groups=list(with_unlike_keys(tar, seen))) for tar in each] for name, each in kept.items()}
+    kept = {
+        name: [replace(tar, groups=list(with_unlike_keys(tar, seen))) for tar in each]
+        for name, each in kept.items()
+    }
     source = TarSource([tar for each in kept.values() for tar in each], reader, remarks)
-    return source.part(_positions(config.split, {name: sum(len(tar.groups) for tar in each) for name, each in kept.items()}))
+    return source.part(
+        _positions(
+            config.split,
+            {name: sum(len(tar.groups) for tar in each) for name, each in kept.items()},
+        )
+    )
 
 
 def _positions(split: str, lengths: dict[str, int]) -> list[int]:
-    """Where the samples of a split such as "train[:100]+test" are, among those of all splits in their order."""
+    """Where the samples of a split such as "train[:100]+test" are, among those of all splits in
+    their order.
+    """
     starts = {name: sum(list(lengths.values())[:number]) for number, name in enumerate(lengths)}
     try:
         parts = datasets.ReadInstruction.from_spec(split).to_absolute(lengths)
     except (ValueError, AssertionError) as err:
         raise SourceError(f"source datasets: split {split!r}: {err}") from err
-    positions = [starts[part.splitname] + place for part in parts for place in range(part.from_, part.to)]
+    positions = [
+        starts[part.splitname] + place for part in parts for place in range(part.from_, part.to)
+    ]
     if not positions:
         raise SourceError(f"source datasets: split {split!r}: no data, no samples are in it")
     return positions
 
 
 def with_unlike_keys(tar: IndexedTar, seen: set[str]) -> Iterator[Group]:
-    """The samples of a tar, those whose keys are `seen` under ones that begin with the tar's name; another tar after it renames none."""
+    """The samples of a tar, those whose keys are `seen` under ones that begin with the tar's name;
+    another tar after it renames none.
+    """
     for group in tar.groups:
         key = group.key
         while key in seen:
@@ -318,28 +392,44 @@ def _with_media(tar: IndexedTar, choice: MediaChoice) -> IndexedTar:
 
 
 def _check_attributes(groups: Iterable[Group], config: DatasetsConfig, root: str) -> None:
-    """Names of fields can be checked; those of what JSON objects hold can't, without reading all."""
+    """Names of fields can be checked; those of what JSON objects hold can't, without reading all.
+    """
     fields = {field for group in groups for field in group.fields}
     for name in config.attributes or []:
         if name in fields and kind_of(name) == "bytes":
-            raise SourceError(f"source datasets: attributes: .{name} holds media or other bytes, not an attribute")
+            raise SourceError(
+                f"source datasets: attributes: .{name} holds media or other bytes, not an attribute"
+            )
         if name not in {*fields, "text"} and not any(kind_of(field) == "json" for field in fields):
-            raise SourceError(f"source datasets: attributes: the column {name!r} is not there; {root} has {', '.join(sorted(fields))}")
+            raise SourceError(
+                f"source datasets: attributes: the column {name!r} is not there; {root} has"
+                f" {', '.join(sorted(fields))}"
+            )
 
 
 def _endings(modality: str) -> tuple[str, ...]:
-    """Endings of the files that the recipe's modality reads; where that doesn't say, of pictures."""
-    found = [tuple(one.spec.suffixes) for one in discover().provided if isinstance(one.spec, ModalitySpec) and one.spec.name == modality]
+    """Endings of the files that the recipe's modality reads; where that doesn't say, of pictures.
+    """
+    found = [
+        tuple(one.spec.suffixes)
+        for one in discover().provided
+        if isinstance(one.spec, ModalitySpec) and one.spec.name == modality
+    ]
     return found[0] if found and found[0] else PICTURE_SUFFIXES
 
 
 def _why_nothing(tars: Sequence[IndexedTar], choice: MediaChoice, root: str) -> str:
     damaged = [f"{os.path.join(root, tar.tar.name)}: {tar.damage}" for tar in tars if tar.damage]
     if not any(tar.groups for tar in tars):
-        what = "; ".join(damaged[:3]) or f"no files in {', '.join(os.path.join(root, tar.tar.name) for tar in tars[:3])}"
+        what = (
+            "; ".join(damaged[:3])
+            or f"no files in {', '.join(os.path.join(root, tar.tar.name) for tar in tars[:3])}"
+        )
         return f"source datasets: there is nothing to read: {what}"
-    return f"source datasets: {root}: {no_media((group for tar in tars for group in tar.groups), choice)}" + "".join(
-        f"; {one}" for one in damaged[:3]
+    return (
+        f"source datasets: {root}:"
+        f" {no_media((group for tar in tars for group in tar.groups), choice)}"
+        + "".join(f"; {one}" for one in damaged[:3])
     )
 
 
@@ -357,4 +447,8 @@ def _tar_remarks(tars: Sequence[IndexedTar]) -> list[Remark]:
 
 
 def _damage_remarks(damaged: Sequence[tuple[str, str]]) -> list[Remark]:
-    return [Remark("damaged tars, read as far as they go", len(damaged), ": ".join(damaged[0]))] if damaged else []
+    return (
+        [Remark("damaged tars, read as far as they go", len(damaged), ": ".join(damaged[0]))]
+        if damaged
+        else []
+    )

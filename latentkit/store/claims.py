@@ -1,7 +1,8 @@
-"""Who is at work on what: claims/<name>.json, made by exclusive creation and kept alive by touching.
+"""Who is at work on what: claims/<name>.json, made by exclusive creation and kept alive by
+touching.
 
-Claims only save work. Two processes at work on one unit is waste, never damage: the first commit wins.
-"""
+Claims only save work. Two processes at work on one unit is waste, never damage: the first commit
+wins."""
 
 from __future__ import annotations
 
@@ -22,13 +23,15 @@ from latentkit.store.folder import ASIDE, Folder, host
 
 HEARTBEAT_SECONDS = 5.0
 DEAD_AFTER_SECONDS = 60.0
-"""A claim from another host that nobody touched for so long is dead; on this host the process itself is looked up."""
+"""A claim from another host that nobody touched for so long is dead; on this host the process
+itself is looked up."""
 
 PART = re.compile(r"~(?P<host>[^~]*)~(?P<pid>\d{1,9})~[0-9a-f]+\.part")
 """Name of a file in the making, as `Folder` gives it."""
 
 _living_tokens: set[str] = set()
-"""Of the claims that this process holds: one of ours that isn't here was left behind, when a folder couldn't be reached."""
+"""Of the claims that this process holds: one of ours that isn't here was left behind, when a folder
+couldn't be reached."""
 
 
 class Claims:
@@ -76,8 +79,10 @@ class Claims:
             _living_tokens.discard(token)
 
     @contextmanager
-    def beating(self) -> Iterator[None]:
-        """Keep the held claims alive in a thread; drop all of them on leaving, without waiting for a folder when it is by an exception."""
+    def heartbeat(self) -> Iterator[None]:
+        """Keep the held claims alive in a thread; drop all of them on leaving, without waiting for
+        a folder when it is by an exception.
+        """
         stop = threading.Event()
         thread = threading.Thread(target=self._beat, args=(stop,), name="claims", daemon=True)
         thread.start()
@@ -90,7 +95,7 @@ class Claims:
             stop.set()
             thread.join()
             for name in list(self._held):
-                with suppress(StoreError):  # what stays behind is recognised as dead
+                with suppress(StoreError):  # what stays behind is recognized as dead
                     self.drop(name)
 
     def holders(self) -> list[str]:
@@ -116,22 +121,34 @@ class Claims:
         return name in self._held or not self.folder.exists(file) or self._is_dead(file)
 
     def find_free(self, names: Iterable[str]) -> set[str]:
-        """Those of `names` that nobody else is at work on, by one look at the folder and one at each claim there is."""
-        taken = {name for name in self._names() if name not in self._held and not self._is_dead(_file(name))}
+        """Those of `names` that nobody else is at work on, by one look at the folder and one at
+        each claim there is.
+        """
+        taken = {
+            name
+            for name in self._names()
+            if name not in self._held and not self._is_dead(_file(name))
+        }
         return set(names) - taken
 
     def sweep(self) -> None:
-        """Remove what dead processes left in the claims folder; of files in the making, those of this host's processes."""
+        """Remove what dead processes left in the claims folder; of files in the making, those of
+        this host's processes.
+        """
         for name in self._names():
             if self._is_dead(_file(name)):
                 self.folder.remove(_file(name))
         for name in self.folder.list(ASIDE):
             match = PART.search(name)
-            if name.endswith(".stale") or (match and match["host"] == host() and not psutil.pid_exists(int(match["pid"]))):
+            if name.endswith(".stale") or (
+                match and match["host"] == host() and not psutil.pid_exists(int(match["pid"]))
+            ):
                 self.folder.remove(f"{ASIDE}/{name}")
 
     def _names(self) -> list[str]:
-        return [name.removesuffix(".json") for name in self.folder.list(ASIDE) if name.endswith(".json")]
+        return [
+            name.removesuffix(".json") for name in self.folder.list(ASIDE) if name.endswith(".json")
+        ]
 
     def _beat(self, stop: threading.Event) -> None:
         while not stop.wait(HEARTBEAT_SECONDS):
@@ -145,11 +162,15 @@ class Claims:
         if owner.get("host") == host():
             there = _identity(owner.get("pid"))
             is_there = bool(there) and there.items() <= owner.items()
-            return not is_there or (owner["pid"] == os.getpid() and owner.get("token") not in _living_tokens)
+            return not is_there or (
+                owner["pid"] == os.getpid() and owner.get("token") not in _living_tokens
+            )
         return self.folder.age_seconds(file) > DEAD_AFTER_SECONDS
 
     def _read(self, file: str) -> dict[str, Any]:
-        """What a claim says; nothing where it was just created and not yet written, is damaged, or gone: then its age decides."""
+        """What a claim says; nothing where it was just created and not yet written, is damaged, or
+        gone: then its age decides.
+        """
         try:
             content = json.loads(self.folder.read(file))
         except (StoreError, ValueError, RecursionError):
@@ -172,7 +193,7 @@ def sole_writer(folder: Folder, name: str) -> Iterator[None]:
             "wait for it, stop it, or give another output.path"
         )
     try:
-        with claims.beating():
+        with claims.heartbeat():
             yield
     finally:
         folder.discard_if_empty()
@@ -186,9 +207,8 @@ def _identity(pid: object) -> dict[str, Any]:
     """Host, process and its starting time; empty when there is none.
 
     The time tells a process from a later one with its number. A process that has ended and that
-    nobody waited for (a zombie) is none. Some systems don't say when another user's process started;
-    it then counts as the one meant.
-    """
+    nobody waited for (a zombie) is none. Some systems don't say when another user's process
+    started; it then counts as the one meant."""
     if not isinstance(pid, int) or not 0 < pid < 1 << 31:
         return {}
     try:

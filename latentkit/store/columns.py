@@ -1,4 +1,6 @@
-"""Arrow tables from bytes, and columns from Python values: attributes and geometry are mappings whose keys nobody declared."""
+"""Arrow tables from bytes, and columns from Python values: attributes and geometry are mappings
+whose keys nobody declared.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +8,21 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 MAX_ROWS_PER_BYTE = 64
-"""Keys are distinct, so that no honest file comes near; a dishonest one must not make us ask for terabytes."""
+"""Keys are distinct, so that no honest file comes near; a dishonest one must not make us ask for
+terabytes."""
 
 
 def read_parquet(content: bytes, columns: Sequence[str] | None = None) -> pa.Table:
     """The table in a Parquet file's bytes.
 
-    Read in this thread alone: Arrow's own threads may still hold the bytes when the interpreter ends, and letting go of them then
-    aborts the process.
+    Read in this thread alone: Arrow's own threads may still hold the bytes when the interpreter
+    ends, and letting go of them then aborts the process.
 
     Raises:
         pa.ArrowException, OSError: the file is damaged.
@@ -47,9 +52,8 @@ class StructBuilder:
     def finish(self) -> pa.Array:
         """One struct per row; fields are the union of all keys, sorted.
 
-        A field whose values have no common Arrow type is stored as text. All rows empty: a column of nulls, since Parquet has no empty
-        struct.
-        """
+        A field whose values have no common Arrow type is stored as text. All rows empty: a column
+        of nulls, since Parquet has no empty struct."""
         count = len(self._missing)
         if not self._fields:
             return pa.nulls(count)
@@ -76,7 +80,9 @@ def structs_of_json(texts: pa.ChunkedArray) -> pa.Array:
 
 
 def concat_structs(a: pa.Array, b: pa.Array) -> pa.Array:
-    """Two columns of structs one after the other, with the fields of both; a field without a common type becomes text."""
+    """Two columns of structs one after the other, with the fields of both; a field without a common
+    type becomes text.
+    """
     tables = [pa.table({"": column}) for column in (a, b)]
     try:
         merged = pa.concat_tables(tables, promote_options="permissive")[""].combine_chunks()
@@ -95,5 +101,10 @@ def _column(values: list[Any]) -> pa.Array:
 
 
 def escape(text: str) -> str:
-    """Text that UTF-8 can hold: lone surrogates (undecodable bytes of file names) become backslash escapes."""
+    """Text that UTF-8 can hold: lone surrogates (undecodable bytes of file names) become backslash
+    escapes.
+    """
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+Rows = npt.NDArray[np.int64]

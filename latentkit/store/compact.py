@@ -1,7 +1,8 @@
-"""Copying a latent dataset's rows, bit for bit, into fewer and larger units, without those that nothing names any more.
+"""Copying a latent dataset's rows, bit for bit, into fewer and larger units, without those that
+nothing names any more.
 
-A stream's units are copied as they are: merged ones would be encoded again as a whole when one of their shards changes.
-"""
+A stream's units are copied as they are: merged ones would be encoded again as a whole when one of
+their shards changes."""
 
 from __future__ import annotations
 
@@ -18,11 +19,13 @@ import pyarrow.compute as pc
 
 from latentkit.contracts import LatentLayout, Normalization, Unit
 from latentkit.errors import DamagedError, StoreError
-from latentkit.masks import MASK
-from latentkit.overrides import in_shell
-from latentkit.store import quantise, statistics, writer
+from latentkit.runtime.masks import MASK
+from latentkit.runtime.paths import in_shell
+from latentkit.store import quantize as quantize
+from latentkit.store import statistics, writer
 from latentkit.store.claims import Claims
-from latentkit.store.dataset import (
+from latentkit.store.columns import Rows
+from latentkit.store.dataset_json import (
     Description,
     finalize,
     newest_number,
@@ -36,9 +39,16 @@ from latentkit.store.folder import Folder
 from latentkit.store.format import NUMPY_DTYPES, TensorToWrite, write_unit
 from latentkit.store.index import has_its_data, index_of_chain
 from latentkit.store.live_statistics import measure_stored
-from latentkit.store.mapped import Array, MappedUnit
-from latentkit.store.order import Rows
-from latentkit.store.plan import Plan, plan_name, plan_numbers, read_chain, read_plan, with_units, write_plan
+from latentkit.store.mapped_unit import Array, MappedUnit
+from latentkit.store.plan import (
+    Plan,
+    plan_name,
+    plan_numbers,
+    read_chain,
+    read_plan,
+    with_units,
+    write_plan,
+)
 from latentkit.store.ragged import OFFSETS, offsets_of
 from latentkit.store.writer import unit_name
 
@@ -47,7 +57,6 @@ COPIED_BYTES = 16 << 20
 """Of a tensor's rows that are copied at once."""
 
 POLL_SECONDS = 0.5
-
 
 
 @dataclass(frozen=True)
@@ -67,20 +76,26 @@ def compact(folder: Folder) -> Compacted:
     """
     read_dataset(folder)  # where there is none, no claim makes a folder
     claims = Claims(folder)
-    with claims.beating():
+    with claims.heartbeat():
         if not claims.take("plan"):
-            raise StoreError(f"{folder}: {', '.join(claims.holders())} is at work on it; compact it afterwards")
+            raise StoreError(
+                f"{folder}: {', '.join(claims.holders())} is at work on it; compact it afterwards"
+            )
         return _compact(folder)
 
 
 def _compact(folder: Folder) -> Compacted:
     """`compact`, while no other process makes a plan."""
     document, chain = read_dataset(folder), read_chain(folder)
-    if chain and chain[-1].settings.compacts and newest_number(document) < chain[-1].number:  # one that was killed
+    if (
+        chain and chain[-1].settings.compacts and newest_number(document) < chain[-1].number
+    ):  # one that was killed
         finish_compaction(folder, chain[-1])
         document = read_dataset(folder)
     if not chain or newest_number(document) != chain[-1].number:
-        raise StoreError(f"{folder} is unfinished; run `latentkit run {in_shell(f'{folder}/recipe.yaml')}` first")
+        raise StoreError(
+            f"{folder} is unfinished; run `latentkit run {in_shell(f'{folder}/recipe.yaml')}` first"
+        )
     index = read_index(folder, document)
     num_dropped, num_units = num_superseded(document, index.num_rows), len(document["units"])
     plan = _plan_compaction(chain[-1], index, document)
@@ -92,19 +107,25 @@ def _compact(folder: Folder) -> Compacted:
     write_plan(folder, plan)
     plan = read_plan(folder, plan.number)
     if not plan.settings.compacts:  # our claim was taken for a dead process's
-        raise StoreError(f"{folder}: another process has begun to encode what changed; compact it afterwards")
+        raise StoreError(
+            f"{folder}: another process has begun to encode what changed; compact it afterwards"
+        )
     finish_compaction(folder, plan)
     return Compacted(num_dropped, num_units, num_after)
 
 
 def finish_compaction(folder: Folder, plan: Plan) -> None:
-    """Do what is left of a plan that compacts, or wait for the process that does; then remove what it replaces."""
+    """Do what is left of a plan that compacts, or wait for the process that does; then remove what
+    it replaces.
+    """
     claims = Claims(folder)
-    with claims.beating():
+    with claims.heartbeat():
         while not claims.take("compact"):
             time.sleep(POLL_SECONDS)
         document = read_dataset(folder)
-        if newest_number(document) < plan.number:  # others may have finished it meanwhile, and later plans too
+        if (
+            newest_number(document) < plan.number
+        ):  # others may have finished it meanwhile, and later plans too
             _copy_all(folder, plan, document)
         remove_dead(folder, [plan])
 
@@ -125,19 +146,37 @@ def remove_dead(folder: Folder, chain: Sequence[Plan]) -> None:
 
 
 def _plan_compaction(newest: Plan, index: pa.Table, document: Mapping[str, Any]) -> Plan:
-    """A plan of everything in the index, in units of about `UNIT_BYTES`; of a stream, in the units that are still used."""
+    """A plan of everything in the index, in units of about `UNIT_BYTES`; of a stream, in the units
+    that are still used.
+    """
     if newest.settings.stream:
         units = newest.unit_names().dictionary_encode().indices.to_numpy()
         order = np.argsort(units, kind="stable")
         entries, units = newest.table.take(pa.array(order)), units[order]
     else:
         stored = document["units"].values()
-        bytes_per_row = sum(unit["bytes"] for unit in stored) / max(1, sum(unit["rows"] for unit in stored))
-        starts = np.flatnonzero(np.diff(index["key"].combine_chunks().dictionary_encode().indices.to_numpy(), prepend=-1))
+        bytes_per_row = sum(unit["bytes"] for unit in stored) / max(
+            1, sum(unit["rows"] for unit in stored)
+        )
+        starts = np.flatnonzero(
+            np.diff(
+                index["key"].combine_chunks().dictionary_encode().indices.to_numpy(), prepend=-1
+            )
+        )
         entries = index.take(pa.array(starts))
-        _, units = np.unique(starts * bytes_per_row // UNIT_BYTES, return_inverse=True)  # numbers without gaps
-    settings, previous = replace(newest.settings, compacts=True), pa.nulls(entries.num_rows, pa.string())
-    return with_units(newest.number + 1, entries.select(["key", "stamp", "attributes"]), settings, pa.array(units, pa.int32()), previous)
+        _, units = np.unique(
+            starts * bytes_per_row // UNIT_BYTES, return_inverse=True
+        )  # numbers without gaps
+    settings, previous = replace(newest.settings, compacts=True), pa.nulls(
+        entries.num_rows, pa.string()
+    )
+    return with_units(
+        newest.number + 1,
+        entries.select(["key", "stamp", "attributes"]),
+        settings,
+        pa.array(units, pa.int32()),
+        previous,
+    )
 
 
 # ---------------------------------------------------------------- copying
@@ -149,55 +188,102 @@ def _copy_all(folder: Folder, plan: Plan, document: Mapping[str, Any]) -> None:
     are_whole = folder.ask_each(functools.partial(has_its_data, folder), units.values())
     for name, is_whole in zip(units, are_whole, strict=True):
         if not is_whole:
-            raise DamagedError(f"{folder}/{unit_name(name)} is damaged; `latentkit verify {in_shell(folder)} --repair` mends it")
+            raise DamagedError(
+                f"{folder}/{unit_name(name)} is damaged; `latentkit verify {in_shell(folder)}"
+                " --repair` mends it"
+            )
     index = index_of_chain(chain, units)
     opened = folder.ask_each(lambda name: MappedUnit(folder, name, document["units"][name]), units)
     mapped = dict(zip(units, opened, strict=True))
     used = set(index["unit"].unique().to_pylist())
     # What was given is gone, so a unit's error stays whole though some of its rows may go.
-    errors = quantise.merge_errors(unit.header.metadata for name, unit in units.items() if name in used)
+    errors = quantize.merge_errors(
+        unit.header.metadata for name, unit in units.items() if name in used
+    )
     unit_of_rows = _unit_of_rows(plan, chain[-1], index)
     for unit in plan.units():
         start, stop = np.searchsorted(unit_of_rows, [unit.number, unit.number + 1]).tolist()
         if not folder.exists(unit_name(unit.name)):
-            _copy_unit(folder, plan, unit, index.slice(start, stop - start), mapped, errors if unit.number == 0 else {})
+            _copy_unit(
+                folder,
+                plan,
+                unit,
+                index.slice(start, stop - start),
+                mapped,
+                errors if unit.number == 0 else {},
+            )
     described = Description(
-        LatentLayout(**document["layout"]), Normalization(**document["normalization"]), document["store"], document["dtype"],
-        document["source"], document["views"],
+        LatentLayout(**document["layout"]),
+        Normalization(**document["normalization"]),
+        document["store"],
+        document["dtype"],
+        document["source"],
+        document["views"],
         {name: value for name, value in document.get("quantisation", {}).items() if name != "rms"},
-    )  # fmt: skip
+    )
     finalize(folder, [plan], described, lambda index: None)
 
 
 def _unit_of_rows(plan: Plan, old: Plan, index: pa.Table) -> Rows:
-    """Number of the plan's unit that each row of the index goes into, which never falls; `old` is the plan that it compacts."""
+    """Number of the plan's unit that each row of the index goes into, which never falls; `old` is
+    the plan that it compacts.
+    """
     keys = index["key"]
     if plan.settings.stream:  # any shard of the row's unit tells
         keys = old.table["key"].take(pc.index_in(index["unit"], value_set=old.unit_names()))
-    units: Rows = plan.table["unit"].take(pc.index_in(keys, value_set=plan.table["key"].combine_chunks())).to_numpy()
+    units: Rows = (
+        plan.table["unit"]
+        .take(pc.index_in(keys, value_set=plan.table["key"].combine_chunks()))
+        .to_numpy()
+    )
     return units
 
 
 def _copy_unit(
-    folder: Folder, plan: Plan, unit: Unit, rows: pa.Table, mapped: Mapping[str, MappedUnit], errors: Mapping[str, quantise.RoundingError]
+    folder: Folder,
+    plan: Plan,
+    unit: Unit,
+    rows: pa.Table,
+    mapped: Mapping[str, MappedUnit],
+    errors: Mapping[str, quantize.RoundingError],
 ) -> None:
     """Commit one unit with the latents and ledger of some rows of the index."""
     tensors, new_rows, pieces = [], np.zeros(rows.num_rows, np.int64), []
     buckets = rows["bucket"].combine_chunks()
     for bucket in sorted(buckets.unique().drop_null().to_pylist()):
-        chosen = np.flatnonzero(pc.fill_null(pc.equal(buckets, bucket), False).to_numpy(zero_copy_only=False))
+        chosen = np.flatnonzero(
+            pc.fill_null(pc.equal(buckets, bucket), False).to_numpy(zero_copy_only=False)
+        )
         new_rows[chosen] = np.arange(len(chosen))
         old = rows.select(["unit", "row"]).take(pa.array(chosen))
         holding = [mapped[name].header.tensors for name in old["unit"].unique().to_pylist()]
-        names = {name for header in holding for name in header if name.startswith(f"{bucket}/") and not name.endswith(OFFSETS)}
+        names = {
+            name
+            for header in holding
+            for name in header
+            if name.startswith(f"{bucket}/") and not name.endswith(OFFSETS)
+        }
         copies = [_Copy(name, old, mapped) for name in names]
         tensors += [tensor for copy in copies for tensor in copy.tensors()]
         pieces += _measure(bucket, {copy.name: copy for copy in copies})
-    settings = {"batch_size": plan.settings.batch_size, "threads": plan.settings.threads, "compile": plan.settings.compile}
-    header = writer.unit_header(plan.settings.fingerprint, settings, statistics.merge(pieces), errors)
+    settings = {
+        "batch_size": plan.settings.batch_size,
+        "threads": plan.settings.threads,
+        "compile": plan.settings.compile,
+    }
+    header = writer.unit_header(
+        plan.settings.fingerprint, settings, statistics.merge(pieces), errors
+    )
     ledger = _ledger(plan, unit, rows, new_rows)
     with folder.create(unit_name(unit.name)) as file:
-        write_unit(file, [*sorted(tensors, key=lambda tensor: tensor.name), TensorToWrite("rows", "U8", (len(ledger),), [ledger])], header)
+        write_unit(
+            file,
+            [
+                *sorted(tensors, key=lambda tensor: tensor.name),
+                TensorToWrite("rows", "U8", (len(ledger),), [ledger]),
+            ],
+            header,
+        )
 
 
 class _Copy:
@@ -221,29 +307,45 @@ class _Copy:
         """What is written: the tensor and, of ragged rows, their offsets."""
         length = len(self._numbers)
         if self.is_ragged:
-            offsets = offsets_of(np.concatenate([np.diff(unit.offsets(self.name))[numbers] for unit, numbers in self._runs()]))
+            offsets = offsets_of(
+                np.concatenate(
+                    [np.diff(unit.offsets(self.name))[numbers] for unit, numbers in self._runs()]
+                )
+            )
             length = int(offsets[-1])
             yield TensorToWrite(self.name + OFFSETS, "I64", offsets.shape, [offsets.data.cast("B")])
-        chunks = (np.ascontiguousarray(values).data.cast("B") for values, _ in self.chunks(self.rows_at_once))
+        chunks = (
+            np.ascontiguousarray(values).data.cast("B")
+            for values, _ in self.chunks(self.rows_at_once)
+        )
         yield TensorToWrite(self.name, self._like.dtype, (length, *self._like.shape[1:]), chunks)
 
     @property
     def rows_at_once(self) -> int:
         """How many rows make about `COPIED_BYTES`."""
-        num_rows = len(self._first.offsets(self.name)) - 1 if self.is_ragged else self._like.shape[0]
+        num_rows = (
+            len(self._first.offsets(self.name)) - 1 if self.is_ragged else self._like.shape[0]
+        )
         return rows_at_once(num_rows, self._like.num_bytes)
 
     def chunks(self, at_once: int) -> Iterator[tuple[Array, Rows | None]]:
-        """Up to so many rows at a time, all of one unit; of ragged ones, positions end to end and the length of each row."""
+        """Up to so many rows at a time, all of one unit; of ragged ones, positions end to end and
+        the length of each row.
+        """
         for unit, numbers in self._runs():
-            array, offsets = self._tensor(unit, numbers), unit.offsets(self.name) if self.is_ragged else None
+            array, offsets = self._tensor(unit, numbers), (
+                unit.offsets(self.name) if self.is_ragged else None
+            )
             for begin in range(0, len(numbers), at_once):
                 rows = numbers[begin : begin + at_once]
                 if offsets is None:
                     yield array[rows], None
                     continue
                 starts, stops = offsets[rows], offsets[rows + 1]
-                parts = [array[start:stop] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
+                parts = [
+                    array[start:stop]
+                    for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)
+                ]
                 yield np.concatenate(parts), stops - starts
 
     def _runs(self) -> Iterator[tuple[MappedUnit, Rows]]:
@@ -267,12 +369,19 @@ def _measure(bucket: str, copies: Mapping[str, _Copy]) -> list[statistics.Channe
     """Statistics of the rows that are copied, as far as they count."""
     pieces = []
     for name in writer.LATENTS:
-        latents, scales, masks = (copies.get(f"{bucket}/{part}") for part in (name, name + quantise.SCALE, MASK))
+        latents, scales, masks = (
+            copies.get(f"{bucket}/{part}") for part in (name, name + quantize.SCALE, MASK)
+        )
         if latents is None:
             continue
         at_once = latents.rows_at_once
-        others = [other.chunks(at_once) if other else itertools.repeat((None, None)) for other in (scales, masks)]
-        for (chunk, lengths), (scale, _), (mask, _) in zip(latents.chunks(at_once), *others, strict=False):
+        others = [
+            other.chunks(at_once) if other else itertools.repeat((None, None))
+            for other in (scales, masks)
+        ]
+        for (chunk, lengths), (scale, _), (mask, _) in zip(
+            latents.chunks(at_once), *others, strict=False
+        ):
             pieces.append(measure_stored(name, chunk, scale, mask, lengths))
     return pieces
 
@@ -285,18 +394,34 @@ def _ledger(plan: Plan, unit: Unit, rows: pa.Table, new_rows: Rows) -> memoryvie
     else:
         keys = plan.work["key"].slice(unit.start, unit.stop - unit.start).combine_chunks()
         position = pc.index_in(rows["key"], value_set=keys).to_numpy() + unit.start
-    columns = {name: rows[name].combine_chunks() for name in ("view", "content", "status", "reason", "bucket", "stamp")}
-    columns |= {"position": pa.array(position, pa.int64()), "row": pa.array(new_rows, pa.int64(), mask=~ok)}
+    columns = {
+        name: rows[name].combine_chunks()
+        for name in ("view", "content", "status", "reason", "bucket", "stamp")
+    }
+    columns |= {
+        "position": pa.array(position, pa.int64()),
+        "row": pa.array(new_rows, pa.int64(), mask=~ok),
+    }
     columns["geometry"] = _json_texts(rows["geometry"])
     names = dict(writer.COLUMNS)
     if plan.settings.stream:
         names |= writer.STREAM_COLUMNS
-        columns |= {"key": rows["key"].combine_chunks(), "attributes": _json_texts(rows["attributes"])}
+        columns |= {
+            "key": rows["key"].combine_chunks(),
+            "attributes": _json_texts(rows["attributes"]),
+        }
     table = pa.table({name: columns[name].cast(kind) for name, kind in names.items()})
     return writer.ledger_bytes(table)
 
 
 def _json_texts(column: pa.ChunkedArray) -> pa.Array:
     """Structs as the ledger has them; nulls are fields that other rows have."""
-    rows = ({name: value for name, value in row.items() if value is not None} if row is not None else None for row in column.to_pylist())
+    rows = (
+        (
+            {name: value for name, value in row.items() if value is not None}
+            if row is not None
+            else None
+        )
+        for row in column.to_pylist()
+    )
     return pa.array([None if row is None else writer.encode_json(row) for row in rows], pa.string())

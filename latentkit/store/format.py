@@ -1,8 +1,9 @@
-"""A unit's file: safetensors whose tensors start on 4,096-byte boundaries, so that a row touches as few pages as it can.
+"""A unit's file: safetensors whose tensors start on 4,096-byte boundaries, so that a row touches as
+few pages as it can.
 
-Any safetensors reader opens it. The gaps between tensors are themselves tensors named "_pad/<n>", because the format allows no holes;
-the header is padded with spaces. Format: https://github.com/huggingface/safetensors#format.
-"""
+Any safetensors reader opens it. The gaps between tensors are themselves tensors named "_pad/<n>",
+because the format allows no holes; the header is padded with spaces. Format:
+https://github.com/huggingface/safetensors#format."""
 
 from __future__ import annotations
 
@@ -32,7 +33,18 @@ NUMPY_DTYPES: dict[str, type[np.generic]] = {
     "I8": np.int8,
 }
 
-ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+ITEM_BYTES = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -50,7 +62,9 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class UnitHeader:
-    """The parsed header of a unit: tensors by name, metadata, and the sha256 of the header's own bytes."""
+    """The parsed header of a unit: tensors by name, metadata, and the sha256 of the header's own
+    bytes.
+    """
 
     tensors: Mapping[str, StoredTensor]
     metadata: Mapping[str, str]
@@ -77,8 +91,11 @@ class TensorToWrite:
         return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
-def write_unit(file: BinaryIO, tensors: Sequence[TensorToWrite], metadata: Mapping[str, str]) -> None:
-    """Write one unit into an empty seekable file; its "sha256" of the data goes into the metadata."""
+def write_unit(
+    file: BinaryIO, tensors: Sequence[TensorToWrite], metadata: Mapping[str, str]
+) -> None:
+    """Write one unit into an empty seekable file; its "sha256" of the data goes into the metadata.
+    """
     entries, data_bytes = _lay_out(tensors)
     header = _header_bytes(entries, {**metadata, "sha256": "0" * 64})
     file.seek(len(header))
@@ -90,7 +107,10 @@ def write_unit(file: BinaryIO, tensors: Sequence[TensorToWrite], metadata: Mappi
             file.write(chunk)
         end = start + tensor.num_bytes
         if file.tell() - len(header) != end:
-            raise ValueError(f"tensor {tensor.name} brought {file.tell() - len(header) - start} bytes, not {tensor.num_bytes}")
+            raise ValueError(
+                f"tensor {tensor.name} brought {file.tell() - len(header) - start} bytes, not"
+                f" {tensor.num_bytes}"
+            )
         padding = b"\0" * (_aligned(end) - end)
         digest.update(padding)
         file.write(padding)
@@ -106,15 +126,25 @@ def _lay_out(tensors: Sequence[TensorToWrite]) -> tuple[dict[str, object], int]:
     offset = 0
     for number, tensor in enumerate(tensors):
         end = offset + tensor.num_bytes
-        entries[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        entries[tensor.name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
         offset = _aligned(end)
         if offset > end:
-            entries[f"_pad/{number}"] = {"dtype": "U8", "shape": [offset - end], "data_offsets": [end, offset]}
+            entries[f"_pad/{number}"] = {
+                "dtype": "U8",
+                "shape": [offset - end],
+                "data_offsets": [end, offset],
+            }
     return entries, offset
 
 
 def _header_bytes(entries: Mapping[str, object], metadata: Mapping[str, str]) -> bytes:
-    text = json.dumps({"__metadata__": dict(metadata), **entries}, separators=(",", ":"), ensure_ascii=True).encode()
+    text = json.dumps(
+        {"__metadata__": dict(metadata), **entries}, separators=(",", ":"), ensure_ascii=True
+    ).encode()
     text = text.ljust(_aligned(len(text) + 8) - 8)
     return len(text).to_bytes(8, "little") + text
 
@@ -132,14 +162,18 @@ def read_header(file: BinaryIO, size: int, name: str) -> UnitHeader:
     prefix = file.read(8)
     length = int.from_bytes(prefix, "little")
     if len(prefix) < 8 or length > min(size - 8, MAX_HEADER_BYTES):
-        raise StoreError(f"{name}: not a safetensors file (header of {length} bytes in a file of {size})")
+        raise StoreError(
+            f"{name}: not a safetensors file (header of {length} bytes in a file of {size})"
+        )
     text = file.read(length)
     try:
         parsed = json.loads(text)
         metadata = parsed.pop("__metadata__")
         tensors = {key: _stored(entry, 8 + length) for key, entry in parsed.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise StoreError(f"{name}: the safetensors header is damaged ({type(error).__name__})") from error
+        raise StoreError(
+            f"{name}: the safetensors header is damaged ({type(error).__name__})"
+        ) from error
     _check_metadata(metadata, name)
     _check_extent(tensors, 8 + length, size, name)
     return UnitHeader(tensors, metadata, hashlib.sha256(prefix + text).hexdigest(), 8 + length)
@@ -157,20 +191,31 @@ def _stored(entry: Mapping[str, Any], data_start: int) -> StoredTensor:
 
 
 def _check_metadata(metadata: object, name: str) -> None:
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+    if not isinstance(metadata, dict) or not all(
+        isinstance(value, str) for value in metadata.values()
+    ):
         raise StoreError(f"{name}: the safetensors header has no text metadata")
     version = metadata.get("version")
     if metadata.get("format") != "latentkit-unit" or version is None:
         raise StoreError(f"{name}: a safetensors file, but not a unit of a latent dataset")
     if version != str(FORMAT_VERSION):
-        raise StoreError(f"{name}: unit of format version {version}; this program reads version {FORMAT_VERSION}; update latentkit")
+        raise StoreError(
+            f"{name}: unit of format version {version}; this program reads version"
+            f" {FORMAT_VERSION}; update latentkit"
+        )
 
 
-def _check_extent(tensors: Mapping[str, StoredTensor], data_start: int, size: int, name: str) -> None:
+def _check_extent(
+    tensors: Mapping[str, StoredTensor], data_start: int, size: int, name: str
+) -> None:
     place = data_start
     for key, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].num_bytes)):
         if tensor.start != place:
-            raise StoreError(f"{name}: tensor {key!r} starts at byte {tensor.start}, expected {place}")
+            raise StoreError(
+                f"{name}: tensor {key!r} starts at byte {tensor.start}, expected {place}"
+            )
         place += tensor.num_bytes
     if place != size:
-        raise StoreError(f"{name}: {size} bytes long, but its header describes {place}; truncated or overwritten")
+        raise StoreError(
+            f"{name}: {size} bytes long, but its header describes {place}; truncated or overwritten"
+        )

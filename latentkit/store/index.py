@@ -1,4 +1,6 @@
-"""The index: a row per (sample, view), a function of plans and units alone. index/<number>.parquet is what `open` reads."""
+"""The index: a row per (sample, view), a function of plans and units alone. index/<number>.parquet
+is what `open` reads.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,19 @@ from latentkit.store.plan import Plan
 from latentkit.store.writer import COLUMNS as LEDGER
 from latentkit.store.writer import unit_name
 
-COLUMNS = ("key", "stamp", "content", "view", "status", "reason", "unit", "bucket", "row", "geometry", "attributes")
+COLUMNS = (
+    "key",
+    "stamp",
+    "content",
+    "view",
+    "status",
+    "reason",
+    "unit",
+    "bucket",
+    "row",
+    "geometry",
+    "attributes",
+)
 HASHED_BYTES = 4 << 20
 """Read at once while a unit is hashed."""
 
@@ -71,16 +85,24 @@ def parse_rows(buffer: bytes, where: str) -> pa.Table:
         rows = pa.ipc.open_stream(buffer).read_all()
         rows.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise DamagedError(f"{where}: the unit's rows are damaged ({type(error).__name__})") from error
+        raise DamagedError(
+            f"{where}: the unit's rows are damaged ({type(error).__name__})"
+        ) from error
     there = dict(zip(rows.column_names, rows.schema.types, strict=True))
-    if not LEDGER.items() <= there.items() or any(rows[name].null_count for name in ("position", "view", "status")):
+    if not LEDGER.items() <= there.items() or any(
+        rows[name].null_count for name in ("position", "view", "status")
+    ):
         raise DamagedError(f"{where}: the unit's rows are not those of a ledger")
     return rows
 
 
 def committed(folder: Folder) -> set[str]:
     """Names of all committed units."""
-    return {name.removesuffix(".safetensors") for name in folder.list("units") if name.endswith(".safetensors")}
+    return {
+        name.removesuffix(".safetensors")
+        for name in folder.list("units")
+        if name.endswith(".safetensors")
+    }
 
 
 def index_of_chain(plans: Sequence[Plan], units: Mapping[str, ReadUnit]) -> pa.Table:
@@ -94,14 +116,18 @@ def index_of_chain(plans: Sequence[Plan], units: Mapping[str, ReadUnit]) -> pa.T
         for plan in plans:
             index = build_index(plan, [units[unit.name] for unit in plan.units()], index)
     except (ValueError, KeyError, TypeError, RecursionError, pa.ArrowException) as error:
-        raise DamagedError(f"the units' rows don't make an index ({type(error).__name__})") from error
+        raise DamagedError(
+            f"the units' rows don't make an index ({type(error).__name__})"
+        ) from error
     if index is None:
         raise ValueError("no plan")
     return index
 
 
 def build_index(plan: Plan, units: Sequence[ReadUnit], before: pa.Table | None) -> pa.Table:
-    """A row per (sample, view), in the plan's order: those of its own units, and those of the index `before` that it keeps."""
+    """A row per (sample, view), in the plan's order: those of its own units, and those of the index
+    `before` that it keeps.
+    """
     index = _encoded(plan, units) if units else None
     if before is not None:
         kept = _kept(plan, before)
@@ -119,17 +145,27 @@ def _encoded(plan: Plan, units: Sequence[ReadUnit]) -> pa.Table:
     names = pa.array([unit.unit.name for unit in units], pa.string())
     counts = [unit.rows.num_rows for unit in units]
     unit_column = names.take(pa.array(np.repeat(np.arange(len(units)), counts)))
-    columns = {name: rows[name] for name in ("content", "view", "status", "reason", "bucket", "row")}
+    columns = {
+        name: rows[name] for name in ("content", "view", "status", "reason", "bucket", "row")
+    }
     columns |= {"unit": unit_column, "geometry": structs_of_json(rows["geometry"])}
     if plan.settings.stream:
         sample = np.repeat(plan_rows(plan)[[unit.unit.start for unit in units]], counts)
-        columns |= {"key": rows["key"], "stamp": rows["stamp"].fill_null(""), "attributes": structs_of_json(rows["attributes"])}
+        columns |= {
+            "key": rows["key"],
+            "stamp": rows["stamp"].fill_null(""),
+            "attributes": structs_of_json(rows["attributes"]),
+        }
     else:
         position = _positions(plan, units, rows)
         sample = plan_rows(plan)[position]
         taken = plan.work.select(["key", "stamp", "attributes"]).take(pa.array(position))
         # What was encoded may be newer than what was planned.
-        columns |= {"key": taken["key"], "stamp": pc.coalesce(rows["stamp"], taken["stamp"]), "attributes": taken["attributes"]}
+        columns |= {
+            "key": taken["key"],
+            "stamp": pc.coalesce(rows["stamp"], taken["stamp"]),
+            "attributes": taken["attributes"],
+        }
     return pa.table({**columns, SAMPLE: sample})
 
 
@@ -147,17 +183,23 @@ def _positions(plan: Plan, units: Sequence[ReadUnit], rows: pa.Table) -> npt.NDA
 def _kept(plan: Plan, before: pa.Table) -> pa.Table:
     """Rows of the index `before` that the plan keeps, under its keys, stamps and attributes."""
     by = "unit" if plan.settings.stream else "key"
-    keeper = pc.index_in(before[by], value_set=plan.table["previous"].combine_chunks(), skip_nulls=True)
+    keeper = pc.index_in(
+        before[by], value_set=plan.table["previous"].combine_chunks(), skip_nulls=True
+    )
     kept = before.filter(pc.is_valid(keeper))
     sample = keeper.drop_null().cast(pa.int64())
     if not plan.settings.stream:
         for name in ("key", "stamp", "attributes"):
-            kept = kept.set_column(kept.schema.get_field_index(name), name, plan.table[name].take(sample))
+            kept = kept.set_column(
+                kept.schema.get_field_index(name), name, plan.table[name].take(sample)
+            )
     return kept.append_column(SAMPLE, sample)
 
 
 def superseded_rows(plans: Sequence[Plan], units: Mapping[str, ReadUnit]) -> pa.Table:
-    """Key, view, status, reason and unit of the units' rows that the last of `plans` no longer has, under the keys they had then."""
+    """Key, view, status, reason and unit of the units' rows that the last of `plans` no longer has,
+    under the keys they had then.
+    """
     found = []
     for place, plan in enumerate(plans):
         if not plan.units():
@@ -166,8 +208,14 @@ def superseded_rows(plans: Sequence[Plan], units: Mapping[str, ReadUnit]) -> pa.
         by, called = ("unit", "previous") if plan.settings.stream else ("key", "key")
         now = ledger[by]  # what each later plan has the row by; null once it is superseded
         for later in plans[place + 1 :]:
-            now = later.table[called].take(pc.index_in(now, value_set=later.table["previous"].combine_chunks(), skip_nulls=True))
-        found.append(ledger.filter(pc.is_null(now)).select(["key", "view", "status", "reason", "unit"]))
+            now = later.table[called].take(
+                pc.index_in(
+                    now, value_set=later.table["previous"].combine_chunks(), skip_nulls=True
+                )
+            )
+        found.append(
+            ledger.filter(pc.is_null(now)).select(["key", "view", "status", "reason", "unit"])
+        )
     return pa.concat_tables(found)
 
 
@@ -201,12 +249,19 @@ def first_rows(index: pa.Table) -> pa.Table:
 def index_bytes(index: pa.Table) -> bytes:
     """The index as a Parquet file, the same for the same rows."""
     sink = io.BytesIO()
-    pq.write_table(index, sink, compression="zstd", use_dictionary=["view", "status", "reason", "unit", "bucket"])
+    pq.write_table(
+        index,
+        sink,
+        compression="zstd",
+        use_dictionary=["view", "status", "reason", "unit", "bucket"],
+    )
     return sink.getvalue()
 
 
 def has_its_data(folder: Folder, unit: ReadUnit) -> bool:
-    """Whether the unit's data are those that were written, by the hash in its header; reads all of it."""
+    """Whether the unit's data are those that were written, by the hash in its header; reads all of
+    it.
+    """
     digest = hashlib.sha256()
     with folder.open_file(unit_name(unit.unit.name)) as file:
         file.seek(unit.header.data_start)

@@ -1,4 +1,6 @@
-"""Waiting for a store that can't be reached: requests are sent again with growing pauses, until an outage has lasted too long."""
+"""Waiting for a store that can't be reached: requests are sent again with growing pauses, until an
+outage has lasted too long.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ LONGEST_PAUSE_SECONDS = 15.0
 """A pause is twice the last one, up to this."""
 
 GIVE_UP_AFTER_SECONDS = 120.0
-"""Counted from the first request that failed, whoever sent it; a new one that fails so long after the last counts anew."""
+"""Counted from the first request that failed, whoever sent it; a new one that fails so long after
+the last counts anew."""
 
 SAY_AFTER_SECONDS = 2.0
 """Shorter outages, such as being told to slow down, aren't worth a line."""
@@ -71,7 +74,10 @@ class Outage:
                 if not _is_passing(error):
                     raise explained(error, where) from error
                 if self._has_lasted(is_first):
-                    problem = f"{where} can't be reached ({_words(error)}); run again when it can, nothing is lost"
+                    problem = (
+                        f"{where} can't be reached ({_words(error)}); run again when it can,"
+                        " nothing is lost"
+                    )
                     raise StoreError(problem) from error
             else:
                 self._end()
@@ -80,7 +86,10 @@ class Outage:
             pause, is_first = min(2 * pause, LONGEST_PAUSE_SECONDS), False
 
     def _has_lasted(self, is_first: bool) -> bool:
-        """Whether the outage, of which this is one more sign, has lasted too long. `is_first`: the request was sent for the first time."""
+        """Whether the outage, of which this is one more sign, has lasted too long.
+
+        `is_first`: the request was sent for the first time.
+        """
         now = time.monotonic()
         with self._lock:
             if self._began is None or (is_first and now - self._last > GIVE_UP_AFTER_SECONDS):
@@ -102,19 +111,29 @@ class Outage:
 def explained(error: Exception, where: str) -> StoreError:
     """What went wrong, for people."""
     if "Credential" in type(error).__name__:
-        advice = "log in, as by AWS_PROFILE or AWS_ACCESS_KEY_ID; for a public bucket set FSSPEC_S3_ANON=true"
+        advice = (
+            "log in, as by AWS_PROFILE or AWS_ACCESS_KEY_ID; for a public bucket set"
+            " FSSPEC_S3_ANON=true"
+        )
         return StoreError(f"{where}: no credentials that can be used ({_words(error)}); {advice}")
     if isinstance(error, PermissionError):
-        return StoreError(f"{where}: no permission ({_words(error)}); check the credentials, and what they allow")
+        return StoreError(
+            f"{where}: no permission ({_words(error)}); check the credentials, and what they allow"
+        )
     return StoreError(f"{where}: {_words(error)}")
 
 
 def _is_passing(error: Exception) -> bool:
-    """Whether it may be otherwise in a moment. Drivers share no classes for this, but the words in their names, and error numbers."""
+    """Whether it may be otherwise in a moment.
+
+    Drivers share no classes for this, but the words in their names, and error numbers.
+    """
     if isinstance(error, PermissionError):
         return False
     names = " ".join(parent.__name__ for parent in type(error).__mro__)
-    return bool(PASSING_NAME.search(names)) or (isinstance(error, OSError) and error.errno in PASSING_ERRNO)
+    return bool(PASSING_NAME.search(names)) or (
+        isinstance(error, OSError) and error.errno in PASSING_ERRNO
+    )
 
 
 def _words(error: Exception) -> str:

@@ -1,14 +1,13 @@
 """What a run set out to do, written once before any work: plans/<number>.parquet.
 
-A row per sample (for a stream: per shard): key, stamp, attributes, unit. The file's metadata holds every setting that could change a bit.
-A later plan, of a source that changed, has all of its samples again: those whose latents are there already have no unit, but `previous`,
-the key under which the plan before knew them (streams: the unit that holds the shard).
-"""
+A row per sample (for a stream: per shard): key, stamp, attributes, unit. The file's metadata holds
+every setting that could change a bit. A later plan, of a source that changed, has all of its
+samples again: those whose latents are there already have no unit, but `previous`, the key under
+which the plan before knew them (streams: the unit that holds the shard)."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
 import json
 import re
@@ -24,8 +23,9 @@ from pydantic import TypeAdapter
 
 from latentkit.contracts import Entry, Unit
 from latentkit.errors import DamagedError, SourceError
-from latentkit.overrides import in_shell
+from latentkit.runtime.paths import in_shell
 from latentkit.store.columns import StructBuilder, escape, read_parquet
+from latentkit.store.fingerprint import fingerprint_of
 from latentkit.store.folder import Folder, canonical_json
 
 METADATA_KEY = b"latentkit"
@@ -44,7 +44,8 @@ class PlanSettings:
         unit_size: samples per unit (streams: shards).
         threads: torch threads of the encoder.
         compile: whether the encoder is compiled.
-        versions: name to version of the libraries that the plan was made with; recorded, never compared.
+        versions: name to version of the libraries that the plan was made with; recorded, never
+            compared.
         stream: rows are shards.
         compacts: made by copying; no row of it depends on an earlier plan.
     """
@@ -64,19 +65,6 @@ class PlanSettings:
         return fingerprint_of(self.parts)
 
 
-RECORDED_ONLY = ("encoder.decoder", "encoder.hub_commit")
-
-
-def fingerprint_of(parts: Mapping[str, str]) -> str:
-    """sha256 of name-value pairs; an encoder's "decoder..." and "hub_commit" are recorded but don't count."""
-    return hashlib.sha256(canonical_json(counting_parts(parts)).encode()).hexdigest()
-
-
-def counting_parts(parts: Mapping[str, str]) -> dict[str, str]:
-    """The parts that decide a latent's value."""
-    return {name: value for name, value in parts.items() if not name.startswith(RECORDED_ONLY)}
-
-
 @dataclass(frozen=True)
 class Plan:
     """A plan as read back: `table` has the columns key, stamp, attributes, unit, previous."""
@@ -88,7 +76,11 @@ class Plan:
     @functools.cached_property
     def work(self) -> pa.Table:
         """The rows that have a unit: what is encoded. `Unit.start` and `Unit.stop` count in it."""
-        return self.table.filter(pc.is_valid(self.table["unit"])) if self.table["unit"].null_count else self.table
+        return (
+            self.table.filter(pc.is_valid(self.table["unit"]))
+            if self.table["unit"].null_count
+            else self.table
+        )
 
     @property
     def num_samples(self) -> int:
@@ -104,12 +96,25 @@ class Plan:
         numbers = self.work["unit"].to_numpy()
         starts = np.flatnonzero(np.diff(numbers, prepend=-1))
         stops = [*starts[1:].tolist(), len(numbers)][: len(starts)]
-        return [Unit(self.number, int(numbers[start]), start, stop) for start, stop in zip(starts.tolist(), stops, strict=True)]
+        return [
+            Unit(self.number, int(numbers[start]), start, stop)
+            for start, stop in zip(starts.tolist(), stops, strict=True)
+        ]
 
     def unit_names(self) -> pa.Array:
-        """Of each row of `table`, the unit that holds it: this plan's, or for a stream `previous`; null for a sample of an earlier plan."""
-        own = pc.binary_join_element_wise(f"{self.number:03d}", pc.utf8_lpad(pc.cast(self.table["unit"], pa.string()), 6, "0"), "-")
-        return pc.coalesce(own, self.table["previous"]).combine_chunks() if self.settings.stream else own.combine_chunks()
+        """Of each row of `table`, the unit that holds it: this plan's, or for a stream `previous`;
+        null for a sample of an earlier plan.
+        """
+        own = pc.binary_join_element_wise(
+            f"{self.number:03d}",
+            pc.utf8_lpad(pc.cast(self.table["unit"], pa.string()), 6, "0"),
+            "-",
+        )
+        return (
+            pc.coalesce(own, self.table["previous"]).combine_chunks()
+            if self.settings.stream
+            else own.combine_chunks()
+        )
 
 
 def list_entries(entries: Iterable[Entry]) -> pa.Table:
@@ -126,7 +131,13 @@ def list_entries(entries: Iterable[Entry]) -> pa.Table:
     if not keys:
         raise SourceError("the source has no samples")
     _check_unique(keys)
-    return pa.table({"key": pa.array(keys, pa.string()), "stamp": pa.array(stamps, pa.string()), "attributes": attributes.finish()})
+    return pa.table(
+        {
+            "key": pa.array(keys, pa.string()),
+            "stamp": pa.array(stamps, pa.string()),
+            "attributes": attributes.finish(),
+        }
+    )
 
 
 def build_plan(number: int, entries: Iterable[Entry], settings: PlanSettings) -> Plan:
@@ -143,12 +154,18 @@ def plan_of(number: int, entries: pa.Table, settings: PlanSettings, previous: pa
     """A plan of the entries of `list_entries`; units go to those without `previous`."""
     to_encode = previous.is_null().to_numpy(zero_copy_only=False)
     units = (np.cumsum(to_encode) - 1) // settings.unit_size
-    return with_units(number, entries, settings, pa.array(units.astype(np.int32), mask=~to_encode), previous)
+    return with_units(
+        number, entries, settings, pa.array(units.astype(np.int32), mask=~to_encode), previous
+    )
 
 
-def with_units(number: int, entries: pa.Table, settings: PlanSettings, units: pa.Array, previous: pa.Array) -> Plan:
+def with_units(
+    number: int, entries: pa.Table, settings: PlanSettings, units: pa.Array, previous: pa.Array
+) -> Plan:
     """A plan whose units are given, row by row."""
-    return Plan(number, settings, entries.append_column("unit", units).append_column("previous", previous))
+    return Plan(
+        number, settings, entries.append_column("unit", units).append_column("previous", previous)
+    )
 
 
 def _check_unique(keys: Sequence[str]) -> None:
@@ -156,7 +173,9 @@ def _check_unique(keys: Sequence[str]) -> None:
         return
     ordered = sorted(keys)
     twice = next(a for a, b in itertools.pairwise(ordered) if a == b)
-    raise SourceError(f"the source gives the key {twice!r} more than once; every sample needs a key of its own")
+    raise SourceError(
+        f"the source gives the key {twice!r} more than once; every sample needs a key of its own"
+    )
 
 
 def plan_name(number: int) -> str:
@@ -171,7 +190,11 @@ def number_of(name: str) -> int:
 
 def write_plan(folder: Folder, plan: Plan) -> None:
     """Commit the plan, unless another process was first; read it back to know."""
-    metadata = {METADATA_KEY: canonical_json({**asdict(plan.settings), "fingerprint": plan.settings.fingerprint})}
+    metadata = {
+        METADATA_KEY: canonical_json(
+            {**asdict(plan.settings), "fingerprint": plan.settings.fingerprint}
+        )
+    }
     with folder.create(plan_name(plan.number)) as file:
         pq.write_table(plan.table.replace_schema_metadata(metadata), file, compression="zstd")
 
@@ -189,15 +212,35 @@ def read_plan(folder: Folder, number: int) -> Plan:
         table = read_parquet(content)
         settings: dict[str, Any] = json.loads(table.schema.metadata[METADATA_KEY])
         fingerprint = settings.pop("fingerprint")
-        plan = Plan(number, TypeAdapter(PlanSettings).validate_json(json.dumps(settings), strict=True), table.select(list(COLUMNS)))
+        plan = Plan(
+            number,
+            TypeAdapter(PlanSettings).validate_json(json.dumps(settings), strict=True),
+            table.select(list(COLUMNS)),
+        )
         _check_table(plan.table)
         stated = plan.settings.fingerprint
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        pa.ArrowException,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         repair = f"`latentkit verify {in_shell(folder)} --repair`"
-        advice = f"{repair} makes it again where the dataset was finished; delete it only if no unit is there"
-        raise DamagedError(f"{folder}/{name}: the plan is damaged ({type(error).__name__}); {advice}") from error
+        advice = (
+            f"{repair} makes it again where the dataset was finished; delete it only if no unit is"
+            " there"
+        )
+        raise DamagedError(
+            f"{folder}/{name}: the plan is damaged ({type(error).__name__}); {advice}"
+        ) from error
     if fingerprint != stated:
-        raise DamagedError(f"{folder}/{name}: the plan's fingerprint doesn't belong to its parts; the file was changed")
+        raise DamagedError(
+            f"{folder}/{name}: the plan's fingerprint doesn't belong to its parts; the file was"
+            " changed"
+        )
     return plan
 
 
@@ -205,11 +248,16 @@ def _check_table(table: pa.Table) -> None:
     """Hold what was read to what is written.
 
     Raises:
-        ValueError: a column of another type, a sample without a key, or units that aren't runs of rows.
+        ValueError: a column of another type, a sample without a key, or units that aren't runs of
+            rows.
     """
     table.validate(full=True)
     units = table["unit"].drop_null().to_numpy()
-    if any(table[name].type != kind for name, kind in TYPES.items()) or table["key"].null_count or table["stamp"].null_count:
+    if (
+        any(table[name].type != kind for name, kind in TYPES.items())
+        or table["key"].null_count
+        or table["stamp"].null_count
+    ):
         raise ValueError("not the columns of a plan")
     if len(units) and (units[0] < 0 or (np.diff(units) < 0).any()):
         raise ValueError("units out of order")
@@ -217,7 +265,9 @@ def _check_table(table: pa.Table) -> None:
 
 def plan_numbers(folder: Folder) -> list[int]:
     """Numbers of all committed plans, from the oldest."""
-    return sorted(int(match[1]) for name in folder.list("plans") if (match := FILE_NAME.fullmatch(name)))
+    return sorted(
+        int(match[1]) for name in folder.list("plans") if (match := FILE_NAME.fullmatch(name))
+    )
 
 
 def newest_plan(folder: Folder) -> Plan | None:
@@ -227,8 +277,8 @@ def newest_plan(folder: Folder) -> Plan | None:
 
 
 def read_chain(folder: Folder, before: int | None = None) -> list[Plan]:
-    """The plans that the newest one (of those with a number below `before`) builds on, from the oldest, and itself: since the last
-    compaction, or from the first."""
+    """The plans that the newest one (of those with a number below `before`) builds on, from the
+    oldest, and itself: since the last compaction, or from the first."""
     chain: list[Plan] = []
     for number in reversed(plan_numbers(folder)):
         if before is not None and number >= before:
@@ -236,7 +286,12 @@ def read_chain(folder: Folder, before: int | None = None) -> list[Plan]:
         chain.insert(0, read_plan(folder, number))
         if chain[0].settings.compacts:
             break
-    for plan, number in zip(reversed(chain), itertools.count(chain[-1].number if chain else 0, -1), strict=False):
+    for plan, number in zip(
+        reversed(chain), itertools.count(chain[-1].number if chain else 0, -1), strict=False
+    ):
         if plan.number != number:
-            raise DamagedError(f"{folder}/{plan_name(number)} is missing; copy it back, or encode into another folder")
+            raise DamagedError(
+                f"{folder}/{plan_name(number)} is missing; copy it back, or encode into another"
+                " folder"
+            )
     return chain

@@ -1,4 +1,6 @@
-"""Rows of different length: their positions stored end to end, with offsets that say where rows begin; padded when they are read."""
+"""Rows of different length: their positions stored end to end, with offsets that say where rows
+begin; padded when they are read.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +13,23 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from latentkit.buffers import BufferPool
 from latentkit.contracts import LatentLayout, Normalization
-from latentkit.masks import MASK
-from latentkit.store.order import Rows
+from latentkit.runtime.buffers import BufferPool
+from latentkit.runtime.masks import MASK
+from latentkit.store.columns import Rows
 
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
 
 OFFSETS = ".offsets"
-"""What the name of the tensor with the offsets has more than that of the tensor it belongs to: (rows + 1,) int64, in positions."""
+"""What the name of the tensor with the offsets has more than that of the tensor it belongs to:
+(rows + 1,) int64, in positions."""
 
 
 @dataclass(frozen=True)
 class RowBatch:
-    """Tensors by name as they are stored: the first axis counts rows or, where there are `lengths`, the positions of rows end to end.
+    """Tensors by name as they are stored: the first axis counts rows or, where there are `lengths`,
+    the positions of rows end to end.
 
     Args:
         lengths: (rows,) positions of each row; None where all rows have one shape.
@@ -47,9 +51,15 @@ class RowBatch:
         """(rows,) whether every value of each is finite."""
         finite = np.ones(len(next(iter(self.tensors.values()))), np.bool_)
         for tensor in self.tensors.values():
-            if tensor.is_floating_point():  # numpy's isfinite, which takes a tenth of the time of torch's
+            if (
+                tensor.is_floating_point()
+            ):  # numpy's isfinite, which takes a tenth of the time of torch's
                 finite &= np.isfinite(tensor.float().numpy()).reshape(len(finite), -1).all(axis=1)
-        return finite if self.lengths is None else np.logical_and.reduceat(finite, starts_of(self.lengths))
+        return (
+            finite
+            if self.lengths is None
+            else np.logical_and.reduceat(finite, starts_of(self.lengths))
+        )
 
     def select(self, rows: Bools) -> RowBatch:
         """Some of the rows."""
@@ -62,18 +72,24 @@ def pack(tensors: Mapping[str, Tensor], ragged_axis: int | None) -> RowBatch:
     """A batch as it is stored.
 
     Args:
-        tensors: (N, ...) each; with a ragged axis "mask" is among them, (N, length), and what it leaves out is dropped.
+        tensors: (N, ...) each; with a ragged axis "mask" is among them, (N, length), and what it
+            leaves out is dropped.
         ragged_axis: which axis that is, N counted; None for rows of one shape.
     """
     if ragged_axis is None:
         return RowBatch(tensors)
     mask = tensors[MASK].bool()
-    packed = {name: tensor.movedim(ragged_axis, 1)[mask] for name, tensor in tensors.items() if name != MASK}
+    packed = {
+        name: tensor.movedim(ragged_axis, 1)[mask]
+        for name, tensor in tensors.items()
+        if name != MASK
+    }
     return RowBatch(packed, mask.sum(1).numpy())
 
 
 def pad(positions: Array, lengths: Rows, pool: BufferPool) -> tuple[Array, Bools]:
-    """Rows (N, longest, ...) with zeros at their ends, and (N, longest) which positions are not those zeros.
+    """Rows (N, longest, ...) with zeros at their ends, and (N, longest) which positions are not
+    those zeros.
 
     Args:
         positions: (positions, ...) of all rows, end to end.
@@ -100,11 +116,18 @@ def offsets_of(lengths: Rows) -> Rows:
 
 def are_offsets(offsets: Rows, num_positions: int) -> bool:
     """Whether offsets begin at 0, ascend, and end with the positions."""
-    return bool(len(offsets) and offsets[0] == 0 and offsets[-1] == num_positions and (offsets[1:] > offsets[:-1]).all())
+    return bool(
+        len(offsets)
+        and offsets[0] == 0
+        and offsets[-1] == num_positions
+        and (offsets[1:] > offsets[:-1]).all()
+    )
 
 
-def of_positions(layout: LatentLayout, normalization: Normalization) -> tuple[LatentLayout, Normalization]:
-    """Layout and normalisation of the single positions of ragged rows; of others, as they are.
+def per_position_layout(
+    layout: LatentLayout, normalization: Normalization
+) -> tuple[LatentLayout, Normalization]:
+    """Layout and normalization of the single positions of ragged rows; of others, as they are.
 
     Raises:
         ValueError: the normalization tells positions apart by where they lie in their row.
@@ -120,6 +143,11 @@ def of_positions(layout: LatentLayout, normalization: Normalization) -> tuple[La
         if value.ndim > 1:
             place = layout.axes.index(axis)
             if value.ndim != len(layout.axes) or value.shape[place] != 1:
-                raise ValueError(f"{name} has the shape {list(value.shape)}, and the ragged axis {axis} of {layout.axes} must have 1 there")
+                raise ValueError(
+                    f"{name} has the shape {list(value.shape)}, and the ragged axis {axis} of"
+                    f" {layout.axes} must have 1 there"
+                )
             constants[name] = value.squeeze(place).tolist()
-    return replace(layout, axes=layout.axes.replace(axis, ""), ragged_axis=None), replace(normalization, **constants)
+    return replace(layout, axes=layout.axes.replace(axis, ""), ragged_axis=None), replace(
+        normalization, **constants
+    )

@@ -1,8 +1,8 @@
-"""Mean and variance per latent channel, in float64, in pieces that add up the same whatever the number of processes.
+"""Mean and variance per latent channel, in float64, in pieces that add up the same whatever the
+number of processes.
 
-Pieces are merged by the parallel formula of Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample
-Variances" (1979), eq. 2.1.
-"""
+Pieces are merged by the parallel formula of Chan, Golub and LeVeque, "Updating Formulae and a
+Pairwise Algorithm for Computing Sample Variances" (1979), eq. 2.1."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ChannelStatistics:
-    """Of `count` values per channel: their mean, the sum of squared distances from it, and the sum of posterior variances.
+    """Of `count` values per channel: their mean, the sum of squared distances from it, and the sum
+    of posterior variances.
 
     All arrays are (C,) float64; `variance_sum` is zero where there is no posterior.
     """
@@ -42,7 +43,10 @@ class ChannelStatistics:
     @classmethod
     def from_json(cls, piece: Mapping[str, Any]) -> ChannelStatistics:
         """The inverse of `as_json`."""
-        return cls(int(piece["count"]), *(np.array(piece[name], np.float64) for name in ("mean", "squares", "variance_sum")))
+        return cls(
+            int(piece["count"]),
+            *(np.array(piece[name], np.float64) for name in ("mean", "squares", "variance_sum")),
+        )
 
     def without(self, part: ChannelStatistics) -> ChannelStatistics:
         """What is left when some of the values are taken away; the inverse of `merge`.
@@ -62,8 +66,8 @@ class ChannelStatistics:
     def summary(self) -> dict[str, Any]:
         """For dataset.json, in raw latent space, per channel.
 
-        "mean" and "mean_std" are of the posterior means (or latents); "std" is of a draw: Var[z] = Var[mean] + E[variance].
-        """
+        "mean" and "mean_std" are of the posterior means (or latents); "std" is of a draw: Var[z] =
+        Var[mean] + E[variance]."""
         count = max(self.count, 1)
         spread = self.squares / count
         return {
@@ -75,26 +79,33 @@ class ChannelStatistics:
 
 
 def measure(mean: npt.NDArray[Any], logvar: npt.NDArray[Any] | None) -> ChannelStatistics:
-    """Statistics of one batch of latents (N, C, ...), with the logvar of each value where there is one."""
+    """Statistics of one batch of latents (N, C, ...), with the logvar of each value where there is
+    one.
+    """
     values = _per_channel(mean)
-    centre = values.mean(axis=1)
-    values -= centre[:, None]
+    center = values.mean(axis=1)
+    values -= center[:, None]
     squares = np.square(values, out=values).sum(axis=1)
     if logvar is None:
-        return ChannelStatistics(values.shape[1], centre, squares, np.zeros_like(centre))
+        return ChannelStatistics(values.shape[1], center, squares, np.zeros_like(center))
     values = _per_channel(logvar)
-    return ChannelStatistics(values.shape[1], centre, squares, np.exp(values, out=values).sum(axis=1))
+    return ChannelStatistics(
+        values.shape[1], center, squares, np.exp(values, out=values).sum(axis=1)
+    )
 
 
 def measure_on_device(stored: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """Return what a writer would else find out on the CPU, where one thread can't keep up with a GPU.
+    """Return what a writer would else find out on the CPU, where one thread can't keep up with a
+    GPU.
 
     Args:
-        stored: rows of one shape (N, ...) by name, all of their positions counting, on a device with float64.
+        stored: rows of one shape (N, ...) by name, all of their positions counting, on a device
+            with float64.
         name: "moments" or "latent", which are measured.
 
     Returns:
-        "finite": (N,) bool, whether every value of the row is; "statistics": (3, C) float64, mean, squares and variance sum
+        "finite": (N,) bool, whether every value of the row is; "statistics": (3, C) float64, mean,
+            squares and variance sum
         of `ChannelStatistics`.
     """
     floating = [tensor for tensor in stored.values() if tensor.is_floating_point()]

@@ -1,4 +1,6 @@
-"""Whole units of datasets at URLs, in a local folder of bounded size that processes and datasets may share."""
+"""Whole units of datasets at URLs, in a local folder of bounded size that processes and datasets
+may share.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +30,16 @@ OWN = re.compile(r"[0-9a-f]{64}\.(unit|[0-9a-f]{8}\.part)")
 
 @dataclass(frozen=True)
 class UnitCache:
-    """A folder of downloaded files, of which those used last are kept, `limit_bytes` of them; a larger file is kept alone."""
+    """A folder of downloaded files, of which those used last are kept, `limit_bytes` of them; a
+    larger file is kept alone.
+    """
 
     folder: Path
     limit_bytes: int
 
     def fetch(self, digest: str, size: int, download: Callable[[Path], None]) -> Path:
-        """The file of a content, downloaded when it isn't there; of several processes that want it, one downloads.
+        """The file of a content, downloaded when it isn't there; of several processes that want it,
+        one downloads.
 
         Args:
             digest: 64 hexadecimal digits that stand for this content and no other.
@@ -54,7 +59,10 @@ class UnitCache:
                 with suppress(FileNotFoundError):  # another process made room just now
                     os.utime(path)
         except OSError as error:
-            raise StoreError(f"{self.folder}: units can't be kept there: {error.strerror or error}; give `cache` another folder") from error
+            raise StoreError(
+                f"{self.folder}: units can't be kept there: {error.strerror or error}; give `cache`"
+                " another folder"
+            ) from error
         return path
 
     def _download(self, path: Path, download: Callable[[Path], None]) -> None:
@@ -68,8 +76,8 @@ class UnitCache:
     def _make_room(self, size: int) -> None:
         """Remove what was used longest ago until `size` bytes fit.
 
-        A unit that somebody has mapped stays readable when its name is gone, as POSIX promises; its space is free when the map is.
-        """
+        A unit that somebody has mapped stays readable when its name is gone, as POSIX promises; its
+        space is free when the map is."""
         files = sorted(self._files(), key=lambda file: file[1].st_mtime)
         excess = sum(stat.st_size for _, stat in files) + size - self.limit_bytes
         for path, stat in files:
@@ -92,14 +100,25 @@ class UnitCache:
 def open_cache(cache: Cache) -> UnitCache:
     """The cache that `cache` describes: its limit in bytes, its folder, or (folder, bytes).
 
-    None is the user's own cache folder (below XDG_CACHE_HOME, or ~/.cache) and 64 GiB, and so is what isn't given.
+    None is the user's own cache folder (below XDG_CACHE_HOME, or ~/.cache) and 64 GiB, and so is
+    what isn't given.
 
     Raises:
         TypeError, ValueError: it is none of these.
     """
-    folder, limit = cache if isinstance(cache, tuple) else (None, cache) if isinstance(cache, int) else (cache, None)
-    if isinstance(limit, bool) or not isinstance(limit, int | None) or not isinstance(folder, str | os.PathLike | None):
-        raise TypeError(f"cache must be a number of bytes, a folder, or (folder, bytes), got {cache!r}")
+    folder, limit = (
+        cache
+        if isinstance(cache, tuple)
+        else (None, cache) if isinstance(cache, int) else (cache, None)
+    )
+    if (
+        isinstance(limit, bool)
+        or not isinstance(limit, int | None)
+        or not isinstance(folder, str | os.PathLike | None)
+    ):
+        raise TypeError(
+            f"cache must be a number of bytes, a folder, or (folder, bytes), got {cache!r}"
+        )
     if limit is not None and limit < 0:
         raise ValueError(f"cache must be 0 bytes or more, got {limit}")
     path = _own_folder() if folder is None else Path(folder).expanduser().absolute()

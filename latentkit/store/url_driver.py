@@ -12,7 +12,8 @@ from latentkit.store.outage import explained
 
 
 def open_driver(url: str) -> tuple[Any, str]:
-    """fsspec's driver for a URL, and the URL as the driver's own path; listings are asked for anew every time.
+    """fsspec's driver for a URL, and the URL as the driver's own path; listings are asked for anew
+    every time.
 
     Raises:
         StoreError: nobody knows the protocol, its driver isn't installed or can't be set up.
@@ -23,7 +24,11 @@ def open_driver(url: str) -> tuple[Any, str]:
         except TypeError:  # a driver that keeps no listings need not know the option
             driver, path = fsspec.url_to_fs(url)
     except ImportError as error:
-        package = known_implementations.get(url.partition("://")[0], {}).get("class", "").partition(".")[0]
+        package = (
+            known_implementations.get(url.partition("://")[0], {})
+            .get("class", "")
+            .partition(".")[0]
+        )
         advice = f"; pip install {package}" if package not in ("", "fsspec") else ""
         raise StoreError(f"{url}: the driver is missing: {error}{advice}") from error
     except Exception as error:

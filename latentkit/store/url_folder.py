@@ -1,11 +1,14 @@
-"""`UrlFolder`: a latent dataset's folder on an object store, or whatever else fsspec has a driver for.
+"""`UrlFolder`: a latent dataset's folder on an object store, or whatever else fsspec has a driver
+for.
 
-The first commit wins by one conditional request (on S3 a PUT with `If-None-Match: *`, of a large file the last of its several). S3, Google
-Cloud Storage and what is compatible with them have it, and then a file is there whole or not at all. With a driver that has no such request
-a file is written aside, looked for, and moved: two processes that commit one name in the same moment may both believe they were first.
+The first commit wins by one conditional request (on S3 a PUT with `If-None-Match: *`, of a large
+file the last of its several). S3, Google Cloud Storage and what is compatible with them have it,
+and then a file is there whole or not at all. With a driver that has no such request a file is
+written aside, looked for, and moved: two processes that commit one name in the same moment may both
+believe they were first.
 
-How a driver logs in is its own affair: environment, configuration files (AWS_ENDPOINT_URL, AWS_PROFILE, ...) or fsspec's own.
-"""
+How a driver logs in is its own affair: environment, configuration files (AWS_ENDPOINT_URL,
+AWS_PROFILE, ...) or fsspec's own."""
 
 from __future__ import annotations
 
@@ -45,10 +48,12 @@ MOST_ASKED = 32
 """Files looked at at once, each of which takes a few requests one after the other."""
 
 LOG_PART_BYTES = 64 << 10
-"""An object can't be added to, so a log's last part is written anew with every line; a longer one is left and the next begun."""
+"""An object can't be added to, so a log's last part is written anew with every line; a longer one
+is left and the next begun."""
 
 CLOCK_SKEW_SECONDS = 900.0
-"""What this machine's clock and the store's may differ by; S3 refuses requests from a clock that is further off."""
+"""What this machine's clock and the store's may differ by; S3 refuses requests from a clock that is
+further off."""
 
 
 class UrlFolder(Folder):
@@ -74,11 +79,16 @@ class UrlFolder(Folder):
         self._fs, self._root = open_driver(self.url)
         self._pid = os.getpid()
         method = getattr(type(self._fs), "_put_file", AsyncFileSystem._put_file)
-        self._has_create = method is not AsyncFileSystem._put_file and "mode" in inspect.signature(method).parameters
+        self._has_create = (
+            method is not AsyncFileSystem._put_file
+            and "mode" in inspect.signature(method).parameters
+        )
 
     @property
     def fs(self) -> Any:
-        """The fsspec driver; a forked process gets one of its own, since a driver keeps connections and a thread."""
+        """The fsspec driver; a forked process gets one of its own, since a driver keeps connections
+        and a thread.
+        """
         if self._pid != os.getpid():
             self._connect()
         return self._fs
@@ -105,20 +115,29 @@ class UrlFolder(Folder):
         yield from (name.name for name in names if name != PurePosixPath(path))
 
     def find(self, recursive: bool) -> dict[str, dict[str, Any]]:
-        """What the store says of each file below the folder, or directly in it, by its name from here; "" is the folder, if it is a file.
+        """What the store says of each file below the folder, or directly in it, by its name from
+        here; "" is the folder, if it is a file.
 
         Raises:
             StoreError: there is no such bucket, or it can't be looked into.
         """
         try:
-            listed = self._ask("", self.fs.find if recursive else self.fs.ls, self._root, detail=True)
+            listed = self._ask(
+                "", self.fs.find if recursive else self.fs.ls, self._root, detail=True
+            )
         except FileNotFoundError:
             listed = []
         entries = listed.values() if isinstance(listed, dict) else listed
         if not entries:
             self._check_bucket()
-        files = [entry for entry in entries if entry.get("type") != "directory" and not entry["name"].endswith("/")]
-        return {self.fs._strip_protocol(entry["name"])[len(self._root) + 1 :]: entry for entry in files}
+        files = [
+            entry
+            for entry in entries
+            if entry.get("type") != "directory" and not entry["name"].endswith("/")
+        ]
+        return {
+            self.fs._strip_protocol(entry["name"])[len(self._root) + 1 :]: entry for entry in files
+        }
 
     def size(self, name: str) -> int:
         return int(self.describe(name)["size"])
@@ -153,7 +172,9 @@ class UrlFolder(Folder):
     def local_copy(self, name: str) -> Path:
         before = self.describe(name)
         digest = hashlib.sha256(f"{self.url}/{name}\n{sorted(before.items())}".encode()).hexdigest()
-        return self.cache.fetch(digest, int(before["size"]), functools.partial(self._download, name, before))
+        return self.cache.fetch(
+            digest, int(before["size"]), functools.partial(self._download, name, before)
+        )
 
     def download(self, name: str, path: Path) -> None:
         """Fetch a file to a path of this machine.
@@ -185,8 +206,14 @@ class UrlFolder(Folder):
                 file.flush()
                 self._put_new(name, functools.partial(_put_file, path))
         except OSError as error:
-            reason = f"{error.strerror or error} in {tempfile.gettempdir()}, where files wait for their upload (TMPDIR chooses another)"
-            raise StoreError(f"{self.url}/{name} can't be written: {reason}; nothing that was there before is lost") from error
+            reason = (
+                f"{error.strerror or error} in {tempfile.gettempdir()}, where files wait for their"
+                " upload (TMPDIR chooses another)"
+            )
+            raise StoreError(
+                f"{self.url}/{name} can't be written: {reason}; nothing that was there before is"
+                " lost"
+            ) from error
 
     def replace(self, name: str, content: bytes) -> None:
         with self._missing(name):
@@ -206,7 +233,9 @@ class UrlFolder(Folder):
         self._logs[name] = part, text
 
     def _free_log(self, name: str, part: int) -> int:
-        """The first part of a log, from `part` on, that an earlier process of that number didn't write."""
+        """The first part of a log, from `part` on, that an earlier process of that number didn't
+        write.
+        """
         while self.exists(_log_name(name, part)):
             part += 1
         return part
@@ -231,7 +260,9 @@ class UrlFolder(Folder):
         return True
 
     def _put(self, name: str, send: Send, new: bool) -> None:
-        """Put a file in place, with `new` only where there is none; in one request where the driver can."""
+        """Put a file in place, with `new` only where there is none; in one request where the driver
+        can.
+        """
         path = self._path(name)
         if self._has_create:
             send(self.fs, path, mode="create" if new else "overwrite")
@@ -249,7 +280,10 @@ class UrlFolder(Folder):
 
     def claim(self, name: str, content: str) -> bool:
         # A request whose answer was lost is sent again and finds our own claim.
-        ours = self._put_new(name, functools.partial(_put_bytes, content.encode())) or self._content(name) == content.encode()
+        ours = (
+            self._put_new(name, functools.partial(_put_bytes, content.encode()))
+            or self._content(name) == content.encode()
+        )
         if ours:
             self._claims[name] = content
         return ours
@@ -271,7 +305,9 @@ class UrlFolder(Folder):
                 self._put(name, functools.partial(_put_bytes, content.encode()), False)
 
     def age_seconds(self, name: str) -> float:
-        """How long this process has seen it unchanged; by the clocks only what is beyond all doubt of them."""
+        """How long this process has seen it unchanged; by the clocks only what is beyond all doubt
+        of them.
+        """
         info = self._info(name)
         if info is None:
             return 0.0
@@ -314,7 +350,9 @@ class UrlFolder(Folder):
 
     @contextmanager
     def _missing(self, name: str) -> Iterator[None]:
-        """Turns the answer that there is no such file, or nothing to put it into, into a `StoreError`."""
+        """Turns the answer that there is no such file, or nothing to put it into, into a
+        `StoreError`.
+        """
         try:
             yield
         except FileNotFoundError as error:
@@ -333,9 +371,13 @@ class UrlFolder(Folder):
         try:
             self._ask("", self.fs.info, bucket)
         except FileNotFoundError as error:
-            if self._ask("", self.fs.exists, bucket):  # s3fs 2025.3 to 2025.9 have no info on one that is empty
+            if self._ask(
+                "", self.fs.exists, bucket
+            ):  # s3fs 2025.3 to 2025.9 have no info on one that is empty
                 return
-            raise StoreError(f"{self.url}: there is no bucket {bucket!r}; make it first, or mend the URL") from error
+            raise StoreError(
+                f"{self.url}: there is no bucket {bucket!r}; make it first, or mend the URL"
+            ) from error
         except StoreError:
             return  # who may use a part of a bucket need not be allowed to look at all of it
         self._found_bucket = True
@@ -354,7 +396,9 @@ class _RemoteFile(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        self._place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
+        self._place = (
+            offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
+        )
         return self._place
 
     def readinto(self, buffer: Any, /) -> int:

@@ -16,16 +16,16 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from latentkit.bad_samples import NOT_FINITE as NOT_FINITE
 from latentkit.contracts import Unit
 from latentkit.errors import PluginError, StoreError
-from latentkit.masks import MASK, counted_positions
-from latentkit.store import quantise, statistics
-from latentkit.store.columns import escape
+from latentkit.runtime.bad_samples import NOT_FINITE as NOT_FINITE
+from latentkit.runtime.masks import MASK, counted_positions
+from latentkit.store import quantize as quantize
+from latentkit.store import statistics
+from latentkit.store.columns import Rows, escape
 from latentkit.store.folder import Folder, canonical_json
 from latentkit.store.format import FORMAT_VERSION, TensorToWrite, write_unit
-from latentkit.store.order import Rows
-from latentkit.store.quantise import RoundingError
+from latentkit.store.quantize import RoundingError
 from latentkit.store.ragged import OFFSETS, RowBatch, offsets_of, pack
 
 SPILL_BYTES = 256 << 20
@@ -44,7 +44,7 @@ DTYPE_CODES = {
 }
 
 LATENTS = ("moments", "latent")
-"""Tensors that are measured and can be quantised; indices are neither."""
+"""Tensors that are measured and can be quantized; indices are neither."""
 
 COLUMNS = {
     "position": pa.int64(),
@@ -67,7 +67,9 @@ NOTHING_COUNTS = "no latent of it counts: its mask is empty"
 
 @dataclass(frozen=True)
 class RowLabel:
-    """What a row says besides its tensors: position of its sample in the plan (streams: in its shard), view, media and how it was cut."""
+    """What a row says besides its tensors: position of its sample in the plan (streams: in its
+    shard), view, media and how it was cut.
+    """
 
     position: int
     view: str
@@ -81,7 +83,9 @@ class RowLabel:
 
 @dataclass
 class _Spool:
-    """One tensor in the making: what was spilled to disk, then pieces in memory, as they came; `length` is its first axis'."""
+    """One tensor in the making: what was spilled to disk, then pieces in memory, as they came;
+    `length` is its first axis'.
+    """
 
     dtype: str
     row_shape: tuple[int, ...]
@@ -92,7 +96,8 @@ class _Spool:
     def spill(self) -> None:
         """Put the pieces on disk."""
         with _explained():
-            self.file = self.file or tempfile.TemporaryFile()  # noqa: SIM115  # closed by the writer's close()
+            if self.file is None:
+                self.file = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `close`)
             for piece in self.pieces:
                 self.file.write(_bytes_of(piece))
         self.pieces = []
@@ -109,7 +114,9 @@ class _Spool:
 
 @dataclass
 class _Bucket:
-    """What there is of a bucket: the names of its tensors, its rows and, of ragged ones, how long they are."""
+    """What there is of a bucket: the names of its tensors, its rows and, of ragged ones, how long
+    they are.
+    """
 
     names: Sequence[str]
     num_rows: int = 0
@@ -126,13 +133,13 @@ class UnitWriter:
 
     Args:
         unit: whose file it becomes.
-        is_stream: whether samples are labelled here, because the plan knows only shards.
-        quantise: whether latents come in float32 and are stored as int8 with their scales.
+        is_stream: whether samples are labeled here, because the plan knows only shards.
+        quantize: whether latents come in float32 and are stored as int8 with their scales.
     """
 
-    def __init__(self, unit: Unit, is_stream: bool = False, quantise: bool = False) -> None:
+    def __init__(self, unit: Unit, is_stream: bool = False, quantize: bool = False) -> None:
         self.unit = unit
-        self._quantise = quantise
+        self._quantize = quantize
         self._spools: dict[str, _Spool] = {}
         self._buckets: dict[str, _Bucket] = {}
         self._mask_axes: int | None = None
@@ -161,18 +168,22 @@ class UnitWriter:
         ragged_axis: int | None = None,
         measured: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Store a batch of one bucket: `tensors` by name ("moments", "latent", "indices"), on the CPU, in their stored dtype.
+        """Store a batch of one bucket: `tensors` by name ("moments", "latent", "indices"), on the
+        CPU, in their stored dtype.
 
-        To be quantised, moments and latents are float32. Rows that are not finite, or of which nothing counts, are skipped with a reason
-        instead.
+        To be quantized, moments and latents are float32. Rows that are not finite, or of which
+        nothing counts, are skipped with a reason instead.
 
         Args:
             tensors: (N, ...) each; "mask", uint8, covers the first axes after the channels.
-            ragged_axis: the axis, N counted, along which rows are stored only as far as their mask counts them; None for none.
-            measured: what `measure_on_device` returned of these tensors, now on the CPU; None to measure here.
+            ragged_axis: the axis, N counted, along which rows are stored only as far as their mask
+                counts them; None for none.
+            measured: what `measure_on_device` returned of these tensors, now on the CPU; None to
+                measure here.
 
         Raises:
-            PluginError: rows of the bucket had another shape before, or a mask where now there is none, or one over other axes.
+            PluginError: rows of the bucket had another shape before, or a mask where now there is
+                none, or one over other axes.
             StoreError: there is no room for them to wait on disk.
         """
         rows = pack(tensors, ragged_axis)
@@ -182,14 +193,20 @@ class UnitWriter:
             rows, labels = self._skip_bad(rows, labels)
         if not labels:
             return
-        stored = _quantised(rows) if self._quantise else rows
+        stored = _quantized(rows) if self._quantize else rows
         filling = self._buckets.setdefault(bucket, _Bucket(sorted(stored.tensors)))
         if filling.names != sorted(stored.tensors):
-            raise PluginError(f"rows of the bucket {bucket!r} came with a mask and without one; a bucket's rows must be alike")
+            raise PluginError(
+                f"rows of the bucket {bucket!r} came with a mask and without one; a bucket's rows"
+                " must be alike"
+            )
         mask_axes = stored.tensors[MASK].ndim if MASK in stored.tensors else None
         self._mask_axes = self._mask_axes or mask_axes
         if mask_axes not in (None, self._mask_axes):
-            raise PluginError(f"masks of the bucket {bucket!r} cover another number of axes than those of others; they must be alike")
+            raise PluginError(
+                f"masks of the bucket {bucket!r} cover another number of axes than those of others;"
+                " they must be alike"
+            )
         for name, tensor in stored.tensors.items():
             self._append(f"{bucket}/{name}", tensor)
         for place, label in enumerate(labels):
@@ -203,7 +220,9 @@ class UnitWriter:
         Raises:
             StoreError: the folder can't be written, or what waited on disk can't be read.
         """
-        header = unit_header(fingerprint, settings, statistics.merge(self._statistics), self._errors)
+        header = unit_header(
+            fingerprint, settings, statistics.merge(self._statistics), self._errors
+        )
         with folder.create(unit_name(self.unit.name)) as file:
             write_unit(file, self._tensors(), header)
         self.close()
@@ -215,13 +234,20 @@ class UnitWriter:
                 spool.file.close()
             spool.pieces = []
 
-    def _skip_bad(self, rows: RowBatch, labels: Sequence[RowLabel]) -> tuple[RowBatch, Sequence[RowLabel]]:
+    def _skip_bad(
+        self, rows: RowBatch, labels: Sequence[RowLabel]
+    ) -> tuple[RowBatch, Sequence[RowLabel]]:
         """Return the rows that can be stored, with their labels; the others are recorded."""
-        for reason, find in ((NOTHING_COUNTS, RowBatch.are_filled), (NOT_FINITE, RowBatch.are_finite)):
+        for reason, find in (
+            (NOTHING_COUNTS, RowBatch.are_filled),
+            (NOT_FINITE, RowBatch.are_finite),
+        ):
             if labels and not (good := find(rows)).all():
                 for place in np.flatnonzero(~good).tolist():
                     self.skip(labels[place], reason)
-                rows, labels = rows.select(good), [labels[place] for place in np.flatnonzero(good).tolist()]
+                rows, labels = rows.select(good), [
+                    labels[place] for place in np.flatnonzero(good).tolist()
+                ]
         return rows, labels
 
     def _append(self, name: str, tensor: Tensor) -> None:
@@ -230,7 +256,10 @@ class UnitWriter:
         if spool is None:
             spool = self._spools[name] = _Spool(DTYPE_CODES[tensor.dtype], tuple(tensor.shape[1:]))
         if spool.row_shape != (shape := tuple(tensor.shape[1:])):
-            raise PluginError(f"{name}: rows of one bucket have the shapes {spool.row_shape} and {shape}; a bucket is a shape")
+            raise PluginError(
+                f"{name}: rows of one bucket have the shapes {spool.row_shape} and {shape}; a"
+                " bucket is a shape"
+            )
         spool.pieces.append(tensor)
         spool.length += len(tensor)
         self._held_bytes += tensor.untyped_storage().nbytes()  # a view keeps all of it
@@ -239,17 +268,23 @@ class UnitWriter:
                 each.spill()
             self._held_bytes = 0
 
-    def _measure(self, stored: RowBatch, given: RowBatch, measured: Mapping[str, Tensor] | None) -> None:
-        """Statistics of the values that a reader will see and that count, and how far they are from those given where quantised."""
+    def _measure(
+        self, stored: RowBatch, given: RowBatch, measured: Mapping[str, Tensor] | None
+    ) -> None:
+        """Statistics of the values that a reader will see and that count, and how far they are from
+        those given where quantized.
+        """
         if measured is not None:
             shape = next(iter(given.tensors.values())).shape
             count = shape[0] * math.prod(shape[2:])
-            self._statistics.append(statistics.ChannelStatistics(count, *measured["statistics"].numpy()))
+            self._statistics.append(
+                statistics.ChannelStatistics(count, *measured["statistics"].numpy())
+            )
             return
         for name in (name for name in LATENTS if name in stored.tensors):
             values = _as_read(stored, name)
-            if self._quantise:
-                error = quantise.measure_error(values, _counted(given, given.tensors[name].numpy()))
+            if self._quantize:
+                error = quantize.measure_error(values, _counted(given, given.tensors[name].numpy()))
                 self._errors[name] = self._errors[name] + error if name in self._errors else error
             channels = values.shape[1] // 2 if name == "moments" else values.shape[1]
             logvar = values[:, channels:] if name == "moments" else None
@@ -257,7 +292,8 @@ class UnitWriter:
 
     def _tensors(self) -> list[TensorToWrite]:
         tensors = [
-            TensorToWrite(name, spool.dtype, (spool.length, *spool.row_shape), spool.chunks()) for name, spool in self._spools.items()
+            TensorToWrite(name, spool.dtype, (spool.length, *spool.row_shape), spool.chunks())
+            for name, spool in self._spools.items()
         ]
         for bucket, filling in self._buckets.items():
             if filling.lengths:
@@ -266,10 +302,13 @@ class UnitWriter:
                 tensors += [
                     TensorToWrite(f"{bucket}/{name}{OFFSETS}", "I64", offsets.shape, [content])
                     for name in filling.names
-                    if not name.endswith(quantise.SCALE)
+                    if not name.endswith(quantize.SCALE)
                 ]
         rows = self._ledger.as_arrow()
-        return [*sorted(tensors, key=lambda tensor: tensor.name), TensorToWrite("rows", "U8", (len(rows),), [rows])]
+        return [
+            *sorted(tensors, key=lambda tensor: tensor.name),
+            TensorToWrite("rows", "U8", (len(rows),), [rows]),
+        ]
 
 
 class _Ledger:
@@ -298,7 +337,9 @@ class _Ledger:
         values["stamp"] = None if label.stamp is None else escape(label.stamp)
         if self._is_stream:
             values["key"] = escape(label.key or "")
-            values["attributes"] = None if label.attributes is None else encode_json(label.attributes)
+            values["attributes"] = (
+                None if label.attributes is None else encode_json(label.attributes)
+            )
         for name, value in values.items():
             self._columns[name].append(value)
 
@@ -306,7 +347,10 @@ class _Ledger:
         """An Arrow stream of the rows in order of sample and then view."""
         order = np.lexsort((self._view_numbers, self._columns["position"])).tolist()
         types = COLUMNS | STREAM_COLUMNS
-        columns = {name: pa.array([column[row] for row in order], types[name]) for name, column in self._columns.items()}
+        columns = {
+            name: pa.array([column[row] for row in order], types[name])
+            for name, column in self._columns.items()
+        }
         return ledger_bytes(pa.table(columns))
 
 
@@ -337,7 +381,9 @@ def unit_header(
         "statistics": canonical_json(measured.as_json() if measured else None),
     }
     if errors:
-        header[quantise.METADATA] = canonical_json({name: error.as_json() for name, error in errors.items()})
+        header[quantize.METADATA] = canonical_json(
+            {name: error.as_json() for name, error in errors.items()}
+        )
     return header
 
 
@@ -349,26 +395,34 @@ def ledger_bytes(table: pa.Table) -> memoryview:
     return memoryview(sink.getvalue())
 
 
-def _quantised(rows: RowBatch) -> RowBatch:
-    """Moments and latents as int8, each with its scales beside it, a row's at a time; other tensors as they are."""
+def _quantized(rows: RowBatch) -> RowBatch:
+    """Moments and latents as int8, each with its scales beside it, a row's at a time; other tensors
+    as they are.
+    """
     stored = dict(rows.tensors)
     for name in (name for name in LATENTS if name in rows.tensors):
-        values, scale = quantise.quantise(rows.tensors[name].numpy(), rows.lengths)
-        stored |= {name: torch.from_numpy(values), name + quantise.SCALE: torch.from_numpy(scale)}
+        values, scale = quantize.quantize(rows.tensors[name].numpy(), rows.lengths)
+        stored |= {name: torch.from_numpy(values), name + quantize.SCALE: torch.from_numpy(scale)}
     return RowBatch(stored, rows.lengths)
 
 
 def _as_read(rows: RowBatch, name: str) -> npt.NDArray[np.float32]:
     """Stored moments or latents that count, (N, C, ...), as numbers."""
-    stored, scale = rows.tensors[name], rows.tensors.get(name + quantise.SCALE)
+    stored, scale = rows.tensors[name], rows.tensors.get(name + quantize.SCALE)
     if scale is None:
         return _counted(rows, stored.float().numpy())
-    scales = scale.numpy() if rows.lengths is None else np.repeat(scale.numpy(), rows.lengths, axis=0)
-    return _counted(rows, quantise.dequantise(stored.numpy(), scales))
+    scales = (
+        scale.numpy() if rows.lengths is None else np.repeat(scale.numpy(), rows.lengths, axis=0)
+    )
+    return _counted(rows, quantize.dequantize(stored.numpy(), scales))
 
 
 def _counted(rows: RowBatch, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    return counted_positions(values, rows.tensors[MASK].numpy().astype(np.bool_)) if MASK in rows.tensors else values
+    return (
+        counted_positions(values, rows.tensors[MASK].numpy().astype(np.bool_))
+        if MASK in rows.tensors
+        else values
+    )
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
@@ -383,6 +437,7 @@ def _explained() -> Iterator[None]:
     except OSError as error:
         where = tempfile.tempdir or "any folder for temporary files"
         raise StoreError(
-            f"latents that wait for the rest of their unit can't be written to {where}: {error.strerror or error}; make room there, or set "
-            "TMPDIR to a folder that has more, and run again: what is committed is kept"
+            f"latents that wait for the rest of their unit can't be written to {where}:"
+            f" {error.strerror or error}; make room there, or set TMPDIR to a folder that has more,"
+            " and run again: what is committed is kept"
         ) from error

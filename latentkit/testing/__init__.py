@@ -1,4 +1,5 @@
-"""The contract kit: subclass a contract in your plugin's tests, and pytest runs its checks on your plugin.
+"""The contract kit: subclass a contract in your plugin's tests, and pytest runs its checks on your
+plugin.
 
     from pathlib import Path
     from latentkit.builtin import FolderConfig, latentkit_sources
@@ -12,10 +13,10 @@
             (tmp_path / "b.jpg").write_bytes(b"two")
             return FolderConfig(path=str(tmp_path))
 
-Each check is a method `test_...` whose docstring says the property, and whose message says what to do. What a plugin gives besides its
-`spec` are methods and attributes of the contract, at its top. A check that can't hold for a good reason is overridden, with the reason.
-`find_failures` runs a contract without pytest.
-"""
+Each check is a method `test_...` whose docstring says the property, and whose message says what to
+do. What a plugin gives besides its `spec` are methods and attributes of the contract, at its top. A
+check that can't hold for a good reason is overridden, with the reason. `find_failures` runs a
+contract without pytest."""
 
 from __future__ import annotations
 

@@ -13,10 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from latentkit.batching import check_layout, encode_batch
-from latentkit.contracts import Decodes, Encoder, EncoderSpec, LatentLayout, Normalization, PluginSpec, Reconstruction, Trainable
+from latentkit.contracts import (
+    Decodes,
+    Encoder,
+    EncoderSpec,
+    LatentLayout,
+    Normalization,
+    PluginSpec,
+    Reconstruction,
+    Trainable,
+)
+from latentkit.encoding.batch_tensors import check_layout, encode_batch
 from latentkit.errors import EncoderError
-from latentkit.masks import masked_axes
+from latentkit.runtime.masks import masked_axes
 from latentkit.testing.batches import (
     Batch,
     allowed_sizes,
@@ -40,16 +49,18 @@ Latents = Mapping[str, Tensor]
 
 
 class EncoderContract(PluginContract):
-    """What an `Encoder` promises; what `Decodes` and `Trainable` promise, where it has their members.
+    """What an `Encoder` promises; what `Decodes` and `Trainable` promise, where it has their
+    members.
 
-    Give `spec`, and `make_config` with small random weights: no check asks how good the latents are.
-    """
+    Give `spec`, and `make_config` with small random weights: no check asks how good the latents
+    are."""
 
     spec_type: ClassVar[type[PluginSpec]] = EncoderSpec
     protocols: ClassVar[tuple[type, ...]] = (Encoder,)
 
     tolerance: float = 1e-4
-    """Largest difference, absolute and relative, of what batches of other sizes may change; larger for half precision."""
+    """Largest difference, absolute and relative, of what batches of other sizes may change; larger
+    for half precision."""
 
     # ------------------------------------------------------------ what a plugin author overrides
 
@@ -59,86 +70,140 @@ class EncoderContract(PluginContract):
         return encoder
 
     def sizes(self, encoder: Encoder) -> Sequence[tuple[int, ...]]:
-        """Two input sizes to try, one number per axis of `input.axes` but C: small ones that its rules allow."""
+        """Two input sizes to try, one number per axis of `input.axes` but C: small ones that its
+        rules allow.
+        """
         small = [allowed_sizes(encoder.input, axis) for axis in axes_of(encoder)]
-        return [tuple(sizes[0] for sizes in small), tuple(sizes[number % 2] for number, sizes in enumerate(small, start=1))]
+        return [
+            tuple(sizes[0] for sizes in small),
+            tuple(sizes[number % 2] for number, sizes in enumerate(small, start=1)),
+        ]
 
     def make_batch(self, encoder: Encoder, sizes: tuple[int, ...], num_rows: int) -> Batch:
-        """Prepared rows as the encoder's modality gives them, always the same: (N, C, *sizes) float32 in its range.
+        """Prepared rows as the encoder's modality gives them, always the same: (N, C, *sizes)
+        float32 in its range.
 
-        For an encoder that takes a mask, a mapping of "values" and "mask", (N, sizes[0]), 1 where a position counts.
-        """
+        For an encoder that takes a mask, a mapping of "values" and "mask", (N, sizes[0]), 1 where a
+        position counts."""
         low, high = encoder.input.range
         channels = (encoder.input.channels,) if "C" in encoder.input.axes else ()
-        noise = torch.rand((num_rows, *channels, *sizes), generator=torch.Generator().manual_seed(num_rows))
+        noise = torch.rand(
+            (num_rows, *channels, *sizes), generator=torch.Generator().manual_seed(num_rows)
+        )
         values = low + (high - low) * noise
-        return {"values": values, "mask": mask_along(sizes[0], num_rows)} if encoder.input.takes_mask else values
+        return (
+            {"values": values, "mask": mask_along(sizes[0], num_rows)}
+            if encoder.input.takes_mask
+            else values
+        )
 
     def perturb(self, encoder: Encoder) -> Encoder | None:
-        """The encoder, or another one, with one bit of one weight that `encode` uses changed; None for one without weights.
+        """The encoder, or another one, with one bit of one weight that `encode` uses changed; None
+        for one without weights.
 
-        Unless overridden: the first parameter of the first module among the encoder's attributes, after a first `encode`.
-        """
+        Unless overridden: the first parameter of the first module among the encoder's attributes,
+        after a first `encode`."""
         modules = [value for value in vars(encoder).values() if isinstance(value, nn.Module)]
-        parameters = [parameter for module in modules for parameter in module.parameters() if not parameter.is_meta]
-        assert parameters, "no attribute of the encoder is an nn.Module with parameters: override perturb(), or let it return None"
+        parameters = [
+            parameter
+            for module in modules
+            for parameter in module.parameters()
+            if not parameter.is_meta
+        ]
+        assert parameters, (
+            "no attribute of the encoder is an nn.Module with parameters: override perturb(), or"
+            " let it return None"
+        )
         flip_bit(parameters[0].data)
         return encoder
 
     def make_renormalized(self, tmp_path: Path) -> Encoder | None:
-        """An encoder of the same weights but another `normalization`; None where that can't be had."""
+        """An encoder of the same weights but another `normalization`; None where that can't be had.
+        """
         return None
 
     # ------------------------------------------------------------ what it declares
 
     def test_declarations_fit_together(self, tmp_path: Path) -> None:
-        """Modality, range, axes and layout are complete: one downscale per axis but C, C first, and a ragged axis that exists."""
+        """Modality, range, axes and layout are complete: one downscale per axis but C, C first, and
+        a ragged axis that exists.
+        """
         encoder = self.make_encoder(tmp_path)
         layout, (low, high) = encoder.layout, encoder.input.range
-        assert encoder.modality, "modality is empty: give the recipe name of a modality, such as 'image'"
+        assert (
+            encoder.modality
+        ), "modality is empty: give the recipe name of a modality, such as 'image'"
         assert low < high, f"input.range is ({low}, {high}): the lowest value comes first"
         for name, axes in (("input", encoder.input.axes), ("layout", layout.axes)):
-            assert len(set(axes)) == len(axes), f"{name}.axes is {axes!r}: a letter stands there twice"
+            assert len(set(axes)) == len(
+                axes
+            ), f"{name}.axes is {axes!r}: a letter stands there twice"
         factors = layout.downscale if isinstance(layout.downscale, tuple) else (layout.downscale,)
-        assert min(factors, default=1) >= 1, f"layout.downscale is {layout.downscale}: input size over latent size, at least 1"
+        assert (
+            min(factors, default=1) >= 1
+        ), f"layout.downscale is {layout.downscale}: input size over latent size, at least 1"
         try:
             check_layout(encoder)
         except EncoderError as error:
             raise AssertionError(str(error)) from error
 
     def test_normalization_can_be_undone(self, tmp_path: Path) -> None:
-        """Normalising raw latents gives finite ones, and undoing it the raw ones again; shift and scale fit the layout."""
+        """Normalizing raw latents gives finite ones, and undoing it the raw ones again; shift and
+        scale fit the layout.
+        """
         encoder = self.make_encoder(tmp_path)
         raw = next(iter(self.encode(encoder).values())).float().cpu()
         if encoder.layout.kind == "quantised":
             return
         raw, axes = torch.where(raw.isfinite(), raw, 0.0), encoder.layout.axes
         latents = encoder.normalization.apply(raw, axes)
-        assert bool(latents.isfinite().all()), "normalised latents are not finite: look for a scale of 0 or infinity"
+        assert bool(
+            latents.isfinite().all()
+        ), "normalized latents are not finite: look for a scale of 0 or infinity"
         back = encoder.normalization.invert(latents, axes)
-        assert_close(back, raw, self.tolerance, "undoing it doesn't give the raw latents: look at the shapes of shift and scale")
+        assert_close(
+            back,
+            raw,
+            self.tolerance,
+            "undoing it doesn't give the raw latents: look at the shapes of shift and scale",
+        )
 
     # ------------------------------------------------------------ encode
 
     def test_latents_have_the_names_of_their_kind(self, tmp_path: Path) -> None:
-        """ "mean" and "logvar" of a gaussian layout, "latent" of a deterministic, "indices" of a quantised one; with "mask" or without."""
+        """ "mean" and "logvar" of a gaussian layout, "latent" of a deterministic, "indices" of a
+        quantized one; with "mask" or without.
+        """
         encoder = self.make_encoder(tmp_path)
         got, wanted = set(self.encode_all(encoder)) - {"mask"}, NAMES[encoder.layout.kind]
-        assert got == wanted, f"encode gave {sorted(got)}; a {encoder.layout.kind} layout needs {sorted(wanted)}"
+        assert (
+            got == wanted
+        ), f"encode gave {sorted(got)}; a {encoder.layout.kind} layout needs {sorted(wanted)}"
 
     def test_latents_have_the_shape_of_the_layout(self, tmp_path: Path) -> None:
-        """Rows of the batch, axes and channels of the layout; sizes of axes that the input has too are those divided by the downscale."""
+        """Rows of the batch, axes and channels of the layout; sizes of axes that the input has too
+        are those divided by the downscale.
+        """
         encoder = self.make_encoder(tmp_path)
         for sizes in self.sizes(encoder):
-            for name, tensor in encode_without_mask(encoder, self.make_batch(encoder, sizes, 2)).items():
+            for name, tensor in encode_without_mask(
+                encoder, self.make_batch(encoder, sizes, 2)
+            ).items():
                 got = tuple(tensor.shape)
                 expected = expected_shape(encoder, 2, sizes, got)
-                assert got == expected, f"{name!r} has shape {got} for an input of {sizes}; by the layout it is {expected}"
+                assert got == expected, (
+                    f"{name!r} has shape {got} for an input of {sizes}; by the layout it is"
+                    f" {expected}"
+                )
 
     def test_a_mask_fits_the_latents(self, tmp_path: Path) -> None:
-        """The mask at the latents' size, `encode`'s own or by `downscale` the input's, has their sizes and counts something of each row."""
+        """The mask at the latents' size, `encode`'s own or by `downscale` the input's, has their
+        sizes and counts something of each row.
+        """
         encoder = self.make_encoder(tmp_path)
-        for sizes in self.sizes(encoder) if encoder.input.takes_mask or encoder.layout.ragged_axis else ():
+        for sizes in (
+            self.sizes(encoder) if encoder.input.takes_mask or encoder.layout.ragged_axis else ()
+        ):
             batch = self.make_batch(encoder, sizes, 2)
             if isinstance(batch, Tensor):
                 batch = {"values": batch, "mask": mask_along(sizes[0], 2)}
@@ -146,20 +211,33 @@ class EncoderContract(PluginContract):
                 mask = encode_batch(encoder, batch)["mask"]
             except EncoderError as error:
                 raise AssertionError(str(error)) from error
-            assert bool(mask.flatten(1).any(1).all()), "a row whose mask counts something has latents of which none counts"
+            assert bool(
+                mask.flatten(1).any(1).all()
+            ), "a row whose mask counts something has latents of which none counts"
 
     def test_what_a_mask_leaves_out_changes_nothing(self, tmp_path: Path) -> None:
-        """With other values in the padding, an encoder that takes a mask gives the latents that count, within `tolerance`."""
+        """With other values in the padding, an encoder that takes a mask gives the latents that
+        count, within `tolerance`.
+        """
         encoder = self.make_encoder(tmp_path)
         batch = self.make_batch(encoder, self.sizes(encoder)[0], 2)
         if not encoder.input.takes_mask or isinstance(batch, Tensor):
             return
         first, other = encode_batch(encoder, batch), encode_batch(encoder, other_padding(batch))
         mask = first.pop("mask").cpu()
-        assert torch.equal(mask, other["mask"].cpu()), "the latents' mask depends on the padding's values"
+        assert torch.equal(
+            mask, other["mask"].cpu()
+        ), "the latents' mask depends on the padding's values"
         for name, tensor in first.items():
-            counted = [counted_of(latents, mask, encoder.layout) for latents in (tensor, other[name])]
-            assert_close(counted[0], counted[1], self.tolerance, f"{name!r} depends on the padding: give the mask to the network")
+            counted = [
+                counted_of(latents, mask, encoder.layout) for latents in (tensor, other[name])
+            ]
+            assert_close(
+                counted[0],
+                counted[1],
+                self.tolerance,
+                f"{name!r} depends on the padding: give the mask to the network",
+            )
 
     def test_latents_are_floats_and_indices_whole_numbers(self, tmp_path: Path) -> None:
         """Latents have a float dtype; indices one of whole numbers."""
@@ -170,7 +248,11 @@ class EncoderContract(PluginContract):
 
     def test_latents_are_finite(self, tmp_path: Path) -> None:
         """No latent of a good input is nan or infinite."""
-        wrong = [name for name, tensor in self.encode(self.make_encoder(tmp_path)).items() if not bool(tensor.isfinite().all())]
+        wrong = [
+            name
+            for name, tensor in self.encode(self.make_encoder(tmp_path)).items()
+            if not bool(tensor.isfinite().all())
+        ]
         assert not wrong, f"nan or infinity in {wrong}: compute in a wider dtype"
 
     def test_logvar_is_within_its_limits(self, tmp_path: Path) -> None:
@@ -178,36 +260,59 @@ class EncoderContract(PluginContract):
         logvar = self.encode(self.make_encoder(tmp_path)).get("logvar", torch.zeros(1))
         kept = logvar[logvar.isfinite()]
         inside = bool(((kept >= LOGVAR_RANGE[0]) & (kept <= LOGVAR_RANGE[1])).all())
-        assert inside, f"logvar from {float(kept.min())} to {float(kept.max())}: clamp it to [-30, 20]"
+        assert (
+            inside
+        ), f"logvar from {float(kept.min())} to {float(kept.max())}: clamp it to [-30, 20]"
 
     def test_latents_need_no_gradient(self, tmp_path: Path) -> None:
         """Latents carry no graph, which would keep the activations of every batch in memory."""
-        wrong = [name for name, tensor in self.encode(self.make_encoder(tmp_path)).items() if tensor.requires_grad]
+        wrong = [
+            name
+            for name, tensor in self.encode(self.make_encoder(tmp_path)).items()
+            if tensor.requires_grad
+        ]
         assert not wrong, f"{wrong} require gradients: encode inside torch.inference_mode()"
 
     def test_encoding_again_gives_equal_latents(self, tmp_path: Path) -> None:
-        """Encoding a batch twice gives the same bits: draws are made when latents are read, not here."""
+        """Encoding a batch twice gives the same bits: draws are made when latents are read, not
+        here.
+        """
         encoder = self.make_encoder(tmp_path)
         same = are_equal(self.encode(encoder), self.encode(encoder))
-        assert same, "a second encode differs: give the posterior, not a draw, and put modules into eval()"
+        assert (
+            same
+        ), "a second encode differs: give the posterior, not a draw, and put modules into eval()"
 
     def test_two_builds_give_equal_latents(self, tmp_path: Path) -> None:
-        """Two encoders of one config give the same bits: random weights are drawn from context.seed."""
+        """Two encoders of one config give the same bits: random weights are drawn from
+        context.seed.
+        """
         first, second = self.build_twice(tmp_path)
-        assert are_equal(self.encode(first), self.encode(second)), "two builds of one config differ: draw from context.seed alone"
+        assert are_equal(
+            self.encode(first), self.encode(second)
+        ), "two builds of one config differ: draw from context.seed alone"
 
     def test_a_batch_gives_what_its_rows_give(self, tmp_path: Path) -> None:
-        """A batch of two gives what its rows give one by one, within `tolerance`: a latent doesn't depend on its neighbours."""
+        """A batch of two gives what its rows give one by one, within `tolerance`: a latent doesn't
+        depend on its neighbors.
+        """
         encoder = self.make_encoder(tmp_path)
         batch = self.make_batch(encoder, self.sizes(encoder)[0], 2)
         together = encode_without_mask(encoder, copy_of(batch))
         alone = [encode_without_mask(encoder, row_of(batch, number)) for number in range(2)]
         for name, tensor in together.items():
             rows = torch.cat([latents[name] for latents in alone])
-            assert_close(tensor, rows, self.tolerance, f"{name!r} of a batch is not that of its rows: no statistics over the batch")
+            assert_close(
+                tensor,
+                rows,
+                self.tolerance,
+                f"{name!r} of a batch is not that of its rows: no statistics over the batch",
+            )
 
     def test_latents_are_unscaled(self, tmp_path: Path) -> None:
-        """`encode` gives raw latents: the same ones whatever `normalization` says, which is applied when they are read."""
+        """`encode` gives raw latents: the same ones whatever `normalization` says, which is applied
+        when they are read.
+        """
         encoder, other = self.make_encoder(tmp_path), self.make_renormalized(tmp_path)
         expected = self.encode(encoder)
         elsewhere = property(lambda encoder: Normalization(shift=3.0, scale=0.25))
@@ -215,7 +320,12 @@ class EncoderContract(PluginContract):
             found = [self.encode(encoder)]
         for latents in found + ([] if other is None else [self.encode(other)]):
             for name, tensor in expected.items():
-                assert_close(latents[name], tensor, self.tolerance, f"{name!r} changes with the normalization: give it as the network does")
+                assert_close(
+                    latents[name],
+                    tensor,
+                    self.tolerance,
+                    f"{name!r} changes with the normalization: give it as the network does",
+                )
 
     def test_encode_leaves_its_input_alone(self, tmp_path: Path) -> None:
         """The batch is the same after `encode` as before."""
@@ -223,18 +333,30 @@ class EncoderContract(PluginContract):
         batch = self.make_batch(encoder, self.sizes(encoder)[0], 2)
         before = copy_of(batch)
         encode_without_mask(encoder, batch)
-        assert are_same(batch, before), "encode changed its input: no operations in place on the batch"
+        assert are_same(
+            batch, before
+        ), "encode changed its input: no operations in place on the batch"
 
     def test_encode_leaves_random_numbers_alone(self, tmp_path: Path) -> None:
-        """The global generators of torch, NumPy and Python stand where they stood before the first `encode`."""
+        """The global generators of torch, NumPy and Python stand where they stood before the first
+        `encode`.
+        """
         encoder = self.make_encoder(tmp_path)
-        torch.rand(1), np.random.rand(), random.random()  # away from where a seed puts them, which encode might do
+        torch.rand(
+            1
+            # away from where a seed puts them, which encode might do
+        ), np.random.rand(), random.random()
         before = random_state()
         self.encode(encoder)
-        assert random_state() == before, "encode drew from or seeded a global generator: use a torch.Generator, or torch.random.fork_rng()"
+        assert random_state() == before, (
+            "encode drew from or seeded a global generator: use a torch.Generator, or"
+            " torch.random.fork_rng()"
+        )
 
     def test_sizes_it_does_not_take_raise_value_error(self, tmp_path: Path) -> None:
-        """An input of a size that `input.sizes` forbids raises `ValueError`, instead of being padded or cut."""
+        """An input of a size that `input.sizes` forbids raises `ValueError`, instead of being
+        padded or cut.
+        """
         encoder = self.make_encoder(tmp_path)
         good = self.sizes(encoder)[0]
         for place, axis in enumerate(axes_of(encoder)):
@@ -242,47 +364,69 @@ class EncoderContract(PluginContract):
             if wrong is not None:
                 batch = self.make_batch(encoder, (*good[:place], wrong, *good[place + 1 :]), 1)
                 raised = raised_by(encoder, batch)
-                assert isinstance(raised, ValueError), f"{axis} = {wrong} gave {raised!r}: raise ValueError and say what is allowed"
+                assert isinstance(
+                    raised, ValueError
+                ), f"{axis} = {wrong} gave {raised!r}: raise ValueError and say what is allowed"
 
     # ------------------------------------------------------------ fingerprint
 
     def test_fingerprint_is_texts_by_name(self, tmp_path: Path) -> None:
         """`fingerprint` gives at least one part, names and values texts."""
         parts = self.make_encoder(tmp_path).fingerprint()
-        fits = bool(parts) and all(isinstance(part, str) and part for pair in parts.items() for part in pair)
+        fits = bool(parts) and all(
+            isinstance(part, str) and part for pair in parts.items() for part in pair
+        )
         assert fits, f"fingerprint gave {parts!r}: name to hash or setting, as texts"
 
     def test_fingerprint_is_stable(self, tmp_path: Path) -> None:
-        """Two builds have one fingerprint, before encoding and after: another one throws every latent away."""
+        """Two builds have one fingerprint, before encoding and after: another one throws every
+        latent away.
+        """
         first, second = self.build_twice(tmp_path)
         before = first.fingerprint()
         self.encode(first)
-        assert before == first.fingerprint(), "the fingerprint changed by encoding: hash weights as they are computed with"
-        assert before == second.fingerprint(), "two builds of one config have two fingerprints: leave out times, paths and addresses"
+        assert (
+            before == first.fingerprint()
+        ), "the fingerprint changed by encoding: hash weights as they are computed with"
+        assert (
+            before == second.fingerprint()
+        ), "two builds of one config have two fingerprints: leave out times, paths and addresses"
 
     def test_fingerprint_changes_with_a_single_bit_of_the_weights(self, tmp_path: Path) -> None:
-        """One bit of one weight that `encode` uses makes another fingerprint: stale latents are never taken for fresh ones."""
+        """One bit of one weight that `encode` uses makes another fingerprint: stale latents are
+        never taken for fresh ones.
+        """
         encoder = self.make_encoder(tmp_path)
         self.encode(encoder)
         before = deciding_parts(encoder)
         changed = self.perturb(encoder)
         same = changed is not None and deciding_parts(changed) == before
-        assert not same, "the fingerprint is blind to a weight: hash all that encode uses (or override perturb() to change one of those)"
+        assert not same, (
+            "the fingerprint is blind to a weight: hash all that encode uses (or override perturb()"
+            " to change one of those)"
+        )
 
     # ------------------------------------------------------------ decode
 
     def test_decoded_batch_is_like_the_input(self, tmp_path: Path) -> None:
-        """`decode` of raw latents gives finite floats of the input's shape, about in its range: at most its width outside."""
+        """`decode` of raw latents gives finite floats of the input's shape, about in its range: at
+        most its width outside.
+        """
         encoder = self.make_encoder(tmp_path)
         if not isinstance(encoder, Decodes):
             return
         batch = self.make_batch(encoder, self.sizes(encoder)[0], 2)
         decoded, given = encoder.decode(self.latents_of(encoder, batch)).float(), values_of(batch)
         low, high = encoder.input.range
-        assert decoded.shape == given.shape, f"decode gave {tuple(decoded.shape)} for an input of {tuple(given.shape)}"
+        assert (
+            decoded.shape == given.shape
+        ), f"decode gave {tuple(decoded.shape)} for an input of {tuple(given.shape)}"
         assert bool(decoded.isfinite().all()), "decode gave nan or infinity"
         inside = float(decoded.min()) >= 2 * low - high and float(decoded.max()) <= 2 * high - low
-        assert inside, f"decoded values from {float(decoded.min())} to {float(decoded.max())}; the input's range is {low} to {high}"
+        assert inside, (
+            f"decoded values from {float(decoded.min())} to {float(decoded.max())}; the input's"
+            f" range is {low} to {high}"
+        )
 
     def test_decode_leaves_its_latents_alone(self, tmp_path: Path) -> None:
         """The latents are the same after `decode` as before."""
@@ -292,24 +436,40 @@ class EncoderContract(PluginContract):
         latents = self.latents_of(encoder, self.make_batch(encoder, self.sizes(encoder)[0], 2))
         before = latents.clone()
         encoder.decode(latents)
-        assert torch.equal(latents, before), "decode changed the latents it was given: no operations in place on them"
+        assert torch.equal(
+            latents, before
+        ), "decode changed the latents it was given: no operations in place on them"
 
     # ------------------------------------------------------------ training
 
     def test_forward_trains_the_last_layer(self, tmp_path: Path) -> None:
-        """A trainable module's forward gives a `Reconstruction` of the input's shape, whose gradient reaches `last_layer()`."""
+        """A trainable module's forward gives a `Reconstruction` of the input's shape, whose
+        gradient reaches `last_layer()`.
+        """
         encoder = self.make_encoder(tmp_path)
         if not isinstance(encoder, Trainable):
             return
-        batch = values_of(self.make_batch(encoder, self.sizes(encoder)[0], 2)).to(encoder.last_layer().device)
+        batch = values_of(self.make_batch(encoder, self.sizes(encoder)[0], 2)).to(
+            encoder.last_layer().device
+        )
         found = encoder.module(batch)
-        assert isinstance(found, Reconstruction), f"forward gave a {type(found).__name__}: give latentkit.contracts.Reconstruction"
-        assert found.output.shape == batch.shape, f"output has shape {tuple(found.output.shape)}, the input {tuple(batch.shape)}"
+        assert isinstance(
+            found, Reconstruction
+        ), f"forward gave a {type(found).__name__}: give latentkit.contracts.Reconstruction"
+        assert (
+            found.output.shape == batch.shape
+        ), f"output has shape {tuple(found.output.shape)}, the input {tuple(batch.shape)}"
         has_moments = found.moments is not None
-        assert has_moments == (encoder.layout.kind == "gaussian"), "forward gives moments if, and only if, the layout is gaussian"
-        [slope] = torch.autograd.grad(found.output.float().square().mean(), [encoder.last_layer()], allow_unused=True)
+        assert has_moments == (
+            encoder.layout.kind == "gaussian"
+        ), "forward gives moments if, and only if, the layout is gaussian"
+        [slope] = torch.autograd.grad(
+            found.output.float().square().mean(), [encoder.last_layer()], allow_unused=True
+        )
         reached = slope is not None and bool(slope.any())
-        assert reached, "no gradient reached last_layer(): give a weight that the module's forward uses"
+        assert (
+            reached
+        ), "no gradient reached last_layer(): give a weight that the module's forward uses"
 
     # ------------------------------------------------------------ for the checks
 
@@ -325,7 +485,9 @@ class EncoderContract(PluginContract):
     def latents_of(self, encoder: Encoder, batch: Batch) -> Tensor:
         """What `decode` takes: "mean", "latent" or "indices" of a batch, as a tensor of its own."""
         latents = encode_without_mask(encoder, batch)
-        return next(latents[name] for name in ("mean", "latent", "indices") if name in latents).clone()
+        return next(
+            latents[name] for name in ("mean", "latent", "indices") if name in latents
+        ).clone()
 
 
 def encode_without_mask(encoder: Encoder, batch: Batch) -> dict[str, Tensor]:
@@ -349,30 +511,45 @@ def flip_bit(weight: Tensor) -> None:
 
 
 def deciding_parts(encoder: Encoder) -> dict[str, str]:
-    """The part of an encoder's fingerprint that decides latents: not the decoder's, nor where it came from."""
-    return {name: part for name, part in encoder.fingerprint().items() if not name.startswith(("decoder", "hub_commit"))}
+    """The part of an encoder's fingerprint that decides latents: not the decoder's, nor where it
+    came from.
+    """
+    return {
+        name: part
+        for name, part in encoder.fingerprint().items()
+        if not name.startswith(("decoder", "hub_commit"))
+    }
 
 
 def are_equal(first: Latents, second: Latents) -> bool:
     """Whether two encodings agree bit for bit; nan equals nan."""
-    return first.keys() == second.keys() and all(torch.equal(first[name].nan_to_num(), second[name].nan_to_num()) for name in first)
+    return first.keys() == second.keys() and all(
+        torch.equal(first[name].nan_to_num(), second[name].nan_to_num()) for name in first
+    )
 
 
 def assert_close(actual: Tensor, expected: Tensor, tolerance: float, message: str) -> None:
-    """Raise `AssertionError` with the message where two tensors differ by more than the tolerance."""
-    close = torch.allclose(actual.double(), expected.double(), rtol=tolerance, atol=tolerance, equal_nan=True)
+    """Raise `AssertionError` with the message where two tensors differ by more than the tolerance.
+    """
+    close = torch.allclose(
+        actual.double(), expected.double(), rtol=tolerance, atol=tolerance, equal_nan=True
+    )
     assert close, message
 
 
 def random_state() -> list[bytes]:
     """Where the global generators of torch, NumPy and Python stand."""
-    return [torch.random.get_rng_state().numpy().tobytes(), pickle.dumps(np.random.get_state()), pickle.dumps(random.getstate())]
+    return [
+        torch.random.get_rng_state().numpy().tobytes(),
+        pickle.dumps(np.random.get_state()),
+        pickle.dumps(random.getstate()),
+    ]
 
 
 def raised_by(encoder: Encoder, batch: Batch) -> Exception | None:
     """What encoding a batch raises; None when it gives something."""
     try:
         encode_without_mask(encoder, batch)
-    except Exception as error:  # noqa: BLE001 (plugin boundary: which error it is, is what is asked)
+    except Exception as error:  # noqa: BLE001 (plugin boundary)
         return error
     return None

@@ -19,11 +19,13 @@ REASON = "the source went away"
 
 @dataclass(frozen=True)
 class MakeWorker:
-    """Makes workers that leave a file for each unit and device in a folder, and do no more; picklable, as the contract says.
+    """Makes workers that leave a file for each unit and device in a folder, and do no more;
+    picklable, as the contract says.
 
     Args:
         folder: of those files.
-        but: "all" units give a result; "even" ones alone, as where another process has the rest; or the third one "fails".
+        but: "all" units give a result; "even" ones alone, as where another process has the rest; or
+            the third one "fails".
     """
 
     folder: Path
@@ -44,7 +46,10 @@ class MakeWorker:
 
 
 class ExecutorContract(PluginContract):
-    """What an `Executor` promises. Give `spec`, and `make_config` with what it needs to run on this machine alone."""
+    """What an `Executor` promises.
+
+    Give `spec`, and `make_config` with what it needs to run on this machine alone.
+    """
 
     spec_type: ClassVar[type[PluginSpec]] = ExecutorSpec
     protocols: ClassVar[tuple[type, ...]] = (Executor,)
@@ -58,14 +63,22 @@ class ExecutorContract(PluginContract):
         """Each unit reaches a worker, and its result comes back, once, in any order."""
         numbers = sorted(unit.number for unit in self.run(tmp_path, MakeWorker(tmp_path)))
         worked = sorted(path.name for path in tmp_path.glob("unit *"))
-        assert worked == [f"unit {unit.name}" for unit in UNITS], f"units that reached a worker: {worked}; expected all of {len(UNITS)}"
-        assert numbers == [unit.number for unit in UNITS], f"results of the units {numbers}; expected one of each of {len(UNITS)}"
+        assert worked == [
+            f"unit {unit.name}" for unit in UNITS
+        ], f"units that reached a worker: {worked}; expected all of {len(UNITS)}"
+        assert numbers == [
+            unit.number for unit in UNITS
+        ], f"results of the units {numbers}; expected one of each of {len(UNITS)}"
 
     def test_units_that_another_process_has_give_no_result(self, tmp_path: Path) -> None:
-        """A worker leaves out what another process did: that is waited for by nobody, and given a second time by nobody."""
+        """A worker leaves out what another process did: that is waited for by nobody, and given a
+        second time by nobody.
+        """
         numbers = sorted(unit.number for unit in self.run(tmp_path, MakeWorker(tmp_path, "even")))
         wanted = [unit.number for unit in UNITS if unit.number % 2 == 0]
-        assert numbers == wanted, f"results of the units {numbers}; the workers gave those of {wanted}"
+        assert (
+            numbers == wanted
+        ), f"results of the units {numbers}; the workers gave those of {wanted}"
 
     def test_no_units_are_no_work(self, tmp_path: Path) -> None:
         """Without units there are no results, and no error."""
@@ -73,14 +86,19 @@ class ExecutorContract(PluginContract):
         assert not found, f"no units gave the results {found}"
 
     def test_the_error_of_a_worker_is_the_error_of_the_run(self, tmp_path: Path) -> None:
-        """What a worker raises comes out of `run`, of the same class and with the same message: it tells the user what to mend."""
+        """What a worker raises comes out of `run`, of the same class and with the same message: it
+        tells the user what to mend.
+        """
         raised: Exception | None = None
         try:
             self.run(tmp_path, MakeWorker(tmp_path, "fails"))
-        except Exception as error:  # noqa: BLE001 (plugin boundary: which error it is, is what is asked)
+        except Exception as error:  # noqa: BLE001 (plugin boundary)
             raised = error
         same = isinstance(raised, SourceError) and REASON in str(raised)
-        assert same, f"a worker raised SourceError({REASON!r}), and run() {raised!r}: let it through, or raise it again"
+        assert same, (
+            f"a worker raised SourceError({REASON!r}), and run() {raised!r}: let it through, or"
+            " raise it again"
+        )
 
     def test_workers_are_made_for_devices_of_torch(self, tmp_path: Path) -> None:
         """`make_worker` is called with the name of a device, such as "cpu" or "cuda:0"."""
@@ -91,10 +109,14 @@ class ExecutorContract(PluginContract):
         assert not wrong, f"workers were made for {wrong}: give torch's name of a device"
 
     def test_the_executor_can_be_used_again(self, tmp_path: Path) -> None:
-        """A second `run` of one executor does its units too: with several encoders, each has a run of its own."""
+        """A second `run` of one executor does its units too: with several encoders, each has a run
+        of its own.
+        """
         executor = self.make_executor(tmp_path)
         counts = [len(list(executor.run(UNITS, MakeWorker(tmp_path)))) for _ in range(2)]
-        assert counts == [len(UNITS)] * 2, f"{counts} results of two runs; keep what a run needs inside run()"
+        assert (
+            counts == [len(UNITS)] * 2
+        ), f"{counts} results of two runs; keep what a run needs inside run()"
 
     def run(self, tmp_path: Path, make_worker: MakeWorker) -> list[Unit]:
         """Units of the results, in the order they came."""

@@ -29,7 +29,8 @@ from latentkit.errors import SampleError
 from latentkit.testing.plugin import PluginContract
 
 KEYS = ("a.png", "b/a.png", "../up.png", "zoë, 'x'\n.png", "con.tar.gz", "bad.png", "a")
-"""As sources give them: in folders, climbing, with quotes, line ends and dots, one the beginning of another, one that is skipped."""
+"""As sources give them: in folders, climbing, with quotes, line ends and dots, one the beginning of
+another, one that is skipped."""
 SIDES = ((16, 16), (16, 32))
 VIEWS = ("plain", "hflip")
 DATASET = "latents"
@@ -42,22 +43,32 @@ class ExporterContract(PluginContract, ABC):
     protocols: ClassVar[tuple[type, ...]] = (Exporter,)
 
     tolerance: float = 1e-6
-    """Largest difference, absolute and relative, of what is read back; larger for a format of half precision."""
+    """Largest difference, absolute and relative, of what is read back; larger for a format of half
+    precision."""
 
     # ------------------------------------------------------------ what a plugin author overrides
 
     @abstractmethod
     def read(self, folder: Path) -> Iterable[tuple[str, str, Tensor]]:
-        """Key, view and latent of every row that an export has, by the format's own reader, in any order."""
+        """Key, view and latent of every row that an export has, by the format's own reader, in any
+        order.
+        """
 
     def expected(self, dataset: Any) -> list[tuple[str, str, Tensor]]:
-        """What `read` should give: unless overridden the latents as a trainer sees them, (C, h, w) float32."""
-        return [(row["key"], row["view"], row["latent"]) for row in (dataset[index] for index in range(len(dataset)))]
+        """What `read` should give: unless overridden the latents as a trainer sees them, (C, h, w)
+        float32.
+        """
+        return [
+            (row["key"], row["view"], row["latent"])
+            for row in (dataset[index] for index in range(len(dataset)))
+        ]
 
     # ------------------------------------------------------------ checks
 
     def test_every_row_is_there_with_its_latent(self, tmp_path: Path) -> None:
-        """What the format's own reader gives is every row once, under its key and view, with its latent."""
+        """What the format's own reader gives is every row once, under its key and view, with its
+        latent.
+        """
         dataset, folder = self.export(tmp_path)
         wanted = {(key, view): latent for key, view, latent in self.expected(dataset)}
         rows = list(self.read(folder))
@@ -65,15 +76,23 @@ class ExporterContract(PluginContract, ABC):
         assert names == sorted(wanted), f"rows read back: {names}; expected {sorted(wanted)}"
         for key, view, latent in rows:
             other = wanted[key, view]
-            same = latent.shape == other.shape and torch.allclose(latent.double(), other.double(), self.tolerance, self.tolerance)
+            same = latent.shape == other.shape and torch.allclose(
+                latent.double(), other.double(), self.tolerance, self.tolerance
+            )
             assert same, f"{key!r}, {view}: what is read back is not the latent that was exported"
 
     def test_an_export_stays_in_its_folder(self, tmp_path: Path) -> None:
-        """Nothing is written beside the folder, whatever keys look like, and no link leads out of it."""
+        """Nothing is written beside the folder, whatever keys look like, and no link leads out of
+        it.
+        """
         _, folder = self.export(tmp_path)
-        beside = sorted(path.name for path in tmp_path.iterdir() if path.name not in (folder.name, DATASET))
+        beside = sorted(
+            path.name for path in tmp_path.iterdir() if path.name not in (folder.name, DATASET)
+        )
         links = sorted(path.name for path in folder.rglob("*") if path.is_symlink())
-        assert not beside, f"written beside the folder: {beside}; keys are no paths: number the files"
+        assert (
+            not beside
+        ), f"written beside the folder: {beside}; keys are no paths: number the files"
         assert not links, f"links: {links}; copy what they lead to"
 
     def test_an_export_leaves_the_dataset_alone(self, tmp_path: Path) -> None:
@@ -83,20 +102,28 @@ class ExporterContract(PluginContract, ABC):
         assert files_of(tmp_path / DATASET) == before, "the export changed the dataset it reads"
 
     def test_an_export_again_is_the_same(self, tmp_path: Path) -> None:
-        """Two exports of a dataset are equal, byte for byte: no times, no addresses, no order of a set."""
+        """Two exports of a dataset are equal, byte for byte: no times, no addresses, no order of a
+        set.
+        """
         found = []
         for name in ("first", "second"):
             (tmp_path / name).mkdir()
             found.append(files_of(self.export(tmp_path / name)[1]))
-        assert found[0].keys() == found[1].keys(), f"other files the second time: {sorted(found[0].keys() ^ found[1].keys())}"
+        assert (
+            found[0].keys() == found[1].keys()
+        ), f"other files the second time: {sorted(found[0].keys() ^ found[1].keys())}"
         different = sorted(name for name in found[0] if found[0][name] != found[1][name])
-        assert not different, f"these files differ the second time: {different}; leave out times, and sort"
+        assert (
+            not different
+        ), f"these files differ the second time: {different}; leave out times, and sort"
 
     # ------------------------------------------------------------ for the checks
 
     def export(self, tmp_path: Path) -> tuple[Any, Path]:
-        """A dataset of two views of six samples in two shapes, and the folder that it was exported to."""
-        from latentkit.exporting import open_for_export
+        """A dataset of two views of six samples in two shapes, and the folder that it was exported
+        to.
+        """
+        from latentkit.tasks.export import open_for_export
 
         shutil.copytree(_made_dataset(), tmp_path / DATASET)
         dataset, folder = open_for_export(str(tmp_path / DATASET)), tmp_path / "export"
@@ -108,7 +135,11 @@ class ExporterContract(PluginContract, ABC):
 
 def files_of(folder: Path) -> dict[str, bytes]:
     """Content of every file below a folder."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 # ---------------------------------------------------------------- the dataset
@@ -123,7 +154,10 @@ class _Source:
         return Sample(entry.key, entry.key, entry.attributes, entry.stamp)
 
     def entries(self) -> Iterator[Entry]:
-        return (Entry(key, "1", {"text": f"{key} \\ \"'\t", "label": number}) for number, key in enumerate(KEYS))
+        return (
+            Entry(key, "1", {"text": f"{key} \\ \"'\t", "label": number})
+            for number, key in enumerate(KEYS)
+        )
 
 
 class _Modality:
@@ -136,7 +170,9 @@ class _Modality:
         height, width = SIDES[number % 2]
         picture = torch.rand((3, height, width), generator=torch.Generator().manual_seed(number))
         for view in VIEWS:
-            yield Prepared(view, f"{height}x{width}", picture if view == "plain" else picture.flip(-1))
+            yield Prepared(
+                view, f"{height}x{width}", picture if view == "plain" else picture.flip(-1)
+            )
 
     def render(self, tensors: Any, path: Path) -> None:
         raise AssertionError("the dataset has no preview")
@@ -165,13 +201,17 @@ def _kept_folder() -> tempfile.TemporaryDirectory[str]:
 @functools.cache
 def _made_dataset() -> Path:
     """A finished latent dataset, made once per process."""
-    from latentkit.encode import encode_source
+    from latentkit.encoding.encode_source import encode_source
+    from latentkit.encoding.make_plan import EncodeInputs, EncodeSettings
     from latentkit.executors.local import LocalExecutor
-    from latentkit.planning import EncodeInputs, EncodeSettings
-    from latentkit.store.folder import LocalFolder
+    from latentkit.store.local_folder import LocalFolder
 
     path = Path(_kept_folder().name) / DATASET
-    inputs = EncodeInputs(_Source(), _Modality(), list(VIEWS), lambda device: _Encoder(), {"encoder.name": "test"})
+    inputs = EncodeInputs(
+        _Source(), _Modality(), list(VIEWS), lambda device: _Encoder(), {"encoder.name": "test"}
+    )
     settings = EncodeSettings(batch_size=2, unit_size=4, threads=1, compile=False)
-    encode_source(LocalFolder(path), inputs, LocalExecutor("cpu"), "cpu", settings, "", show_progress=False)
+    encode_source(
+        LocalFolder(path), inputs, LocalExecutor("cpu"), "cpu", settings, "", show_progress=False
+    )
     return path

@@ -12,7 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate
 
-from latentkit.contracts import Adversarial, HasModule, Loss, LossBatch, LossSpec, Moments, PluginSpec, Reconstruction
+from latentkit.contracts import (
+    Adversarial,
+    HasModule,
+    Loss,
+    LossBatch,
+    LossSpec,
+    Moments,
+    PluginSpec,
+    Reconstruction,
+)
 from latentkit.testing.plugin import PluginContract
 
 NUM_ROWS = 4
@@ -21,7 +30,10 @@ DOWNSCALE = 8
 
 
 class LossContract(PluginContract):
-    """What a `Loss` promises. Give `spec`; override `make_batch` where it doesn't look at pictures."""
+    """What a `Loss` promises.
+
+    Give `spec`; override `make_batch` where it doesn't look at pictures.
+    """
 
     spec: LossSpec
     spec_type: ClassVar[type[PluginSpec]] = LossSpec
@@ -31,7 +43,8 @@ class LossContract(PluginContract):
     """Largest relative difference between values that are equal but for rounding."""
 
     side: int = SIDE
-    """Height and width of the pictures in `make_batch`, a multiple of 8 pixels; more for a loss that needs larger ones."""
+    """Height and width of the pictures in `make_batch`, a multiple of 8 pixels; more for a loss
+    that needs larger ones."""
 
     # ------------------------------------------------------------ what a plugin author overrides
 
@@ -42,7 +55,9 @@ class LossContract(PluginContract):
 
     @property
     def per_value(self) -> bool:
-        """Whether four copies of a picture side by side cost what one does; False for a loss that sees the seams."""
+        """Whether four copies of a picture side by side cost what one does; False for a loss that
+        sees the seams.
+        """
         return self.spec.role != "adversarial"
 
     @property
@@ -52,7 +67,9 @@ class LossContract(PluginContract):
 
     @property
     def independent(self) -> bool:
-        """Whether a sample's loss is its own; False where the loss takes statistics of the batch, such as its mean error."""
+        """Whether a sample's loss is its own; False where the loss takes statistics of the batch,
+        such as its mean error.
+        """
         return True
 
     def make_loss(self, tmp_path: Path) -> Loss:
@@ -61,7 +78,9 @@ class LossContract(PluginContract):
         return loss
 
     def make_batch(self) -> LossBatch:
-        """Four different rows, always the same: pictures in [-1, 1], a poor reconstruction, moments; all values finite, no mask."""
+        """Four different rows, always the same: pictures in [-1, 1], a poor reconstruction,
+        moments; all values finite, no mask.
+        """
         generator = torch.Generator().manual_seed(0)
 
         def noise(*shape: int) -> Tensor:
@@ -76,36 +95,53 @@ class LossContract(PluginContract):
     # ------------------------------------------------------------ values
 
     def test_loss_is_one_float32_a_sample(self, tmp_path: Path) -> None:
-        """A batch of N gives (N,) float32: weighting, reducing and logging are the training loop's."""
+        """A batch of N gives (N,) float32: weighting, reducing and logging are the training loop's.
+        """
         batch = self.make_batch()
         values = self.make_loss(tmp_path)(batch)
         got, expected = tuple(values.shape), (len(batch.inputs),)
-        assert got == expected, f"shape {got}, expected {expected}: reduce over all axes but the first, as in errors.flatten(1).mean(1)"
+        assert got == expected, (
+            f"shape {got}, expected {expected}: reduce over all axes but the first, as in"
+            " errors.flatten(1).mean(1)"
+        )
         assert values.dtype == torch.float32, f"the loss is {values.dtype}: compute it in float32"
 
     def test_loss_is_finite(self, tmp_path: Path) -> None:
         """No value is nan or infinite, for a poor reconstruction or a perfect one."""
         loss, batch = self.make_loss(tmp_path), self.make_batch()
         values = torch.cat([loss(batch), loss(perfect(batch))])
-        assert bool(values.isfinite().all()), f"{values.tolist()}: keep logarithms, roots and divisions away from zero"
+        assert bool(
+            values.isfinite().all()
+        ), f"{values.tolist()}: keep logarithms, roots and divisions away from zero"
 
     def test_perfect_reconstruction_costs_nothing(self, tmp_path: Path) -> None:
         """A reconstruction equal to its input has a loss of zero (`zero_when_perfect`)."""
         values = self.make_loss(tmp_path)(perfect(self.make_batch()))
         nothing = bool((without_nan(values).abs() <= self.tolerance).all())
-        assert nothing or not self.zero_when_perfect, f"{values.tolist()} for equal pictures: or set zero_when_perfect = False"
+        assert (
+            nothing or not self.zero_when_perfect
+        ), f"{values.tolist()} for equal pictures: or set zero_when_perfect = False"
 
     def test_loss_is_per_input_value(self, tmp_path: Path) -> None:
-        """Four copies of a picture, with their latents, cost what one does (`per_value`): weights mean the same at every size."""
+        """Four copies of a picture, with their latents, cost what one does (`per_value`): weights
+        mean the same at every size.
+        """
         loss, batch = self.make_loss(tmp_path), self.make_batch()
         same = not self.per_value or self.are_close(loss(change(batch, tile)), loss(batch))
-        assert same, "the loss depends on the number of values: take the mean; KL is its sum over the number of *input* values"
+        assert same, (
+            "the loss depends on the number of values: take the mean; KL is its sum over the number"
+            " of *input* values"
+        )
 
     def test_two_builds_give_equal_losses(self, tmp_path: Path) -> None:
-        """Two losses of one config give the same values: random weights are drawn from context.seed."""
+        """Two losses of one config give the same values: random weights are drawn from
+        context.seed.
+        """
         first, second = self.build_twice(tmp_path)
         batch = self.make_batch()
-        assert self.are_close(first(batch), second(batch)), "two builds of one config differ: draw from context.seed alone"
+        assert self.are_close(
+            first(batch), second(batch)
+        ), "two builds of one config differ: draw from context.seed alone"
 
     # ------------------------------------------------------------ one sample, one value
 
@@ -117,46 +153,74 @@ class LossContract(PluginContract):
         assert same, "a sample's loss depends on its place in the batch: treat all rows alike"
 
     def test_a_sample_changes_its_own_loss_alone(self, tmp_path: Path) -> None:
-        """Changing one sample leaves the values of the others as they are (`independent`): no statistics over the batch."""
+        """Changing one sample leaves the values of the others as they are (`independent`): no
+        statistics over the batch.
+        """
         loss, batch = self.make_loss(tmp_path), self.make_batch()
         first = (torch.arange(len(batch.inputs)) == 0).float()
-        other = change(batch, lambda rows: rows * (1 - 0.5 * first.reshape(-1, *[1] * (rows.ndim - 1))))
+        other = change(
+            batch, lambda rows: rows * (1 - 0.5 * first.reshape(-1, *[1] * (rows.ndim - 1)))
+        )
         same = not self.independent or self.are_close(loss(other)[1:], loss(batch)[1:])
-        assert same, "one sample changed, and so did the losses of others: reduce over all axes but the first"
+        assert (
+            same
+        ), "one sample changed, and so did the losses of others: reduce over all axes but the first"
 
     def test_a_batch_of_one_is_enough(self, tmp_path: Path) -> None:
         """A sample alone has a finite loss: memory often leaves room for no more."""
         alone = self.make_loss(tmp_path)(change(self.make_batch(), lambda rows: rows[:1]))
-        assert bool(alone.isfinite().all()), f"{alone.tolist()} for a batch of one: no deviation over the batch, no batch normalisation"
+        assert bool(alone.isfinite().all()), (
+            f"{alone.tolist()} for a batch of one: no deviation over the batch, no batch"
+            " normalization"
+        )
 
     # ------------------------------------------------------------ training
 
     def test_gradient_reaches_what_the_loss_is_about(self, tmp_path: Path) -> None:
-        """Of every sample, a finite gradient reaches the reconstruction, or the moments with role "latent"."""
+        """Of every sample, a finite gradient reaches the reconstruction, or the moments with role
+        "latent".
+        """
         batch = self.make_batch()
         rows = [tensor.requires_grad_() for tensor in self.subject(batch)]
         slopes = slopes_of(self.make_loss(tmp_path)(batch), rows)
-        reached = bool(torch.cat([slope.flatten(1) for slope in slopes], 1).abs().amax(1).gt(0).all())
-        assert reached, "no gradient for some sample: no detach(), no_grad() or item() on the way from reconstruction to loss"
+        reached = bool(
+            torch.cat([slope.flatten(1) for slope in slopes], 1).abs().amax(1).gt(0).all()
+        )
+        assert reached, (
+            "no gradient for some sample: no detach(), no_grad() or item() on the way from"
+            " reconstruction to loss"
+        )
         assert all(bool(slope.isfinite().all()) for slope in slopes), "the gradient is not finite"
 
     def test_loss_is_float32_under_autocast(self, tmp_path: Path) -> None:
-        """Under bfloat16 autocast the values are float32 still: half precision can't tell two good reconstructions apart."""
+        """Under bfloat16 autocast the values are float32 still: half precision can't tell two good
+        reconstructions apart.
+        """
         loss, batch = self.make_loss(tmp_path), self.make_batch()
         with torch.autocast("cpu", torch.bfloat16):
             values = loss(batch)
         is_wide = torch.finfo(values.dtype).bits >= 32
-        assert is_wide, f"under autocast the loss is {values.dtype}: compute it with autocast off, or from .float() tensors"
+        assert is_wide, (
+            f"under autocast the loss is {values.dtype}: compute it with autocast off, or from"
+            " .float() tensors"
+        )
 
     def test_loss_leaves_its_batch_alone(self, tmp_path: Path) -> None:
-        """Inputs, reconstruction and moments are the same after the loss as before: other losses see them too."""
+        """Inputs, reconstruction and moments are the same after the loss as before: other losses
+        see them too.
+        """
         batch, untouched = self.make_batch(), self.make_batch()
         self.make_loss(tmp_path)(batch)
-        same = all(torch.equal(one, other) for one, other in zip(tensors_of(batch), tensors_of(untouched), strict=True))
+        same = all(
+            torch.equal(one, other)
+            for one, other in zip(tensors_of(batch), tensors_of(untouched), strict=True)
+        )
         assert same, "the loss changed its batch: no operations in place"
 
     def test_masked_values_do_not_count(self, tmp_path: Path) -> None:
-        """With the right half masked, the loss is that of the left half alone (`honours_mask`): padding isn't counted."""
+        """With the right half masked, the loss is that of the left half alone (`honours_mask`):
+        padding isn't counted.
+        """
         if not self.honours_mask:
             return
         loss, batch = self.make_loss(tmp_path), self.make_batch()
@@ -164,24 +228,41 @@ class LossContract(PluginContract):
         mask = torch.ones_like(batch.inputs[:, :1])
         mask[..., half:] = 0
         output = batch.reconstruction.output[..., :half]
-        left = replace(batch, inputs=batch.inputs[..., :half], reconstruction=replace(batch.reconstruction, output=output))
+        left = replace(
+            batch,
+            inputs=batch.inputs[..., :half],
+            reconstruction=replace(batch.reconstruction, output=output),
+        )
         same = self.are_close(loss(replace(batch, mask=mask)), loss(left))
-        assert same, "masked values count: multiply errors by batch.mask, and divide by its sum over all channels"
+        assert same, (
+            "masked values count: multiply errors by batch.mask, and divide by its sum over all"
+            " channels"
+        )
 
     # ------------------------------------------------------------ losses with a state
 
     def test_all_of_its_own_parameters_learn(self, tmp_path: Path) -> None:
-        """A gradient of the loss reaches every parameter of `module`: they are in the model's optimiser and in every checkpoint."""
+        """A gradient of the loss reaches every parameter of `module`: they are in the model's
+        optimizer and in every checkpoint.
+        """
         loss, batch = self.make_loss(tmp_path), self.make_batch()
         if not isinstance(loss, HasModule):
             return
         named = dict(loss.module.named_parameters())
         frozen = [name for name, parameter in named.items() if not parameter.requires_grad]
-        idle = frozen or [name for name, slope in zip(named, slopes_of(loss(batch), list(named.values())), strict=True) if not slope.any()]
-        assert not idle, f"no gradient reaches {', '.join(idle)} of module: keep a frozen network out of it"
+        idle = frozen or [
+            name
+            for name, slope in zip(named, slopes_of(loss(batch), list(named.values())), strict=True)
+            if not slope.any()
+        ]
+        assert (
+            not idle
+        ), f"no gradient reaches {', '.join(idle)} of module: keep a frozen network out of it"
 
     def test_all_that_it_remembers_is_saved(self, tmp_path: Path) -> None:
-        """An unused copy of a loss, given the saved tensors of the used one, goes on as that one does: a resumed run is exact."""
+        """An unused copy of a loss, given the saved tensors of the used one, goes on as that one
+        does: a resumed run is exact.
+        """
         used, batch = self.make_loss(tmp_path), self.make_batch()
         fresh = copy.deepcopy(used)
         for _ in range(3):
@@ -189,7 +270,10 @@ class LossContract(PluginContract):
         for old, new in zip(modules_of(used), modules_of(fresh), strict=True):
             new.load_state_dict(old.state_dict())
         same = self.are_close(all_values(fresh, batch), all_values(used, batch))
-        assert same, "it remembers what no checkpoint has: keep moving averages in buffers (register_buffer) of module or discriminator"
+        assert same, (
+            "it remembers what no checkpoint has: keep moving averages in buffers (register_buffer)"
+            " of module or discriminator"
+        )
 
     # ------------------------------------------------------------ adversarial losses
 
@@ -197,27 +281,45 @@ class LossContract(PluginContract):
         """A loss of role "adversarial" has a discriminator and its loss, and no other role has."""
         has_discriminator = isinstance(self.make_loss(tmp_path), Adversarial)
         fits = has_discriminator == (self.spec.role == "adversarial")
-        assert fits, f"role {self.spec.role!r}, but has members of Adversarial: {has_discriminator}; set role in LossSpec"
+        assert fits, (
+            f"role {self.spec.role!r}, but has members of Adversarial: {has_discriminator}; set"
+            " role in LossSpec"
+        )
 
     def test_discriminator_loss_trains_the_discriminator_alone(self, tmp_path: Path) -> None:
-        """`discriminator_loss` gives (N,) float32, whose gradient reaches the discriminator and not the reconstruction."""
+        """`discriminator_loss` gives (N,) float32, whose gradient reaches the discriminator and not
+        the reconstruction.
+        """
         loss, batch = self.make_loss(tmp_path), self.make_batch()
         if not isinstance(loss, Adversarial):
             return
         output = batch.reconstruction.output.requires_grad_()
         values = loss.discriminator_loss(batch)
         fits = values.shape == batch.inputs.shape[:1] and values.dtype == torch.float32
-        assert fits, f"discriminator_loss gave {values.dtype} of shape {tuple(values.shape)}: give (N,) float32"
+        assert fits, (
+            f"discriminator_loss gave {values.dtype} of shape {tuple(values.shape)}: give (N,)"
+            " float32"
+        )
         [slope, *weights] = slopes_of(values, [output, *loss.discriminator.parameters()])
-        assert any(bool(weight.any()) for weight in weights), "no gradient reached the discriminator"
-        assert not bool(slope.any()), "a gradient reached the reconstruction: detach() it in discriminator_loss"
+        assert any(
+            bool(weight.any()) for weight in weights
+        ), "no gradient reached the discriminator"
+        assert not bool(
+            slope.any()
+        ), "a gradient reached the reconstruction: detach() it in discriminator_loss"
 
     # ------------------------------------------------------------ for the checks
 
     def are_close(self, actual: Tensor, expected: Tensor) -> bool:
         """Whether losses are equal within `tolerance`; nan equals nan."""
         fits = actual.shape == expected.shape
-        return fits and torch.allclose(actual.double(), expected.double(), rtol=self.tolerance, atol=self.tolerance / 100, equal_nan=True)
+        return fits and torch.allclose(
+            actual.double(),
+            expected.double(),
+            rtol=self.tolerance,
+            atol=self.tolerance / 100,
+            equal_nan=True,
+        )
 
     def subject(self, batch: LossBatch) -> list[Tensor]:
         """The tensors of a batch that the loss is there to change."""
@@ -234,15 +336,21 @@ def encode(images: Tensor) -> Moments:
 
 
 def decode(latents: Tensor) -> Tensor:
-    """Pictures of a model that repeats each latent over its patch: (N, 3, h, w) to (N, 3, 8 h, 8 w)."""
+    """Pictures of a model that repeats each latent over its patch: (N, 3, h, w) to (N, 3, 8 h, 8
+    w).
+    """
     return interpolate(latents, scale_factor=float(DOWNSCALE))
 
 
 def change(batch: LossBatch, function: Callable[[Tensor], Tensor]) -> LossBatch:
     """A batch with all its rows changed in one way."""
     found = batch.reconstruction
-    moments = found.moments and Moments(function(found.moments.mean), function(found.moments.logvar))
-    changed = replace(found, output=function(found.output), latents=function(found.latents), moments=moments)
+    moments = found.moments and Moments(
+        function(found.moments.mean), function(found.moments.logvar)
+    )
+    changed = replace(
+        found, output=function(found.output), latents=function(found.latents), moments=moments
+    )
     return replace(batch, inputs=function(batch.inputs), reconstruction=changed)
 
 
@@ -258,12 +366,16 @@ def perfect(batch: LossBatch) -> LossBatch:
 
 def modules_of(loss: object) -> list[nn.Module]:
     """What a checkpoint has of a loss."""
-    return ([loss.module] if isinstance(loss, HasModule) else []) + ([loss.discriminator] if isinstance(loss, Adversarial) else [])
+    return ([loss.module] if isinstance(loss, HasModule) else []) + (
+        [loss.discriminator] if isinstance(loss, Adversarial) else []
+    )
 
 
 def all_values(loss: Loss, batch: LossBatch) -> Tensor:
     """The loss of a batch, and the discriminator's where there is one, end to end."""
-    values = [loss(batch)] + ([loss.discriminator_loss(batch)] if isinstance(loss, Adversarial) else [])
+    values = [loss(batch)] + (
+        [loss.discriminator_loss(batch)] if isinstance(loss, Adversarial) else []
+    )
     return torch.cat([value.detach().reshape(-1) for value in values])
 
 
@@ -277,7 +389,12 @@ def slopes_of(values: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
 def tensors_of(batch: LossBatch) -> list[Tensor]:
     """All tensors of a batch."""
     found = batch.reconstruction
-    return [batch.inputs, found.output, found.latents, *([found.moments.mean, found.moments.logvar] if found.moments else [])]
+    return [
+        batch.inputs,
+        found.output,
+        found.latents,
+        *([found.moments.mean, found.moments.logvar] if found.moments else []),
+    ]
 
 
 def without_nan(values: Tensor) -> Tensor:

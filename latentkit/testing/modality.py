@@ -15,7 +15,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from latentkit.contracts import BuildContext, InputSpec, Modality, ModalitySpec, PluginSpec, Prepared, Sample
+from latentkit.contracts import (
+    BuildContext,
+    InputSpec,
+    Modality,
+    ModalitySpec,
+    PluginSpec,
+    Prepared,
+    Sample,
+)
 from latentkit.errors import LatentkitError, SampleError
 from latentkit.testing.plugin import PluginContract, find_unplain
 
@@ -31,10 +39,12 @@ View = tuple[str, str, str, dict[str, Tensor]]
 
 
 class ModalityContract(PluginContract, ABC):
-    """What a `Modality` promises. Give `spec` and `make_samples`, and `input` as an encoder would declare it.
+    """What a `Modality` promises.
 
-    Let the config ask for several views, and the samples for several shapes, where the modality has them.
-    """
+    Give `spec` and `make_samples`, and `input` as an encoder would declare it.
+
+    Let the config ask for several views, and the samples for several shapes, where the modality has
+    them."""
 
     spec_type: ClassVar[type[PluginSpec]] = ModalitySpec
     protocols: ClassVar[tuple[type, ...]] = (Modality,)
@@ -46,10 +56,15 @@ class ModalityContract(PluginContract, ABC):
 
     @abstractmethod
     def make_samples(self, tmp_path: Path) -> Sequence[Sample]:
-        """At least two good samples, small and different; called more than once in a test, always with the same result."""
+        """At least two good samples, small and different; called more than once in a test, always
+        with the same result.
+        """
 
     def make_bad_sample(self, tmp_path: Path) -> Sample | None:
-        """A sample that can't be used; None where every media is good. Any damage of your own format is worth a contract of its own."""
+        """A sample that can't be used; None where every media is good.
+
+        Any damage of your own format is worth a contract of its own.
+        """
         return Sample("bad", b"\x00 no media of any kind \xff")
 
     def make_context(self, tmp_path: Path) -> BuildContext:
@@ -64,24 +79,37 @@ class ModalityContract(PluginContract, ABC):
     # ------------------------------------------------------------ views and buckets
 
     def test_views_are_those_of_the_config(self, tmp_path: Path) -> None:
-        """Every sample has each view of the config's `views` once and in that order, or the one view "plain" without that option."""
+        """Every sample has each view of the config's `views` once and in that order, or the one
+        view "plain" without that option.
+        """
         config = self.make_config(tmp_path)
         expected = list(getattr(config, "views", ["plain"]))
         modality = self.spec.build(config, self.make_context(tmp_path))
         for sample in self.make_samples(tmp_path):
             got = [prepared.view for prepared in modality.prepare(sample)]
-            assert got == expected, f"sample {sample.key!r} has the views {got}, expected {expected}"
+            assert (
+                got == expected
+            ), f"sample {sample.key!r} has the views {got}, expected {expected}"
 
     def test_a_bucket_is_a_shape(self, tmp_path: Path) -> None:
-        """Tensors of equal shapes have equal bucket names, and of different shapes different ones: a batch is a bucket's."""
+        """Tensors of equal shapes have equal bucket names, and of different shapes different ones:
+        a batch is a bucket's.
+        """
         for one in (views := self.prepare_all(self.make_modality(tmp_path), tmp_path)):
             for other in views:
                 same_shape = shapes_of(one) == shapes_of(other)
-                text = f"buckets {one.bucket!r} and {other.bucket!r} hold {shapes_of(one)} and {shapes_of(other)}"
-                assert (one.bucket == other.bucket) == same_shape, f"{text}: make the name from the shape, such as '256x192'"
+                text = (
+                    f"buckets {one.bucket!r} and {other.bucket!r} hold {shapes_of(one)} and"
+                    f" {shapes_of(other)}"
+                )
+                assert (
+                    one.bucket == other.bucket
+                ) == same_shape, f"{text}: make the name from the shape, such as '256x192'"
 
     def test_geometry_is_json_like(self, tmp_path: Path) -> None:
-        """Geometry is scalars or lists of scalars, under names that are texts: it becomes columns of a table."""
+        """Geometry is scalars or lists of scalars, under names that are texts: it becomes columns
+        of a table.
+        """
         views = self.prepare_all(self.make_modality(tmp_path), tmp_path)
         wrong = {name for prepared in views for name in find_unplain(prepared.geometry)}
         assert not wrong, f"not a number, text, bool, None or list of those: {sorted(wrong)}"
@@ -89,29 +117,42 @@ class ModalityContract(PluginContract, ABC):
     # ------------------------------------------------------------ tensors
 
     def test_tensors_are_float32_on_the_cpu(self, tmp_path: Path) -> None:
-        """Prepared tensors are float32 (int64 for tokens) and on the CPU; the encoder casts and moves whole batches."""
+        """Prepared tensors are float32 (int64 for tokens) and on the CPU; the encoder casts and
+        moves whole batches.
+        """
         found = {f"{tensor.dtype} on {tensor.device}" for tensor in self.values(tmp_path)}
         fits = found in ({"torch.float32 on cpu"}, {"torch.int64 on cpu"})
         assert fits, f"tensors are {sorted(found)}: finish with .to('cpu', torch.float32)"
 
     def test_tensors_have_the_encoders_channels(self, tmp_path: Path) -> None:
-        """A tensor has one axis for each letter of `axes`, and as many channels as the encoder takes."""
+        """A tensor has one axis for each letter of `axes`, and as many channels as the encoder
+        takes.
+        """
         axes, channels = self.axes or self.input.axes, self.input.channels
         for tensor in self.values(tmp_path):
-            fits = tensor.ndim == len(axes) and ("C" not in axes or tensor.shape[axes.index("C")] == channels)
-            assert fits, f"shape {tuple(tensor.shape)}; expected axes {axes} with C = {channels}: read context.input.channels"
+            fits = tensor.ndim == len(axes) and (
+                "C" not in axes or tensor.shape[axes.index("C")] == channels
+            )
+            assert fits, (
+                f"shape {tuple(tensor.shape)}; expected axes {axes} with C = {channels}: read"
+                " context.input.channels"
+            )
 
     def test_tensors_have_sizes_that_the_encoder_takes(self, tmp_path: Path) -> None:
         """Each size fits the encoder's rule for its axis."""
         for tensor in self.values(tmp_path):
             for axis, size in zip(self.axes or self.input.axes, tensor.shape, strict=False):
                 rule = self.input.sizes.get(axis)
-                assert rule is None or rule.allows(size), f"{axis} is {size}, the encoder takes {rule}: read context.input.sizes"
+                assert rule is None or rule.allows(
+                    size
+                ), f"{axis} is {size}, the encoder takes {rule}: read context.input.sizes"
 
     def test_tensors_are_finite(self, tmp_path: Path) -> None:
         """No value is nan or infinite."""
         finite = all(bool(tensor.isfinite().all()) for tensor in self.values(tmp_path))
-        assert finite, "nan or infinity in a prepared tensor: raise SampleError for media that has such values"
+        assert (
+            finite
+        ), "nan or infinity in a prepared tensor: raise SampleError for media that has such values"
 
     def test_tensors_are_in_the_encoders_range(self, tmp_path: Path) -> None:
         """No value lies outside the encoder's range."""
@@ -120,10 +161,15 @@ class ModalityContract(PluginContract, ABC):
         for tensor in self.values(tmp_path):
             kept = tensor[tensor.isfinite()]
             inside = bool(((kept >= low - slack) & (kept <= high + slack)).all())
-            assert inside, f"values from {float(kept.min())} to {float(kept.max())}; the encoder's range is {low} to {high}"
+            assert inside, (
+                f"values from {float(kept.min())} to {float(kept.max())}; the encoder's range is"
+                f" {low} to {high}"
+            )
 
     def test_tensors_follow_the_encoders_range(self, tmp_path: Path) -> None:
-        """For an encoder with a range twice as wide, values are the same ones stretched to it; or the modality refuses such an encoder."""
+        """For an encoder with a range twice as wide, values are the same ones stretched to it; or
+        the modality refuses such an encoder.
+        """
         config, context = self.make_config(tmp_path), self.make_context(tmp_path)
         low, high = self.input.range
         wider = replace(self.input, range=(low + 1.0, low + 1.0 + 2 * (high - low)))
@@ -135,35 +181,63 @@ class ModalityContract(PluginContract, ABC):
         for one, other in zip(before, self.prepare_all(stretched, tmp_path), strict=True):
             for name, tensor in tensors_of(one).items():
                 expected = (tensor - low) * 2 + low + 1.0
-                close = torch.allclose(tensors_of(other)[name], expected, rtol=1e-4, atol=1e-4 * (high - low), equal_nan=True)
-                assert close, "values don't follow context.input.range: map the media's lowest and highest values to its two ends"
+                close = torch.allclose(
+                    tensors_of(other)[name],
+                    expected,
+                    rtol=1e-4,
+                    atol=1e-4 * (high - low),
+                    equal_nan=True,
+                )
+                assert close, (
+                    "values don't follow context.input.range: map the media's lowest and highest"
+                    " values to its two ends"
+                )
 
     def test_a_mapping_of_tensors_has_a_mask(self, tmp_path: Path) -> None:
-        """Where a prepared row is several tensors by name, one is "mask": 1 where a value counts, 0 in the padding."""
+        """Where a prepared row is several tensors by name, one is "mask": 1 where a value counts, 0
+        in the padding.
+        """
         for prepared in self.prepare_all(self.make_modality(tmp_path), tmp_path):
             has_mask = isinstance(prepared.tensor, Tensor) or "mask" in prepared.tensor
-            assert has_mask, f"tensors {sorted(tensors_of(prepared))} without 'mask': add one, of ones if all values count"
+            assert has_mask, (
+                f"tensors {sorted(tensors_of(prepared))} without 'mask': add one, of ones if all"
+                " values count"
+            )
 
     def test_a_mask_covers_the_first_axes(self, tmp_path: Path) -> None:
-        """A mask holds zeros and ones, counts something, and has the sizes of the first axes after the channels: (L,) of (C, L)."""
+        """A mask holds zeros and ones, counts something, and has the sizes of the first axes after
+        the channels: (L,) of (C, L).
+        """
         axes = self.axes or self.input.axes
         for prepared in self.prepare_all(self.make_modality(tmp_path), tmp_path):
             if isinstance(prepared.tensor, Tensor) or "mask" not in prepared.tensor:
                 continue
             mask = prepared.tensor["mask"]
             binary = bool(((mask == 0) | (mask == 1)).all()) and bool(mask.any())
-            assert binary, "a mask of other values than 0 and 1, or of nothing but 0: raise SampleError for media of which nothing counts"
+            assert binary, (
+                "a mask of other values than 0 and 1, or of nothing but 0: raise SampleError for"
+                " media of which nothing counts"
+            )
             for tensor in tensors_of(prepared).values():
-                sizes = [size for axis, size in zip(axes, tensor.shape, strict=False) if axis != "C"]
+                sizes = [
+                    size for axis, size in zip(axes, tensor.shape, strict=False) if axis != "C"
+                ]
                 fits = tuple(mask.shape) == tuple(sizes[: mask.ndim]) and mask.ndim
-                assert fits, f"mask of {tuple(mask.shape)} beside a tensor of {tuple(tensor.shape)}: give it the sizes after the channels"
+                assert fits, (
+                    f"mask of {tuple(mask.shape)} beside a tensor of {tuple(tensor.shape)}: give it"
+                    " the sizes after the channels"
+                )
 
     def test_several_tensors_are_for_encoders_that_take_them(self, tmp_path: Path) -> None:
-        """Besides its mask a row has one tensor, unless the encoder's input says `takes_mask`: an encoder without it gets that one."""
+        """Besides its mask a row has one tensor, unless the encoder's input says `takes_mask`: an
+        encoder without it gets that one.
+        """
         for prepared in self.prepare_all(self.make_modality(tmp_path), tmp_path):
             names = sorted(tensors_of(prepared))
             fits = len(names) == 1 or self.input.takes_mask
-            assert fits, f"tensors {names} for an encoder that takes one: look at context.input.takes_mask"
+            assert (
+                fits
+            ), f"tensors {names} for an encoder that takes one: look at context.input.takes_mask"
 
     # ------------------------------------------------------------ the same, always
 
@@ -171,7 +245,10 @@ class ModalityContract(PluginContract, ABC):
         """Preparing a sample twice gives the same views, bit for bit."""
         modality = self.make_modality(tmp_path)
         same = are_equal(self.prepare_all(modality, tmp_path), self.prepare_all(modality, tmp_path))
-        assert same, "a second preparation differs: draw from a generator seeded by context.seed and sample.key"
+        assert same, (
+            "a second preparation differs: draw from a generator seeded by context.seed and"
+            " sample.key"
+        )
 
     def test_two_builds_prepare_equal_tensors(self, tmp_path: Path) -> None:
         """The same config and context give the same views in every process."""
@@ -191,12 +268,18 @@ class ModalityContract(PluginContract, ABC):
         modality, samples = self.make_modality(tmp_path), list(self.make_samples(tmp_path))
         expected = [list(modality.prepare(sample)) for sample in samples]
         with ThreadPoolExecutor(NUM_THREADS) as pool:
-            found = list(pool.map(lambda sample: list(modality.prepare(sample)), samples * NUM_THREADS))
-        same = all(are_equal(expected[number % len(samples)], views) for number, views in enumerate(found))
+            found = list(
+                pool.map(lambda sample: list(modality.prepare(sample)), samples * NUM_THREADS)
+            )
+        same = all(
+            are_equal(expected[number % len(samples)], views) for number, views in enumerate(found)
+        )
         assert same, "threads got other tensors: keep buffers and open media inside prepare()"
 
     def test_rows_without_seeking_are_equal(self, tmp_path: Path) -> None:
-        """A modality that has `without_seeking` prepares the same views with it: what is found by seeking is what lies there."""
+        """A modality that has `without_seeking` prepares the same views with it: what is found by
+        seeking is what lies there.
+        """
         modality = self.make_modality(tmp_path)
         make = getattr(modality, "without_seeking", None)
         if make is None:
@@ -207,15 +290,21 @@ class ModalityContract(PluginContract, ABC):
     # ------------------------------------------------------------ media that is no good
 
     def test_bad_media_raises_sample_error(self, tmp_path: Path) -> None:
-        """Media that can't be used raises `SampleError`, which becomes a row with its reason; anything else ends the run."""
+        """Media that can't be used raises `SampleError`, which becomes a row with its reason;
+        anything else ends the run.
+        """
         bad = self.make_bad_sample(tmp_path)
         if bad is None:
             return
         raised = raised_by(self.make_modality(tmp_path), bad)
-        assert isinstance(raised, SampleError), f"bad media gave {raised!r}: raise SampleError('what is wrong with it') from err"
+        assert isinstance(
+            raised, SampleError
+        ), f"bad media gave {raised!r}: raise SampleError('what is wrong with it') from err"
 
     def test_reason_of_bad_media_is_the_same_in_every_run(self, tmp_path: Path) -> None:
-        """The reason holds no memory address and no path, and is the same for the same media in another folder and process."""
+        """The reason holds no memory address and no path, and is the same for the same media in
+        another folder and process.
+        """
         reasons = []
         for number, modality in enumerate(self.build_twice(tmp_path)):
             folder = tmp_path / f"run-{number}"
@@ -223,23 +312,44 @@ class ModalityContract(PluginContract, ABC):
             bad = self.make_bad_sample(folder)
             raised = None if bad is None else raised_by(modality, bad)
             reasons.append(str(raised) if isinstance(raised, SampleError) else "")
-        assert reasons[0] == reasons[1], f"two reasons for one damage: {reasons[0]!r}, {reasons[1]!r}; leave out times, counters, paths"
-        changing = [found.group() for pattern in (MEMORY_ADDRESS, ABSOLUTE_PATH) if (found := pattern.search(reasons[0]))]
-        assert not changing, f"the reason {reasons[0]!r} names {changing}, which another run or machine has not"
+        assert reasons[0] == reasons[1], (
+            f"two reasons for one damage: {reasons[0]!r}, {reasons[1]!r}; leave out times,"
+            " counters, paths"
+        )
+        changing = [
+            found.group()
+            for pattern in (MEMORY_ADDRESS, ABSOLUTE_PATH)
+            if (found := pattern.search(reasons[0]))
+        ]
+        assert (
+            not changing
+        ), f"the reason {reasons[0]!r} names {changing}, which another run or machine has not"
 
     def test_media_out_of_reach_raises_os_error(self, tmp_path: Path) -> None:
-        """A file that can't be read raises `OSError`, which is tried again and then ends the run: it isn't the sample's fault."""
+        """A file that can't be read raises `OSError`, which is tried again and then ends the run:
+        it isn't the sample's fault.
+        """
         raised = raised_by(self.make_modality(tmp_path), Sample("gone", tmp_path / "gone"))
-        assert isinstance(raised, OSError), f"a missing file gave {raised!r}: let the OSError of sample.read() through"
+        assert isinstance(
+            raised, OSError
+        ), f"a missing file gave {raised!r}: let the OSError of sample.read() through"
 
     # ------------------------------------------------------------ looking at tensors
 
     def test_render_writes_a_file(self, tmp_path: Path) -> None:
-        """`render` writes rows of different lengths to the path it is given, and leaves the tensors as they are."""
+        """`render` writes rows of different lengths to the path it is given, and leaves the tensors
+        as they are.
+        """
         modality = self.make_modality(tmp_path)
-        first, *rest = [tensor for prepared in self.prepare_all(modality, tmp_path) for tensor in tensors_of(prepared).values()]
+        first, *rest = [
+            tensor
+            for prepared in self.prepare_all(modality, tmp_path)
+            for tensor in tensors_of(prepared).values()
+        ]
         suffix = getattr(modality, "preview_suffix", ".png")
-        assert suffix.startswith("."), f"preview_suffix is {suffix!r}: begin it with a dot, as in '.wav'"
+        assert suffix.startswith(
+            "."
+        ), f"preview_suffix is {suffix!r}: begin it with a dot, as in '.wav'"
         before, path = first.clone(), tmp_path / f"preview{suffix}"
         modality.render([[first, first], [first], *([tensor] for tensor in rest)], path)
         num_bytes = path.stat().st_size if path.is_file() else 0
@@ -249,14 +359,20 @@ class ModalityContract(PluginContract, ABC):
     def test_metrics_are_names(self, tmp_path: Path) -> None:
         """`metrics` is a sequence of names of metrics; it may be empty."""
         metrics = self.make_modality(tmp_path).metrics
-        fits = not isinstance(metrics, str) and all(isinstance(name, str) and name for name in metrics)
+        fits = not isinstance(metrics, str) and all(
+            isinstance(name, str) and name for name in metrics
+        )
         assert fits, f"metrics is {metrics!r}: give a tuple of names, such as ('psnr',)"
 
     # ------------------------------------------------------------ for the checks
 
     def prepare_all(self, modality: Modality, tmp_path: Path) -> list[Prepared]:
         """All views of all samples."""
-        return [prepared for sample in self.make_samples(tmp_path) for prepared in modality.prepare(sample)]
+        return [
+            prepared
+            for sample in self.make_samples(tmp_path)
+            for prepared in modality.prepare(sample)
+        ]
 
     def values(self, tmp_path: Path) -> list[Tensor]:
         """All tensors of all samples, masks left out."""
@@ -278,7 +394,9 @@ def shapes_of(prepared: Prepared) -> dict[str, tuple[int, ...]]:
 def are_equal(first: Iterable[Prepared], second: Iterable[Prepared]) -> bool:
     """Whether two lists of views agree in everything, tensors bit for bit."""
     pairs = [(facts_of(one), facts_of(other)) for one, other in zip(first, second, strict=True)]
-    return all(one[:3] == other[:3] and one[3].keys() == other[3].keys() for one, other in pairs) and all(
+    return all(
+        one[:3] == other[:3] and one[3].keys() == other[3].keys() for one, other in pairs
+    ) and all(
         is_same(tensor, other[3][name]) for one, other in pairs for name, tensor in one[3].items()
     )
 
@@ -301,6 +419,6 @@ def raised_by(modality: Modality, sample: Sample) -> BaseException | None:
     """What preparing a sample raises; None when it gives something."""
     try:
         list(modality.prepare(sample))
-    except Exception as error:  # noqa: BLE001 (plugin boundary: which error it is, is what is asked)
+    except Exception as error:  # noqa: BLE001 (plugin boundary)
         return error
     return None

@@ -17,7 +17,8 @@ from pydantic import BaseModel
 from latentkit.contracts import BuildContext, PluginSpec
 
 HEAVY = ("torch", "diffusers", "accelerate", "datasets", "transformers")
-"""Modules that take seconds to import, which commands such as `latentkit plugins` must not have to wait for."""
+"""Modules that take seconds to import, which commands such as `latentkit plugins` must not have to
+wait for."""
 
 IMPORT_PROGRAM = """
 import importlib, sys
@@ -41,7 +42,9 @@ class PluginContract:
     # ------------------------------------------------------------ what a plugin author overrides
 
     def make_config(self, tmp_path: Path) -> BaseModel:
-        """The config to test with, all defaults unless overridden; called once in a test, so it may write files."""
+        """The config to test with, all defaults unless overridden; called once in a test, so it may
+        write files.
+        """
         return self.spec.config()
 
     def make_context(self, tmp_path: Path) -> BuildContext:
@@ -49,7 +52,9 @@ class PluginContract:
         return BuildContext(recipe_dir=tmp_path)
 
     def entry_point(self) -> str | None:
-        """Name of the module that the plugin's entry point names; None for a spec that no module but a test declares."""
+        """Name of the module that the plugin's entry point names; None for a spec that no module
+        but a test declares.
+        """
         return self.spec.config.__module__
 
     # ------------------------------------------------------------ for the contracts
@@ -68,30 +73,52 @@ class PluginContract:
     def test_spec_is_of_the_kind_that_its_hook_returns(self, tmp_path: Path) -> None:
         """A source is declared by a `SourceSpec`, an encoder by an `EncoderSpec`, and so on."""
         wanted, got = self.spec_type.__name__, type(self.spec).__name__
-        assert isinstance(self.spec, self.spec_type), f"spec is a {got}: declare this plugin with {wanted}(name, summary, config, build)"
+        assert isinstance(
+            self.spec, self.spec_type
+        ), f"spec is a {got}: declare this plugin with {wanted}(name, summary, config, build)"
 
     def test_config_is_described_to_its_depths(self, tmp_path: Path) -> None:
-        """Every field of the config, and of each model inside it, has a description; unknown keys are errors; nothing can be changed."""
+        """Every field of the config, and of each model inside it, has a description; unknown keys
+        are errors; nothing can be changed.
+        """
         for model in config_models(self.spec.config):
             bare = [name for name, field in model.model_fields.items() if not field.description]
-            assert not bare, f"{model.__name__}: say what these fields do, in Field(description=...): {', '.join(bare)}"
-            strict = model.model_config.get("extra") == "forbid" and model.model_config.get("frozen")
-            assert strict, f"{model.__name__}: subclass latentkit.contracts.Config, so that unknown keys are errors and values stay"
+            assert not bare, (
+                f"{model.__name__}: say what these fields do, in Field(description=...):"
+                f" {', '.join(bare)}"
+            )
+            strict = model.model_config.get("extra") == "forbid" and model.model_config.get(
+                "frozen"
+            )
+            assert strict, (
+                f"{model.__name__}: subclass latentkit.contracts.Config, so that unknown keys are"
+                " errors and values stay"
+            )
 
     def test_config_survives_being_written_to_a_recipe(self, tmp_path: Path) -> None:
-        """What was set in a config, written as JSON and validated again, gives an equal config: a run is resumed from its own recipe."""
+        """What was set in a config, written as JSON and validated again, gives an equal config: a
+        run is resumed from its own recipe.
+        """
         config = self.make_config(tmp_path)
         again = type(config).model_validate(json.loads(config.model_dump_json(exclude_unset=True)))
-        assert again == config, f"from {config!r}, written and read again, came {again!r}: validators must accept their own output"
+        assert again == config, (
+            f"from {config!r}, written and read again, came {again!r}: validators must accept their"
+            " own output"
+        )
 
     def test_build_gives_what_the_hook_promises(self, tmp_path: Path) -> None:
         """What `build` gives has every member of its protocol."""
         built = self.build(tmp_path)
         names = " or ".join(protocol.__name__ for protocol in self.protocols)
-        assert isinstance(built, self.protocols), f"build gave a {type(built).__name__}, which lacks members of latentkit.contracts.{names}"
+        assert isinstance(built, self.protocols), (
+            f"build gave a {type(built).__name__}, which lacks members of"
+            f" latentkit.contracts.{names}"
+        )
 
     def test_importing_the_plugin_loads_nothing_heavy(self, tmp_path: Path) -> None:
-        """Importing the module that declares the plugin loads no torch: `latentkit plugins` imports every plugin there is."""
+        """Importing the module that declares the plugin loads no torch: `latentkit plugins` imports
+        every plugin there is.
+        """
         module = self.entry_point()
         if module is None:
             return
@@ -101,7 +128,10 @@ class PluginContract:
         advice = "override entry_point() to name the module of the plugin's entry point"
         assert done.returncode == 0, f"{module} can't be imported by name; {advice}:\n{done.stderr}"
         loaded = done.stdout.strip()
-        assert not loaded, f"importing {module} loads {loaded}: import it inside `build`, or in a module that `build` imports"
+        assert not loaded, (
+            f"importing {module} loads {loaded}: import it inside `build`, or in a module that"
+            " `build` imports"
+        )
 
 
 def config_models(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
@@ -112,7 +142,9 @@ def config_models(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
         seen.add(model)
         yield model
         found = (part for field in model.model_fields.values() for part in _parts(field.annotation))
-        waiting += {part for part in found if isinstance(part, type) and issubclass(part, BaseModel)} - seen
+        waiting += {
+            part for part in found if isinstance(part, type) and issubclass(part, BaseModel)
+        } - seen
 
 
 def _parts(annotation: Any) -> Iterator[Any]:
@@ -123,12 +155,18 @@ def _parts(annotation: Any) -> Iterator[Any]:
 
 
 def is_plain(value: object) -> bool:
-    """Whether a value is a JSON-like scalar, or a list of such; nan and text that is not UTF-8 are not."""
+    """Whether a value is a JSON-like scalar, or a list of such; nan and text that is not UTF-8 are
+    not.
+    """
     if isinstance(value, list | tuple):
         return all(is_plain(item) and not isinstance(item, list | tuple) for item in value)
     if isinstance(value, str):
         return is_storable(value)
-    return value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value))
+    return (
+        value is None
+        or isinstance(value, bool | int)
+        or (isinstance(value, float) and math.isfinite(value))
+    )
 
 
 def is_storable(text: str) -> bool:
@@ -138,7 +176,11 @@ def is_storable(text: str) -> bool:
 
 def find_unplain(values: Mapping[str, object]) -> list[str]:
     """Names of the values that are not plain."""
-    return [str(name) for name, value in values.items() if not isinstance(name, str) or not is_plain(value)]
+    return [
+        str(name)
+        for name, value in values.items()
+        if not isinstance(name, str) or not is_plain(value)
+    ]
 
 
 # ---------------------------------------------------------------- without pytest
@@ -150,7 +192,8 @@ def check_names(contract: type[PluginContract]) -> list[str]:
 
 
 def find_failures(contract: PluginContract, folder: Path) -> dict[str, Exception]:
-    """Name of each check that fails, with what it raised; empty for a plugin that keeps its contract.
+    """Name of each check that fails, with what it raised; empty for a plugin that keeps its
+    contract.
 
     Args:
         contract: with its `spec`.
@@ -162,6 +205,6 @@ def find_failures(contract: PluginContract, folder: Path) -> dict[str, Exception
         tmp_path.mkdir()
         try:
             getattr(contract, name)(tmp_path)
-        except Exception as error:  # noqa: BLE001 (plugin boundary: whatever it raises is a failed check)
+        except Exception as error:  # noqa: BLE001 (plugin boundary)
             failures[name] = error
     return failures

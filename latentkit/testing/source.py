@@ -21,7 +21,10 @@ NUM_THREADS = 8
 
 
 class SampleContract(PluginContract, ABC):
-    """What both kinds of source promise of their samples. Subclass `SourceContract` or `StreamSourceContract`."""
+    """What both kinds of source promise of their samples.
+
+    Subclass `SourceContract` or `StreamSourceContract`.
+    """
 
     spec_type: ClassVar[type[PluginSpec]] = SourceSpec
 
@@ -34,39 +37,72 @@ class SampleContract(PluginContract, ABC):
         return self.read_all(self.build(tmp_path))
 
     def test_there_are_samples(self, tmp_path: Path) -> None:
-        """The source has at least one sample; one that finds none raises `SourceError` when built."""
-        assert self.make_samples(tmp_path), "the source is empty: override make_config so that it finds samples"
+        """The source has at least one sample; one that finds none raises `SourceError` when built.
+        """
+        assert self.make_samples(
+            tmp_path
+        ), "the source is empty: override make_config so that it finds samples"
 
     def test_keys_are_unique(self, tmp_path: Path) -> None:
-        """No two samples have the same key: rows of a latent dataset are found, joined and resumed by it."""
+        """No two samples have the same key: rows of a latent dataset are found, joined and resumed
+        by it.
+        """
         keys = [sample.key for sample in self.make_samples(tmp_path)]
         twice = sorted({str(key) for key in keys if keys.count(key) > 1})
-        assert not twice, f"keys that occur twice: {twice}; use full relative paths, or add a number"
+        assert (
+            not twice
+        ), f"keys that occur twice: {twice}; use full relative paths, or add a number"
 
     def test_keys_are_texts(self, tmp_path: Path) -> None:
         """A key is a text that isn't empty and that UTF-8 can store."""
-        wrong = [repr(key) for key in (sample.key for sample in self.make_samples(tmp_path)) if not is_name(key)]
+        wrong = [
+            repr(key)
+            for key in (sample.key for sample in self.make_samples(tmp_path))
+            if not is_name(key)
+        ]
         assert not wrong, f"these keys are no texts, empty, or not UTF-8: {', '.join(wrong)}"
 
     def test_stamps_are_texts(self, tmp_path: Path) -> None:
         """A stamp is a text; numbers and times are written as one."""
-        wrong = [f"{sample.key}: {sample.stamp!r}" for sample in self.make_samples(tmp_path) if not isinstance(sample.stamp, str)]
+        wrong = [
+            f"{sample.key}: {sample.stamp!r}"
+            for sample in self.make_samples(tmp_path)
+            if not isinstance(sample.stamp, str)
+        ]
         assert not wrong, f"these stamps are not str: {', '.join(wrong)}"
 
     def test_media_is_bytes_a_path_or_a_text(self, tmp_path: Path) -> None:
         """Media comes undecoded: `bytes`, a path, or a `str` that is itself the media."""
-        kinds = {type(sample.media).__name__ for sample in self.make_samples(tmp_path) if not has_known_media(sample)}
-        assert not kinds, f"media of the types {sorted(kinds)}: give bytes, a pathlib.Path or a str, and leave decoding to the modality"
+        kinds = {
+            type(sample.media).__name__
+            for sample in self.make_samples(tmp_path)
+            if not has_known_media(sample)
+        }
+        assert not kinds, (
+            f"media of the types {sorted(kinds)}: give bytes, a pathlib.Path or a str, and leave"
+            " decoding to the modality"
+        )
 
     def test_attributes_are_json_like(self, tmp_path: Path) -> None:
-        """Attributes are scalars or lists of scalars, under names that are texts: they become columns of a table."""
-        wrong = {f"{sample.key}: {name}" for sample in self.make_samples(tmp_path) for name in find_unplain(sample.attributes)}
-        assert not wrong, f"not a number, text, bool, None or list of those: {sorted(wrong)}; write anything deeper as JSON text"
+        """Attributes are scalars or lists of scalars, under names that are texts: they become
+        columns of a table.
+        """
+        wrong = {
+            f"{sample.key}: {name}"
+            for sample in self.make_samples(tmp_path)
+            for name in find_unplain(sample.attributes)
+        }
+        assert not wrong, (
+            f"not a number, text, bool, None or list of those: {sorted(wrong)}; write anything"
+            " deeper as JSON text"
+        )
 
     def test_two_builds_give_equal_samples(self, tmp_path: Path) -> None:
         """The same config gives the same samples in the same order in every process."""
         first, second = (self.read_all(source) for source in self.build_twice(tmp_path))
-        assert facts_of(first) == facts_of(second), "two builds of one config differ: sort what is found, and draw nothing at random"
+        assert facts_of(first) == facts_of(
+            second
+        ), "two builds of one config differ: sort what is found, and draw nothing at random"
 
     def test_a_pickled_copy_gives_equal_samples(self, tmp_path: Path) -> None:
         """A pickled copy, as a worker in another process gets it, has the same samples."""
@@ -77,7 +113,10 @@ class SampleContract(PluginContract, ABC):
 
 
 class SourceContract(SampleContract):
-    """What a `Source` promises. Give `spec`, and `make_config` where its defaults find no samples: a few small ones will do."""
+    """What a `Source` promises.
+
+    Give `spec`, and `make_config` where its defaults find no samples: a few small ones will do.
+    """
 
     protocols: ClassVar[tuple[type, ...]] = (Source,)
 
@@ -91,58 +130,94 @@ class SourceContract(SampleContract):
         return source
 
     def media_files(self, source: Source) -> Iterable[os.PathLike[str] | str]:
-        """Files that `entries()` has no business in: the samples' paths. Override for a source that gives bytes out of files of its own."""
-        return [sample.media for sample in self.read_all(source) if isinstance(sample.media, os.PathLike)]
+        """Files that `entries()` has no business in: the samples' paths.
+
+        Override for a source that gives bytes out of files of its own.
+        """
+        return [
+            sample.media
+            for sample in self.read_all(source)
+            if isinstance(sample.media, os.PathLike)
+        ]
 
     def test_entries_agree_with_samples(self, tmp_path: Path) -> None:
-        """`entries()` gives key, stamp and attributes of each sample, in the order of `source[0]`, `source[1]` ..."""
+        """`entries()` gives key, stamp and attributes of each sample, in the order of `source[0]`,
+        `source[1]` ...
+        """
         source = self.make_source(tmp_path)
         listed = [(entry.key, entry.stamp, dict(entry.attributes)) for entry in source.entries()]
-        read = [(sample.key, sample.stamp, dict(sample.attributes)) for sample in self.read_all(source)]
-        assert listed == read, f"entries() gives {listed}\nbut the samples have {read}\nmake both from one list"
+        read = [
+            (sample.key, sample.stamp, dict(sample.attributes)) for sample in self.read_all(source)
+        ]
+        assert (
+            listed == read
+        ), f"entries() gives {listed}\nbut the samples have {read}\nmake both from one list"
 
     def test_entries_can_be_listed_again(self, tmp_path: Path) -> None:
         """Calling `entries()` a second time gives the same entries from the start."""
         source = self.make_source(tmp_path)
         first, second = list(source.entries()), list(source.entries())
-        assert first == second, "the second call of entries() differs: give a new iterator each time, over a fixed list"
+        assert (
+            first == second
+        ), "the second call of entries() differs: give a new iterator each time, over a fixed list"
 
     def test_entries_open_no_media(self, tmp_path: Path) -> None:
-        """`entries()` opens none of the media files: it runs over the whole source before any work, and on every resume."""
+        """`entries()` opens none of the media files: it runs over the whole source before any work,
+        and on every resume.
+        """
         source = self.make_source(tmp_path)
         media = {os.path.realpath(path) for path in self.media_files(source)}
         with watch_opened_files() as opened:
             list(source.entries())
-        assert not media & opened, f"entries() opened {sorted(media & opened)}: take stamps from os.stat, a listing, or a table"
+        assert not media & opened, (
+            f"entries() opened {sorted(media & opened)}: take stamps from os.stat, a listing, or a"
+            " table"
+        )
 
     def test_a_sample_read_again_is_equal(self, tmp_path: Path) -> None:
         """Reading a sample twice gives the same key, stamp, attributes and bytes."""
         source = self.make_source(tmp_path)
         first, second = facts_of(self.read_all(source)), facts_of(self.read_all(source))
-        assert first == second, "a second reading differs: __getitem__ must depend on nothing but the position"
+        assert (
+            first == second
+        ), "a second reading differs: __getitem__ must depend on nothing but the position"
 
     def test_threads_read_equal_samples(self, tmp_path: Path) -> None:
-        """Reading from several threads at once gives what one thread gives: no shared file position, no shared buffer."""
+        """Reading from several threads at once gives what one thread gives: no shared file
+        position, no shared buffer.
+        """
         source = self.make_source(tmp_path)
         expected = facts_of(self.read_all(source))
         positions = list(range(len(source))) * 4
         with ThreadPoolExecutor(NUM_THREADS) as pool:
             found = facts_of(pool.map(source.__getitem__, positions))
-        assert found == [expected[index] for index in positions], "threads got other samples: open files anew in each __getitem__, or lock"
+        assert found == [
+            expected[index] for index in positions
+        ], "threads got other samples: open files anew in each __getitem__, or lock"
 
     def test_a_position_beyond_the_ends_raises_index_error(self, tmp_path: Path) -> None:
-        """`source[len(source)]` and `source[-len(source) - 1]` raise `IndexError`; so does `source[-1]`, unless it is the last sample."""
+        """`source[len(source)]` and `source[-len(source) - 1]` raise `IndexError`; so does
+        `source[-1]`, unless it is the last sample.
+        """
         source = self.make_source(tmp_path)
         size = len(source)
         for index in (size, -size - 1):
-            assert read_or_none(source, index) is None, f"source[{index}] of {size} samples gave one: raise IndexError"
+            assert (
+                read_or_none(source, index) is None
+            ), f"source[{index}] of {size} samples gave one: raise IndexError"
         last = read_or_none(source, -1)
         is_last = last is None or last.key == source[size - 1].key
-        assert is_last, "source[-1] is another sample than the last: raise IndexError, or start with index = range(len(self))[index]"
+        assert is_last, (
+            "source[-1] is another sample than the last: raise IndexError, or start with index ="
+            " range(len(self))[index]"
+        )
 
 
 class StreamSourceContract(SampleContract):
-    """What a `StreamSource` promises. Give `spec`, and a `make_config` whose source has several shards."""
+    """What a `StreamSource` promises.
+
+    Give `spec`, and a `make_config` whose source has several shards.
+    """
 
     protocols: ClassVar[tuple[type, ...]] = (StreamSource,)
 
@@ -159,7 +234,13 @@ class StreamSourceContract(SampleContract):
         """Shards have different names, texts that aren't empty, and stamps that are texts."""
         shards = self.make_source(tmp_path).shards()
         names = [shard.name for shard in shards]
-        wrong = [shard for shard in shards if not is_name(shard.name) or not isinstance(shard.stamp, str) or names.count(shard.name) > 1]
+        wrong = [
+            shard
+            for shard in shards
+            if not is_name(shard.name)
+            or not isinstance(shard.stamp, str)
+            or names.count(shard.name) > 1
+        ]
         assert not wrong, f"names must be unique texts, and stamps texts: {wrong}"
 
     def test_shards_can_be_listed_again(self, tmp_path: Path) -> None:
@@ -167,17 +248,22 @@ class StreamSourceContract(SampleContract):
         source = self.make_source(tmp_path)
         first = source.shards()
         list(source.read(first[0]))
-        assert source.shards() == first, "the second call of shards() differs: give all shards in a fixed order each time"
+        assert (
+            source.shards() == first
+        ), "the second call of shards() differs: give all shards in a fixed order each time"
 
     def test_a_shard_read_again_is_equal(self, tmp_path: Path) -> None:
         """Reading a shard twice gives the same samples in the same order."""
         source = self.make_source(tmp_path)
         for shard in source.shards():
             first, second = facts_of(source.read(shard)), facts_of(source.read(shard))
-            assert first == second, f"a second reading of shard {shard.name!r} differs: start over, and don't shuffle"
+            assert (
+                first == second
+            ), f"a second reading of shard {shard.name!r} differs: start over, and don't shuffle"
 
     def test_shards_can_be_read_in_any_order_and_at_once(self, tmp_path: Path) -> None:
-        """A shard's samples don't depend on what else is read: processes take shards as they come."""
+        """A shard's samples don't depend on what else is read: processes take shards as they come.
+        """
         first, second = self.build_twice(tmp_path)
         expected = [facts_of(first.read(shard)) for shard in first.shards()]
         readers = [second.read(shard) for shard in reversed(second.shards())]
@@ -185,7 +271,9 @@ class StreamSourceContract(SampleContract):
         for row in itertools.zip_longest(*readers):
             for samples, sample in zip(found, row, strict=True):
                 samples += [] if sample is None else [sample]
-        assert [facts_of(samples) for samples in reversed(found)] == expected, "shards read at once differ: keep a position per read()"
+        assert [
+            facts_of(samples) for samples in reversed(found)
+        ] == expected, "shards read at once differ: keep a position per read()"
 
 
 # ---------------------------------------------------------------- looking at samples
@@ -202,9 +290,16 @@ def has_known_media(sample: Sample) -> bool:
 
 
 def facts_of(samples: Iterable[Sample]) -> list[tuple[Any, ...]]:
-    """All that two readings of the same samples must agree on: key, stamp, attributes, and the hash of the media."""
+    """All that two readings of the same samples must agree on: key, stamp, attributes, and the hash
+    of the media.
+    """
     return [
-        (sample.key, sample.stamp, dict(sample.attributes), sample.content() if has_known_media(sample) else type(sample.media))
+        (
+            sample.key,
+            sample.stamp,
+            dict(sample.attributes),
+            sample.content() if has_known_media(sample) else type(sample.media),
+        )
         for sample in samples
     ]
 
@@ -222,7 +317,9 @@ _watches: list[set[str]] = []
 
 @contextmanager
 def watch_opened_files() -> Iterator[set[str]]:
-    """The real paths of all files that Python code opens inside the block, in whatever way and thread."""
+    """The real paths of all files that Python code opens inside the block, in whatever way and
+    thread.
+    """
     _install_watcher()
     opened: set[str] = set()
     _watches.append(opened)
@@ -234,7 +331,10 @@ def watch_opened_files() -> Iterator[set[str]]:
 
 @functools.cache
 def _install_watcher() -> None:
-    """Listen to "open" events of the interpreter. A hook can't be removed again, so there is one, which is idle when nobody watches."""
+    """Listen to "open" events of the interpreter.
+
+    A hook can't be removed again, so there is one, which is idle when nobody watches.
+    """
 
     def note(event: str, arguments: tuple[Any, ...]) -> None:
         if _watches and event == "open" and isinstance(arguments[0], str | bytes | os.PathLike):

@@ -1,14 +1,19 @@
-"""Encoding: the whole pipeline beside the bare encoder, beside decoding alone, and beside the loops that people write today.
+"""Encoding: the whole pipeline beside the bare encoder, beside decoding alone, and beside the loops
+that people write today.
 
-    python tests/benchmarks/encode.py [--photos FOLDER] [--parts free resize sleep bare loops] [--images 24] [--rounds 3]
+    python tests/benchmarks/encode.py [--photos FOLDER] [--parts free resize sleep bare loops]
+    [--images 24] [--rounds 3]
 
-free    an encoder that costs nothing: how near does the pipeline come to decoding and resizing the same JPEGs in as many threads as there
+free    an encoder that costs nothing: how near does the pipeline come to decoding and resizing the
+same JPEGs in as many threads as there
         are cores?
-resize  the same encoder that costs nothing: how much quicker are the other ways of the option `resize` than Pillow's, and on JPEGs of 12
+resize  the same encoder that costs nothing: how much quicker are the other ways of the option
+`resize` than Pillow's, and on JPEGs of 12
         megapixels?
 sleep   an encoder that sleeps as long as decoding takes: do the two overlap?
-bare    SD-sized AutoencoderKL with random weights at 256 px: how much is left of the same batches as ready tensors?
-loops   the same model beside a loop over a torch DataLoader (2 workers, float32, contiguous, a file per batch), and beside one picture at a
+bare    SD-sized AutoencoderKL with random weights at 256 px: how much is left of the same batches
+as ready tensors? loops   the same model beside a loop over a torch DataLoader (2 workers, float32,
+contiguous, a file per batch), and beside one picture at a
         time; ours in float32 and in bfloat16, with the batch size that `auto` finds.
 
 Contenders take turns in every round; ratios are formed inside a round.
@@ -30,16 +35,17 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from latentkit.builtin import FolderConfig, ImageConfig
 from latentkit.contracts import BuildContext, Encoder, InputSpec, LatentLayout, Normalization
-from latentkit.encode import encode_source
 from latentkit.encoders.diffusers import DiffusersEncoder
+from latentkit.encoding.auto_sizes import measure_batches
+from latentkit.encoding.encode_source import encode_source
+from latentkit.encoding.make_plan import EncodeInputs, EncodeSettings
 from latentkit.executors.local import LocalExecutor
-from latentkit.measure import measure_batches
 from latentkit.modalities.image import ImageModality
-from latentkit.planning import EncodeInputs, EncodeSettings
+from latentkit.modalities.options import ImageConfig
 from latentkit.sources.folder import FolderSource
-from latentkit.store.folder import LocalFolder
+from latentkit.sources.options import FolderConfig
+from latentkit.store.local_folder import LocalFolder
 
 SIZE = 256
 PARTS = ["free", "resize", "sleep", "bare", "loops"]
@@ -67,13 +73,19 @@ class FreeEncoder:
 
 
 def draw_photos(folder: Path, count: int, height: int = 375, width: int = 500) -> Path:
-    """JPEGs, by default of ImageNet's usual size, with photographic detail, for machines without a folder of photographs."""
+    """JPEGs, by default of ImageNet's usual size, with photographic detail, for machines without a
+    folder of photographs.
+    """
     generator = np.random.default_rng(0)
     folder.mkdir()
     for number in range(count):
-        rough = Image.fromarray(generator.integers(0, 256, (47, 63, 3), np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+        rough = Image.fromarray(generator.integers(0, 256, (47, 63, 3), np.uint8)).resize(
+            (width, height), Image.Resampling.BICUBIC
+        )
         noise = generator.normal(0, 8, (height, width, 3))
-        Image.fromarray((np.asarray(rough) + noise).clip(0, 255).astype(np.uint8)).save(folder / f"{number:05d}.jpg", quality=92)
+        Image.fromarray((np.asarray(rough) + noise).clip(0, 255).astype(np.uint8)).save(
+            folder / f"{number:05d}.jpg", quality=92
+        )
     return folder
 
 
@@ -92,13 +104,27 @@ def save_sd_sized(folder: Path) -> Path:
     return folder
 
 
-def time_pipeline(source: FolderSource, encoder: Encoder, output: Path, batch_size: int, unit_size: int, resize: str = "pillow") -> float:
+def time_pipeline(
+    source: FolderSource,
+    encoder: Encoder,
+    output: Path,
+    batch_size: int,
+    unit_size: int,
+    resize: str = "pillow",
+) -> float:
     """Seconds from source to closed dataset."""
-    modality = ImageModality(ImageConfig.model_validate({"size": SIZE, "resize": resize}), BuildContext(input=encoder.input))
-    inputs = EncodeInputs(source, modality, ["plain"], lambda device: encoder, {"encoder.name": "benchmark"})
+    modality = ImageModality(
+        ImageConfig.model_validate({"size": SIZE, "resize": resize}),
+        BuildContext(input=encoder.input),
+    )
+    inputs = EncodeInputs(
+        source, modality, ["plain"], lambda device: encoder, {"encoder.name": "benchmark"}
+    )
     settings = EncodeSettings(batch_size=batch_size, unit_size=unit_size, compile=False)
     begun = time.perf_counter()
-    encode_source(LocalFolder(output), inputs, LocalExecutor("cpu"), "cpu", settings, "", show_progress=False)
+    encode_source(
+        LocalFolder(output), inputs, LocalExecutor("cpu"), "cpu", settings, "", show_progress=False
+    )
     return time.perf_counter() - begun
 
 
@@ -112,12 +138,14 @@ def time_bare_encoder(encoder: Encoder, count: int, batch_size: int) -> float:
 
 
 def load_picture(file: Path) -> Image.Image:
-    """A centre crop of a picture, resized."""
+    """A center crop of a picture, resized."""
     with Image.open(file) as image:
         picture = image.convert("RGB")
     side = min(picture.size)
     left, top = (picture.width - side) / 2, (picture.height - side) / 2
-    return picture.resize((SIZE, SIZE), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+    return picture.resize(
+        (SIZE, SIZE), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side)
+    )
 
 
 class Pictures(Dataset[torch.Tensor]):
@@ -130,7 +158,13 @@ class Pictures(Dataset[torch.Tensor]):
         return len(self.files)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        return torch.from_numpy(np.asarray(load_picture(self.files[index])).copy()).permute(2, 0, 1).float() / 127.5 - 1
+        return (
+            torch.from_numpy(np.asarray(load_picture(self.files[index])).copy())
+            .permute(2, 0, 1)
+            .float()
+            / 127.5
+            - 1
+        )
 
 
 def time_loader_loop(folder: Path, files: list[Path], output: Path, batch_size: int) -> float:
@@ -151,12 +185,16 @@ def time_single_loop(folder: Path, files: list[Path], output: Path) -> float:
     begun = time.perf_counter()
     for number, picture in enumerate(Pictures(files)[place] for place in range(len(files))):
         with torch.no_grad():
-            torch.save(vae.encode(picture[None]).latent_dist.parameters.cpu(), output / f"{number}.pt")
+            torch.save(
+                vae.encode(picture[None]).latent_dist.parameters.cpu(), output / f"{number}.pt"
+            )
     return time.perf_counter() - begun
 
 
 def time_decoding(files: list[Path]) -> float:
-    """Seconds to decode, convert and resize all files in as many threads as there are cores, and no more."""
+    """Seconds to decode, convert and resize all files in as many threads as there are cores, and no
+    more.
+    """
 
     begun = time.perf_counter()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -167,8 +205,15 @@ def time_decoding(files: list[Path]) -> float:
 def report(title: str, theirs: list[float], ours: list[float], count: int) -> None:
     """A line: pictures per second of both, and the median ratio of ours to theirs in speed."""
     ratios = [their / own for their, own in zip(theirs, ours, strict=True)]
-    speeds = f"theirs {count / statistics.median(theirs):.2f}/s, pipeline {count / statistics.median(ours):.2f}/s"
-    print(f"{title}: {speeds}, ratio {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})", flush=True)
+    speeds = (
+        f"theirs {count / statistics.median(theirs):.2f}/s, pipeline"
+        f" {count / statistics.median(ours):.2f}/s"
+    )
+    print(
+        f"{title}: {speeds}, ratio {statistics.median(ratios):.3f} ({min(ratios):.3f} to"
+        f" {max(ratios):.3f})",
+        flush=True,
+    )
 
 
 def measure_decoding(source: FolderSource, scratch: Path, rounds: int, sleeping: bool) -> None:
@@ -178,8 +223,13 @@ def measure_decoding(source: FolderSource, scratch: Path, rounds: int, sleeping:
     for number in range(rounds + 1):  # the first is the warm-up
         limits.append(time_decoding(files))
         encoder = FreeEncoder(limits[-1] / len(files) if sleeping else 0.0)
-        # Nothing overlaps with the first batch, so where there is something to overlap it is a small one.
-        ours.append(time_pipeline(source, encoder, scratch / f"free{sleeping}{number}", 8 if sleeping else 32, 512))
+        # Nothing overlaps with the first batch, so where there is something to overlap it is a
+        # small one.
+        ours.append(
+            time_pipeline(
+                source, encoder, scratch / f"free{sleeping}{number}", 8 if sleeping else 32, 512
+            )
+        )
     what = "encoder that sleeps as long as decoding takes" if sleeping else "free encoder"
     report(f"{what}, {len(files)} JPEGs to {SIZE} px", limits[1:], ours[1:], len(files))
 
@@ -192,46 +242,89 @@ def measure_resizing(source: FolderSource, scratch: Path, rounds: int, title: st
             output = scratch / f"{title}-{way}-{number}"
             times[way].append(time_pipeline(source, FreeEncoder(), output, 32, 512, way))
     for way in WAYS[1:]:
-        report(f"free encoder, {title}, pillow beside resize: {way}", times["pillow"][1:], times[way][1:], len(source))
+        report(
+            f"free encoder, {title}, pillow beside resize: {way}",
+            times["pillow"][1:],
+            times[way][1:],
+            len(source),
+        )
 
 
-def measure_bare(source: FolderSource, folder: Path, scratch: Path, rounds: int, batch_size: int) -> None:
+def measure_bare(
+    source: FolderSource, folder: Path, scratch: Path, rounds: int, batch_size: int
+) -> None:
     """Part `bare`."""
     encoder = DiffusersEncoder(folder, None, torch.float32, False, "cpu")
     time_bare_encoder(encoder, batch_size, batch_size)
     limits, ours = [], []
     for number in range(rounds):
         limits.append(time_bare_encoder(encoder, len(source), batch_size))
-        ours.append(time_pipeline(source, encoder, scratch / f"sd{number}", batch_size, -(-len(source) // 3)))
-    title = f"bare encoder, SD-sized AutoencoderKL, float32, {SIZE} px, batch {batch_size}, {torch.get_num_threads()} threads"
+        ours.append(
+            time_pipeline(
+                source, encoder, scratch / f"sd{number}", batch_size, -(-len(source) // 3)
+            )
+        )
+    title = (
+        f"bare encoder, SD-sized AutoencoderKL, float32, {SIZE} px, batch {batch_size},"
+        f" {torch.get_num_threads()} threads"
+    )
     report(title, limits, ours, len(source))
 
 
-def measure_loops(source: FolderSource, folder: Path, scratch: Path, rounds: int, batch_size: int) -> None:
+def measure_loops(
+    source: FolderSource, folder: Path, scratch: Path, rounds: int, batch_size: int
+) -> None:
     """Part `loops`."""
     files = [Path(str(source[index].media)) for index in range(len(source))]
     prepared = next(ImageModality(ImageConfig(size=SIZE), BuildContext()).prepare(source[0]))
-    times: dict[str, list[float]] = {"DataLoader loop": [], "one at a time": [], "float32": [], "bfloat16": []}
-    encoders = {name: DiffusersEncoder(folder, None, getattr(torch, name), False, "cpu") for name in ("float32", "bfloat16")}
+    times: dict[str, list[float]] = {
+        "DataLoader loop": [],
+        "one at a time": [],
+        "float32": [],
+        "bfloat16": [],
+    }
+    encoders = {
+        name: DiffusersEncoder(folder, None, getattr(torch, name), False, "cpu")
+        for name in ("float32", "bfloat16")
+    }
     sizes = {}
     for name, encoder in encoders.items():
-        sizes[name] = measure_batches(encoder, prepared, "cpu", "moments", torch.float16, None).batch_size
+        sizes[name] = measure_batches(
+            encoder, prepared, "cpu", "moments", torch.float16, None
+        ).batch_size
     for number in range(rounds):
-        times["DataLoader loop"].append(time_loader_loop(folder, files, scratch / f"loader{number}", batch_size))
+        times["DataLoader loop"].append(
+            time_loader_loop(folder, files, scratch / f"loader{number}", batch_size)
+        )
         times["one at a time"].append(time_single_loop(folder, files, scratch / f"single{number}"))
         for name, encoder in encoders.items():
-            times[name].append(time_pipeline(source, encoder, scratch / f"{name}{number}", sizes[name], -(-len(source) // 3)))
+            times[name].append(
+                time_pipeline(
+                    source, encoder, scratch / f"{name}{number}", sizes[name], -(-len(source) // 3)
+                )
+            )
     for loop in ("DataLoader loop", "one at a time"):
         for name in encoders:
-            report(f"{loop} beside ours in {name}, batch {sizes[name]} by auto", times[loop], times[name], len(files))
+            report(
+                f"{loop} beside ours in {name}, batch {sizes[name]} by auto",
+                times[loop],
+                times[name],
+                len(files),
+            )
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--photos", type=Path, help="folder of JPEGs (default: drawn ones of 500 x 375)")
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument(
+        "--photos", type=Path, help="folder of JPEGs (default: drawn ones of 500 x 375)"
+    )
     options.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
     options.add_argument("--images", type=int, default=24, help="pictures for the SD-sized encoder")
-    options.add_argument("--batch", type=int, default=4, help="of the bare encoder and of the DataLoader")
+    options.add_argument(
+        "--batch", type=int, default=4, help="of the bare encoder and of the DataLoader"
+    )
     options.add_argument("--rounds", type=int, default=3)
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as scratch_name:
@@ -239,7 +332,10 @@ def main() -> None:
         photos = given.photos or draw_photos(scratch / "photos", 1000)
         source = FolderSource(FolderConfig(path=str(photos)), BuildContext())
         if "resize" in given.parts:
-            large = FolderSource(FolderConfig(path=str(draw_photos(scratch / "large", 16, 3024, 4032))), BuildContext())
+            large = FolderSource(
+                FolderConfig(path=str(draw_photos(scratch / "large", 16, 3024, 4032))),
+                BuildContext(),
+            )
             measure_resizing(source, scratch, given.rounds, "photos")
             measure_resizing(large, scratch, given.rounds, "12 megapixels")
         for part in ("free", "sleep"):
@@ -249,7 +345,9 @@ def main() -> None:
         few.mkdir()
         for number in range(min(given.images, len(source))):
             (few / f"{number:05d}.jpg").symlink_to(Path(str(source[number].media)).absolute())
-        source, folder = FolderSource(FolderConfig(path=str(few)), BuildContext()), save_sd_sized(scratch / "vae")
+        source, folder = FolderSource(FolderConfig(path=str(few)), BuildContext()), save_sd_sized(
+            scratch / "vae"
+        )
         if "bare" in given.parts:
             measure_bare(source, folder, scratch, given.rounds, given.batch)
         if "loops" in given.parts:

@@ -1,17 +1,19 @@
-"""The first minutes on a GPU: the device tests, then encoding, training and reading beside the bare network, as rows of a table.
+"""The first minutes on a GPU: the device tests, then encoding, training and reading beside the bare
+network, as rows of a table.
 
-    python tests/benchmarks/gpu.py [--device auto] [--minutes 8] [--rehearse] [--parts tests encode train read write]
+    python tests/benchmarks/gpu.py [--device auto] [--minutes 8] [--rehearse] [--parts tests encode
+    train read write]
 
 tests   what tests/devices asks of any accelerator, on this one
-encode  JPEGs to latents with an SD-sized AutoencoderKL (random weights, bfloat16, compiled) at 256 and 512 px, beside the same compiled
+encode  JPEGs to latents with an SD-sized AutoencoderKL (random weights, bfloat16, compiled) at 256
+and 512 px, beside the same compiled
         encoder on batches that lie on the device already
-train   the same network at 256 px: steps per second beside the bare forward and backward pass, and the memory that it takes
-read    moments to the device and through the decoder, beside the decoder alone
-write   rows of 16 x 64 x 64 that the writing thread takes, and that are committed
+train   the same network at 256 px: steps per second beside the bare forward and backward pass, and
+the memory that it takes read    moments to the device and through the decoder, beside the decoder
+alone write   rows of 16 x 64 x 64 that the writing thread takes, and that are committed
 
-A part that would begin after --minutes is left out, and said to be. --rehearse makes everything small: any device, the CPU too, runs it
-in a minute or two, and its figures mean nothing.
-"""
+A part that would begin after --minutes is left out, and said to be. --rehearse makes everything
+small: any device, the CPU too, runs it in a minute or two, and its figures mean nothing."""
 
 from __future__ import annotations
 
@@ -39,7 +41,14 @@ from PIL import Image
 
 import latentkit as lk
 from latentkit.runtime.cores import num_cores
-from latentkit.runtime.device import can_compile, choose_device, has_bfloat16, make_current, module_of, synchronize
+from latentkit.runtime.device import (
+    can_compile,
+    choose_device,
+    has_bfloat16,
+    make_current,
+    module_of,
+    synchronize,
+)
 
 HERE = Path(__file__).parent
 
@@ -74,20 +83,30 @@ def main() -> int:
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     options = parser.parse_args()
     begun, failed = time.monotonic(), 0
-    setting = Setting(choose_device(options.device), Path(tempfile.mkdtemp(prefix="latentkit-gpu-")), options.rehearse)
+    setting = Setting(
+        choose_device(options.device),
+        Path(tempfile.mkdtemp(prefix="latentkit-gpu-")),
+        options.rehearse,
+    )
     make_current(setting.device)
     name = getattr(module_of(setting.device), "get_device_name", platform.processor)
-    print(f"{setting.device}: {name()}, {num_cores()} cores, torch {torch.__version__}, {setting.dtype}", flush=True)
+    print(
+        f"{setting.device}: {name()}, {num_cores()} cores, torch {torch.__version__},"
+        f" {setting.dtype}",
+        flush=True,
+    )
     print("| what | latentkit | bare | ratio |\n|---|---|---|---|", flush=True)
     try:
         for part in options.parts:
             if time.monotonic() - begun > 60 * options.minutes:
-                print(f"| {part} | left out: {options.minutes:g} minutes are over | | |", flush=True)
+                print(
+                    f"| {part} | left out: {options.minutes:g} minutes are over | | |", flush=True
+                )
                 continue
             try:
                 for row in PARTS[part](setting):
                     print(row, flush=True)
-            except Exception:  # noqa: BLE001 (the parts that follow must still run: the device is lent for minutes)
+            except Exception:  # noqa: BLE001 (plugin boundary)
                 failed = 1
                 traceback.print_exc()
     finally:
@@ -107,7 +126,9 @@ def row(what: str, ours: float, bare: float | None, unit: str) -> str:
 
 def device_tests(setting: Setting) -> Iterator[str]:
     """Run what holds on any accelerator."""
-    spec = importlib.util.spec_from_file_location("on_device", HERE.parent / "devices" / "test_latentkit_on_sim.py")
+    spec = importlib.util.spec_from_file_location(
+        "on_device", HERE.parent / "devices" / "test_latentkit_on_sim.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -127,21 +148,35 @@ def encoding(setting: Setting) -> Iterator[str]:
     """Photographs through the whole pipeline beside ready batches."""
     model = save_model(setting)
     for size in (256, 512) if not setting.small else (32,):
-        count, batch_size = setting.of(6144 if size == 256 else 2048, 8), setting.of(64 if size == 256 else 16, 2)
+        count, batch_size = setting.of(6144 if size == 256 else 2048, 8), setting.of(
+            64 if size == 256 else 16, 2
+        )
         photos = draw_photos(setting.folder / f"photos-{size}", count, size + size // 4)
         encoder = open_encoder(setting, model)
         batch = torch.rand(batch_size, 3, size, size, device=setting.device) * 2 - 1
         bare = count / timed(setting, functools.partial(encoder.encode, batch), count // batch_size)
         del encoder
-        values = {"encoder.with.dtype": setting.dtype, "batch_size": batch_size, "compile": setting.compiles, "preview": 0}
+        values = {
+            "encoder.with.dtype": setting.dtype,
+            "batch_size": batch_size,
+            "compile": setting.compiles,
+            "preview": 0,
+        }
         rates = []
         for number in range(2):  # the first compiles
             begun = time.perf_counter()
             output = setting.folder / f"latents-{size}-{number}"
-            lk.encode(photos, output, encoder=model, size=size, overrides=values, device=setting.device)
+            lk.encode(
+                photos, output, encoder=model, size=size, overrides=values, device=setting.device
+            )
             rates.append(count / (time.perf_counter() - begun))
         compiled = ", compiled" if setting.compiles else ""
-        yield row(f"encode {size} px, batches of {batch_size}, {setting.dtype}{compiled}, {count} JPEGs", rates[-1], bare, "rows/s")
+        yield row(
+            f"encode {size} px, batches of {batch_size}, {setting.dtype}{compiled}, {count} JPEGs",
+            rates[-1],
+            bare,
+            "rows/s",
+        )
 
 
 def training(setting: Setting) -> Iterator[str]:
@@ -168,19 +203,30 @@ def training(setting: Setting) -> Iterator[str]:
     lk.run(recipe, device=setting.device)
     rate = samples_per_second(setting.folder / "run" / "log.jsonl") / batch_size
     peak = module.max_memory_allocated() / 2**30 if hasattr(module, "max_memory_allocated") else 0.0
-    model = diffusers.AutoencoderKL.from_config(diffusers.AutoencoderKL.load_config(config)).to(setting.device).train()
+    model = (
+        diffusers.AutoencoderKL.from_config(diffusers.AutoencoderKL.load_config(config))
+        .to(setting.device)
+        .train()
+    )
     optimizer = torch.optim.AdamW(model.parameters(), 1e-5)
     batch = torch.rand(batch_size, 3, size, size, device=setting.device) * 2 - 1
 
     def step() -> None:
-        with torch.autocast(torch.device(setting.device).type, torch.bfloat16, enabled=precision == "bf16"):
+        with torch.autocast(
+            torch.device(setting.device).type, torch.bfloat16, enabled=precision == "bf16"
+        ):
             loss = (model(batch, sample_posterior=True).sample - batch).abs().mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
     bare = timed(setting, step, setting.of(20, 2)) / setting.of(20, 2)
-    yield row(f"train {size} px, batches of {batch_size}, {precision}, peak {peak:.1f} GiB", rate, 1 / bare, "steps/s")
+    yield row(
+        f"train {size} px, batches of {batch_size}, {precision}, peak {peak:.1f} GiB",
+        rate,
+        1 / bare,
+        "steps/s",
+    )
 
 
 def reading(setting: Setting) -> Iterator[str]:
@@ -193,13 +239,20 @@ def reading(setting: Setting) -> Iterator[str]:
     data, batch_size = lk.open(path), setting.of(64, 2)
     first = next(iter(data.batches(batch_size)))["latent"].to(setting.device)
     num_batches = len(data) // batch_size
-    bare = len(data) / timed(setting, lambda: data.decode(first, device=setting.device), num_batches)
+    bare = len(data) / timed(
+        setting, lambda: data.decode(first, device=setting.device), num_batches
+    )
     synchronize(setting.device)
     begun = time.perf_counter()
     for batch in data.batches(batch_size, shuffle=True):
         data.decode(batch["latent"].to(setting.device, non_blocking=True), device=setting.device)
     synchronize(setting.device)
-    yield row(f"read, draw and decode {size} px, batches of {batch_size}", len(data) / (time.perf_counter() - begun), bare, "rows/s")
+    yield row(
+        f"read, draw and decode {size} px, batches of {batch_size}",
+        len(data) / (time.perf_counter() - begun),
+        bare,
+        "rows/s",
+    )
 
 
 def writing(setting: Setting) -> Iterator[str]:
@@ -256,11 +309,13 @@ def save_model(setting: Setting) -> Path:
 
 def open_encoder(setting: Setting, model: Path) -> Any:
     """The encoder as a run opens it, compiled where it can be."""
-    from latentkit.builtin import DiffusersConfig
     from latentkit.contracts import BuildContext
     from latentkit.encoders.diffusers import open_diffusers
+    from latentkit.encoders.options import DiffusersConfig
 
-    encoder = open_diffusers(DiffusersConfig(model=str(model), dtype=setting.dtype), BuildContext(setting.device))
+    encoder = open_diffusers(
+        DiffusersConfig(model=str(model), dtype=setting.dtype), BuildContext(setting.device)
+    )
     if setting.compiles:
         encoder.compile()
     return encoder
@@ -272,15 +327,21 @@ def draw_photos(folder: Path, count: int, side: int) -> Path:
     folder.mkdir()
     noise = generator.normal(0, 8, (side, side, 3))
     for number in range(min(count, 256)):
-        rough = Image.fromarray(generator.integers(0, 256, (48, 48, 3), np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
-        Image.fromarray((np.asarray(rough) + noise).clip(0, 255).astype(np.uint8)).save(folder / f"{number:05d}.jpg", quality=92)
+        rough = Image.fromarray(generator.integers(0, 256, (48, 48, 3), np.uint8)).resize(
+            (side, side), Image.Resampling.BICUBIC
+        )
+        Image.fromarray((np.asarray(rough) + noise).clip(0, 255).astype(np.uint8)).save(
+            folder / f"{number:05d}.jpg", quality=92
+        )
     for number in range(256, count):
         shutil.copyfile(folder / f"{number % 256:05d}.jpg", folder / f"{number:05d}.jpg")
     return folder
 
 
 def samples_per_second(log: Path) -> float:
-    """The median over the lines of a training log, without the first, in which everything is warmed up."""
+    """The median over the lines of a training log, without the first, in which everything is warmed
+    up.
+    """
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     found = [line["samples_per_second"] for line in lines if "samples_per_second" in line]
     return statistics.median(found[1:] or found)

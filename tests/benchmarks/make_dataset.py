@@ -1,7 +1,8 @@
-"""A latent dataset of any size, written through the store as an encoder would, but from random numbers.
+"""A latent dataset of any size, written through the store as an encoder would, but from random
+numbers.
 
-    python tests/benchmarks/make_dataset.py PATH [--rows 1000000] [--channels 4] [--side 16] [--unit-size 65536]
-"""
+python tests/benchmarks/make_dataset.py PATH [--rows 1000000] [--channels 4] [--side 16]
+[--unit-size 65536]"""
 
 from __future__ import annotations
 
@@ -11,8 +12,8 @@ from pathlib import Path
 import torch
 
 from latentkit.contracts import Entry, LatentLayout, Normalization
-from latentkit.store.dataset import Description, finalize
-from latentkit.store.folder import LocalFolder
+from latentkit.store.dataset_json import Description, finalize
+from latentkit.store.local_folder import LocalFolder
 from latentkit.store.plan import PlanSettings, build_plan, write_plan
 from latentkit.store.writer import RowLabel, UnitWriter
 
@@ -25,10 +26,23 @@ def caption(number: int) -> str:
 
 
 def make_dataset(path: Path, num_rows: int, channels: int, side: int, unit_size: int) -> Path:
-    """Gaussian moments (2 * channels, side, side) in float16 with a 60-character caption each; rows are drawn from one pool of noise."""
+    """Gaussian moments (2 * channels, side, side) in float16 with a 60-character caption each; rows
+    are drawn from one pool of noise.
+    """
     folder = LocalFolder(path)
-    settings = PlanSettings({"encoder.name": "random", "store": "moments", "dtype": "float16"}, BATCH, unit_size, 1, False, {})
-    plan = build_plan(0, (Entry(f"{i:08d}", "", {"text": caption(i), "label": i}) for i in range(num_rows)), settings)
+    settings = PlanSettings(
+        {"encoder.name": "random", "store": "moments", "dtype": "float16"},
+        BATCH,
+        unit_size,
+        1,
+        False,
+        {},
+    )
+    plan = build_plan(
+        0,
+        (Entry(f"{i:08d}", "", {"text": caption(i), "label": i}) for i in range(num_rows)),
+        settings,
+    )
     write_plan(folder, plan)
     noise = torch.randn(BATCH, 2 * channels, side, side).half()
     for unit in plan.units():
@@ -36,15 +50,26 @@ def make_dataset(path: Path, num_rows: int, channels: int, side: int, unit_size:
         for start in range(unit.start, unit.stop, BATCH):
             positions = range(start, min(start + BATCH, unit.stop))
             rows = noise[: len(positions)].roll(start, 0)
-            writer.add(f"{side * 8}x{side * 8}", [RowLabel(position, "plain") for position in positions], {"moments": rows})
+            writer.add(
+                f"{side * 8}x{side * 8}",
+                [RowLabel(position, "plain") for position in positions],
+                {"moments": rows},
+            )
         writer.commit(folder, {}, settings.fingerprint)
     layout = LatentLayout("latent", "gaussian", "CHW", channels, 8)
-    finalize(folder, [plan], Description(layout, Normalization(0.1, 0.5), "moments", "float16", {}, ["plain"]), lambda index: None)
+    finalize(
+        folder,
+        [plan],
+        Description(layout, Normalization(0.1, 0.5), "moments", "float16", {}, ["plain"]),
+        lambda index: None,
+    )
     return path
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("path", type=Path)
     options.add_argument("--rows", type=int, default=1_000_000)
     options.add_argument("--channels", type=int, default=4)

@@ -1,13 +1,15 @@
-"""Reading latents: `batches()` beside a raw `np.memmap` + `np.take` through a torch DataLoader, the limit as most would write it.
+"""Reading latents: `batches()` beside a raw `np.memmap` + `np.take` through a torch DataLoader, the
+limit as most would write it.
 
-    python tests/benchmarks/read.py [--rows 20000] [--channels 4] [--side 32] [--rounds 5]      warm page cache
-    python tests/benchmarks/read.py --rows 200000 --cold [--sparse 15000]                       cold page cache, few of the rows read
-    python tests/benchmarks/read.py --open PATH                                                 seconds and memory of `open`
+    python tests/benchmarks/read.py [--rows 20000] [--channels 4] [--side 32] [--rounds 5]      warm
+    page cache python tests/benchmarks/read.py --rows 200000 --cold [--sparse 15000]
+    cold page cache, few of the rows read python tests/benchmarks/read.py --open PATH
+    seconds and memory of `open`
 
-Random batches of 256 with captions, one process and no workers. Warm: both files are read from front to back first. Cold: the page
-cache lets go of both files before each contender; the raw memmap is read without a DataLoader. Contenders take turns in every round; a
-ratio is formed inside a round, and the medians over the rounds are printed.
-"""
+Random batches of 256 with captions, one process and no workers. Warm: both files are read from
+front to back first. Cold: the page cache lets go of both files before each contender; the raw
+memmap is read without a DataLoader. Contenders take turns in every round; a ratio is formed inside
+a round, and the medians over the rounds are printed."""
 
 from __future__ import annotations
 
@@ -46,12 +48,19 @@ class RawMemmap(Dataset[dict[str, Any]]):
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
         rows = np.asarray(indices)
-        return {"moments": torch.from_numpy(np.take(self.array, rows, axis=0)), "text": [self.captions[i] for i in indices]}
+        return {
+            "moments": torch.from_numpy(np.take(self.array, rows, axis=0)),
+            "text": [self.captions[i] for i in indices],
+        }
 
 
 def write_raw(path: Path, rows: int, shape: tuple[int, ...]) -> None:
     """The raw file: `rows` of float16 noise."""
-    noise = np.random.default_rng(0).standard_normal((min(rows, FILL_ROWS), *shape), np.float32).astype(np.float16)
+    noise = (
+        np.random.default_rng(0)
+        .standard_normal((min(rows, FILL_ROWS), *shape), np.float32)
+        .astype(np.float16)
+    )
     with open(path, "wb") as file:
         for start in range(0, rows, FILL_ROWS):
             noise[: rows - start].tofile(file)
@@ -92,14 +101,21 @@ def report(rates: Mapping[str, Sequence[float]], row_bytes: int) -> None:
     for name, values in rates.items():
         ratio = statistics.median(value / limit for value, limit in zip(values, base, strict=True))
         speed = statistics.median(values)
-        print(f"  {name:40s} {speed:12,.0f} rows/s {speed * row_bytes / 1e9:7.2f} GB/s   ratio {ratio:6.3f}")
+        print(
+            f"  {name:40s} {speed:12,.0f} rows/s {speed * row_bytes / 1e9:7.2f} GB/s   ratio"
+            f" {ratio:6.3f}"
+        )
 
 
-def warm_contenders(latents: Path, raw: Path, rows: int, shape: tuple[int, ...]) -> dict[str, Contender]:
+def warm_contenders(
+    latents: Path, raw: Path, rows: int, shape: tuple[int, ...]
+) -> dict[str, Contender]:
     """What is compared when everything is in memory."""
     limit = RawMemmap(raw, rows, shape)
     contenders: dict[str, Contender] = {
-        "raw memmap, DataLoader": lambda: DataLoader(limit, BATCH, shuffle=True, collate_fn=lambda batch: batch)
+        "raw memmap, DataLoader": lambda: DataLoader(
+            limit, BATCH, shuffle=True, collate_fn=lambda batch: batch
+        )
     }
     for posterior in ("moments", "mean", "sample"):
         data = lk.open(latents, posterior=posterior, columns=["text"])  # type: ignore[arg-type]
@@ -109,39 +125,54 @@ def warm_contenders(latents: Path, raw: Path, rows: int, shape: tuple[int, ...])
     return contenders
 
 
-def cold_contenders(latents: Path, raw: Path, rows: int, shape: tuple[int, ...]) -> dict[str, Contender]:
+def cold_contenders(
+    latents: Path, raw: Path, rows: int, shape: tuple[int, ...]
+) -> dict[str, Contender]:
     """What is compared when nothing is in memory."""
     order = np.random.default_rng(0)
 
     def plain() -> Iterable[Mapping[str, Any]]:
-        limit = RawMemmap(raw, rows, shape)  # mapped anew: pages of a map that is open stay in memory
+        limit = RawMemmap(
+            raw, rows, shape
+        )  # mapped anew: pages of a map that is open stay in memory
         shuffled = order.permutation(rows).tolist()
-        return (limit.__getitems__(shuffled[start : start + BATCH]) for start in range(0, rows, BATCH))
+        return (
+            limit.__getitems__(shuffled[start : start + BATCH]) for start in range(0, rows, BATCH)
+        )
 
     seeds = iter(range(1 << 30))
 
     def batches() -> Iterable[Mapping[str, Any]]:
-        return lk.open(latents, posterior="moments", columns=["text"], seed=next(seeds)).batches(BATCH, shuffle=True)
+        return lk.open(latents, posterior="moments", columns=["text"], seed=next(seeds)).batches(
+            BATCH, shuffle=True
+        )
 
     return {"raw memmap": plain, "batches(), moments": batches}
 
 
 def print_open(path: Path) -> None:
-    """Seconds that `open` takes in this fresh process, its peak memory, and seconds to the first batch."""
+    """Seconds that `open` takes in this fresh process, its peak memory, and seconds to the first
+    batch.
+    """
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    import latentkit.store.reader  # noqa: F401  # what is imported once isn't what `open` costs
+    import latentkit.reading.dataset  # noqa: F401  # what is imported once isn't what `open` costs
 
     begun = time.perf_counter()
     data = lk.open(path, columns=["text"])
     opened = time.perf_counter() - begun
     next(iter(data.batches(BATCH, shuffle=True)))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(f"{len(data):,} rows: open {opened:.3f} s, first batch after {time.perf_counter() - begun:.3f} s")
+    print(
+        f"{len(data):,} rows: open {opened:.3f} s, first batch after"
+        f" {time.perf_counter() - begun:.3f} s"
+    )
     print(f"  peak memory {peak / 2**20:.2f} GiB, of which {before / 2**20:.2f} GiB before")
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--rows", type=int, default=20_000)
     options.add_argument("--channels", type=int, default=4)
     options.add_argument("--side", type=int, default=32)
@@ -160,7 +191,9 @@ def main() -> None:
         write_raw(raw, given.rows, shape)
         files = [raw, *(latents / "units").iterdir()]
         warm(files)
-        contenders = (cold_contenders if given.cold else warm_contenders)(latents, raw, given.rows, shape)
+        contenders = (cold_contenders if given.cold else warm_contenders)(
+            latents, raw, given.rows, shape
+        )
         rates: dict[str, list[float]] = {name: [] for name in contenders}
         for number in range(given.rounds + (not given.cold)):
             for name, make in contenders.items():
@@ -171,7 +204,10 @@ def main() -> None:
                 if number or given.cold:  # the first round only warms up
                     rates[name].append(speed)
     row_bytes = int(np.prod(shape)) * 2
-    print(f"{given.rows} rows of {row_bytes // 1024} KiB, batches of {BATCH}, {'cold' if given.cold else 'warm'}, {given.rounds} rounds")
+    print(
+        f"{given.rows} rows of {row_bytes // 1024} KiB, batches of {BATCH},"
+        f" {'cold' if given.cold else 'warm'}, {given.rounds} rounds"
+    )
     report(rates, row_bytes)
 
 

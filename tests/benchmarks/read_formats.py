@@ -1,11 +1,13 @@
-"""Reading the same latents from other formats, beside `batches()` and the raw memory map of `read.py`.
+"""Reading the same latents from other formats, beside `batches()` and the raw memory map of
+`read.py`.
 
     python tests/benchmarks/read_formats.py [--rows 20000] [--channels 4] [--side 32] [--rounds 3]
 
-Random batches of 256 rows of float16 moments with captions, warm page cache, one process, no workers, each format as its documentation
-reads it. The clock starts when the first batch is there. MosaicML streaming, litdata and webdataset shuffle within blocks or a buffer;
-the others give any permutation. Slow contenders stop after 20 batches. The ratio is to the raw memory map of the same round; medians over
-the rounds are printed. What isn't installed is left out and said:
+Random batches of 256 rows of float16 moments with captions, warm page cache, one process, no
+workers, each format as its documentation reads it. The clock starts when the first batch is there.
+MosaicML streaming, litdata and webdataset shuffle within blocks or a buffer; the others give any
+permutation. Slow contenders stop after 20 batches. The ratio is to the raw memory map of the same
+round; medians over the rounds are printed. What isn't installed is left out and said:
 
     pip install lmdb mosaicml-streaming litdata webdataset
 """
@@ -53,7 +55,10 @@ class Rows:
 
     def samples(self) -> Iterator[dict[str, Any]]:
         """One by one."""
-        return ({"moments": np.array(row), "text": caption(number)} for number, row in enumerate(self.array()))
+        return (
+            {"moments": np.array(row), "text": caption(number)}
+            for number, row in enumerate(self.array())
+        )
 
 
 class PerItem(Dataset[dict[str, Any]]):
@@ -102,7 +107,10 @@ def lmdb(folder: Path, rows: Rows) -> Callable[[], Loader]:
 
     def read(number: int) -> dict[str, Any]:
         values = np.frombuffer(reading.get(b"%08d" % number), np.float16).reshape(rows.shape)
-        return {"moments": torch.from_numpy(values.copy()), "text": bytes(reading.get(b"t%08d" % number)).decode()}
+        return {
+            "moments": torch.from_numpy(values.copy()),
+            "text": bytes(reading.get(b"t%08d" % number)).decode(),
+        }
 
     return PerItem(rows.count, read).loader
 
@@ -136,8 +144,12 @@ def npz_per_sample(folder: Path, rows: Rows) -> Callable[[], Loader]:
 def hf_datasets(folder: Path, rows: Rows) -> Callable[[], Loader]:
     import datasets
 
-    features = datasets.Features({"moments": datasets.Array3D(rows.shape, "float16"), "text": datasets.Value("string")})
-    written = datasets.Dataset.from_generator(rows.samples, features=features, cache_dir=str(folder / "cache"))
+    features = datasets.Features(
+        {"moments": datasets.Array3D(rows.shape, "float16"), "text": datasets.Value("string")}
+    )
+    written = datasets.Dataset.from_generator(
+        rows.samples, features=features, cache_dir=str(folder / "cache")
+    )
     written.save_to_disk(str(folder / "saved"))
     data = datasets.load_from_disk(str(folder / "saved")).with_format("torch")
     return lambda: DataLoader(data, BATCH, shuffle=True)
@@ -157,7 +169,14 @@ def streaming(folder: Path, rows: Rows) -> Callable[[], Loader]:
 def litdata(folder: Path, rows: Rows) -> Callable[[], Loader]:
     import litdata
 
-    litdata.optimize(_Numbered(rows), list(range(rows.count)), str(folder), chunk_bytes=SHARD_BYTES, num_workers=1, verbose=False)
+    litdata.optimize(
+        _Numbered(rows),
+        list(range(rows.count)),
+        str(folder),
+        chunk_bytes=SHARD_BYTES,
+        num_workers=1,
+        verbose=False,
+    )
     data = litdata.StreamingDataset(str(folder), shuffle=True)
     return lambda: litdata.StreamingDataLoader(data, batch_size=BATCH)
 
@@ -169,7 +188,10 @@ class _Numbered:
     rows: Rows
 
     def __call__(self, number: int) -> dict[str, Any]:
-        return {"moments": torch.from_numpy(np.array(self.rows.array()[number])), "text": caption(number)}
+        return {
+            "moments": torch.from_numpy(np.array(self.rows.array()[number])),
+            "text": caption(number),
+        }
 
 
 def webdataset(folder: Path, rows: Rows) -> Callable[[], Loader]:
@@ -177,19 +199,31 @@ def webdataset(folder: Path, rows: Rows) -> Callable[[], Loader]:
 
     with wds.ShardWriter(str(folder / "%06d.tar"), maxsize=SHARD_BYTES, verbose=0) as writer:
         for number, sample in enumerate(rows.samples()):
-            writer.write({"__key__": f"{number:08d}", "npy": sample["moments"], "txt": sample["text"]})
+            writer.write(
+                {"__key__": f"{number:08d}", "npy": sample["moments"], "txt": sample["text"]}
+            )
     shards = sorted(map(str, folder.glob("*.tar")))
 
     def loader() -> Loader:
-        data = wds.WebDataset(shards, shardshuffle=len(shards)).shuffle(1000).decode().to_tuple("npy", "txt").batched(BATCH)
-        return ({"moments": torch.as_tensor(moments), "text": text} for moments, text in wds.WebLoader(data, batch_size=None))
+        data = (
+            wds.WebDataset(shards, shardshuffle=len(shards))
+            .shuffle(1000)
+            .decode()
+            .to_tuple("npy", "txt")
+            .batched(BATCH)
+        )
+        return (
+            {"moments": torch.as_tensor(moments), "text": text}
+            for moments, text in wds.WebLoader(data, batch_size=None)
+        )
 
     return loader
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A way to store rows: `make` writes them into an empty folder and gives what begins an epoch."""
+    """A way to store rows: `make` writes them into an empty folder and gives what begins an epoch.
+    """
 
     name: str
     make: Callable[[Path, Rows], Callable[[], Loader]]
@@ -237,7 +271,9 @@ def prepare(scratch: Path, rows: Rows) -> dict[Contender, Callable[[], Loader]]:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--rows", type=int, default=20_000)
     options.add_argument("--channels", type=int, default=4)
     options.add_argument("--side", type=int, default=32)
@@ -256,11 +292,16 @@ def main() -> None:
                     rates[contender].append(speed)
     finally:
         shutil.rmtree(scratch)
-    print(f"{rows.count} rows of {np.prod(rows.shape) * 2 // 1024} KiB, batches of {BATCH}, {given.rounds} rounds")
+    print(
+        f"{rows.count} rows of {np.prod(rows.shape) * 2 // 1024} KiB, batches of {BATCH},"
+        f" {given.rounds} rounds"
+    )
     base = rates[CONTENDERS[0]]
     for contender, speeds in rates.items():
         ratio = statistics.median(speed / limit for speed, limit in zip(speeds, base, strict=True))
-        print(f"  {contender.name:32s} {statistics.median(speeds):12,.0f} rows/s   ratio {ratio:7.4f}")
+        print(
+            f"  {contender.name:32s} {statistics.median(speeds):12,.0f} rows/s   ratio {ratio:7.4f}"
+        )
 
 
 if __name__ == "__main__":

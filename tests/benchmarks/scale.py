@@ -1,11 +1,12 @@
-"""Growing: plan, resume, finish, compare, open, inspect and verify for 10,000, 100,000 and a million samples of 4 KiB.
+"""Growing: plan, resume, finish, compare, open, inspect and verify for 10,000, 100,000 and a
+million samples of 4 KiB.
 
     python tests/benchmarks/scale.py [--rows 10000 100000 1000000] [--scratch FOLDER]
 
-The source is synthetic, the encoder is none: the latents are random and written through the store. Every stage runs in a process of its
-own; its seconds don't count the start of Python and torch, its memory is the most that the whole process ever held, torch's own 0.4 GiB
-included. The budget for a million: plan and resume under 20 s, open under 1.5 s, verify under 60 s, each under 1.5 GiB.
-"""
+The source is synthetic, the encoder is none: the latents are random and written through the store.
+Every stage runs in a process of its own; its seconds don't count the start of Python and torch, its
+memory is the most that the whole process ever held, torch's own 0.4 GiB included. The budget for a
+million: plan and resume under 20 s, open under 1.5 s, verify under 60 s, each under 1.5 GiB."""
 
 from __future__ import annotations
 
@@ -43,7 +44,10 @@ class SyntheticSource:
     def entries(self) -> Iterator[Any]:
         from latentkit.contracts import Entry
 
-        return (Entry(f"{i:08d}", "", {"text": CAPTION.format(i)[:60], "label": i}) for i in range(self.count))
+        return (
+            Entry(f"{i:08d}", "", {"text": CAPTION.format(i)[:60], "label": i})
+            for i in range(self.count)
+        )
 
 
 class Reached(Exception):  # noqa: N818  # nothing went wrong
@@ -62,16 +66,23 @@ def encode_again(path: Path, count: int) -> None:
     import torch
 
     from latentkit.contracts import InputSpec, LatentLayout, Normalization, Prepared
-    from latentkit.encode import encode_source
-    from latentkit.planning import EncodeInputs, EncodeSettings
-    from latentkit.store.folder import LocalFolder
+    from latentkit.encoding.encode_source import encode_source
+    from latentkit.encoding.make_plan import EncodeInputs, EncodeSettings
+    from latentkit.store.local_folder import LocalFolder
 
     class NoEncoder:
-        modality, input, layout = "none", InputSpec(3), LatentLayout("latent", "gaussian", "CHW", 4, 8)
+        modality, input, layout = (
+            "none",
+            InputSpec(3),
+            LatentLayout("latent", "gaussian", "CHW", 4, 8),
+        )
         normalization = Normalization(0.1, 0.5)
 
         def encode(self, batch: Any) -> Any:
-            return {"mean": torch.zeros(len(batch), 4, 16, 16), "logvar": torch.zeros(len(batch), 4, 16, 16)}
+            return {
+                "mean": torch.zeros(len(batch), 4, 16, 16),
+                "logvar": torch.zeros(len(batch), 4, 16, 16),
+            }
 
         def fingerprint(self) -> dict[str, str]:
             return {}
@@ -87,7 +98,9 @@ def encode_again(path: Path, count: int) -> None:
 
     encoder = NoEncoder()
     parts = {"encoder.name": "random"}
-    inputs = EncodeInputs(SyntheticSource(count), NoModality(), ["plain"], lambda device: encoder, parts)
+    inputs = EncodeInputs(
+        SyntheticSource(count), NoModality(), ["plain"], lambda device: encoder, parts
+    )
     settings = EncodeSettings(batch_size=256, unit_size=UNIT_SIZE, compile=False, threads=1)
     encode_source(LocalFolder(path), inputs, StopAtOnce(), "cpu", settings, "", show_progress=False)
 
@@ -142,22 +155,28 @@ def open_it(path: Path, count: int) -> None:
 
 
 def inspect(path: Path, count: int) -> None:
-    from latentkit.inspect import inspect_dataset
+    from latentkit.upkeep.inspect_dataset import inspect_dataset
 
     inspect_dataset(str(path))
 
 
 def verify(path: Path, count: int) -> None:
-    from latentkit.store.verify import verify_dataset
+    from latentkit.upkeep.verify import verify_dataset
 
     found = verify_dataset(str(path))
     assert not found.damage, found.damage
 
 
 STAGES: dict[str, Callable[[Path, int], None]] = {
-    "make": make, "plan": plan, "resume": resume, "finish": finish, "compare": compare, "open": open_it, "inspect": inspect,
+    "make": make,
+    "plan": plan,
+    "resume": resume,
+    "finish": finish,
+    "compare": compare,
+    "open": open_it,
+    "inspect": inspect,
     "verify": verify,
-}  # fmt: skip
+}
 
 BEGUN: list[float] = []
 
@@ -177,7 +196,11 @@ def run_stage(name: str, path: Path, count: int) -> None:
     begin()
     STAGES[name](path, count)
     seconds = time.perf_counter() - BEGUN[-1]
-    print(json.dumps({"seconds": seconds, "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}))
+    print(
+        json.dumps(
+            {"seconds": seconds, "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+        )
+    )
 
 
 def measure(name: str, path: Path, count: int) -> dict[str, float]:
@@ -189,9 +212,13 @@ def measure(name: str, path: Path, count: int) -> dict[str, float]:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    options.add_argument("--scratch", type=Path, help="where the data sets go (default: a temporary folder)")
+    options.add_argument(
+        "--scratch", type=Path, help="where the data sets go (default: a temporary folder)"
+    )
     options.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     given = options.parse_args()
     if given.stage:
@@ -200,8 +227,14 @@ def main() -> None:
     print(f"{'samples':>10s} " + " ".join(f"{name:>18s}" for name in STAGES), flush=True)
     with tempfile.TemporaryDirectory(dir=given.scratch) as scratch:
         for count in given.rows:
-            found = [measure(name, Path(scratch) / str(count) / "latents", count) for name in STAGES]
-            print(f"{count:10,d} " + " ".join(f"{one['seconds']:8.2f} s {one['gib']:4.2f} GiB" for one in found), flush=True)
+            found = [
+                measure(name, Path(scratch) / str(count) / "latents", count) for name in STAGES
+            ]
+            print(
+                f"{count:10,d} "
+                + " ".join(f"{one['seconds']:8.2f} s {one['gib']:4.2f} GiB" for one in found),
+                flush=True,
+            )
             shutil.rmtree(Path(scratch) / str(count))
 
 

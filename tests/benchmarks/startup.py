@@ -1,6 +1,6 @@
 """How long the light commands take: whole processes, the best of several.
 
-    python tests/benchmarks/startup.py
+python tests/benchmarks/startup.py
 """
 
 from __future__ import annotations

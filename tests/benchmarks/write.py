@@ -2,9 +2,9 @@
 
     python tests/benchmarks/write.py [--rows 1024] [--shape 16,64,64] [--rounds 5]
 
-Rows are moments of the shape (2C, h, w) in float16, in batches of 64, as a GPU's copies leave them. "on the CPU": the writing thread
-looks for values that are not finite and takes statistics; "on the device": both came along with the batch. Each round runs both.
-"""
+Rows are moments of the shape (2C, h, w) in float16, in batches of 64, as a GPU's copies leave them.
+"on the CPU": the writing thread looks for values that are not finite and takes statistics; "on the
+device": both came along with the batch. Each round runs both."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from latentkit.contracts import Unit
-from latentkit.store.folder import LocalFolder
+from latentkit.store.local_folder import LocalFolder
 from latentkit.store.statistics import measure_on_device
 from latentkit.store.writer import RowLabel, UnitWriter
 
@@ -39,12 +39,19 @@ def main() -> None:
     for _ in range(options.rounds):
         for where, given in (("on the CPU", None), ("on the device", measured)):
             for step, seconds in write_unit(batch, options.rows // BATCH_SIZE, given).items():
-                figures.setdefault(f"statistics {where}: {step}", []).append(options.rows // BATCH_SIZE * BATCH_SIZE / seconds)
+                figures.setdefault(f"statistics {where}: {step}", []).append(
+                    options.rows // BATCH_SIZE * BATCH_SIZE / seconds
+                )
     for name, rates in figures.items():
-        print(f"{name:<45} {statistics.median(rates):8.0f} rows/s ({min(rates):.0f} to {max(rates):.0f})")
+        print(
+            f"{name:<45} {statistics.median(rates):8.0f} rows/s ({min(rates):.0f} to"
+            f" {max(rates):.0f})"
+        )
 
 
-def write_unit(batch: torch.Tensor, num_batches: int, measured: dict[str, torch.Tensor] | None) -> dict[str, float]:
+def write_unit(
+    batch: torch.Tensor, num_batches: int, measured: dict[str, torch.Tensor] | None
+) -> dict[str, float]:
     """Return the seconds of adding the batches to a unit, and of committing it."""
     batches = [batch.clone() for _ in range(num_batches)]
     with tempfile.TemporaryDirectory() as scratch:
@@ -55,7 +62,10 @@ def write_unit(batch: torch.Tensor, num_batches: int, measured: dict[str, torch.
             writer.add("512x512", labels, {"moments": each}, None, measured)
         added = time.perf_counter()
         writer.commit(LocalFolder(Path(scratch)), {}, "0" * 64)
-        return {"writing thread": added - begun, "one committing thread": time.perf_counter() - added}
+        return {
+            "writing thread": added - begun,
+            "one committing thread": time.perf_counter() - added,
+        }
 
 
 if __name__ == "__main__":

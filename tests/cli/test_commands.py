@@ -17,8 +17,20 @@ from PIL import Image
 from latentkit import cli
 
 MakePhotos = Callable[..., Path]
-FAST = ["--size", "32", "--set", "batch_size=2", "--set", "output.unit_size=2", "--set", "threads=1"]
-RECIPE = "task: encode\nsource: {use: sample-photos}\nmodality: {use: image}\nencoder: {use: tiny-kl}\noutput: {path: out}\n"
+FAST = [
+    "--size",
+    "32",
+    "--set",
+    "batch_size=2",
+    "--set",
+    "output.unit_size=2",
+    "--set",
+    "threads=1",
+]
+RECIPE = (
+    "task: encode\nsource: {use: sample-photos}\nmodality: {use: image}\nencoder: {use:"
+    " tiny-kl}\noutput: {path: out}\n"
+)
 HEAVY = ("torch", "diffusers", "accelerate", "datasets", "numpy", "pyarrow", "PIL")
 
 
@@ -35,9 +47,9 @@ def width(picture: Path) -> int:
 def loaded_after(*arguments: str) -> set[str]:
     """Which heavy modules one command loads, in a process of its own."""
     code = (
-        "import sys, contextlib, io\nfrom latentkit.cli import main\n"
-        f"with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit): main({list(arguments)!r})\n"
-        f"print(*[name for name in {HEAVY!r} if name in sys.modules])"
+        "import sys, contextlib, io\nfrom latentkit.cli import main\nwith"
+        " contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):"
+        f" main({list(arguments)!r})\nprint(*[name for name in {HEAVY!r} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True)
     return set(done.stdout.split())
@@ -46,7 +58,15 @@ def loaded_after(*arguments: str) -> set[str]:
 def test_commands_and_options_are_these(capsys: pytest.CaptureFixture[str]) -> None:
     frozen = {
         "encode": ["SOURCE", "OUT", "--encoder", "--size", "--set", "--device", "--devices"],
-        "run": ["RECIPE", "--set", "--device", "--devices", "--dry-run", "--prune", "--retry-skipped"],
+        "run": [
+            "RECIPE",
+            "--set",
+            "--device",
+            "--devices",
+            "--dry-run",
+            "--prune",
+            "--retry-skipped",
+        ],
         "check": ["RECIPE", "--set"],
         "inspect": ["PATH", "--json", "--skipped"],
         "preview": ["PATH", "OUT", "--rows", "--device"],
@@ -64,7 +84,9 @@ def test_commands_and_options_are_these(capsys: pytest.CaptureFixture[str]) -> N
         assert stopped.value.code == 0
         usage = capsys.readouterr().out.split("\n\n")[0]
         assert all(argument in usage for argument in arguments), command
-        assert usage.count("--") == sum(argument.startswith("--") for argument in arguments), command
+        assert usage.count("--") == sum(
+            argument.startswith("--") for argument in arguments
+        ), command
 
 
 def test_light_commands_load_nothing_heavy(tmp_path: Path) -> None:
@@ -76,7 +98,10 @@ def test_light_commands_load_nothing_heavy(tmp_path: Path) -> None:
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
-    code = f"import sys, latentkit; print(*[name for name in {HEAVY!r} + ('pydantic', 'pluggy') if name in sys.modules])"
+    code = (
+        f"import sys, latentkit; print(*[name for name in {HEAVY!r} + ('pydantic', 'pluggy') if"
+        " name in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True)
     assert done.stdout.split() == []
 
@@ -99,16 +124,25 @@ def test_encode_inspect_preview(make_photos: MakePhotos, kl_folder: Path, tmp_pa
     assert done.returncode == 0, done.stderr
     with_sources = width(tmp_path / "look.png")
     photos.rename(tmp_path / "gone")
-    assert latentkit("preview", tmp_path / "out", tmp_path / "look.png", "--rows", "2").returncode == 0
+    assert (
+        latentkit("preview", tmp_path / "out", tmp_path / "look.png", "--rows", "2").returncode == 0
+    )
     assert width(tmp_path / "look.png") < with_sources
 
 
 def spoil(photos: Path, num_reasons: int) -> None:
-    """Add pictures that can't be used, each for a reason of its own, and one more for the first reason."""
+    """Add pictures that can't be used, each for a reason of its own, and one more for the first
+    reason.
+    """
     whole = (photos / "000.png").read_bytes()
     Image.new("RGB", (4, 4)).save(photos / "x-small.png")
     Image.new("RGB", (300, 300)).save(photos / "x-large.png")
-    spoilt = {"x-empty": b"", "x-empty-too": b"", "x-text": b"no picture", "x-cut": whole[: len(whole) // 2]}
+    spoilt = {
+        "x-empty": b"",
+        "x-empty-too": b"",
+        "x-text": b"no picture",
+        "x-cut": whole[: len(whole) // 2],
+    }
     for name, content in spoilt.items():
         (photos / f"{name}.png").write_bytes(content)
     for name in ["x-large", "x-small"][: 5 - num_reasons]:
@@ -116,9 +150,13 @@ def spoil(photos: Path, num_reasons: int) -> None:
 
 
 @pytest.mark.parametrize("num_reasons", [4, 5])
-def test_reasons_are_folded_only_where_a_line_stands_for_several(make_photos: MakePhotos, tmp_path: Path, num_reasons: int) -> None:
+def test_reasons_are_folded_only_where_a_line_stands_for_several(
+    make_photos: MakePhotos, tmp_path: Path, num_reasons: int
+) -> None:
     spoil(make_photos(4), num_reasons)
-    done = latentkit("encode", "photos", "out", *FAST, "--set", "modality.with.max_pixels=80000", cwd=tmp_path)
+    done = latentkit(
+        "encode", "photos", "out", *FAST, "--set", "modality.with.max_pixels=80000", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     lines = re.findall(r"skipped +(\d+): (.*)", done.stdout)
     found = json.loads(latentkit("inspect", tmp_path / "out", "--json").stdout)["skipped"]
@@ -132,17 +170,29 @@ def test_reasons_are_folded_only_where_a_line_stands_for_several(make_photos: Ma
         assert lines[3:] == [("2", "for 2 other reasons; `latentkit inspect out` lists them")]
 
 
-def test_too_many_bad_samples_come_with_the_most_frequent_reasons(make_photos: MakePhotos, tmp_path: Path) -> None:
+def test_too_many_bad_samples_come_with_the_most_frequent_reasons(
+    make_photos: MakePhotos, tmp_path: Path
+) -> None:
     photos = make_photos(20)
     for number in range(2, 15):
         (photos / f"{number:03d}.png").unlink()
-        Image.new("RGB", (4 if number < 10 else 300, 4 if number < 10 else 300)).save(photos / f"{number:03d}.png")
-    views = ["--set", "modality.with.views=[plain,hflip]", "--set", "modality.with.max_pixels=80000"]
+        Image.new("RGB", (4 if number < 10 else 300, 4 if number < 10 else 300)).save(
+            photos / f"{number:03d}.png"
+        )
+    views = [
+        "--set",
+        "modality.with.views=[plain,hflip]",
+        "--set",
+        "modality.with.max_pixels=80000",
+    ]
     done = latentkit("encode", "photos", "out", *FAST, *views, cwd=tmp_path)
     assert done.returncode == 2
-    (said,) = re.findall(r"(\d+) of 20 samples could not be used so far: (.*), more than max_bad", done.stderr)
+    (said,) = re.findall(
+        r"(\d+) of 20 samples could not be used so far: (.*), more than max_bad", done.stderr
+    )
     counts = [int(count) for count in re.findall(r"\((\d+) times\)", said[1])]
-    # Of units of two, that with the eleventh bad one is the last; another may have been committed meanwhile.
+    # Of units of two, that with the eleventh bad one is the last; another may have been committed
+    # meanwhile.
     assert counts[0] == 8
     assert counts[1] in (3, 4, 5)
     assert len(counts) == 2
@@ -150,7 +200,9 @@ def test_too_many_bad_samples_come_with_the_most_frequent_reasons(make_photos: M
     assert "pixels" in said[1]
 
 
-def test_recipe_written_by_encode_is_the_same_run(make_photos: MakePhotos, kl_folder: Path, tmp_path: Path) -> None:
+def test_recipe_written_by_encode_is_the_same_run(
+    make_photos: MakePhotos, kl_folder: Path, tmp_path: Path
+) -> None:
     photos = make_photos(3)
     latentkit("encode", photos, tmp_path / "out", "--encoder", kl_folder, *FAST)
     again = latentkit("run", tmp_path / "out" / "recipe.yaml", cwd=tmp_path)
@@ -174,7 +226,10 @@ def test_name_of_a_plugin_wins_over_a_path_and_says_so(tmp_path: Path) -> None:
     [
         (["encode", "nowhere", "out"], "there is no such path"),
         (["encode", "empty", "out"], "no file below"),
-        (["encode", "unreadable", "out", "--size", "32"], "none of the first 2 samples can be used"),
+        (
+            ["encode", "unreadable", "out", "--size", "32"],
+            "none of the first 2 samples can be used",
+        ),
         (["encode", "photos", "out", "--encoder", "./nowhere"], "there is no such path"),
         (["encode", "photos", "out", "--encoder", "no-weights"], "no weights"),
         (["encode", "photos", "photos/000.png"], "is a file"),
@@ -217,8 +272,21 @@ def test_bad_input_is_one_clear_message_and_exit_code_2(
 
 
 def test_hub_id_without_network_is_explained(make_photos: MakePhotos, tmp_path: Path) -> None:
-    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub")}
-    line = [sys.executable, "-m", "latentkit", "encode", str(make_photos(1)), str(tmp_path / "out"), "--encoder", "nobody/nothing"]
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+        "HF_HOME": str(tmp_path / "hub"),
+    }
+    line = [
+        sys.executable,
+        "-m",
+        "latentkit",
+        "encode",
+        str(make_photos(1)),
+        str(tmp_path / "out"),
+        "--encoder",
+        "nobody/nothing",
+    ]
     done = subprocess.run(line, text=True, capture_output=True, env=environment, timeout=120)
     assert done.returncode == 2
     assert "no such file or folder here" in done.stderr
@@ -231,7 +299,7 @@ def test_our_own_fault_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_
     def broken(path: str, with_ledger: bool) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("latentkit.inspect.inspect_dataset", broken)
+    monkeypatch.setattr("latentkit.upkeep.inspect_dataset.inspect_dataset", broken)
     with pytest.raises(ZeroDivisionError):
         cli.main(["inspect", str(tmp_path)])
 
@@ -249,25 +317,41 @@ def test_name_that_a_pipe_has_no_characters_for_is_printed_escaped(tmp_path: Pat
     ("changes", "message"),
     [
         (["source.use=folder", "source.with.path=nowhere"], "nowhere does not exist"),
-        (["modality.with.size=250"], "250 is not a size the encoder takes: a multiple of 8; nearest: 248 and 256"),
+        (
+            ["modality.with.size=250"],
+            "250 is not a size the encoder takes: a multiple of 8; nearest: 248 and 256",
+        ),
         (["encoder.use=diffusers", "encoder.with.model=./nowhere"], "nowhere"),
         (["encoder.with.model=./nowhere"], "nowhere"),
     ],
 )
-def test_check_finds_what_a_run_would_refuse(tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: list[str], message: str) -> None:
+def test_check_finds_what_a_run_would_refuse(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: list[str], message: str
+) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(RECIPE)
     assert cli.main(["check", str(recipe)]) == 0
-    assert cli.main(["check", str(recipe), *itertools.chain.from_iterable(("--set", change) for change in changes)]) == 2
+    assert (
+        cli.main(
+            [
+                "check",
+                str(recipe),
+                *itertools.chain.from_iterable(("--set", change) for change in changes),
+            ]
+        )
+        == 2
+    )
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [recipe]
 
 
-def test_check_of_a_training_recipe_finds_a_tracker_that_is_not_installed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_of_a_training_recipe_finds_a_tracker_that_is_not_installed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe = tmp_path / "vae.yaml"
     recipe.write_text(
-        "task: train\nsource: {use: sample-photos}\nmodality: {use: image}\nmodel: {use: tiny-kl}\nlosses: [{use: mse}]\n"
-        "steps: 1\noutput: {path: run}\n"
+        "task: train\nsource: {use: sample-photos}\nmodality: {use: image}\nmodel: {use:"
+        " tiny-kl}\nlosses: [{use: mse}]\nsteps: 1\noutput: {path: run}\n"
     )
     assert cli.main(["check", str(recipe)]) == 0
     assert cli.main(["check", str(recipe), "--set", "log=[nowhere-to-be-had]"]) == 2

@@ -22,26 +22,40 @@ WritePhotos = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def latents(tmp_path_factory: pytest.TempPathFactory, write_photos: WritePhotos, kl_folder: Path) -> Path:
+def latents(
+    tmp_path_factory: pytest.TempPathFactory, write_photos: WritePhotos, kl_folder: Path
+) -> Path:
     """A dataset of three pictures with captions, and their mirror images."""
     folder = tmp_path_factory.mktemp("export")
     encoder = {"use": "diffusers", "with": {"model": str(kl_folder)}}
     modality = {"use": "image", "with": {"size": 32, "views": ["plain", "hflip"]}}
     source = {"use": "folder", "with": {"path": str(write_photos(folder / "photos", 3))}}
-    values = {"task": "encode", "source": source, "modality": modality, "encoder": encoder, "output": {"path": str(folder / "latents")}}
+    values = {
+        "task": "encode",
+        "source": source,
+        "modality": modality,
+        "encoder": encoder,
+        "output": {"path": str(folder / "latents")},
+    }
     lk.run({**values, "batch_size": 2, "threads": 1, "preview": 0})
     return folder / "latents"
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def export(*arguments: str | Path) -> int:
     return cli.main(["export", *map(str, arguments)])
 
 
-def test_every_row_is_a_file_with_its_caption(latents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_row_is_a_file_with_its_caption(
+    latents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "deep" / "out"
     before = contents(latents)
     assert export(latents, out, "--to", "safetensors") == 0
@@ -61,8 +75,24 @@ def test_every_row_is_a_file_with_its_caption(latents: Path, tmp_path: Path, cap
 
 
 def test_options_of_the_format_are_set_one_by_one(latents: Path, tmp_path: Path) -> None:
-    assert export(latents, tmp_path / "out", "--to", "webdataset", "--set", "rows_per_shard=4", "--set", "values=moments") == 0
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"000000.tar", "000001.tar", "latents.json"}
+    assert (
+        export(
+            latents,
+            tmp_path / "out",
+            "--to",
+            "webdataset",
+            "--set",
+            "rows_per_shard=4",
+            "--set",
+            "values=moments",
+        )
+        == 0
+    )
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "000000.tar",
+        "000001.tar",
+        "latents.json",
+    }
     assert json.loads((tmp_path / "out" / "latents.json").read_text())["values"] == "moments"
 
 
@@ -81,13 +111,26 @@ def test_an_empty_folder_is_filled(latents: Path, tmp_path: Path) -> None:
         ("link", [], "link is there already"),
         ("latents/out", [], "lies in the latent dataset"),
         ("s3://bucket/out", [], "expected a local folder to export to"),
-        ("out", ["--set", "rows_per_shard=0"], "exporter 'webdataset': rows_per_shard: expected a number of at least 1, got 0"),
-        ("out", ["--set", "rows_per_shart=1"], "rows_per_shart: unknown key, did you mean 'rows_per_shard'?"),
+        (
+            "out",
+            ["--set", "rows_per_shard=0"],
+            "exporter 'webdataset': rows_per_shard: expected a number of at least 1, got 0",
+        ),
+        (
+            "out",
+            ["--set", "rows_per_shart=1"],
+            "rows_per_shart: unknown key, did you mean 'rows_per_shard'?",
+        ),
         ("out", ["--set", "rows_per_shard"], "expected KEY=VALUE"),
     ],
 )
 def test_bad_input_is_one_message_and_nothing_is_written(
-    output: str, options: list[str], message: str, latents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    output: str,
+    options: list[str],
+    message: str,
+    latents: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").write_text("precious")
@@ -118,10 +161,12 @@ def use_exporter(monkeypatch: pytest.MonkeyPatch, then: Callable[[Path], None]) 
     spec = ExporterSpec("half", "half of it", Config, lambda config, context: HalfExporter(then))
     found = discover()
     registry: Registry = replace(found, provided=(*found.provided, Provided(spec, "acme", "1.0")))
-    monkeypatch.setattr("latentkit.exporting.discover", lambda: registry)
+    monkeypatch.setattr("latentkit.tasks.export.discover", lambda: registry)
 
 
-def test_an_export_that_fails_half_way_leaves_nothing(latents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_that_fails_half_way_leaves_nothing(
+    latents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(folder: Path) -> None:
         raise ZeroDivisionError("a bug of the plugin")
 
@@ -132,7 +177,10 @@ def test_an_export_that_fails_half_way_leaves_nothing(latents: Path, tmp_path: P
 
 
 def test_a_full_disk_is_one_message_and_leaves_nothing(
-    latents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    latents: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def fill(folder: Path) -> None:
         raise OSError(28, "No space left on device")
@@ -144,7 +192,10 @@ def test_a_full_disk_is_one_message_and_leaves_nothing(
 
 
 def test_an_exporter_that_writes_nothing_is_said(
-    latents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    latents: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     use_exporter(monkeypatch, lambda folder: (folder / "first").unlink())
     assert export(latents, tmp_path / "out", "--to", "half") == 2
@@ -152,7 +203,9 @@ def test_an_exporter_that_writes_nothing_is_said(
     assert os.listdir(tmp_path) == []
 
 
-def test_two_exports_at_once_are_one_export(latents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_exports_at_once_are_one_export(
+    latents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def be_late(folder: Path) -> None:
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "theirs").touch()
@@ -162,10 +215,22 @@ def test_two_exports_at_once_are_one_export(latents: Path, tmp_path: Path, monke
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["out", "theirs"]
 
 
-def test_a_dataset_without_moments_says_so(taesd_folder: Path, write_photos: WritePhotos, tmp_path: Path) -> None:
-    data = lk.encode(write_photos(tmp_path / "photos", 2), tmp_path / "latents", encoder=str(taesd_folder), size=32)
-    assert export(tmp_path / "latents", tmp_path / "out", "--to", "safetensors", "--set", "values=moments") == 2
+def test_a_dataset_without_moments_says_so(
+    taesd_folder: Path, write_photos: WritePhotos, tmp_path: Path
+) -> None:
+    data = lk.encode(
+        write_photos(tmp_path / "photos", 2),
+        tmp_path / "latents",
+        encoder=str(taesd_folder),
+        size=32,
+    )
+    assert (
+        export(
+            tmp_path / "latents", tmp_path / "out", "--to", "safetensors", "--set", "values=moments"
+        )
+        == 2
+    )
     assert not (tmp_path / "out").exists()
     assert export(tmp_path / "latents", tmp_path / "out", "--to", "safetensors") == 0
-    (first, _) = sorted((tmp_path / "out").rglob("*.safetensors"))
+    first, _ = sorted((tmp_path / "out").rglob("*.safetensors"))
     assert torch.equal(load_file(first)["latent"], data[0]["latent"])

@@ -1,4 +1,6 @@
-"""What commands say: of a folder with more in it than is taken, in words that a newcomer can act on."""
+"""What commands say: of a folder with more in it than is taken, in words that a newcomer can act
+on.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,14 @@ from typing import Any
 import pytest
 
 import latentkit as lk
-from latentkit.cli import main
-from latentkit.encode import EncodeSummary
-from latentkit.report import SLOW_SECONDS, _did, _slow
+from latentkit.cli.closing_words import SLOW_SECONDS, _did, _slow
+from latentkit.cli.main import main
+from latentkit.encoding.encode_source import EncodeSummary
 
-SAID = "1: left out by their ending .svg: a drawing or document without pixels; render it to PNG, such as x.svg"
+SAID = (
+    "1: left out by their ending .svg: a drawing or document without pixels; render it to PNG, such"
+    " as x.svg"
+)
 FIXED = {"batch_size": 2, "threads": 1, "compile": False, "preview": 0, "output.unit_size": 4}
 Words = pytest.CaptureFixture[str]
 
@@ -142,7 +147,9 @@ def test_samples_that_end_a_run_are_named(
     assert "more than max_bad (0.05) allows, such as 002.png, 003.png, 004.png. " in said
     assert main(["inspect", str(tmp_path / "out")]) == 0  # which is unfinished
     said = capsys.readouterr().out
-    assert re.search(r"  skipped    1[12]: empty file: 0 bytes\n +such as 002.png, 003.png, 004.png\n", said)
+    assert re.search(
+        r"  skipped    1[12]: empty file: 0 bytes\n +such as 002.png, 003.png, 004.png\n", said
+    )
     assert main(["inspect", str(tmp_path / "out"), "--skipped"]) == 0
     keys = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
     assert keys == [f"{number:03d}.png" for number in range(2, 2 + len(keys))]

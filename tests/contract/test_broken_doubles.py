@@ -1,4 +1,5 @@
-"""Every check that all contracts share fails for a declaration that is broken in that one way; the kit's own example runs.
+"""Every check that all contracts share fails for a declaration that is broken in that one way; the
+kit's own example runs.
 
 Doubles that break the checks of one kind of plugin are in test_broken_sources.py and so on.
 """
@@ -21,7 +22,9 @@ from latentkit.contracts import Config, Entry, ModalitySpec, Sample, SourceSpec
 from latentkit.testing import PluginContract, SourceContract, check_names, find_failures
 
 CONTRACTS: list[type[PluginContract]] = [
-    found for name in latentkit.testing.__all__ if isinstance(found := getattr(latentkit.testing, name), type)
+    found
+    for name in latentkit.testing.__all__
+    if isinstance(found := getattr(latentkit.testing, name), type)
 ]
 
 
@@ -79,7 +82,9 @@ SPEC = SourceSpec("words", "a word or two", WordsConfig, lambda config, context:
 class WordsContract(SourceContract):
     """A good source, unless given something else."""
 
-    def __init__(self, spec: Any = SPEC, options: dict[str, Any] | None = None, module: str | None = None) -> None:
+    def __init__(
+        self, spec: Any = SPEC, options: dict[str, Any] | None = None, module: str | None = None
+    ) -> None:
         self.spec, self.options, self.module = spec, options or {}, module
 
     def make_config(self, tmp_path: Path) -> BaseModel:
@@ -98,7 +103,7 @@ BROKEN: dict[str, tuple[str, Callable[[], WordsContract]]] = {
         "test_config_is_described_to_its_depths",
         lambda: WordsContract(replace(SPEC, config=DoubtfulConfig)),
     ),
-    "options within options that may be misspelt": (
+    "options within options that may be misspelled": (
         "test_config_is_described_to_its_depths",
         lambda: WordsContract(replace(SPEC, config=LooseConfig)),
     ),
@@ -106,14 +111,22 @@ BROKEN: dict[str, tuple[str, Callable[[], WordsContract]]] = {
         "test_config_survives_being_written_to_a_recipe",
         lambda: WordsContract(replace(SPEC, config=GrowingConfig), {"size": 2}),
     ),
-    "a module that imports torch": ("test_importing_the_plugin_loads_nothing_heavy", lambda: WordsContract(module="hasty_plugin")),
-    "a module that isn't there": ("test_importing_the_plugin_loads_nothing_heavy", lambda: WordsContract(module="no_such_plugin")),
+    "a module that imports torch": (
+        "test_importing_the_plugin_loads_nothing_heavy",
+        lambda: WordsContract(module="hasty_plugin"),
+    ),
+    "a module that isn't there": (
+        "test_importing_the_plugin_loads_nothing_heavy",
+        lambda: WordsContract(module="no_such_plugin"),
+    ),
 }
 
 
 @pytest.fixture
 def _plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two modules on the path, one of which imports torch: an empty one, since its name is what counts."""
+    """Two modules on the path, one of which imports torch: an empty one, since its name is what
+    counts.
+    """
     folder = tmp_path / "site-packages"
     folder.mkdir()
     (folder / "torch.py").touch()
@@ -136,22 +149,40 @@ def test_a_build_that_gives_something_else_fails_the_check_for_it(tmp_path: Path
 
 @pytest.mark.usefixtures("_plugins")
 def test_a_good_declaration_passes_every_check(tmp_path: Path) -> None:
-    assert find_failures(WordsContract(options={"options": Options(depth=3)}, module="patient_plugin"), tmp_path) == {}
+    assert (
+        find_failures(
+            WordsContract(options={"options": Options(depth=3)}, module="patient_plugin"), tmp_path
+        )
+        == {}
+    )
 
 
 def test_every_check_of_declarations_is_proved() -> None:
-    assert {check for check, _ in BROKEN.values()} | {"test_build_gives_what_the_hook_promises"} == set(check_names(PluginContract))
+    assert {check for check, _ in BROKEN.values()} | {
+        "test_build_gives_what_the_hook_promises"
+    } == set(check_names(PluginContract))
 
 
 def test_every_check_says_what_it_checks() -> None:
     assert len(CONTRACTS) == 8
-    assert [name for contract in CONTRACTS for name in check_names(contract) if not getattr(contract, name).__doc__] == []
+    assert [
+        name
+        for contract in CONTRACTS
+        for name in check_names(contract)
+        if not getattr(contract, name).__doc__
+    ] == []
 
 
 def test_the_example_of_the_kit_is_a_test_that_passes(tmp_path: Path) -> None:
     example = latentkit.testing.__doc__.split("\n\n", 1)[1].split("\n\nEach check")[0]
     (tmp_path / "test_example.py").write_text(textwrap.dedent(example))
-    options = ["-q", "-p", "no:cacheprovider", f"--rootdir={tmp_path}", f"--basetemp={tmp_path / 'temporary'}"]
+    options = [
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        f"--rootdir={tmp_path}",
+        f"--basetemp={tmp_path / 'temporary'}",
+    ]
     command = [sys.executable, "-m", "pytest", *options, "test_example.py"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stdout

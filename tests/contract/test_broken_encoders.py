@@ -1,4 +1,6 @@
-"""Every check for encoders fails for an encoder that is broken in that one way, and none for good ones."""
+"""Every check for encoders fails for an encoder that is broken in that one way, and none for good
+ones.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +95,9 @@ class Patches:
 
 class PatchesContract(EncoderContract):
     def __init__(self, build: Callable[[BuildContext], Any]) -> None:
-        self.spec = EncoderSpec("patches", "a linear map of patches", NoConfig, lambda config, context: build(context))
+        self.spec = EncoderSpec(
+            "patches", "a linear map of patches", NoConfig, lambda config, context: build(context)
+        )
 
     def entry_point(self) -> None:
         """Declared here only."""
@@ -103,7 +107,12 @@ class Means:
     """A good deterministic encoder without weights, on sound, which neither decodes nor trains."""
 
     modality = "audio"
-    input = InputSpec(channels=1, range=(0.0, 1.0), sizes={"L": SizeRule(multiple=4, offset=1, minimum=5)}, axes="CL")
+    input = InputSpec(
+        channels=1,
+        range=(0.0, 1.0),
+        sizes={"L": SizeRule(multiple=4, offset=1, minimum=5)},
+        axes="CL",
+    )
     layout = LatentLayout(name="latent", kind="deterministic", axes="CL", channels=1, downscale=4)
     normalization = Normalization()
 
@@ -120,7 +129,7 @@ class Means:
 
 
 class Signs(Means):
-    """A good quantised encoder."""
+    """A good quantized encoder."""
 
     layout = replace(Means.layout, kind="quantised", axes="L", channels=1)
 
@@ -135,8 +144,14 @@ class MaskedMeans(Means):
     layout = replace(Means.layout, ragged_axis="L")
 
     def encode(self, batch: Any) -> dict[str, Tensor]:
-        values, mask = self.seen(batch), nn.functional.max_pool1d(batch["mask"][:, None], 4, ceil_mode=True)[:, 0]
-        return {"latent": nn.functional.avg_pool1d(values, 4, ceil_mode=True), "mask": self.finish_mask(mask > 0)}
+        values, mask = (
+            self.seen(batch),
+            nn.functional.max_pool1d(batch["mask"][:, None], 4, ceil_mode=True)[:, 0],
+        )
+        return {
+            "latent": nn.functional.avg_pool1d(values, 4, ceil_mode=True),
+            "mask": self.finish_mask(mask > 0),
+        }
 
     def seen(self, batch: Any) -> Tensor:
         return batch["values"] * batch["mask"][:, None]  # type: ignore[no-any-return]
@@ -155,11 +170,17 @@ class Clips(Means):
     """A good encoder of films."""
 
     modality = "video"
-    input = InputSpec(channels=3, sizes={"T": SizeRule(4, 1), "H": EIGHTS, "W": EIGHTS}, axes="CTHW")
+    input = InputSpec(
+        channels=3, sizes={"T": SizeRule(4, 1), "H": EIGHTS, "W": EIGHTS}, axes="CTHW"
+    )
     layout = LatentLayout("latent", "deterministic", "CTHW", 3, (4, 8, 8))
 
     def encode(self, batch: Tensor) -> dict[str, Tensor]:
-        wrong = [axis for axis, size in zip("THW", batch.shape[2:], strict=True) if not self.input.sizes[axis].allows(size)]
+        wrong = [
+            axis
+            for axis, size in zip("THW", batch.shape[2:], strict=True)
+            if not self.input.sizes[axis].allows(size)
+        ]
         if wrong:
             raise ValueError(f"{wrong[0]} isn't a size that is taken")
         return {"latent": nn.functional.avg_pool3d(batch, (4, 8, 8), ceil_mode=True)}
@@ -240,37 +261,95 @@ def with_forward(function: Callable[[Reconstruction], Any]) -> dict[str, Any]:
 
 BROKEN: dict[str, tuple[str, dict[str, Any]]] = {
     "no modality": ("test_declarations_fit_together", {"modality": ""}),
-    "an axis twice": ("test_declarations_fit_together", {"input": replace(Patches.input, axes="CHH")}),
-    "a ragged axis that isn't there": ("test_declarations_fit_together", {"layout": replace(Patches.layout, ragged_axis="T")}),
-    "a scale of zero": ("test_normalization_can_be_undone", {"normalization": Normalization(scale=0.0)}),
-    "a shift for five channels": ("test_normalization_can_be_undone", {"normalization": Normalization(shift=[0.0] * 5)}),
+    "an axis twice": (
+        "test_declarations_fit_together",
+        {"input": replace(Patches.input, axes="CHH")},
+    ),
+    "a ragged axis that isn't there": (
+        "test_declarations_fit_together",
+        {"layout": replace(Patches.layout, ragged_axis="T")},
+    ),
+    "a scale of zero": (
+        "test_normalization_can_be_undone",
+        {"normalization": Normalization(scale=0.0)},
+    ),
+    "a shift for five channels": (
+        "test_normalization_can_be_undone",
+        {"normalization": Normalization(shift=[0.0] * 5)},
+    ),
     "a latent besides the moments": (
         "test_latents_have_the_names_of_their_kind",
         {"finish": lambda self, mean, logvar: {"mean": mean, "logvar": logvar, "latent": mean}},
     ),
-    "another downscale": ("test_latents_have_the_shape_of_the_layout", {"layout": replace(Patches.layout, downscale=16)}),
-    "other channels": ("test_latents_have_the_shape_of_the_layout", {"layout": replace(Patches.layout, channels=16)}),
-    "whole numbers": ("test_latents_are_floats_and_indices_whole_numbers", with_logvar(lambda logvar: logvar.int())),
-    "nan": ("test_latents_are_finite", with_logvar(lambda logvar: torch.where(logvar == logvar.amax((1, 2, 3), True), torch.nan, logvar))),
+    "another downscale": (
+        "test_latents_have_the_shape_of_the_layout",
+        {"layout": replace(Patches.layout, downscale=16)},
+    ),
+    "other channels": (
+        "test_latents_have_the_shape_of_the_layout",
+        {"layout": replace(Patches.layout, channels=16)},
+    ),
+    "whole numbers": (
+        "test_latents_are_floats_and_indices_whole_numbers",
+        with_logvar(lambda logvar: logvar.int()),
+    ),
+    "nan": (
+        "test_latents_are_finite",
+        with_logvar(
+            lambda logvar: torch.where(logvar == logvar.amax((1, 2, 3), True), torch.nan, logvar)
+        ),
+    ),
     "logvar too low": ("test_logvar_is_within_its_limits", with_logvar(lambda logvar: logvar - 40)),
-    "logvar too high": ("test_logvar_is_within_its_limits", with_logvar(lambda logvar: logvar + 40)),
+    "logvar too high": (
+        "test_logvar_is_within_its_limits",
+        with_logvar(lambda logvar: logvar + 40),
+    ),
     "keeps the graph": ("test_latents_need_no_gradient", {"encode": keep_graph}),
     "noise below any tolerance": (
         "test_encoding_again_gives_equal_latents",
-        with_mean(lambda self, mean: mean + 1e-6 * torch.rand(mean.shape, generator=self.generator)),
+        with_mean(
+            lambda self, mean: mean + 1e-6 * torch.rand(mean.shape, generator=self.generator)
+        ),
     ),
-    "number of the build": ("test_two_builds_give_equal_latents", with_mean(lambda self, mean: mean + 1e-3 * self.number)),
-    "centres the batch": ("test_a_batch_gives_what_its_rows_give", with_mean(lambda self, mean: mean - mean.mean())),
-    "normalises": ("test_latents_are_unscaled", with_mean(lambda self, mean: self.normalization.apply(mean))),
+    "number of the build": (
+        "test_two_builds_give_equal_latents",
+        with_mean(lambda self, mean: mean + 1e-3 * self.number),
+    ),
+    "centers the batch": (
+        "test_a_batch_gives_what_its_rows_give",
+        with_mean(lambda self, mean: mean - mean.mean()),
+    ),
+    "normalizes": (
+        "test_latents_are_unscaled",
+        with_mean(lambda self, mean: self.normalization.apply(mean)),
+    ),
     "changes its input": ("test_encode_leaves_its_input_alone", {"encode": change_input}),
-    "draws from torch": ("test_encode_leaves_random_numbers_alone", with_mean(lambda self, mean: mean + 0 * torch.rand(1))),
-    "draws from NumPy": ("test_encode_leaves_random_numbers_alone", with_mean(lambda self, mean: mean + 0 * float(np.random.rand()))),
-    "draws from Python": ("test_encode_leaves_random_numbers_alone", with_mean(lambda self, mean: mean + 0 * random.random())),
+    "draws from torch": (
+        "test_encode_leaves_random_numbers_alone",
+        with_mean(lambda self, mean: mean + 0 * torch.rand(1)),
+    ),
+    "draws from NumPy": (
+        "test_encode_leaves_random_numbers_alone",
+        with_mean(lambda self, mean: mean + 0 * float(np.random.rand())),
+    ),
+    "draws from Python": (
+        "test_encode_leaves_random_numbers_alone",
+        with_mean(lambda self, mean: mean + 0 * random.random()),
+    ),
     "seeds torch": ("test_encode_leaves_random_numbers_alone", {"finish": seed_torch}),
     "crops odd sizes": ("test_sizes_it_does_not_take_raise_value_error", {"encode": crop}),
-    "raises RuntimeError": ("test_sizes_it_does_not_take_raise_value_error", {"encode": raise_runtime_error}),
-    "number in the fingerprint": ("test_fingerprint_is_texts_by_name", with_parts(lambda self: {"channels": 4})),
-    "fingerprint of the build": ("test_fingerprint_is_stable", with_parts(lambda self: {"build": str(self.number)})),
+    "raises RuntimeError": (
+        "test_sizes_it_does_not_take_raise_value_error",
+        {"encode": raise_runtime_error},
+    ),
+    "number in the fingerprint": (
+        "test_fingerprint_is_texts_by_name",
+        with_parts(lambda self: {"channels": 4}),
+    ),
+    "fingerprint of the build": (
+        "test_fingerprint_is_stable",
+        with_parts(lambda self: {"build": str(self.number)}),
+    ),
     "fingerprint of use": (
         "test_fingerprint_is_stable",
         with_parts(lambda self: {"used": str(hasattr(self, "used"))}) | {"finish": note_use},
@@ -281,22 +360,45 @@ BROKEN: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "weights in the decoder's part": (
         "test_fingerprint_changes_with_a_single_bit_of_the_weights",
-        {"fingerprint": lambda self: {"decoder": hash_tensors(self.module.state_dict()), "kind": "patches"}},
+        {
+            "fingerprint": lambda self: {
+                "decoder": hash_tensors(self.module.state_dict()),
+                "kind": "patches",
+            }
+        },
     ),
-    "decodes to bytes": ("test_decoded_batch_is_like_the_input", with_decoded(lambda batch: (batch + 1) * 127.5)),
-    "decodes to another size": ("test_decoded_batch_is_like_the_input", with_decoded(lambda batch: batch.repeat(1, 1, 2, 2))),
-    "decodes to nan": ("test_decoded_batch_is_like_the_input", with_decoded(lambda batch: batch * torch.nan)),
+    "decodes to bytes": (
+        "test_decoded_batch_is_like_the_input",
+        with_decoded(lambda batch: (batch + 1) * 127.5),
+    ),
+    "decodes to another size": (
+        "test_decoded_batch_is_like_the_input",
+        with_decoded(lambda batch: batch.repeat(1, 1, 2, 2)),
+    ),
+    "decodes to nan": (
+        "test_decoded_batch_is_like_the_input",
+        with_decoded(lambda batch: batch * torch.nan),
+    ),
     "decodes in place": (
         "test_decode_leaves_its_latents_alone",
         {"decode": lambda self, latents: Patches.decode(self, latents.mul_(2))},
     ),
-    "forward gives a tensor": ("test_forward_trains_the_last_layer", with_forward(lambda found: found.output)),
-    "forward without moments": ("test_forward_trains_the_last_layer", with_forward(lambda found: replace(found, moments=None))),
+    "forward gives a tensor": (
+        "test_forward_trains_the_last_layer",
+        with_forward(lambda found: found.output),
+    ),
+    "forward without moments": (
+        "test_forward_trains_the_last_layer",
+        with_forward(lambda found: replace(found, moments=None)),
+    ),
     "forward of another size": (
         "test_forward_trains_the_last_layer",
         with_forward(lambda found: replace(found, output=found.output[:, :, 1:])),
     ),
-    "last layer that isn't used": ("test_forward_trains_the_last_layer", {"last_layer": lambda self: nn.Parameter(torch.zeros(3))}),
+    "last layer that isn't used": (
+        "test_forward_trains_the_last_layer",
+        {"last_layer": lambda self: nn.Parameter(torch.zeros(3))},
+    ),
 }
 
 
@@ -313,26 +415,46 @@ ALSO = {
 @pytest.mark.parametrize("name", BROKEN)
 def test_an_encoder_broken_in_one_way_fails_the_check_for_it(name: str, tmp_path: Path) -> None:
     check, members = BROKEN[name]
-    assert set(find_failures(PatchesContract(type("Broken", (Patches,), members)), tmp_path)) - ALSO.get(name, set()) == {check}
+    assert set(
+        find_failures(PatchesContract(type("Broken", (Patches,), members)), tmp_path)
+    ) - ALSO.get(name, set()) == {check}
 
 
 BROKEN_MASKS: dict[str, tuple[str, dict[str, Any]]] = {
-    "a mask of another length": ("test_a_mask_fits_the_latents", {"finish_mask": lambda self, mask: mask.repeat(1, 2)}),
-    "a mask of nothing": ("test_a_mask_fits_the_latents", {"finish_mask": lambda self, mask: torch.zeros_like(mask)}),
-    "blind to the mask": ("test_what_a_mask_leaves_out_changes_nothing", {"seen": lambda self, batch: batch["values"]}),
-    "folds the ragged axis": ("test_declarations_fit_together", {"normalization": Normalization(fold={"L": 2})}),
+    "a mask of another length": (
+        "test_a_mask_fits_the_latents",
+        {"finish_mask": lambda self, mask: mask.repeat(1, 2)},
+    ),
+    "a mask of nothing": (
+        "test_a_mask_fits_the_latents",
+        {"finish_mask": lambda self, mask: torch.zeros_like(mask)},
+    ),
+    "blind to the mask": (
+        "test_what_a_mask_leaves_out_changes_nothing",
+        {"seen": lambda self, batch: batch["values"]},
+    ),
+    "folds the ragged axis": (
+        "test_declarations_fit_together",
+        {"normalization": Normalization(fold={"L": 2})},
+    ),
 }
 
 
 @pytest.mark.parametrize("name", BROKEN_MASKS)
-def test_an_encoder_of_masked_rows_broken_in_one_way_fails_the_check_for_it(name: str, tmp_path: Path) -> None:
+def test_an_encoder_of_masked_rows_broken_in_one_way_fails_the_check_for_it(
+    name: str, tmp_path: Path
+) -> None:
     check, members = BROKEN_MASKS[name]
-    failures = find_failures(WithoutWeightsContract(type("Broken", (MaskedMeans,), members)), tmp_path)
+    failures = find_failures(
+        WithoutWeightsContract(type("Broken", (MaskedMeans,), members)), tmp_path
+    )
     assert set(failures) - ALSO.get(name, set()) == {check}
 
 
 @pytest.mark.parametrize(("axis", "downscale"), [("T", (8, 8, 8)), ("W", (4, 8, 4))])
-def test_a_layout_that_lies_about_one_axis_is_found(axis: str, downscale: tuple[int, ...], tmp_path: Path) -> None:
+def test_a_layout_that_lies_about_one_axis_is_found(
+    axis: str, downscale: tuple[int, ...], tmp_path: Path
+) -> None:
     lying = type("Lying", (Clips,), {"layout": replace(Clips.layout, downscale=downscale)})
     failures = find_failures(WithoutWeightsContract(lying), tmp_path)
     assert set(failures) == {"test_latents_have_the_shape_of_the_layout"}
@@ -342,7 +464,13 @@ class ScaledElsewhereContract(PatchesContract):
     """Of an encoder that scales, though not by its own `normalization`."""
 
     def __init__(self) -> None:
-        super().__init__(type("Scaled", (Patches,), {"factor": 2.0} | with_mean(lambda self, mean: mean * self.factor)))
+        super().__init__(
+            type(
+                "Scaled",
+                (Patches,),
+                {"factor": 2.0} | with_mean(lambda self, mean: mean * self.factor),
+            )
+        )
 
     def make_renormalized(self, tmp_path: Path) -> Any:
         encoder = self.build(tmp_path)
@@ -350,7 +478,9 @@ class ScaledElsewhereContract(PatchesContract):
         return encoder
 
 
-def test_an_encoder_that_scales_by_other_means_is_seen_where_another_normalization_can_be_had(tmp_path: Path) -> None:
+def test_an_encoder_that_scales_by_other_means_is_seen_where_another_normalization_can_be_had(
+    tmp_path: Path,
+) -> None:
     assert set(find_failures(ScaledElsewhereContract(), tmp_path)) == {"test_latents_are_unscaled"}
 
 
@@ -361,14 +491,19 @@ def test_an_encoder_without_weights_has_to_say_so(tmp_path: Path) -> None:
 
 
 def test_good_encoders_pass_every_check(tmp_path: Path) -> None:
-    for contract in (PatchesContract(Patches), *map(WithoutWeightsContract, (Means, Signs, MaskedMeans, PaddedMeans, Clips))):
+    for contract in (
+        PatchesContract(Patches),
+        *map(WithoutWeightsContract, (Means, Signs, MaskedMeans, PaddedMeans, Clips)),
+    ):
         folder = tmp_path / str(id(contract))
         folder.mkdir()
         assert find_failures(contract, folder) == {}
 
 
 def test_an_encoder_that_lacks_a_member_breaks_its_protocol(tmp_path: Path) -> None:
-    assert "test_build_gives_what_the_hook_promises" in find_failures(PatchesContract(lambda context: object()), tmp_path)
+    assert "test_build_gives_what_the_hook_promises" in find_failures(
+        PatchesContract(lambda context: object()), tmp_path
+    )
 
 
 def test_every_check_for_encoders_is_proved() -> None:

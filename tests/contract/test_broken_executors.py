@@ -1,4 +1,6 @@
-"""Every check for executors fails for an executor that is broken in that one way, and a good one passes."""
+"""Every check for executors fails for an executor that is broken in that one way, and a good one
+passes.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,9 @@ class WorksOnce(Plain):
 
 class PlainContract(ExecutorContract):
     def __init__(self, executor: type[Plain]) -> None:
-        self.spec = ExecutorSpec("plain", "all units here", Config, lambda config, context: executor())
+        self.spec = ExecutorSpec(
+            "plain", "all units here", Config, lambda config, context: executor()
+        )
 
     def entry_point(self) -> str | None:
         return None
@@ -92,7 +96,9 @@ BROKEN: dict[type[Plain], set[str]] = {
 
 
 @pytest.mark.parametrize("executor", BROKEN, ids=lambda executor: executor.__name__)
-def test_an_executor_broken_in_one_way_fails_the_check_for_it(executor: type[Plain], tmp_path: Path) -> None:
+def test_an_executor_broken_in_one_way_fails_the_check_for_it(
+    executor: type[Plain], tmp_path: Path
+) -> None:
     assert set(find_failures(PlainContract(executor), tmp_path)) == BROKEN[executor]
 
 

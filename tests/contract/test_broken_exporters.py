@@ -1,4 +1,6 @@
-"""Every check for exporters fails for an exporter that is broken in that one way, and a good one passes."""
+"""Every check for exporters fails for an exporter that is broken in that one way, and a good one
+passes.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,9 @@ class MixesRows(Numbered):
 
 class ClimbsOut(Numbered):
     def name(self, number: int, row: dict[str, Any]) -> str:
-        return row["key"] if row["key"].startswith("../") and row["view"] == "plain" else str(number)
+        return (
+            row["key"] if row["key"].startswith("../") and row["view"] == "plain" else str(number)
+        )
 
 
 class LinksIn(Numbered):
@@ -85,7 +89,9 @@ class NamesTheDay(Numbered):
 
 class NumberedContract(ExporterContract):
     def __init__(self, exporter: type[Numbered]) -> None:
-        self.spec = ExporterSpec("numbered", "a file per row", Config, lambda config, context: exporter())
+        self.spec = ExporterSpec(
+            "numbered", "a file per row", Config, lambda config, context: exporter()
+        )
 
     def entry_point(self) -> str | None:
         return None
@@ -110,7 +116,9 @@ BROKEN: dict[Callable[[], Numbered], str] = {
 
 
 @pytest.mark.parametrize("exporter", BROKEN, ids=lambda exporter: exporter.__name__)
-def test_an_exporter_broken_in_one_way_fails_the_check_for_it(exporter: type[Numbered], tmp_path: Path) -> None:
+def test_an_exporter_broken_in_one_way_fails_the_check_for_it(
+    exporter: type[Numbered], tmp_path: Path
+) -> None:
     assert set(find_failures(NumberedContract(exporter), tmp_path)) == {BROKEN[exporter]}
 
 

@@ -1,4 +1,5 @@
-"""Every check for losses fails for a loss that is broken in that one way, and none for good ones."""
+"""Every check for losses fails for a loss that is broken in that one way, and none for good ones.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +24,16 @@ class NoConfig(Config):
 
 
 class ErrorContract(LossContract):
-    def __init__(self, build: Callable[[BuildContext], Any], role: LossRole = "reconstruction") -> None:
-        self.spec = LossSpec("error", "how far a reconstruction is off", NoConfig, lambda config, context: build(context), role=role)
+    def __init__(
+        self, build: Callable[[BuildContext], Any], role: LossRole = "reconstruction"
+    ) -> None:
+        self.spec = LossSpec(
+            "error",
+            "how far a reconstruction is off",
+            NoConfig,
+            lambda config, context: build(context),
+            role=role,
+        )
 
     def entry_point(self) -> None:
         """Declared here only."""
@@ -41,7 +50,12 @@ def errors_of(batch: LossBatch) -> Tensor:
 
 def count(batch: LossBatch) -> Tensor:
     """Values of each sample that aren't masked, (N,)."""
-    return torch.ones_like(batch.inputs).mul(1.0 if batch.mask is None else batch.mask).flatten(1).sum(1)
+    return (
+        torch.ones_like(batch.inputs)
+        .mul(1.0 if batch.mask is None else batch.mask)
+        .flatten(1)
+        .sum(1)
+    )
 
 
 def error(batch: LossBatch) -> Tensor:
@@ -52,7 +66,9 @@ def energy(batch: LossBatch) -> Tensor:
     """Of the moments: a loss of role "latent"."""
     moments = batch.reconstruction.moments
     assert moments is not None
-    return (moments.mean.square() + moments.logvar.exp()).flatten(1).sum(1) / batch.inputs[0].numel()
+    return (moments.mean.square() + moments.logvar.exp()).flatten(1).sum(1) / batch.inputs[
+        0
+    ].numel()
 
 
 class Critic:
@@ -112,24 +128,38 @@ BROKEN: dict[str, tuple[str, Callable[[LossBatch], Tensor]]] = {
     "one axis too many": ("test_loss_is_one_float32_a_sample", lambda batch: error(batch)[:, None]),
     "double precision": ("test_loss_is_one_float32_a_sample", lambda batch: error(batch).double()),
     "nan when perfect": ("test_loss_is_finite", nan_when_perfect),
-    "a tenth when perfect": ("test_perfect_reconstruction_costs_nothing", lambda batch: error(batch) + 0.1),
+    "a tenth when perfect": (
+        "test_perfect_reconstruction_costs_nothing",
+        lambda batch: error(batch) + 0.1,
+    ),
     "sum of values": ("test_loss_is_per_input_value", lambda batch: errors_of(batch).sum(1)),
     "its place in the batch": ("test_permuting_samples_permutes_the_loss", by_place),
-    "statistics of the batch": ("test_a_sample_changes_its_own_loss_alone", with_statistics_of_the_batch),
+    "statistics of the batch": (
+        "test_a_sample_changes_its_own_loss_alone",
+        with_statistics_of_the_batch,
+    ),
     "nothing for one sample": (
         "test_a_batch_of_one_is_enough",
         lambda batch: error(batch) if len(batch.inputs) > 1 else error(batch) * math.nan,
     ),
-    "no gradient": ("test_gradient_reaches_what_the_loss_is_about", lambda batch: error(batch).detach()),
+    "no gradient": (
+        "test_gradient_reaches_what_the_loss_is_about",
+        lambda batch: error(batch).detach(),
+    ),
     "a gradient for one sample": (
         "test_gradient_reaches_what_the_loss_is_about",
-        lambda batch: torch.where(error(batch) < error(batch).median(), error(batch), error(batch).detach()),
+        lambda batch: torch.where(
+            error(batch) < error(batch).median(), error(batch), error(batch).detach()
+        ),
     ),
     "nan as gradient": ("test_gradient_reaches_what_the_loss_is_about", with_nan_gradient),
     "half precision": ("test_loss_is_float32_under_autocast", in_half_precision),
     "changes its batch": ("test_loss_leaves_its_batch_alone", in_place),
     "without the mask": ("test_masked_values_do_not_count", without_mask),
-    "masked values counted": ("test_masked_values_do_not_count", lambda batch: errors_of(batch).mean(1)),
+    "masked values counted": (
+        "test_masked_values_do_not_count",
+        lambda batch: errors_of(batch).mean(1),
+    ),
 }
 
 
@@ -200,9 +230,21 @@ class Remembers(Critic):
 CRITIC_CHECK = "test_discriminator_loss_trains_the_discriminator_alone"
 ROLE_CHECK = "test_role_is_adversarial_with_a_discriminator_only"
 BROKEN_BUILDS: dict[str, tuple[str, Callable[[BuildContext], Any], LossRole]] = {
-    "number of the build": ("test_two_builds_give_equal_losses", lambda context: scaled_by(next(BUILD_NUMBERS)), "reconstruction"),
-    "sum over latent values": ("test_loss_is_per_input_value", lambda context: latent_sum, "latent"),
-    "of no moments": ("test_gradient_reaches_what_the_loss_is_about", lambda context: error, "latent"),
+    "number of the build": (
+        "test_two_builds_give_equal_losses",
+        lambda context: scaled_by(next(BUILD_NUMBERS)),
+        "reconstruction",
+    ),
+    "sum over latent values": (
+        "test_loss_is_per_input_value",
+        lambda context: latent_sum,
+        "latent",
+    ),
+    "of no moments": (
+        "test_gradient_reaches_what_the_loss_is_about",
+        lambda context: error,
+        "latent",
+    ),
     "adversarial without discriminator": (ROLE_CHECK, lambda context: error, "adversarial"),
     "one value for all samples": (CRITIC_CHECK, ShortSighted, "adversarial"),
     "trains the model": (CRITIC_CHECK, TrainsBoth, "adversarial"),
@@ -214,7 +256,9 @@ BROKEN_BUILDS: dict[str, tuple[str, Callable[[BuildContext], Any], LossRole]] = 
 
 
 @pytest.mark.parametrize("name", BROKEN_BUILDS)
-def test_a_loss_of_any_role_broken_in_one_way_fails_the_check_for_it(name: str, tmp_path: Path) -> None:
+def test_a_loss_of_any_role_broken_in_one_way_fails_the_check_for_it(
+    name: str, tmp_path: Path
+) -> None:
     check, build, role = BROKEN_BUILDS[name]
     assert set(find_failures(ErrorContract(build, role), tmp_path)) == {check}
 
@@ -265,7 +309,9 @@ def test_pictures_are_as_large_as_a_loss_needs_them(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_lacks_a_member_breaks_its_protocol(tmp_path: Path) -> None:
-    assert "test_build_gives_what_the_hook_promises" in find_failures(ErrorContract(lambda context: object()), tmp_path)
+    assert "test_build_gives_what_the_hook_promises" in find_failures(
+        ErrorContract(lambda context: object()), tmp_path
+    )
 
 
 def test_every_check_for_losses_is_proved() -> None:

@@ -1,4 +1,6 @@
-"""Every check for modalities fails for a modality that is broken in that one way, and none for good ones."""
+"""Every check for modalities fails for a modality that is broken in that one way, and none for good
+ones.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from latentkit.contracts import BuildContext, Config, InputSpec, ModalitySpec, Prepared, Sample, SizeRule
+from latentkit.contracts import (
+    BuildContext,
+    Config,
+    InputSpec,
+    ModalitySpec,
+    Prepared,
+    Sample,
+    SizeRule,
+)
 from latentkit.errors import RecipeError, SampleError
 from latentkit.testing import ModalityContract, PluginContract, check_names, find_failures
 
@@ -25,7 +35,9 @@ class RowConfig(Config):
 
 
 class Rows:
-    """A good modality: the bytes of a file as a row of numbers, (1, L), and the row from its end to its start."""
+    """A good modality: the bytes of a file as a row of numbers, (1, L), and the row from its end to
+    its start.
+    """
 
     metrics: Any = ("psnr",)
 
@@ -79,7 +91,11 @@ class RowsContract(ModalityContract):
     def make_samples(self, tmp_path: Path) -> list[Sample]:
         path = tmp_path / "longest"
         path.write_bytes(bytes([0, 255, 7, 128]))
-        return [Sample("one", bytes([255, 0])), Sample("two", bytes([3, 4])), Sample("longest", path)]
+        return [
+            Sample("one", bytes([255, 0])),
+            Sample("two", bytes([3, 4])),
+            Sample("longest", path),
+        ]
 
     def make_bad_sample(self, tmp_path: Path) -> Sample:
         path = tmp_path / "short"
@@ -386,7 +402,12 @@ BROKEN: dict[str, list[type[Rows]]] = {
     "test_threads_prepare_equal_tensors": [OneBufferForAllThreads],
     "test_rows_without_seeking_are_equal": [SeeksElsewhere],
     "test_bad_media_raises_sample_error": [RaisesValueError, GivesSomethingElse],
-    "test_reason_of_bad_media_is_the_same_in_every_run": [CountsInReasons, AddressInReasons, PathInReasons, SamePathInReasons],
+    "test_reason_of_bad_media_is_the_same_in_every_run": [
+        CountsInReasons,
+        AddressInReasons,
+        PathInReasons,
+        SamePathInReasons,
+    ],
     "test_media_out_of_reach_raises_os_error": [BlamesTheSample],
     "test_render_writes_a_file": [RendersNothing, RendersAnEmptyFile, RendersInPlace, WithoutADot],
     "test_metrics_are_names": [OneTextOfMetrics],
@@ -395,25 +416,35 @@ ALSO: dict[type[Rows], set[str]] = {AnotherWayRoundLater: {"test_threads_prepare
 """Checks that a double can't help failing besides its own: threads prepare again, too."""
 
 
-@pytest.mark.parametrize(("check", "double"), [(check, double) for check, doubles in BROKEN.items() for double in doubles])
-def test_a_modality_broken_in_one_way_fails_the_check_for_it(check: str, double: type[Rows], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("check", "double"),
+    [(check, double) for check, doubles in BROKEN.items() for double in doubles],
+)
+def test_a_modality_broken_in_one_way_fails_the_check_for_it(
+    check: str, double: type[Rows], tmp_path: Path
+) -> None:
     assert set(find_failures(RowsContract(double), tmp_path)) == {check} | ALSO.get(double, set())
 
 
 def test_a_mask_that_changes_is_another_row(tmp_path: Path) -> None:
-    # Six views are prepared, and the two masks take turns in pairs: the seventh view has the other one.
+    # Six views are prepared, and the two masks take turns in pairs: the seventh view has the other
+    # one.
     failures = set(find_failures(RowsContract(DrawnMask), tmp_path))
     assert failures <= {check for check in BROKEN if "equal" in check}
     assert "test_a_sample_prepared_again_is_equal" in failures
 
 
-@pytest.mark.parametrize("good", [Rows, RowsWithAMask, RowsFromMinusOne, RowsToListenTo, RowsWithoutSeeking])
+@pytest.mark.parametrize(
+    "good", [Rows, RowsWithAMask, RowsFromMinusOne, RowsToListenTo, RowsWithoutSeeking]
+)
 def test_a_good_modality_passes_every_check(good: type[Rows], tmp_path: Path) -> None:
     assert find_failures(RowsContract(good), tmp_path) == {}
 
 
 def test_a_modality_that_lacks_a_member_breaks_its_protocol(tmp_path: Path) -> None:
-    assert "test_build_gives_what_the_hook_promises" in find_failures(RowsContract(lambda config, context: object()), tmp_path)
+    assert "test_build_gives_what_the_hook_promises" in find_failures(
+        RowsContract(lambda config, context: object()), tmp_path
+    )
 
 
 def test_every_check_for_modalities_is_proved() -> None:

@@ -1,4 +1,6 @@
-"""Every check for sources fails for a source that is broken in that one way, and none for good ones."""
+"""Every check for sources fails for a source that is broken in that one way, and none for good
+ones.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ class Files:
         return Sample(self.key(path), self.media(path), self.attributes(path), self.stamp(path))
 
     def entries(self) -> Iterator[Entry]:
-        return (Entry(self.key(path), self.stamp(path), self.attributes(path)) for path in self.paths)
+        return (
+            Entry(self.key(path), self.stamp(path), self.attributes(path)) for path in self.paths
+        )
 
     def key(self, path: Path) -> Any:
         return path.name
@@ -54,7 +58,12 @@ class Files:
 
 class FilesContract(SourceContract):
     def __init__(self, build: Callable[[Path], Any]) -> None:
-        self.spec = SourceSpec("files", "text files of a folder", NoConfig, lambda config, context: build(context.recipe_dir))
+        self.spec = SourceSpec(
+            "files",
+            "text files of a folder",
+            NoConfig,
+            lambda config, context: build(context.recipe_dir),
+        )
 
     def make_config(self, tmp_path: Path) -> NoConfig:
         for name, text in TEXTS.items():
@@ -211,7 +220,10 @@ class KeyOfAnyPosition(Files):
         return Sample(f"{index:04d}", path, self.attributes(path), self.stamp(path))
 
     def entries(self) -> Iterator[Entry]:
-        return (Entry(f"{index:04d}", entry.stamp, entry.attributes) for index, entry in enumerate(super().entries()))
+        return (
+            Entry(f"{index:04d}", entry.stamp, entry.attributes)
+            for index, entry in enumerate(super().entries())
+        )
 
 
 BROKEN: dict[str, list[type[Files]]] = {
@@ -220,10 +232,19 @@ BROKEN: dict[str, list[type[Files]]] = {
     "test_keys_are_texts": [NumberKeys, EmptyKey, UnstorableKey],
     "test_stamps_are_texts": [NumberStamps],
     "test_media_is_bytes_a_path_or_a_text": [DecodedMedia],
-    "test_attributes_are_json_like": [NestedAttributes, ListsOfLists, NumberedAttributes, PathAttribute],
+    "test_attributes_are_json_like": [
+        NestedAttributes,
+        ListsOfLists,
+        NumberedAttributes,
+        PathAttribute,
+    ],
     "test_two_builds_give_equal_samples": [AnotherOrderEachTime],
     "test_a_pickled_copy_gives_equal_samples": [Unpicklable, ReversedByPickle],
-    "test_entries_agree_with_samples": [ReversedEntries, EntriesWithoutAttributes, EntriesWithoutStamps],
+    "test_entries_agree_with_samples": [
+        ReversedEntries,
+        EntriesWithoutAttributes,
+        EntriesWithoutStamps,
+    ],
     "test_entries_can_be_listed_again": [EntriesOnce],
     "test_entries_open_no_media": [StampsFromContent, StampsByADescriptor],
     "test_a_sample_read_again_is_equal": [OtherMediaLater],
@@ -234,8 +255,13 @@ ALSO: dict[type[Files], set[str]] = {OtherMediaLater: {"test_threads_read_equal_
 """Checks that a double can't help failing besides its own: threads read again, too."""
 
 
-@pytest.mark.parametrize(("check", "double"), [(check, double) for check, doubles in BROKEN.items() for double in doubles])
-def test_a_source_broken_in_one_way_fails_the_check_for_it(check: str, double: type[Files], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("check", "double"),
+    [(check, double) for check, doubles in BROKEN.items() for double in doubles],
+)
+def test_a_source_broken_in_one_way_fails_the_check_for_it(
+    check: str, double: type[Files], tmp_path: Path
+) -> None:
     assert set(find_failures(FilesContract(double), tmp_path)) == {check} | ALSO.get(double, set())
 
 
@@ -244,7 +270,9 @@ def test_a_good_source_passes_every_check(tmp_path: Path) -> None:
 
 
 def test_a_source_that_lacks_a_member_breaks_its_protocol(tmp_path: Path) -> None:
-    assert "test_build_gives_what_the_hook_promises" in find_failures(FilesContract(lambda folder: ["a", "b"]), tmp_path)
+    assert "test_build_gives_what_the_hook_promises" in find_failures(
+        FilesContract(lambda folder: ["a", "b"]), tmp_path
+    )
 
 
 def test_every_check_for_sources_is_proved() -> None:

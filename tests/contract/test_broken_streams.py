@@ -1,4 +1,5 @@
-"""Every check for streams fails for a stream that is broken in that one way, and none for a good one.
+"""Every check for streams fails for a stream that is broken in that one way, and none for a good
+one.
 
 Checks that streams share with other sources are proved there.
 """
@@ -39,7 +40,12 @@ class Lines:
 
 class LinesContract(StreamSourceContract):
     def __init__(self, build: Callable[[Path], Any]) -> None:
-        self.spec = SourceSpec("lines", "letters of text files", NoConfig, lambda config, context: build(context.recipe_dir))
+        self.spec = SourceSpec(
+            "lines",
+            "letters of text files",
+            NoConfig,
+            lambda config, context: build(context.recipe_dir),
+        )
 
     def make_config(self, tmp_path: Path) -> NoConfig:
         for name, text in (("a.txt", "one"), ("b.txt", "three"), ("c.txt", "fifteen")):
@@ -103,8 +109,13 @@ BROKEN: dict[str, list[type[Lines]]] = {
 }
 
 
-@pytest.mark.parametrize(("check", "double"), [(check, double) for check, doubles in BROKEN.items() for double in doubles])
-def test_a_stream_broken_in_one_way_fails_the_check_for_it(check: str, double: type[Lines], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("check", "double"),
+    [(check, double) for check, doubles in BROKEN.items() for double in doubles],
+)
+def test_a_stream_broken_in_one_way_fails_the_check_for_it(
+    check: str, double: type[Lines], tmp_path: Path
+) -> None:
     assert set(find_failures(LinesContract(double), tmp_path)) == {check}
 
 
@@ -113,7 +124,9 @@ def test_a_good_stream_passes_every_check(tmp_path: Path) -> None:
 
 
 def test_a_stream_that_lacks_a_member_breaks_its_protocol(tmp_path: Path) -> None:
-    assert "test_build_gives_what_the_hook_promises" in find_failures(LinesContract(lambda folder: ["a", "b"]), tmp_path)
+    assert "test_build_gives_what_the_hook_promises" in find_failures(
+        LinesContract(lambda folder: ["a", "b"]), tmp_path
+    )
 
 
 def test_every_check_for_streams_is_proved() -> None:

@@ -15,9 +15,16 @@ import pytest
 from PIL import Image
 
 from latentkit import builtin
-from latentkit.builtin import BucketsConfig, DatasetsConfig, DiffusersConfig, FolderConfig, ImageConfig, TinyKLConfig
 from latentkit.contracts import EncoderSpec, InputSpec, ModalitySpec, Sample, SizeRule, SourceSpec
-from latentkit.testing import EncoderContract, ModalityContract, SourceContract, StreamSourceContract
+from latentkit.encoders.options import DiffusersConfig, TinyKLConfig
+from latentkit.modalities.options import BucketsConfig, ImageConfig
+from latentkit.sources.options import DatasetsConfig, FolderConfig
+from latentkit.testing import (
+    EncoderContract,
+    ModalityContract,
+    SourceContract,
+    StreamSourceContract,
+)
 
 SOURCES: dict[str, SourceSpec] = {spec.name: spec for spec in builtin.latentkit_sources()}
 MODALITIES: dict[str, ModalitySpec] = {spec.name: spec for spec in builtin.latentkit_modalities()}
@@ -45,7 +52,9 @@ class TestFolder(SourceContract):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(draw_png(number))
         (tmp_path / "photos" / "b" / "2.txt").write_text("a caption")
-        (tmp_path / "photos" / "metadata.jsonl").write_text(json.dumps({"file_name": "a/10.png", "score": 0.5, "tags": ["x", "y"]}))
+        (tmp_path / "photos" / "metadata.jsonl").write_text(
+            json.dumps({"file_name": "a/10.png", "score": 0.5, "tags": ["x", "y"]})
+        )
         return FolderConfig(path="photos")
 
 
@@ -104,7 +113,11 @@ class ImageContract(ModalityContract):
     def make_samples(self, tmp_path: Path) -> list[Sample]:
         path = tmp_path / "wide.png"
         path.write_bytes(draw_png(0, 24, 60))
-        return [Sample("wide", path), Sample("tall", draw_png(1, 60, 24)), Sample("square", draw_png(2, 40, 40))]
+        return [
+            Sample("wide", path),
+            Sample("tall", draw_png(1, 60, 24)),
+            Sample("square", draw_png(2, 40, 40)),
+        ]
 
     def make_bad_sample(self, tmp_path: Path) -> Sample:
         """Cut off in the middle, and a file, so that its path could get into the reason."""
@@ -141,7 +154,9 @@ def copy_renormalized(model: Path, copy: Path) -> Path:
     """A copy of a model folder whose config has another scale and shift."""
     shutil.copytree(model, copy)
     config = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps(config | {"scaling_factor": 7.0, "shift_factor": 3.0}))
+    (copy / "config.json").write_text(
+        json.dumps(config | {"scaling_factor": 7.0, "shift_factor": 3.0})
+    )
     return copy
 
 
@@ -191,7 +206,9 @@ class TestTinyKLFromAFolder(EncoderContract):
 
     def make_config(self, tmp_path: Path) -> TinyKLConfig:
         """A model with random weights, saved first."""
-        self.spec.build(TinyKLConfig(init="random"), self.make_context(tmp_path)).save(tmp_path / "model")
+        self.spec.build(TinyKLConfig(init="random"), self.make_context(tmp_path)).save(
+            tmp_path / "model"
+        )
         return TinyKLConfig(model="model")
 
     def make_renormalized(self, tmp_path: Path) -> Any:

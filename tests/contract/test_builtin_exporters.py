@@ -1,4 +1,6 @@
-"""The contract kit on latentkit's own exporters and executors; what they write, read by the formats' own readers."""
+"""The contract kit on latentkit's own exporters and executors; what they write, read by the
+formats' own readers.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,9 @@ from torch import Tensor
 from webdataset import tariterators
 
 from latentkit import builtin
-from latentkit.builtin_exporters import SafetensorsConfig, WebdatasetConfig, latentkit_exporters
+from latentkit.builtin.exporters import latentkit_exporters
 from latentkit.contracts import ExecutorSpec, ExporterSpec
+from latentkit.exporters.options import SafetensorsConfig, WebdatasetConfig
 from latentkit.exporters.safetensors import SafetensorsExporter
 from latentkit.testing import ExecutorContract, ExporterContract
 
@@ -30,7 +33,10 @@ def read_files(folder: Path, name: str) -> Iterator[tuple[dict[str, Any], Tensor
     for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").split("\n")[:-1]:
         labels = json.loads(line)
         with safe_open(folder / labels["file_name"], "pt") as file:
-            assert {**json.loads(file.metadata()["row"]), "file_name": labels["file_name"]} == labels
+            assert {
+                **json.loads(file.metadata()["row"]),
+                "file_name": labels["file_name"],
+            } == labels
             yield labels, file.get_tensor(name)
 
 
@@ -38,18 +44,27 @@ class TestSafetensors(ExporterContract):
     spec = EXPORTERS["safetensors"]
 
     def read(self, folder: Path) -> Iterator[tuple[str, str, Tensor]]:
-        return ((labels["key"], labels["view"], latent) for labels, latent in read_files(folder, "latent"))
+        return (
+            (labels["key"], labels["view"], latent)
+            for labels, latent in read_files(folder, "latent")
+        )
 
     def test_attributes_stand_in_the_listing(self, tmp_path: Path) -> None:
         _, folder = self.export(tmp_path)
-        found = {labels["key"]: (labels["text"], labels["label"]) for labels, _ in read_files(folder, "latent")}
+        found = {
+            labels["key"]: (labels["text"], labels["label"])
+            for labels, _ in read_files(folder, "latent")
+        }
         assert found["zoë, 'x'\n.png"] == ("zoë, 'x'\n.png \\ \"'\t", 3)
         assert len(found) == 6
 
     def test_what_was_done_to_the_values_is_said(self, tmp_path: Path) -> None:
         _, folder = self.export(tmp_path)
         said = json.loads((folder / "latents.json").read_text())
-        assert (said["values"], said["normalization"]) == ("latent", {"shift": 0.25, "scale": 2.0, "fold": {}})
+        assert (said["values"], said["normalization"]) == (
+            "latent",
+            {"shift": 0.25, "scale": 2.0, "fold": {}},
+        )
         assert (said["layout"]["kind"], said["layout"]["downscale"]) == ("gaussian", 8)
 
 
@@ -62,8 +77,13 @@ class TestMoments(ExporterContract):
     def read(self, folder: Path) -> Iterator[tuple[str, str, Tensor]]:
         means, logvars = list(read_files(folder, "mean")), list(read_files(folder, "logvar"))
         # the dataset's encoder says logvar = mean - 1, and float16 is stored
-        assert all(torch.allclose(mean - 1, logvar, atol=1e-3) for (_, mean), (_, logvar) in zip(means, logvars, strict=True))
-        return ((labels["key"], labels["view"], (mean.float() - 0.25) * 2.0) for labels, mean in means)
+        assert all(
+            torch.allclose(mean - 1, logvar, atol=1e-3)
+            for (_, mean), (_, logvar) in zip(means, logvars, strict=True)
+        )
+        return (
+            (labels["key"], labels["view"], (mean.float() - 0.25) * 2.0) for labels, mean in means
+        )
 
 
 class TestWebdataset(ExporterContract):
@@ -76,8 +96,13 @@ class TestWebdataset(ExporterContract):
         shards = sorted(str(path) for path in folder.glob("*.tar"))
         assert [Path(shard).name for shard in shards] == ["000000.tar", "000001.tar", "000002.tar"]
         with contextlib.ExitStack() as opened:  # the library's own loop leaves its files open
-            streams = [{"url": shard, "stream": opened.enter_context(open(shard, "rb"))} for shard in shards]
-            for row in webdataset.decode()(tariterators.group_by_keys(tariterators.tar_file_expander(streams))):
+            streams = [
+                {"url": shard, "stream": opened.enter_context(open(shard, "rb"))}
+                for shard in shards
+            ]
+            for row in webdataset.decode()(
+                tariterators.group_by_keys(tariterators.tar_file_expander(streams))
+            ):
                 assert row["json"]["label"] in range(7)
                 yield row["json"]["key"], row["json"]["view"], torch.from_numpy(row["latent.npy"])
 
@@ -91,7 +116,8 @@ class TestAccelerate(ExecutorContract):
 
 
 class OneNumberARow:
-    """A dataset without moments, of more rows than one folder takes, as far as an exporter looks."""
+    """A dataset without moments, of more rows than one folder takes, as far as an exporter looks.
+    """
 
     folder, fingerprint, statistics = "latents", "f", None
     has_moments = False
@@ -106,7 +132,9 @@ class OneNumberARow:
         return {"latent": torch.tensor([float(index)]), "key": str(index), "view": "plain"}
 
 
-def test_no_folder_holds_more_than_ten_thousand_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_folder_holds_more_than_ten_thousand_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("latentkit.exporters.safetensors.ROWS_PER_FOLDER", 3)
     good, _ = TestSafetensors().export(tmp_path)
     (tmp_path / "out").mkdir()

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from latentkit import builtin
-from latentkit.builtin_losses import (
+from latentkit.contracts import LossSpec
+from latentkit.losses.options import (
     AnnealConfig,
     EquivarianceConfig,
     FeatureAlignmentConfig,
@@ -16,7 +17,6 @@ from latentkit.builtin_losses import (
     PatchGanConfig,
     WaveletConfig,
 )
-from latentkit.contracts import LossSpec
 from latentkit.testing import LossContract
 
 LOSSES: dict[str, LossSpec] = {spec.name: spec for spec in builtin.latentkit_losses()}
@@ -126,7 +126,11 @@ class TestFeatureAlignment(LossContract):
 
     def make_config(self, tmp_path: Path) -> FeatureAlignmentConfig:
         return FeatureAlignmentConfig(
-            channels=3, encoder="diffusers", options={"model": str(self.network)}, matrix_margin=0.05, cosine_margin=0.1
+            channels=3,
+            encoder="diffusers",
+            options={"model": str(self.network)},
+            matrix_margin=0.05,
+            cosine_margin=0.1,
         )
 
 

@@ -1,4 +1,6 @@
-"""latentkit as it is, on the simulated device: the right values, no mistake that a GPU would answer with wrong numbers, few waits."""
+"""latentkit as it is, on the simulated device: the right values, no mistake that a GPU would answer
+with wrong numbers, few waits.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,8 @@ from latentkit import cli
 from latentkit.contracts import LossBatch, Reconstruction
 from latentkit.errors import DeviceError, PluginError
 from latentkit.runtime import device as devices
-from latentkit.training_settings import WeightedLoss
-from latentkit.training_step import compute
+from latentkit.training.settings import WeightedLoss
+from latentkit.training.step import compute
 
 sim: Any = getattr(torch, "sim", None)  # in the worker
 EVERYTHING_LACKING = "no-float64,no-bf16,no-streams,no-pinning"
@@ -34,7 +36,9 @@ ON_ANY_DEVICE = [
 
 
 def on_sim(options: str = "1") -> Callable[[Callable[[Path], None]], Callable[..., None]]:
-    """Let a test run, with a folder of its own, in the process that has the simulated device with these options."""
+    """Let a test run, with a folder of its own, in the process that has the simulated device with
+    these options.
+    """
 
     def wrap(function: Callable[[Path], None]) -> Callable[..., None]:
         def in_worker() -> None:
@@ -55,13 +59,27 @@ def on_sim(options: str = "1") -> Callable[[Callable[[Path], None]], Callable[..
 def draw_photos(folder: Path, count: int, side: int = 32) -> Path:
     folder.mkdir()
     for number in range(count):
-        Image.linear_gradient("L").rotate(number * 25).resize((side, side)).convert("RGB").save(folder / f"{number:02d}.png")
+        Image.linear_gradient("L").rotate(number * 25).resize((side, side)).convert("RGB").save(
+            folder / f"{number:02d}.png"
+        )
     return folder
 
 
 def encode(photos: Path, output: Path, **overrides: Any) -> Any:
-    values = {"batch_size": 2, "output.unit_size": 100, "threads": 1, "compile": False, "preview": 0, "output.dtype": "float32"}
-    return lk.encode(photos, output, size=32, overrides=values | {name.replace("__", "."): value for name, value in overrides.items()})
+    values = {
+        "batch_size": 2,
+        "output.unit_size": 100,
+        "threads": 1,
+        "compile": False,
+        "preview": 0,
+        "output.dtype": "float32",
+    }
+    return lk.encode(
+        photos,
+        output,
+        size=32,
+        overrides=values | {name.replace("__", "."): value for name, value in overrides.items()},
+    )
 
 
 def means(data: Any) -> torch.Tensor:
@@ -71,9 +89,17 @@ def means(data: Any) -> torch.Tensor:
 def check_encoding(folder: Path) -> None:
     photos = draw_photos(folder / "photos", 7)
     data = encode(photos, folder / "sim", preview=2)
-    expected = lk.encode(photos, folder / "cpu", size=32, device="cpu", overrides={"output.dtype": "float32", "preview": 0, "threads": 1})
+    expected = lk.encode(
+        photos,
+        folder / "cpu",
+        size=32,
+        device="cpu",
+        overrides={"output.dtype": "float32", "preview": 0, "threads": 1},
+    )
     torch.testing.assert_close(means(data), means(expected), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(data.statistics["std"], expected.statistics["std"], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        data.statistics["std"], expected.statistics["std"], atol=1e-4, rtol=1e-4
+    )
     assert (folder / "sim" / "preview.png").stat().st_size > 0
     decoded = data.decode(torch.stack([data[0]["latent"]]))
     assert decoded.shape == (1, 3, 32, 32)
@@ -88,15 +114,29 @@ def test_latents_are_those_of_the_cpu_and_stay_right_under_verify(folder: Path) 
 
 @on_sim(EVERYTHING_LACKING)
 def test_latents_are_those_of_the_cpu_where_the_device_lacks_everything(folder: Path) -> None:
-    assert not any(ask("sim:0") for ask in (devices.has_float64, devices.has_bfloat16, devices.has_streams, devices.pins_memory))
+    assert not any(
+        ask("sim:0")
+        for ask in (
+            devices.has_float64,
+            devices.has_bfloat16,
+            devices.has_streams,
+            devices.pins_memory,
+        )
+    )
     check_encoding(folder)
 
 
 @on_sim()
 def test_a_batch_waits_for_the_device_once(folder: Path) -> None:
-    """The writing thread waits for the copy of a batch's latents; nothing else does, whatever is stored."""
+    """The writing thread waits for the copy of a batch's latents; nothing else does, whatever is
+    stored.
+    """
     photos = {count: draw_photos(folder / f"{count}", count) for count in (8, 24)}
-    for name, options in {"moments": {}, "mean": {"output__store": "mean"}, "half": {"output__dtype": "float16"}}.items():
+    for name, options in {
+        "moments": {},
+        "mean": {"output__store": "mean"},
+        "half": {"output__dtype": "float16"},
+    }.items():
         counts = {}
         for count, source in photos.items():
             sim.reset_num_synchronizations()
@@ -108,14 +148,22 @@ def test_a_batch_waits_for_the_device_once(folder: Path) -> None:
 
 @on_sim("no-bf16")
 def test_bfloat16_is_refused_for_encoding_where_the_device_has_none(folder: Path) -> None:
-    with pytest.raises(DeviceError, match="sim:0 can't compute in bfloat16; set the encoder's dtype to float32"):
+    with pytest.raises(
+        DeviceError, match="sim:0 can't compute in bfloat16; set the encoder's dtype to float32"
+    ):
         encode(draw_photos(folder / "photos", 2), folder / "out", encoder__with__dtype="bfloat16")
 
 
 @on_sim("devices=2")
 def test_devices_are_numbered_and_missing_ones_refused(folder: Path) -> None:
     assert devices.list_devices() == ["sim:0", "sim:1"]
-    assert [devices.choose_device(name) for name in ("auto", "sim", "sim:1", "1", "cpu")] == ["sim:0", "sim:0", "sim:1", "sim:1", "cpu"]
+    assert [devices.choose_device(name) for name in ("auto", "sim", "sim:1", "1", "cpu")] == [
+        "sim:0",
+        "sim:0",
+        "sim:1",
+        "sim:1",
+        "cpu",
+    ]
     for missing in ("sim:2", "2", "cuda"):
         with pytest.raises(DeviceError, match="available: sim:0, sim:1, cpu"):
             devices.choose_device(missing)
@@ -127,7 +175,18 @@ def test_all_devices_of_the_machine_encode(folder: Path) -> None:
     photos = draw_photos(folder / "photos", 12)
     printed = []
     for name, more in (("one", ["--device", "sim:1"]), ("all", [])):
-        arguments = ["--size", "32", "--set", "batch_size=2", "--set", "output.unit_size=2", "--set", "threads=1", "--set", "preview=0"]
+        arguments = [
+            "--size",
+            "32",
+            "--set",
+            "batch_size=2",
+            "--set",
+            "output.unit_size=2",
+            "--set",
+            "threads=1",
+            "--set",
+            "preview=0",
+        ]
         with contextlib.redirect_stdout(io.StringIO()) as out:
             assert run("encode", photos, folder / name, *arguments, *more) == 0
         printed.append(out.getvalue())
@@ -148,7 +207,12 @@ def train(folder: Path, steps: int, output: str, **overrides: Any) -> Any:
         "losses": [
             {"use": "l1"},
             {"use": "kl", "weight": 1e-6},
-            {"use": "patch-gan", "weight": 0.5, "adaptive": True, "with": {"num_layers": 1, "width": 8}},
+            {
+                "use": "patch-gan",
+                "weight": 0.5,
+                "adaptive": True,
+                "with": {"num_layers": 1, "width": 8},
+            },
             {"use": "equivariance", "weight": 0.1},
         ],
         "ema": {"decay": 0.9},
@@ -162,7 +226,9 @@ def train(folder: Path, steps: int, output: str, **overrides: Any) -> Any:
         },
         "output": {"path": str(folder / output), "checkpoint_every": 2},
     }
-    return lk.run(recipe, overrides={name.replace("__", "."): value for name, value in overrides.items()})
+    return lk.run(
+        recipe, overrides={name.replace("__", "."): value for name, value in overrides.items()}
+    )
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -186,11 +252,19 @@ def test_training_falls_back_where_the_device_lacks_everything(folder: Path) -> 
     with contextlib.redirect_stderr(io.StringIO()) as said:
         train(folder, 2, "out", precision="bf16", compile=True)
     assert said.getvalue().count("sim:0 can't compute in bfloat16; training in float32") == 1
-    assert said.getvalue().count("sim:0: torch can't compile for it; training without compile: true") == 1
+    assert (
+        said.getvalue().count("sim:0: torch can't compile for it; training without compile: true")
+        == 1
+    )
     assert all(tensor.isfinite().all() for tensor in weights(folder / "out").values())
     with contextlib.redirect_stderr(io.StringIO()) as said:
         train(folder, 2, "half", precision="fp16")
-    assert said.getvalue().count("sim:0 has no float64, which torch's loss scaling needs; training in float32") == 1
+    assert (
+        said.getvalue().count(
+            "sim:0 has no float64, which torch's loss scaling needs; training in float32"
+        )
+        == 1
+    )
 
 
 @on_sim()
@@ -204,7 +278,9 @@ def test_half_precision_trains(folder: Path) -> None:
 
 @on_sim()
 def test_a_training_step_waits_for_the_device_a_few_times(folder: Path) -> None:
-    """Copying the batch, deciding whether the step is finite, and the log; no loss or metric adds to them in silence."""
+    """Copying the batch, deciding whether the step is finite, and the log; no loss or metric adds
+    to them in silence.
+    """
     draw_photos(folder / "photos", 6)
     counts = {}
     for steps in (4, 12):
@@ -217,8 +293,21 @@ def test_a_training_step_waits_for_the_device_a_few_times(folder: Path) -> None:
 @on_sim(EVERYTHING_LACKING)
 def test_every_metric_is_measured_without_float64_on_the_device(folder: Path) -> None:
     draw_photos(folder / "photos", 3, side=192)
-    names = ["psnr", "ssim", "ms-ssim", "l1", "mse", "kl", "elbo", "latent-statistics", "active-units", "latent-spectrum"]
-    metrics = [{"use": name} for name in names] + [{"use": "iwae", "with": {"scale": 0.1, "draws": 2}}]
+    names = [
+        "psnr",
+        "ssim",
+        "ms-ssim",
+        "l1",
+        "mse",
+        "kl",
+        "elbo",
+        "latent-statistics",
+        "active-units",
+        "latent-spectrum",
+    ]
+    metrics = [{"use": name} for name in names] + [
+        {"use": "iwae", "with": {"scale": 0.1, "draws": 2}}
+    ]
     recipe = {
         "task": "evaluate",
         "source": {"use": "folder", "with": {"path": str(folder / "photos")}},
@@ -255,6 +344,11 @@ def run(*arguments: Any) -> int:
 @on_sim()
 def test_a_loss_that_answers_on_another_device_is_named(folder: Path) -> None:
     inputs = torch.zeros(2, 3, 8, 8, device="sim")
-    batch = LossBatch(inputs, Reconstruction(inputs, inputs, None), None, 0, torch.zeros_like, torch.zeros_like)
-    with pytest.raises(PluginError, match="loss 'mine': expected values on sim:0, where the batch is, got them on cpu"):
+    batch = LossBatch(
+        inputs, Reconstruction(inputs, inputs, None), None, 0, torch.zeros_like, torch.zeros_like
+    )
+    with pytest.raises(
+        PluginError,
+        match="loss 'mine': expected values on sim:0, where the batch is, got them on cpu",
+    ):
         compute(WeightedLoss("mine", lambda batch: torch.zeros(2)), batch)

@@ -216,9 +216,9 @@ def test_tensors_of_different_devices_are_refused() -> None:
             broken()
     with pytest.raises(TypeError, match="can't convert sim:0 device type tensor to numpy"):
         here.numpy()
-    assert torch.equal((here * torch.tensor(2.0)).cpu(), host * 2), (
-        "a number on the host is allowed"
-    )
+    assert torch.equal(
+        (here * torch.tensor(2.0)).cpu(), host * 2
+    ), "a number on the host is allowed"
     assert torch.equal(here.to("sim:1").cpu(), host)
 
 
@@ -260,9 +260,9 @@ def test_random_numbers_come_from_the_device_s_own_generator() -> None:
         lambda: torch.multinomial(torch.ones(50, device="sim"), 8),
     ]
     first = [draw().cpu() for draw in draws]
-    assert torch.equal(torch.get_rng_state(), host_state), (
-        "a draw on the device changed the CPU's generator"
-    )
+    assert torch.equal(
+        torch.get_rng_state(), host_state
+    ), "a draw on the device changed the CPU's generator"
     torch.manual_seed(3)
     assert all(torch.equal(draw().cpu(), drawn) for draw, drawn in zip(draws, first, strict=True))
     torch.manual_seed(3)
@@ -521,8 +521,8 @@ def test_synchronizations_are_counted() -> None:
 def test_what_a_device_lacks_is_refused() -> None:
     host = torch.ones(2, dtype=torch.float64)
     words = (
-        "Cannot convert a sim Tensor to float64 dtype as the sim framework doesn't support float64. "
-        "Please use float32 instead."
+        "Cannot convert a sim Tensor to float64 dtype as the sim framework doesn't support float64."
+        " Please use float32 instead."
     )
     for broken in (
         lambda: host.to("sim"),
@@ -549,9 +549,10 @@ def test_what_a_device_lacks_is_refused() -> None:
         with pytest.raises(RuntimeError, match=r"no (streams|events)"):
             stream()
     assert not hasattr(sim, "Stream")
-    assert (torch.ones(2, device="sim") * host[0]).tolist() == [1, 1], (
-        "a number on the host may have any type"
-    )
+    assert (torch.ones(2, device="sim") * host[0]).tolist() == [
+        1,
+        1,
+    ], "a number on the host may have any type"
 
 
 @on_sim("devices=0")

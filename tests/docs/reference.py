@@ -1,6 +1,6 @@
 """The README's tables of recipe keys, options and hooks, made from the code.
 
-    python tests/docs/reference.py        rewrites them in README.md
+python tests/docs/reference.py        rewrites them in README.md
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from latentkit import builtin, hooks
-from latentkit.builtin_metrics import METRICS
-from latentkit.cli import parser
+from latentkit.builtin.metrics import METRICS
+from latentkit.cli.main import parser
 from latentkit.contracts import PluginSpec
-from latentkit.recipe import TASKS
+from latentkit.recipe.schema import TASKS
 
 README = Path(__file__).parents[2] / "README.md"
 START, END = "<!-- reference: start -->", "<!-- reference: end -->"
@@ -28,10 +28,22 @@ def reference() -> str:
     """The text between the markers."""
     parts = [START, "", "### Commands", "", *_commands()]
     for task, model in TASKS.items():
-        parts += ["", f"### `task: {task}`", "", "| key | default | meaning |", "|---|---|---|", *_rows(model, "")]
+        parts += [
+            "",
+            f"### `task: {task}`",
+            "",
+            "| key | default | meaning |",
+            "|---|---|---|",
+            *_rows(model, ""),
+        ]
     for spec in (*_specs(), *METRICS.values()):
         rows = list(_rows(spec.config, ""))
-        parts += ["", f"### {spec.kind} `{spec.name}`", "", f"{spec.summary[0].upper()}{spec.summary[1:]}."]
+        parts += [
+            "",
+            f"### {spec.kind} `{spec.name}`",
+            "",
+            f"{spec.summary[0].upper()}{spec.summary[1:]}.",
+        ]
         parts += ["", "| option | default | meaning |", "|---|---|---|", *rows] if rows else []
     parts += ["", "### Hooks", "", "| hook | returns |", "|---|---|", *_hooks(), "", END]
     return "\n".join(parts)
@@ -45,10 +57,16 @@ def _commands() -> Iterator[str]:
 
 def _commands_of(command: argparse.ArgumentParser, prefix: str) -> Iterator[str]:
     """A row for each command below one, and the commands below that."""
-    for group in (action for action in command._actions if isinstance(action, argparse._SubParsersAction)):
+    for group in (
+        action for action in command._actions if isinstance(action, argparse._SubParsersAction)
+    ):
         summaries = {choice.dest: choice.help for choice in group._choices_actions}
         for name, below in group.choices.items():
-            words = [_argument(action) for action in below._actions if not isinstance(action, argparse._SubParsersAction)]
+            words = [
+                _argument(action)
+                for action in below._actions
+                if not isinstance(action, argparse._SubParsersAction)
+            ]
             said = " ".join(f"`{word}`" for word in words if word != "-h")
             yield f"| `{prefix}{name}` | {said} | {summaries[name]} |"
             yield from _commands_of(below, f"{prefix}{name} ")
@@ -67,7 +85,9 @@ def _rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
         yield f"| `{key}` | {_default(info.get_default(call_default_factory=True))} | {meaning} |"
         part = _model_in(info.annotation)
         if part is not None:
-            yield from _rows(part, f"{key}[]." if get_origin(info.annotation) is list else f"{key}.")
+            yield from _rows(
+                part, f"{key}[]." if get_origin(info.annotation) is list else f"{key}."
+            )
 
 
 def _default(value: Any) -> str:

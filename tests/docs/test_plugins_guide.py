@@ -1,4 +1,6 @@
-"""The guide for authors of plugins: its code is that of the examples, word for word, its recipes are valid, its files are there."""
+"""The guide for authors of plugins: its code is that of the examples, word for word, its recipes
+are valid, its files are there.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +12,15 @@ import pytest
 
 from latentkit import contracts, hooks, testing
 from latentkit.plugins import HOOKS
-from latentkit.recipe import load_recipe
+from latentkit.recipe.schema import load_recipe
 
 ROOT = Path(__file__).parents[2]
 GUIDE, CONTRACT = ROOT / "docs" / "plugins.md", ROOT / "docs" / "contract.md"
 TEXT = GUIDE.read_text(encoding="utf-8")
 QUOTED = re.findall(r"^<!-- (\S+) -->\n```\w+\n(.*?)^```", TEXT, flags=re.M | re.S)
 LONGEST_ENCODER = 30
-"""Lines of the example that the guide calls short, its docstring, imports and empty lines left out."""
+"""Lines of the example that the guide calls short, its docstring, imports and empty lines left out.
+"""
 
 
 @pytest.mark.parametrize(("file", "code"), QUOTED, ids=[file for file, _ in QUOTED])
@@ -32,12 +35,18 @@ def test_no_code_of_the_guide_is_from_nowhere() -> None:
 def test_every_example_is_quoted_and_every_example_has_tests() -> None:
     folders = {path.parent.name for path in ROOT.glob("examples/*/pyproject.toml")}
     assert folders == {Path(file).parts[1] for file, _ in QUOTED}
-    assert [name for name in folders if not list((ROOT / "examples" / name).glob("tests/test_*.py"))] == []
+    assert [
+        name for name in folders if not list((ROOT / "examples" / name).glob("tests/test_*.py"))
+    ] == []
 
 
 def test_an_encoder_of_ones_own_module_takes_thirty_lines() -> None:
     (code,) = [code for file, code in QUOTED if file.endswith("latentkit_own_encoder/encoder.py")]
-    lines = [line for line in code.splitlines() if line and not line.startswith(("import ", "from ", '"""'))]
+    lines = [
+        line
+        for line in code.splitlines()
+        if line and not line.startswith(("import ", "from ", '"""'))
+    ]
     assert len(lines) <= LONGEST_ENCODER
 
 
@@ -67,8 +76,22 @@ def test_files_and_links_of_the_page_are_there(page: Path) -> None:
 
 def test_everything_in_contracts_stands_on_the_page_on_the_contract() -> None:
     text = CONTRACT.read_text(encoding="utf-8")
-    specs = {"EncoderSpec", "ExecutorSpec", "ExporterSpec", "LossSpec", "ModalitySpec", "SourceSpec", "PluginSpec", "LossRole", "Worker"}
-    assert [name for name in contracts.__all__ if name not in specs and not re.search(rf"`{name}\b", text)] == []
+    specs = {
+        "EncoderSpec",
+        "ExecutorSpec",
+        "ExporterSpec",
+        "LossSpec",
+        "ModalitySpec",
+        "SourceSpec",
+        "PluginSpec",
+        "LossRole",
+        "Worker",
+    }
+    assert [
+        name
+        for name in contracts.__all__
+        if name not in specs and not re.search(rf"`{name}\b", text)
+    ] == []
     assert "CONTRACT" in text
     assert hooks.CONTRACT >= 2
 

@@ -1,4 +1,6 @@
-"""The README says what is there: an undocumented hook, option or recipe key fails, and its code runs."""
+"""The README says what is there: an undocumented hook, option or recipe key fails, and its code
+runs.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 
 from latentkit.contracts import BuildContext, Config, Encoder
-from latentkit.recipe import TrainRecipe, load_recipe
+from latentkit.recipe.schema import TrainRecipe, load_recipe
 
 REFERENCE = runpy.run_path(str(Path(__file__).with_name("reference.py")))
 README: Path = REFERENCE["README"]
@@ -58,14 +60,20 @@ def test_no_line_promises_what_is_to_come() -> None:
     assert not re.search(r"\b(TODO|coming soon|planned|will be)\b", TEXT)
 
 
-@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name
+)
 def test_shipped_recipe_is_valid_and_says_how_to_run_it(recipe: Path) -> None:
-    from latentkit.check import check_recipe
     from latentkit.plugins import discover
+    from latentkit.tasks.check_recipe import check_recipe
 
     loaded = load_recipe(recipe)
     if isinstance(loaded, TrainRecipe):  # these tests run without plugins
-        loaded = loaded.model_copy(update={"losses": [loss for loss in loaded.losses if loss.use != "perceptual"]})
+        loaded = loaded.model_copy(
+            update={"losses": [loss for loss in loaded.losses if loss.use != "perceptual"]}
+        )
     check_recipe(loaded, discover())
-    header = [line for line in recipe.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    header = [
+        line for line in recipe.read_text(encoding="utf-8").splitlines() if line.startswith("#")
+    ]
     assert any("latentkit run" in line for line in header), "the header gives no command"

@@ -1,4 +1,6 @@
-"""Photos through autoencoders of every family, from the command line to a batch, and back to pictures."""
+"""Photos through autoencoders of every family, from the command line to a batch, and back to
+pictures.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,12 @@ import torch
 from PIL import Image
 
 import latentkit as lk
-from latentkit.cli import main
+from latentkit.cli.main import main
 from latentkit.errors import RecipeError
 
-MODELS = json.loads((Path(__file__).parents[1] / "unit" / "autoencoders" / "models.json").read_text())
+MODELS = json.loads(
+    (Path(__file__).parents[1] / "unit" / "autoencoders" / "models.json").read_text()
+)
 MakePhotos = Callable[..., Path]
 
 
@@ -30,7 +34,9 @@ def save_model(tmp_path: Path) -> Callable[..., Path]:
         config = MODELS[name]["config"]
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
             torch.manual_seed(0)
-            getattr(diffusers, config["_class_name"]).from_config(config).save_pretrained(tmp_path / folder)
+            getattr(diffusers, config["_class_name"]).from_config(config).save_pretrained(
+                tmp_path / folder
+            )
         return tmp_path / folder
 
     return save
@@ -84,7 +90,9 @@ def test_photos_become_latents_and_pictures_again(
         assert tuple(data.moments(0)["mean"].shape) == shape
 
 
-def test_transparent_pictures_reach_a_model_of_four_channels(save_model: Callable[..., Path], tmp_path: Path) -> None:
+def test_transparent_pictures_reach_a_model_of_four_channels(
+    save_model: Callable[..., Path], tmp_path: Path
+) -> None:
     (tmp_path / "photos").mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 4), dtype=np.uint8)
     for number, picture in enumerate(pixels):
@@ -94,9 +102,16 @@ def test_transparent_pictures_reach_a_model_of_four_channels(save_model: Callabl
     data = lk.encode(tmp_path / "photos", tmp_path / "out", encoder=model, size=32, overrides=fixed)
     batch = torch.from_numpy(pixels).movedim(-1, 1).float() / 127.5 - 1
     with torch.no_grad():
-        expected = diffusers.AutoencoderKLQwenImage21.from_pretrained(model).eval().encode(batch[:, :, None]).latent_dist.mean[:, :, 0]
+        expected = (
+            diffusers.AutoencoderKLQwenImage21.from_pretrained(model)
+            .eval()
+            .encode(batch[:, :, None])
+            .latent_dist.mean[:, :, 0]
+        )
     for number in range(3):
-        torch.testing.assert_close(data.moments(number)["mean"], expected[number], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            data.moments(number)["mean"], expected[number], rtol=1e-5, atol=1e-5
+        )
 
 
 def test_audio_half_of_a_pipeline_is_found_and_refuses_photos(
@@ -107,6 +122,10 @@ def test_audio_half_of_a_pipeline_is_found_and_refuses_photos(
         lk.encode(make_photos(1), tmp_path / "out", encoder=tmp_path / "pipeline", size=32)
 
 
-def test_videos_only_refuse_photos(make_photos: MakePhotos, save_model: Callable[..., Path], tmp_path: Path) -> None:
+def test_videos_only_refuse_photos(
+    make_photos: MakePhotos, save_model: Callable[..., Path], tmp_path: Path
+) -> None:
     with pytest.raises(RecipeError, match="takes the modality 'video', got 'image'"):
-        lk.encode(make_photos(1), tmp_path / "out", encoder=save_model("AutoencoderKLMiniMaxH3"), size=32)
+        lk.encode(
+            make_photos(1), tmp_path / "out", encoder=save_model("AutoencoderKLMiniMaxH3"), size=32
+        )

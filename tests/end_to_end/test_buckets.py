@@ -10,18 +10,19 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from latentkit import pipeline
-from latentkit.builtin import FolderConfig, ImageConfig
 from latentkit.contracts import BuildContext, InputSpec, LatentLayout, Normalization
-from latentkit.encode import EncodeSummary, encode_source
+from latentkit.encoding import unit_workers as pipeline
+from latentkit.encoding.encode_source import EncodeSummary, encode_source
+from latentkit.encoding.make_plan import EncodeInputs, EncodeSettings
 from latentkit.errors import LatentkitError
 from latentkit.executors.local import LocalExecutor
 from latentkit.modalities.image import ImageModality
-from latentkit.planning import EncodeInputs, EncodeSettings
+from latentkit.modalities.options import ImageConfig
+from latentkit.reading.dataset import open_dataset
 from latentkit.sources.folder import FolderSource
-from latentkit.store.folder import LocalFolder
+from latentkit.sources.options import FolderConfig
 from latentkit.store.index import committed
-from latentkit.store.reader import open_dataset
+from latentkit.store.local_folder import LocalFolder
 
 BATCH = 3
 
@@ -32,7 +33,9 @@ class Pooling(nn.Module):
 
 
 class PoolingEncoder:
-    """Means over 8 x 8 pixels; records the shape of every batch, and of every graph that torch compiles."""
+    """Means over 8 x 8 pixels; records the shape of every batch, and of every graph that torch
+    compiles.
+    """
 
     modality = "image"
     input = InputSpec(3)
@@ -72,17 +75,25 @@ def write_pictures(folder: Path, shapes: list[tuple[int, int]]) -> Path:
     """Pictures of these (height, width)."""
     folder.mkdir()
     for number, (height, width) in enumerate(shapes):
-        Image.new("RGB", (width, height), (number, 2 * number, 3 * number)).save(folder / f"{number:03d}.png")
+        Image.new("RGB", (width, height), (number, 2 * number, 3 * number)).save(
+            folder / f"{number:03d}.png"
+        )
     return folder
 
 
 def encode(photos: Path, output: Path, encoder: PoolingEncoder, unit_size: int) -> EncodeSummary:
     buckets = {"area": 32**2, "step": 8, "aspect": 8.0, "min": 8, "max": 128}
-    modality = ImageModality(ImageConfig.model_validate({"buckets": buckets}), BuildContext(input=encoder.input))
+    modality = ImageModality(
+        ImageConfig.model_validate({"buckets": buckets}), BuildContext(input=encoder.input)
+    )
     source = FolderSource(FolderConfig(path=str(photos)), BuildContext())
-    inputs = EncodeInputs(source, modality, ["plain"], lambda device: encoder, {"encoder.name": "test"})
+    inputs = EncodeInputs(
+        source, modality, ["plain"], lambda device: encoder, {"encoder.name": "test"}
+    )
     settings = EncodeSettings(batch_size=BATCH, unit_size=unit_size, threads=1, compile=True)
-    return encode_source(LocalFolder(output), inputs, LocalExecutor("cpu"), "cpu", settings, "", show_progress=False)
+    return encode_source(
+        LocalFolder(output), inputs, LocalExecutor("cpu"), "cpu", settings, "", show_progress=False
+    )
 
 
 SQUARE, WIDE = (32, 32), (16, 64)
@@ -101,15 +112,30 @@ def test_batches_are_of_one_bucket_and_their_fill_is_reported(tmp_path: Path) ->
         assert torch.allclose(latent, levels[:, None, None].expand_as(latent), atol=1e-3)
 
 
-def test_the_fullest_bucket_is_encoded_when_too_much_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fullest_bucket_is_encoded_when_too_much_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tall, small = (64, 16), (24, 40)
-    photos = write_pictures(tmp_path / "photos", [WIDE, SQUARE, SQUARE, tall, tall, WIDE, small, WIDE, SQUARE])
-    monkeypatch.setattr(pipeline, "FILLING_BYTES", 0)  # then six rows of the largest, 1024 pixels, may wait
+    photos = write_pictures(
+        tmp_path / "photos", [WIDE, SQUARE, SQUARE, tall, tall, WIDE, small, WIDE, SQUARE]
+    )
+    monkeypatch.setattr(
+        pipeline, "FILLING_BYTES", 0
+    )  # then six rows of the largest, 1024 pixels, may wait
     encoder = PoolingEncoder()
     assert encode(photos, tmp_path / "out", encoder, unit_size=9).num_ok == 9
-    assert encoder.batches == [(2, 3, *WIDE), (3, 3, *SQUARE), (1, 3, *WIDE), (1, 3, *small), (2, 3, *tall)]
+    assert encoder.batches == [
+        (2, 3, *WIDE),
+        (3, 3, *SQUARE),
+        (1, 3, *WIDE),
+        (1, 3, *small),
+        (2, 3, *tall),
+    ]
     data = open_dataset(tmp_path / "out")
-    assert all(torch.allclose(data[place]["latent"][0], torch.tensor(place / 127.5 - 1), atol=1e-3) for place in range(9))
+    assert all(
+        torch.allclose(data[place]["latent"][0], torch.tensor(place / 127.5 - 1), atol=1e-3)
+        for place in range(9)
+    )
 
 
 def test_only_full_batches_are_compiled_once_for_each_shape(tmp_path: Path) -> None:
@@ -132,9 +158,14 @@ def test_many_buckets_are_all_compiled(tmp_path: Path) -> None:
     assert sorted(encoder.graphs) == sorted(full)
 
 
-def test_running_out_of_memory_keeps_what_is_committed_and_names_the_setting(tmp_path: Path) -> None:
+def test_running_out_of_memory_keeps_what_is_committed_and_names_the_setting(
+    tmp_path: Path,
+) -> None:
     photos = write_pictures(tmp_path / "photos", [SQUARE] * 9)
-    with pytest.raises(LatentkitError, match=r"out of memory while 3 rows of 32x32 were encoded: .* Set batch_size below 3"):
+    with pytest.raises(
+        LatentkitError,
+        match=r"out of memory while 3 rows of 32x32 were encoded: .* Set batch_size below 3",
+    ):
         encode(photos, tmp_path / "out", PoolingEncoder(memory_rows=8), unit_size=3)
     assert len(committed(LocalFolder(tmp_path / "out"))) == 2
     assert encode(photos, tmp_path / "out", PoolingEncoder(), unit_size=3).num_ok == 3

@@ -1,4 +1,7 @@
-"""One run on several devices of a machine: a process each, one result. Here each device is the CPU."""
+"""One run on several devices of a machine: a process each, one result.
+
+Here each device is the CPU.
+"""
 
 from __future__ import annotations
 
@@ -15,21 +18,24 @@ import psutil
 import pytest
 from PIL import Image
 
-from latentkit.builtin import LocalConfig
-from latentkit.builtin import _build_local as build_local
+from latentkit.builtin.plugins import _build_local as build_local
 from latentkit.contracts import BuildContext, Executor, ExecutorSpec, PluginSpec
 from latentkit.executors.local import LocalExecutor
-from latentkit.store.folder import LocalFolder
-from latentkit.store.verify import verify_folder
+from latentkit.executors.options import LocalConfig
+from latentkit.store.local_folder import LocalFolder
 from latentkit.testing import ExecutorContract
 from latentkit.testing.executor import UNITS, MakeWorker
+from latentkit.upkeep.verify import verify_folder
 
 
 class TestSeveralDevices(ExecutorContract):
     """What an executor promises holds with processes of its own too."""
 
     spec: PluginSpec = ExecutorSpec(
-        "several", "three devices of this machine", LocalConfig, lambda config, context: LocalExecutor("cpu", "cpu", "cpu:0")
+        "several",
+        "three devices of this machine",
+        LocalConfig,
+        lambda config, context: LocalExecutor("cpu", "cpu", "cpu:0"),
     )
 
     def make_executor(self, tmp_path: Path) -> Executor:
@@ -40,18 +46,39 @@ class TestSeveralDevices(ExecutorContract):
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
     for number in range(24):
-        Image.linear_gradient("L").rotate(number * 15).resize((32, 32)).convert("RGB").save(folder / f"{number:02d}.png")
+        Image.linear_gradient("L").rotate(number * 15).resize((32, 32)).convert("RGB").save(
+            folder / f"{number:02d}.png"
+        )
     return folder
 
 
 def command(photos: Path, output: Path, *more: str) -> list[str]:
-    sizes = ["--size", "32", "--set", "batch_size=2", "--set", "output.unit_size=2", "--set", "threads=1", "--set", "preview=0"]
+    sizes = [
+        "--size",
+        "32",
+        "--set",
+        "batch_size=2",
+        "--set",
+        "output.unit_size=2",
+        "--set",
+        "threads=1",
+        "--set",
+        "preview=0",
+    ]
     return [sys.executable, "-m", "latentkit", "encode", str(photos), str(output), *sizes, *more]
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    kept = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.parent.name not in ("events", "claims")]
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in kept if path.name != "recipe.yaml"}
+    kept = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.parent.name not in ("events", "claims")
+    ]
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in kept
+        if path.name != "recipe.yaml"
+    }
 
 
 def wait_for(happened: Callable[[], object], seconds: float = 120.0) -> None:
@@ -62,8 +89,15 @@ def wait_for(happened: Callable[[], object], seconds: float = 120.0) -> None:
 
 
 def test_three_devices_make_what_one_makes(photos: Path, tmp_path: Path) -> None:
-    subprocess.run(command(photos, tmp_path / "one", "--device", "cpu"), check=True, capture_output=True)
-    done = subprocess.run(command(photos, tmp_path / "three", "--devices", "cpu,cpu,cpu"), check=True, capture_output=True, text=True)
+    subprocess.run(
+        command(photos, tmp_path / "one", "--device", "cpu"), check=True, capture_output=True
+    )
+    done = subprocess.run(
+        command(photos, tmp_path / "three", "--devices", "cpu,cpu,cpu"),
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     assert content(tmp_path / "three") == content(tmp_path / "one")
     assert "24 latents in" in done.stdout  # those of all processes
     assert not list((tmp_path / "three" / "claims").iterdir())
@@ -71,9 +105,13 @@ def test_three_devices_make_what_one_makes(photos: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_all_processes_and_the_run_goes_on_later(photos: Path, tmp_path: Path, stop: signal.Signals) -> None:
+def test_a_signal_ends_all_processes_and_the_run_goes_on_later(
+    photos: Path, tmp_path: Path, stop: signal.Signals
+) -> None:
     output = tmp_path / "out"
-    process = subprocess.Popen(command(photos, output, "--devices", "cpu,cpu"), text=True, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command(photos, output, "--devices", "cpu,cpu"), text=True, stderr=subprocess.PIPE
+    )
     wait_for(lambda: len(list(output.glob("units/*.safetensors"))) > 0)
     workers = psutil.Process(process.pid).children()
     assert len(workers) == 1
@@ -83,26 +121,46 @@ def test_a_signal_ends_all_processes_and_the_run_goes_on_later(photos: Path, tmp
     assert "go on with: latentkit run" in errors
     assert not any(worker.is_running() for worker in workers)
     assert not list(output.glob("claims/*"))
-    subprocess.run([sys.executable, "-m", "latentkit", "run", str(output / "recipe.yaml")], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "latentkit", "run", str(output / "recipe.yaml")],
+        check=True,
+        capture_output=True,
+    )
     assert not verify_folder(LocalFolder(output)).report().damage
 
 
 def test_a_killed_worker_costs_only_its_units_in_flight(photos: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    process = subprocess.Popen(command(photos, output, "--devices", "cpu,cpu"), text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        command(photos, output, "--devices", "cpu,cpu"),
+        text=True,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
     wait_for(lambda: psutil.Process(process.pid).children())
     psutil.Process(process.pid).children()[0].kill()
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    assert "the process for cpu ended with exit code -9; the other processes encode what it had begun" in errors
+    assert (
+        "the process for cpu ended with exit code -9; the other processes encode what it had begun"
+        in errors
+    )
     assert not verify_folder(LocalFolder(output)).report().damage
 
 
 def test_devices_under_a_launcher_or_for_training_are_refused(photos: Path, tmp_path: Path) -> None:
     launched = os.environ | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-    done = subprocess.run(command(photos, tmp_path / "out", "--devices", "0,1"), env=launched, capture_output=True, text=True)
+    done = subprocess.run(
+        command(photos, tmp_path / "out", "--devices", "0,1"),
+        env=launched,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 2
-    assert "--devices 0,1: a launcher's processes have a device each; leave the option out" in done.stderr
+    assert (
+        "--devices 0,1: a launcher's processes have a device each; leave the option out"
+        in done.stderr
+    )
 
 
 def test_a_recipe_names_devices_too() -> None:
@@ -113,7 +171,9 @@ def test_a_recipe_names_devices_too() -> None:
 
 
 class Unreadable(MakeWorker):
-    """Can be sent to another process, and not be read there, as a plugin that only this process has."""
+    """Can be sent to another process, and not be read there, as a plugin that only this process
+    has.
+    """
 
     def __reduce__(self) -> Any:
         return exec, ("raise ImportError('no module named here_only')",)

@@ -1,4 +1,6 @@
-"""The whole line on real pictures: what is stored is what diffusers gives, and nothing is lost on the way."""
+"""The whole line on real pictures: what is stored is what diffusers gives, and nothing is lost on
+the way.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,8 @@ from PIL import Image
 import latentkit as lk
 from latentkit.errors import FingerprintError, SourceError, StoreError
 from latentkit.runtime.device import choose_device
-from latentkit.store.dataset import read_dataset, read_index
-from latentkit.store.folder import LocalFolder
+from latentkit.store.dataset_json import read_dataset, read_index
+from latentkit.store.local_folder import LocalFolder
 
 MakePhotos = Callable[..., Path]
 FIXED = {"batch_size": 3, "threads": 1, "output.unit_size": 4, "preview": 0}
@@ -33,8 +35,12 @@ def load_batches(photos: Path, size: int = 32) -> list[torch.Tensor]:
     images = []
     for file in sorted(photos.glob("*.png")):
         image = Image.open(file).resize((size, size), Image.Resampling.LANCZOS)
-        images.append(torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 127.5 - 1)
-    return [torch.stack(images[start:stop]) for start, stop in ((0, 3), (3, 4), (4, 7), (7, 8), (8, 10))]
+        images.append(
+            torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 127.5 - 1
+        )
+    return [
+        torch.stack(images[start:stop]) for start, stop in ((0, 3), (3, 4), (4, 7), (7, 8), (8, 10))
+    ]
 
 
 @pytest.fixture
@@ -42,15 +48,22 @@ def photos(make_photos: MakePhotos) -> Path:
     return make_photos(NUM_PHOTOS)
 
 
-def test_stored_moments_are_those_of_diffusers_bit_for_bit(photos: Path, kl_folder: Path, tmp_path: Path) -> None:
+def test_stored_moments_are_those_of_diffusers_bit_for_bit(
+    photos: Path, kl_folder: Path, tmp_path: Path
+) -> None:
     data = encode(photos, tmp_path / "out", kl_folder, **{"output.dtype": "float32"})
-    vae = diffusers.AutoencoderKL.from_pretrained(kl_folder).eval().to(memory_format=torch.channels_last)
+    vae = (
+        diffusers.AutoencoderKL.from_pretrained(kl_folder)
+        .eval()
+        .to(memory_format=torch.channels_last)
+    )
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with torch.inference_mode():
             posteriors = [
-                vae.encode(batch.to(memory_format=torch.channels_last)).latent_dist for batch in load_batches(photos)
+                vae.encode(batch.to(memory_format=torch.channels_last)).latent_dist
+                for batch in load_batches(photos)
             ]
     finally:
         torch.set_num_threads(threads)
@@ -62,23 +75,32 @@ def test_stored_moments_are_those_of_diffusers_bit_for_bit(photos: Path, kl_fold
         torch.testing.assert_close(stored["logvar"], logvars[index], rtol=0, atol=1e-5)
 
 
-def test_moments_equal_a_direct_call_on_the_same_prepared_batch(photos: Path, kl_folder: Path, tmp_path: Path) -> None:
-    from latentkit.builtin import FolderConfig, ImageConfig
+def test_moments_equal_a_direct_call_on_the_same_prepared_batch(
+    photos: Path, kl_folder: Path, tmp_path: Path
+) -> None:
     from latentkit.contracts import BuildContext
     from latentkit.modalities.image import ImageModality
+    from latentkit.modalities.options import ImageConfig
     from latentkit.sources.folder import FolderSource
+    from latentkit.sources.options import FolderConfig
 
     data = encode(photos, tmp_path / "out", kl_folder, **{"output.dtype": "float32"})
     source = FolderSource(FolderConfig(path=str(photos)), BuildContext())
     modality = ImageModality(ImageConfig(size=32), BuildContext())
     rows = [next(iter(modality.prepare(source[index]))).tensor for index in range(3)]
     batch = torch.stack([row for row in rows if isinstance(row, torch.Tensor)])
-    vae = diffusers.AutoencoderKL.from_pretrained(kl_folder).eval().to(choose_device(), memory_format=torch.channels_last)
+    vae = (
+        diffusers.AutoencoderKL.from_pretrained(kl_folder)
+        .eval()
+        .to(choose_device(), memory_format=torch.channels_last)
+    )
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with torch.inference_mode():
-            posterior = vae.encode(batch.to(choose_device(), memory_format=torch.channels_last)).latent_dist
+            posterior = vae.encode(
+                batch.to(choose_device(), memory_format=torch.channels_last)
+            ).latent_dist
     finally:
         torch.set_num_threads(threads)
     for index in range(3):
@@ -86,7 +108,9 @@ def test_moments_equal_a_direct_call_on_the_same_prepared_batch(photos: Path, kl
         assert torch.equal(data.moments(index)["logvar"], posterior.logvar[index].cpu())
 
 
-def test_latents_are_normalised_by_the_models_own_config_and_decode(photos: Path, kl_folder: Path, tmp_path: Path) -> None:
+def test_latents_are_normalized_by_the_models_own_config_and_decode(
+    photos: Path, kl_folder: Path, tmp_path: Path
+) -> None:
     data = lk.open(encode(photos, tmp_path / "out", kl_folder).folder.path, posterior="mean")
     raw = data.moments(2)["mean"].float()
     assert torch.equal(data[2]["latent"], (raw - 0.25) * 0.5)
@@ -94,10 +118,14 @@ def test_latents_are_normalised_by_the_models_own_config_and_decode(photos: Path
     with torch.inference_mode():
         expected = vae.decode(data[2]["latent"][None] / 0.5 + 0.25).sample
     for device in ({}, {"device": "cpu"}):
-        torch.testing.assert_close(data.decode(data[2]["latent"][None], **device).cpu(), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            data.decode(data[2]["latent"][None], **device).cpu(), expected, rtol=0, atol=1e-5
+        )
 
 
-def test_keys_captions_and_views_are_all_there(photos: Path, kl_folder: Path, tmp_path: Path) -> None:
+def test_keys_captions_and_views_are_all_there(
+    photos: Path, kl_folder: Path, tmp_path: Path
+) -> None:
     output = tmp_path / "out"
     encode(photos, output, kl_folder, **{"modality.with.views": ["plain", "hflip"]})
     data = lk.open(output, columns=["text"])
@@ -107,19 +135,28 @@ def test_keys_captions_and_views_are_all_there(photos: Path, kl_folder: Path, tm
     assert data[6]["text"] == "picture number 3"
 
 
-def test_flip_is_the_encoding_of_the_flipped_picture(make_photos: MakePhotos, kl_folder: Path, tmp_path: Path) -> None:
+def test_flip_is_the_encoding_of_the_flipped_picture(
+    make_photos: MakePhotos, kl_folder: Path, tmp_path: Path
+) -> None:
     photos, flipped = make_photos(3), make_photos(3, "flipped")
     for file in flipped.glob("*.png"):
         Image.open(file).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(file)
     both = lk.open(
-        encode(photos, tmp_path / "a", kl_folder, **{"modality.with.views": ["plain", "hflip"]}).folder.path, views=["hflip"]
+        encode(
+            photos, tmp_path / "a", kl_folder, **{"modality.with.views": ["plain", "hflip"]}
+        ).folder.path,
+        views=["hflip"],
     )
     alone = encode(flipped, tmp_path / "b", kl_folder)
     for index in range(3):
-        torch.testing.assert_close(both.moments(index)["mean"], alone.moments(index)["mean"], rtol=0, atol=2e-3)
+        torch.testing.assert_close(
+            both.moments(index)["mean"], alone.moments(index)["mean"], rtol=0, atol=2e-3
+        )
 
 
-def test_deterministic_encoder_stores_latents(photos: Path, taesd_folder: Path, tmp_path: Path) -> None:
+def test_deterministic_encoder_stores_latents(
+    photos: Path, taesd_folder: Path, tmp_path: Path
+) -> None:
     data = encode(photos, tmp_path / "out", taesd_folder)
     assert data.layout.kind == "deterministic"
     assert data[0]["latent"].shape == (4, 8, 8)
@@ -130,12 +167,18 @@ def test_deterministic_encoder_stores_latents(photos: Path, taesd_folder: Path, 
 
 
 @pytest.mark.parametrize("store", ["mean", "sample"])
-def test_half_size_stores_hold_the_mean_or_one_draw(photos: Path, kl_folder: Path, tmp_path: Path, store: str) -> None:
+def test_half_size_stores_hold_the_mean_or_one_draw(
+    photos: Path, kl_folder: Path, tmp_path: Path, store: str
+) -> None:
     whole = encode(photos, tmp_path / "moments", kl_folder, **{"output.dtype": "float32"})
-    data = encode(photos, tmp_path / store, kl_folder, **{"output.store": store, "output.dtype": "float32"})
+    data = encode(
+        photos, tmp_path / store, kl_folder, **{"output.store": store, "output.dtype": "float32"}
+    )
     stored = torch.stack([data[index]["latent"] for index in range(NUM_PHOTOS)]) / 0.5 + 0.25
     mean = torch.stack([whole.moments(index)["mean"] for index in range(NUM_PHOTOS)])
-    deviation = torch.stack([(whole.moments(index)["logvar"] / 2).exp() for index in range(NUM_PHOTOS)])
+    deviation = torch.stack(
+        [(whole.moments(index)["logvar"] / 2).exp() for index in range(NUM_PHOTOS)]
+    )
     if store == "mean":
         torch.testing.assert_close(stored, mean, rtol=0, atol=1e-5)
     else:
@@ -144,9 +187,18 @@ def test_half_size_stores_hold_the_mean_or_one_draw(photos: Path, kl_folder: Pat
         assert abs(noise.std() - 1) < 0.05
 
 
-def test_batches_and_units_do_not_change_a_sampled_store(photos: Path, kl_folder: Path, tmp_path: Path) -> None:
-    first = encode(photos, tmp_path / "a", kl_folder, **{"output.store": "sample", "output.dtype": "float32"})
-    second = encode(photos, tmp_path / "b", kl_folder, **{"output.store": "sample", "output.dtype": "float32", "batch_size": 2})
+def test_batches_and_units_do_not_change_a_sampled_store(
+    photos: Path, kl_folder: Path, tmp_path: Path
+) -> None:
+    first = encode(
+        photos, tmp_path / "a", kl_folder, **{"output.store": "sample", "output.dtype": "float32"}
+    )
+    second = encode(
+        photos,
+        tmp_path / "b",
+        kl_folder,
+        **{"output.store": "sample", "output.dtype": "float32", "batch_size": 2},
+    )
     torch.testing.assert_close(first[4]["latent"], second[4]["latent"], rtol=0, atol=1e-5)
 
 
@@ -164,13 +216,17 @@ def test_bad_samples_become_ledger_rows(photos: Path, kl_folder: Path, tmp_path:
     assert all(skipped.values())
 
 
-def test_bad_sample_ends_the_run_when_asked_to(photos: Path, kl_folder: Path, tmp_path: Path) -> None:
+def test_bad_sample_ends_the_run_when_asked_to(
+    photos: Path, kl_folder: Path, tmp_path: Path
+) -> None:
     (photos / "003.png").write_bytes(b"")
     with pytest.raises(SourceError, match=r"003\.png"):
         encode(photos, tmp_path / "out", kl_folder, on_bad_sample="fail")
 
 
-def test_mostly_bad_source_is_refused_and_can_go_on(make_photos: MakePhotos, kl_folder: Path, tmp_path: Path) -> None:
+def test_mostly_bad_source_is_refused_and_can_go_on(
+    make_photos: MakePhotos, kl_folder: Path, tmp_path: Path
+) -> None:
     photos = make_photos(30)
     for number in range(0, 24, 2):
         (photos / f"{number:03d}.png").write_bytes(b"")
@@ -180,7 +236,9 @@ def test_mostly_bad_source_is_refused_and_can_go_on(make_photos: MakePhotos, kl_
     assert len(encode(photos, tmp_path / "out", kl_folder, max_bad=0.5)) == 18
 
 
-def test_source_without_any_good_sample_is_refused(make_photos: MakePhotos, kl_folder: Path, tmp_path: Path) -> None:
+def test_source_without_any_good_sample_is_refused(
+    make_photos: MakePhotos, kl_folder: Path, tmp_path: Path
+) -> None:
     photos = make_photos(3)
     for file in photos.glob("*.png"):
         file.write_text("not a picture")
@@ -193,10 +251,14 @@ def test_source_without_any_good_sample_is_refused(make_photos: MakePhotos, kl_f
 
 def test_running_again_does_nothing(photos: Path, kl_folder: Path, tmp_path: Path) -> None:
     encode(photos, tmp_path / "out", kl_folder)
-    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*") if file.is_file()}
+    before = {
+        file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*") if file.is_file()
+    }
     encode(photos, tmp_path / "out", kl_folder)
     lk.run(tmp_path / "out" / "recipe.yaml")
-    assert before == {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*") if file.is_file()}
+    assert before == {
+        file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*") if file.is_file()
+    }
 
 
 @pytest.mark.parametrize(
@@ -219,7 +281,9 @@ def test_other_settings_are_refused_by_name(
         encode(photos, tmp_path / "out", kl_folder, **override)
 
 
-def test_one_bit_of_the_weights_is_noticed_and_the_decoder_is_not(make_photos: MakePhotos, kl_folder: Path, tmp_path: Path) -> None:
+def test_one_bit_of_the_weights_is_noticed_and_the_decoder_is_not(
+    make_photos: MakePhotos, kl_folder: Path, tmp_path: Path
+) -> None:
     photos = make_photos(2)
     vae = diffusers.AutoencoderKL.from_pretrained(kl_folder)
     vae.save_pretrained(tmp_path / "vae")
@@ -238,10 +302,15 @@ def test_one_bit_of_the_weights_is_noticed_and_the_decoder_is_not(make_photos: M
 
 def test_batch_size_and_threads_may_change(photos: Path, kl_folder: Path, tmp_path: Path) -> None:
     data = encode(photos, tmp_path / "out", kl_folder)
-    assert encode(photos, tmp_path / "out", kl_folder, batch_size=1, threads=2).fingerprint == data.fingerprint
+    assert (
+        encode(photos, tmp_path / "out", kl_folder, batch_size=1, threads=2).fingerprint
+        == data.fingerprint
+    )
 
 
-def test_output_of_something_else_is_left_alone(photos: Path, kl_folder: Path, tmp_path: Path) -> None:
+def test_output_of_something_else_is_left_alone(
+    photos: Path, kl_folder: Path, tmp_path: Path
+) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("precious")
     with pytest.raises(StoreError, match=r"thesis\.txt"):
@@ -261,21 +330,35 @@ def stopped_halfway(photos: Path, output: Path, encoder: Path) -> None:
     assert not (output / "dataset.json").exists()
 
 
-def test_source_that_grew_between_runs_keeps_keys_and_pictures_together(photos: Path, kl_folder: Path, tmp_path: Path) -> None:
+def test_source_that_grew_between_runs_keeps_keys_and_pictures_together(
+    photos: Path, kl_folder: Path, tmp_path: Path
+) -> None:
     whole = encode(photos, tmp_path / "whole", kl_folder)
     stopped_halfway(photos, tmp_path / "out", kl_folder)
     (photos / "000.png").rename(tmp_path / "first.png")
-    Image.open(photos / "001.png").transpose(Image.Transpose.ROTATE_180).save(photos / "000-new.png")
+    Image.open(photos / "001.png").transpose(Image.Transpose.ROTATE_180).save(
+        photos / "000-new.png"
+    )
     (tmp_path / "first.png").rename(photos / "000.png")
     data = encode(photos, tmp_path / "out", kl_folder, on_bad_sample="fail")
-    assert data.keys == ["000-new.png", *whole.keys]  # the plan that was begun is finished, then the new picture is added
-    assert all(torch.equal(data.moments(index + 1)["mean"], whole.moments(index)["mean"]) for index in range(NUM_PHOTOS))
+    assert data.keys == [
+        "000-new.png",
+        *whole.keys,
+    ]  # the plan that was begun is finished, then the new picture is added
+    assert all(
+        torch.equal(data.moments(index + 1)["mean"], whole.moments(index)["mean"])
+        for index in range(NUM_PHOTOS)
+    )
 
 
-def test_source_that_lacks_or_changed_what_is_left_is_refused(photos: Path, kl_folder: Path, tmp_path: Path) -> None:
+def test_source_that_lacks_or_changed_what_is_left_is_refused(
+    photos: Path, kl_folder: Path, tmp_path: Path
+) -> None:
     stopped_halfway(photos, tmp_path / "out", kl_folder)
     (photos / "009.png").rename(tmp_path / "009.png")
-    with pytest.raises(SourceError, match=r"1 are gone from the source and \d changed, such as '009\.png'"):
+    with pytest.raises(
+        SourceError, match=r"1 are gone from the source and \d changed, such as '009\.png'"
+    ):
         encode(photos, tmp_path / "out", kl_folder)
     (tmp_path / "009.png").rename(photos / "009.png")
     for file in photos.glob("*.png"):
@@ -284,7 +367,9 @@ def test_source_that_lacks_or_changed_what_is_left_is_refused(photos: Path, kl_f
         encode(photos, tmp_path / "out", kl_folder)
 
 
-def test_several_encoders_make_a_dataset_each(photos: Path, kl_folder: Path, taesd_folder: Path, tmp_path: Path) -> None:
+def test_several_encoders_make_a_dataset_each(
+    photos: Path, kl_folder: Path, taesd_folder: Path, tmp_path: Path
+) -> None:
     recipe = {
         "task": "encode",
         "source": {"use": "folder", "with": {"path": str(photos)}},
@@ -296,17 +381,27 @@ def test_several_encoders_make_a_dataset_each(photos: Path, kl_folder: Path, tae
         "output": {"path": str(tmp_path / "out")},
     }
     datasets = lk.run(recipe, overrides={"batch_size": 4, "output.unit_size": 4, "preview": 0})
-    assert {name: data.layout.kind for name, data in datasets.items()} == {"kl": "gaussian", "taesd": "deterministic"}
+    assert {name: data.layout.kind for name, data in datasets.items()} == {
+        "kl": "gaussian",
+        "taesd": "deterministic",
+    }
     assert len(lk.run(tmp_path / "out" / "kl" / "recipe.yaml")) == NUM_PHOTOS
 
 
-def test_aspect_buckets_keep_one_shape_per_batch(make_photos: MakePhotos, kl_folder: Path, tmp_path: Path) -> None:
+def test_aspect_buckets_keep_one_shape_per_batch(
+    make_photos: MakePhotos, kl_folder: Path, tmp_path: Path
+) -> None:
     photos = make_photos(6)
     for number in (1, 4):
         image = Image.open(photos / f"{number:03d}.png")
         image.resize((96, 48)).save(photos / f"{number:03d}.png")
     buckets = {"area": 32 * 32, "step": 8}
-    data = lk.encode(photos, tmp_path / "out", encoder=kl_folder, overrides={**FIXED, "modality.with.buckets": buckets})
+    data = lk.encode(
+        photos,
+        tmp_path / "out",
+        encoder=kl_folder,
+        overrides={**FIXED, "modality.with.buckets": buckets},
+    )
     shapes = [tuple(data[index]["latent"].shape) for index in range(6)]
     assert len(set(shapes)) == 2
     assert {number for number in range(6) if shapes[number][2] > shapes[number][1]} == {1, 4}

@@ -1,4 +1,6 @@
-"""Several encoders in one recipe: one pass over the source, and what each run alone would have made."""
+"""Several encoders in one recipe: one pass over the source, and what each run alone would have
+made.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,10 @@ import pytest
 import yaml
 
 import latentkit as lk
-from latentkit.store.dataset import read_dataset
-from latentkit.store.folder import LocalFolder
+from latentkit.store.dataset_json import read_dataset
 from latentkit.store.index import committed
-from latentkit.store.verify import verify_dataset
+from latentkit.store.local_folder import LocalFolder
+from latentkit.upkeep.verify import verify_dataset
 
 COUNT = 40
 ENCODERS: dict[str, dict[str, Any]] = {
@@ -30,7 +32,9 @@ Recipe = Callable[..., dict[str, Any]]
 
 @pytest.fixture
 def recipe(waves: Any) -> Recipe:
-    def make(output: Path, names: Any = ENCODERS, count: int = COUNT, **changes: Any) -> dict[str, Any]:
+    def make(
+        output: Path, names: Any = ENCODERS, count: int = COUNT, **changes: Any
+    ) -> dict[str, Any]:
         return {
             "task": "encode",
             "source": {"use": "waves", "with": {"count": count}},
@@ -79,7 +83,9 @@ def without_first(counts: Counter[str]) -> set[int]:
     return {count for key, count in counts.items() if key != "000"}
 
 
-def test_samples_are_prepared_once_and_every_dataset_is_as_if_it_were_alone(recipe: Recipe, prepared: Any, tmp_path: Path) -> None:
+def test_samples_are_prepared_once_and_every_dataset_is_as_if_it_were_alone(
+    recipe: Recipe, prepared: Any, tmp_path: Path
+) -> None:
     datasets = lk.run(recipe(tmp_path / "one"))
     assert without_first(prepared) == {1}
     assert list(datasets) == list(ENCODERS)
@@ -90,15 +96,27 @@ def test_samples_are_prepared_once_and_every_dataset_is_as_if_it_were_alone(reci
     assert len(fingerprints) == len(ENCODERS)
 
 
-def test_unit_sizes_that_are_measured_are_the_first_ones(recipe: Recipe, prepared: Any, tmp_path: Path) -> None:
+def test_unit_sizes_that_are_measured_are_the_first_ones(
+    recipe: Recipe, prepared: Any, tmp_path: Path
+) -> None:
     values = recipe(tmp_path / "one", batch_size="auto")
     values["output"]["unit_size"] = "auto"
     datasets = lk.run(values)
     assert without_first(prepared) == {1}
-    assert len({tuple(read_dataset(LocalFolder(data.folder.path))["units"]) for data in datasets.values()}) == 1
+    assert (
+        len(
+            {
+                tuple(read_dataset(LocalFolder(data.folder.path))["units"])
+                for data in datasets.values()
+            }
+        )
+        == 1
+    )
 
 
-def test_a_further_encoder_encodes_for_itself_alone(recipe: Recipe, prepared: Any, tmp_path: Path) -> None:
+def test_a_further_encoder_encodes_for_itself_alone(
+    recipe: Recipe, prepared: Any, tmp_path: Path
+) -> None:
     lk.run(recipe(tmp_path / "one", ["ragged"]))
     before = contents(tmp_path / "one" / "ragged")
     prepared.clear()
@@ -135,7 +153,9 @@ def test_what_one_has_done_is_not_done_again(recipe: Recipe, prepared: Any, tmp_
     assert {name: contents(tmp_path / "one" / name) for name in ENCODERS} == expected
 
 
-def test_units_of_other_sizes_are_encoded_one_after_the_other(recipe: Recipe, prepared: Any, tmp_path: Path) -> None:
+def test_units_of_other_sizes_are_encoded_one_after_the_other(
+    recipe: Recipe, prepared: Any, tmp_path: Path
+) -> None:
     for name in ENCODERS:
         values = recipe(tmp_path / "one", [name])
         values["output"]["unit_size"] = 4 if name == "ragged" else 7
@@ -159,13 +179,19 @@ def test_encoders_of_other_input_are_said_and_run_apart(
     assert without_first(prepared) == {2}
 
 
-def test_killed_and_gone_on_with_by_two_processes_it_ends_bit_identical(recipe: Recipe, tmp_path: Path) -> None:
+def test_killed_and_gone_on_with_by_two_processes_it_ends_bit_identical(
+    recipe: Recipe, tmp_path: Path
+) -> None:
     expected = alone(recipe, tmp_path / "each", count=120)
 
     def start(number: int) -> subprocess.Popen[bytes]:
         file = tmp_path / f"{number}.yaml"
         file.write_text(yaml.safe_dump(recipe(tmp_path / "one", count=120)))
-        return subprocess.Popen([sys.executable, "-m", "latentkit", "run", str(file)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        return subprocess.Popen(
+            [sys.executable, "-m", "latentkit", "run", str(file)],
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
 
     process = start(0)
     while process.poll() is None and len(committed(LocalFolder(tmp_path / "one" / "codes"))) < 3:

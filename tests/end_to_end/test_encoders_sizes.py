@@ -1,4 +1,6 @@
-"""Encoders of other size rules in one recipe: one pass where those decide nothing, else as many as it takes, and never another latent."""
+"""Encoders of other size rules in one recipe: one pass where those decide nothing, else as many as
+it takes, and never another latent.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +16,27 @@ import torch
 from PIL import Image
 
 import latentkit as lk
-from latentkit.build import lines_of
 from latentkit.contracts import SizeRule
+from latentkit.encoding.shared_pass import group_by_input
 from latentkit.errors import PluginError
 from latentkit.modalities.image import ImageModality
-from latentkit.one_pass import group_by_input
-from latentkit.recipe import EncodeRecipe, parse_recipe
-from latentkit.run import open_line
+from latentkit.recipe.schema import EncodeRecipe, parse_recipe
+from latentkit.tasks.build_parts import configured_encodes
+from latentkit.tasks.encode_task import build_encode
 
 COUNT = 14
 PROBED = 3
-"""Samples that are prepared to see whether sizes matter, besides one per dataset from which its plan is made."""
+"""Samples that are prepared to see whether sizes matter, besides one per dataset from which its
+plan is made."""
 
 
 @pytest.fixture(scope="module")
-def encoders(tmp_path_factory: pytest.TempPathFactory, kl_folder: Path) -> dict[str, dict[str, Any]]:
-    """Autoencoders of colours, of which one is for films, and of greys; each takes multiples of its own factor."""
+def encoders(
+    tmp_path_factory: pytest.TempPathFactory, kl_folder: Path
+) -> dict[str, dict[str, Any]]:
+    """Autoencoders of colors, of which one is for films, and of grays; each takes multiples of its
+    own factor.
+    """
     import diffusers
 
     def kl(levels: int, channels: int) -> Any:
@@ -45,15 +52,22 @@ def encoders(tmp_path_factory: pytest.TempPathFactory, kl_folder: Path) -> dict[
 
     torch.manual_seed(0)
     film = diffusers.AutoencoderKLWan(
-        base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True],
-        latents_mean=[0.1, 0.2, 0.3, 0.4], latents_std=[1.0, 2.0, 3.0, 4.0],
-    )  # fmt: skip
-    models = {"f2": kl(2, 3), "film": film, "grey-f2": kl(2, 1), "grey-f4": kl(3, 1)}
+        base_dim=4,
+        z_dim=4,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+        latents_mean=[0.1, 0.2, 0.3, 0.4],
+        latents_std=[1.0, 2.0, 3.0, 4.0],
+    )
+    models = {"f2": kl(2, 3), "film": film, "gray-f2": kl(2, 1), "gray-f4": kl(3, 1)}
     folder = tmp_path_factory.mktemp("encoders")
     for name, model in models.items():
         model.save_pretrained(folder / name)
     paths = {"f4": kl_folder} | {name: folder / name for name in models}
-    return {name: {"use": "diffusers", "with": {"model": str(path)}} for name, path in paths.items()} | {"f8": {"use": "tiny-kl"}}
+    return {
+        name: {"use": "diffusers", "with": {"model": str(path)}} for name, path in paths.items()
+    } | {"f8": {"use": "tiny-kl"}}
 
 
 @pytest.fixture
@@ -101,7 +115,9 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
-def assert_as_if_alone(make: Callable[[Path, dict[str, Any]], dict[str, Any]], encoders: dict[str, Any], tmp_path: Path) -> None:
+def assert_as_if_alone(
+    make: Callable[[Path, dict[str, Any]], dict[str, Any]], encoders: dict[str, Any], tmp_path: Path
+) -> None:
     """Each dataset in "one" equals that of a run of its own, byte for byte."""
     for name, encoder in encoders.items():
         lk.run(make(tmp_path / "each", {name: encoder}))
@@ -116,7 +132,12 @@ FRAMES = {
 
 @pytest.mark.parametrize("frame", FRAMES)
 def test_pictures_are_prepared_once_for_f2_f4_f8_and_a_film_encoder(
-    frame: str, encoders: Any, photos: Path, prepared: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    frame: str,
+    encoders: Any,
+    photos: Path,
+    prepared: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def make(output: Path, chosen: dict[str, Any]) -> dict[str, Any]:
         return recipe(photos, output, chosen, **FRAMES[frame])
@@ -134,19 +155,21 @@ def test_each_kind_of_input_has_a_pass_of_its_own(
     def make(output: Path, chosen: dict[str, Any]) -> dict[str, Any]:
         return recipe(photos, output, chosen, size=32)
 
-    chosen = {name: encoders[name] for name in ("f4", "grey-f2", "f8", "grey-f4")}
+    chosen = {name: encoders[name] for name in ("f4", "gray-f2", "f8", "gray-f4")}
     lk.run(make(tmp_path / "one", chosen))
     assert prepared.total() == 2 * (COUNT + PROBED) + len(chosen)
-    assert "prepared once for each of: f4, f8 | grey-f2, grey-f4" in capsys.readouterr().err
+    assert "prepared once for each of: f4, f8 | gray-f2, gray-f4" in capsys.readouterr().err
     assert_as_if_alone(make, chosen, tmp_path)
 
 
-def test_what_prepares_for_several_goes_to_other_processes(encoders: Any, photos: Path, tmp_path: Path) -> None:
+def test_what_prepares_for_several_goes_to_other_processes(
+    encoders: Any, photos: Path, tmp_path: Path
+) -> None:
     chosen = {name: encoders[name] for name in ("f2", "f8")}
     parsed = parse_recipe(recipe(photos, tmp_path / "one", chosen, size=32), "recipe", tmp_path)
     assert isinstance(parsed, EncodeRecipe)
-    lines = {line.name: line for line in lines_of(parsed)}
-    inputs = {name: open_line(line, parsed).inputs for name, line in lines.items()}
+    lines = {line.name: line for line in configured_encodes(parsed)}
+    inputs = {name: build_encode(line, parsed).inputs for name, line in lines.items()}
     (group,) = group_by_input(lines, inputs, "cpu")
     (view,) = pickle.loads(pickle.dumps(group.modality)).prepare(inputs["f2"].source[0])
     (expected,) = inputs["f2"].modality.prepare(inputs["f2"].source[0])
@@ -160,7 +183,9 @@ Ask = Callable[[str], None]
 
 @pytest.fixture
 def ask(waves: Any, monkeypatch: pytest.MonkeyPatch) -> Ask:
-    """Have `waves` padded to what an encoder takes, which it learns in the given way; the encoder named "fN" takes multiples of N."""
+    """Have `waves` padded to what an encoder takes, which it learns in the given way; the encoder
+    named "fN" takes multiples of N.
+    """
 
     class Sized(waves.WaveEncoder):  # type: ignore[misc]
         def __init__(self, config: Any, context: Any) -> None:
@@ -187,7 +212,10 @@ def ask(waves: Any, monkeypatch: pytest.MonkeyPatch) -> Ask:
                     elif way == "reads for one sample":
                         self.step = self.rule.multiple if sample.key == "003" else 1
                     more = -length % self.step
-                    row = {name: torch.nn.functional.pad(tensor, (0, more)) for name, tensor in view.tensor.items()}
+                    row = {
+                        name: torch.nn.functional.pad(tensor, (0, more))
+                        for name, tensor in view.tensor.items()
+                    }
                     yield replace(view, bucket=f"1x{length + more}", tensor=row)
 
         monkeypatch.setattr(waves, "Wave", Padded)
@@ -207,7 +235,10 @@ def sized_waves(output: Path, chosen: dict[str, Any]) -> dict[str, Any]:
 SIZED = {f"f{multiple}": {"use": "waves", "with": {"name": f"f{multiple}"}} for multiple in (4, 24)}
 
 
-@pytest.mark.parametrize("way", ["reads when built", "searches when built", "reads when preparing", "searches when preparing"])
+@pytest.mark.parametrize(
+    "way",
+    ["reads when built", "searches when built", "reads when preparing", "searches when preparing"],
+)
 def test_where_sizes_decide_what_is_prepared_encoders_run_apart(
     way: str, ask: Ask, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -219,5 +250,7 @@ def test_where_sizes_decide_what_is_prepared_encoders_run_apart(
 
 def test_sizes_that_matter_to_one_sample_only_end_the_run(ask: Ask, tmp_path: Path) -> None:
     ask("reads for one sample")
-    with pytest.raises(PluginError, match="for some samples only, the modality asks which sizes the encoder takes"):
+    with pytest.raises(
+        PluginError, match="for some samples only, the modality asks which sizes the encoder takes"
+    ):
         lk.run(sized_waves(tmp_path / "one", SIZED))

@@ -1,4 +1,6 @@
-"""What decides a latent's value is refused by name when it changes; what doesn't may change at any time."""
+"""What decides a latent's value is refused by name when it changes; what doesn't may change at any
+time.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,8 @@ import latentkit as lk
 from latentkit import cli
 from latentkit.contracts import Normalization
 from latentkit.errors import FingerprintError, SourceError
-from latentkit.store.plan import counting_parts, fingerprint_of
-from latentkit.store.verify import verify_dataset
+from latentkit.store.fingerprint import fingerprint_of, fingerprinted_parts
+from latentkit.upkeep.verify import verify_dataset
 
 FIXED = {"batch_size": 2, "threads": 1, "output.unit_size": 2, "preview": 0}
 NUM_PHOTOS = 6
@@ -64,8 +66,13 @@ def named_fields(refused: pytest.ExceptionInfo[FingerprintError]) -> set[str]:
     return set(re.findall(r"^  ([\w.-]+): ", str(refused.value), re.M))
 
 
-@pytest.mark.parametrize("part", ["conv_in.weight", "conv_out.bias", "mid_block.attentions.0.to_q.weight", "conv_norm_out.bias"])
-def test_any_bit_of_any_tensor_that_encoding_uses_is_refused(part: str, photos: Path, vae: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "part",
+    ["conv_in.weight", "conv_out.bias", "mid_block.attentions.0.to_q.weight", "conv_norm_out.bias"],
+)
+def test_any_bit_of_any_tensor_that_encoding_uses_is_refused(
+    part: str, photos: Path, vae: Path, tmp_path: Path
+) -> None:
     encode(photos, tmp_path / "out", vae)
     change_weights(vae, lambda model: flip_a_bit(model.encoder.get_parameter(part)))
     with pytest.raises(FingerprintError) as refused:
@@ -79,11 +86,15 @@ def test_fine_tuned_model_under_the_old_path_is_refused_and_nothing_changes(
     encode(photos, tmp_path / "out", vae)
     before = {file: file.read_bytes() for file in (tmp_path / "out").rglob("*.*") if file.is_file()}
     change_weights(vae, fine_tune)
-    with pytest.raises(FingerprintError, match=r"encoder\.weights: [0-9a-f]+\.\.\. there, [0-9a-f]+\.\.\. now"):
+    with pytest.raises(
+        FingerprintError, match=r"encoder\.weights: [0-9a-f]+\.\.\. there, [0-9a-f]+\.\.\. now"
+    ):
         encode(photos, tmp_path / "out", vae)
     assert cli.main(["run", f"{tmp_path}/out/recipe.yaml"]) == 2
     assert "holds latents that were made otherwise" in capsys.readouterr().err
-    assert {file: file.read_bytes() for file in (tmp_path / "out").rglob("*.*") if file.is_file()} == before
+    assert {
+        file: file.read_bytes() for file in (tmp_path / "out").rglob("*.*") if file.is_file()
+    } == before
     assert len(lk.open(tmp_path / "out")) == NUM_PHOTOS  # what is there can still be read
 
 
@@ -102,15 +113,32 @@ def test_every_field_that_differs_is_named_at_once(photos: Path, vae: Path, tmp_
     encode(photos, tmp_path / "out", vae)
     with pytest.raises(FingerprintError) as refused:
         lk.encode(
-            photos, tmp_path / "out", encoder=vae, size=48,
-            overrides={**FIXED, "modality.with.views": ["hflip"], "modality.with.crop": "none", "encoder.with.dtype": "bfloat16"},
-        )  # fmt: skip
-    expected = {"modality.with.size", "modality.with.views", "modality.with.crop", "encoder.with.dtype"}
+            photos,
+            tmp_path / "out",
+            encoder=vae,
+            size=48,
+            overrides={
+                **FIXED,
+                "modality.with.views": ["hflip"],
+                "modality.with.crop": "none",
+                "encoder.with.dtype": "bfloat16",
+            },
+        )
+    expected = {
+        "modality.with.size",
+        "modality.with.views",
+        "modality.with.crop",
+        "encoder.with.dtype",
+    }
     assert named_fields(refused) - {"encoder.dtype", "encoder.weights"} == expected
 
 
-@pytest.mark.parametrize("override", [{"modality.with.crop": "random"}, {"modality.with.views": ["plain", "crop-1"]}])
-def test_seed_counts_only_where_something_is_drawn_from_it(override: dict[str, Any], photos: Path, vae: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "override", [{"modality.with.crop": "random"}, {"modality.with.views": ["plain", "crop-1"]}]
+)
+def test_seed_counts_only_where_something_is_drawn_from_it(
+    override: dict[str, Any], photos: Path, vae: Path, tmp_path: Path
+) -> None:
     encode(photos, tmp_path / "plain", vae, seed=0)
     encode(photos, tmp_path / "plain", vae, seed=1)
     encode(photos, tmp_path / "drawn", vae, seed=0, **override)
@@ -133,7 +161,9 @@ def test_seed_counts_only_where_something_is_drawn_from_it(override: dict[str, A
     ],
     ids=str,
 )
-def test_what_changes_no_value_may_change(override: dict[str, Any], photos: Path, vae: Path, tmp_path: Path) -> None:
+def test_what_changes_no_value_may_change(
+    override: dict[str, Any], photos: Path, vae: Path, tmp_path: Path
+) -> None:
     fingerprint = encode(photos, tmp_path / "out", vae).fingerprint
     assert encode(photos, tmp_path / "out", vae, **override).fingerprint == fingerprint
     assert encode(photos, tmp_path / "other", vae, **override).fingerprint == fingerprint
@@ -154,7 +184,8 @@ def set_scaling(folder: Path, scale: float, shift: float) -> None:
 def test_corrected_normalization_takes_the_place_of_the_old_and_both_are_said(
     num_more: int, photos: Path, vae: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is applied when latents are read, so none is encoded again; with more samples or without."""
+    """It is applied when latents are read, so none is encoded again; with more samples or without.
+    """
     out = tmp_path / "out"
     set_scaling(vae, 0.18215, 0.25)
     encode(photos, out, vae)
@@ -183,7 +214,7 @@ def test_corrected_normalization_takes_the_place_of_the_old_and_both_are_said(
 def test_only_the_commit_on_the_hub_and_the_decoder_are_recorded_without_counting() -> None:
     counting = {f"encoder.{name}": "1" for name in ("commit", "commitment_cost", "hub", "weights")}
     recorded = {"encoder.hub_commit": "o/n@1", "encoder.decoder": "2"}
-    assert counting_parts(counting | recorded) == counting
+    assert fingerprinted_parts(counting | recorded) == counting
     assert fingerprint_of(counting | recorded) == fingerprint_of(counting)
 
 

@@ -1,4 +1,6 @@
-"""A source that changes: the same command again does only what has to be done, and the result is that of doing all of it."""
+"""A source that changes: the same command again does only what has to be done, and the result is
+that of doing all of it.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,18 @@ import torch
 from PIL import Image
 
 import latentkit as lk
-from latentkit.cli import main
+from latentkit.cli.main import main
 from latentkit.errors import SourceError, StoreError
-from latentkit.inspect import inspect_dataset
+from latentkit.upkeep.inspect_dataset import inspect_dataset
 
 MakePhotos = Callable[..., Path]
-FIXED = {"batch_size": 2, "threads": 1, "output.unit_size": 2, "preview": 0, "output.dtype": "float32"}
+FIXED = {
+    "batch_size": 2,
+    "threads": 1,
+    "output.unit_size": 2,
+    "preview": 0,
+    "output.dtype": "float32",
+}
 NUM_PHOTOS = 8
 
 
@@ -46,14 +54,19 @@ def units(output: Path) -> dict[str, bytes]:
 
 def num_encoded(output: Path) -> int:
     """Rows that any run has stored or skipped."""
-    lines = [line for file in (output / "events").iterdir() for line in file.read_text().splitlines()]
+    lines = [
+        line for file in (output / "events").iterdir() for line in file.read_text().splitlines()
+    ]
     return sum(json.loads(line)["ok"] + json.loads(line)["skipped"] for line in lines)
 
 
 def values(data: lk.LatentDataset) -> dict[tuple[str, str], tuple[str, torch.Tensor]]:
     """Caption and posterior mean of every row."""
     mean = lk.open(str(data.folder), posterior="mean", columns=["text"])
-    return {(item["key"], item["view"]): (item["text"], item["latent"]) for item in (mean[i] for i in range(len(mean)))}
+    return {
+        (item["key"], item["view"]): (item["text"], item["latent"])
+        for item in (mean[i] for i in range(len(mean)))
+    }
 
 
 def assert_same_rows(data: lk.LatentDataset, from_scratch: lk.LatentDataset) -> None:
@@ -88,7 +101,10 @@ def test_added_changed_renamed_and_removed_samples_alone_are_encoded(
     os.utime(photos / "007.png")
     capsys.readouterr()
     data = encode(photos, output, kl_folder)
-    said = "1 added, 1 changed, 1 renamed, 1 removed, 1 with other attributes, 1 touched, their media unchanged; 2 to encode"
+    said = (
+        "1 added, 1 changed, 1 renamed, 1 removed, 1 with other attributes, 1 touched, their media"
+        " unchanged; 2 to encode"
+    )
     assert said in capsys.readouterr().err
     assert num_encoded(output) == NUM_PHOTOS + 2
     assert before.items() <= units(output).items()
@@ -98,7 +114,9 @@ def test_added_changed_renamed_and_removed_samples_alone_are_encoded(
     assert not list((output / "claims").iterdir())
 
 
-def test_edited_captions_encode_nothing(photos: Path, output: Path, kl_folder: Path, tmp_path: Path) -> None:
+def test_edited_captions_encode_nothing(
+    photos: Path, output: Path, kl_folder: Path, tmp_path: Path
+) -> None:
     before = units(output)
     (photos / "002.txt").write_text("edited")
     data = encode(photos, output, kl_folder)
@@ -112,14 +130,20 @@ def test_unchanged_source_changes_nothing(photos: Path, output: Path, kl_folder:
     assert {file: file.read_bytes() for file in output.rglob("*") if file.is_file()} == before
 
 
-def test_a_finished_dataset_that_lacks_a_unit_is_no_finished_one(photos: Path, output: Path, kl_folder: Path) -> None:
+def test_a_finished_dataset_that_lacks_a_unit_is_no_finished_one(
+    photos: Path, output: Path, kl_folder: Path
+) -> None:
     lost = sorted((output / "units").iterdir())[0]
     lost.unlink()
-    with pytest.raises(StoreError, match=rf"{lost.name} is missing; `latentkit verify .* --repair` makes it again"):
+    with pytest.raises(
+        StoreError, match=rf"{lost.name} is missing; `latentkit verify .* --repair` makes it again"
+    ):
         encode(photos, output, kl_folder)
 
 
-def test_most_of_a_source_gone_is_refused_without_prune(photos: Path, output: Path, kl_folder: Path) -> None:
+def test_most_of_a_source_gone_is_refused_without_prune(
+    photos: Path, output: Path, kl_folder: Path
+) -> None:
     for number in range(5):
         (photos / f"{number:03d}.png").unlink()
     recipe = (output / "recipe.yaml").read_bytes()
@@ -128,7 +152,9 @@ def test_most_of_a_source_gone_is_refused_without_prune(photos: Path, output: Pa
     moved = photos.rename(photos.with_name("moved"))
     with pytest.raises(SourceError, match=r"5 of the 8 samples .* are gone .* --prune"):
         encode(moved, output, kl_folder)
-    assert (output / "recipe.yaml").read_bytes() == recipe  # what is refused leaves the dataset as it was
+    assert (
+        output / "recipe.yaml"
+    ).read_bytes() == recipe  # what is refused leaves the dataset as it was
     moved.rename(photos)
     assert len(lk.open(output)) == NUM_PHOTOS
     data = lk.run(output / "recipe.yaml", prune=True)
@@ -146,7 +172,9 @@ def test_renamed_folder_is_found_by_content(photos: Path, output: Path, kl_folde
     assert units(output) == before
 
 
-def test_skipped_samples_are_tried_again_when_asked(photos: Path, kl_folder: Path, tmp_path: Path) -> None:
+def test_skipped_samples_are_tried_again_when_asked(
+    photos: Path, kl_folder: Path, tmp_path: Path
+) -> None:
     good = (photos / "004.png").read_bytes()
     (photos / "004.png").write_bytes(good[:100])
     stamp = (photos / "004.png").stat()
@@ -176,7 +204,18 @@ def test_dry_run_says_the_difference_and_writes_nothing(
     assert main(["run", str(output / "recipe.yaml"), "--dry-run"]) == 0
     assert "1 changed; 1 to encode" in capsys.readouterr().out
     assert {file: file.read_bytes() for file in output.rglob("*") if file.is_file()} == before
-    assert main(["run", str(output / "recipe.yaml"), "--dry-run", "--set", f"output.path={tmp_path / 'other'}"]) == 0
+    assert (
+        main(
+            [
+                "run",
+                str(output / "recipe.yaml"),
+                "--dry-run",
+                "--set",
+                f"output.path={tmp_path / 'other'}",
+            ]
+        )
+        == 0
+    )
     assert "8 samples to encode" in capsys.readouterr().out
     assert not (tmp_path / "other").exists()
 
@@ -184,7 +223,13 @@ def test_dry_run_says_the_difference_and_writes_nothing(
 def compacted_rows(output: Path) -> Mapping[str, Any]:
     data = lk.open(output, posterior="moments", columns=["text"])
     items = (data[index] for index in range(len(data)))
-    return {item["key"]: (item["text"], item["moments"].contiguous().view(torch.uint8).numpy().tobytes()) for item in items}
+    return {
+        item["key"]: (
+            item["text"],
+            item["moments"].contiguous().view(torch.uint8).numpy().tobytes(),
+        )
+        for item in items
+    }
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "int8"])
@@ -216,7 +261,9 @@ def test_compact_keeps_every_row_bit_for_bit_and_drops_the_others(
     assert len(encode(photos, output, kl_folder, **{"output.dtype": dtype})) == NUM_PHOTOS - 1
 
 
-def test_killed_compaction_is_finished_by_the_next(photos: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_compaction_is_finished_by_the_next(
+    photos: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = compacted_rows(output)
     with monkeypatch.context() as patch:
         patch.setattr("latentkit.store.compact.finalize", lambda *args: sys.exit("killed"))

@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 import torch
 
-from latentkit.builtin import ImageConfig
 from latentkit.contracts import BuildContext, Entry, Sample, Shard
-from latentkit.encode import EncodeSummary, encode_source
 from latentkit.encoders.diffusers import DiffusersEncoder
+from latentkit.encoding.encode_source import EncodeSummary, encode_source
+from latentkit.encoding.make_plan import EncodeInputs, EncodeSettings
 from latentkit.errors import SourceError
 from latentkit.executors.local import LocalExecutor
 from latentkit.modalities.image import ImageModality
-from latentkit.planning import EncodeInputs, EncodeSettings
+from latentkit.modalities.options import ImageConfig
+from latentkit.reading.dataset import open_dataset
 from latentkit.store.compact import compact
-from latentkit.store.folder import LocalFolder
-from latentkit.store.reader import open_dataset
+from latentkit.store.local_folder import LocalFolder
 
 Shards = dict[str, tuple[str, list[int]]]
 """Name of a shard to its stamp and the numbers of its pictures."""
@@ -64,22 +64,47 @@ def encode(make_photos: Callable[..., Path], kl_folder: Path, tmp_path: Path) ->
     encoder = DiffusersEncoder(kl_folder, None, torch.float32, False, "cpu")
     photos = make_photos(10)
 
-    def run(shards: Shards, name: str, kind: type[Stream | Singles] = Stream, **options: Any) -> EncodeSummary:
+    def run(
+        shards: Shards, name: str, kind: type[Stream | Singles] = Stream, **options: Any
+    ) -> EncodeSummary:
         modality = ImageModality(ImageConfig(size=32), BuildContext(input=encoder.input))
-        inputs = EncodeInputs(kind(photos, shards), modality, ["plain"], lambda device: encoder, {"encoder.name": "test"})
+        inputs = EncodeInputs(
+            kind(photos, shards),
+            modality,
+            ["plain"],
+            lambda device: encoder,
+            {"encoder.name": "test"},
+        )
         settings = EncodeSettings(**{"batch_size": 2, "unit_size": 2, "threads": 1, **options})
-        return encode_source(LocalFolder(tmp_path / name), inputs, LocalExecutor("cpu"), "cpu", settings, "", show_progress=False)
+        return encode_source(
+            LocalFolder(tmp_path / name),
+            inputs,
+            LocalExecutor("cpu"),
+            "cpu",
+            settings,
+            "",
+            show_progress=False,
+        )
 
     return run
 
 
 BEFORE: Shards = {"a": ("1", [0, 1]), "b": ("1", [2]), "c": ("1", [3, 4]), "d": ("1", [5])}
-AFTER: Shards = {"a": ("1", [0, 1]), "b": ("1", [2]), "c": ("2", [4, 6]), "d": ("1", [5]), "e": ("1", [7, 8, 9])}
+AFTER: Shards = {
+    "a": ("1", [0, 1]),
+    "b": ("1", [2]),
+    "c": ("2", [4, 6]),
+    "d": ("1", [5]),
+    "e": ("1", [7, 8, 9]),
+}
 
 
 def rows(path: Path) -> dict[str, tuple[str, torch.Tensor]]:
     data = open_dataset(path, posterior="mean", columns=["text"])
-    return {item["key"]: (item["text"], item["latent"]) for item in (data[index] for index in range(len(data)))}
+    return {
+        item["key"]: (item["text"], item["latent"])
+        for item in (data[index] for index in range(len(data)))
+    }
 
 
 def assert_equal_rows(path: Path, other: Path) -> None:
@@ -90,7 +115,9 @@ def assert_equal_rows(path: Path, other: Path) -> None:
         torch.testing.assert_close(latent, theirs[key][1], rtol=0, atol=1e-2)
 
 
-def test_shards_of_unchanged_units_are_kept(encode: Encode, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_shards_of_unchanged_units_are_kept(
+    encode: Encode, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert encode(BEFORE, "out").num_ok == 6
     capsys.readouterr()
     assert encode(AFTER, "out").num_ok == 6  # c changed, d shares its unit, e is new
@@ -116,7 +143,9 @@ def test_compacted_stream_is_kept_and_goes_on(encode: Encode, tmp_path: Path) ->
     assert encode(reordered, "out").num_ok == 0
     assert list(rows(tmp_path / "out"))[:3] == ["007", "008", "009"]
     assert encode(reordered, "out") == EncodeSummary()
-    assert encode({**reordered, "e": ("2", [8])}, "out").num_ok == 1  # the units of the others are still their own
+    assert (
+        encode({**reordered, "e": ("2", [8])}, "out").num_ok == 1
+    )  # the units of the others are still their own
 
 
 def test_shards_of_a_unit_stay_together_in_another_order(encode: Encode, tmp_path: Path) -> None:
@@ -130,7 +159,9 @@ def test_shard_that_is_gone_before_its_turn_locks_no_finished_dataset(
 ) -> None:
     encode(BEFORE, "out")
     with monkeypatch.context() as patch:
-        patch.setattr(importlib.import_module("latentkit.encode"), "_run_units", stop)
+        patch.setattr(
+            importlib.import_module("latentkit.encoding.encode_source"), "_run_units", stop
+        )
         with pytest.raises(KeyboardInterrupt):
             encode(AFTER, "out")
     left = {name: shard for name, shard in AFTER.items() if name != "e"}
@@ -143,9 +174,13 @@ def stop(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def test_shard_that_is_gone_from_a_first_run_is_named(encode: Encode, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shard_that_is_gone_from_a_first_run_is_named(
+    encode: Encode, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(importlib.import_module("latentkit.encode"), "_run_units", stop)
+        patch.setattr(
+            importlib.import_module("latentkit.encoding.encode_source"), "_run_units", stop
+        )
         with pytest.raises(KeyboardInterrupt):
             encode(BEFORE, "out")
     with pytest.raises(SourceError, match=r"shard 'b'.* is gone"):
@@ -170,5 +205,7 @@ def test_units_with_skipped_samples_are_tried_again_when_asked(
 
 def test_single_samples_do_not_go_on_from_a_stream(encode: Encode) -> None:
     encode(BEFORE, "out")
-    with pytest.raises(SourceError, match="made from a stream, the source now gives single samples"):
+    with pytest.raises(
+        SourceError, match="made from a stream, the source now gives single samples"
+    ):
         encode(BEFORE, "out", kind=Singles)

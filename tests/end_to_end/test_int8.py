@@ -13,7 +13,7 @@ import torch
 
 import latentkit as lk
 from latentkit.errors import FingerprintError
-from latentkit.store.dataset import read_dataset
+from latentkit.store.dataset_json import read_dataset
 
 NUM_PHOTOS = 7
 
@@ -23,7 +23,9 @@ def photos(make_photos: Callable[..., Path]) -> Path:
     return make_photos(NUM_PHOTOS)
 
 
-def encode(photos: Path, output: Path, dtype: str, store: str = "moments", preview: int = 0, size: int = 64) -> lk.LatentDataset:
+def encode(
+    photos: Path, output: Path, dtype: str, store: str = "moments", preview: int = 0, size: int = 64
+) -> lk.LatentDataset:
     recipe = {
         "task": "encode",
         "source": {"use": "folder", "with": {"path": str(photos)}},
@@ -48,7 +50,11 @@ def all_moments(dataset: lk.LatentDataset) -> torch.Tensor:
 def decode_all(dataset: lk.LatentDataset) -> torch.Tensor:
     """Pictures of the stored means, (rows, 3, H, W) float64 in [-1, 1]."""
     data = lk.open(str(dataset.folder), posterior="mean")
-    return data.decode(torch.stack([data[row]["latent"] for row in range(len(data))])).double().clamp(-1, 1)
+    return (
+        data.decode(torch.stack([data[row]["latent"] for row in range(len(data))]))
+        .double()
+        .clamp(-1, 1)
+    )
 
 
 def test_values_are_within_half_a_step_of_float32_ones(photos: Path, tmp_path: Path) -> None:
@@ -59,7 +65,9 @@ def test_values_are_within_half_a_step_of_float32_ones(photos: Path, tmp_path: P
     assert not torch.equal(read, given)
 
 
-def test_dataset_states_the_error_and_the_statistics_of_what_is_read(photos: Path, tmp_path: Path) -> None:
+def test_dataset_states_the_error_and_the_statistics_of_what_is_read(
+    photos: Path, tmp_path: Path
+) -> None:
     given = all_moments(encode(photos, tmp_path / "float", "float32"))
     dataset = encode(photos, tmp_path / "int8", "int8")
     read = all_moments(dataset)
@@ -69,19 +77,28 @@ def test_dataset_states_the_error_and_the_statistics_of_what_is_read(photos: Pat
     np.testing.assert_allclose(rms["mean"], expected[:channels], rtol=1e-9)
     np.testing.assert_allclose(rms["logvar"], expected[channels:], rtol=1e-9)
     assert dataset.statistics is not None
-    np.testing.assert_allclose(dataset.statistics["mean"], read[:, :channels].mean((0, 2, 3)).numpy(), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        dataset.statistics["mean"],
+        read[:, :channels].mean((0, 2, 3)).numpy(),
+        rtol=1e-9,
+        atol=1e-12,
+    )
 
 
-def test_other_dtypes_state_no_quantisation(photos: Path, tmp_path: Path) -> None:
+def test_other_dtypes_state_no_quantization(photos: Path, tmp_path: Path) -> None:
     assert "quantisation" not in read_dataset(encode(photos, tmp_path / "float", "float16").folder)
 
 
 @pytest.mark.parametrize("store", ["mean", "sample"])
-def test_latents_without_a_posterior_are_quantised_too(photos: Path, tmp_path: Path, store: str) -> None:
+def test_latents_without_a_posterior_are_quantized_too(
+    photos: Path, tmp_path: Path, store: str
+) -> None:
     given = encode(photos, tmp_path / "float", "float32", store)
     read = encode(photos, tmp_path / "int8", "int8", store)
     stated = read_dataset(read.folder)["quantisation"]
-    difference = torch.stack([(read[row]["latent"] - given[row]["latent"]).double() for row in range(NUM_PHOTOS)])
+    difference = torch.stack(
+        [(read[row]["latent"] - given[row]["latent"]).double() for row in range(NUM_PHOTOS)]
+    )
     scale = torch.tensor(read.normalization.scale, dtype=torch.float64)
     expected = difference.square().mean((0, 2, 3)).sqrt() / scale
     np.testing.assert_allclose(stated["rms"]["latent"], expected.numpy(), rtol=1e-4)
@@ -96,25 +113,34 @@ def test_batches_and_items_hold_the_same_values(photos: Path, tmp_path: Path) ->
         assert torch.equal(data[number]["latent"], rows[number])
 
 
-def test_psnr_of_the_preview_samples_is_stated_and_is_that_of_the_stored_latents(photos: Path, tmp_path: Path) -> None:
+def test_psnr_of_the_preview_samples_is_stated_and_is_that_of_the_stored_latents(
+    photos: Path, tmp_path: Path
+) -> None:
     given = encode(photos, tmp_path / "float", "float32")
     read = encode(photos, tmp_path / "int8", "int8", preview=NUM_PHOTOS)
     stated = read_dataset(read.folder)["quantisation"]
     assert stated["num_samples"] == NUM_PHOTOS
     exact, rounded = decode_all(given), decode_all(read)
-    levels = [10 * math.log10(4 / float((a - b).square().mean())) for a, b in zip(exact, rounded, strict=True)]
+    levels = [
+        10 * math.log10(4 / float((a - b).square().mean()))
+        for a, b in zip(exact, rounded, strict=True)
+    ]
     assert stated["psnr_db"] == pytest.approx(np.mean(levels), abs=0.1)
     assert stated["psnr_db"] == round(stated["psnr_db"], 2) > 40
 
 
-def test_units_are_half_those_of_float16_and_the_same_in_every_run(photos: Path, tmp_path: Path) -> None:
+def test_units_are_half_those_of_float16_and_the_same_in_every_run(
+    photos: Path, tmp_path: Path
+) -> None:
     for name, dtype in (("float", "float16"), ("first", "int8"), ("second", "int8")):
         encode(photos, tmp_path / name, dtype, size=256)
     sizes, contents = {}, {}
     for name in ("float", "first", "second"):
         units = sorted((tmp_path / name / "units").iterdir())
         sizes[name] = sum(unit.stat().st_size for unit in units)
-        contents[name] = [unit.read_bytes() for unit in units] + [json.loads((tmp_path / name / "dataset.json").read_text())["statistics"]]
+        contents[name] = [unit.read_bytes() for unit in units] + [
+            json.loads((tmp_path / name / "dataset.json").read_text())["statistics"]
+        ]
     assert contents["first"] == contents["second"]
     assert sizes["first"] < 0.7 * sizes["float"]
 

@@ -1,4 +1,6 @@
-"""Datasets whose keys differ are paired by stem or by a function of the key: a picture and a sound of one name."""
+"""Datasets whose keys differ are paired by stem or by a function of the key: a picture and a sound
+of one name.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 
 import latentkit as lk
-from latentkit.store.join import stem_of
+from latentkit.reading.joined_dataset import stem_of
 
 VIEWS = ("plain", "hflip")
 Make = Callable[..., Any]
@@ -20,7 +22,9 @@ Make = Callable[..., Any]
 
 @pytest.fixture
 def make(tmp_path: Path, write_dataset: Callable[..., Path]) -> Make:
-    """A dataset of some keys, each of whose values is the number in its key, plus a half in the second view."""
+    """A dataset of some keys, each of whose values is the number in its key, plus a half in the
+    second view.
+    """
 
     def write(
         folder: str, keys: Sequence[str], there: Sequence[str] = VIEWS[:1], **options: Any

@@ -14,11 +14,12 @@ import pytest
 from PIL import Image
 
 import latentkit as lk
-from latentkit.store.dataset import read_dataset, read_index, read_units
-from latentkit.store.folder import canonical_json, open_folder
+from latentkit.store.dataset_json import read_dataset, read_index, read_units
+from latentkit.store.folder import canonical_json
 from latentkit.store.live_statistics import measure_live
+from latentkit.store.open_folder import open_folder
 from latentkit.store.plan import read_chain
-from latentkit.store.verify import verify_dataset
+from latentkit.upkeep.verify import verify_dataset
 
 MakePhotos = Callable[..., Path]
 NAMES = ("mean", "mean_std", "std")

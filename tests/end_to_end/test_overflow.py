@@ -1,4 +1,6 @@
-"""Pictures whose latents are too large for float16: skipped with advice, or encoded again in float32."""
+"""Pictures whose latents are too large for float16: skipped with advice, or encoded again in
+float32.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +11,17 @@ import diffusers
 import pytest
 import torch
 
-from latentkit.builtin import FolderConfig, ImageConfig
 from latentkit.contracts import BuildContext
-from latentkit.encode import EncodeSummary, encode_source
 from latentkit.encoders.diffusers import DiffusersEncoder
+from latentkit.encoding.encode_source import EncodeSummary, encode_source
+from latentkit.encoding.make_plan import EncodeInputs, EncodeSettings
 from latentkit.executors.local import LocalExecutor
 from latentkit.modalities.image import ImageModality
-from latentkit.planning import EncodeInputs, EncodeSettings
+from latentkit.modalities.options import ImageConfig
+from latentkit.reading.dataset import open_dataset
 from latentkit.sources.folder import FolderSource
-from latentkit.store.folder import LocalFolder
-from latentkit.store.reader import open_dataset
+from latentkit.sources.options import FolderConfig
+from latentkit.store.local_folder import LocalFolder
 
 SIZE = 32
 NUM_PHOTOS = 6
@@ -36,10 +39,16 @@ def modality() -> ImageModality:
 
 
 @pytest.fixture
-def large_folder(kl_folder: Path, photos: FolderSource, modality: ImageModality, tmp_path: Path) -> Path:
-    """The tiny model, its means magnified so that those of some of the photographs are beyond float16."""
+def large_folder(
+    kl_folder: Path, photos: FolderSource, modality: ImageModality, tmp_path: Path
+) -> Path:
+    """The tiny model, its means magnified so that those of some of the photographs are beyond
+    float16.
+    """
     model = diffusers.AutoencoderKL.from_pretrained(kl_folder)
-    batch = torch.stack([next(modality.prepare(photos[place])).tensor for place in range(NUM_PHOTOS)])
+    batch = torch.stack(
+        [next(modality.prepare(photos[place])).tensor for place in range(NUM_PHOTOS)]
+    )
     with torch.no_grad():
         peaks = model.encode(batch).latent_dist.mean.abs().flatten(1).amax(1).sort().values
         widest = int((peaks[1:] / peaks[:-1]).argmax())
@@ -51,7 +60,13 @@ def large_folder(kl_folder: Path, photos: FolderSource, modality: ImageModality,
 
 
 def encode(
-    output: Path, folder: Path, source: FolderSource, modality: ImageModality, on_overflow: str, dtype: str, **more: object
+    output: Path,
+    folder: Path,
+    source: FolderSource,
+    modality: ImageModality,
+    on_overflow: str,
+    dtype: str,
+    **more: object,
 ) -> EncodeSummary:
     inputs = EncodeInputs(
         source,
@@ -61,9 +76,19 @@ def encode(
         {"encoder.name": "test"},
         open_float32=lambda device: DiffusersEncoder(folder, None, torch.float32, False, device),
     )
-    given = {"batch_size": 4, "unit_size": NUM_PHOTOS, "threads": 1, "max_bad": 1.0, "dtype": dtype, "on_overflow": on_overflow, **more}
+    given = {
+        "batch_size": 4,
+        "unit_size": NUM_PHOTOS,
+        "threads": 1,
+        "max_bad": 1.0,
+        "dtype": dtype,
+        "on_overflow": on_overflow,
+        **more,
+    }
     settings = EncodeSettings(**given)  # type: ignore[arg-type]
-    return encode_source(LocalFolder(output), inputs, LocalExecutor("cpu"), "cpu", settings, "", show_progress=False)
+    return encode_source(
+        LocalFolder(output), inputs, LocalExecutor("cpu"), "cpu", settings, "", show_progress=False
+    )
 
 
 def test_rows_that_overflow_are_skipped_or_have_their_float32_latents(
@@ -101,6 +126,8 @@ def test_a_retried_run_gives_the_same_bytes_again(
     large_folder: Path, photos: FolderSource, modality: ImageModality, tmp_path: Path
 ) -> None:
     for name in ("one", "two"):
-        encode(tmp_path / name, large_folder, photos, modality, "retry-fp32", "float32", store="sample")
+        encode(
+            tmp_path / name, large_folder, photos, modality, "retry-fp32", "float32", store="sample"
+        )
     units = [sorted((tmp_path / name / "units").iterdir()) for name in ("one", "two")]
     assert [file.read_bytes() for file in units[0]] == [file.read_bytes() for file in units[1]]

@@ -1,4 +1,6 @@
-"""An exception inside a plugin costs one sample or the preview, and names the plugin; one in the encoder names the samples."""
+"""An exception inside a plugin costs one sample or the preview, and names the plugin; one in the
+encoder names the samples.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ import torch
 import latentkit as lk
 from latentkit.contracts import Prepared, Sample
 from latentkit.errors import EncoderError, SourceError
-from latentkit.inspect import inspect_dataset
+from latentkit.upkeep.inspect_dataset import inspect_dataset
 
 
 @pytest.fixture
@@ -29,7 +31,9 @@ def recipe(waves: Any, tmp_path: Path) -> dict[str, Any]:
 
 
 def break_prepare(waves: Any, monkeypatch: pytest.MonkeyPatch, *keys: str) -> None:
-    """Make the modality raise what the contract doesn't know for samples of these keys; for all where there are none."""
+    """Make the modality raise what the contract doesn't know for samples of these keys; for all
+    where there are none.
+    """
     prepare = waves.Wave.prepare
 
     def broken(self: Any, sample: Sample) -> Iterator[Prepared]:
@@ -47,19 +51,26 @@ def skipped(out: str) -> dict[str, str]:
 
 
 def test_an_exception_in_prepare_costs_the_sample_and_names_the_plugin(
-    recipe: dict[str, Any], waves: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    recipe: dict[str, Any],
+    waves: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     break_prepare(waves, monkeypatch, "000", "007", "008")
     data = lk.run(recipe)
     fault = "acme_waves.Wave raised KeyError: 'boom'"
-    assert skipped(recipe["output"]["path"]) == {"005": "a wave without values"} | dict.fromkeys(("000", "007", "008"), fault)
+    assert skipped(recipe["output"]["path"]) == {"005": "a wave without values"} | dict.fromkeys(
+        ("000", "007", "008"), fault
+    )
     assert len(data) == 12 - 4
     said = capfd.readouterr().err
     assert said.count("Traceback") == 1  # not one per sample
     assert "sample '000' is left out" in said or "sample '007' is left out" in said
 
 
-def test_an_exception_of_the_source_costs_the_sample(recipe: dict[str, Any], waves: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exception_of_the_source_costs_the_sample(
+    recipe: dict[str, Any], waves: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     get = waves.Waves.__getitem__
 
     def broken(self: Any, index: int) -> Sample:
@@ -70,22 +81,38 @@ def test_an_exception_of_the_source_costs_the_sample(recipe: dict[str, Any], wav
 
     monkeypatch.setattr(waves.Waves, "__getitem__", broken)
     lk.run(recipe)
-    assert skipped(recipe["output"]["path"])["003"] == "acme_waves.Waves raised IndexError: row group 7"
+    assert (
+        skipped(recipe["output"]["path"])["003"]
+        == "acme_waves.Waves raised IndexError: row group 7"
+    )
 
 
-def test_on_bad_sample_fail_ends_the_run_at_the_fault(recipe: dict[str, Any], waves: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_bad_sample_fail_ends_the_run_at_the_fault(
+    recipe: dict[str, Any], waves: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     break_prepare(waves, monkeypatch, "002")
-    with pytest.raises(SourceError, match=r"sample '002': acme_waves\.Wave raised KeyError: 'boom'"):
+    with pytest.raises(
+        SourceError, match=r"sample '002': acme_waves\.Wave raised KeyError: 'boom'"
+    ):
         lk.run({**recipe, "on_bad_sample": "fail"})
 
 
-def test_a_plugin_that_fails_for_every_sample_ends_the_run(recipe: dict[str, Any], waves: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plugin_that_fails_for_every_sample_ends_the_run(
+    recipe: dict[str, Any], waves: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     break_prepare(waves, monkeypatch)
-    with pytest.raises(SourceError, match=r"none of the first 12 samples can be used; the first: acme_waves\.Wave raised KeyError"):
+    with pytest.raises(
+        SourceError,
+        match=(
+            r"none of the first 12 samples can be used; the first: acme_waves\.Wave raised KeyError"
+        ),
+    ):
         lk.run(recipe)
 
 
-def test_no_memory_is_no_fault_of_the_sample(recipe: dict[str, Any], waves: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_memory_is_no_fault_of_the_sample(
+    recipe: dict[str, Any], waves: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(self: Any, sample: Sample) -> Iterator[Prepared]:
         raise MemoryError
 
@@ -94,7 +121,9 @@ def test_no_memory_is_no_fault_of_the_sample(recipe: dict[str, Any], waves: Any,
         lk.run(recipe)
 
 
-def test_an_exception_of_the_encoder_names_it_and_the_samples(recipe: dict[str, Any], waves: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exception_of_the_encoder_names_it_and_the_samples(
+    recipe: dict[str, Any], waves: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     encode, calls = waves.WaveEncoder.encode, []
 
     def broken(self: Any, batch: Any) -> Any:
@@ -115,8 +144,12 @@ def test_latents_that_are_no_mapping_are_an_error_of_the_encoder(
     recipe: dict[str, Any], waves: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encode = waves.WaveEncoder.encode
-    monkeypatch.setattr(waves.WaveEncoder, "encode", lambda self, batch: encode(self, batch)["mean"])
-    with pytest.raises(EncoderError, match=r"acme_waves\.WaveEncoder\.encode: expected a mapping .*, got Tensor"):
+    monkeypatch.setattr(
+        waves.WaveEncoder, "encode", lambda self, batch: encode(self, batch)["mean"]
+    )
+    with pytest.raises(
+        EncoderError, match=r"acme_waves\.WaveEncoder\.encode: expected a mapping .*, got Tensor"
+    ):
         lk.run(recipe)
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import latentkit as lk
-from latentkit.cli import main
+from latentkit.cli.main import main
 from latentkit.errors import EncoderError
-from latentkit.preview import preview_dataset
+from latentkit.tasks.preview import preview_dataset
 
 COUNT, SHOWN = 12, 3
 
@@ -49,9 +49,14 @@ def test_a_run_shows_the_samples_without_their_padding(waves: Any, encoded: Path
         np.testing.assert_array_equal(array, waves.wave_of(number)[None])
 
 
-def test_the_command_says_that_nothing_is_decoded(encoded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_says_that_nothing_is_decoded(
+    encoded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["preview", str(encoded), str(tmp_path / "look.npz"), "--rows", "2"]) == 0
-    assert capsys.readouterr().out == f"wrote {tmp_path / 'look.npz'}: samples alone, as the encoder can't decode\n"
+    assert (
+        capsys.readouterr().out
+        == f"wrote {tmp_path / 'look.npz'}: samples alone, as the encoder can't decode\n"
+    )
     assert len(shown(tmp_path / "look.npz")) == 2
 
 

@@ -1,4 +1,6 @@
-"""Rows of different length, and rows with a mask: what is stored is what counts, and batches are padded with zeros."""
+"""Rows of different length, and rows with a mask: what is stored is what counts, and batches are
+padded with zeros.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,14 @@ from torch.utils.data import DataLoader
 
 import latentkit as lk
 from latentkit.errors import EncoderError, PluginError, RecipeError
-from latentkit.inspect import describe, inspect_dataset
-from latentkit.preview import preview_dataset
-from latentkit.repair import repair_dataset
-from latentkit.revalue import compare_values
 from latentkit.store.compact import compact
-from latentkit.store.dataset import read_dataset
-from latentkit.store.folder import LocalFolder
-from latentkit.store.verify import verify_dataset, verify_folder
+from latentkit.store.dataset_json import read_dataset
+from latentkit.store.local_folder import LocalFolder
+from latentkit.tasks.preview import preview_dataset
+from latentkit.upkeep.compare_values import compare_values
+from latentkit.upkeep.inspect_dataset import describe, inspect_dataset
+from latentkit.upkeep.repair import repair_dataset
+from latentkit.upkeep.verify import verify_dataset, verify_folder
 
 COUNT = 12
 SHIFT, SCALE = np.array([0.5, 0.25, 0.125]), np.array([2.0, 4.0, 8.0])
@@ -30,7 +32,9 @@ MakeRecipe = Callable[..., dict[str, Any]]
 
 @pytest.fixture
 def recipe(waves: Any, tmp_path: Path) -> MakeRecipe:
-    def make(folder: str = "out", pad: str = "16", dtype: str = "float32", **encoder: Any) -> dict[str, Any]:
+    def make(
+        folder: str = "out", pad: str = "16", dtype: str = "float32", **encoder: Any
+    ) -> dict[str, Any]:
         return {
             "task": "encode",
             "source": {"use": "waves", "with": {"count": COUNT}},
@@ -47,7 +51,8 @@ def recipe(waves: Any, tmp_path: Path) -> MakeRecipe:
 
 
 def expected_mean(waves: Any, number: int) -> np.ndarray[Any, Any]:
-    """(3, l) float64: means of four values of a wave, the last of them with zeros, times 1, 2, 3."""
+    """(3, l) float64: means of four values of a wave, the last of them with zeros, times 1, 2, 3.
+    """
     wave = waves.wave_of(number).astype(np.float64)
     whole = np.pad(wave, (0, -len(wave) % 4)).reshape(-1, 4).mean(1)
     means: np.ndarray[Any, Any] = np.array([1.0, 2.0, 3.0])[:, None] * whole
@@ -69,13 +74,20 @@ def rows_of(data: Any, **options: Any) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize("pad", ["16", "all", "none"])
 @pytest.mark.parametrize("takes_mask", [False, True])
-def test_rows_are_stored_at_their_own_length(waves: Any, recipe: MakeRecipe, pad: str, takes_mask: bool) -> None:
+def test_rows_are_stored_at_their_own_length(
+    waves: Any, recipe: MakeRecipe, pad: str, takes_mask: bool
+) -> None:
     if pad == "none" and takes_mask:
         with pytest.raises(EncoderError, match="takes_mask"):
             lk.run(recipe(pad=pad, takes_mask=True))
         return
-    # An encoder that isn't given the mask sees the padding, which reaches a wave's last latent where it isn't a multiple of four.
-    data = lk.open(lk.run(recipe(pad=pad, takes_mask=takes_mask)).folder.path, posterior="mean", columns=["text"])
+    # An encoder that isn't given the mask sees the padding, which reaches a wave's last latent
+    # where it isn't a multiple of four.
+    data = lk.open(
+        lk.run(recipe(pad=pad, takes_mask=takes_mask)).folder.path,
+        posterior="mean",
+        columns=["text"],
+    )
     numbers = good(waves)
     assert data.keys == [f"{number:03d}" for number in numbers]
     exact = takes_mask or pad == "none"
@@ -85,15 +97,19 @@ def test_rows_are_stored_at_their_own_length(waves: Any, recipe: MakeRecipe, pad
         whole = length if exact else waves.length_of(number) // 4
         assert item["latent"].shape == (3, length)
         assert item["latent_mask"].tolist() == [True] * length
-        normalised = (expected - SHIFT[:, None]) * SCALE[:, None]
-        np.testing.assert_allclose(item["latent"][:, :whole], normalised[:, :whole], atol=1e-5)
+        normalized = (expected - SHIFT[:, None]) * SCALE[:, None]
+        np.testing.assert_allclose(item["latent"][:, :whole], normalized[:, :whole], atol=1e-5)
         assert item["text"] == f"wave {number}"
-        np.testing.assert_allclose(data.moments(place)["logvar"][:, :whole], -expected[:, :whole], atol=1e-6)
+        np.testing.assert_allclose(
+            data.moments(place)["logvar"][:, :whole], -expected[:, :whole], atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("posterior", ["sample", "mean", "moments"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
-def test_batches_are_items_with_zeros_behind(recipe: MakeRecipe, posterior: Any, dtype: str) -> None:
+def test_batches_are_items_with_zeros_behind(
+    recipe: MakeRecipe, posterior: Any, dtype: str
+) -> None:
     data = lk.open(lk.run(recipe(pad="all", dtype=dtype)).folder.path, posterior=posterior)
     name = data.output_name
     widths = set()
@@ -128,7 +144,9 @@ def test_a_stored_draw_is_the_same_however_rows_were_padded(recipe: MakeRecipe) 
         values = recipe(pad, pad, takes_mask=True)
         values["output"]["store"] = "sample"
         made.append(lk.run(values))
-    assert all(torch.equal(one["latent"], other["latent"]) for one, other in zip(*made, strict=True))
+    assert all(
+        torch.equal(one["latent"], other["latent"]) for one, other in zip(*made, strict=True)
+    )
 
 
 def test_indices_are_padded_with_zeros(waves: Any, recipe: MakeRecipe) -> None:
@@ -138,7 +156,11 @@ def test_indices_are_padded_with_zeros(waves: Any, recipe: MakeRecipe) -> None:
         expected = np.trunc(expected_mean(waves, int(key))[0] * 100).astype(np.int64)
         np.testing.assert_allclose(row[mask], expected, atol=1)
         assert not row[~mask].any()
-    assert data.decode(batch["indices"][:, None]).shape == (len(data), 1, 4 * batch["indices"].shape[1])
+    assert data.decode(batch["indices"][:, None]).shape == (
+        len(data),
+        1,
+        4 * batch["indices"].shape[1],
+    )
 
 
 def test_int8_has_a_scale_per_row_and_channel(waves: Any, recipe: MakeRecipe) -> None:
@@ -151,11 +173,17 @@ def test_int8_has_a_scale_per_row_and_channel(waves: Any, recipe: MakeRecipe) ->
 
 def test_statistics_are_of_what_counts(waves: Any, recipe: MakeRecipe) -> None:
     for ragged in (True, False):
-        statistics = lk.run(recipe(f"ragged-{ragged}", "all", takes_mask=True, ragged=ragged)).statistics
-        everything = np.concatenate([expected_mean(waves, number) for number in good(waves)], axis=1)
+        statistics = lk.run(
+            recipe(f"ragged-{ragged}", "all", takes_mask=True, ragged=ragged)
+        ).statistics
+        everything = np.concatenate(
+            [expected_mean(waves, number) for number in good(waves)], axis=1
+        )
         assert statistics["count"] == everything.shape[1]
         np.testing.assert_allclose(statistics["mean"], everything.mean(1), atol=1e-6)
-        np.testing.assert_allclose(statistics["std"], np.sqrt(everything.var(1) + np.exp(-everything).mean(1)), rtol=1e-5)
+        np.testing.assert_allclose(
+            statistics["std"], np.sqrt(everything.var(1) + np.exp(-everything).mean(1)), rtol=1e-5
+        )
 
 
 def test_rows_of_one_shape_keep_their_mask_beside_them(waves: Any, recipe: MakeRecipe) -> None:
@@ -190,8 +218,12 @@ def test_state_resumes_and_ranks_share_out(recipe: MakeRecipe) -> None:
     next(iterator), next(iterator)
     resumed = lk.open(folder).batches(2, shuffle="units")
     resumed.load_state_dict(loader.state_dict())
-    assert all(torch.equal(one["latent"], other) for one, other in zip(resumed, whole[2:], strict=True))
-    ranks = [rows_of(lk.open(folder, posterior="mean"), rank=rank, world_size=2) for rank in range(2)]
+    assert all(
+        torch.equal(one["latent"], other) for one, other in zip(resumed, whole[2:], strict=True)
+    )
+    ranks = [
+        rows_of(lk.open(folder, posterior="mean"), rank=rank, world_size=2) for rank in range(2)
+    ]
     assert sorted([*ranks[0], *ranks[1]]) == lk.open(folder).keys
     data = lk.open(folder)
     data.will_need(np.arange(len(data)), 0)
@@ -200,15 +232,28 @@ def test_state_resumes_and_ranks_share_out(recipe: MakeRecipe) -> None:
 def test_join_gives_both_and_their_masks(recipe: MakeRecipe) -> None:
     first = lk.run(recipe("first", "all", ragged=False, name="sound"))
     second = lk.run(recipe("second", name="text-embedding"))
-    (batch, *_) = lk.join(first, second).batches(4)
-    assert set(batch) == {"sound", "sound_mask", "text-embedding", "text-embedding_mask", "key", "view"}
-    assert batch["text-embedding"].shape[2] == batch["text-embedding_mask"].shape[1] == batch["text-embedding_mask"].sum(1).max()
+    batch, *_ = lk.join(first, second).batches(4)
+    assert set(batch) == {
+        "sound",
+        "sound_mask",
+        "text-embedding",
+        "text-embedding_mask",
+        "key",
+        "view",
+    }
+    assert (
+        batch["text-embedding"].shape[2]
+        == batch["text-embedding_mask"].shape[1]
+        == batch["text-embedding_mask"].sum(1).max()
+    )
 
 
 def test_inspect_verify_and_preview_know_of_it(recipe: MakeRecipe, tmp_path: Path) -> None:
     for ragged in (True, False):
         path = lk.run(recipe(f"ragged-{ragged}", "all", ragged=ragged) | {"preview": 3}).folder.path
-        assert ("L of each row's own length" if ragged else "a mask along L") in describe(inspect_dataset(str(path)))
+        assert ("L of each row's own length" if ragged else "a mask along L") in describe(
+            inspect_dataset(str(path))
+        )
         assert not verify_dataset(path).damage
         findings = compare_values(verify_folder(LocalFolder(path)), seed=0)
         assert [finding.part for finding in findings] == ["remark"], findings
@@ -221,7 +266,9 @@ def test_inspect_verify_and_preview_know_of_it(recipe: MakeRecipe, tmp_path: Pat
             preview_dataset(str(path), tmp_path / "other.png", 2)
 
 
-@pytest.mark.parametrize(("ragged", "dtype"), [(True, "float32"), (True, "int8"), (False, "float32")])
+@pytest.mark.parametrize(
+    ("ragged", "dtype"), [(True, "float32"), (True, "int8"), (False, "float32")]
+)
 def test_values_that_are_no_longer_the_encoders_are_found(
     waves: Any, recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, ragged: bool, dtype: str
 ) -> None:
@@ -243,12 +290,17 @@ def test_values_that_are_no_longer_the_encoders_are_found(
 @pytest.mark.parametrize("ragged", [True, False])
 def test_compacting_copies_bit_for_bit(recipe: MakeRecipe, ragged: bool) -> None:
     for dtype in ("float32", "int8"):
-        data = lk.open(lk.run(recipe(dtype, "all", dtype, ragged=ragged)).folder.path, posterior="moments")
+        data = lk.open(
+            lk.run(recipe(dtype, "all", dtype, ragged=ragged)).folder.path, posterior="moments"
+        )
         before, statistics = rows_of(data), data.statistics
         assert compact(data.folder).units_after == 1
         assert not verify_dataset(str(data.folder)).damage
         after = lk.open(str(data.folder), posterior="moments")
-        assert all(torch.equal(row["moments"], before[key]["moments"]) for key, row in rows_of(after).items())
+        assert all(
+            torch.equal(row["moments"], before[key]["moments"])
+            for key, row in rows_of(after).items()
+        )
         assert after.statistics is not None
         assert statistics is not None
         np.testing.assert_allclose(after.statistics["std"], statistics["std"], rtol=1e-12)
@@ -268,33 +320,50 @@ def test_a_damaged_unit_is_mended_to_the_same_bytes(recipe: MakeRecipe, ragged: 
 
 @pytest.mark.parametrize("defect", ["nan", "empty"])
 @pytest.mark.parametrize("ragged", [True, False])
-def test_rows_without_a_good_latent_are_skipped(waves: Any, recipe: MakeRecipe, defect: str, ragged: bool) -> None:
+def test_rows_without_a_good_latent_are_skipped(
+    waves: Any, recipe: MakeRecipe, defect: str, ragged: bool
+) -> None:
     wrong = [f"{number:03d}" for number in good(waves) if waves.wave_of(number)[0] > 0.5]
-    data = lk.run(recipe(pad="all", takes_mask=True, defect=defect, ragged=ragged) | {"max_bad": 1.0})
+    data = lk.run(
+        recipe(pad="all", takes_mask=True, defect=defect, ragged=ragged) | {"max_bad": 1.0}
+    )
     assert 0 < len(wrong) < len(good(waves)) - 1
     assert data.keys == [f"{number:03d}" for number in good(waves) if f"{number:03d}" not in wrong]
     reason = {"nan": "not finite", "empty": "mask is empty"}[defect]
     ledger = inspect_dataset(str(str(data.folder)), with_ledger=True)["ledger"]
     assert [row["key"] for row in ledger if reason in (row["reason"] or "")] == wrong
-    whole = lk.open(lk.run(recipe("whole", pad="all", takes_mask=True, ragged=ragged)).folder.path, posterior="mean")
+    whole = lk.open(
+        lk.run(recipe("whole", pad="all", takes_mask=True, ragged=ragged)).folder.path,
+        posterior="mean",
+    )
     kept = lk.open(str(data.folder), posterior="mean")
-    assert all(torch.equal(kept[place]["latent"], whole[whole.keys.index(key)]["latent"]) for place, key in enumerate(kept.keys))
+    assert all(
+        torch.equal(kept[place]["latent"], whole[whole.keys.index(key)]["latent"])
+        for place, key in enumerate(kept.keys)
+    )
 
 
 @pytest.mark.parametrize(
     ("encoder", "message"),
     [
-        ({"defect": "size", "ragged": False}, "sizes L 12 for an input of L 48; its layout says L 24"),
+        (
+            {"defect": "size", "ragged": False},
+            "sizes L 12 for an input of L 48; its layout says L 24",
+        ),
         ({"defect": "size"}, r"mask at the latents' size has shape \(1, 24\).*expected \(1, 12\)"),
         ({"defect": "mask", "takes_mask": True}, r"shape \(1, 11\).*expected \(1, 12\)"),
     ],
 )
-def test_what_an_encoder_says_wrongly_is_found_with_the_first_batch(recipe: MakeRecipe, encoder: dict[str, Any], message: str) -> None:
+def test_what_an_encoder_says_wrongly_is_found_with_the_first_batch(
+    recipe: MakeRecipe, encoder: dict[str, Any], message: str
+) -> None:
     with pytest.raises(EncoderError, match=message):
         lk.run(recipe(pad="all", **encoder) | {"batch_size": "auto"})
 
 
-def test_rows_of_a_bucket_that_differ_are_refused(waves: Any, recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_a_bucket_that_differ_are_refused(
+    waves: Any, recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prepare = waves.Wave.prepare
 
     def in_one_bucket(self: Any, sample: Any) -> Any:

@@ -1,4 +1,6 @@
-"""Offsets and masks that say what can't be end in a `DamagedError` that names them, never in a crash or in other rows."""
+"""Offsets and masks that say what can't be end in a `DamagedError` that names them, never in a
+crash or in other rows.
+"""
 
 from __future__ import annotations
 
@@ -11,27 +13,43 @@ import pytest
 
 import latentkit as lk
 from latentkit.errors import DamagedError
-from latentkit.store.folder import LocalFolder
-from latentkit.store.mapped import MappedUnit
+from latentkit.store.local_folder import LocalFolder
+from latentkit.store.mapped_unit import MappedUnit
 
 UNIT = "000-000000"
-RAGGED = {"name": "latent", "kind": "gaussian", "axes": "CL", "channels": 2, "downscale": 4, "ragged_axis": "L"}
+RAGGED = {
+    "name": "latent",
+    "kind": "gaussian",
+    "axes": "CL",
+    "channels": 2,
+    "downscale": 4,
+    "ragged_axis": "L",
+}
 ROWS: list[tuple[Any, ...]] = [(f"k{place}", "plain", UNIT, "a", place) for place in range(3)]
 VALUES = np.arange(40, dtype=np.float16).reshape(10, 4) / 64
 OFFSETS = np.array([0, 2, 3, 10])
 Write = Callable[..., Path]
 
 
-def write(path: Path, write_dataset: Write, offsets: Any, values: Any = VALUES, **more: Any) -> Path:
+def write(
+    path: Path, write_dataset: Write, offsets: Any, values: Any = VALUES, **more: Any
+) -> Path:
     tensors = {"a/moments": values, "a/moments.offsets": offsets, **more}
-    return write_dataset(path, {UNIT: {name: array for name, array in tensors.items() if array is not None}}, ROWS, layout=RAGGED)
+    return write_dataset(
+        path,
+        {UNIT: {name: array for name, array in tensors.items() if array is not None}},
+        ROWS,
+        layout=RAGGED,
+    )
 
 
 def test_the_same_without_the_damage_is_read(tmp_path: Path, write_dataset: Write) -> None:
     data = lk.open(write(tmp_path / "out", write_dataset, OFFSETS), posterior="moments")
     assert [data[place]["moments"].shape for place in range(3)] == [(4, 2), (4, 1), (4, 7)]
     for place in range(3):
-        np.testing.assert_array_equal(data[place]["moments"].T, VALUES[OFFSETS[place] : OFFSETS[place + 1]])
+        np.testing.assert_array_equal(
+            data[place]["moments"].T, VALUES[OFFSETS[place] : OFFSETS[place + 1]]
+        )
     (batch,) = data.batches(3)
     assert batch["moments_mask"].sum(1).tolist() == [2, 1, 7]
 
@@ -53,7 +71,11 @@ def test_the_same_without_the_damage_is_read(tmp_path: Path, write_dataset: Writ
 )
 def test_offsets_that_lie(tmp_path: Path, write_dataset: Write, offsets: Any) -> None:
     path = write(tmp_path / "out", write_dataset, np.array(offsets, np.int64))
-    for read in (lambda data: data[0], lambda data: list(data.batches(3)), lambda data: data.moments(0)):
+    for read in (
+        lambda data: data[0],
+        lambda data: list(data.batches(3)),
+        lambda data: data.moments(0),
+    ):
         with pytest.raises(DamagedError, match=r"moments.offsets"):
             read(lk.open(path))
 
@@ -70,7 +92,9 @@ def test_offsets_that_lie(tmp_path: Path, write_dataset: Write, offsets: Any) ->
     ],
     ids=["missing", "dtype", "too few rows", "channels", "axes", "flat"],
 )
-def test_tensors_that_do_not_fit(tmp_path: Path, write_dataset: Write, offsets: Any, values: Any, message: str) -> None:
+def test_tensors_that_do_not_fit(
+    tmp_path: Path, write_dataset: Write, offsets: Any, values: Any, message: str
+) -> None:
     if message == "names row 2":
         offsets = np.array([0, 2, 10])
     with pytest.raises(DamagedError, match=message):
@@ -85,7 +109,15 @@ def test_scales_of_other_rows(tmp_path: Path, write_dataset: Write) -> None:
         lk.open(path)[0]
 
 
-@pytest.mark.parametrize("mask", [np.ones((3, 3), np.int8), np.ones((2, 5), np.uint8), np.ones((3, 4), np.uint8), np.ones(15, np.uint8)])
+@pytest.mark.parametrize(
+    "mask",
+    [
+        np.ones((3, 3), np.int8),
+        np.ones((2, 5), np.uint8),
+        np.ones((3, 4), np.uint8),
+        np.ones(15, np.uint8),
+    ],
+)
 def test_masks_that_do_not_fit(tmp_path: Path, write_dataset: Write, mask: Any) -> None:
     layout = RAGGED | {"ragged_axis": None}
     tensors = {"a/moments": np.ones((3, 4, 5), np.float16), "a/mask": mask}
@@ -103,17 +135,30 @@ def test_masks_that_do_not_fit(tmp_path: Path, write_dataset: Write, mask: Any) 
         {"layout": RAGGED, "normalization": {"shift": [[0.0] * 3] * 2, "scale": 1.0, "fold": {}}},
     ],
 )
-def test_descriptions_of_what_cannot_be(tmp_path: Path, write_dataset: Write, changes: dict[str, Any]) -> None:
-    path = write_dataset(tmp_path / "out", {UNIT: {"a/moments": VALUES, "a/moments.offsets": OFFSETS}}, ROWS, **changes)
+def test_descriptions_of_what_cannot_be(
+    tmp_path: Path, write_dataset: Write, changes: dict[str, Any]
+) -> None:
+    path = write_dataset(
+        tmp_path / "out",
+        {UNIT: {"a/moments": VALUES, "a/moments.offsets": OFFSETS}},
+        ROWS,
+        **changes,
+    )
     with pytest.raises(DamagedError, match=r"dataset\.json"):
         lk.open(path)
 
 
 def test_offsets_without_what_they_belong_to(tmp_path: Path, write_dataset: Write) -> None:
-    path = write_dataset(tmp_path / "out", {UNIT: {"a/moments.offsets": OFFSETS}}, ROWS, layout=RAGGED)
+    path = write_dataset(
+        tmp_path / "out", {UNIT: {"a/moments.offsets": OFFSETS}}, ROWS, layout=RAGGED
+    )
     with pytest.raises(DamagedError, match="no tensor 'a/moments'"):
         lk.open(path)[0]
     entry = lk.open(path).folder.read("dataset.json")
-    unit = MappedUnit(LocalFolder(path), UNIT, {"header_sha256": entry.decode().split('"header_sha256": "')[1][:64]})
+    unit = MappedUnit(
+        LocalFolder(path),
+        UNIT,
+        {"header_sha256": entry.decode().split('"header_sha256": "')[1][:64]},
+    )
     with pytest.raises(DamagedError, match="no tensor 'a/moments'"):
         unit.offsets("a/moments")

@@ -1,4 +1,6 @@
-"""Ragged and masked rows in real processes: killed and gone on with, several at once, from child processes, at a URL."""
+"""Ragged and masked rows in real processes: killed and gone on with, several at once, from child
+processes, at a URL.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,9 @@ import torch
 import yaml
 
 import latentkit as lk
-from latentkit.store.folder import LocalFolder
 from latentkit.store.index import committed
-from latentkit.store.verify import verify_dataset
+from latentkit.store.local_folder import LocalFolder
+from latentkit.upkeep.verify import verify_dataset
 
 COUNT = 120
 UNITS = COUNT // 4
@@ -44,7 +46,11 @@ def recipe(waves: Any) -> Callable[..., dict[str, Any]]:
 
 def start(values: dict[str, Any], file: Path) -> subprocess.Popen[bytes]:
     file.write_text(yaml.safe_dump(values))
-    return subprocess.Popen([sys.executable, "-m", "latentkit", "run", str(file)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    return subprocess.Popen(
+        [sys.executable, "-m", "latentkit", "run", str(file)],
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -53,7 +59,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("ragged", [True, False])
-def test_killed_and_shared_runs_end_bit_identical(recipe: Any, tmp_path: Path, ragged: bool) -> None:
+def test_killed_and_shared_runs_end_bit_identical(
+    recipe: Any, tmp_path: Path, ragged: bool
+) -> None:
     alone, killed = tmp_path / "alone" / "out", tmp_path / "killed" / "out"
     lk.run(recipe(alone, ragged))
     process = start(recipe(killed, ragged), tmp_path / "killed.yaml")
@@ -82,7 +90,9 @@ def test_child_processes_prepare_the_same(recipe: Any, tmp_path: Path) -> None:
 def test_a_url_gives_what_a_folder_gives(recipe: Any, tmp_path: Path, s3_server: Any) -> None:
     local, remote = lk.run(recipe(tmp_path / "out")), lk.run(recipe("s3://bucket/out"))
     cached = lk.open("s3://bucket/out", cache=tmp_path / "cache")
-    for first, second, third in zip(local.batches(50), remote.batches(50), cached.batches(50), strict=True):
+    for first, second, third in zip(
+        local.batches(50), remote.batches(50), cached.batches(50), strict=True
+    ):
         assert torch.equal(first["latent"], second["latent"])
         assert torch.equal(first["latent"], third["latent"])
         assert torch.equal(first["latent_mask"], third["latent_mask"])

@@ -1,4 +1,6 @@
-"""Reading: every way to ask for the same latents gives the same latents, in every process, at any point of an epoch."""
+"""Reading: every way to ask for the same latents gives the same latents, in every process, at any
+point of an epoch.
+"""
 
 from __future__ import annotations
 
@@ -16,22 +18,30 @@ from torch.utils.data import DataLoader
 import latentkit as lk
 from latentkit.errors import StoreError
 from latentkit.store.compact import compact
-from latentkit.store.folder import LocalFolder
+from latentkit.store.local_folder import LocalFolder
 
 NUM_PHOTOS = 23
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, kl_folder: Path, write_photos: Callable[..., Path]) -> Path:
+def folder(
+    tmp_path_factory: pytest.TempPathFactory, kl_folder: Path, write_photos: Callable[..., Path]
+) -> Path:
     """23 pictures with two views each, in units of 5."""
     photos = write_photos(tmp_path_factory.mktemp("source") / "photos", NUM_PHOTOS)
     output = tmp_path_factory.mktemp("latents") / "out"
-    overrides = {"batch_size": 4, "threads": 1, "output.unit_size": 5, "preview": 0, "modality.with.views": ["plain", "hflip"]}
+    overrides = {
+        "batch_size": 4,
+        "threads": 1,
+        "output.unit_size": 5,
+        "preview": 0,
+        "modality.with.views": ["plain", "hflip"],
+    }
     lk.encode(photos, output, encoder=kl_folder, size=32, overrides=overrides)
     return output
 
 
-def test_item_is_the_stored_mean_normalised(folder: Path) -> None:
+def test_item_is_the_stored_mean_normalized(folder: Path) -> None:
     data = lk.open(folder, posterior="mean")
     for index in (0, 7, len(data) - 1, -1):
         raw = data.moments(index)["mean"].float()
@@ -65,7 +75,9 @@ def test_draws_repeat_with_the_seed_and_differ_otherwise(folder: Path) -> None:
 
 def test_batches_give_the_rows_that_items_give(folder: Path) -> None:
     data = lk.open(folder, posterior="mean", columns=["text"])
-    items = {(item["key"], item["view"]): item for item in (data[index] for index in range(len(data)))}
+    items = {
+        (item["key"], item["view"]): item for item in (data[index] for index in range(len(data)))
+    }
     seen = 0
     for batch in data.batches(7, shuffle=True):
         for row in range(len(batch["key"])):
@@ -80,7 +92,9 @@ def test_moments_come_as_stored(folder: Path) -> None:
     data = lk.open(folder, posterior="moments")
     (batch,) = data.batches(100)
     assert batch["moments"].dtype == torch.float16
-    assert torch.equal(batch["moments"][5], torch.cat([data.moments(5)["mean"], data.moments(5)["logvar"]]))
+    assert torch.equal(
+        batch["moments"][5], torch.cat([data.moments(5)["mean"], data.moments(5)["logvar"]])
+    )
 
 
 def test_list_of_views_and_random_views(folder: Path) -> None:
@@ -141,7 +155,10 @@ def test_state_of_other_settings_is_refused(folder: Path) -> None:
 
 def test_ranks_share_an_epoch(folder: Path) -> None:
     data = lk.open(folder, posterior="mean")
-    shares = [[batch["key"] for batch in data.batches(5, shuffle=True, rank=rank, world_size=3)] for rank in range(3)]
+    shares = [
+        [batch["key"] for batch in data.batches(5, shuffle=True, rank=rank, world_size=3)]
+        for rank in range(3)
+    ]
     assert len({len(share) for share in shares}) == 1
     keys = sorted(key for share in shares for batch in share for key in batch)
     assert keys == sorted(data.keys)
@@ -166,11 +183,16 @@ def test_batch_that_is_kept_is_not_overwritten(folder: Path) -> None:
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_plain_dataloader_works(folder: Path, num_workers: int) -> None:
     data = lk.open(folder, posterior="mean")
-    arguments: dict[str, Any] = {"num_workers": num_workers, "multiprocessing_context": "spawn" if num_workers else None}
+    arguments: dict[str, Any] = {
+        "num_workers": num_workers,
+        "multiprocessing_context": "spawn" if num_workers else None,
+    }
     by_default = list(DataLoader(data, batch_size=6, **arguments))  # type: ignore[arg-type]
     collated = list(DataLoader(data, batch_size=6, collate_fn=lk.collate, **arguments))  # type: ignore[arg-type]
     assert [batch["key"] for batch in by_default] == [batch["key"] for batch in collated]
-    assert all(torch.equal(a["latent"], b["latent"]) for a, b in zip(by_default, collated, strict=True))
+    assert all(
+        torch.equal(a["latent"], b["latent"]) for a, b in zip(by_default, collated, strict=True)
+    )
     assert torch.equal(collated[1]["latent"][2], data[8]["latent"])
 
 
@@ -178,7 +200,10 @@ def test_rows_keep_the_order_they_are_asked_for(folder: Path) -> None:
     data = lk.open(folder, posterior="mean")
     asked = [40, 3, 17, 3, 0, 41]
     rows = lk.collate(data.__getitems__(asked))
-    assert [torch.equal(rows["latent"][place], data[index]["latent"]) for place, index in enumerate(asked)] == [True] * 6
+    assert [
+        torch.equal(rows["latent"][place], data[index]["latent"])
+        for place, index in enumerate(asked)
+    ] == [True] * 6
     assert rows["key"] == [data.keys[index] for index in asked]
 
 
@@ -188,24 +213,38 @@ def test_stored_half_precision_is_the_rounded_float32(
     photos = make_photos(3)
     fixed = {"batch_size": 3, "threads": 1, "output.unit_size": 3, "preview": 0}
     for dtype in ("float32", "float16", "bfloat16"):
-        lk.encode(photos, tmp_path / dtype, encoder=kl_folder, size=32, overrides={**fixed, "output.dtype": dtype})
+        lk.encode(
+            photos,
+            tmp_path / dtype,
+            encoder=kl_folder,
+            size=32,
+            overrides={**fixed, "output.dtype": dtype},
+        )
     exact = lk.open(tmp_path / "float32")
     for dtype in (torch.float16, torch.bfloat16):
         stored = lk.open(tmp_path / str(dtype).removeprefix("torch."))
         for index in range(3):
-            assert torch.equal(stored.moments(index)["mean"], exact.moments(index)["mean"].to(dtype))
-            assert torch.equal(stored.moments(index)["logvar"], exact.moments(index)["logvar"].to(dtype))
+            assert torch.equal(
+                stored.moments(index)["mean"], exact.moments(index)["mean"].to(dtype)
+            )
+            assert torch.equal(
+                stored.moments(index)["logvar"], exact.moments(index)["logvar"].to(dtype)
+            )
 
 
 def test_statistics_are_those_of_all_stored_latents(folder: Path) -> None:
     data = lk.open(folder)
     moments = [data.moments(index) for index in range(len(data))]
     mean = torch.stack([one["mean"] for one in moments]).double().transpose(0, 1).flatten(1)
-    variance = torch.stack([one["logvar"] for one in moments]).double().exp().transpose(0, 1).flatten(1)
+    variance = (
+        torch.stack([one["logvar"] for one in moments]).double().exp().transpose(0, 1).flatten(1)
+    )
     assert data.statistics is not None
     np.testing.assert_allclose(data.statistics["mean"], mean.mean(1))
     np.testing.assert_allclose(data.statistics["mean_std"], mean.std(1, correction=0))
-    np.testing.assert_allclose(data.statistics["std"], (mean.var(1, correction=0) + variance.mean(1)).sqrt())
+    np.testing.assert_allclose(
+        data.statistics["std"], (mean.var(1, correction=0) + variance.mean(1)).sqrt()
+    )
 
 
 @pytest.mark.parametrize(
@@ -235,7 +274,12 @@ def damaged_copy(folder: Path, tmp_path: Path, name: str, place: int) -> Path:
 
 @pytest.mark.parametrize(
     ("name", "place"),
-    [("dataset.json", 40), ("index/000.parquet", 100), ("units/000-000001.safetensors", 200), ("units/000-000001.safetensors", 3)],
+    [
+        ("dataset.json", 40),
+        ("index/000.parquet", 100),
+        ("units/000-000001.safetensors", 200),
+        ("units/000-000001.safetensors", 3),
+    ],
 )
 def test_flipped_bit_is_a_store_error(folder: Path, tmp_path: Path, name: str, place: int) -> None:
     copy = damaged_copy(folder, tmp_path, name, place)
@@ -256,11 +300,15 @@ def test_join_puts_two_datasets_side_by_side(
     import dataclasses
 
     fixed = {"batch_size": 4, "threads": 1, "output.unit_size": 5, "preview": 0}
-    second = lk.encode(make_photos(30), tmp_path / "second", encoder=taesd_folder, size=48, overrides=fixed)
+    second = lk.encode(
+        make_photos(30), tmp_path / "second", encoder=taesd_folder, size=48, overrides=fixed
+    )
     first = lk.open(folder, posterior="mean", columns=["text"])
     for name in ("latent", "text", "view"):
         second.layout = dataclasses.replace(second.layout, name=name)
-        with pytest.raises(ValueError, match=f"in a row of both, '{name}' would stand for two things"):
+        with pytest.raises(
+            ValueError, match=f"in a row of both, '{name}' would stand for two things"
+        ):
             lk.join(first, second)
     second.layout = dataclasses.replace(second.layout, name="small")
     joined = lk.join(first, second)
@@ -274,9 +322,13 @@ def test_join_puts_two_datasets_side_by_side(
     assert torch.equal(item["latent"], first[9]["latent"])
 
 
-def test_a_dataset_compacted_under_its_reader_says_so(make_photos: Callable[..., Path], taesd_folder: Path, tmp_path: Path) -> None:
+def test_a_dataset_compacted_under_its_reader_says_so(
+    make_photos: Callable[..., Path], taesd_folder: Path, tmp_path: Path
+) -> None:
     fixed = {"batch_size": 2, "threads": 1, "output.unit_size": 2, "preview": 0}
-    data = lk.encode(make_photos(6), tmp_path / "out", encoder=taesd_folder, size=32, overrides=fixed)
+    data = lk.encode(
+        make_photos(6), tmp_path / "out", encoder=taesd_folder, size=32, overrides=fixed
+    )
     first = data[0]["latent"]
     compact(LocalFolder(tmp_path / "out"))
     assert torch.equal(data[0]["latent"], first)  # mapped already

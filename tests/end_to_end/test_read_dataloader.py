@@ -1,4 +1,6 @@
-"""A torch `DataLoader` over a latent dataset, in every way people write one: each pass draws anew, and seeds repeat it."""
+"""A torch `DataLoader` over a latent dataset, in every way people write one: each pass draws anew,
+and seeds repeat it.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,8 @@ from torch.utils.data import (
 )
 
 import latentkit as lk
+from latentkit.reading import batches as loader
 from latentkit.runtime.device import choose_device, pins_memory
-from latentkit.store import loader
 
 Rows = dict[str, tuple[str, tuple[float, ...]]]
 """View and latent of each key."""
@@ -55,7 +57,9 @@ dist.destroy_process_group()
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, write_dataset: Callable[..., Path]) -> Path:
-    """24 samples with two views each; means are 0 and deviations 1, so a latent is the noise itself."""
+    """24 samples with two views each; means are 0 and deviations 1, so a latent is the noise
+    itself.
+    """
     units: dict[str, Any] = {
         f"000-{number:06d}": {"only/moments": np.zeros((16, 4, 2, 3), np.float16)}
         for number in range(3)
@@ -83,7 +87,9 @@ def latents(*passes: Rows) -> list[tuple[float, ...]]:
 
 
 def check_passes(passes: list[Rows], keys: list[str]) -> None:
-    """That each pass has every key, and that no two rows of all passes share their noise or most of it."""
+    """That each pass has every key, and that no two rows of all passes share their noise or most of
+    it.
+    """
     assert [sorted(rows) for rows in passes] == [keys] * len(passes)
     drawn = latents(*passes)
     assert len({number for latent in drawn for number in latent}) > 0.99 * sum(map(len, drawn))

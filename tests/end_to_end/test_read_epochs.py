@@ -1,4 +1,6 @@
-"""Which epoch `batches()` reads: the next, however the loop over epochs is written, and the same on every rank."""
+"""Which epoch `batches()` reads: the next, however the loop over epochs is written, and the same on
+every rank.
+"""
 
 from __future__ import annotations
 

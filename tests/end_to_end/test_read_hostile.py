@@ -1,4 +1,6 @@
-"""An index or unit that says what can't be ends in a `StoreError` that names it, never in a crash or in other rows."""
+"""An index or unit that says what can't be ends in a `StoreError` that names it, never in a crash
+or in other rows.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def change_document(path: Path, changes: dict[str, Any]) -> None:
     document = json.loads((path / "dataset.json").read_text()) | changes
     del document["sha256"]
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    (path / "dataset.json").write_text(json.dumps({**document, "sha256": hashlib.sha256(text.encode()).hexdigest()}))
+    (path / "dataset.json").write_text(
+        json.dumps({**document, "sha256": hashlib.sha256(text.encode()).hexdigest()})
+    )
 
 
 def read_all(path: Path) -> None:
@@ -32,7 +36,9 @@ def read_all(path: Path) -> None:
         assert len(batch["key"])
 
 
-def test_the_same_dataset_without_the_damage_is_read(tmp_path: Path, write_dataset: Callable[..., Path]) -> None:
+def test_the_same_dataset_without_the_damage_is_read(
+    tmp_path: Path, write_dataset: Callable[..., Path]
+) -> None:
     read_all(write_dataset(tmp_path / "out", {UNIT: GOOD}, GOOD_ROWS))
 
 
@@ -53,14 +59,18 @@ def test_the_same_dataset_without_the_damage_is_read(tmp_path: Path, write_datas
         ((None, "plain", UNIT, "a", 0), "rows without key"),
     ],
 )
-def test_index_that_names_what_is_not_there(tmp_path: Path, write_dataset: Callable[..., Path], row: tuple[Any, ...], message: str) -> None:
+def test_index_that_names_what_is_not_there(
+    tmp_path: Path, write_dataset: Callable[..., Path], row: tuple[Any, ...], message: str
+) -> None:
     path = write_dataset(tmp_path / "out", {UNIT: GOOD}, [*GOOD_ROWS, row])
     with pytest.raises(StoreError, match=message.replace("/", "[/]")):
         read_all(path)
 
 
 @pytest.mark.parametrize("column", [0, 3])
-def test_text_that_is_not_utf8(tmp_path: Path, write_dataset: Callable[..., Path], column: int) -> None:
+def test_text_that_is_not_utf8(
+    tmp_path: Path, write_dataset: Callable[..., Path], column: int
+) -> None:
     row: list[Any] = list(GOOD_ROWS[0])
     row[column] = b"\xff\xfe"
     path = write_dataset(tmp_path / "out", {UNIT: GOOD}, [*GOOD_ROWS, tuple(row)])
@@ -69,8 +79,13 @@ def test_text_that_is_not_utf8(tmp_path: Path, write_dataset: Callable[..., Path
 
 
 @pytest.mark.parametrize("place", [2, 3, 4])
-def test_columns_of_another_type(tmp_path: Path, write_dataset: Callable[..., Path], place: int) -> None:
-    rows = [tuple({"wrong": 1.5} if column == place else value for column, value in enumerate(row)) for row in GOOD_ROWS]
+def test_columns_of_another_type(
+    tmp_path: Path, write_dataset: Callable[..., Path], place: int
+) -> None:
+    rows = [
+        tuple({"wrong": 1.5} if column == place else value for column, value in enumerate(row))
+        for row in GOOD_ROWS
+    ]
     path = write_dataset(tmp_path / "out", {UNIT: GOOD}, rows)
     with pytest.raises(StoreError, match=r"index/000\.parquet is damaged"):
         read_all(path)
@@ -89,8 +104,12 @@ def test_columns_of_another_type(tmp_path: Path, write_dataset: Callable[..., Pa
     ],
     ids=["dtype", "unknown dtype", "channels", "axes", "flat", "empty rows", "scalar"],
 )
-def test_tensor_of_another_dtype_or_shape(tmp_path: Path, write_dataset: Callable[..., Path], tensor: Any) -> None:
-    path = write_dataset(tmp_path / "out", {UNIT: {"a/moments": tensor, "rows": np.zeros(1, np.int8)}}, GOOD_ROWS)
+def test_tensor_of_another_dtype_or_shape(
+    tmp_path: Path, write_dataset: Callable[..., Path], tensor: Any
+) -> None:
+    path = write_dataset(
+        tmp_path / "out", {UNIT: {"a/moments": tensor, "rows": np.zeros(1, np.int8)}}, GOOD_ROWS
+    )
     with pytest.raises(StoreError, match="a/moments"):
         read_all(path)
 
@@ -103,13 +122,19 @@ def test_tensor_at_an_odd_byte(tmp_path: Path, write_dataset: Callable[..., Path
     header = content[8 : 8 + length] + b" "
     moved = len(header).to_bytes(8, "little") + header + content[8 + length :]
     file.write_bytes(moved)
-    entry = {"bytes": len(moved), "rows": 3, "header_sha256": hashlib.sha256(moved[: 8 + len(header)]).hexdigest()}
+    entry = {
+        "bytes": len(moved),
+        "rows": 3,
+        "header_sha256": hashlib.sha256(moved[: 8 + len(header)]).hexdigest(),
+    }
     change_document(path, {"units": {UNIT: entry}})
     with pytest.raises(StoreError, match="starts at byte"):
         read_all(path)
 
 
-def test_units_that_disagree_about_a_bucket(tmp_path: Path, write_dataset: Callable[..., Path]) -> None:
+def test_units_that_disagree_about_a_bucket(
+    tmp_path: Path, write_dataset: Callable[..., Path]
+) -> None:
     other = {"a/moments": np.ones((3, 4, 2, 3), np.float16)}
     rows = [*GOOD_ROWS, ("other", "plain", "000-000001", "a", 0)]
     path = write_dataset(tmp_path / "out", {UNIT: GOOD, "000-000001": other}, rows)
@@ -117,7 +142,14 @@ def test_units_that_disagree_about_a_bucket(tmp_path: Path, write_dataset: Calla
         read_all(path)
 
 
-def test_normalization_that_does_not_fit_the_layout(tmp_path: Path, write_dataset: Callable[..., Path]) -> None:
-    path = write_dataset(tmp_path / "out", {UNIT: GOOD}, GOOD_ROWS, normalization={"shift": [0.0] * 3, "scale": 1.0, "fold": {}})
+def test_normalization_that_does_not_fit_the_layout(
+    tmp_path: Path, write_dataset: Callable[..., Path]
+) -> None:
+    path = write_dataset(
+        tmp_path / "out",
+        {UNIT: GOOD},
+        GOOD_ROWS,
+        normalization={"shift": [0.0] * 3, "scale": 1.0, "fold": {}},
+    )
     with pytest.raises(StoreError, match="normalization"):
         read_all(path)

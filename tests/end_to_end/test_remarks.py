@@ -1,4 +1,6 @@
-"""Nothing is left out in silence: what a run found and didn't use is said at its end, by `inspect` and by `--dry-run`."""
+"""Nothing is left out in silence: what a run found and didn't use is said at its end, by `inspect`
+and by `--dry-run`.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +19,15 @@ import pytest
 from PIL import Image
 
 import latentkit as lk
-from latentkit.cli import main
+from latentkit.cli.main import main
 from latentkit.contracts import Prepared, Remark
 from latentkit.errors import PluginError
-from latentkit.inspect import inspect_dataset
-from latentkit.repair import repair_dataset
-from latentkit.sources.remarks import list_remarks, merged
+from latentkit.runtime.source_remarks import list_remarks, merged
 from latentkit.store.compact import compact
 from latentkit.store.contents import column_filling, describe_filling, row_remarks
-from latentkit.store.verify import verify_dataset
+from latentkit.upkeep.inspect_dataset import inspect_dataset
+from latentkit.upkeep.repair import repair_dataset
+from latentkit.upkeep.verify import verify_dataset
 
 LEFT_OUT = "left out by their ending .heic"
 MISSING = "a caption that names no file"
@@ -43,7 +45,9 @@ Run = Callable[..., dict[str, Any]]
 
 @pytest.fixture
 def recipe(waves: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """A recipe of twelve waves, one of which is bad, from a source and by a modality that remark something."""
+    """A recipe of twelve waves, one of which is bad, from a source and by a modality that remark
+    something.
+    """
     monkeypatch.setattr(waves.Waves, "remarks", lambda self: iter(GIVEN), raising=False)
     prepare = waves.Wave.prepare
 
@@ -277,7 +281,8 @@ def test_two_processes_write_the_same_remarks_and_count_the_dataset(
     for text in said:
         assert text.startswith("both: 12 latents, 2 skipped")
         assert notes(text) == [
-            "2: left out by their ending .svg: a drawing or document without pixels; render it to PNG, such as x.svg"
+            "2: left out by their ending .svg: a drawing or document without pixels; render it to"
+            " PNG, such as x.svg"
         ]
         assert "text (text): 11 of 12 rows" in text
         assert "such as bad.png, bad2.png" in text

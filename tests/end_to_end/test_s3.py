@@ -1,4 +1,6 @@
-"""The real command on a real S3 server: the dataset is the local one, byte for byte, whoever is killed on the way."""
+"""The real command on a real S3 server: the dataset is the local one, byte for byte, whoever is
+killed on the way.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +17,23 @@ from typing import IO, Protocol
 import numpy as np
 import pytest
 
-from latentkit.store.dataset import read_units
-from latentkit.store.folder import Folder, open_folder
+from latentkit.reading.dataset import LatentDataset
+from latentkit.store.dataset_json import read_units
+from latentkit.store.folder import Folder
+from latentkit.store.open_folder import open_folder
 from latentkit.store.plan import read_chain
-from latentkit.store.reader import LatentDataset
 
 URL = "s3://bucket/latents"
 NUM_PHOTOS, UNIT_SIZE = 40, 1
 NUM_UNITS = NUM_PHOTOS // UNIT_SIZE
-OPTIONS = ["batch_size=2", "threads=1", f"output.unit_size={UNIT_SIZE}", "preview=0", "modality.with.size=128", "output.dtype=float32"]
+OPTIONS = [
+    "batch_size=2",
+    "threads=1",
+    f"output.unit_size={UNIT_SIZE}",
+    "preview=0",
+    "modality.with.size=128",
+    "output.dtype=float32",
+]
 IMPATIENT = (
     "import sys; from latentkit.cli import main; from latentkit.store import outage\n"
     "outage.GIVE_UP_AFTER_SECONDS = 1.0\nsys.exit(main())"
@@ -37,7 +47,9 @@ class Command:
         self._printed = printed
         self._output: IO[bytes] = printed.open("wb")
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-        self.process = subprocess.Popen(start, stdout=self._output, stderr=subprocess.STDOUT, env=environment)
+        self.process = subprocess.Popen(
+            start, stdout=self._output, stderr=subprocess.STDOUT, env=environment
+        )
 
     def printed(self) -> str:
         return self._printed.read_text()
@@ -77,7 +89,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
     begun: list[Command] = []
 
     def begin(*arguments: str, program: tuple[str, ...] = ("-m", "latentkit")) -> Command:
-        begun.append(Command([sys.executable, *program, *arguments], tmp_path / f"printed-{len(begun)}"))
+        begun.append(
+            Command([sys.executable, *program, *arguments], tmp_path / f"printed-{len(begun)}")
+        )
         return begun[-1]
 
     yield begin
@@ -91,21 +105,34 @@ def photos(tmp_path_factory: pytest.TempPathFactory, write_photos: Callable[...,
 
 
 def encode(photos: Path, output: str) -> list[str]:
-    return ["encode", str(photos), output, "--encoder", "tiny-kl", *(part for option in OPTIONS for part in ("--set", option))]
+    return [
+        "encode",
+        str(photos),
+        output,
+        "--encoder",
+        "tiny-kl",
+        *(part for option in OPTIONS for part in ("--set", option)),
+    ]
 
 
 @pytest.fixture(scope="module")
 def local(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one undisturbed local run makes."""
     output = tmp_path_factory.mktemp("local") / "latents"
-    command = Command([sys.executable, "-m", "latentkit", *encode(photos, str(output))], output.with_name("printed"))
+    command = Command(
+        [sys.executable, "-m", "latentkit", *encode(photos, str(output))],
+        output.with_name("printed"),
+    )
     assert command.finish() == 0, command.printed()
     return output
 
 
 def contents(folder: Folder) -> dict[str, bytes]:
     """All files that have to be the same."""
-    names = ["dataset.json", *(f"{part}/{name}" for part in ("plans", "units", "index") for name in folder.list(part))]
+    names = [
+        "dataset.json",
+        *(f"{part}/{name}" for part in ("plans", "units", "index") for name in folder.list(part)),
+    ]
     return {name: folder.read(name) for name in names}
 
 
@@ -129,7 +156,9 @@ def test_two_processes_on_one_url_make_what_one_makes_locally_and_it_is_read_thr
     read = read_units(folder, read_chain(folder))
     assert s3_server.slow_down(0) > 4, "units are read many at a time"
     assert [*read] == [*read_units(open_folder(str(local)), read_chain(folder))]
-    assert [unit.header.file_bytes for unit in read.values()] == [folder.size(f"units/{name}.safetensors") for name in read]
+    assert [unit.header.file_bytes for unit in read.values()] == [
+        folder.size(f"units/{name}.safetensors") for name in read
+    ]
 
     units = [folder.size(f"units/{name}") for name in folder.list("units")]
     cache, limit = tmp_path / "cache", 3 * max(units)
@@ -143,11 +172,18 @@ def test_two_processes_on_one_url_make_what_one_makes_locally_and_it_is_read_thr
     assert np.array_equal(again[0]["moments"], expected[0]["moments"])
 
 
-def test_the_server_knows_nothing_of_an_upload_whose_sender_was_killed(mortal_s3_server: S3Server) -> None:
-    """Or what a kill leaves behind would be the test server's fault: moto stores the part, and a replay of it waits for the rest."""
+def test_the_server_knows_nothing_of_an_upload_whose_sender_was_killed(
+    mortal_s3_server: S3Server,
+) -> None:
+    """Or what a kill leaves behind would be the test server's fault: moto stores the part, and a
+    replay of it waits for the rest.
+    """
     for sent in (b"", b"abc"):
         with socket.create_connection(("127.0.0.1", mortal_s3_server.port)) as connection:
-            connection.sendall(b"PUT /bucket/half HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n" + sent)
+            connection.sendall(
+                b"PUT /bucket/half HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n"
+                + sent
+            )
             connection.shutdown(socket.SHUT_WR)
             assert connection.recv(100).startswith(b"HTTP/1.1 400")
     mortal_s3_server.kill()

@@ -1,6 +1,6 @@
 """An autoencoder of Stable Diffusion's size: minutes long, so CI leaves it out.
 
-    LATENTKIT_TEST_PHOTOS=folder pytest -m slow tests/end_to_end/test_sd_sized.py
+LATENTKIT_TEST_PHOTOS=folder pytest -m slow tests/end_to_end/test_sd_sized.py
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import pytest
 import torch
 
 import latentkit as lk
-from latentkit.builtin import FolderConfig, ImageConfig
 from latentkit.contracts import BuildContext
 from latentkit.modalities.image import ImageModality
+from latentkit.modalities.options import ImageConfig
 from latentkit.sources.folder import FolderSource
+from latentkit.sources.options import FolderConfig
 
 SIZE, BATCH, THREADS = 256, 4, 2
 
@@ -40,18 +41,39 @@ def sd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_stored_moments_are_bit_for_bit_those_of_diffusers(make_photos: Callable[..., Path], sd_folder: Path, tmp_path: Path) -> None:
-    photos = Path(os.environ["LATENTKIT_TEST_PHOTOS"]) if "LATENTKIT_TEST_PHOTOS" in os.environ else make_photos(8)
+def test_stored_moments_are_bit_for_bit_those_of_diffusers(
+    make_photos: Callable[..., Path], sd_folder: Path, tmp_path: Path
+) -> None:
+    photos = (
+        Path(os.environ["LATENTKIT_TEST_PHOTOS"])
+        if "LATENTKIT_TEST_PHOTOS" in os.environ
+        else make_photos(8)
+    )
     fixed = {"batch_size": BATCH, "threads": THREADS, "preview": 0, "output.unit_size": 8}
-    exact = lk.encode(photos, tmp_path / "fp32", encoder=sd_folder, size=SIZE, overrides={**fixed, "output.dtype": "float32"})
+    exact = lk.encode(
+        photos,
+        tmp_path / "fp32",
+        encoder=sd_folder,
+        size=SIZE,
+        overrides={**fixed, "output.dtype": "float32"},
+    )
     half = lk.encode(photos, tmp_path / "fp16", encoder=sd_folder, size=SIZE, overrides=fixed)
     source = FolderSource(FolderConfig(path=str(photos)), BuildContext())
     modality = ImageModality(ImageConfig(size=SIZE), BuildContext())
-    vae = diffusers.AutoencoderKL.from_pretrained(sd_folder).eval().to(memory_format=torch.channels_last)
+    vae = (
+        diffusers.AutoencoderKL.from_pretrained(sd_folder)
+        .eval()
+        .to(memory_format=torch.channels_last)
+    )
     torch.set_num_threads(THREADS)
     for start in range(0, len(source), BATCH):
-        rows = [next(iter(modality.prepare(source[index]))).tensor for index in range(start, min(start + BATCH, len(source)))]
-        batch = torch.stack([row for row in rows if isinstance(row, torch.Tensor)]).contiguous(memory_format=torch.channels_last)
+        rows = [
+            next(iter(modality.prepare(source[index]))).tensor
+            for index in range(start, min(start + BATCH, len(source)))
+        ]
+        batch = torch.stack([row for row in rows if isinstance(row, torch.Tensor)]).contiguous(
+            memory_format=torch.channels_last
+        )
         with torch.inference_mode():
             posterior = vae.encode(batch).latent_dist
         for row in range(len(batch)):

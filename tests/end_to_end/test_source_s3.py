@@ -1,4 +1,6 @@
-"""The source `folder` on a real S3 server: the dataset is that of the folder itself, and what did not change is not read again."""
+"""The source `folder` on a real S3 server: the dataset is that of the folder itself, and what did
+not change is not read again.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,13 @@ from latentkit.sources.url_files import UrlFiles
 from latentkit.store import outage
 
 NUM_PHOTOS = 30
-FIXED = {"batch_size": 4, "threads": 2, "output.unit_size": 8, "preview": 0, "modality.with.size": 32}
+FIXED = {
+    "batch_size": 4,
+    "threads": 2,
+    "output.unit_size": 8,
+    "preview": 0,
+    "modality.with.size": 32,
+}
 
 
 class S3Server(Protocol):
@@ -48,7 +56,9 @@ def test_latents_are_those_of_the_folder_and_only_what_changed_is_read_again(
     there = lk.encode("s3://bucket/photos", tmp_path / "there", overrides=FIXED)
     assert s3_server.slow_down(0.0) > 4  # captions, many at once
     lines = s3_server.log()
-    assert sum(".png" in line for line in lines) == NUM_PHOTOS + 1  # the first sample is looked at before
+    assert (
+        sum(".png" in line for line in lines) == NUM_PHOTOS + 1
+    )  # the first sample is looked at before
     assert sum(".txt" in line for line in lines) == NUM_PHOTOS
     assert there.keys == here.keys
     captions = lk.open(tmp_path / "there", columns=["text"])
@@ -75,7 +85,9 @@ def test_more_objects_than_a_page_of_a_listing_are_all_found(s3_server: S3Server
     files = UrlFiles("s3://bucket/many")
     s3_server.log()
     listed = files.list(True).files
-    assert sum("list-type=2" in line for line in s3_server.log()) == 3  # the server's pages hold 100
+    assert (
+        sum("list-type=2" in line for line in s3_server.log()) == 3
+    )  # the server's pages hold 100
     assert sorted(set(listed) - {"folder"}) == [f"{number:03d}.txt" for number in range(230)]
     assert files.read("007.txt") == b"x"
 
@@ -83,15 +95,32 @@ def test_more_objects_than_a_page_of_a_listing_are_all_found(s3_server: S3Server
 @pytest.mark.parametrize(
     ("url", "setting", "words"),
     [
-        ("s3://missing/photos", {}, r"s3://missing/photos: there is no bucket 'missing'; make it first"),
+        (
+            "s3://missing/photos",
+            {},
+            r"s3://missing/photos: there is no bucket 'missing'; make it first",
+        ),
         ("s3://bucket/photos", {}, r"nothing lies below s3://bucket/photos"),
-        ("s3://bucket/photos", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, r"s3://bucket/photos\S* can't be reached \(EndpointConn"),
+        (
+            "s3://bucket/photos",
+            {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"},
+            r"s3://bucket/photos\S* can't be reached \(EndpointConn",
+        ),
         ("s3://bucket/photos", {"AWS_ENDPOINT_URL": "not a url"}, r"Invalid endpoint: not a url"),
-        ("s3://bucket/photos", {"AWS_PROFILE": "nobody"}, r"The config profile \(nobody\) could not be found"),
+        (
+            "s3://bucket/photos",
+            {"AWS_PROFILE": "nobody"},
+            r"The config profile \(nobody\) could not be found",
+        ),
     ],
 )
 def test_what_keeps_a_bucket_away_is_told(
-    s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, url: str, setting: dict[str, str], words: str
+    s3_server: S3Server,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    url: str,
+    setting: dict[str, str],
+    words: str,
 ) -> None:
     monkeypatch.setattr(outage, "FIRST_PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(outage, "GIVE_UP_AFTER_SECONDS", 0.05)

@@ -1,4 +1,5 @@
-"""Other ways in: tables, tars and streams give the same latents as the folder they were made from."""
+"""Other ways in: tables, tars and streams give the same latents as the folder they were made from.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +29,13 @@ def write_tar(photos: Path, file: Path, numbers: range) -> None:
 
 
 def write_parquet(photos: Path, file: Path, numbers: range) -> None:
-    rows = [{"image": {"bytes": (photos / f"{n:03d}.png").read_bytes(), "path": None}, "text": f"picture number {n}"} for n in numbers]
+    rows = [
+        {
+            "image": {"bytes": (photos / f"{n:03d}.png").read_bytes(), "path": None},
+            "text": f"picture number {n}",
+        }
+        for n in numbers
+    ]
     pq.write_table(pa.Table.from_pylist(rows), file)
 
 
@@ -36,7 +43,9 @@ def latents(data: Any) -> list[torch.Tensor]:
     return [data.moments(index)["mean"] for index in range(len(data))]
 
 
-def test_parquet_gives_what_the_folder_gives(make_photos: Callable[..., Path], kl_folder: Path, tmp_path: Path) -> None:
+def test_parquet_gives_what_the_folder_gives(
+    make_photos: Callable[..., Path], kl_folder: Path, tmp_path: Path
+) -> None:
     photos = make_photos(7)
     (tmp_path / "table").mkdir()
     write_parquet(photos, tmp_path / "table" / "part.parquet", range(7))
@@ -56,7 +65,13 @@ def test_streamed_tars_give_what_the_folder_gives_a_unit_per_shard(
     tars.mkdir()
     write_tar(photos, tars / "a.tar", range(4))
     write_tar(photos, tars / "b.tar", range(4, 7))
-    expected = lk.encode(photos, tmp_path / "a", encoder=kl_folder, size=32, overrides={**FIXED, "output.unit_size": 4})
+    expected = lk.encode(
+        photos,
+        tmp_path / "a",
+        encoder=kl_folder,
+        size=32,
+        overrides={**FIXED, "output.unit_size": 4},
+    )
     overrides = {**FIXED, "output.unit_size": 1, "source.with.streaming": True}
     streamed = lk.encode(tars, tmp_path / "b", encoder=kl_folder, size=32, overrides=overrides)
     assert len(list((tmp_path / "b" / "units").iterdir())) == 2

@@ -16,11 +16,11 @@ from latentkit.errors import StoreError
 from latentkit.store import compact as compacting
 from latentkit.store.claims import Claims
 from latentkit.store.compact import compact, finish_compaction
-from latentkit.store.dataset import newest_number, read_dataset
-from latentkit.store.folder import LocalFolder
+from latentkit.store.dataset_json import newest_number, read_dataset
+from latentkit.store.local_folder import LocalFolder
 from latentkit.store.plan import Plan, plan_of, read_chain, read_plan, write_plan
 
-encoding = importlib.import_module("latentkit.encode")  # whose name in the package is the function
+encoding = importlib.import_module("latentkit.encoding.encode_source")
 
 FIXED = {"batch_size": 2, "threads": 1, "output.unit_size": 2, "preview": 0}
 NUM_PHOTOS = 6
@@ -46,7 +46,11 @@ def newest(output: Path) -> int:
 
 @pytest.mark.parametrize("then", ["another run", "a compaction"])
 def test_process_that_ends_late_leaves_the_newer_dataset(
-    then: str, encode: Callable[[], lk.LatentDataset], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    then: str,
+    encode: Callable[[], lk.LatentDataset],
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run_units, folder = encoding._run_units, LocalFolder(tmp_path / "out")
 
@@ -109,25 +113,33 @@ def test_compaction_looks_only_once_nobody_else_can_plan(
     assert all(was_claimed)
 
 
-def test_compaction_is_refused_while_somebody_plans(encode: Callable[[], lk.LatentDataset], tmp_path: Path) -> None:
+def test_compaction_is_refused_while_somebody_plans(
+    encode: Callable[[], lk.LatentDataset], tmp_path: Path
+) -> None:
     encode()
     folder = LocalFolder(tmp_path / "out")
     claims = Claims(folder)
-    with claims.beating():
+    with claims.heartbeat():
         assert claims.take("plan")
         with pytest.raises(StoreError, match="at work on it"):
             compact(folder)
 
 
 def test_compaction_gives_way_to_a_plan_that_was_first(
-    encode: Callable[[], lk.LatentDataset], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    encode: Callable[[], lk.LatentDataset],
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     encode()
 
     def beaten(folder: LocalFolder, plan: Plan) -> None:
         before = read_chain(folder)[-1]
         entries = before.table.select(["key", "stamp", "attributes"])
-        write_plan(folder, plan_of(plan.number, entries, before.settings, before.table["key"].combine_chunks()))
+        write_plan(
+            folder,
+            plan_of(plan.number, entries, before.settings, before.table["key"].combine_chunks()),
+        )
         write_plan(folder, plan)
 
     with monkeypatch.context() as patch:

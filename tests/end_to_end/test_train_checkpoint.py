@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import latentkit as lk
-from latentkit.cli import main
+from latentkit.cli.main import main
 
 
 def train(photos: Path, output: Path, model: dict[str, Any], **keys: Any) -> Path:

@@ -1,4 +1,6 @@
-"""`evaluate:` in a train recipe: metrics in the log, grids to look at, the best checkpoint kept, and nothing else changed by it."""
+"""`evaluate:` in a train recipe: metrics in the log, grids to look at, the best checkpoint kept,
+and nothing else changed by it.
+"""
 
 from __future__ import annotations
 
@@ -35,10 +37,18 @@ def recipe(photos: Path, output: Path, **keys: Any) -> dict[str, Any]:
 
 def evaluate(photos: Path, **keys: Any) -> dict[str, Any]:
     source = {"use": "folder", "with": {"path": str(photos)}}
-    return {"every": 2, "source": source, "metrics": [{"use": "psnr"}, {"use": "kl"}], "best": "psnr", **keys}
+    return {
+        "every": 2,
+        "source": source,
+        "metrics": [{"use": "psnr"}, {"use": "kl"}],
+        "best": "psnr",
+        **keys,
+    }
 
 
-def test_metrics_grids_and_the_best_checkpoint_are_kept(make_photos: MakePhotos, tmp_path: Path) -> None:
+def test_metrics_grids_and_the_best_checkpoint_are_kept(
+    make_photos: MakePhotos, tmp_path: Path
+) -> None:
     photos, held_out = make_photos(6), make_photos(3, "held-out")
     lk.run(recipe(photos, tmp_path / "run", evaluate=evaluate(held_out)))
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
@@ -46,16 +56,22 @@ def test_metrics_grids_and_the_best_checkpoint_are_kept(make_photos: MakePhotos,
     assert sorted(measured) == [0, 2, 4]
     assert all(5 < metrics["psnr"] < 60 and metrics["kl"] > 0 for metrics in measured.values())
     best = max(measured, key=lambda step: measured[step]["psnr"])
-    assert f"step-{best:07d}" in {file.name for file in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert f"step-{best:07d}" in {
+        file.name for file in (tmp_path / "run" / "checkpoints").iterdir()
+    }
     with Image.open(tmp_path / "run" / "evaluations" / "00000002.png") as grid:
         assert grid.size == (3 * 32, 3 * 32)  # three pictures: source, reconstruction, difference
 
 
-def test_evaluating_changes_nothing_that_is_trained(make_photos: MakePhotos, tmp_path: Path) -> None:
+def test_evaluating_changes_nothing_that_is_trained(
+    make_photos: MakePhotos, tmp_path: Path
+) -> None:
     photos = make_photos(6)
     lk.run(recipe(photos, tmp_path / "plain"))
     lk.run(recipe(photos, tmp_path / "evaluated", evaluate=evaluate(photos)))
-    plain, evaluated = (next((tmp_path / name / "model").glob("*.safetensors")) for name in ("plain", "evaluated"))
+    plain, evaluated = (
+        next((tmp_path / name / "model").glob("*.safetensors")) for name in ("plain", "evaluated")
+    )
     theirs, ours = load_file(plain), load_file(evaluated)
     assert theirs.keys() == ours.keys()
     assert all(bool((ours[name] == theirs[name]).all()) for name in ours)

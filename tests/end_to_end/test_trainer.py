@@ -14,7 +14,9 @@ TRAINER = Path(__file__).parents[2] / "recipes" / "train_flow_matching.py"
 
 def test_flow_matching_on_the_sample_photographs_lowers_its_loss(tmp_path: Path) -> None:
     overrides = {"batch_size": 3, "preview": 0, "modality.with.views": ["plain", "hflip"]}
-    lk.encode("sample-photos", tmp_path / "latents", encoder="tiny-kl", size=256, overrides=overrides)
+    lk.encode(
+        "sample-photos", tmp_path / "latents", encoder="tiny-kl", size=256, overrides=overrides
+    )
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

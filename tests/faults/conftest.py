@@ -44,10 +44,13 @@ class Run:
             return []
 
     def kill(self) -> bool:
-        """Whether it was still running; launcher and workers get no chance to do anything any more."""
+        """Whether it was still running; launcher and workers get no chance to do anything any more.
+        """
         was_running = self.is_running
         if was_running:
-            os.kill(self.process.pid, signal.SIGSTOP)  # so that it starts no more while they are counted
+            os.kill(
+                self.process.pid, signal.SIGSTOP
+            )  # so that it starts no more while they are counted
         family = self.workers()  # of several sessions: a launcher gives each worker its own
         for process in [self.process, *family]:
             try:
@@ -75,19 +78,34 @@ Start = Callable[..., Run]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Start `latentkit` with some arguments, alone or several of them under a launcher; killed at the latest when the test ends."""
+    """Start `latentkit` with some arguments, alone or several of them under a launcher; killed at
+    the latest when the test ends.
+    """
     begun: list[Run] = []
 
-    def begin(arguments: Sequence[str | Path], processes: int = 1, prefix: Sequence[str] = ()) -> Run:
+    def begin(
+        arguments: Sequence[str | Path], processes: int = 1, prefix: Sequence[str] = ()
+    ) -> Run:
         line = [*prefix, sys.executable, "-m", "latentkit", *map(str, arguments)]
         if processes > 1:
-            # What `accelerate launch` itself runs on several GPUs; without any, it would start one process whatever number it is given.
-            launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+            # What `accelerate launch` itself runs on several GPUs; without any, it would start one
+            # process whatever number it is given.
+            launcher = [
+                "-m",
+                "torch.distributed.run",
+                "--standalone",
+                "--nproc-per-node",
+                str(processes),
+            ]
             line = [*prefix, sys.executable, *launcher, *line[len(prefix) + 1 :]]
         log = tmp_path / f"log-{len(begun)}.txt"
         with open(log, "wb") as file:
             process = subprocess.Popen(
-                line, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}
+                line,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
             )
         begun.append(Run(process, log))
         return begun[-1]
@@ -98,9 +116,13 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def read_contents(output: Path) -> dict[str, bytes]:
-    """All files that have to be the same however a dataset came about; what is missing is left out."""
+    """All files that have to be the same however a dataset came about; what is missing is left out.
+    """
     folders = [output / part for part in ("plans", "units", "index") if (output / part).is_dir()]
-    files = [*(file for folder in folders for file in sorted(folder.iterdir())), output / "dataset.json"]
+    files = [
+        *(file for folder in folders for file in sorted(folder.iterdir())),
+        output / "dataset.json",
+    ]
     return {str(file.relative_to(output)): file.read_bytes() for file in files if file.exists()}
 
 
@@ -112,10 +134,25 @@ def contents() -> Callable[[Path], dict[str, bytes]]:
 @pytest.fixture(scope="session")
 def encode_line() -> Callable[..., list[str]]:
     """Arguments of an `encode` that makes many small units."""
-    options = ["batch_size=2", "threads=1", "output.unit_size=2", "preview=0", "output.dtype=float32"]
+    options = [
+        "batch_size=2",
+        "threads=1",
+        "output.unit_size=2",
+        "preview=0",
+        "output.dtype=float32",
+    ]
 
     def line(photos: Path, output: Path, encoder: Path, size: int = 64) -> list[str]:
         sets = [part for option in options for part in ("--set", option)]
-        return ["encode", str(photos), str(output), "--encoder", str(encoder), "--size", str(size), *sets]
+        return [
+            "encode",
+            str(photos),
+            str(output),
+            "--encoder",
+            str(encoder),
+            "--size",
+            str(size),
+            *sets,
+        ]
 
     return line

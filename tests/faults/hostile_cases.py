@@ -1,10 +1,11 @@
-"""A tiny latent dataset, and as many hostile versions of it as asked for: opened, read and verified in this process.
+"""A tiny latent dataset, and as many hostile versions of it as asked for: opened, read and verified
+in this process.
 
     python tests/faults/hostile_cases.py FOLDER SEED COUNT
 
-prints a line for every case in which something else happened than a `StoreError`, a finding, or the unchanged right answer, and exits
-with 1 when there was one. Memory is limited to what is in use at the beginning and 512 MiB.
-"""
+prints a line for every case in which something else happened than a `StoreError`, a finding, or the
+unchanged right answer, and exits with 1 when there was one. Memory is limited to what is in use at
+the beginning and 512 MiB."""
 
 from __future__ import annotations
 
@@ -30,11 +31,12 @@ import torch
 import latentkit as lk
 from latentkit.contracts import Entry, LatentLayout, Normalization
 from latentkit.errors import StoreError
-from latentkit.store.dataset import Description, finalize
-from latentkit.store.folder import LocalFolder, canonical_json
+from latentkit.store.dataset_json import Description, finalize
+from latentkit.store.folder import canonical_json
+from latentkit.store.local_folder import LocalFolder
 from latentkit.store.plan import PlanSettings, build_plan, write_plan
-from latentkit.store.verify import verify_dataset
 from latentkit.store.writer import RowLabel, UnitWriter
+from latentkit.upkeep.verify import verify_dataset
 
 MORE_MEMORY = 512 << 20
 LONGEST_SECONDS = 10.0
@@ -46,9 +48,36 @@ DEEP: list[Any] = []
 for _ in range(400):
     DEEP = [DEEP]
 NASTY: list[Any] = [
-    2**63, 2**64 - 1, 10**400, -1, 0, 1, 0.5, 1e308, float("nan"), float("inf"), True, None, "", "..", "../../etc/passwd", "/etc/passwd",
-    "nul\0", "x" * 100_000, [], {}, [[]], {"": {}}, [2**32, 2**32], [2**62, 2**62, 0], [-1, 5], [1.5], DEEP, "F64", "units/000-000000",
-]  # fmt: skip
+    2**63,
+    2**64 - 1,
+    10**400,
+    -1,
+    0,
+    1,
+    0.5,
+    1e308,
+    float("nan"),
+    float("inf"),
+    True,
+    None,
+    "",
+    "..",
+    "../../etc/passwd",
+    "/etc/passwd",
+    "nul\0",
+    "x" * 100_000,
+    [],
+    {},
+    [[]],
+    {"": {}},
+    [2**32, 2**32],
+    [2**62, 2**62, 0],
+    [-1, 5],
+    [1.5],
+    DEEP,
+    "F64",
+    "units/000-000000",
+]
 BEYOND_VERIFY = ("layout", "normalization", "source", "quantisation", "views")
 """What dataset.json alone says; `verify --deep` compares the first two with the encoder's."""
 
@@ -56,23 +85,48 @@ BEYOND_VERIFY = ("layout", "normalization", "source", "quantisation", "views")
 def make(folder: Path) -> None:
     """6 samples in 2 units, the fifth skipped; two views; captions."""
     store = LocalFolder(folder)
-    settings = PlanSettings({"encoder.name": "random", "store": "moments", "dtype": "float16"}, 2, 3, 1, False, {"latentkit": "0"})
-    entries = (Entry(f"photos/{i}.png", f"{i}-0", {"text": f"caption {i}", "label": i}) for i in range(6))
+    settings = PlanSettings(
+        {"encoder.name": "random", "store": "moments", "dtype": "float16"},
+        2,
+        3,
+        1,
+        False,
+        {"latentkit": "0"},
+    )
+    entries = (
+        Entry(f"photos/{i}.png", f"{i}-0", {"text": f"caption {i}", "label": i}) for i in range(6)
+    )
     plan = build_plan(0, entries, settings)
     write_plan(store, plan)
     generator = torch.Generator().manual_seed(0)
     for unit in plan.units():
         writer = UnitWriter(unit)
         for position in range(unit.start, unit.stop):
-            labels = [RowLabel(position, view, number, "0" * 64, {"crop": [0, number]}) for number, view in enumerate(("plain", "hflip"))]
+            labels = [
+                RowLabel(position, view, number, "0" * 64, {"crop": [0, number]})
+                for number, view in enumerate(("plain", "hflip"))
+            ]
             if position == 4:
                 for label in labels:
                     writer.skip(label, "not a picture")
             else:
-                writer.add("16x16", labels, {"moments": torch.randn(2, 8, 2, 2, generator=generator).half()})
-        writer.commit(store, {"batch_size": 2, "threads": 1, "compile": False}, settings.fingerprint)
+                writer.add(
+                    "16x16",
+                    labels,
+                    {"moments": torch.randn(2, 8, 2, 2, generator=generator).half()},
+                )
+        writer.commit(
+            store, {"batch_size": 2, "threads": 1, "compile": False}, settings.fingerprint
+        )
     layout = LatentLayout("latent", "gaussian", "CHW", 4, 8)
-    described = Description(layout, Normalization(0.5, [1.0, 2.0, 3.0, 4.0]), "moments", "float16", {"use": "folder"}, ["plain", "hflip"])
+    described = Description(
+        layout,
+        Normalization(0.5, [1.0, 2.0, 3.0, 4.0]),
+        "moments",
+        "float16",
+        {"use": "folder"},
+        ["plain", "hflip"],
+    )
     finalize(store, [plan], described, lambda index: None)
 
 
@@ -96,8 +150,12 @@ def change_bytes(draw: random.Random, content: bytes, others: Sequence[bytes]) -
     elif kind == 5:
         changed[a:b] = draw.choice(others)[a:b]
     elif kind == 6:
-        place = draw.choice([0, 4, max(0, len(changed) - 8), max(0, len(changed) - 4), draw.randrange(len(changed))])
-        changed[place : place + 8] = draw.choice([2**63, 2**64 - 1, 2**31, 2**40, 0, len(content)]).to_bytes(8, "little")
+        place = draw.choice(
+            [0, 4, max(0, len(changed) - 8), max(0, len(changed) - 4), draw.randrange(len(changed))]
+        )
+        changed[place : place + 8] = draw.choice(
+            [2**63, 2**64 - 1, 2**31, 2**40, 0, len(content)]
+        ).to_bytes(8, "little")
     else:
         del changed[a:b]
     return bytes(changed)
@@ -122,7 +180,9 @@ def change_json(draw: random.Random, document: Any, top: Sequence[str] = ()) -> 
         if kind == 0:
             del place[key]
         elif kind == 1 and isinstance(place, dict):
-            place[draw.choice(["../x", "units/000-000000", "", "x" * 5000, "16x16/moments"])] = place.pop(key)
+            place[draw.choice(["../x", "units/000-000000", "", "x" * 5000, "16x16/moments"])] = (
+                place.pop(key)
+            )
         elif kind == 2 and isinstance(place[key], int | float):
             place[key] += draw.choice([1, -1, 4096, -4096])
         else:
@@ -148,19 +208,33 @@ def change_table(draw: random.Random, content: bytes) -> bytes:
     if kind == 0:
         table = table.drop_columns([name])
     elif kind == 1:
-        table = table.rename_columns([draw.choice(table.column_names) if one == name else one for one in table.column_names])
+        table = table.rename_columns(
+            [draw.choice(table.column_names) if one == name else one for one in table.column_names]
+        )
     elif kind == 2:
-        table = table.set_column(number, name, pa.nulls(table.num_rows, draw.choice([pa.null(), column.type])))
+        table = table.set_column(
+            number, name, pa.nulls(table.num_rows, draw.choice([pa.null(), column.type]))
+        )
     elif kind == 3:
-        rows = draw.choice([[], [0], list(range(table.num_rows)) * 2, list(reversed(range(table.num_rows)))])
+        rows = draw.choice(
+            [[], [0], list(range(table.num_rows)) * 2, list(reversed(range(table.num_rows)))]
+        )
         table = table.take(pa.array(rows, pa.int64()))
     elif kind == 4:
         values = [draw.choice([2**62, -1, 7, 0]) for _ in range(table.num_rows)]
-        table = table.set_column(number, name, pa.array(values, pa.int64()).cast(draw.choice([pa.int64(), pa.float64()]), safe=False))
+        table = table.set_column(
+            number,
+            name,
+            pa.array(values, pa.int64()).cast(draw.choice([pa.int64(), pa.float64()]), safe=False),
+        )
     elif kind == 5:
         words = ["../../etc/passwd", "\0", "000-000001", "x" * 5000, "ok", "16x16", ""]
         texts = [draw.choice(words) for _ in range(table.num_rows)]
-        table = table.set_column(number, name, pa.array(texts, draw.choice([pa.string(), pa.large_string(), pa.binary()])))
+        table = table.set_column(
+            number,
+            name,
+            pa.array(texts, draw.choice([pa.string(), pa.large_string(), pa.binary()])),
+        )
     elif kind == 6:
         table = table.set_column(number, name, pa.array([[{"a": [1]}]] * table.num_rows))
     else:
@@ -182,7 +256,10 @@ def seal(files: Files) -> None:
         for name in UNITS:
             length = int.from_bytes(files[name][:8], "little")
             entry = document["units"][name[6:-12]]
-            entry |= {"bytes": len(files[name]), "header_sha256": hashlib.sha256(files[name][: 8 + length]).hexdigest()}
+            entry |= {
+                "bytes": len(files[name]),
+                "header_sha256": hashlib.sha256(files[name][: 8 + length]).hexdigest(),
+            }
         document["sha256"] = hashlib.sha256(canonical_json(document).encode()).hexdigest()
     except (KeyError, TypeError, ValueError, AttributeError):
         document["sha256"] = "0" * 64
@@ -233,7 +310,14 @@ def read(folder: Path) -> Any:
     """The first batch, and every key."""
     data = lk.open(folder, posterior="moments", columns=["text"])
     batch = next(iter(data.batches(64, prefetch=1)))
-    return data.keys, batch["key"], batch["view"], batch["text"], batch["moments"].view(torch.uint8).tolist(), data[0]["key"]
+    return (
+        data.keys,
+        batch["key"],
+        batch["view"],
+        batch["text"],
+        batch["moments"].view(torch.uint8).tolist(),
+        data[0]["key"],
+    )
 
 
 def says_the_same(name: str, content: bytes, before: bytes) -> bool:
@@ -271,8 +355,14 @@ def judge(folder: Path, case: Case, base: Files, right: Any) -> str | None:
         return "damage that verify doesn't find" if sound else None
     if sound and not is_equal:
         documents = [json.loads(files[DATASET]) for files in (base, case.files)]
-        differing = {key for key in {*documents[0], *documents[1]} if documents[0].get(key) != documents[1].get(key)} - {"sha256"}
-        return None if differing <= set(BEYOND_VERIFY) else "a wrong answer that verify doesn't find"
+        differing = {
+            key
+            for key in {*documents[0], *documents[1]}
+            if documents[0].get(key) != documents[1].get(key)
+        } - {"sha256"}
+        return (
+            None if differing <= set(BEYOND_VERIFY) else "a wrong answer that verify doesn't find"
+        )
     return None
 
 

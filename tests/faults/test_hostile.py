@@ -1,4 +1,6 @@
-"""Hostile files: a `StoreError`, a finding, or the unchanged right answer; never a crash, a hang, or a huge allocation."""
+"""Hostile files: a `StoreError`, a finding, or the unchanged right answer; never a crash, a hang,
+or a huge allocation.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +23,16 @@ from PIL import Image
 
 import latentkit as lk
 from latentkit.errors import StoreError
-from latentkit.inspect import describe, inspect_dataset
-from latentkit.preview import preview_dataset
 from latentkit.store.columns import read_parquet
-from latentkit.store.dataset import read_dataset
-from latentkit.store.folder import LocalFolder, canonical_json
+from latentkit.store.dataset_json import read_dataset
+from latentkit.store.folder import canonical_json
 from latentkit.store.format import read_header
 from latentkit.store.index import parse_rows
+from latentkit.store.local_folder import LocalFolder
 from latentkit.store.plan import read_plan
-from latentkit.store.verify import verify_dataset
+from latentkit.tasks.preview import preview_dataset
+from latentkit.upkeep.inspect_dataset import describe, inspect_dataset
+from latentkit.upkeep.verify import verify_dataset
 
 MUTATIONS = int(os.environ.get("LATENTKIT_MUTATIONS", "10000"))
 PROGRAM = Path(__file__).with_name("hostile_cases.py")
@@ -39,15 +42,26 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=20,
 )
-FAST = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FAST = settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 def test_thousands_of_hostile_files_are_refused_or_found(tmp_path: Path) -> None:
-    """Two processes, half of the cases each: whatever happens in one can't take the tests with it."""
+    """Two processes, half of the cases each: whatever happens in one can't take the tests with it.
+    """
     begun = []
     for seed in range(2):
-        line = [sys.executable, str(PROGRAM), str(tmp_path / str(seed)), str(seed), str(MUTATIONS // 2)]
-        begun.append(subprocess.Popen(line, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+        line = [
+            sys.executable,
+            str(PROGRAM),
+            str(tmp_path / str(seed)),
+            str(seed),
+            str(MUTATIONS // 2),
+        ]
+        begun.append(
+            subprocess.Popen(line, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        )
     for process in begun:
         printed = process.communicate(timeout=280)[0]
         assert process.returncode == 0, printed[-5000:]
@@ -66,7 +80,11 @@ def test_any_bytes_as_a_unit_are_refused(content: bytes, length: int | None) -> 
 @given(header=JSON, entry=JSON)
 def test_any_json_as_a_header_is_refused(header: Any, entry: Any) -> None:
     metadata = {"format": "latentkit-unit", "version": "1"}
-    for value in (header, {"__metadata__": header}, *({"__metadata__": metadata, "x": one} for one in (entry, {"shape": entry}))):
+    for value in (
+        header,
+        {"__metadata__": header},
+        *({"__metadata__": metadata, "x": one} for one in (entry, {"shape": entry})),
+    ):
         text = json.dumps(value).encode()
         whole = len(text).to_bytes(8, "little") + text + b"some data"
         with pytest.raises(StoreError):
@@ -105,17 +123,29 @@ def test_any_bytes_as_tables_are_refused(content: bytes, tmp_path: Path) -> None
     with pytest.raises((pa.ArrowException, OSError)):
         read_parquet(b"PAR1" + content + b"PAR1")
     (tmp_path / "plans").mkdir(exist_ok=True)
-    (tmp_path / "plans" / "000.parquet").write_bytes(b"PAR1" + content + len(content).to_bytes(4, "little") + b"PAR1")
+    (tmp_path / "plans" / "000.parquet").write_bytes(
+        b"PAR1" + content + len(content).to_bytes(4, "little") + b"PAR1"
+    )
     with pytest.raises(StoreError):
         read_plan(LocalFolder(tmp_path), 0)
 
 
 @FAST
-@given(document=st.dictionaries(st.sampled_from(["format", "version", "units", "index", "plans", "layout"]) | st.text(), JSON), whole=JSON)
-def test_any_json_as_dataset_json_is_refused(document: dict[str, Any], whole: Any, tmp_path: Path) -> None:
+@given(
+    document=st.dictionaries(
+        st.sampled_from(["format", "version", "units", "index", "plans", "layout"]) | st.text(),
+        JSON,
+    ),
+    whole=JSON,
+)
+def test_any_json_as_dataset_json_is_refused(
+    document: dict[str, Any], whole: Any, tmp_path: Path
+) -> None:
     sealed = {**document, "format": "latentkit", "version": 1}
     try:
-        sealed["sha256"] = hashlib.sha256(canonical_json({key: sealed[key] for key in sealed if key != "sha256"}).encode()).hexdigest()
+        sealed["sha256"] = hashlib.sha256(
+            canonical_json({key: sealed[key] for key in sealed if key != "sha256"}).encode()
+        ).hexdigest()
     except (ValueError, UnicodeEncodeError):
         sealed["sha256"] = ""
     for value in (whole, document, sealed):
@@ -139,15 +169,30 @@ def test_endless_nesting_and_numbers_are_refused(text: str, tmp_path: Path) -> N
 # ---------------------------------------------------------------- keys
 
 
-def test_hostile_file_names_are_kept_as_data(write_photos: Callable[..., Path], kl_folder: Path, tmp_path: Path) -> None:
+def test_hostile_file_names_are_kept_as_data(
+    write_photos: Callable[..., Path], kl_folder: Path, tmp_path: Path
+) -> None:
     photos = write_photos(tmp_path / "photos", 1)
     raw = os.fsencode(photos)
-    names = [b"caf\xe9\xff.png", b"\x1b[2Jclear.png", b"new\nline.png", b"<script>alert(1)<.png", b"%2e%2e%2fx.png", b"x" * 240 + b".png"]
+    names = [
+        b"caf\xe9\xff.png",
+        b"\x1b[2Jclear.png",
+        b"new\nline.png",
+        b"<script>alert(1)<.png",
+        b"%2e%2e%2fx.png",
+        b"x" * 240 + b".png",
+    ]
     for name in names:
         with open(raw + b"/" + name, "wb") as file:
             file.write((photos / "000.png").read_bytes())
     output = tmp_path / "out"
-    lk.encode(photos, output, encoder=kl_folder, size=32, overrides={"batch_size": 4, "threads": 1, "preview": 0})
+    lk.encode(
+        photos,
+        output,
+        encoder=kl_folder,
+        size=32,
+        overrides={"batch_size": 4, "threads": 1, "preview": 0},
+    )
     kept = {name.decode("utf-8", "backslashreplace") for name in names} | {"000.png"}
     assert set(lk.open(output).keys) == kept
     assert verify_dataset(output).damage == ()
@@ -158,9 +203,21 @@ def test_hostile_file_names_are_kept_as_data(write_photos: Callable[..., Path], 
         assert image.height > 32
 
 
-def test_keys_that_look_like_paths_are_never_paths(kl_folder: Path, write_photos: Callable[..., Path], tmp_path: Path) -> None:
+def test_keys_that_look_like_paths_are_never_paths(
+    kl_folder: Path, write_photos: Callable[..., Path], tmp_path: Path
+) -> None:
     picture = (write_photos(tmp_path / "photos", 1) / "000.png").read_bytes()
-    keys = ["../../etc/passwd", "/etc/passwd", "nul\0byte", "k" * 4096, "..", "", "units/000-000000.safetensors", "\x1b[31m", "🙂"]
+    keys = [
+        "../../etc/passwd",
+        "/etc/passwd",
+        "nul\0byte",
+        "k" * 4096,
+        "..",
+        "",
+        "units/000-000000.safetensors",
+        "\x1b[31m",
+        "🙂",
+    ]
     table = pa.table({"id": keys, "image": [{"bytes": picture, "path": None}] * len(keys)})
     (tmp_path / "rows").mkdir()
     pq.write_table(table, tmp_path / "rows" / "rows.parquet")

@@ -1,4 +1,6 @@
-"""Signals, and several runs at once: the command stops cleanly, says how to go on, and never harms what is there."""
+"""Signals, and several runs at once: the command stops cleanly, says how to go on, and never harms
+what is there.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from latentkit.store.folder import LocalFolder, host
+from latentkit.store.folder import host
 from latentkit.store.index import committed
+from latentkit.store.local_folder import LocalFolder
 
 NUM_PHOTOS = 40
 SIZE = 192
@@ -27,7 +30,13 @@ def photos(make_photos: Callable[..., Path]) -> Path:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signal_ends_a_run_cleanly_and_it_says_how_to_go_on(
-    photos: Path, kl_folder: Path, tmp_path: Path, start: Any, encode_line: Any, number: signal.Signals, code: int
+    photos: Path,
+    kl_folder: Path,
+    tmp_path: Path,
+    start: Any,
+    encode_line: Any,
+    number: signal.Signals,
+    code: int,
 ) -> None:
     output = tmp_path / "out"
     run = start(encode_line(photos, output, kl_folder, SIZE))
@@ -62,7 +71,11 @@ def test_claim_of_a_dead_process_is_taken_over_and_that_of_a_living_one_waited_f
 ) -> None:
     line, claims = encode_line(photos, tmp_path / "out", kl_folder), tmp_path / "out" / "claims"
     claims.mkdir(parents=True)
-    dead = {"host": host(), "pid": os.getpid(), "started": 1.0}  # a process of an earlier life of this number
+    dead = {
+        "host": host(),
+        "pid": os.getpid(),
+        "started": 1.0,
+    }  # a process of an earlier life of this number
     (claims / "000-000003.json").write_text(json.dumps(dead))
     (claims / f"units-000-000004.safetensors~{host()}~{2**22 + 1}~00.part").write_bytes(b"half")
     elsewhere = claims / "000-000005.json"

@@ -1,4 +1,5 @@
-"""SIGKILL at random moments of everything that writes: what comes out is what would have come out anyway, byte for byte.
+"""SIGKILL at random moments of everything that writes: what comes out is what would have come out
+anyway, byte for byte.
 
     LATENTKIT_KILLS=60 LATENTKIT_KILL_SEED=1 pytest tests/faults/test_random_kills.py -s
 
@@ -21,7 +22,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from latentkit.store.verify import verify_dataset
+from latentkit.upkeep.verify import verify_dataset
 
 KILLS = int(os.environ.get("LATENTKIT_KILLS", "9"))
 SEED = int(os.environ.get("LATENTKIT_KILL_SEED", "0"))
@@ -46,7 +47,9 @@ def list_names(folder: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Moment:
-    """When to kill: so long after the first sign; `sign` says what is looked for, "start" for nothing at all."""
+    """When to kill: so long after the first sign; `sign` says what is looked for, "start" for
+    nothing at all.
+    """
 
     sign: str
     delay_seconds: float
@@ -56,7 +59,10 @@ class Moment:
         before = len(list_names(output / "units"))
 
         def in_the_making(name: str) -> bool:
-            return any(part.startswith(name) and part.endswith(".part") for part in list_names(output / "claims"))
+            return any(
+                part.startswith(name) and part.endswith(".part")
+                for part in list_names(output / "claims")
+            )
 
         signs: dict[str, Callable[[], bool]] = {
             "start": lambda: True,
@@ -70,15 +76,30 @@ class Moment:
 
 
 def draw_moment(draw: random.Random, is_planned: bool, is_late: bool) -> Moment:
-    """Of those that can still come; the last steps late, because there is nothing left to kill after them."""
+    """Of those that can still come; the last steps late, because there is nothing left to kill
+    after them.
+    """
     early = [] if is_planned else ["start", "plan", "plan"]
-    sign = draw.choice(["unit in the making", "index", "dataset.json"] if is_late else [*early, "unit in the making", "unit"])
-    return Moment(sign, draw.uniform(0, 5) if sign == "start" else draw.choice([0, draw.uniform(0, 0.005), draw.uniform(0, 0.1)]))
+    sign = draw.choice(
+        ["unit in the making", "index", "dataset.json"]
+        if is_late
+        else [*early, "unit in the making", "unit"]
+    )
+    return Moment(
+        sign,
+        (
+            draw.uniform(0, 5)
+            if sign == "start"
+            else draw.choice([0, draw.uniform(0, 0.005), draw.uniform(0, 0.1)])
+        ),
+    )
 
 
 @dataclass
 class Stage:
-    """One thing that a user does with a dataset: the command, the one to go on with, the source, and what has to come out."""
+    """One thing that a user does with a dataset: the command, the one to go on with, the source,
+    and what has to come out.
+    """
 
     name: str
     arguments: list[str]
@@ -120,8 +141,13 @@ class Harness:
         while (left := count - self.killed.total()) > 0:
             for stage, share in zip(self.stages, (0.5, 0.75, 1), strict=True):
                 self.put_source(stage)
-                self.kill_stage(stage, min(round(share * left) - (self.killed.total() - count + left), MOST_PER_STAGE))
-                if self.contents(self.output) != stage.expected or list_names(self.output / "claims"):
+                self.kill_stage(
+                    stage,
+                    min(round(share * left) - (self.killed.total() - count + left), MOST_PER_STAGE),
+                )
+                if self.contents(self.output) != stage.expected or list_names(
+                    self.output / "claims"
+                ):
                     processes = self.draw.randint(1, min(2, stage.most_processes))
                     self.start(stage.again, processes, self.prefix).finish()
                 if stage.again != stage.arguments:
@@ -147,7 +173,9 @@ class Harness:
             self.check_nothing_else(stage)
 
     def check_nothing_else(self, stage: Stage) -> None:
-        """Whatever is there has to be whole, and to come from this stage or the one before; compaction removes what it has replaced."""
+        """Whatever is there has to be whole, and to come from this stage or the one before;
+        compaction removes what it has replaced.
+        """
         allowed: dict[str, set[bytes]] = {}
         for one in self.stages[: self.stages.index(stage) + 1]:
             for name, content in one.expected.items():
@@ -157,7 +185,11 @@ class Harness:
 
     def check(self, stage: Stage) -> None:
         found = self.contents(self.output)
-        assert [name for name in {*found, *stage.expected} if found.get(name) != stage.expected.get(name)] == [], dict(self.killed)
+        assert [
+            name
+            for name in {*found, *stage.expected}
+            if found.get(name) != stage.expected.get(name)
+        ] == [], dict(self.killed)
         assert list_names(self.output / "claims") == []
         newest = self.output / "index" / list_names(self.output / "index")[-1]
         assert pq.read_table(newest)["key"].to_pylist() == stage.keys
@@ -166,9 +198,16 @@ class Harness:
 
 @pytest.fixture
 def harness(
-    write_photos: Callable[..., Path], kl_folder: Path, tmp_path: Path, start: Callable[..., Any], contents: Any, encode_line: Any
+    write_photos: Callable[..., Path],
+    kl_folder: Path,
+    tmp_path: Path,
+    start: Callable[..., Any],
+    contents: Any,
+    encode_line: Any,
 ) -> Harness:
-    first, second, place, output = (tmp_path / name for name in ("first", "second", "photos", "out"))
+    first, second, place, output = (
+        tmp_path / name for name in ("first", "second", "photos", "out")
+    )
     write_photos(first, NUM_PHOTOS)
     shutil.copytree(first, second)
     (second / "004.png").unlink()
@@ -191,7 +230,9 @@ def pictures(folder: Path) -> list[str]:
 
 
 @pytest.mark.timeout(60 + 40 * KILLS)
-def test_killed_at_random_and_resumed_on_other_numbers_of_processes_ends_bit_identical(harness: Harness) -> None:
+def test_killed_at_random_and_resumed_on_other_numbers_of_processes_ends_bit_identical(
+    harness: Harness,
+) -> None:
     harness.expect()
     harness.kill_often(round(KILLS * 2 / 3))
     harness.prefix = WITHOUT_LINKS

@@ -1,4 +1,6 @@
-"""The training command, killed at random moments and run again: the result is the one that would have come out anyway, bit for bit."""
+"""The training command, killed at random moments and run again: the result is the one that would
+have come out anyway, bit for bit.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from latentkit.checkpoint import list_checkpoints, step_of
+from latentkit.training.checkpoint import list_checkpoints, step_of
 
 RECIPE = """
 task: train
@@ -44,7 +46,12 @@ NUM_KILLS = 4
 
 def start(recipe: Path, *arguments: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "latentkit", "run", str(recipe), *arguments]
-    return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return subprocess.Popen(
+        command,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
 def finish(process: subprocess.Popen[bytes]) -> str:
@@ -55,7 +62,9 @@ def finish(process: subprocess.Popen[bytes]) -> str:
 
 def wait_for_checkpoint(process: subprocess.Popen[bytes], output: Path, step: int) -> None:
     """Until there is a checkpoint of that step or a later one, or the process is at its end."""
-    while process.poll() is None and not any(path.name >= f"step-{step:07d}" for path in list_checkpoints(output / "checkpoints")):
+    while process.poll() is None and not any(
+        path.name >= f"step-{step:07d}" for path in list_checkpoints(output / "checkpoints")
+    ):
         time.sleep(0.01)
 
 

@@ -1,4 +1,6 @@
-"""Datasets written by earlier programs are read by this one, and this one still writes the present version's bytes."""
+"""Datasets written by earlier programs are read by this one, and this one still writes the present
+version's bytes.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,11 @@ def test_version_1_reads_back(folder: Path) -> None:
         item = data[place]
         assert torch.equal(item["latent"][0], (expected[0].float() - 0.5) * 2.0)
         assert torch.equal(item["latent"][1], (expected[1].float() + 0.5) * 0.25)
-        assert (item["text"], item["row"], item["view"]) == (PROGRAM["CAPTIONS"][row], row, ["plain", "hflip"][view])
+        assert (item["text"], item["row"], item["view"]) == (
+            PROGRAM["CAPTIONS"][row],
+            row,
+            ["plain", "hflip"][view],
+        )
 
 
 def test_ragged_rows_of_version_1_read_back(folder: Path) -> None:
@@ -65,7 +71,8 @@ def test_version_1_is_still_written_byte_for_byte(tmp_path: Path) -> None:
     written = tmp_path / "make.py"
     shutil.copy(HERE / "make.py", written)
     runpy.run_path(str(written), run_name="__main__")
-    # Parquet files name the version of their writing library, so units are compared whole and the rest by what it says.
+    # Parquet files name the version of their writing library, so units are compared whole and the
+    # rest by what it says.
     for name in NAMES:
         for unit in sorted((HERE / name / "units").iterdir()):
             assert (tmp_path / name / "units" / unit.name).read_bytes() == unit.read_bytes()

@@ -1,4 +1,6 @@
-"""How the contract ages: a plugin of the first version works, one of a newer version is refused by name, a retired hook says so."""
+"""How the contract ages: a plugin of the first version works, one of a newer version is refused by
+name, a retired hook says so.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +20,23 @@ GUIDE = HERE.parents[1] / "docs" / "contract.md"
 
 def environment_with(*folders: str) -> dict[str, str]:
     """The environment of an interpreter in which these fake distributions are installed."""
-    paths = [str(HERE / folder) for folder in folders] + list(filter(None, [os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1", "LATENTKIT_DISABLE": ""}
+    paths = [str(HERE / folder) for folder in folders] + list(
+        filter(None, [os.environ.get("PYTHONPATH")])
+    )
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "LATENTKIT_DISABLE": "",
+    }
 
 
 def run_python(program: str, *folders: str) -> Any:
     """What a new interpreter prints as JSON in its last line."""
     line = [sys.executable, "-W", "error", "-c", program]
-    done = subprocess.run(line, env=environment_with(*folders), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        line, env=environment_with(*folders), capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -95,7 +106,9 @@ print(json.dumps({
 
 def test_a_plugin_of_the_first_contract_encodes_trains_and_decodes(tmp_path: Path) -> None:
     line = [sys.executable, "-c", USE, str(tmp_path)]
-    done = subprocess.run(line, env=environment_with("first_contract"), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        line, env=environment_with("first_contract"), capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == {
         "problems": [],
@@ -107,11 +120,22 @@ def test_a_plugin_of_the_first_contract_encodes_trains_and_decodes(tmp_path: Pat
     assert (tmp_path / "rows" / "preview.png").stat().st_size > 0
 
 
-def test_a_plugin_for_a_newer_contract_is_refused_in_one_line_and_costs_nobody_else(tmp_path: Path) -> None:
+def test_a_plugin_for_a_newer_contract_is_refused_in_one_line_and_costs_nobody_else(
+    tmp_path: Path,
+) -> None:
     line = [sys.executable, "-m", "latentkit", "plugins"]
-    done = subprocess.run(line, env=environment_with("newer_contract", "good"), capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        line,
+        env=environment_with("newer_contract", "good"),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     (problem,) = [line for line in done.stdout.splitlines() if "acme-newer" in line]
-    assert problem.startswith("problem   acme-newer 2.0: newer = acme_newer.plugin: made for version 99 of the plugin contract; this is")
+    assert problem.startswith(
+        "problem   acme-newer 2.0: newer = acme_newer.plugin: made for version 99 of the plugin"
+        " contract; this is"
+    )
     assert f"which has version {hooks.CONTRACT}: install a newer latentkit" in problem
     assert "good-count" in done.stdout
 
@@ -133,13 +157,18 @@ def test_a_retired_hook_works_and_says_what_to_do_instead() -> None:
     found, problems = run_python(RETIRED, "good")
     assert found == "a loss"
     assert problems == [
-        "acme-good 1.2: good = acme_good: latentkit_losses: latentkit_losses is retired since version 9 of the contract: "
-        "return a LossSpec from latentkit_parts"
+        "acme-good 1.2: good = acme_good: latentkit_losses: latentkit_losses is retired since"
+        " version 9 of the contract: return a LossSpec from latentkit_parts"
     ]
 
 
 def test_the_page_on_the_contract_ends_with_the_version_there_is() -> None:
-    versions = [int(number) for number in re.findall(r"^## Version (\d+)", GUIDE.read_text(encoding="utf-8"), flags=re.M)]
+    versions = [
+        int(number)
+        for number in re.findall(
+            r"^## Version (\d+)", GUIDE.read_text(encoding="utf-8"), flags=re.M
+        )
+    ]
     assert versions == list(range(1, hooks.CONTRACT + 1))
 
 
@@ -155,16 +184,22 @@ for name in sys.argv[2:]:
 print(json.dumps(said))
 """
 LIES = {
-    "lies-channels": r"'latent' has shape \(2, 3, 4, 4\); its layout says 2 rows, axes CHW, 4 channels",
+    "lies-channels": (
+        r"'latent' has shape \(2, 3, 4, 4\); its layout says 2 rows, axes CHW, 4 channels"
+    ),
     "lies-sizes": r"'latent' has sizes .*4.*4.* for an input of .*32.*32.*; its layout says .*8.*8",
     "lies-kind": r"the encoder gave \['latent'\]; a gaussian layout needs \['logvar', 'mean'\]",
-    "lies-axes": r"'latent' has shape \(2, 3, 4, 4\); its layout says 2 rows, axes CTHW, 3 channels",
+    "lies-axes": (
+        r"'latent' has shape \(2, 3, 4, 4\); its layout says 2 rows, axes CTHW, 3 channels"
+    ),
 }
 
 
 def test_a_layout_that_lies_is_caught_on_the_first_batch(tmp_path: Path) -> None:
     line = [sys.executable, "-c", ENCODE, str(tmp_path), *LIES]
-    done = subprocess.run(line, env=environment_with("lying_layout"), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        line, env=environment_with("lying_layout"), capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout.splitlines()[-1])
     assert {name: code for name, (code, _) in said.items()} == dict.fromkeys(LIES, 2)

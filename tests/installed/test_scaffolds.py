@@ -1,4 +1,6 @@
-"""`latentkit plugins new` of each kind: built as a wheel, installed into an environment, found, tested, linted and typed."""
+"""`latentkit plugins new` of each kind: built as a wheel, installed into an environment, found,
+tested, linted and typed.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from latentkit.plugins import KINDS
-from latentkit.scaffold import MAX_NAME, new_plugin
+from latentkit.plugins.new_plugin import MAX_NAME, new_plugin
 
 NAMES = {
     "source": "x",
@@ -29,23 +31,30 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Environment:
-    """Where the packages were made, by kind, and the interpreter of the environment that they are installed in."""
+    """Where the packages were made, by kind, and the interpreter of the environment that they are
+    installed in.
+    """
 
     folders: Mapping[str, Path]
     python: Path
 
     def run(self, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-        """A module in the environment, with the installed packages in sight and not their sources."""
+        """A module in the environment, with the installed packages in sight and not their sources.
+        """
         line = [str(self.python), "-P", "-m", *arguments]
         return subprocess.run(line, capture_output=True, text=True, check=False, cwd=cwd)
 
 
 def make_environment(folder: Path) -> Path:
-    """An empty environment whose interpreter sees, behind its own, everything that is installed here."""
+    """An empty environment whose interpreter sees, behind its own, everything that is installed
+    here.
+    """
     venv.create(folder, symlinks=True)
     python = folder / "bin" / "python"
     code = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    own = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    own = subprocess.run(
+        [python, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.strip()
     here = sysconfig.get_path("purelib")
     (Path(own) / "behind.pth").write_text(f"import site; site.addsitedir({here!r})\n")
     return python
@@ -57,8 +66,22 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     parent = tmp_path_factory.mktemp("scaffolds")
     folders = {kind: new_plugin(name, kind, parent / "packages") for kind, name in NAMES.items()}
     python = make_environment(parent / "environment")
-    options = ["--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--disable-pip-version-check"]
-    line = [sys.executable, "-m", "pip", f"--python={python}", "install", *options, *map(str, folders.values())]
+    options = [
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        "--no-build-isolation",
+        "--disable-pip-version-check",
+    ]
+    line = [
+        sys.executable,
+        "-m",
+        "pip",
+        f"--python={python}",
+        "install",
+        *options,
+        *map(str, folders.values()),
+    ]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return Environment(folders, python)
@@ -70,19 +93,32 @@ def test_there_is_a_package_of_each_kind() -> None:
 
 
 def test_every_package_is_listed_without_a_problem(environment: Environment) -> None:
-    listing = json.loads(environment.run("latentkit", "plugins", "--json", cwd=environment.python.parent).stdout)
+    listing = json.loads(
+        environment.run("latentkit", "plugins", "--json", cwd=environment.python.parent).stdout
+    )
     found = {(row["kind"], row["name"], row["provider"]) for row in listing["plugins"]}
     names = {kind: name.removeprefix("latentkit-") for kind, name in NAMES.items()}
     assert found >= {(kind, name, f"latentkit-{name}") for kind, name in names.items()}
-    assert [problem for problem in listing["problems"] if problem["distribution"] in {f"latentkit-{name}" for name in names.values()}] == []
+    assert [
+        problem
+        for problem in listing["problems"]
+        if problem["distribution"] in {f"latentkit-{name}" for name in names.values()}
+    ] == []
 
 
 def test_wheels_hold_the_mark_of_a_typed_package(environment: Environment) -> None:
     code = "import latentkit_x, pathlib; print(pathlib.Path(latentkit_x.__file__).parent)"
     line = [str(environment.python), "-P", "-c", code]
-    installed = Path(subprocess.run(line, capture_output=True, text=True, check=True).stdout.strip())
+    installed = Path(
+        subprocess.run(line, capture_output=True, text=True, check=True).stdout.strip()
+    )
     assert installed.is_relative_to(environment.python.parents[1])
-    assert {path.name for path in installed.iterdir()} >= {"__init__.py", "plugin.py", "source.py", "py.typed"}
+    assert {path.name for path in installed.iterdir()} >= {
+        "__init__.py",
+        "plugin.py",
+        "source.py",
+        "py.typed",
+    }
 
 
 def test_every_package_passes_its_own_tests(environment: Environment) -> None:
@@ -90,15 +126,26 @@ def test_every_package_passes_its_own_tests(environment: Environment) -> None:
         return environment.run("pytest", "-q", "-p", "no:cacheprovider", cwd=folder)
 
     with ThreadPoolExecutor(2) as pool:
-        results = dict(zip(environment.folders, pool.map(run_tests, environment.folders.values()), strict=True))
-    assert {kind: done.stdout[-2000:] for kind, done in results.items() if done.returncode != 0} == {}
-    counts = {kind: int(done.stdout.rsplit("\n", 2)[-2].split()[0]) for kind, done in results.items()}
+        results = dict(
+            zip(environment.folders, pool.map(run_tests, environment.folders.values()), strict=True)
+        )
+    assert {
+        kind: done.stdout[-2000:] for kind, done in results.items() if done.returncode != 0
+    } == {}
+    counts = {
+        kind: int(done.stdout.rsplit("\n", 2)[-2].split()[0]) for kind, done in results.items()
+    }
     assert min(counts.values()) > 5, counts
 
 
 def test_every_package_is_lint_and_type_clean(environment: Environment, tmp_path: Path) -> None:
     packages = environment.folders["source"].parent
-    linted = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", "."], capture_output=True, text=True, cwd=packages)
+    linted = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--no-cache", "."],
+        capture_output=True,
+        text=True,
+        cwd=packages,
+    )
     assert linted.returncode == 0, linted.stdout
     config = environment.folders["source"] / "pyproject.toml"
     line = [sys.executable, "-m", "mypy", f"--config-file={config}", f"--cache-dir={tmp_path}", "."]

@@ -14,7 +14,7 @@ import pytest
 
 from latentkit.errors import StoreError
 from latentkit.store import commit
-from latentkit.store.folder import LocalFolder
+from latentkit.store.local_folder import LocalFolder
 
 TESTS = Path(__file__).parents[1]
 KINDS = ("links", "links,renames")

@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 
 import latentkit as lk
-from latentkit.checkpoint import list_checkpoints
-from latentkit.exporting import export_dataset
 from latentkit.store.compact import compact
-from latentkit.store.folder import open_folder
+from latentkit.store.open_folder import open_folder
+from latentkit.tasks.export import export_dataset
+from latentkit.training.checkpoint import list_checkpoints
 
 FIXED = {"batch_size": 2, "threads": 1, "output.unit_size": 2, "preview": 2}
 

@@ -1,4 +1,6 @@
-"""What unit tests share: a training run of six drawn pictures and an autoencoder of two convolutions; a store in memory."""
+"""What unit tests share: a training run of six drawn pictures and an autoencoder of two
+convolutions; a store in memory.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from latentkit.contracts import Entry, Moments, Prepared, Reconstruction, Sample
-from latentkit.train import TrainEvaluation, TrainResult, TrainSettings, WeightedLoss, train
+from latentkit.training.loop import TrainEvaluation, TrainResult, TrainSettings, WeightedLoss, train
 
 
 class Six:
@@ -90,7 +92,15 @@ class SmallTraining:
         model: Any = None,
         prepare: Any = None,
     ) -> TrainResult:
-        return train(model or self.model(), self.source, prepare or self.pictures(), losses, settings, folder, evaluate)
+        return train(
+            model or self.model(),
+            self.source,
+            prepare or self.pictures(),
+            losses,
+            settings,
+            folder,
+            evaluate,
+        )
 
     def log(self, folder: Path) -> list[dict[str, Any]]:
         """The lines of a run's log."""

@@ -10,7 +10,12 @@ from typing import Any
 from latentkit.contracts import Entry, Sample, Shard, Source, StreamSource
 from latentkit.sources.attribute_media import take_attribute
 
-ROWS: Mapping[str, Mapping[str, Any]] = {"a": {"text": "a cat"}, "b": {"text": "cut in an emoji \ud83d"}, "c": {"text": 3}, "d": {}}
+ROWS: Mapping[str, Mapping[str, Any]] = {
+    "a": {"text": "a cat"},
+    "b": {"text": "cut in an emoji \ud83d"},
+    "c": {"text": 3},
+    "d": {},
+}
 
 
 class Pictures:
@@ -40,7 +45,12 @@ class Tar:
 def test_the_media_is_the_text_of_the_attribute_and_nothing_where_there_is_none() -> None:
     source = take_attribute(Pictures(), "text")
     assert isinstance(source, Source)
-    assert [source[index].media for index in range(len(source))] == ["a cat", "cut in an emoji \\ud83d", "", ""]
+    assert [source[index].media for index in range(len(source))] == [
+        "a cat",
+        "cut in an emoji \\ud83d",
+        "",
+        "",
+    ]
     assert [source[index].attributes for index in range(4)] == list(ROWS.values())
     assert len({source[index].content() for index in range(4)}) == 3
 

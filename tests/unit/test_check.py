@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from latentkit.builtin import FolderConfig
-from latentkit.builtin_losses import KlConfig
-from latentkit.check import check_recipe
 from latentkit.errors import PluginError, RecipeError
+from latentkit.losses.options import KlConfig
 from latentkit.plugins import discover
-from latentkit.recipe import Recipe, parse_recipe
+from latentkit.recipe.schema import Recipe, parse_recipe
+from latentkit.sources.options import FolderConfig
+from latentkit.tasks.check_recipe import check_recipe
 
 
 def train(**changes: Any) -> Recipe:
@@ -42,12 +42,19 @@ def test_every_use_comes_back_configured_in_the_order_of_the_recipe() -> None:
 
 
 def test_the_problems_of_all_plugins_are_told_together() -> None:
-    recipe = train(source={"use": "folder"}, modality={"use": "image", "with": {"sizee": 1, "crop": "mid"}}, losses=[{"use": "l3"}])
+    recipe = train(
+        source={"use": "folder"},
+        modality={"use": "image", "with": {"sizee": 1, "crop": "mid"}},
+        losses=[{"use": "l3"}],
+    )
     with pytest.raises(RecipeError) as caught:
         check_recipe(recipe, discover())
     lines = str(caught.value).splitlines()
     assert lines[:3] == [
-        "vae.yaml: source.with.path: missing; expected folder to read, relative to the recipe, or its URL, such as s3://bucket/photos",
+        (
+            "vae.yaml: source.with.path: missing; expected folder to read, relative to the recipe,"
+            " or its URL, such as s3://bucket/photos"
+        ),
         "vae.yaml: modality.with.crop: expected 'center', 'random' or 'none', got 'mid'",
         "vae.yaml: modality.with.sizee: unknown key, did you mean 'size'?",
     ]
@@ -55,32 +62,54 @@ def test_the_problems_of_all_plugins_are_told_together() -> None:
 
 
 def test_a_missing_plugin_alone_is_a_plugin_error() -> None:
-    with pytest.raises(PluginError, match=r"^vae\.yaml: model\.use: no encoder is named 'tiny-lk', did you mean 'tiny-kl'\?"):
+    with pytest.raises(
+        PluginError,
+        match=r"^vae\.yaml: model\.use: no encoder is named 'tiny-lk', did you mean 'tiny-kl'\?",
+    ):
         check_recipe(train(model={"use": "tiny-lk"}), discover())
 
 
 def test_an_executor_left_to_choose_itself_is_no_plugin_and_a_named_one_is() -> None:
-    values: dict[str, Any] = {"task": "encode", "source": {"use": "sample-photos"}, "modality": {"use": "image"}, "output": {"path": "out"}}
+    values: dict[str, Any] = {
+        "task": "encode",
+        "source": {"use": "sample-photos"},
+        "modality": {"use": "image"},
+        "output": {"path": "out"},
+    }
     encoders = {"a": {"use": "tiny-kl"}, "b": {"use": "tiny-kl", "with": {"dtype": "bfloat16"}}}
     found = check_recipe(parse_recipe({**values, "encoders": encoders}, "r", Path()), discover())
     assert [one.where for one in found] == ["source", "modality", "encoders.a", "encoders.b"]
     executor = {"use": "local", "with": {"device": "cpu"}}
-    found = check_recipe(parse_recipe({**values, "encoders": encoders, "executor": executor}, "r", Path()), discover())
+    found = check_recipe(
+        parse_recipe({**values, "encoders": encoders, "executor": executor}, "r", Path()),
+        discover(),
+    )
     assert found[-1].config.device == "cpu"
 
 
 @pytest.mark.parametrize(
     ("losses", "message"),
     [
-        ([{"use": "l1", "schedule": {"until": 3}}, {"use": "mse", "schedule": {"start": 4}}], "losses: none counts in steps 4 to 4;"),
+        (
+            [{"use": "l1", "schedule": {"until": 3}}, {"use": "mse", "schedule": {"start": 4}}],
+            "losses: none counts in steps 4 to 4;",
+        ),
         ([{"use": "l1", "schedule": {"until": 3}}], "losses: none counts in steps 4 to 10;"),
         ([{"use": "l1", "weight": 0}], "losses: none counts in steps 1 to 10;"),
         ([{"use": "l1", "adaptive": True}], "losses: none counts in steps 1 to 10;"),
-        ([{"use": "l1"}, {"use": "patch-gan", "schedule": {"start": 10}}], r"losses\[1\].schedule.start: patch-gan would start after 10"),
-        ([{"use": "l1"}, {"use": "kl", "optimizer": {"lr": 1e-4}}], r"losses\[1\].optimizer: kl has no discriminator"),
+        (
+            [{"use": "l1"}, {"use": "patch-gan", "schedule": {"start": 10}}],
+            r"losses\[1\].schedule.start: patch-gan would start after 10",
+        ),
+        (
+            [{"use": "l1"}, {"use": "kl", "optimizer": {"lr": 1e-4}}],
+            r"losses\[1\].optimizer: kl has no discriminator",
+        ),
     ],
 )
-def test_losses_that_would_leave_steps_without_any_are_refused(losses: list[dict[str, Any]], message: str) -> None:
+def test_losses_that_would_leave_steps_without_any_are_refused(
+    losses: list[dict[str, Any]], message: str
+) -> None:
     with pytest.raises(RecipeError, match=message):
         check_recipe(train(losses=losses), discover())
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from latentkit.checkpoint import (
+from latentkit.errors import TrainingError
+from latentkit.training.checkpoint import (
     Checkpoint,
     list_checkpoints,
     pack_optimizer,
@@ -19,7 +20,6 @@ from latentkit.checkpoint import (
     unpack_optimizer,
     write_checkpoint,
 )
-from latentkit.errors import TrainingError
 
 
 def checkpoint(step: int) -> Checkpoint:
@@ -40,7 +40,11 @@ def test_what_is_written_is_read_back_exactly(tmp_path: Path) -> None:
 def test_only_safetensors_and_json_are_written(tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path, checkpoint(1))
     assert path.name == "step-0000001"
-    assert sorted(file.name for file in path.iterdir()) == ["model.safetensors", "random.safetensors", "state.json"]
+    assert sorted(file.name for file in path.iterdir()) == [
+        "model.safetensors",
+        "random.safetensors",
+        "state.json",
+    ]
 
 
 def test_the_newest_two_are_kept_in_the_order_of_their_steps(tmp_path: Path) -> None:
@@ -55,7 +59,9 @@ def test_the_best_is_kept_besides_and_as_many_new_ones_as_wanted(tmp_path: Path)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-0000002", "step-0000004"]
 
 
-def test_a_later_one_that_could_not_be_used_is_removed_and_takes_no_ones_place(tmp_path: Path) -> None:
+def test_a_later_one_that_could_not_be_used_is_removed_and_takes_no_ones_place(
+    tmp_path: Path,
+) -> None:
     for step in (1, 2, 5):
         write_checkpoint(tmp_path, checkpoint(step))
     write_checkpoint(tmp_path, checkpoint(3))
@@ -90,7 +96,9 @@ DAMAGES: list[Callable[[Path], object]] = [
     lambda path: (path / "random.safetensors").unlink(),
     lambda path: (path / "state.json").write_text("{"),
     lambda path: (path / "state.json").write_text("[]"),
-    lambda path: (path / "state.json").write_text((path / "state.json").read_text().replace('"loss": 0.1', '"loss": 0.2')),
+    lambda path: (path / "state.json").write_text(
+        (path / "state.json").read_text().replace('"loss": 0.1', '"loss": 0.2')
+    ),
 ]
 
 
@@ -107,7 +115,9 @@ def test_the_newest_whole_checkpoint_is_read_and_damaged_ones_are_told_of(tmp_pa
     assert read_newest(tmp_path, told.append) is None
     for step in (1, 2):
         flip(write_checkpoint(tmp_path, checkpoint(step)) / "model.safetensors")
-    with pytest.raises(TrainingError, match=r"every checkpoint in .* is damaged; move that folder away"):
+    with pytest.raises(
+        TrainingError, match=r"every checkpoint in .* is damaged; move that folder away"
+    ):
         read_newest(tmp_path, told.append)
     write_checkpoint(tmp_path, checkpoint(1))
     flip(write_checkpoint(tmp_path, checkpoint(2)) / "model.safetensors")
@@ -143,10 +153,16 @@ def test_an_optimizer_goes_on_exactly_from_its_packed_state() -> None:
     copy = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     copy.load_state_dict(module.state_dict())
     restored = torch.optim.AdamW(copy.parameters(), 0.1)
-    packed = {name: tensor.contiguous().clone() for name, tensor in pack_optimizer(optimizer).items()}
-    assert sorted(packed) == sorted(f"{n}.{name}" for n in (0, 1) for name in ("step", "exp_avg", "exp_avg_sq"))
+    packed = {
+        name: tensor.contiguous().clone() for name, tensor in pack_optimizer(optimizer).items()
+    }
+    assert sorted(packed) == sorted(
+        f"{n}.{name}" for n in (0, 1) for name in ("step", "exp_avg", "exp_avg_sq")
+    )
     unpack_optimizer(restored, packed)
     for pair in ((module, optimizer), (copy, restored)):
         step(*pair, 2)
     assert torch.equal(module.weight, copy.weight)
-    assert json.dumps(optimizer.state_dict()["param_groups"]) == json.dumps(restored.state_dict()["param_groups"])
+    assert json.dumps(optimizer.state_dict()["param_groups"]) == json.dumps(
+        restored.state_dict()["param_groups"]
+    )

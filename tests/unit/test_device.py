@@ -1,4 +1,6 @@
-"""Which device a process computes on, on a machine without any but the CPU; tests/devices has the others."""
+"""Which device a process computes on, on a machine without any but the CPU; tests/devices has the
+others.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ import pytest
 import torch
 
 from latentkit.contracts import InputSpec, LatentLayout, Normalization
-from latentkit.encoding import BatchEncoder
+from latentkit.encoding.batch_encoder import BatchEncoder
 from latentkit.errors import DeviceError, EncoderError
 from latentkit.runtime import cores, device
 
@@ -28,7 +30,16 @@ def test_a_device_that_is_not_there_is_refused_by_name(wanted: str) -> None:
 
 
 def test_the_command_line_refuses_a_missing_device_in_one_line(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "latentkit", "encode", "sample-photos", str(tmp_path / "out"), "--device", "cuda"]
+    command = [
+        sys.executable,
+        "-m",
+        "latentkit",
+        "encode",
+        "sample-photos",
+        str(tmp_path / "out"),
+        "--device",
+        "cuda",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert "device 'cuda': torch" in done.stderr
@@ -48,13 +59,20 @@ def test_what_was_drawn_inside_is_drawn_again_afterwards() -> None:
     [
         (torch.OutOfMemoryError("CUDA out of memory."), True),
         (RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"), True),
-        (RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"), True),
+        (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"
+            ),
+            True,
+        ),
         (MemoryError(), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
         (ValueError("out of memory"), False),
     ],
 )
-def test_running_out_of_memory_is_recognized_on_any_device(error: Exception, expected: bool) -> None:
+def test_running_out_of_memory_is_recognized_on_any_device(
+    error: Exception, expected: bool
+) -> None:
     assert device.is_out_of_memory(error) == expected
 
 
@@ -102,11 +120,15 @@ class OnApple:
 
     def encode(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
         raise NotImplementedError(
-            "The operator 'aten::grid_sampler_3d' is not currently implemented for the MPS device.\nAs a temporary fix, ..."
+            "The operator 'aten::grid_sampler_3d' is not currently implemented for the MPS"
+            " device.\nAs a temporary fix, ..."
         )
 
 
 def test_an_operator_that_the_device_lacks_is_named_with_a_way_out() -> None:
     encoder = BatchEncoder(OnApple, 1, False, None)
-    with pytest.raises(EncoderError, match=r"'aten::grid_sampler_3d' is not .* for the MPS device. Encode on .* --device cpu"):
+    with pytest.raises(
+        EncoderError,
+        match=r"'aten::grid_sampler_3d' is not .* for the MPS device. Encode on .* --device cpu",
+    ):
         encoder.encode(torch.zeros(1, 3, 8, 8), "8x8")

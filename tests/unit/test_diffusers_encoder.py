@@ -1,4 +1,6 @@
-"""Weights fit strictly or are refused, wherever they come from; only the half that is needed is there."""
+"""Weights fit strictly or are refused, wherever they come from; only the half that is needed is
+there.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,11 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
-from latentkit.builtin import DiffusersConfig
 from latentkit.contracts import BuildContext, LatentLayout, Normalization
 from latentkit.encoders.diffusers import DiffusersEncoder, open_diffusers
-from latentkit.encoders.diffusers_statistics import read_normalization
+from latentkit.encoders.diffusers_normalization import read_normalization
 from latentkit.encoders.diffusers_table import TRAITS
+from latentkit.encoders.options import DiffusersConfig
 from latentkit.errors import EncoderError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -43,19 +45,29 @@ def with_tensors(folder: Path, to: Path, change: Any) -> Path:
 
 
 def test_missing_key_is_named(kl_folder: Path, tmp_path: Path) -> None:
-    folder = with_tensors(kl_folder, tmp_path / "m", lambda tensors: tensors.pop("encoder.conv_in.bias"))
+    folder = with_tensors(
+        kl_folder, tmp_path / "m", lambda tensors: tensors.pop("encoder.conv_in.bias")
+    )
     with pytest.raises(EncoderError, match=r"1 missing \(encoder\.conv_in\.bias\)"):
         open_model(folder).fingerprint()
 
 
 def test_unexpected_key_is_named(taesd_folder: Path, tmp_path: Path) -> None:
-    folder = with_tensors(taesd_folder, tmp_path / "m", lambda tensors: tensors.update({"encoder.layers.2.pool.0.weight": torch.ones(3)}))
+    folder = with_tensors(
+        taesd_folder,
+        tmp_path / "m",
+        lambda tensors: tensors.update({"encoder.layers.2.pool.0.weight": torch.ones(3)}),
+    )
     with pytest.raises(EncoderError, match=r"1 unexpected \(encoder\.layers\.2\.pool\.0\.weight\)"):
         open_model(folder).fingerprint()
 
 
 def test_other_shape_is_refused(kl_folder: Path, tmp_path: Path) -> None:
-    folder = with_tensors(kl_folder, tmp_path / "m", lambda tensors: tensors.update({"encoder.conv_in.bias": torch.ones(3)}))
+    folder = with_tensors(
+        kl_folder,
+        tmp_path / "m",
+        lambda tensors: tensors.update({"encoder.conv_in.bias": torch.ones(3)}),
+    )
     with pytest.raises(EncoderError, match=r"conv_in\.bias"):
         open_model(folder).fingerprint()
 
@@ -64,49 +76,79 @@ def test_other_shape_is_refused(kl_folder: Path, tmp_path: Path) -> None:
 def test_damaged_weights_are_refused(kl_folder: Path, tmp_path: Path, content: bytes) -> None:
     shutil.copytree(kl_folder, tmp_path / "m")
     (tmp_path / "m" / WEIGHTS).write_bytes(content)
-    with pytest.raises(EncoderError, match=r"diffusion_pytorch_model\.safetensors.*(it is empty|is a web page|is damaged, cut off)"):
+    with pytest.raises(
+        EncoderError,
+        match=(
+            r"diffusion_pytorch_model\.safetensors.*(it is empty|is a web page|is damaged, cut off)"
+        ),
+    ):
         open_model(tmp_path / "m").fingerprint()
 
 
-def test_single_file_equals_its_folder(kl_folder: Path, tmp_path: Path, batch: torch.Tensor) -> None:
+def test_single_file_equals_its_folder(
+    kl_folder: Path, tmp_path: Path, batch: torch.Tensor
+) -> None:
     expected = open_model(kl_folder).encode(batch)
     beside = open_model(kl_folder / WEIGHTS).encode(batch)
     shutil.copy(kl_folder / WEIGHTS, tmp_path / "vae.safetensors")
-    named = open_model(tmp_path / "vae.safetensors", config=str(kl_folder / "config.json")).encode(batch)
+    named = open_model(tmp_path / "vae.safetensors", config=str(kl_folder / "config.json")).encode(
+        batch
+    )
     for got in (beside, named):
         assert torch.equal(got["mean"], expected["mean"])
-    with pytest.raises(EncoderError, match=r"fit none of the published .* the model's config\.json beside"):
+    with pytest.raises(
+        EncoderError, match=r"fit none of the published .* the model's config\.json beside"
+    ):
         open_model(tmp_path / "vae.safetensors")
 
 
 def test_single_file_that_does_not_fit_is_refused(kl_folder: Path, tmp_path: Path) -> None:
-    folder = with_tensors(kl_folder, tmp_path / "m", lambda tensors: tensors.pop("decoder.conv_out.bias"))
+    folder = with_tensors(
+        kl_folder, tmp_path / "m", lambda tensors: tensors.pop("decoder.conv_out.bias")
+    )
     with pytest.raises(EncoderError, match=r"1 missing \(decoder\.conv_out\.bias\)"):
         open_model(folder / WEIGHTS).fingerprint()
 
 
-def test_pipeline_folder_is_found_by_its_vae(kl_folder: Path, tmp_path: Path, batch: torch.Tensor) -> None:
+def test_pipeline_folder_is_found_by_its_vae(
+    kl_folder: Path, tmp_path: Path, batch: torch.Tensor
+) -> None:
     shutil.copytree(kl_folder, tmp_path / "pipeline" / "vae")
     expected = open_model(kl_folder).encode(batch)["mean"]
     assert torch.equal(open_model(tmp_path / "pipeline").encode(batch)["mean"], expected)
-    assert torch.equal(open_model(tmp_path / "pipeline", subfolder="vae").encode(batch)["mean"], expected)
+    assert torch.equal(
+        open_model(tmp_path / "pipeline", subfolder="vae").encode(batch)["mean"], expected
+    )
 
 
-def test_of_a_pipelines_autoencoders_the_one_of_the_modality_is_opened(kl_folder: Path, tmp_path: Path) -> None:
+def test_of_a_pipelines_autoencoders_the_one_of_the_modality_is_opened(
+    kl_folder: Path, tmp_path: Path
+) -> None:
     shutil.copytree(kl_folder, tmp_path / "pipeline" / "vae")
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
         sound = diffusers.AutoencoderOobleck(8, [2, 4], [1, 2], 4, 4)
     sound.save_pretrained(tmp_path / "pipeline" / "audio_vae")
 
     def open_for(modality: str, folder: Path, **options: Any) -> str:
-        return open_diffusers(DiffusersConfig(model=str(folder), **options), BuildContext(modality=modality)).modality
+        return open_diffusers(
+            DiffusersConfig(model=str(folder), **options), BuildContext(modality=modality)
+        ).modality
 
     pipeline = tmp_path / "pipeline"
-    assert [open_for(name, pipeline) for name in ("image", "video", "audio", "")] == ["image", "video", "audio", "image"]
+    assert [open_for(name, pipeline) for name in ("image", "video", "audio", "")] == [
+        "image",
+        "video",
+        "audio",
+        "image",
+    ]
     for folder, options in ((pipeline, {"subfolder": "vae"}), (pipeline / "vae", {})):
-        with pytest.raises(EncoderError, match="vae doesn't take the modality 'audio'; audio_vae beside it does"):
+        with pytest.raises(
+            EncoderError, match="vae doesn't take the modality 'audio'; audio_vae beside it does"
+        ):
             open_for("audio", folder, **options)
-    with pytest.raises(EncoderError, match="audio_vae doesn't take the modality 'image'; vae beside it does"):
+    with pytest.raises(
+        EncoderError, match="audio_vae doesn't take the modality 'image'; vae beside it does"
+    ):
         open_for("image", pipeline, subfolder="audio_vae")
     assert open_for("text", pipeline) == "image", "neither takes it: what runs the recipe says so"
     (pipeline / "vae" / "config.json").write_text('{"_class_name": "UNet2DModel"}')
@@ -122,11 +164,19 @@ def test_encoding_holds_no_decoder(kl_folder: Path, batch: torch.Tensor) -> None
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_encode_is_a_direct_call_in_every_dtype(kl_folder: Path, batch: torch.Tensor, dtype: str) -> None:
+def test_encode_is_a_direct_call_in_every_dtype(
+    kl_folder: Path, batch: torch.Tensor, dtype: str
+) -> None:
     torch_dtype = getattr(torch, dtype)
-    model = diffusers.AutoencoderKL.from_pretrained(kl_folder, torch_dtype=torch_dtype).eval().to(memory_format=torch.channels_last)
+    model = (
+        diffusers.AutoencoderKL.from_pretrained(kl_folder, torch_dtype=torch_dtype)
+        .eval()
+        .to(memory_format=torch.channels_last)
+    )
     with torch.inference_mode():
-        expected = model.encode(batch.to(torch_dtype, memory_format=torch.channels_last)).latent_dist
+        expected = model.encode(
+            batch.to(torch_dtype, memory_format=torch.channels_last)
+        ).latent_dist
     got = open_model(kl_folder, dtype=dtype).encode(batch)
     assert torch.equal(got["mean"], expected.mean)
     assert torch.equal(got["logvar"], expected.logvar)
@@ -143,7 +193,10 @@ def test_sizes_that_the_model_floors_are_refused(kl_folder: Path) -> None:
 
 
 def test_downscale_is_measured(kl_folder: Path, taesd_folder: Path) -> None:
-    assert (open_model(kl_folder).layout.downscale, open_model(taesd_folder).layout.downscale) == (4, 4)
+    assert (open_model(kl_folder).layout.downscale, open_model(taesd_folder).layout.downscale) == (
+        4,
+        4,
+    )
 
 
 @pytest.mark.parametrize(
@@ -152,15 +205,28 @@ def test_downscale_is_measured(kl_folder: Path, taesd_folder: Path) -> None:
         ({"scaling_factor": 0.18215}, Normalization(0.0, 0.18215)),
         ({"scaling_factor": 0.3611, "shift_factor": 0.1159}, Normalization(0.1159, 0.3611)),
         (
-            {"scaling_factor": 0.5, "shift_factor": 9.0, "latents_mean": [1.0, 2.0], "latents_std": [2.0, 4.0]},
+            {
+                "scaling_factor": 0.5,
+                "shift_factor": 9.0,
+                "latents_mean": [1.0, 2.0],
+                "latents_std": [2.0, 4.0],
+            },
             Normalization([1.0, 2.0], [0.25, 0.125]),
         ),
-        ({"scaling_factor": None, "latents_mean": None, "latents_std": None}, Normalization(0.0, 1.0)),
+        (
+            {"scaling_factor": None, "latents_mean": None, "latents_std": None},
+            Normalization(0.0, 1.0),
+        ),
         ({}, Normalization(0.0, 1.0)),
     ],
 )
 def test_normalization_is_the_pipelines(config: dict[str, Any], expected: Normalization) -> None:
-    assert read_normalization(config, TRAITS["AutoencoderKL"], LatentLayout("latent", "gaussian", "CHW", 2, 8)) == expected
+    assert (
+        read_normalization(
+            config, TRAITS["AutoencoderKL"], LatentLayout("latent", "gaussian", "CHW", 2, 8)
+        )
+        == expected
+    )
 
 
 def test_class_that_is_not_driven_is_said(tmp_path: Path) -> None:
@@ -174,7 +240,10 @@ def test_a_class_that_the_installed_diffusers_lacks_is_said(
 ) -> None:
     monkeypatch.setitem(TRAITS, "AutoencoderKLOfTomorrow", TRAITS["AutoencoderKL"])  # type: ignore[arg-type]
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKLOfTomorrow"}))
-    expected = rf"diffusers {re.escape(diffusers.__version__)} has no AutoencoderKLOfTomorrow; pip install -U diffusers$"
+    expected = (
+        rf"diffusers {re.escape(diffusers.__version__)} has no AutoencoderKLOfTomorrow; pip install"
+        r" -U diffusers$"
+    )
     with pytest.raises(EncoderError, match=expected):
         open_model(tmp_path)
 
@@ -197,7 +266,10 @@ def test_random_weights_train_but_do_not_encode(kl_folder: Path, batch: torch.Te
     with pytest.raises(EncoderError, match="can be trained, but not encode"):
         encoder.encode(batch)
     again = open_diffusers(config, BuildContext(seed=3))
-    assert all(torch.equal(a, b) for a, b in zip(encoder.module.parameters(), again.module.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(encoder.module.parameters(), again.module.parameters(), strict=True)
+    )
     with pytest.raises(ValidationError, match="give model"):
         DiffusersConfig()
 
@@ -234,8 +306,16 @@ def original_name(name: str, num_levels: int) -> str:
         (r"conv_shortcut", "nin_shortcut"),
     ):
         name = re.sub(pattern, new, name)
-    name = re.sub(r"up_blocks\.(\d+)\.resnets\.(\d+)", lambda m: f"up.{num_levels - 1 - int(m[1])}.block.{m[2]}", name)
-    return re.sub(r"up_blocks\.(\d+)\.upsamplers\.0", lambda m: f"up.{num_levels - 1 - int(m[1])}.upsample", name)
+    name = re.sub(
+        r"up_blocks\.(\d+)\.resnets\.(\d+)",
+        lambda m: f"up.{num_levels - 1 - int(m[1])}.block.{m[2]}",
+        name,
+    )
+    return re.sub(
+        r"up_blocks\.(\d+)\.upsamplers\.0",
+        lambda m: f"up.{num_levels - 1 - int(m[1])}.upsample",
+        name,
+    )
 
 
 @pytest.mark.parametrize("prefix", ["", "first_stage_model."])
@@ -245,7 +325,9 @@ def test_checkpoint_of_the_original_trainers_is_converted_strictly(
     tensors = {}
     for name, tensor in load_file(kl_folder / WEIGHTS).items():
         is_attention = "attentions" in name and "group_norm" not in name and name.endswith("weight")
-        tensors[prefix + original_name(name, 3)] = tensor[:, :, None, None].clone() if is_attention else tensor
+        tensors[prefix + original_name(name, 3)] = (
+            tensor[:, :, None, None].clone() if is_attention else tensor
+        )
     shutil.copy(kl_folder / "config.json", tmp_path / "config.json")
     save_file(tensors, tmp_path / "vae.safetensors")
     expected = open_model(kl_folder)
@@ -254,5 +336,7 @@ def test_checkpoint_of_the_original_trainers_is_converted_strictly(
     assert encoder.fingerprint() == expected.fingerprint()
     del tensors[f"{prefix}encoder.down.1.block.0.conv1.weight"]
     save_file(tensors, tmp_path / "vae.safetensors")
-    with pytest.raises(EncoderError, match=r"encoder\.down_blocks\.1\.resnets\.0\.conv1\.weight|can't be loaded"):
+    with pytest.raises(
+        EncoderError, match=r"encoder\.down_blocks\.1\.resnets\.0\.conv1\.weight|can't be loaded"
+    ):
         open_model(tmp_path / "vae.safetensors").fingerprint()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from latentkit.ema import WeightAverage, warmed_decay
+from latentkit.training.ema import WeightAverage, warmed_decay
 
 
 def test_the_decay_warms_up_to_its_limit() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import latentkit
-from latentkit.report import report
+from latentkit.cli.closing_words import report
 
 
 @pytest.fixture
@@ -25,7 +25,9 @@ def recipe(make_photos: Callable[..., Path], tmp_path: Path) -> dict[str, Any]:
     }
 
 
-def test_other_processes_than_the_first_do_nothing(recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_processes_than_the_first_do_nothing(
+    recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("RANK", "LOCAL_RANK"):
         monkeypatch.setenv(name, "1")
     found = latentkit.run(recipe)
@@ -34,7 +36,9 @@ def test_other_processes_than_the_first_do_nothing(recipe: dict[str, Any], tmp_p
     assert not (tmp_path / "evaluation").exists()
 
 
-def test_the_first_process_evaluates_everything(recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_process_evaluates_everything(
+    recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     found = latentkit.run(recipe)

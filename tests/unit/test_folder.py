@@ -17,10 +17,12 @@ import psutil
 import pytest
 
 from latentkit.errors import StoreError
-from latentkit.overrides import is_url
+from latentkit.runtime.paths import is_url
 from latentkit.store.claims import Claims
 from latentkit.store.commit import patiently
-from latentkit.store.folder import LocalFolder, host, open_folder
+from latentkit.store.folder import host
+from latentkit.store.local_folder import LocalFolder
+from latentkit.store.open_folder import open_folder
 
 
 def write(folder: LocalFolder, name: str, content: bytes) -> None:
@@ -43,7 +45,9 @@ def test_first_commit_wins(tmp_path: Path) -> None:
 def test_many_threads_commit_one_whole_file(tmp_path: Path) -> None:
     folder = LocalFolder(tmp_path / "out")
     contents = [bytes([number]) * 100_000 for number in range(8)]
-    threads = [threading.Thread(target=write, args=(folder, "units/a", content)) for content in contents]
+    threads = [
+        threading.Thread(target=write, args=(folder, "units/a", content)) for content in contents
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -71,7 +75,9 @@ def test_replace_replaces(tmp_path: Path) -> None:
 
 def test_failure_to_write_is_explained(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file where the folder should be")
-    with pytest.raises(StoreError, match=r"can't be written: .*nothing that was there before is lost"):
+    with pytest.raises(
+        StoreError, match=r"can't be written: .*nothing that was there before is lost"
+    ):
         write(LocalFolder(tmp_path / "out"), "units/a", b"x")
 
 
@@ -99,10 +105,11 @@ def test_claim_is_exclusive_until_dropped(tmp_path: Path) -> None:
 
 def test_claim_and_part_of_a_dead_process_are_taken_over_and_swept(tmp_path: Path) -> None:
     code = (
-        "import os, sys\nfrom pathlib import Path\n"
-        "from latentkit.store.claims import Claims\nfrom latentkit.store.folder import LocalFolder\n"
-        "folder = LocalFolder(Path(sys.argv[1]))\nassert Claims(folder).take('unit') and Claims(folder).take('other')\n"
-        "opened = folder.create('units/a')\nopened.__enter__().write(b'half')\nos._exit(1)"
+        "import os, sys\nfrom pathlib import Path\nfrom latentkit.store.claims import Claims\nfrom"
+        " latentkit.store.folder import LocalFolder\nfolder ="
+        " LocalFolder(Path(sys.argv[1]))\nassert Claims(folder).take('unit') and"
+        " Claims(folder).take('other')\nopened ="
+        " folder.create('units/a')\nopened.__enter__().write(b'half')\nos._exit(1)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)]).returncode == 1
     assert len(list((tmp_path / "claims").iterdir())) == 3
@@ -117,9 +124,9 @@ def test_claim_of_a_process_that_ended_and_that_nobody_waited_for_is_taken_over(
     tmp_path: Path,
 ) -> None:
     code = (
-        "import os, sys\nfrom pathlib import Path\n"
-        "from latentkit.store.claims import Claims\nfrom latentkit.store.folder import LocalFolder\n"
-        "assert Claims(LocalFolder(Path(sys.argv[1]))).take('unit')\nos._exit(0)"
+        "import os, sys\nfrom pathlib import Path\nfrom latentkit.store.claims import Claims\nfrom"
+        " latentkit.store.folder import LocalFolder\nassert"
+        " Claims(LocalFolder(Path(sys.argv[1]))).take('unit')\nos._exit(0)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) as process:
         while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
@@ -129,7 +136,7 @@ def test_claim_of_a_process_that_ended_and_that_nobody_waited_for_is_taken_over(
 
 def test_claims_are_dropped_when_work_ends(tmp_path: Path) -> None:
     claims = Claims(LocalFolder(tmp_path))
-    with pytest.raises(ZeroDivisionError), claims.beating():
+    with pytest.raises(ZeroDivisionError), claims.heartbeat():
         claims.take("unit")
         raise ZeroDivisionError
     assert list((tmp_path / "claims").iterdir()) == []
@@ -144,7 +151,7 @@ class Unreachable(LocalFolder):
 
 def test_claim_that_this_process_could_not_drop_is_taken_over_and_swept(tmp_path: Path) -> None:
     lost = Claims(Unreachable(tmp_path))
-    with lost.beating():
+    with lost.heartbeat():
         assert lost.take("unit")
         assert lost.take("other")
     assert len(list((tmp_path / "claims").iterdir())) == 2
@@ -204,8 +211,13 @@ def test_disk_of_windows_is_no_url(text: str, expected: bool) -> None:
     assert is_url(text) == expected
 
 
-@pytest.mark.parametrize("content", [5, [["host", "pid"]], *({"host": host(), "pid": pid} for pid in ("x", None, -1, 2**70, 1.5))])
-def test_claim_that_says_nothing_is_an_unfinished_or_a_dead_one(tmp_path: Path, content: Any) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [5, [["host", "pid"]], *({"host": host(), "pid": pid} for pid in ("x", None, -1, 2**70, 1.5))],
+)
+def test_claim_that_says_nothing_is_an_unfinished_or_a_dead_one(
+    tmp_path: Path, content: Any
+) -> None:
     (tmp_path / "claims").mkdir()
     file = tmp_path / "claims" / "unit.json"
     file.write_text(json.dumps(content))

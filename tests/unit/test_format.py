@@ -1,4 +1,6 @@
-"""A unit's file is a safetensors file like any other, aligned, and nothing damaged is read as if it were whole."""
+"""A unit's file is a safetensors file like any other, aligned, and nothing damaged is read as if it
+were whole.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def array() -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     return np.arange(3 * 2 * 5, dtype=np.float32).reshape(3, 2, 5)
 
 
-def test_safetensors_reads_a_unit(array: np.ndarray[tuple[int, ...], np.dtype[np.float32]], tmp_path: Path) -> None:
+def test_safetensors_reads_a_unit(
+    array: np.ndarray[tuple[int, ...], np.dtype[np.float32]], tmp_path: Path
+) -> None:
     (tmp_path / "unit.safetensors").write_bytes(unit_bytes(array))
     with safe_open(tmp_path / "unit.safetensors", "np") as file:
         np.testing.assert_array_equal(file.get_tensor("8x8/latent"), array)
@@ -44,12 +48,20 @@ def test_safetensors_reads_a_unit(array: np.ndarray[tuple[int, ...], np.dtype[np
         assert file.metadata()["fingerprint"] == "f"
 
 
-def test_tensors_start_on_page_boundaries(array: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> None:
+def test_tensors_start_on_page_boundaries(
+    array: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
+) -> None:
     header = read(unit_bytes(array))
-    assert [tensor.start % ALIGNMENT for name, tensor in header.tensors.items() if not name.startswith("_pad")] == [0, 0]
+    assert [
+        tensor.start % ALIGNMENT
+        for name, tensor in header.tensors.items()
+        if not name.startswith("_pad")
+    ] == [0, 0]
 
 
-def test_metadata_states_the_hash_of_the_data(array: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> None:
+def test_metadata_states_the_hash_of_the_data(
+    array: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
+) -> None:
     content = unit_bytes(array)
     header = read(content)
     assert header.metadata["sha256"] == hashlib.sha256(content[header.data_start :]).hexdigest()
@@ -62,7 +74,9 @@ def test_wrong_number_of_bytes_is_refused_when_writing() -> None:
 
 
 @pytest.mark.parametrize("length", [0, 4, 8, 100, 4096, 5000])
-def test_truncated_unit_is_refused(array: np.ndarray[tuple[int, ...], np.dtype[np.float32]], length: int) -> None:
+def test_truncated_unit_is_refused(
+    array: np.ndarray[tuple[int, ...], np.dtype[np.float32]], length: int
+) -> None:
     with pytest.raises(StoreError, match="unit: "):
         read(unit_bytes(array)[:length])
 
@@ -77,11 +91,35 @@ def with_header(change: object) -> bytes:
     [
         ([], "damaged"),
         ({"a": {"dtype": "U8", "shape": [16], "data_offsets": [0, 16]}}, "damaged"),
-        ({"__metadata__": METADATA, "a": {"dtype": "U8", "shape": [17], "data_offsets": [0, 16]}}, "damaged"),
-        ({"__metadata__": METADATA, "a": {"dtype": "U8", "shape": [-16], "data_offsets": [0, -16]}}, "damaged"),
-        ({"__metadata__": METADATA, "a": {"dtype": "X9", "shape": [16], "data_offsets": [0, 16]}}, "damaged"),
-        ({"__metadata__": METADATA, "a": {"dtype": "U8", "shape": [8], "data_offsets": [8, 16]}}, "starts at byte"),
-        ({"__metadata__": METADATA, "a": {"dtype": "U8", "shape": [8], "data_offsets": [0, 8]}}, "16 bytes|long"),
+        (
+            {
+                "__metadata__": METADATA,
+                "a": {"dtype": "U8", "shape": [17], "data_offsets": [0, 16]},
+            },
+            "damaged",
+        ),
+        (
+            {
+                "__metadata__": METADATA,
+                "a": {"dtype": "U8", "shape": [-16], "data_offsets": [0, -16]},
+            },
+            "damaged",
+        ),
+        (
+            {
+                "__metadata__": METADATA,
+                "a": {"dtype": "X9", "shape": [16], "data_offsets": [0, 16]},
+            },
+            "damaged",
+        ),
+        (
+            {"__metadata__": METADATA, "a": {"dtype": "U8", "shape": [8], "data_offsets": [8, 16]}},
+            "starts at byte",
+        ),
+        (
+            {"__metadata__": METADATA, "a": {"dtype": "U8", "shape": [8], "data_offsets": [0, 8]}},
+            "16 bytes|long",
+        ),
         ({"__metadata__": {**METADATA, "version": "2"}}, "format version 2"),
         ({"__metadata__": {"format": "pt"}}, "not a unit"),
         ({"__metadata__": {"format": 1}}, "no text metadata"),

@@ -10,15 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latentkit.contracts import SizeRule
+from latentkit.modalities.buckets import SDXL_SHAPES, bucket_shapes, nearest_shape
 from latentkit.modalities.geometry import (
-    SDXL_SHAPES,
     Box,
-    bucket_shapes,
     crop_box,
     draw_fractions,
     left_out_share,
     nearest_allowed,
-    nearest_shape,
     whole,
 )
 
@@ -31,11 +29,22 @@ def test_buckets_of_a_small_area_are_these_three() -> None:
 
 def test_buckets_of_a_megapixel_hold_the_ones_known_from_sdxl() -> None:
     shapes = bucket_shapes(1024 * 1024, 64, 512, 2048, 4.0)
-    assert {(512, 2048), (640, 1536), (768, 1344), (832, 1216), (896, 1152), (1024, 1024), (1216, 832), (2048, 512)} <= set(shapes)
+    assert {
+        (512, 2048),
+        (640, 1536),
+        (768, 1344),
+        (832, 1216),
+        (896, 1152),
+        (1024, 1024),
+        (1216, 832),
+        (2048, 512),
+    } <= set(shapes)
 
 
 @given(st.integers(64, 2000), st.sampled_from([8, 16, 64]), st.floats(1.0, 4.0))
-def test_every_bucket_keeps_the_limits_and_could_not_be_larger(root: int, step: int, aspect: float) -> None:
+def test_every_bucket_keeps_the_limits_and_could_not_be_larger(
+    root: int, step: int, aspect: float
+) -> None:
     area = root * root
     shapes = bucket_shapes(area, step, None, None, aspect)
     assert len(set(shapes)) == len(shapes)
@@ -76,9 +85,17 @@ def test_smallest_and_largest_side_of_a_bucket_are_kept() -> None:
 
 @pytest.mark.parametrize(
     ("picture", "expected"),
-    [((500, 500), (256, 256)), ((400, 600), (192, 320)), ((600, 400), (320, 192)), ((1, 30000), (192, 320)), ((100, 115), (256, 256))],
+    [
+        ((500, 500), (256, 256)),
+        ((400, 600), (192, 320)),
+        ((600, 400), (320, 192)),
+        ((1, 30000), (192, 320)),
+        ((100, 115), (256, 256)),
+    ],
 )
-def test_picture_goes_to_the_bucket_of_the_nearest_aspect(picture: tuple[int, int], expected: tuple[int, int]) -> None:
+def test_picture_goes_to_the_bucket_of_the_nearest_aspect(
+    picture: tuple[int, int], expected: tuple[int, int]
+) -> None:
     assert nearest_shape([(192, 320), (256, 256), (320, 192)], picture) == expected
 
 
@@ -89,7 +106,13 @@ def test_tie_between_buckets_goes_to_the_larger_then_to_the_flatter_one() -> Non
 
 @given(SIDES, SIDES, SIDES, SIDES, st.floats(0, 1), st.floats(0, 1), st.floats(0.01, 1))
 def test_crop_lies_in_the_picture_and_has_the_aspect_of_the_target(
-    height: int, width: int, target_height: int, target_width: int, across: float, down: float, scale: float
+    height: int,
+    width: int,
+    target_height: int,
+    target_width: int,
+    across: float,
+    down: float,
+    scale: float,
 ) -> None:
     box = crop_box((height, width), (target_height, target_width), across, down, scale)
     left, top, right, bottom = box.edges()
@@ -101,9 +124,15 @@ def test_crop_lies_in_the_picture_and_has_the_aspect_of_the_target(
 
 @pytest.mark.parametrize(
     ("across", "down", "expected"),
-    [(0.5, 0.5, [0.0, 100.0, 400.0, 400.0]), (0.0, 0.3, [0.0, 0.0, 400.0, 400.0]), (1.0, 0.3, [0.0, 200.0, 400.0, 400.0])],
+    [
+        (0.5, 0.5, [0.0, 100.0, 400.0, 400.0]),
+        (0.0, 0.3, [0.0, 0.0, 400.0, 400.0]),
+        (1.0, 0.3, [0.0, 200.0, 400.0, 400.0]),
+    ],
 )
-def test_crop_of_a_wide_picture_moves_across_alone(across: float, down: float, expected: list[float]) -> None:
+def test_crop_of_a_wide_picture_moves_across_alone(
+    across: float, down: float, expected: list[float]
+) -> None:
     assert crop_box((400, 600), (256, 256), across, down).rounded() == expected
 
 
@@ -116,12 +145,22 @@ def test_whole_picture_is_its_own_box() -> None:
 
 
 def test_draws_are_the_same_in_every_process_and_release() -> None:
-    # sha256 of the text '[7, "a/b.jpg", "plain"]', read off with sha256sum, 16 hexadecimal digits a number.
-    assert draw_fractions(7, "a/b.jpg", "plain", 2) == [0x15967C6FE8F98743 / 2**64, 0xACAB99F1E8341230 / 2**64]
+    # sha256 of the text '[7, "a/b.jpg", "plain"]', read off with sha256sum, 16 hexadecimal digits a
+    # number.
+    assert draw_fractions(7, "a/b.jpg", "plain", 2) == [
+        0x15967C6FE8F98743 / 2**64,
+        0xACAB99F1E8341230 / 2**64,
+    ]
 
 
 def test_draws_differ_with_seed_key_and_view_and_take_any_key() -> None:
-    names = [(0, "a", "plain"), (1, "a", "plain"), (0, "b", "plain"), (0, "a", "crop-1"), (0, "\udcff\u00e4", "plain")]
+    names = [
+        (0, "a", "plain"),
+        (1, "a", "plain"),
+        (0, "b", "plain"),
+        (0, "a", "crop-1"),
+        (0, "\udcff\u00e4", "plain"),
+    ]
     draws = [draw_fractions(*name, 1)[0] for name in names]
     assert len(set(draws)) == len(names)
     assert all(0 <= draw < 1 for draw in draws)
@@ -138,5 +177,7 @@ def test_draws_differ_with_seed_key_and_view_and_take_any_key() -> None:
         (5, SizeRule(multiple=1, minimum=100, maximum=50), []),
     ],
 )
-def test_nearest_sizes_that_an_encoder_takes_are_named(size: int, rule: SizeRule, expected: list[int]) -> None:
+def test_nearest_sizes_that_an_encoder_takes_are_named(
+    size: int, rule: SizeRule, expected: list[int]
+) -> None:
     assert nearest_allowed(size, rule) == expected

@@ -14,7 +14,16 @@ import pytest
 import torch
 
 from latentkit import contracts, hooks
-from latentkit.contracts import BuildContext, Entry, LossBatch, Moments, Reconstruction, Sample, Unit, UnitResult
+from latentkit.contracts import (
+    BuildContext,
+    Entry,
+    LossBatch,
+    Moments,
+    Reconstruction,
+    Sample,
+    Unit,
+    UnitResult,
+)
 from latentkit.plugins import HOOKS, Provided, Registry, discover
 
 
@@ -26,7 +35,9 @@ def read_example(hook: str) -> str:
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Registry]]:
-    """Puts a module and its .dist-info on the path, as an installation would, and gives the registry that finds it."""
+    """Puts a module and its .dist-info on the path, as an installation would, and gives the
+    registry that finds it.
+    """
 
     def install_module(text: str) -> Registry:
         (tmp_path / "docstring_plugin.py").write_text(text)
@@ -73,7 +84,9 @@ def use_encoder(encoder: Any, folder: Path) -> None:
 def use_loss(loss: Any, folder: Path) -> None:
     assert isinstance(loss, contracts.Loss)
     inputs = torch.zeros(2, 3, 4, 4)
-    reconstruction = Reconstruction(inputs + torch.tensor([1.0, -2.0]).view(2, 1, 1, 1), inputs, Moments(inputs, inputs))
+    reconstruction = Reconstruction(
+        inputs + torch.tensor([1.0, -2.0]).view(2, 1, 1, 1), inputs, Moments(inputs, inputs)
+    )
     batch = LossBatch(inputs, reconstruction, None, 0, lambda one: one, lambda one: one)
     assert torch.equal(loss(batch), torch.tensor([1.0, 8.0]))
 
@@ -111,7 +124,9 @@ def test_every_hook_has_an_example_here() -> None:
 
 
 @pytest.mark.parametrize("hook", USES)
-def test_the_docstring_of_a_hook_is_a_plugin_that_works(hook: str, install: Callable[[str], Registry], tmp_path: Path) -> None:
+def test_the_docstring_of_a_hook_is_a_plugin_that_works(
+    hook: str, install: Callable[[str], Registry], tmp_path: Path
+) -> None:
     name, options, use = USES[hook]
     kind = HOOKS[hook].kind
     registry = install(read_example(hook))

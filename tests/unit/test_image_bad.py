@@ -1,4 +1,6 @@
-"""Modality `image`: files that are no pictures, broken, too small or too large: each is a `SampleError` with a reason for the ledger."""
+"""Modality `image`: files that are no pictures, broken, too small or too large: each is a
+`SampleError` with a reason for the ledger.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from latentkit.builtin import ImageConfig
 from latentkit.contracts import BuildContext, Prepared, Sample
 from latentkit.errors import SampleError, SourceError
 from latentkit.modalities.image import ImageModality
+from latentkit.modalities.options import ImageConfig
 
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000"]
 
@@ -35,7 +37,9 @@ def encode(picture: Image.Image, file_format: str = "PNG") -> bytes:
 
 
 def make_noise(height: int = 40, width: int = 48) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    )
 
 
 def prepare(media: object, **options: Any) -> list[Prepared]:
@@ -49,13 +53,16 @@ def find_reason(media: object, **options: Any) -> str:
 
 
 def make_png_header(width: int, height: int) -> bytes:
-    """A PNG of grey pixels, a bit each, all 0: small on disk, large in memory."""
+    """A PNG of gray pixels, a bit each, all 0: small on disk, large in memory."""
     chunks = [
         (b"IHDR", struct.pack(">2I5B", width, height, 1, 0, 0, 0, 0)),
         (b"IDAT", zlib.compress(bytes(height * (width // 8 + 2)))),
         (b"IEND", b""),
     ]
-    packed = [struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks]
+    packed = [
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in chunks
+    ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
 
@@ -63,11 +70,20 @@ def make_png_header(width: int, height: int) -> bytes:
     ("media", "reason"),
     [
         (b"", "empty file: 0 bytes"),
-        (b"This is a text that somebody renamed to photo.jpg.\n" * 40, "not a picture; known formats: JPEG, PNG"),
+        (
+            b"This is a text that somebody renamed to photo.jpg.\n" * 40,
+            "not a picture; known formats: JPEG, PNG",
+        ),
         (b"\xff\xd8\xff", "not a picture"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n", "not a picture"),
-        (encode(Image.new("RGB", (1, 1))), "1 x 1 pixels (width x height), too small: min_size is 8"),
-        (encode(Image.new("RGB", (30000, 1))), "30000 x 1 pixels (width x height), too small: min_size is 8"),
+        (
+            encode(Image.new("RGB", (1, 1))),
+            "1 x 1 pixels (width x height), too small: min_size is 8",
+        ),
+        (
+            encode(Image.new("RGB", (30000, 1))),
+            "30000 x 1 pixels (width x height), too small: min_size is 8",
+        ),
     ],
     ids=["empty", "text", "only-a-signature", "eps", "1x1", "30000x1"],
 )
@@ -83,7 +99,9 @@ def test_truncated_file_is_refused(file_format: str, share: float) -> None:
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
-def test_reason_is_the_same_in_every_run_and_holds_no_address_or_path(file_format: str, tmp_path: Path) -> None:
+def test_reason_is_the_same_in_every_run_and_holds_no_address_or_path(
+    file_format: str, tmp_path: Path
+) -> None:
     media = encode(make_noise(), file_format)
     for number, cut in enumerate([media[:20], media[: len(media) // 2], b"text" + media]):
         path = tmp_path / f"{number}.jpg"
@@ -119,13 +137,20 @@ def test_media_out_of_reach_is_no_bad_sample(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (30000, 1), (1, 30000)])
 @pytest.mark.parametrize("crop", ["center", "random", "none"])
-def test_small_picture_is_enlarged_when_the_recipe_says_so(size: tuple[int, int], crop: str) -> None:
-    [prepared] = prepare(encode(Image.new("RGB", size, (255, 255, 255))), on_small="upscale", crop=crop)
+def test_small_picture_is_enlarged_when_the_recipe_says_so(
+    size: tuple[int, int], crop: str
+) -> None:
+    [prepared] = prepare(
+        encode(Image.new("RGB", size, (255, 255, 255))), on_small="upscale", crop=crop
+    )
     assert np.asarray(prepared.tensor).min() == 1.0
 
 
 def test_small_picture_ends_the_run_when_the_recipe_says_so() -> None:
-    with pytest.raises(SourceError, match=r"sample 'key': 30 x 9 pixels .* min_size is 10; lower modality\.with\.min_size"):
+    with pytest.raises(
+        SourceError,
+        match=r"sample 'key': 30 x 9 pixels .* min_size is 10; lower modality\.with\.min_size",
+    ):
         prepare(encode(Image.new("RGB", (30, 9))), min_size=10, on_small="fail")
 
 
@@ -134,18 +159,26 @@ def test_small_picture_ends_the_run_when_the_recipe_says_so() -> None:
 
 def test_bomb_is_refused_before_it_is_decoded() -> None:
     header_alone = make_png_header(20_000, 10_000)[:60]  # so decoding would fail for another reason
-    assert find_reason(header_alone) == "20000 x 10000 pixels, more than max_pixels allows (178956970)"
+    assert (
+        find_reason(header_alone) == "20000 x 10000 pixels, more than max_pixels allows (178956970)"
+    )
 
 
 def test_limit_of_the_recipe_is_exact() -> None:
     media = encode(make_noise(40, 50))
     assert len(prepare(media, max_pixels=2000)) == 1
-    assert "50 x 40 pixels, more than max_pixels allows (1999)" in find_reason(media, max_pixels=1999)
+    assert "50 x 40 pixels, more than max_pixels allows (1999)" in find_reason(
+        media, max_pixels=1999
+    )
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "TIFF", "GIF", "WEBP"])
-def test_limit_above_pillows_holds_in_every_thread_without_a_warning(file_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)  # Pillow warns above 500 pixels and refuses above 1000
+def test_limit_above_pillows_holds_in_every_thread_without_a_warning(
+    file_format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        Image, "MAX_IMAGE_PIXELS", 500
+    )  # Pillow warns above 500 pixels and refuses above 1000
     large, larger = encode(make_noise(30, 50), file_format), encode(make_noise(50, 50), file_format)
     modality = make_modality(max_pixels=2000)
 

@@ -10,18 +10,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from latentkit.builtin import ImageConfig
 from latentkit.contracts import BuildContext, InputSpec, Prepared, Sample
 from latentkit.modalities.geometry import Box
 from latentkit.modalities.image import ImageModality
 from latentkit.modalities.lanczos import resize_levels
+from latentkit.modalities.options import ImageConfig
 from latentkit.plugins import fingerprint_fields
 
 Pixels = np.ndarray[Any, Any]
 
 
 def make_photo(height: int, width: int, channels: int = 3, seed: int = 0) -> Pixels:
-    """Detail of every size, as photographs have it: noise whose spectrum falls with its frequency."""
+    """Detail of every size, as photographs have it: noise whose spectrum falls with its frequency.
+    """
     noise = np.random.default_rng(seed).normal(size=(height, width, channels))
     down, across = np.fft.fftfreq(height)[:, None, None], np.fft.fftfreq(width)[None, :, None]
     spectrum = np.fft.fft2(noise, axes=(0, 1)) / (0.02 + np.hypot(down, across))
@@ -30,7 +31,9 @@ def make_photo(height: int, width: int, channels: int = 3, seed: int = 0) -> Pix
 
 
 def filter_matrix(original: int, start: float, length: float, size: int) -> Pixels:
-    """(size, original) weights of a Lanczos filter with three lobes, as wide as a pixel of the coarser grid."""
+    """(size, original) weights of a Lanczos filter with three lobes, as wide as a pixel of the
+    coarser grid.
+    """
     scale = length / size
     centers = start + (np.arange(size) + 0.5) * scale
     offsets = (np.arange(original) + 0.5 - centers[:, None]) / max(scale, 1.0)
@@ -42,7 +45,9 @@ def resize_ideally(levels: Pixels, box: Box, shape: tuple[int, int]) -> Pixels:
     """(C, H, W) float64, not rounded."""
     down = filter_matrix(levels.shape[0], box.top, box.height, shape[0])
     across = filter_matrix(levels.shape[1], box.left, box.width, shape[1])
-    return np.asarray(np.einsum("hy,yxc,wx->chw", down, levels.astype(float), across, optimize=True).clip(0, 255))
+    return np.asarray(
+        np.einsum("hy,yxc,wx->chw", down, levels.astype(float), across, optimize=True).clip(0, 255)
+    )
 
 
 def measure_psnr(one: Pixels, other: Pixels) -> float:
@@ -73,13 +78,18 @@ def test_result_is_the_ideal_one_rounded_once(name: str, channels: int) -> None:
 
 def test_same_size_changes_nothing() -> None:
     photo = make_photo(40, 56)
-    np.testing.assert_array_equal(resize_levels(photo, Box(0, 0, 40, 56), (40, 56)), photo.transpose(2, 0, 1))
+    np.testing.assert_array_equal(
+        resize_levels(photo, Box(0, 0, 40, 56), (40, 56)), photo.transpose(2, 0, 1)
+    )
 
 
 def test_large_products_are_cut_without_a_seam() -> None:
     photo = make_photo(64, 3000, 1)
     box = Box(0, 0, 64, 3000)
-    assert np.abs(resize_levels(photo, box, (8, 40)) - resize_ideally(photo, box, (8, 40))).max() <= 0.51
+    assert (
+        np.abs(resize_levels(photo, box, (8, 40)) - resize_ideally(photo, box, (8, 40))).max()
+        <= 0.51
+    )
 
 
 def test_colors_count_by_their_alpha() -> None:
@@ -89,7 +99,9 @@ def test_colors_count_by_their_alpha() -> None:
     result = resize_levels(photo, Box(0, 0, 32, 32), (8, 8))
     seen = result[3] > 0
     assert seen.mean() >= 0.5
-    np.testing.assert_allclose(result[:3, seen], np.repeat([[200], [100], [50]], seen.sum(), axis=1), atol=1)
+    np.testing.assert_allclose(
+        result[:3, seen], np.repeat([[200], [100], [50]], seen.sum(), axis=1), atol=1
+    )
 
 
 # ---------------------------------------------------------------- as options
@@ -103,7 +115,11 @@ def encode(photo: Pixels, file_format: str = "PNG", **options: Any) -> bytes:
 
 def prepare(media: bytes, **options: Any) -> list[Prepared]:
     spec = InputSpec(options.pop("channels", 3), (0.0, 255.0))
-    return list(ImageModality(ImageConfig(**options), BuildContext(input=spec)).prepare(Sample("key", media)))
+    return list(
+        ImageModality(ImageConfig(**options), BuildContext(input=spec)).prepare(
+            Sample("key", media)
+        )
+    )
 
 
 def find_box(prepared: Prepared) -> Box:
@@ -122,7 +138,9 @@ def test_lanczos_is_nearer_to_the_ideal_than_pillow_in_every_view(crop: str) -> 
         assert (one.view, one.bucket, one.geometry) == (other.view, other.bucket, other.geometry)
         ideal = resize_ideally(photo, find_box(one), (48, 48))
         ideal = ideal[..., ::-1] if one.geometry["flip"] else ideal
-        ours_psnr, pillows_psnr = (measure_psnr(np.asarray(view.tensor), ideal) for view in (one, other))
+        ours_psnr, pillows_psnr = (
+            measure_psnr(np.asarray(view.tensor), ideal) for view in (one, other)
+        )
         assert ours_psnr > 58  # rounding alone: 20 log10(255 sqrt 12) = 58.9 dB
         assert pillows_psnr < ours_psnr
 
@@ -136,10 +154,18 @@ def test_lanczos_is_within_two_levels_of_pillow_for_every_mode(mode: str, channe
     if mode == "I;16":
         media = encode(photo[..., 0].astype(np.uint16) * 257)
     else:
-        media = encode(np.asarray(picture), "PNG") if mode in ("RGB", "RGBA") else save(picture.convert(mode), mode)
-    one, other = (prepare(media, size=32, resize=way, channels=channels)[0] for way in ("lanczos", "pillow"))
+        media = (
+            encode(np.asarray(picture), "PNG")
+            if mode in ("RGB", "RGBA")
+            else save(picture.convert(mode), mode)
+        )
+    one, other = (
+        prepare(media, size=32, resize=way, channels=channels)[0] for way in ("lanczos", "pillow")
+    )
     # Pillow rounds colors that were multiplied by alpha: half a level of 60 is two of 255.
-    assert np.abs(np.asarray(one.tensor) - np.asarray(other.tensor)).max() <= (5 if channels == 4 else 2)
+    assert np.abs(np.asarray(one.tensor) - np.asarray(other.tensor)).max() <= (
+        5 if channels == 4 else 2
+    )
 
 
 def save(picture: Image.Image, mode: str) -> bytes:
@@ -149,7 +175,9 @@ def save(picture: Image.Image, mode: str) -> bytes:
 
 
 @pytest.mark.parametrize(("side", "divisor"), [(127, 1), (128, 2), (257, 4), (511, 4), (1023, 8)])
-def test_draft_decodes_a_jpeg_as_small_as_twice_the_pixels_needed(side: int, divisor: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_draft_decodes_a_jpeg_as_small_as_twice_the_pixels_needed(
+    side: int, divisor: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     media = encode(make_photo(side, side + 30, 1)[..., 0], "JPEG")
     loaded = []
     load = Image.Image.load
@@ -166,11 +194,22 @@ def test_draft_shows_the_same_part_as_pillow(crop: str, orientation: int) -> Non
     exif = Image.Exif()
     exif[0x0112] = orientation
     media = encode(make_photo(301, 403), "JPEG", quality=95, exif=exif)
-    options: dict[str, Any] = {"buckets": {"shapes": [[32, 64], [64, 32]]}, "crop": crop, "views": VIEWS}
+    options: dict[str, Any] = {
+        "buckets": {"shapes": [[32, 64], [64, 32]]},
+        "crop": crop,
+        "views": VIEWS,
+    }
     draft, pillow = (prepare(media, resize=way, **options) for way in ("draft", "pillow"))
     for one, other in zip(draft, pillow, strict=True):
-        assert (one.view, one.bucket, one.geometry, one.remarks) == (other.view, other.bucket, other.geometry, other.remarks)
-        assert measure_psnr(np.asarray(one.tensor), np.asarray(other.tensor)) > 35  # half a pixel aside: below 28
+        assert (one.view, one.bucket, one.geometry, one.remarks) == (
+            other.view,
+            other.bucket,
+            other.geometry,
+            other.remarks,
+        )
+        assert (
+            measure_psnr(np.asarray(one.tensor), np.asarray(other.tensor)) > 35
+        )  # half a pixel aside: below 28
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "WEBP", "TIFF"])
@@ -195,6 +234,8 @@ def test_ways_to_resize_are_different_datasets_and_pillow_is_the_one_there_alway
 def test_threads_resize_as_one_thread_does() -> None:
     photos = [make_photo(150 + number, 200, 3, number) for number in range(12)]
     with ThreadPoolExecutor(6) as threads:
-        together = list(threads.map(lambda photo: resize_levels(photo, Box(0, 0, 150, 200), (48, 64)), photos))
+        together = list(
+            threads.map(lambda photo: resize_levels(photo, Box(0, 0, 150, 200), (48, 64)), photos)
+        )
     for photo, result in zip(photos, together, strict=True):
         assert np.array_equal(resize_levels(photo, Box(0, 0, 150, 200), (48, 64)), result)

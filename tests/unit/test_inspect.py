@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from latentkit.inspect import describe, inspect_dataset
+from latentkit.upkeep.inspect_dataset import describe, inspect_dataset
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "v1"
 
@@ -21,7 +21,13 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "v1"
         ),
     ],
 )
-def test_how_latents_are_normalised_is_said(normalization: dict[str, object], expected: str) -> None:
+def test_how_latents_are_normalized_is_said(
+    normalization: dict[str, object], expected: str
+) -> None:
     found = inspect_dataset(str(GOLDEN))
     assert found["layout"]["channels"] == 2
-    assert f"  normalised {expected}" in describe(found | {"normalization": normalization}).splitlines()
+    assert (
+        f"  normalized {expected}" in describe(
+            found | {"normalization": normalization}
+        ).splitlines()
+    )

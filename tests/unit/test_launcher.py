@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 import latentkit
-from latentkit.checkpoint import list_checkpoints, read_checkpoint
 from latentkit.errors import LatentkitError
 from latentkit.runtime.launcher import check_launcher, launched_precision
-from latentkit.yaml_loader import dump_yaml, parse_yaml
+from latentkit.runtime.yaml_files import dump_yaml, parse_yaml
+from latentkit.training.checkpoint import list_checkpoints, read_checkpoint
 
 
 @pytest.fixture

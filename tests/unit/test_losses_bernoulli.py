@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentkit.builtin_losses import BernoulliConfig, latentkit_losses
+from latentkit.builtin.losses import latentkit_losses
 from latentkit.contracts import BuildContext, InputSpec, Loss, LossBatch, Reconstruction
+from latentkit.losses.options import BernoulliConfig
 from latentkit.testing import LossContract
 
 SPEC = next(spec for spec in latentkit_losses() if spec.name == "bernoulli-nll")
@@ -22,7 +23,14 @@ def build(low: float, high: float) -> Loss:
 
 def make_batch(inputs: Tensor, output: Tensor, mask: Tensor | None = None) -> LossBatch:
     found = Reconstruction(output=output, latents=torch.zeros(len(inputs), 1))
-    return LossBatch(inputs=inputs, reconstruction=found, mask=mask, step=0, encode=lambda x: x, decode=lambda x: x)
+    return LossBatch(
+        inputs=inputs,
+        reconstruction=found,
+        mask=mask,
+        step=0,
+        encode=lambda x: x,
+        decode=lambda x: x,
+    )
 
 
 class TestBernoulliNll(LossContract):
@@ -53,11 +61,15 @@ def test_a_value_between_costs_the_shares_of_both_bits() -> None:
 @pytest.mark.parametrize("bit", [0.0, 1.0])
 def test_a_sure_miss_costs_16_nats_and_a_sure_hit_nothing(bit: float) -> None:
     values = build(0, 1)(make_batch(torch.full((2, 1), bit), torch.tensor([[1 - bit], [bit]])))
-    assert values.tolist() == pytest.approx([-math.log(1e-7), 0.0], rel=0.02, abs=1e-6)  # float32 has few numbers next to 1
+    assert values.tolist() == pytest.approx(
+        [-math.log(1e-7), 0.0], rel=0.02, abs=1e-6
+    )  # float32 has few numbers next to 1
 
 
 def test_gradient_of_a_logit_is_its_chance_less_the_bit() -> None:
-    bits, logits = torch.tensor([[0.0, 1, 1, 0]]), torch.tensor([[-3.0, 0, 2, 4]], requires_grad=True)
+    bits, logits = torch.tensor([[0.0, 1, 1, 0]]), torch.tensor(
+        [[-3.0, 0, 2, 4]], requires_grad=True
+    )
     (slope,) = torch.autograd.grad(build(0, 1)(make_batch(bits, logits.sigmoid())).sum(), logits)
     torch.testing.assert_close(slope, (logits.sigmoid() - bits).detach() / 4)
 

@@ -11,10 +11,11 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from latentkit.builtin_losses import EquivarianceConfig, latentkit_losses
+from latentkit.builtin.losses import latentkit_losses
 from latentkit.contracts import BuildContext, LossBatch, Reconstruction
 from latentkit.errors import TrainingError
 from latentkit.losses.equivariance import Equivariance, change
+from latentkit.losses.options import EquivarianceConfig
 
 (SPEC,) = (spec for spec in latentkit_losses() if spec.name == "equivariance")
 
@@ -30,9 +31,13 @@ def decode(latents: Tensor) -> Tensor:
     return interpolate(latents, scale_factor=4.0)
 
 
-def make_batch(inputs: Tensor, latents: Tensor, step: int = 0, mask: Tensor | None = None) -> LossBatch:
+def make_batch(
+    inputs: Tensor, latents: Tensor, step: int = 0, mask: Tensor | None = None
+) -> LossBatch:
     found = Reconstruction(output=inputs, latents=latents)
-    return LossBatch(inputs=inputs, reconstruction=found, mask=mask, step=step, encode=lambda x: x, decode=decode)
+    return LossBatch(
+        inputs=inputs, reconstruction=found, mask=mask, step=step, encode=lambda x: x, decode=decode
+    )
 
 
 def test_shrinking_by_half_takes_means_of_blocks() -> None:
@@ -44,7 +49,9 @@ def test_shrinking_by_half_takes_means_of_blocks() -> None:
 @pytest.mark.parametrize("turns", range(4))
 def test_turning_is_numpys(turns: int) -> None:
     values = torch.randn(2, 3, 4, 6)
-    np.testing.assert_array_equal(change(values, (4, 6), turns).numpy(), np.rot90(values.numpy(), turns, (2, 3)))
+    np.testing.assert_array_equal(
+        change(values, (4, 6), turns).numpy(), np.rot90(values.numpy(), turns, (2, 3))
+    )
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (8, 12)])
@@ -54,7 +61,9 @@ def test_a_model_that_is_equivariant_costs_nothing(shape: tuple[int, int]) -> No
     latents = interpolate(latents[..., ::2, ::2], scale_factor=2.0)
     batches = [make_batch(decode(latents), latents, step) for step in range(8)]
     loss = build(p=1.0, scales=(0.5, 0.5))
-    assert torch.stack([loss(batch) for batch in batches]).abs().max().item() == pytest.approx(0, abs=1e-6)
+    assert torch.stack([loss(batch) for batch in batches]).abs().max().item() == pytest.approx(
+        0, abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("distance", ["l1", "mse"])
@@ -71,7 +80,11 @@ def test_loss_is_the_distance_from_the_changed_picture(distance: str) -> None:
 
 
 def test_masked_values_do_not_count() -> None:
-    inputs, latents, mask = torch.randn(1, 3, 16, 16), torch.randn(1, 3, 4, 4), torch.ones(1, 1, 16, 16)
+    inputs, latents, mask = (
+        torch.randn(1, 3, 16, 16),
+        torch.randn(1, 3, 4, 4),
+        torch.ones(1, 1, 16, 16),
+    )
     mask[..., 8:] = 0
     loss = build(p=1.0, scales=(0.5, 0.5), rotate=False)
     value = loss(make_batch(inputs, latents, mask=mask))
@@ -79,7 +92,9 @@ def test_masked_values_do_not_count() -> None:
 
 
 def test_gradient_reaches_encoder_and_decoder() -> None:
-    latents, gain = torch.randn(2, 3, 4, 4, requires_grad=True), torch.tensor(1.0, requires_grad=True)
+    latents, gain = torch.randn(2, 3, 4, 4, requires_grad=True), torch.tensor(
+        1.0, requires_grad=True
+    )
     batch = make_batch(torch.randn(2, 3, 16, 16), latents)
     values = build(p=1.0)(LossBatch(**{**vars(batch), "decode": lambda z: gain * decode(z)}))
     slopes = torch.autograd.grad(values.sum(), [latents, gain])
@@ -93,7 +108,9 @@ def test_a_share_p_of_the_steps_is_drawn_and_all_scales_and_turns_are() -> None:
     draws = [build(p=0.25).draw(step) for step in range(4000)]
     chosen = [draw for draw in draws if draw is not None]
     assert len(chosen) / len(draws) == pytest.approx(0.25, abs=0.02)
-    assert {scale for scale, _ in chosen} == {part / 32 for part in range(8, 32)}, "those of the paper's code"
+    assert {scale for scale, _ in chosen} == {
+        part / 32 for part in range(8, 32)
+    }, "those of the paper's code"
     turns = np.bincount([turn for _, turn in chosen], minlength=4) / len(chosen)
     np.testing.assert_allclose(turns, 0.25, atol=0.05)
 
@@ -124,10 +141,14 @@ def test_without_rotation_nothing_is_turned() -> None:
 
 @pytest.mark.parametrize("scales", [(0.0, 0.5), (0.5, 0.25), (0.5, 1.5)])
 def test_scales_that_do_not_shrink_are_refused(scales: tuple[float, float]) -> None:
-    with pytest.raises(ValidationError, match="must be two numbers above 0 and at most 1, the smaller one first"):
+    with pytest.raises(
+        ValidationError, match="must be two numbers above 0 and at most 1, the smaller one first"
+    ):
         EquivarianceConfig(scales=scales)
 
 
 def test_latents_that_are_no_maps_are_refused() -> None:
-    with pytest.raises(TrainingError, match=r"expected latents of pictures, \(N, C, h, w\), got \(2, 8\)"):
+    with pytest.raises(
+        TrainingError, match=r"expected latents of pictures, \(N, C, h, w\), got \(2, 8\)"
+    ):
         build()(make_batch(torch.zeros(2, 3, 8, 8), torch.zeros(2, 8)))

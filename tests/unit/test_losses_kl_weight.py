@@ -1,4 +1,6 @@
-"""What the weight of `kl` means: told when a run starts, and warned of when it is far from everybody's."""
+"""What the weight of `kl` means: told when a run starts, and warned of when it is far from
+everybody's.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from latentkit.builtin_losses import AnnealConfig, LikelihoodConfig
-from latentkit.check import find_odd_weights
 from latentkit.contracts import Loss
 from latentkit.losses.kl import Kl
 from latentkit.losses.kl_weight import describe_kl
 from latentkit.losses.likelihood import GAUSSIAN, open_nll
+from latentkit.losses.options import AnnealConfig, LikelihoodConfig
 from latentkit.losses.reconstruction import l1, mse
-from latentkit.recipe import load_recipe, parse_recipe
+from latentkit.recipe.schema import load_recipe, parse_recipe
+from latentkit.tasks.check_recipe import find_odd_weights
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -30,7 +32,11 @@ def describe(*losses: tuple[str, Loss, float]) -> list[str]:
 
 def test_the_weight_is_said_as_other_conventions_write_it() -> None:
     first, _ = describe(("mse", mse, 1.0), ("kl", Kl(), 0.02))
-    assert "weight 0.02 per input value, the same number where reconstruction and KL are both summed (latent-diffusion)" in first
+    assert (
+        "weight 0.02 per input value, the same number where reconstruction and KL are both summed"
+        " (latent-diffusion)"
+        in first
+    )
     assert "2e-05 where the reconstruction is a mean over 1,000 values and the KL a sum" in first
 
 
@@ -42,16 +48,28 @@ def test_the_weight_is_said_as_other_conventions_write_it() -> None:
             "kl: that is the ELBO (beta 1) of a Gaussian decoder with standard deviation 0.1",
         ),  # 1 / (2 * 0.1 ** 2) = 1 / 0.02
         (("l1", l1, 0.5), "kl: that is the ELBO (beta 1) of a Laplace decoder with scale 0.04"),
-        (("gaussian-nll", open_nll(GAUSSIAN, LikelihoodConfig()), 0.5), "kl: with gaussian-nll in nats that is beta 0.04; 1 is the ELBO"),
-        (("some-nll", lambda batch: batch.inputs, 0.02), "kl: with some-nll in nats that is beta 1; 1 is the ELBO"),
+        (
+            ("gaussian-nll", open_nll(GAUSSIAN, LikelihoodConfig()), 0.5),
+            "kl: with gaussian-nll in nats that is beta 0.04; 1 is the ELBO",
+        ),
+        (
+            ("some-nll", lambda batch: batch.inputs, 0.02),
+            "kl: with some-nll in nats that is beta 1; 1 is the ELBO",
+        ),
     ],
 )
-def test_the_weight_is_a_beta_beside_a_likelihood(loss: tuple[str, Loss, float], expected: str) -> None:
-    assert describe(("wavelet", lambda batch: batch.inputs, 1.0), loss, ("kl", Kl(), 0.02))[1:] == [expected]
+def test_the_weight_is_a_beta_beside_a_likelihood(
+    loss: tuple[str, Loss, float], expected: str
+) -> None:
+    assert describe(("wavelet", lambda batch: batch.inputs, 1.0), loss, ("kl", Kl(), 0.02))[1:] == [
+        expected
+    ]
 
 
 def test_options_are_said() -> None:
-    assert describe(("l1", l1, 1.0), ("kl", Kl(free_bits=0.25, anneal=AnnealConfig(steps=500)), 1e-6))[2:] == [
+    assert describe(
+        ("l1", l1, 1.0), ("kl", Kl(free_bits=0.25, anneal=AnnealConfig(steps=500)), 1e-6)
+    )[2:] == [
         "kl: the first 0.25 nats of each latent value are free, at most 16 nats a sample",
         "kl: its weight rises from 0 and stays whole from step 500",
     ]
@@ -59,7 +77,9 @@ def test_options_are_said() -> None:
 
 def test_a_target_has_no_beta() -> None:
     # 1000 ln 2 nats are one bit for each of 1,000 values
-    assert describe(("l1", l1, 1.0), ("kl", Kl(target=693.147, anneal=AnnealConfig(steps=500)), 0.5)) == [
+    assert describe(
+        ("l1", l1, 1.0), ("kl", Kl(target=693.147, anneal=AnnealConfig(steps=500)), 0.5)
+    ) == [
         "kl: held at 693.147 nats a sample (1 bits per dimension); the weight is how firmly",
         "kl: its target rises from 0 and stays whole from step 500",
     ]
@@ -91,13 +111,25 @@ def warnings_for(*losses: dict[str, Any]) -> list[str]:
     ("beside", "weight", "usual"),
     [
         ({"use": "l1"}, 0.25, "kl is 0.25 beside l1 1; latent diffusion uses 1e-06"),
-        ({"use": "mse", "weight": 10.0}, 1e-9, "kl is 1e-09 beside mse 10; latent diffusion uses 1e-06"),
+        (
+            {"use": "mse", "weight": 10.0},
+            1e-9,
+            "kl is 1e-09 beside mse 10; latent diffusion uses 1e-06",
+        ),
         ({"use": "gaussian-nll"}, 1e-6, "kl is 1e-06 beside gaussian-nll 1; 1 is the ELBO"),
-        ({"use": "laplace-nll", "weight": 1e-3}, 2.0, "kl is 2 beside laplace-nll 0.001; 1 is the ELBO"),
+        (
+            {"use": "laplace-nll", "weight": 1e-3},
+            2.0,
+            "kl is 2 beside laplace-nll 0.001; 1 is the ELBO",
+        ),
     ],
 )
-def test_a_weight_a_thousand_times_off_is_warned_of(beside: dict[str, Any], weight: float, usual: str) -> None:
-    assert warnings_for(beside, {"use": "kl", "weight": weight}) == [f"vae.yaml: losses[1].weight: {usual} {PER_VALUE}"]
+def test_a_weight_a_thousand_times_off_is_warned_of(
+    beside: dict[str, Any], weight: float, usual: str
+) -> None:
+    assert warnings_for(beside, {"use": "kl", "weight": weight}) == [
+        f"vae.yaml: losses[1].weight: {usual} {PER_VALUE}"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -106,7 +138,11 @@ def test_a_weight_a_thousand_times_off_is_warned_of(beside: dict[str, Any], weig
         [{"use": "l1"}, {"use": "kl", "weight": 1e-6}],
         [{"use": "mse", "weight": 0.1}, {"use": "kl", "weight": 5e-5}],
         [{"use": "gaussian-nll"}, {"use": "kl"}],
-        [{"use": "l1"}, {"use": "gaussian-nll"}, {"use": "kl", "weight": 0.5}],  # the likelihood counts
+        [
+            {"use": "l1"},
+            {"use": "gaussian-nll"},
+            {"use": "kl", "weight": 0.5},
+        ],  # the likelihood counts
         [{"use": "l1"}, {"use": "kl", "with": {"target": 100.0}}],
         [{"use": "l1"}, {"use": "kl", "adaptive": True}],
         [{"use": "l1"}, {"use": "kl", "weight": 0.0}],
@@ -134,6 +170,14 @@ batch_size: 2
 output: {{path: {tmp_path / "run"}}}
 """
     (tmp_path / "vae.yaml").write_text(recipe)
-    done = subprocess.run([sys.executable, "-m", "latentkit", "run", str(tmp_path / "vae.yaml")], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "latentkit", "run", str(tmp_path / "vae.yaml")],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
-    assert f"warning: {tmp_path}/vae.yaml: losses[1].weight: kl is 1 beside l1 1; latent diffusion uses 1e-06" in done.stderr
+    assert (
+        f"warning: {tmp_path}/vae.yaml: losses[1].weight: kl is 1 beside l1 1; latent diffusion"
+        " uses 1e-06"
+        in done.stderr
+    )

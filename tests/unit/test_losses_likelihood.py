@@ -1,4 +1,6 @@
-"""Negative log likelihoods against torch.distributions and scipy, with fixed, learned and optimal scales."""
+"""Negative log likelihoods against torch.distributions and scipy, with fixed, learned and optimal
+scales.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,9 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.distributions import Laplace, Normal
 
-from latentkit.builtin_losses import LikelihoodConfig, latentkit_losses
+from latentkit.builtin.losses import latentkit_losses
 from latentkit.contracts import BuildContext, HasModule, LossBatch, Reconstruction
+from latentkit.losses.options import LikelihoodConfig
 
 FAMILIES = {"laplace-nll": Laplace, "gaussian-nll": Normal}
 SPECS = {spec.name: spec for spec in latentkit_losses()}
@@ -27,7 +30,14 @@ def build(name: str, **options: Any) -> Any:
 
 def make_batch(inputs: Tensor, output: Tensor, mask: Tensor | None = None) -> LossBatch:
     found = Reconstruction(output=output, latents=torch.zeros(len(inputs), 1))
-    return LossBatch(inputs=inputs, reconstruction=found, mask=mask, step=0, encode=lambda x: x, decode=lambda x: x)
+    return LossBatch(
+        inputs=inputs,
+        reconstruction=found,
+        mask=mask,
+        step=0,
+        encode=lambda x: x,
+        decode=lambda x: x,
+    )
 
 
 def noise(*shape: int) -> Tensor:
@@ -42,14 +52,18 @@ def test_fixed_scale_gives_minus_the_mean_log_density(name: str, scale: float) -
     torch.testing.assert_close(build(name, scale=scale)(make_batch(inputs, output)), expected)
 
 
-@pytest.mark.parametrize(("name", "density"), [("laplace-nll", scipy.stats.laplace), ("gaussian-nll", scipy.stats.norm)])
+@pytest.mark.parametrize(
+    ("name", "density"), [("laplace-nll", scipy.stats.laplace), ("gaussian-nll", scipy.stats.norm)]
+)
 def test_optimal_scale_is_where_the_batchs_likelihood_is_largest(name: str, density: Any) -> None:
     errors = np.random.default_rng(0).normal(size=(4, 30)) * 0.3
 
     def nll(log_scale: float) -> float:
         return float(-density.logpdf(errors, scale=math.exp(log_scale)).mean())
 
-    best = scipy.optimize.minimize_scalar(nll, bounds=(-5, 5), method="bounded", options={"xatol": 1e-6})
+    best = scipy.optimize.minimize_scalar(
+        nll, bounds=(-5, 5), method="bounded", options={"xatol": 1e-6}
+    )
     values = build(name)(make_batch(torch.zeros(4, 30), torch.tensor(errors).float()))
     assert float(values.mean()) == pytest.approx(best.fun, rel=1e-5)
     each = -density.logpdf(errors, scale=math.exp(best.x)).mean(axis=1)
@@ -58,7 +72,10 @@ def test_optimal_scale_is_where_the_batchs_likelihood_is_largest(name: str, dens
 
 @pytest.mark.parametrize(("name", "power"), [("laplace-nll", 1), ("gaussian-nll", 2)])
 def test_gradient_of_optimal_scale_is_that_of_the_log_of_the_error(name: str, power: int) -> None:
-    """With the scale put in, what is left to make small is ln(mean |e|^p) / p: Rybkin et al. 2021."""
+    """With the scale put in, what is left to make small is ln(mean |e|^p) / p: Rybkin et al.
+
+    2021.
+    """
     output = noise(4, 30).requires_grad_()
     batch = make_batch(torch.zeros(4, 30), output)
     (slope,) = torch.autograd.grad(build(name)(batch).mean(), output)
@@ -87,10 +104,14 @@ def test_learned_scale_starts_where_it_is_told(name: str) -> None:
     loss = build(name, scale="learned", initial_scale=0.25)
     assert isinstance(loss, HasModule)
     expected = -FAMILIES[name](0.0, 0.25).log_prob(torch.tensor([0.5])).mean()
-    assert loss(make_batch(torch.zeros(1, 1), torch.full((1, 1), 0.5))).tolist() == pytest.approx([float(expected)], rel=1e-5)
+    assert loss(make_batch(torch.zeros(1, 1), torch.full((1, 1), 0.5))).tolist() == pytest.approx(
+        [float(expected)], rel=1e-5
+    )
 
 
-@pytest.mark.parametrize(("name", "best"), [("laplace-nll", 0.05), ("gaussian-nll", math.sqrt(0.0033))])
+@pytest.mark.parametrize(
+    ("name", "best"), [("laplace-nll", 0.05), ("gaussian-nll", math.sqrt(0.0033))]
+)
 def test_learned_scale_finds_the_optimal_one(name: str, best: float) -> None:
     """Errors of 0.03, 0.03 and 0.09: mean 0.05, mean square 0.0033."""
     errors = torch.tensor([[0.03, -0.03, 0.09]])

@@ -16,20 +16,28 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from latentkit.builtin_losses import PatchGanConfig, latentkit_losses
-from latentkit.checkpoint import list_checkpoints, read_checkpoint
+from latentkit.builtin.losses import latentkit_losses
 from latentkit.contracts import BuildContext, InputSpec, LossBatch, Prepared, Reconstruction, Sample
 from latentkit.errors import TrainingError
+from latentkit.losses.options import PatchGanConfig
 from latentkit.losses.patch_gan import LogitAverages, PatchDiscriminator, PatchGan
 from latentkit.losses.reconstruction import mse
-from latentkit.train import TrainSettings, WeightedLoss
+from latentkit.training.checkpoint import list_checkpoints, read_checkpoint
+from latentkit.training.loop import TrainSettings, WeightedLoss
 
 (SPEC,) = (spec for spec in latentkit_losses() if spec.name == "patch-gan")
 
 
 def make_batch(inputs: Tensor, output: Tensor) -> LossBatch:
     found = Reconstruction(output=output, latents=torch.zeros(len(inputs), 1))
-    return LossBatch(inputs=inputs, reconstruction=found, mask=None, step=0, encode=lambda x: x, decode=lambda x: x)
+    return LossBatch(
+        inputs=inputs,
+        reconstruction=found,
+        mask=None,
+        step=0,
+        encode=lambda x: x,
+        decode=lambda x: x,
+    )
 
 
 def build(seed: int = 0, channels: int = 3, **options: Any) -> PatchGan:
@@ -86,7 +94,9 @@ def test_vanilla_is_cross_entropy_and_the_generators_term_does_not_saturate() ->
 
 
 def test_lecam_pulls_logits_towards_the_averages_of_the_other_side() -> None:
-    """The first pass sets the averages, 0.375 and 0.625; the second, of other logits, moves them by 1 / 2, then by 1 - decay."""
+    """The first pass sets the averages, 0.375 and 0.625; the second, of other logits, moves them by
+    1 / 2, then by 1 - decay.
+    """
     loss = pixel_gan(lecam=0.1, lecam_decay=0.6)
     loss.discriminator_loss(make_batch(logits(REAL), logits(FAKE)))
     real_average, fake_average = REAL.mean(), FAKE.mean()
@@ -95,18 +105,26 @@ def test_lecam_pulls_logits_towards_the_averages_of_the_other_side() -> None:
         fake_average += share * ((2 * FAKE).mean() - fake_average)
         got = loss.discriminator_loss(make_batch(logits(REAL + 1), logits(2 * FAKE)))
     hinge = 0.5 * (np.maximum(-REAL, 0).mean(1) + np.maximum(1 + 2 * FAKE, 0).mean(1))
-    lecam = (np.maximum(REAL + 1 - fake_average, 0) ** 2).mean(1) + (np.maximum(real_average - 2 * FAKE, 0) ** 2).mean(1)
+    lecam = (np.maximum(REAL + 1 - fake_average, 0) ** 2).mean(1) + (
+        np.maximum(real_average - 2 * FAKE, 0) ** 2
+    ).mean(1)
     np.testing.assert_allclose(got.numpy(), hinge + 0.1 * lecam, rtol=1e-5)
 
 
 def test_lecam_averages_are_saved_with_the_discriminator() -> None:
-    used, fresh = build(lecam=0.1, width=8, num_layers=1), build(seed=1, lecam=0.1, width=8, num_layers=1)
+    used, fresh = build(lecam=0.1, width=8, num_layers=1), build(
+        seed=1, lecam=0.1, width=8, num_layers=1
+    )
     batch = make_batch(torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8))
     for _ in range(2):
         used.discriminator_loss(batch)
-    assert {"averages.real", "averages.generated", "averages.num_updates"} <= set(used.discriminator.state_dict())
+    assert {"averages.real", "averages.generated", "averages.num_updates"} <= set(
+        used.discriminator.state_dict()
+    )
     fresh.discriminator.load_state_dict(used.discriminator.state_dict())
-    torch.testing.assert_close(fresh.discriminator_loss(batch), used.discriminator_loss(batch), rtol=0, atol=0)
+    torch.testing.assert_close(
+        fresh.discriminator_loss(batch), used.discriminator_loss(batch), rtol=0, atol=0
+    )
 
 
 def test_evaluating_leaves_the_averages_as_they_are() -> None:
@@ -120,28 +138,45 @@ def test_evaluating_leaves_the_averages_as_they_are() -> None:
 def test_no_gradient_goes_through_the_averages() -> None:
     real = logits(REAL).requires_grad_()
     loss = pixel_gan(lecam=1.0)
-    (slope,) = torch.autograd.grad(loss.discriminator_loss(make_batch(real, logits(FAKE))).sum(), real)
+    (slope,) = torch.autograd.grad(
+        loss.discriminator_loss(make_batch(real, logits(FAKE))).sum(), real
+    )
     expected = -0.5 * (REAL < 1) / 2 + 2 * np.maximum(REAL - FAKE.mean(), 0) / 2
     np.testing.assert_allclose(slope[:, 0, 0].numpy(), expected, rtol=1e-5)
 
 
-# ---------------------------------------------------------------- LeCam, with samples that aren't finite
+# ---------------------------------------------------------------- LeCam, with samples that aren't
+# finite
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("side", ["real", "generated"])
-def test_logits_that_are_not_finite_show_in_the_loss_and_not_in_the_averages(side: str, bad: float) -> None:
-    """One patch of the second sample is bad; the passes before and after count as if there had been no other."""
+def test_logits_that_are_not_finite_show_in_the_loss_and_not_in_the_averages(
+    side: str, bad: float
+) -> None:
+    """One patch of the second sample is bad; the passes before and after count as if there had been
+    no other.
+    """
     loss = pixel_gan(lecam=0.1)
     spoiled = {"real": REAL.copy(), "generated": FAKE.copy()}
     spoiled[side][1, 0] = bad
     loss.discriminator_loss(make_batch(logits(REAL), logits(FAKE)))
-    value = loss.discriminator_loss(make_batch(logits(spoiled["real"]), logits(spoiled["generated"])))
+    value = loss.discriminator_loss(
+        make_batch(logits(spoiled["real"]), logits(spoiled["generated"]))
+    )
     assert value.isfinite().tolist() == [True, False]
     averages = loss.discriminator.averages
-    assert (averages.real.item(), averages.generated.item(), averages.num_updates.item()) == (REAL.mean(), FAKE.mean(), 1)
+    assert (averages.real.item(), averages.generated.item(), averages.num_updates.item()) == (
+        REAL.mean(),
+        FAKE.mean(),
+        1,
+    )
     loss.discriminator_loss(make_batch(logits(REAL + 1), logits(FAKE - 3)))
-    assert (averages.real.item(), averages.generated.item(), averages.num_updates.item()) == (REAL.mean() + 0.5, FAKE.mean() - 1.5, 2)
+    assert (averages.real.item(), averages.generated.item(), averages.num_updates.item()) == (
+        REAL.mean() + 0.5,
+        FAKE.mean() - 1.5,
+        2,
+    )
 
 
 class OneBadPicture:
@@ -158,7 +193,10 @@ class OneBadPicture:
 
 
 def test_a_run_goes_on_after_a_picture_that_is_not_finite(small: Any, tmp_path: Path) -> None:
-    losses = [WeightedLoss("mse", mse), WeightedLoss("gan", build(lecam=0.1, width=8, num_layers=1), 0.5, "adversarial")]
+    losses = [
+        WeightedLoss("mse", mse),
+        WeightedLoss("gan", build(lecam=0.1, width=8, num_layers=1), 0.5, "adversarial"),
+    ]
     settings = TrainSettings(steps=8, batch_size=1, checkpoint_every=1, keep=8, log_every=1)
     result = small.train(losses, settings, tmp_path, prepare=OneBadPicture(small.pictures()))
     assert (result.steps, result.num_skipped_steps) == (8, 1)
@@ -172,10 +210,15 @@ def test_a_run_goes_on_after_a_picture_that_is_not_finite(small: Any, tmp_path: 
 
 
 def test_averages_are_those_of_all_processes_and_one_bad_sample_stops_all(tmp_path: Path) -> None:
-    """Two processes, means of 1 and 3 in the first pass, 3 in the third; in the second, one of them has a sample that isn't finite."""
+    """Two processes, means of 1 and 3 in the first pass, 3 in the third; in the second, one of them
+    has a sample that isn't finite.
+    """
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, str(tmp_path)]
-    started = [subprocess.Popen([*command, rank], env=environment, stderr=subprocess.PIPE, text=True) for rank in "01"]
+    started = [
+        subprocess.Popen([*command, rank], env=environment, stderr=subprocess.PIPE, text=True)
+        for rank in "01"
+    ]
     for process in started:
         _, errors = process.communicate()
         assert process.returncode == 0, errors
@@ -185,11 +228,17 @@ def test_averages_are_those_of_all_processes_and_one_bad_sample_stops_all(tmp_pa
 
 def main(folder: Path, rank: int) -> None:
     """One of two processes: the averages after each of three passes."""
-    meeting, patience = f"file://{folder}/meeting", timedelta(minutes=1)  # for the other, which may have failed
-    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=patience)
+    meeting, patience = f"file://{folder}/meeting", timedelta(
+        minutes=1
+    )  # for the other, which may have failed
+    torch.distributed.init_process_group(
+        "gloo", init_method=meeting, rank=rank, world_size=2, timeout=patience
+    )
     loss, seen = pixel_gan(lecam=0.1), []
     for mean in (1.0 + 2 * rank, np.nan if rank else 7.0, 3.0):
-        loss.discriminator_loss(make_batch(torch.full((1, 1, 1, 2), mean), torch.full((1, 1, 1, 2), -mean)))
+        loss.discriminator_loss(
+            make_batch(torch.full((1, 1, 1, 2), mean), torch.full((1, 1, 1, 2), -mean))
+        )
         averages = loss.discriminator.averages
         seen.append([averages.real.item(), averages.generated.item(), averages.num_updates.item()])
     (folder / f"{rank}.json").write_text(json.dumps(seen))
@@ -200,10 +249,18 @@ def main(folder: Path, rank: int) -> None:
 
 
 def test_network_is_pix2pixs_in_the_size_of_latent_diffusion() -> None:
-    """4 x 4 kernels, 64 to 512 channels; with 6 input channels pix2pix's own code prints 2.769 M parameters, 2,768,705 in full."""
+    """4 x 4 kernels, 64 to 512 channels; with 6 input channels pix2pix's own code prints 2.769 M
+    parameters, 2,768,705 in full.
+    """
     network = build(channels=6, norm="batch").discriminator
     convolutions = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
-    assert [(layer.in_channels, layer.out_channels) for layer in convolutions] == [(6, 64), (64, 128), (128, 256), (256, 512), (512, 1)]
+    assert [(layer.in_channels, layer.out_channels) for layer in convolutions] == [
+        (6, 64),
+        (64, 128),
+        (128, 256),
+        (256, 512),
+        (512, 1),
+    ]
     assert [layer.stride[0] for layer in convolutions] == [2, 2, 2, 1, 1]
     assert {layer.kernel_size for layer in convolutions} == {(4, 4)}
     assert sum(parameter.numel() for parameter in network.parameters()) == 2_768_705
@@ -221,11 +278,18 @@ def test_a_patch_is_seventy_pixels_wide() -> None:
 def test_weights_are_drawn_as_in_pix2pix_and_from_the_seed_alone() -> None:
     state = torch.get_rng_state()
     network = build(seed=3).discriminator
-    assert torch.equal(torch.get_rng_state(), state), "building draws nothing from the run's own random numbers"
-    weights = torch.cat([layer.weight.flatten() for layer in network.modules() if isinstance(layer, nn.Conv2d)])
+    assert torch.equal(
+        torch.get_rng_state(), state
+    ), "building draws nothing from the run's own random numbers"
+    weights = torch.cat(
+        [layer.weight.flatten() for layer in network.modules() if isinstance(layer, nn.Conv2d)]
+    )
     assert weights.mean().item() == pytest.approx(0, abs=1e-4)
     assert weights.std().item() == pytest.approx(0.02, rel=0.01)
-    again, other = build(seed=3).discriminator.state_dict(), build(seed=4).discriminator.state_dict()
+    again, other = (
+        build(seed=3).discriminator.state_dict(),
+        build(seed=4).discriminator.state_dict(),
+    )
     assert all(torch.equal(tensor, again[name]) for name, tensor in network.state_dict().items())
     assert not torch.equal(weights[:10], other["layers.0.weight"].flatten()[:10])
 
@@ -279,7 +343,10 @@ def test_channels_are_those_of_the_encoders_input() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 3, 23, 64), (1, 4, 64, 64), (1, 3, 64)])
 def test_pictures_that_do_not_fit_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(TrainingError, match=r"expected pictures \(N, 3, H, W\) with sides of at least 24 .* lower its num_layers"):
+    with pytest.raises(
+        TrainingError,
+        match=r"expected pictures \(N, 3, H, W\) with sides of at least 24 .* lower its num_layers",
+    ):
         build(width=8)(make_batch(torch.zeros(shape), torch.zeros(shape)))
 
 

@@ -15,11 +15,20 @@ from latentkit.losses.wavelet import Wavelet, haar
 def make_batch(errors: Tensor, mask: Tensor | None = None) -> LossBatch:
     inputs = torch.full_like(errors, 0.25)
     found = Reconstruction(output=inputs + errors, latents=torch.zeros(len(inputs), 1))
-    return LossBatch(inputs=inputs, reconstruction=found, mask=mask, step=0, encode=lambda x: x, decode=lambda x: x)
+    return LossBatch(
+        inputs=inputs,
+        reconstruction=found,
+        mask=mask,
+        step=0,
+        encode=lambda x: x,
+        decode=lambda x: x,
+    )
 
 
 def haar_matrix(size: int) -> np.ndarray:
-    """Orthonormal Haar transform of one level: sums of neighbours, then their differences, over the root of 2."""
+    """Orthonormal Haar transform of one level: sums of neighbors, then their differences, over the
+    root of 2.
+    """
     half = np.eye(size // 2)
     return np.concatenate([np.kron(half, [1, 1]), np.kron(half, [1, -1])]) / np.sqrt(2)
 
@@ -30,7 +39,9 @@ def coefficients(values: np.ndarray, levels: int) -> np.ndarray:
     bands = haar_matrix(height) @ values @ haar_matrix(width).T
     low = bands[: height // 2, : width // 2]
     if levels > 1:
-        rest = np.concatenate([bands[: height // 2, width // 2 :].ravel(), bands[height // 2 :].ravel()])
+        rest = np.concatenate(
+            [bands[: height // 2, width // 2 :].ravel(), bands[height // 2 :].ravel()]
+        )
         return np.concatenate([coefficients(low, levels - 1), rest])
     return bands.ravel()
 
@@ -38,13 +49,18 @@ def coefficients(values: np.ndarray, levels: int) -> np.ndarray:
 @pytest.mark.parametrize("levels", [1, 2, 3])
 def test_loss_is_the_mean_absolute_coefficient_of_the_error(levels: int) -> None:
     errors = torch.randn(2, 3, 8, 16)
-    expected = [np.mean([np.abs(coefficients(plane.numpy(), levels)).mean() for plane in planes]) for planes in errors]
+    expected = [
+        np.mean([np.abs(coefficients(plane.numpy(), levels)).mean() for plane in planes])
+        for planes in errors
+    ]
     np.testing.assert_allclose(Wavelet(levels)(make_batch(errors)).numpy(), expected, rtol=1e-4)
 
 
 def test_transform_keeps_the_energy() -> None:
     values = torch.randn(2, 1, 6, 10)
-    assert sum(float(band.square().sum()) for band in haar(values)) == pytest.approx(float(values.square().sum()), rel=1e-5)
+    assert sum(float(band.square().sum()) for band in haar(values)) == pytest.approx(
+        float(values.square().sum()), rel=1e-5
+    )
 
 
 def test_a_constant_error_is_in_the_low_frequencies_alone() -> None:
@@ -60,13 +76,17 @@ def test_a_side_that_is_odd_is_completed_with_right_values(shape: tuple[int, int
     whole = np.zeros((2, 3, height + height % 2, width + width % 2))
     whole[..., :height, :width] = errors
     sums = [sum(np.abs(coefficients(plane, 1)).sum() for plane in planes) for planes in whole]
-    np.testing.assert_allclose(Wavelet()(make_batch(errors)).numpy(), np.array(sums) / (3 * height * width), rtol=1e-4)
+    np.testing.assert_allclose(
+        Wavelet()(make_batch(errors)).numpy(), np.array(sums) / (3 * height * width), rtol=1e-4
+    )
 
 
 def test_masked_errors_do_not_count() -> None:
     errors, mask = torch.randn(1, 2, 4, 8), torch.ones(1, 1, 4, 8)
     mask[..., 4:] = 0
-    torch.testing.assert_close(Wavelet()(make_batch(errors, mask)), Wavelet()(make_batch(errors[..., :4])))
+    torch.testing.assert_close(
+        Wavelet()(make_batch(errors, mask)), Wavelet()(make_batch(errors[..., :4]))
+    )
 
 
 def test_gradient_is_the_transform_of_signs() -> None:

@@ -1,4 +1,6 @@
-"""What `batch_size: auto` tries: never more than the data has, never what doesn't fit, and little beside the run that it decides."""
+"""What `batch_size: auto` tries: never more than the data has, never what doesn't fit, and little
+beside the run that it decides.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentkit import measure
 from latentkit.contracts import InputSpec, LatentLayout, Normalization, Prepared
-from latentkit.measure import Measured, choose_unit_size, measure_batches
+from latentkit.encoding import auto_sizes as measure
+from latentkit.encoding.auto_sizes import Measured, choose_unit_size, measure_batches
 
 
 class Recording:
@@ -34,9 +36,12 @@ class Recording:
 
 @pytest.fixture
 def find(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Measured, list[int]]]:
-    """What is found, and the batches that were encoded, where a batch of n rows takes `seconds(n)`."""
+    """What is found, and the batches that were encoded, where a batch of n rows takes `seconds(n)`.
+    """
 
-    def find(num_rows: int | None, seconds: Callable[[int], float], batch_size: int | None = None) -> tuple[Measured, list[int]]:
+    def find(
+        num_rows: int | None, seconds: Callable[[int], float], batch_size: int | None = None
+    ) -> tuple[Measured, list[int]]:
         encoder = Recording()
 
         def time(run: Callable[[], object], device: str) -> float:
@@ -45,7 +50,10 @@ def find(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Measured, list[
 
         monkeypatch.setattr(measure, "_time", time)
         row = Prepared("plain", "8x8", torch.zeros(3, 8, 8))
-        return measure_batches(encoder, row, "cpu", "moments", torch.float32, batch_size, num_rows), encoder.sizes
+        return (
+            measure_batches(encoder, row, "cpu", "moments", torch.float32, batch_size, num_rows),
+            encoder.sizes,
+        )
 
     return find
 
@@ -72,12 +80,16 @@ def test_measuring_costs_a_twentieth_of_the_run_at_most(
     assert max(sizes, default=1) <= num_rows
 
 
-def test_a_long_run_finds_the_batch_that_fills_the_device(find: Callable[..., tuple[Measured, list[int]]]) -> None:
+def test_a_long_run_finds_the_batch_that_fills_the_device(
+    find: Callable[..., tuple[Measured, list[int]]],
+) -> None:
     assert find(1_000_000, latency)[0] == Measured(64, 0.02 / 64, 3 * 8 * 8 * 4)
     assert find(None, latency)[0].batch_size == 64  # a stream
 
 
-def test_a_given_batch_size_is_kept_and_measured_only_where_that_is_cheap(find: Callable[..., tuple[Measured, list[int]]]) -> None:
+def test_a_given_batch_size_is_kept_and_measured_only_where_that_is_cheap(
+    find: Callable[..., tuple[Measured, list[int]]],
+) -> None:
     found, sizes = find(1_000_000, linear, 8)
     assert (found.batch_size, max(sizes)) == (8, 8)
     assert find(40, linear, 8) == (Measured(8, linear(1), 3 * 8 * 8 * 4), [1, 1])
@@ -87,7 +99,9 @@ def test_a_given_batch_size_is_kept_and_measured_only_where_that_is_cheap(find: 
 def test_no_batch_is_tried_that_memory_has_no_room_for(
     find: Callable[..., tuple[Measured, list[int]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    peaks = iter([0, 1 << 30, 1 << 30, 2 << 30, 2 << 30, 4 << 30])  # before and after batches of 1, 2, 4 rows: 1 GiB a row
+    peaks = iter(
+        [0, 1 << 30, 1 << 30, 2 << 30, 2 << 30, 4 << 30]
+    )  # before and after batches of 1, 2, 4 rows: 1 GiB a row
     monkeypatch.setattr(measure, "peak_bytes", lambda: next(peaks))
     monkeypatch.setattr(measure, "available_bytes", lambda: 3 << 30)
     found, sizes = find(1_000_000, latency)

@@ -16,14 +16,31 @@ from latentkit.runtime.memory import available_bytes, describe_bytes, forget_pea
 def test_a_picture_size_that_cannot_fit_is_refused_before_a_picture_is_read(
     make_photos: Callable[..., Path], tmp_path: Path
 ) -> None:
-    wanted = r"modality\.with\.size: a row of 3 x 1000000 x 1000000 values in float32 takes 1\.2e\+04 GB, and .* are free"
+    wanted = (
+        r"modality\.with\.size: a row of 3 x 1000000 x 1000000 values in float32 takes 1\.2e\+04"
+        r" GB, and .* are free"
+    )
     with pytest.raises(RecipeError, match=wanted):
         lk.encode(make_photos(2), tmp_path / "out", encoder="tiny-kl", size=1_000_000)
 
 
-def test_a_batch_that_cannot_fit_is_refused_with_one_that_does(make_photos: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"batch_size: 1000000000 rows of 32x32 are 1\.23e\+04 GB, .* set batch_size to \d+ or less"):
-        lk.encode(make_photos(2), tmp_path / "out", encoder="tiny-kl", size=32, overrides={"batch_size": 10**9})
+def test_a_batch_that_cannot_fit_is_refused_with_one_that_does(
+    make_photos: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(
+        RecipeError,
+        match=(
+            r"batch_size: 1000000000 rows of 32x32 are 1\.23e\+04 GB, .* set batch_size to \d+ or"
+            r" less"
+        ),
+    ):
+        lk.encode(
+            make_photos(2),
+            tmp_path / "out",
+            encoder="tiny-kl",
+            size=32,
+            overrides={"batch_size": 10**9},
+        )
 
 
 def test_memory_is_what_the_system_says() -> None:

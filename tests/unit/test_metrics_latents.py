@@ -20,7 +20,9 @@ from latentkit.metrics.spectrum import LatentSpectrum
 LAYOUT = LatentLayout("latent", "gaussian", "CHW", 3, 8)
 
 
-def measure(metric: Metric, batches: Sequence[MetricBatch], layout: LatentLayout = LAYOUT) -> Measured:
+def measure(
+    metric: Metric, batches: Sequence[MetricBatch], layout: LatentLayout = LAYOUT
+) -> Measured:
     metric.start(Setting((-1.0, 1.0), layout, "the posterior's mean"))
     for batch in batches:
         metric.add(batch)
@@ -39,7 +41,9 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 def test_statistics_are_those_of_all_latents_at_once_means_and_draws() -> None:
     mean = draw(10, 3, 4, 6) * torch.tensor([1.0, 2.0, 5.0]).view(1, 3, 1, 1) + 100
     logvar = draw(10, 3, 4, 6, seed=1)
-    found = measure(LatentStatistics(), [batch_of(mean[:7], logvar[:7]), batch_of(mean[7:], logvar[7:])])
+    found = measure(
+        LatentStatistics(), [batch_of(mean[:7], logvar[:7]), batch_of(mean[7:], logvar[7:])]
+    )
     exact, variance = mean.double().numpy(), np.exp(logvar.double().numpy())
     channels = found.tables["channels"]
     np.testing.assert_allclose(channels["mean"], exact.mean(axis=(0, 2, 3)), rtol=1e-12)
@@ -53,8 +57,13 @@ def test_statistics_are_those_of_all_latents_at_once_means_and_draws() -> None:
 
 
 def test_few_latents_are_said_to_be_few() -> None:
-    few, enough = (measure(LatentStatistics(), [batch_of(draw(10, 3, side, side))]).warnings for side in (4, 32))
-    assert few == ["latent-statistics: only 160 values per channel; 10,000 and more make them steady"]
+    few, enough = (
+        measure(LatentStatistics(), [batch_of(draw(10, 3, side, side))]).warnings
+        for side in (4, 32)
+    )
+    assert few == [
+        "latent-statistics: only 160 values per channel; 10,000 and more make them steady"
+    ]
     assert enough == []
 
 
@@ -81,8 +90,13 @@ def test_values_that_are_not_finite_are_left_out_of_histograms() -> None:
 
 def test_units_are_active_whose_mean_varies_by_more_than_the_threshold() -> None:
     means = draw(200, 2, 2, 1)
-    scales = torch.tensor([[0.05, 1.0], [0.15, 0.0]]).view(1, 2, 2, 1)  # variances 0.0025, 1, 0.0225, 0
-    found = measure(ActiveUnits(0.01), [batch_of(scales * means[:50], means[:50]), batch_of(scales * means[50:], means[50:])])
+    scales = torch.tensor([[0.05, 1.0], [0.15, 0.0]]).view(
+        1, 2, 2, 1
+    )  # variances 0.0025, 1, 0.0225, 0
+    found = measure(
+        ActiveUnits(0.01),
+        [batch_of(scales * means[:50], means[:50]), batch_of(scales * means[50:], means[50:])],
+    )
     assert found.figures[""].value == 2
     assert found.figures["share"].value == 0.5
     assert found.tables["by_channel"] == [1, 1]
@@ -95,7 +109,10 @@ def test_active_units_of_several_shapes_are_refused() -> None:
 
 def test_the_spectrum_of_white_noise_is_flat_at_its_variance() -> None:
     scales = torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1)
-    found = measure(LatentSpectrum(None), [batch_of(scales * draw(200, 3, 16, 16, seed=seed) + 7) for seed in (0, 1)])
+    found = measure(
+        LatentSpectrum(None),
+        [batch_of(scales * draw(200, 3, 16, 16, seed=seed) + 7) for seed in (0, 1)],
+    )
     power = np.array(found.tables["power"])
     assert power.shape == (3, 8)
     np.testing.assert_allclose(power, np.repeat([[1.0], [4.0], [9.0]], 8, axis=1), rtol=0.08)
@@ -117,7 +134,9 @@ def test_a_spectrum_falls_with_the_slope_of_its_latents() -> None:
     frequencies = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.fftfreq(side)[None])
     frequencies[0, 0] = 1
     noise = np.fft.fft2(draw(100, 3, side, side).numpy()) / frequencies
-    found = measure(LatentSpectrum(None), [batch_of(torch.from_numpy(np.fft.ifft2(noise).real).float())])
+    found = measure(
+        LatentSpectrum(None), [batch_of(torch.from_numpy(np.fft.ifft2(noise).real).float())]
+    )
     assert found.figures["slope"].value == pytest.approx(-2, abs=0.1)
 
 

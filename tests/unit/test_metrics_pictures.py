@@ -1,4 +1,5 @@
-"""Picture metrics against scikit-image on its own photographs, and what an evaluation leaves alone."""
+"""Picture metrics against scikit-image on its own photographs, and what an evaluation leaves alone.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +14,20 @@ from scipy.ndimage import gaussian_filter
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor, nn
 
-from latentkit.builtin import ImageConfig
-from latentkit.builtin_metrics import METRICS, configure_metric
+from latentkit.builtin.metrics import METRICS, configure_metric
 from latentkit.contracts import BuildContext, InputSpec, LatentLayout, Moments, Reconstruction
 from latentkit.errors import EncoderError, RecipeError, SourceError
-from latentkit.evaluate import EvaluateSettings, Evaluation, ModuleCodec, NamedMetric, check_metrics, evaluate_model
-from latentkit.evaluation_output import summarize
+from latentkit.evaluation.evaluate import (
+    EvaluateSettings,
+    Evaluation,
+    ModuleCodec,
+    NamedMetric,
+    check_metrics,
+    evaluate_model,
+)
+from latentkit.evaluation.output import summarize
 from latentkit.modalities.image import ImageModality
+from latentkit.modalities.options import ImageConfig
 from latentkit.sources.sample_photos import open_sample_photos
 
 SIDE = 192
@@ -27,7 +35,9 @@ Pixels = npt.NDArray[Any]
 
 
 class Halving:
-    """Pictures at half their size, and back with too much contrast, so that clamping and rounding matter."""
+    """Pictures at half their size, and back with too much contrast, so that clamping and rounding
+    matter.
+    """
 
     input = InputSpec(channels=3)
     layout = LatentLayout("latent", "deterministic", "CHW", 3, 2)
@@ -42,18 +52,30 @@ class Halving:
 def named(*uses: str, **options: Any) -> list[NamedMetric]:
     context = BuildContext(input=InputSpec(channels=3))
     return [
-        NamedMetric(use, METRICS[use].build(configure_metric(use, options), context), METRICS[use].needs, METRICS[use].name) for use in uses
+        NamedMetric(
+            use,
+            METRICS[use].build(configure_metric(use, options), context),
+            METRICS[use].needs,
+            METRICS[use].name,
+        )
+        for use in uses
     ]
 
 
-def evaluate(metrics: Sequence[NamedMetric], model: Any = None, side: int = SIDE, **settings: Any) -> Evaluation:
+def evaluate(
+    metrics: Sequence[NamedMetric], model: Any = None, side: int = SIDE, **settings: Any
+) -> Evaluation:
     source = open_sample_photos()
     modality = ImageModality(ImageConfig(size=side), BuildContext(input=InputSpec(channels=3)))
-    return evaluate_model(model or Halving(), source, modality, metrics, EvaluateSettings(**settings))
+    return evaluate_model(
+        model or Halving(), source, modality, metrics, EvaluateSettings(**settings)
+    )
 
 
 def pairs(side: int = SIDE) -> Iterator[tuple[Pixels, Pixels]]:
-    """Every photograph and its reconstruction as 8-bit pictures, computed without the package's metrics."""
+    """Every photograph and its reconstruction as 8-bit pictures, computed without the package's
+    metrics.
+    """
     modality = ImageModality(ImageConfig(size=side), BuildContext(input=InputSpec(channels=3)))
     source = open_sample_photos()
     for index in range(len(source)):
@@ -66,7 +88,17 @@ def pairs(side: int = SIDE) -> Iterator[tuple[Pixels, Pixels]]:
 
 
 def ssim(a: Pixels, b: Pixels) -> float:
-    return float(structural_similarity(a, b, data_range=255, channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False))
+    return float(
+        structural_similarity(
+            a,
+            b,
+            data_range=255,
+            channel_axis=2,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+        )
+    )
 
 
 def test_psnr_is_scikit_images() -> None:
@@ -78,7 +110,9 @@ def test_psnr_is_scikit_images() -> None:
 
 def test_ssim_is_scikit_images() -> None:
     found = evaluate(named("ssim"))
-    np.testing.assert_allclose(found.per_sample["ssim"], [ssim(a, b) for a, b in pairs()], atol=1e-4)
+    np.testing.assert_allclose(
+        found.per_sample["ssim"], [ssim(a, b) for a, b in pairs()], atol=1e-4
+    )
 
 
 def test_ms_ssim_is_that_of_wang_2003() -> None:
@@ -90,7 +124,9 @@ def test_ms_ssim_is_that_of_wang_2003() -> None:
             return filtered
 
         mean_a, mean_b = blur(a), blur(b)
-        contrast = (2 * (blur(a * b) - mean_a * mean_b) + 58.5225) / (blur(a * a) - mean_a**2 + blur(b * b) - mean_b**2 + 58.5225)
+        contrast = (2 * (blur(a * b) - mean_a * mean_b) + 58.5225) / (
+            blur(a * a) - mean_a**2 + blur(b * b) - mean_b**2 + 58.5225
+        )
         luminance = (2 * mean_a * mean_b + 6.5025) / (mean_a**2 + mean_b**2 + 6.5025)
         return float(contrast.mean()), float((luminance * contrast).mean())
 
@@ -110,7 +146,9 @@ def test_ms_ssim_is_that_of_wang_2003() -> None:
                 a, b = halve(a), halve(b)
             channels.append(product * factors(a, b)[1] ** 0.1333)
         expected.append(np.mean(channels))
-    np.testing.assert_allclose(evaluate(named("ms-ssim")).per_sample["ms-ssim"], expected, atol=1e-4)
+    np.testing.assert_allclose(
+        evaluate(named("ms-ssim")).per_sample["ms-ssim"], expected, atol=1e-4
+    )
 
 
 def test_a_perfect_copy_has_infinite_psnr_and_an_ssim_of_one() -> None:
@@ -128,7 +166,9 @@ def test_a_perfect_copy_has_infinite_psnr_and_an_ssim_of_one() -> None:
 
 
 def test_the_protocol_says_what_was_done() -> None:
-    rounded, plain = (evaluate(named("psnr", rounding=rounding)).figures["psnr"] for rounding in ("uint8", "none"))
+    rounded, plain = (
+        evaluate(named("psnr", rounding=rounding)).figures["psnr"] for rounding in ("uint8", "none")
+    )
     assert "rounded to 8 bits" in rounded.protocol
     assert "clamped, not rounded" in plain.protocol
     assert rounded.protocol.endswith("data range 255; decoded from the latents")
@@ -137,18 +177,27 @@ def test_the_protocol_says_what_was_done() -> None:
 
 def test_a_loss_plugin_is_a_metric() -> None:
     found = evaluate(named("l1", "mse")).values()
-    assert evaluate(named("loss", use="l1")).values()["loss"] == pytest.approx(found["l1"], rel=1e-5)
-    assert evaluate(named("loss", use="mse")).values()["loss"] == pytest.approx(found["mse"], rel=1e-5)
+    assert evaluate(named("loss", use="l1")).values()["loss"] == pytest.approx(
+        found["l1"], rel=1e-5
+    )
+    assert evaluate(named("loss", use="mse")).values()["loss"] == pytest.approx(
+        found["mse"], rel=1e-5
+    )
 
 
 def test_a_loss_that_compares_nothing_is_refused() -> None:
-    with pytest.raises(RecipeError, match="expected a loss that compares output and input, and 'kl' is of the role latent"):
+    with pytest.raises(
+        RecipeError,
+        match="expected a loss that compares output and input, and 'kl' is of the role latent",
+    ):
         named("loss", use="kl")
 
 
 @pytest.mark.parametrize(("use", "side"), [("ssim", 8), ("ms-ssim", 96)])
 def test_pictures_too_small_for_a_window_are_refused(use: str, side: int) -> None:
-    with pytest.raises(SourceError, match=rf"'{use}' needs pictures of at least .* got {side} x {side}"):
+    with pytest.raises(
+        SourceError, match=rf"'{use}' needs pictures of at least .* got {side} x {side}"
+    ):
         evaluate(named(use), side=side)
 
 
@@ -159,17 +208,26 @@ def test_metrics_that_the_model_cant_have_are_refused_together() -> None:
     assert str(caught.value).splitlines() == [
         "posterior: sample needs a posterior, and there is none; set posterior: mean",
         "metric 'psnr' needs a model that can decode, and this one can't; leave it out",
-        "metric 'kl' needs a posterior, and these latents are deterministic, without mean and logvar; leave it out",
+        (
+            "metric 'kl' needs a posterior, and these latents are deterministic, without mean and"
+            " logvar; leave it out"
+        ),
     ]
 
 
 class Training(nn.Module):
-    """A network in the middle of a training run, with batch norm that would learn from an evaluation in train mode."""
+    """A network in the middle of a training run, with batch norm that would learn from an
+    evaluation in train mode.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.down, self.norm, self.up = nn.Conv2d(3, 4, 2, 2), nn.BatchNorm2d(4), nn.ConvTranspose2d(2, 3, 2, 2)
+        self.down, self.norm, self.up = (
+            nn.Conv2d(3, 4, 2, 2),
+            nn.BatchNorm2d(4),
+            nn.ConvTranspose2d(2, 3, 2, 2),
+        )
 
     def forward(self, batch: Tensor) -> Reconstruction:
         mean, logvar = self.norm(self.down(batch)).chunk(2, dim=1)
@@ -182,7 +240,9 @@ class Training(nn.Module):
 
 
 def codec(module: nn.Module) -> ModuleCodec:
-    return ModuleCodec(module, InputSpec(channels=3), LatentLayout("latent", "gaussian", "CHW", 2, 2))
+    return ModuleCodec(
+        module, InputSpec(channels=3), LatentLayout("latent", "gaussian", "CHW", 2, 2)
+    )
 
 
 def test_an_evaluation_leaves_weights_modes_and_random_numbers_as_they_were() -> None:
@@ -200,12 +260,18 @@ def test_an_evaluation_leaves_weights_modes_and_random_numbers_as_they_were() ->
 @pytest.mark.parametrize("posterior", ["mean", "sample"])
 def test_batch_size_changes_nothing(posterior: str) -> None:
     metrics = [*named("psnr", "kl", "elbo"), *named("iwae", scale=0.5, draws=5, chunk=2)]
-    one, many = (evaluate(metrics, codec(Training()), side=32, posterior=posterior, batch_size=size) for size in (1, 4))
+    one, many = (
+        evaluate(metrics, codec(Training()), side=32, posterior=posterior, batch_size=size)
+        for size in (1, 4)
+    )
     assert one.values() == pytest.approx(many.values(), rel=1e-5)
 
 
 def test_another_seed_draws_others() -> None:
-    one, other = (evaluate(named("psnr"), codec(Training()), posterior="sample", seed=seed).values() for seed in (0, 1))
+    one, other = (
+        evaluate(named("psnr"), codec(Training()), posterior="sample", seed=seed).values()
+        for seed in (0, 1)
+    )
     assert one != other
 
 

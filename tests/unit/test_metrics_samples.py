@@ -11,7 +11,7 @@ import torch
 
 from latentkit.contracts import Entry, Prepared, Sample, Shard
 from latentkit.errors import RecipeError, SampleError, SourceError
-from latentkit.evaluation_batches import BadSamples, batch_rows, read_rows
+from latentkit.evaluation.batches import BadSamples, batch_rows, read_rows
 
 SKIP = BadSamples()
 
@@ -69,7 +69,12 @@ class Bars:
 def test_rows_come_in_the_sources_order_with_every_view(source: Numbers | NumberStream) -> None:
     rows = list(read_rows(source, Bars(7), SKIP))
     assert [row.position for row in rows] == list(range(99))
-    expected = [(f"key {number}", view) for number in range(50) for view in ("plain", "hflip") if number != 7]
+    expected = [
+        (f"key {number}", view)
+        for number in range(50)
+        for view in ("plain", "hflip")
+        if number != 7
+    ]
     assert [(row.key, row.view) for row in rows if not row.reason] == expected
     assert [(row.key, row.reason) for row in rows if row.reason] == [("key 7", "7 is bad")]
 
@@ -86,21 +91,31 @@ def test_batches_are_of_one_bucket_full_but_for_the_last_and_hold_every_row_once
 def test_more_bad_samples_than_allowed_end_it_with_an_example() -> None:
     bad = Bars(*range(0, 40, 3))
     with pytest.raises(
-        SourceError, match=r"11 of 40 samples can't be used so far, more than max_bad: 0.05 allows, such as 'key 30': 30 is bad"
+        SourceError,
+        match=(
+            r"11 of 40 samples can't be used so far, more than max_bad: 0.05 allows, such as 'key"
+            r" 30': 30 is bad"
+        ),
     ):
         list(read_rows(Numbers(40), bad, SKIP))
-    with pytest.raises(SourceError, match=r"14 of 40 samples can't be used, more than max_bad: 0.05 allows"):
+    with pytest.raises(
+        SourceError, match=r"14 of 40 samples can't be used, more than max_bad: 0.05 allows"
+    ):
         list(read_rows(NumberStream(40), bad, SKIP))
-    assert sum(bool(row.reason) for row in read_rows(Numbers(40), bad, BadSamples(max_bad=0.5))) == 14
+    assert (
+        sum(bool(row.reason) for row in read_rows(Numbers(40), bad, BadSamples(max_bad=0.5))) == 14
+    )
 
 
 def test_no_usable_sample_ends_it() -> None:
-    with pytest.raises(SourceError, match="no sample of the source can be used, such as 'key 1': 1 is bad"):
+    with pytest.raises(
+        SourceError, match="no sample of the source can be used, such as 'key 1': 1 is bad"
+    ):
         list(read_rows(Numbers(2), Bars(0, 1), SKIP))
 
 
 def test_media_out_of_reach_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("latentkit.retry.PAUSES_SECONDS", (0.0,))
+    monkeypatch.setattr("latentkit.preparing.media_retry.PAUSES_SECONDS", (0.0,))
     failures = [OSError("away"), OSError("away")]
 
     class Away(Numbers):
@@ -120,5 +135,7 @@ def test_a_sample_of_several_tensors_is_refused() -> None:
         def prepare(self, sample: Sample) -> Iterator[Prepared]:
             yield Prepared("plain", "1", {"values": torch.ones(1), "mask": torch.ones(1)})
 
-    with pytest.raises(RecipeError, match="'key 0': evaluation takes modalities that give one tensor a sample"):
+    with pytest.raises(
+        RecipeError, match="'key 0': evaluation takes modalities that give one tensor a sample"
+    ):
         list(read_rows(Numbers(1), Masked(), SKIP))

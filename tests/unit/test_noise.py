@@ -1,4 +1,6 @@
-"""The reader's noise is standard normal, and a pure function of its seed and of the place of each number."""
+"""The reader's noise is standard normal, and a pure function of its seed and of the place of each
+number.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ import math
 import numpy as np
 import pytest
 
-from latentkit.store.posterior import Noise
+from latentkit.reading.posterior import Noise
 
 
 def drawn(*shape: int, seed: tuple[int, ...] = (3, 0, 1)) -> np.ndarray:
@@ -18,9 +20,13 @@ def drawn(*shape: int, seed: tuple[int, ...] = (3, 0, 1)) -> np.ndarray:
 
 def test_numbers_are_standard_normal() -> None:
     numbers = np.sort(drawn(64, 4, 32, 32).ravel().astype(np.float64))
-    expected = np.array([0.5 * math.erfc(-x / math.sqrt(2)) for x in numbers[:: len(numbers) // 1000]])
+    expected = np.array(
+        [0.5 * math.erfc(-x / math.sqrt(2)) for x in numbers[:: len(numbers) // 1000]]
+    )
     actual = (np.arange(len(numbers))[:: len(numbers) // 1000] + 0.5) / len(numbers)
-    assert np.abs(actual - expected).max() < 1.95 / math.sqrt(len(numbers))  # Kolmogorov and Smirnov, at the level 0.001
+    assert np.abs(actual - expected).max() < 1.95 / math.sqrt(
+        len(numbers)
+    )  # Kolmogorov and Smirnov, at the level 0.001
     assert np.isfinite(numbers).all()
     assert 4.2 < np.abs(numbers).max() < 6.6
 
@@ -29,7 +35,9 @@ def test_numbers_do_not_depend_on_each_other() -> None:
     rows = drawn(512, 1000).astype(np.float64)
     for shift in (1, 2, 499, 500, 501):
         assert abs((rows[:, shift:] * rows[:, :-shift]).mean()) < 5 / math.sqrt(rows.size / 2)
-        assert abs((rows[:, shift:] ** 2 * rows[:, :-shift] ** 2).mean() - 1) < 5 * 3 / math.sqrt(rows.size / 2)
+        assert abs((rows[:, shift:] ** 2 * rows[:, :-shift] ** 2).mean() - 1) < 5 * 3 / math.sqrt(
+            rows.size / 2
+        )
     assert abs((rows[1:] * rows[:-1]).mean()) < 5 / math.sqrt(rows.size)
 
 

@@ -1,4 +1,4 @@
-"""Normalisation is what the models' own pipelines do, and inverts."""
+"""Normalization is what the models' own pipelines do, and inverts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from latentkit.contracts import LatentLayout, Normalization
-from latentkit.store.posterior import Normalizer
+from latentkit.reading.posterior import Normalizer
 
 
 @pytest.mark.parametrize("shape", [(4, 6, 8), (2, 4, 6, 8)])
@@ -42,7 +42,9 @@ def test_fold_orders_channels_as_flux2_patchifies() -> None:
     for channel in range(3):
         for i in range(2):
             for j in range(2):
-                assert torch.equal(folded[:, channel * 4 + i * 2 + j], latents[:, channel, i::2, j::2])
+                assert torch.equal(
+                    folded[:, channel * 4 + i * 2 + j], latents[:, channel, i::2, j::2]
+                )
 
 
 def test_axis_that_the_factor_does_not_divide_is_named() -> None:
@@ -50,11 +52,16 @@ def test_axis_that_the_factor_does_not_divide_is_named() -> None:
         Normalization(fold={"H": 2}).apply(torch.zeros(4, 7, 8))
 
 
-def test_reader_normalises_as_the_declaration_says() -> None:
+def test_reader_normalizes_as_the_declaration_says() -> None:
     layout = LatentLayout("latent", "gaussian", "CHW", 4, 8)
-    for normalization in (Normalization(0.25, 0.5), Normalization([0.0, 1.0, -1.0, 2.0], [1.0, 0.5, 2.0, 4.0])):
+    for normalization in (
+        Normalization(0.25, 0.5),
+        Normalization([0.0, 1.0, -1.0, 2.0], [1.0, 0.5, 2.0, 4.0]),
+    ):
         latents = torch.randn(5, 4, 6, 8)
-        assert torch.equal(Normalizer(normalization, layout)(latents.clone()), normalization.apply(latents))
+        assert torch.equal(
+            Normalizer(normalization, layout)(latents.clone()), normalization.apply(latents)
+        )
 
 
 @pytest.mark.parametrize(
@@ -67,14 +74,25 @@ def test_reader_normalises_as_the_declaration_says() -> None:
         ("CTM", (2, 3, 5, 16), {"M": 16}),
     ],
 )
-def test_fold_on_any_axes_takes_every_factors_th_value(axes: str, shape: tuple[int, ...], fold: dict[str, int]) -> None:
+def test_fold_on_any_axes_takes_every_factors_th_value(
+    axes: str, shape: tuple[int, ...], fold: dict[str, int]
+) -> None:
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     factors = [fold.get(axis, 1) for axis in axes[1:]]
     normalization = Normalization(fold=fold)
     folded = normalization.apply(latents, axes)
     for channel in range(shape[1]):
         for place, offsets in enumerate(itertools.product(*map(range, factors))):
-            strided = latents[(slice(None), channel, *(slice(start, None, step) for start, step in zip(offsets, factors, strict=True)))]
+            strided = latents[
+                (
+                    slice(None),
+                    channel,
+                    *(
+                        slice(start, None, step)
+                        for start, step in zip(offsets, factors, strict=True)
+                    ),
+                )
+            ]
             assert torch.equal(folded[:, channel * math.prod(factors) + place], strided)
     assert torch.equal(normalization.invert(folded, axes), latents)
     layout = LatentLayout("latent", "gaussian", axes, 3, 1)
@@ -82,7 +100,7 @@ def test_fold_on_any_axes_takes_every_factors_th_value(axes: str, shape: tuple[i
     assert torch.equal(Normalizer(scaled, layout)(latents.clone()), scaled.apply(latents, axes))
 
 
-def test_array_of_a_whole_latent_normalises_value_by_value() -> None:
+def test_array_of_a_whole_latent_normalizes_value_by_value() -> None:
     latents = torch.randn(2, 3, 4, 5, 6)
     scale = torch.rand(3, 4, 1, 6) + 1
     normalization = Normalization(scale=scale.tolist())

@@ -17,15 +17,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentkit import preparing
-from latentkit.buffers import BufferPool
-from latentkit.builtin import FolderConfig, ImageConfig
 from latentkit.contracts import BuildContext, Entry, InputSpec, Prepared, Sample, Unit
 from latentkit.errors import LatentkitError, SampleError
 from latentkit.modalities.image import ImageModality
-from latentkit.preparing import LookAhead, Preparer, Task
+from latentkit.modalities.options import ImageConfig
+from latentkit.preparing import look_ahead as preparing
+from latentkit.preparing.look_ahead import LookAhead
+from latentkit.preparing.sample_preparer import Preparer, Task
+from latentkit.runtime.buffers import BufferPool
 from latentkit.runtime.cores import num_cores
 from latentkit.sources.folder import FolderSource
+from latentkit.sources.options import FolderConfig
 
 ROW_BYTES = 4 * 100
 
@@ -71,29 +73,41 @@ def tasks(count: int) -> Iterator[Task]:
     return (Task(position, str(position), position) for position in range(count))
 
 
-def ahead(modality: Rows | ImageModality, count: int, batch_size: int, source: object = None) -> LookAhead:
+def ahead(
+    modality: Rows | ImageModality, count: int, batch_size: int, source: object = None
+) -> LookAhead:
     preparer = Preparer(source or Numbers(), modality, ["plain"])  # type: ignore[arg-type]
-    return LookAhead(preparer, [(Unit(0, 0, 0, count), tasks(count))], batch_size, BufferPool(False))
+    return LookAhead(
+        preparer, [(Unit(0, 0, 0, count), tasks(count))], batch_size, BufferPool(False)
+    )
 
 
 def test_outcomes_come_in_order_with_the_bad_ones_in_their_place() -> None:
     with ahead(Rows(frozenset({3, 50})), 100, 8) as look:
         outcomes = [outcome for _, group in look for outcome in group or ()]
-    positions = [(outcome.skipped or [row.label for row in outcome.rows])[0].position for outcome in outcomes]
+    positions = [
+        (outcome.skipped or [row.label for row in outcome.rows])[0].position for outcome in outcomes
+    ]
     assert positions == list(range(100))
     assert [position for position, outcome in enumerate(outcomes) if outcome.reason] == [3, 50]
 
 
 def test_a_sample_without_a_place_is_skipped_as_gone() -> None:
-    outcomes = Preparer(Numbers(), Rows(), ["plain"]).prepare([Task(0, "0", 0), Task(1, "1", -1), Task(2, "2", 2)])
+    outcomes = Preparer(Numbers(), Rows(), ["plain"]).prepare(
+        [Task(0, "0", 0), Task(1, "1", -1), Task(2, "2", 2)]
+    )
     assert [outcome.reason for outcome in outcomes] == ["", "gone from the source", ""]
     assert [label.position for label in outcomes[1].skipped] == [1]
 
 
 @pytest.mark.parametrize(("rows_of_memory", "batch_size"), [(10, 4), (2, 16)])
-def test_look_ahead_is_bounded_in_bytes_but_holds_a_batch(rows_of_memory: int, batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_look_ahead_is_bounded_in_bytes_but_holds_a_batch(
+    rows_of_memory: int, batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(preparing, "AHEAD_BYTES", rows_of_memory * ROW_BYTES)
-    monkeypatch.setattr(preparing, "share_of_cores", lambda: 16)  # alone they would allow 64 samples ahead
+    monkeypatch.setattr(
+        preparing, "share_of_cores", lambda: 16
+    )  # alone they would allow 64 samples ahead
     modality, most = Rows(), 0
     with ahead(modality, 300, batch_size) as look:
         for _ in look:
@@ -107,7 +121,9 @@ def test_an_error_in_a_unit_reaches_whoever_iterates() -> None:
         yield from tasks(3)
         raise ValueError("the shard is gone")
 
-    look = LookAhead(Preparer(Numbers(), Rows(), ["plain"]), [(Unit(0, 0, 0, 9), broken())], 4, BufferPool(False))
+    look = LookAhead(
+        Preparer(Numbers(), Rows(), ["plain"]), [(Unit(0, 0, 0, 9), broken())], 4, BufferPool(False)
+    )
     with look, pytest.raises(ValueError, match="the shard is gone"):
         list(look)
 
@@ -141,10 +157,17 @@ def test_processes_give_what_threads_give(photos: FolderSource) -> None:
     got = {}
     for kind in ("threads", "processes"):
         preparer = Preparer(photos, picture_modality(kind), ["plain"])
-        with LookAhead(preparer, [(Unit(0, 0, 0, 9), picture_tasks(photos))], 4, BufferPool(False)) as look:
-            got[kind] = [row for _, group in look for outcome in group or () for row in outcome.rows]
+        with LookAhead(
+            preparer, [(Unit(0, 0, 0, 9), picture_tasks(photos))], 4, BufferPool(False)
+        ) as look:
+            got[kind] = [
+                row for _, group in look for outcome in group or () for row in outcome.rows
+            ]
     assert [row.label for row in got["processes"]] == [row.label for row in got["threads"]]
-    assert all(torch.equal(a.view.tensor, b.view.tensor) for a, b in zip(got["threads"], got["processes"], strict=True))
+    assert all(
+        torch.equal(a.view.tensor, b.view.tensor)
+        for a, b in zip(got["threads"], got["processes"], strict=True)
+    )
 
 
 def preparing_processes() -> list[psutil.Process]:
@@ -157,20 +180,30 @@ def preparing_processes() -> list[psutil.Process]:
     return found
 
 
-def test_a_killed_process_ends_the_run_with_one_message_and_leaves_no_other(photos: FolderSource) -> None:
+def test_a_killed_process_ends_the_run_with_one_message_and_leaves_no_other(
+    photos: FolderSource,
+) -> None:
     before = set(preparing_processes())
     preparer = Preparer(photos, picture_modality("processes"), ["plain"])
-    look = LookAhead(preparer, [(Unit(0, 0, 0, 9), picture_tasks(photos)) for _ in range(1000)], 4, BufferPool(False))
+    look = LookAhead(
+        preparer,
+        [(Unit(0, 0, 0, 9), picture_tasks(photos)) for _ in range(1000)],
+        4,
+        BufferPool(False),
+    )
     with look, pytest.raises(LatentkitError, match="a process that prepares samples was killed"):
         for _ in look:
-            # After the first kill, what was prepared before may still come while the others are let go.
+            # After the first kill, what was prepared before may still come while the others are let
+            # go.
             for worker in [child for child in preparing_processes() if child not in before][:1]:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     worker.send_signal(signal.SIGKILL)
     assert set(preparing_processes()) <= before
 
 
-def test_processes_killed_while_nothing_is_in_flight_end_the_run_with_the_same_message(photos: FolderSource) -> None:
+def test_processes_killed_while_nothing_is_in_flight_end_the_run_with_the_same_message(
+    photos: FolderSource,
+) -> None:
     def kill_between() -> Iterator[tuple[Unit, Iterator[Task]]]:
         yield Unit(0, 0, 0, 9), picture_tasks(photos)
         while look._num_ahead:
@@ -178,12 +211,19 @@ def test_processes_killed_while_nothing_is_in_flight_end_the_run_with_the_same_m
         victims = list(look._workers._processes.values())  # type: ignore[attr-defined]
         for victim in victims:
             victim.kill()
-        psutil.wait_procs([psutil.Process(victim.pid) for victim in victims if victim.is_alive()], timeout=60)
+        psutil.wait_procs(
+            [psutil.Process(victim.pid) for victim in victims if victim.is_alive()], timeout=60
+        )
         while not look._workers._broken:  # type: ignore[attr-defined]
             time.sleep(0.01)
         yield Unit(0, 1, 9, 18), picture_tasks(photos)
 
-    look = LookAhead(Preparer(photos, picture_modality("processes"), ["plain"]), kill_between(), 4, BufferPool(False))
+    look = LookAhead(
+        Preparer(photos, picture_modality("processes"), ["plain"]),
+        kill_between(),
+        4,
+        BufferPool(False),
+    )
     with look, pytest.raises(LatentkitError, match="a process that prepares samples was killed"):
         list(look)
 
@@ -208,10 +248,14 @@ if __name__ == "__main__":
 """
 
 
-def test_processes_end_when_their_parent_is_killed(make_photos: Callable[..., Path], tmp_path: Path) -> None:
+def test_processes_end_when_their_parent_is_killed(
+    make_photos: Callable[..., Path], tmp_path: Path
+) -> None:
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
-    with subprocess.Popen([sys.executable, str(script), str(make_photos(1))], stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen(
+        [sys.executable, str(script), str(make_photos(1))], stdout=subprocess.PIPE, text=True
+    ) as parent:
         assert parent.stdout is not None
         children = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
         assert children
@@ -237,7 +281,9 @@ class Files:
 
 
 class Opened:
-    """The first byte of a file, which it opens itself; the first time it sees a file, that is written anew before it looks."""
+    """The first byte of a file, which it opens itself; the first time it sees a file, that is
+    written anew before it looks.
+    """
 
     metrics: Sequence[str] = ()
     takes_paths = True
@@ -256,7 +302,9 @@ class Opened:
         """Nothing to look at."""
 
 
-def test_a_file_that_changes_while_it_is_prepared_is_prepared_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_changes_while_it_is_prepared_is_prepared_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """So that what is hashed is what was decoded, for a modality that opens files itself."""
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     (tmp_path / "a").write_bytes(b"old content")

@@ -11,9 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentkit import progress
-from latentkit.buffers import BatchMemory, BufferPool, as_tensor, prepared_memory, preparing_into
-from latentkit.progress import Progress
+from latentkit.runtime import progress
+from latentkit.runtime.buffers import (
+    BatchMemory,
+    BufferPool,
+    as_tensor,
+    prepared_memory,
+    preparing_into,
+)
+from latentkit.runtime.progress import Progress
 from latentkit.runtime.transfer import Transfer
 
 

@@ -9,10 +9,20 @@ import pytest
 from pydantic import Field
 
 from latentkit import contracts, hooks
-from latentkit.builtin import DiffusersConfig, ImageConfig
 from latentkit.contracts import BuildContext, Config, EncoderSpec, LossSpec, PluginSpec, neutral
+from latentkit.encoders.options import DiffusersConfig
 from latentkit.errors import PluginError, RecipeError
-from latentkit.plugins import HOOKS, KINDS, Problem, Provided, Registry, Row, discover, fingerprint_fields
+from latentkit.modalities.options import ImageConfig
+from latentkit.plugins import (
+    HOOKS,
+    KINDS,
+    Problem,
+    Provided,
+    Registry,
+    Row,
+    discover,
+    fingerprint_fields,
+)
 
 
 class InnerConfig(Config):
@@ -37,7 +47,9 @@ def build(config: Config, context: BuildContext) -> Any:
 
 NET = Provided(LossSpec("net", "a network's distance", NetConfig, build), "acme-net", "1.0")
 NET_TOO = Provided(LossSpec("net", "another's", NetConfig, build), "acme-too", "2.0")
-NET_ENCODER = Provided(EncoderSpec("net", "same name, another kind", NetConfig, build), "acme-net", "1.0")
+NET_ENCODER = Provided(
+    EncoderSpec("net", "same name, another kind", NetConfig, build), "acme-net", "1.0"
+)
 
 
 def configure(options: dict[str, Any], origin: str = "") -> Any:
@@ -45,14 +57,23 @@ def configure(options: dict[str, Any], origin: str = "") -> Any:
 
 
 def test_there_is_a_spec_for_every_hook_and_a_hook_for_every_spec() -> None:
-    declared = {name for name, function in vars(hooks).items() if name.startswith("latentkit_") and inspect.isfunction(function)}
+    declared = {
+        name
+        for name, function in vars(hooks).items()
+        if name.startswith("latentkit_") and inspect.isfunction(function)
+    }
     specs = {
-        spec for spec in vars(contracts).values() if isinstance(spec, type) and issubclass(spec, PluginSpec) and spec is not PluginSpec
+        spec
+        for spec in vars(contracts).values()
+        if isinstance(spec, type) and issubclass(spec, PluginSpec) and spec is not PluginSpec
     }
     assert set(HOOKS) == declared
     assert set(HOOKS.values()) == specs
     for name, spec in HOOKS.items():
-        assert inspect.signature(getattr(hooks, name)).return_annotation == f"{spec.__name__} | Iterable[{spec.__name__}]"
+        assert (
+            inspect.signature(getattr(hooks, name)).return_annotation
+            == f"{spec.__name__} | Iterable[{spec.__name__}]"
+        )
         assert not inspect.signature(getattr(hooks, name)).parameters
 
 
@@ -70,7 +91,13 @@ def test_a_name_is_found_among_its_kind() -> None:
 
 
 def test_an_unknown_kind_is_a_misuse() -> None:
-    with pytest.raises(ValueError, match="unknown kind of plugin 'losses'; known: source, modality, encoder, loss, executor, exporter"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            "unknown kind of plugin 'losses'; known: source, modality, encoder, loss, executor,"
+            " exporter"
+        ),
+    ):
         Registry().find("losses", "l1")
 
 
@@ -81,7 +108,9 @@ def test_a_name_of_an_empty_kind_is_an_error_that_says_so() -> None:
 
 def test_a_missing_plugin_brings_the_problems_recorded() -> None:
     with pytest.raises(PluginError) as caught:
-        Registry([NET], [Problem("acme", "1.0", "acme = acme", "ImportError: no")], [("acme-b", "2.0")]).find("loss", "nett")
+        Registry(
+            [NET], [Problem("acme", "1.0", "acme = acme", "ImportError: no")], [("acme-b", "2.0")]
+        ).find("loss", "nett")
     assert str(caught.value).splitlines() == [
         "no loss is named 'nett', did you mean 'net'? Known: net",
         "  left out by LATENTKIT_DISABLE: acme-b 2.0",
@@ -91,7 +120,11 @@ def test_a_missing_plugin_brings_the_problems_recorded() -> None:
 
 def test_a_clash_names_every_provider_and_its_version() -> None:
     with pytest.raises(
-        PluginError, match=r"loss 'net' is provided by acme-net 1\.0 and acme-too 2\.0; uninstall one, or .*LATENTKIT_DISABLE"
+        PluginError,
+        match=(
+            r"loss 'net' is provided by acme-net 1\.0 and acme-too 2\.0; uninstall one, or"
+            r" .*LATENTKIT_DISABLE"
+        ),
     ):
         Registry([NET, NET_ENCODER, NET_TOO]).find("loss", "net")
 
@@ -109,18 +142,32 @@ def test_options_become_the_spec_s_config() -> None:
         ({"layers": [1, "2"]}, ["losses[1].with.layers[1]: expected a whole number, got '2'"]),
         ({"layers": []}, ["losses[1].with.layers: expected a length of at least 1, got []"]),
         ({"inner": {}}, ["losses[1].with.inner.area: missing; expected pixels"]),
-        ({"inner": {"area": 1, "stp": 2}}, ["losses[1].with.inner.stp: unknown key, did you mean 'step'?"]),
-        ({"inners": {"a": {"area": "x"}}}, ["losses[1].with.inners.a.area: expected a whole number, got 'x'"]),
-        ({"inners": {"a": {"aera": 1, "area": 2}}}, ["losses[1].with.inners.a.aera: unknown key, did you mean 'area'?"]),
+        (
+            {"inner": {"area": 1, "stp": 2}},
+            ["losses[1].with.inner.stp: unknown key, did you mean 'step'?"],
+        ),
+        (
+            {"inners": {"a": {"area": "x"}}},
+            ["losses[1].with.inners.a.area: expected a whole number, got 'x'"],
+        ),
+        (
+            {"inners": {"a": {"aera": 1, "area": 2}}},
+            ["losses[1].with.inners.a.aera: unknown key, did you mean 'area'?"],
+        ),
         (
             {"weight": True, "net": None},
-            ["losses[1].with.net: expected text, got null", "losses[1].with.weight: expected a number, got true"],
+            [
+                "losses[1].with.net: expected text, got null",
+                "losses[1].with.weight: expected a number, got true",
+            ],
         ),
         ({"net": "x" * 99, "inner": 3}, ["losses[1].with.inner: expected a mapping, got 3"]),
         ({"net": ["x" * 99]}, [f'losses[1].with.net: expected text, got ["{"x" * 58}...']),
     ],
 )
-def test_refused_options_are_one_line_each_with_the_whole_key(options: dict[str, Any], lines: list[str]) -> None:
+def test_refused_options_are_one_line_each_with_the_whole_key(
+    options: dict[str, Any], lines: list[str]
+) -> None:
     with pytest.raises(RecipeError) as caught:
         configure(options)
     assert str(caught.value).splitlines() == lines
@@ -143,9 +190,17 @@ def test_a_union_is_explained_by_the_branch_that_came_further() -> None:
 
 def test_what_a_config_s_own_validator_says_is_passed_on() -> None:
     registry = discover()
-    with pytest.raises(RecipeError, match=r"^encoder\.with: give model \(weights to load\) or config"):
+    with pytest.raises(
+        RecipeError, match=r"^encoder\.with: give model \(weights to load\) or config"
+    ):
         registry.configure("encoder", "diffusers", {}, "encoder")
-    with pytest.raises(RecipeError, match=r"^modality\.with\.views: unknown view 'vflip'; known: .*, got \[\"plain\", \"vflip\"\]$"):
+    with pytest.raises(
+        RecipeError,
+        match=(
+            r"^modality\.with\.views: unknown view 'vflip'; known: .*, got \[\"plain\","
+            r" \"vflip\"\]$"
+        ),
+    ):
         registry.configure("modality", "image", {"views": ["plain", "vflip"]}, "modality")
 
 
@@ -171,8 +226,12 @@ def test_a_field_at_its_default_is_no_part_of_a_fingerprint_given_or_not() -> No
 
 def test_a_neutral_field_is_no_part_of_a_fingerprint_at_any_depth() -> None:
     assert fingerprint_fields(NetConfig(cache="/tmp")) == {}
-    assert fingerprint_fields(DiffusersConfig(model="a/b", revision="main", dtype="bfloat16")) == {"dtype": '"bfloat16"'}
-    assert fingerprint_fields(NetConfig(inner=InnerConfig(area=9, cache=5))) == {"inner": '{"area":9}'}
+    assert fingerprint_fields(DiffusersConfig(model="a/b", revision="main", dtype="bfloat16")) == {
+        "dtype": '"bfloat16"'
+    }
+    assert fingerprint_fields(NetConfig(inner=InnerConfig(area=9, cache=5))) == {
+        "inner": '{"area":9}'
+    }
 
 
 def test_a_fingerprint_holds_canonical_json_of_what_differs() -> None:
@@ -190,4 +249,7 @@ def test_a_fingerprint_holds_canonical_json_of_what_differs() -> None:
         "inners": '{"a":{"area":1},"b":{"area":1,"step":2}}',
         "tags": '["a","b","c"]',
     }
-    assert fingerprint_fields(ImageConfig(size=(256, 384), views=["plain", "hflip"])) == {"size": "[256,384]", "views": '["plain","hflip"]'}
+    assert fingerprint_fields(ImageConfig(size=(256, 384), views=["plain", "hflip"])) == {
+        "size": "[256,384]",
+        "views": '["plain","hflip"]',
+    }

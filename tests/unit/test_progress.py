@@ -9,12 +9,19 @@ import time
 
 import pytest
 
-from latentkit import progress
-from latentkit.progress import Progress, format_seconds
+from latentkit.runtime import progress
+from latentkit.runtime.progress import Progress, format_seconds
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (60, "1 min 00 s"), (3599, "59 min 59 s"), (18120, "5 h 02 min")]
+    ("seconds", "text"),
+    [
+        (0.4, "0 s"),
+        (59.4, "59 s"),
+        (60, "1 min 00 s"),
+        (3599, "59 min 59 s"),
+        (18120, "5 h 02 min"),
+    ],
 )
 def test_seconds_are_for_people(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
@@ -29,7 +36,9 @@ def test_lines_say_rate_waiting_and_time_left(monkeypatch: pytest.MonkeyPatch) -
         assert printed.getvalue() == ""  # too early for a line
         time.sleep(0.2)
         line.update(10, 0.1)
-    assert re.fullmatch(r"20/100 samples, \d+\.\d/s, encoder waited \d+%, \d+ s left\n", printed.getvalue())
+    assert re.fullmatch(
+        r"20/100 samples, \d+\.\d/s, encoder waited \d+%, \d+ s left\n", printed.getvalue()
+    )
 
 
 def test_a_terminal_gets_a_bar_and_a_quiet_process_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

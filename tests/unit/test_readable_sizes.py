@@ -1,4 +1,6 @@
-"""What is stored can be read: sizes whose latents a fold or statistics per frame don't fit are refused before anything is encoded."""
+"""What is stored can be read: sizes whose latents a fold or statistics per frame don't fit are
+refused before anything is encoded.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +22,15 @@ from latentkit.contracts import (
     Sample,
     SizeRule,
 )
-from latentkit.encode import encode_source
+from latentkit.contracts.encoder_description import readable_input
+from latentkit.contracts.normalization import apply
+from latentkit.encoding.encode_source import encode_source
+from latentkit.encoding.make_plan import EncodeInputs, EncodeSettings
 from latentkit.errors import EncoderError
 from latentkit.executors.local import LocalExecutor
-from latentkit.layouts import readable_input
-from latentkit.normalize import apply
-from latentkit.planning import EncodeInputs, EncodeSettings
-from latentkit.store.folder import LocalFolder
-from latentkit.store.posterior import Normalizer
-from latentkit.store.reader import open_dataset
+from latentkit.reading.dataset import open_dataset
+from latentkit.reading.posterior import Normalizer
+from latentkit.store.local_folder import LocalFolder
 
 PER_FRAME = Normalization([[[[0.5]], [[0.25]], [[0.125]]]], [[[[2.0]], [[4.0]], [[8.0]]]])
 """One channel, three latent frames."""
@@ -100,7 +102,9 @@ def test_short_latents_take_the_first_of_the_statistics_and_longer_ones_are_refu
 
 
 class Blocks:
-    """An encoder of somebody's plugin: means of 2 x 2 pixels, its latents folded once more, and any size taken."""
+    """An encoder of somebody's plugin: means of 2 x 2 pixels, its latents folded once more, and any
+    size taken.
+    """
 
     modality = "image"
     input = InputSpec(channels=3)
@@ -163,7 +167,10 @@ def test_latents_of_any_encoder_that_could_not_be_read_are_not_stored(tmp_path: 
         float(read[0]["latent"][0, 0, 0]),
         2 * float(torch.linspace(-1, 1, 192)[[0, 1, 8, 9]].mean()),
     )
-    refused = r"latents of shape \(3, 5, 5\), axes CHW, could be stored but not read back: axis H of size 5 can't be folded by 2"
+    refused = (
+        r"latents of shape \(3, 5, 5\), axes CHW, could be stored but not read back: axis H of size"
+        r" 5 can't be folded by 2"
+    )
     with pytest.raises(EncoderError, match=refused):
         encode(Squares(*[10] * 40), tmp_path / "measured", "auto")  # as many as are worth measuring
     assert not (tmp_path / "measured").exists(), "refused before there is a plan"

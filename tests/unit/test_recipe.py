@@ -12,7 +12,17 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from latentkit.errors import RecipeError
-from latentkit.recipe import TASKS, EncodeRecipe, LossUse, Recipe, TrainRecipe, dump_recipe, load_recipe, parse_recipe, resolve
+from latentkit.recipe.schema import (
+    TASKS,
+    EncodeRecipe,
+    LossUse,
+    Recipe,
+    TrainRecipe,
+    dump_recipe,
+    load_recipe,
+    parse_recipe,
+    resolve,
+)
 
 ENCODE = """
 task: encode
@@ -61,7 +71,7 @@ def output_path(recipe: Recipe) -> str:
     return recipe.output.path
 
 
-def lines_of(folder: Path, text: str, *overrides: str) -> list[str]:
+def configured_encodes(folder: Path, text: str, *overrides: str) -> list[str]:
     file = write(folder, text)
     with pytest.raises(RecipeError) as caught:
         load_recipe(file, overrides)
@@ -83,7 +93,13 @@ def test_the_encode_recipe_of_the_design_is_read(tmp_path: Path) -> None:
 
 
 def test_what_an_encode_recipe_leaves_out_has_the_documented_value(tmp_path: Path) -> None:
-    minimal = {"task": "encode", "source": {"use": "s"}, "modality": {"use": "m"}, "encoder": {"use": "e"}, "output": {"path": "o"}}
+    minimal = {
+        "task": "encode",
+        "source": {"use": "s"},
+        "modality": {"use": "m"},
+        "encoder": {"use": "e"},
+        "output": {"path": "o"},
+    }
     recipe = parse_recipe(minimal, "minimal", tmp_path)
     assert resolve(recipe) == {
         "task": "encode",
@@ -107,10 +123,18 @@ def test_the_train_recipe_of_the_design_is_read(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path, TRAIN))
     assert isinstance(recipe, TrainRecipe)
     assert [(loss.use, loss.weight) for loss in recipe.losses] == [("l1", 1.0), ("kl", 1e-6)]
-    assert (recipe.optimizer.lr, recipe.optimizer.betas, recipe.optimizer.clip) == (4.5e-6, (0.5, 0.9), 1.0)
+    assert (recipe.optimizer.lr, recipe.optimizer.betas, recipe.optimizer.clip) == (
+        4.5e-6,
+        (0.5, 0.9),
+        1.0,
+    )
     assert recipe.ema is not None
     assert (recipe.steps, recipe.precision, recipe.ema.decay) == (100_000, "bf16", 0.999)
-    assert [(kind, where) for kind, where, _ in recipe.uses()][2:] == [("encoder", "model"), ("loss", "losses[0]"), ("loss", "losses[1]")]
+    assert [(kind, where) for kind, where, _ in recipe.uses()][2:] == [
+        ("encoder", "model"),
+        ("loss", "losses[0]"),
+        ("loss", "losses[1]"),
+    ]
 
 
 def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
@@ -126,10 +150,16 @@ MISTAKES = [
     (["source.with_={}"], ["source.with_: unknown key, did you mean 'with'?"]),
     (
         ["output.dtype=flaot16"],
-        ["output.dtype: expected 'float16', 'bfloat16', 'float32' or 'int8', got 'flaot16', did you mean 'float16'?"],
+        [
+            "output.dtype: expected 'float16', 'bfloat16', 'float32' or 'int8', got 'flaot16', did"
+            " you mean 'float16'?"
+        ],
     ),
     (["batch_size=0"], ["batch_size: expected 'auto' or a number of at least 1, got 0"]),
-    (["batch_size=atuo"], ["batch_size: expected 'auto' or a whole number, got 'atuo', did you mean 'auto'?"]),
+    (
+        ["batch_size=atuo"],
+        ["batch_size: expected 'auto' or a whole number, got 'atuo', did you mean 'auto'?"],
+    ),
     (["batch_size='8'"], ["batch_size: expected 'auto' or a whole number, got '8'"]),
     (["batch_size=true"], ["batch_size: expected 'auto' or a whole number, got true"]),
     (["compile=no"], ["compile: expected 'auto' or true or false, got 'no'"]),
@@ -139,20 +169,37 @@ MISTAKES = [
     (["source=folder"], ["source: expected a mapping, got 'folder'"]),
     (["source.with=[a]"], ['source.with: expected a mapping, got ["a"]']),
     (["source={with: {}}"], ["source.use: missing; expected name of the plugin"]),
-    (["output={}"], ["output.path: missing; expected folder of the latent dataset; relative to the recipe"]),
+    (
+        ["output={}"],
+        ["output.path: missing; expected folder of the latent dataset; relative to the recipe"],
+    ),
     (["output=null"], ["output: expected a mapping, got null"]),
     (["encoder=null"], ["expected one of encoder and encoders, got neither"]),
     (["encoders={a: {use: tiny-kl}}"], ["expected one of encoder and encoders, got both"]),
-    (["executor.with={device: cpu}"], ["executor.with: options need a named executor, and use is 'auto'"]),
-    (["task=encod"], ["task: expected encode, train or evaluate, got 'encod', did you mean 'encode'?"]),
+    (
+        ["executor.with={device: cpu}"],
+        ["executor.with: options need a named executor, and use is 'auto'"],
+    ),
+    (
+        ["task=encod"],
+        ["task: expected encode, train or evaluate, got 'encod', did you mean 'encode'?"],
+    ),
     (["task=3"], ["task: expected encode, train or evaluate, got 3"]),
-    (["seed=x", "preview=-1"], ["seed: expected a whole number, got 'x'", "preview: expected a number of at least 0, got -1"]),
+    (
+        ["seed=x", "preview=-1"],
+        [
+            "seed: expected a whole number, got 'x'",
+            "preview: expected a number of at least 0, got -1",
+        ],
+    ),
 ]
 
 
 @pytest.mark.parametrize(("overrides", "expected"), MISTAKES)
-def test_every_mistake_is_one_line_with_its_key(overrides: list[str], expected: list[str], tmp_path: Path) -> None:
-    assert lines_of(tmp_path, ENCODE, *overrides) == expected
+def test_every_mistake_is_one_line_with_its_key(
+    overrides: list[str], expected: list[str], tmp_path: Path
+) -> None:
+    assert configured_encodes(tmp_path, ENCODE, *overrides) == expected
 
 
 @pytest.mark.parametrize(
@@ -165,29 +212,46 @@ def test_every_mistake_is_one_line_with_its_key(overrides: list[str], expected: 
         (["losses[1].adaptiv=true"], "losses[1].adaptiv: unknown key, did you mean 'adaptive'?"),
         (["optimizer.lr=1e-6x"], "optimizer.lr: expected a number, got '1e-6x'"),
         (["optimizer.betas=[0.5]"], "optimizer.betas[1]: missing"),
-        (["optimizer.betas=[0.5, 1]"], "optimizer.betas: expected two numbers below 1, got [0.5, 1]"),
-        (["optimizer.betas=[1, 2, 3]"], "optimizer.betas: expected a length of at most 2, got [1, 2, 3]"),
+        (
+            ["optimizer.betas=[0.5, 1]"],
+            "optimizer.betas: expected two numbers below 1, got [0.5, 1]",
+        ),
+        (
+            ["optimizer.betas=[1, 2, 3]"],
+            "optimizer.betas: expected a length of at most 2, got [1, 2, 3]",
+        ),
         (["steps=1e5"], "steps: expected a whole number, got 100000.0"),
         (["ema.decay=1"], "ema.decay: expected a number below 1.0, got 1"),
         (["encoder={use: tiny-kl}"], "encoder: unknown key; known: "),
     ],
 )
-def test_a_mistake_in_a_train_recipe_is_one_line_with_its_key(overrides: list[str], expected: str, tmp_path: Path) -> None:
-    (line,) = lines_of(tmp_path, TRAIN, *overrides)
+def test_a_mistake_in_a_train_recipe_is_one_line_with_its_key(
+    overrides: list[str], expected: str, tmp_path: Path
+) -> None:
+    (line,) = configured_encodes(tmp_path, TRAIN, *overrides)
     assert line.startswith(expected)
 
 
-@pytest.mark.parametrize(("text", "got"), [("", "nothing"), ("- task: encode", "a list"), ("encode", "'encode'"), ("3", "3")])
+@pytest.mark.parametrize(
+    ("text", "got"),
+    [("", "nothing"), ("- task: encode", "a list"), ("encode", "'encode'"), ("3", "3")],
+)
 def test_a_file_that_is_no_mapping_is_refused(text: str, got: str, tmp_path: Path) -> None:
-    assert lines_of(tmp_path, text) == [f"expected a mapping that starts with 'task:', got {got}"]
+    assert configured_encodes(tmp_path, text) == [
+        f"expected a mapping that starts with 'task:', got {got}"
+    ]
 
 
 def test_a_recipe_without_a_task_names_the_tasks(tmp_path: Path) -> None:
-    assert lines_of(tmp_path, "source: {use: folder}") == ["task: missing; expected encode, train or evaluate"]
+    assert configured_encodes(tmp_path, "source: {use: folder}") == [
+        "task: missing; expected encode, train or evaluate"
+    ]
 
 
 def test_several_encoders_are_named_by_folders_that_are_safe(tmp_path: Path) -> None:
-    several = ENCODE.replace("encoder:  {", "encoders: {a: {use: tiny-kl}, sd-1_5: {").replace("float32}}", "float32}}}")
+    several = ENCODE.replace("encoder:  {", "encoders: {a: {use: tiny-kl}, sd-1_5: {").replace(
+        "float32}}", "float32}}}"
+    )
     recipe = load_recipe(write(tmp_path, several))
     assert [(where, use.use) for kind, where, use in recipe.uses() if kind == "encoder"] == [
         ("encoders.a", "tiny-kl"),
@@ -209,7 +273,9 @@ def test_several_encoders_are_named_by_folders_that_are_safe(tmp_path: Path) -> 
         load_recipe(write(tmp_path, several), ["encoders={}"])
 
 
-def test_a_path_starts_from_the_recipe_and_a_typed_one_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_starts_from_the_recipe_and_a_typed_one_from_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "elsewhere").mkdir()
     file = write(tmp_path)
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -219,18 +285,25 @@ def test_a_path_starts_from_the_recipe_and_a_typed_one_from_the_working_director
 
 
 def test_overrides_from_python_take_ready_values(tmp_path: Path) -> None:
-    recipe = load_recipe(write(tmp_path), {"batch_size": 64, "modality.with.size": (64, 96), "output.path": tmp_path / "mine"})
+    recipe = load_recipe(
+        write(tmp_path),
+        {"batch_size": 64, "modality.with.size": (64, 96), "output.path": tmp_path / "mine"},
+    )
     assert resolve(recipe)["batch_size"] == 64
     assert recipe.modality.with_["size"] == [64, 96]
     assert output_path(recipe) == str(tmp_path / "mine")
-    with pytest.raises(RecipeError, match=r"photos\.yaml: expected numbers, texts, lists and mappings"):
+    with pytest.raises(
+        RecipeError, match=r"photos\.yaml: expected numbers, texts, lists and mappings"
+    ):
         load_recipe(write(tmp_path), {"seed": object()})
     with pytest.raises(RecipeError, match="not valid Unicode"):
         load_recipe(write(tmp_path), {"source.with.path": "\udcff"})
 
 
 @pytest.mark.parametrize("text", [ENCODE, TRAIN])
-def test_the_resolved_recipe_reads_back_as_itself_from_inside_its_output(text: str, tmp_path: Path) -> None:
+def test_the_resolved_recipe_reads_back_as_itself_from_inside_its_output(
+    text: str, tmp_path: Path
+) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "vae.json").write_text("{}")
     recipe = load_recipe(write(tmp_path, text))
@@ -245,7 +318,11 @@ def test_the_resolved_recipe_reads_back_as_itself_from_inside_its_output(text: s
 
 
 def test_a_resolved_recipe_keeps_hub_ids_urls_and_odd_values(tmp_path: Path) -> None:
-    recipe = encode(tmp_path, "output.path=s3://bucket/out", "source.with={path: owner/name, text: 'no', number: -.inf}")
+    recipe = encode(
+        tmp_path,
+        "output.path=s3://bucket/out",
+        "source.with={path: owner/name, text: 'no', number: -.inf}",
+    )
     resolved = resolve(recipe)
     assert resolved["output"]["path"] == "s3://bucket/out"
     assert resolved["source"]["with"] == {"path": "owner/name", "text": "no", "number": -math.inf}
@@ -259,7 +336,14 @@ def models_below(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
 
 
 def test_every_key_of_every_recipe_is_described() -> None:
-    parts = {part for base in Recipe.__mro__ if base.__name__ == "Part" for part in models_below(base)}
+    parts = {
+        part for base in Recipe.__mro__ if base.__name__ == "Part" for part in models_below(base)
+    }
     assert {*TASKS.values(), LossUse} <= parts
-    bare = [f"{part.__name__}.{name}" for part in parts for name, field in part.model_fields.items() if not field.description]
+    bare = [
+        f"{part.__name__}.{name}"
+        for part in parts
+        for name, field in part.model_fields.items()
+        if not field.description
+    ]
     assert bare == []

@@ -1,4 +1,6 @@
-"""What a folder is taken for by the names of its files, and a model by its config; of modalities there are `image` and one of a plugin."""
+"""What a folder is taken for by the names of its files, and a model by its config; of modalities
+there are `image` and one of a plugin.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from latentkit import shorthand
 from latentkit.contracts import BuildContext, Config, EncoderSpec, ModalitySpec, SourceSpec
 from latentkit.errors import RecipeError
 from latentkit.plugins import Problem, Provided, Registry, discover
-from latentkit.recipe import EncodeRecipe, parse_recipe, resolve
+from latentkit.recipe.schema import EncodeRecipe, parse_recipe, resolve
+from latentkit.tasks import recipe_from_arguments as shorthand
 
 
 class NoConfig(Config):
@@ -23,7 +25,9 @@ class NoConfig(Config):
 
 
 def with_sounds() -> Registry:
-    spec = ModalitySpec("sound", "sounds", NoConfig, lambda config, context: None, suffixes=[".wav", ".nii.gz"])
+    spec = ModalitySpec(
+        "sound", "sounds", NoConfig, lambda config, context: None, suffixes=[".wav", ".nii.gz"]
+    )
     own = [one for one in discover().provided if one.distribution == "latentkit"]
     return Registry([*own, Provided(spec, "acme-sound", "1")])
 
@@ -34,7 +38,9 @@ def _sounds_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shorthand, "discover", lambda: found)
 
 
-def recipe_of(folder: Path, names: list[str], encoder: str | None = "owner/name") -> tuple[dict[str, Any], list[str]]:
+def recipe_of(
+    folder: Path, names: list[str], encoder: str | None = "owner/name"
+) -> tuple[dict[str, Any], list[str]]:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
@@ -52,7 +58,11 @@ def recipe_of(folder: Path, names: list[str], encoder: str | None = "owner/name"
         (["a.jpg", "a.wav", "b.wav", "0.tar", "1.tar"], "folder", "image"),
         (["a.wav", "metadata.csv"], "folder", "sound"),
         (["metadata.csv"], "datasets", "image"),
-        (["a.wav", "old/preview.png", "old/more.png", "old/plans/000", "old/units/x"], "folder", "sound"),
+        (
+            ["a.wav", "old/preview.png", "old/more.png", "old/plans/000", "old/units/x"],
+            "folder",
+            "sound",
+        ),
         (["a.wav", "._a.jpg", ".thumbs/a.jpg"], "folder", "sound"),
         (["a.parquet"], "datasets", "image"),
         (["deep/a.wav"], "folder", "sound"),
@@ -62,23 +72,37 @@ def recipe_of(folder: Path, names: list[str], encoder: str | None = "owner/name"
         (["a.xyz"], "folder", "image"),
     ],
 )
-def test_a_folder_is_what_its_files_are(tmp_path: Path, names: list[str], source: str, modality: str) -> None:
+def test_a_folder_is_what_its_files_are(
+    tmp_path: Path, names: list[str], source: str, modality: str
+) -> None:
     values, remarks = recipe_of(tmp_path, names)
     assert (values["source"]["use"], values["modality"]["use"]) == (source, modality)
-    assert values["source"]["with"].get("suffixes") == ([".wav", ".nii.gz"] if modality == "sound" else None)
-    assert any("taken for files of the modality sound" in remark for remark in remarks) == (modality == "sound")
+    assert values["source"]["with"].get("suffixes") == (
+        [".wav", ".nii.gz"] if modality == "sound" else None
+    )
+    assert any("taken for files of the modality sound" in remark for remark in remarks) == (
+        modality == "sound"
+    )
 
 
 @pytest.mark.parametrize(
     ("names", "what"),
     [
         (["a.jpg", "a.wav"], "1 file of the modality sound is left out"),
-        (["a.jpg", "b.jpg", "c.jpg", "a.wav", "b.wav"], "2 files of the modality sound are left out"),
-        (["a.jpg", "b.png", "a.wav", "b.wav", "c.wav"], "2 files of the modality image are left out"),
+        (
+            ["a.jpg", "b.jpg", "c.jpg", "a.wav", "b.wav"],
+            "2 files of the modality sound are left out",
+        ),
+        (
+            ["a.jpg", "b.png", "a.wav", "b.wav", "c.wav"],
+            "2 files of the modality image are left out",
+        ),
         (["a.wav", "0.tar", "1.tar"], "1 file of the modality sound is left out"),
     ],
 )
-def test_what_is_left_out_is_counted_and_its_options_take_it(tmp_path: Path, names: list[str], what: str) -> None:
+def test_what_is_left_out_is_counted_and_its_options_take_it(
+    tmp_path: Path, names: list[str], what: str
+) -> None:
     values, remarks = recipe_of(tmp_path, names)
     (remark,) = [remark for remark in remarks if "left out" in remark]
     assert what in remark
@@ -87,7 +111,10 @@ def test_what_is_left_out_is_counted_and_its_options_take_it(tmp_path: Path, nam
     recipe = parse_recipe(values, "encode", tmp_path, words[1::2])
     assert isinstance(recipe, EncodeRecipe)
     left = [".jpg", ".png"] if "modality image" in what else [".wav"]
-    assert (recipe.source.use, recipe.source.with_) == ("folder", {"path": str(tmp_path), "suffixes": left})
+    assert (recipe.source.use, recipe.source.with_) == (
+        "folder",
+        {"path": str(tmp_path), "suffixes": left},
+    )
     assert recipe.modality.use == ("image" if "modality image" in what else "sound")
 
 
@@ -96,22 +123,40 @@ def test_nothing_is_said_where_nothing_is_left_out(tmp_path: Path, names: list[s
     assert not any("left out" in remark for remark in recipe_of(tmp_path, names)[1])
 
 
-@pytest.mark.parametrize(("name", "modality"), [("a.WAV", "sound"), ("a.nii.gz", "sound"), ("a.jpg", "image")])
-def test_a_single_file_of_media_asks_for_its_folder(tmp_path: Path, name: str, modality: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "modality"), [("a.WAV", "sound"), ("a.nii.gz", "sound"), ("a.jpg", "image")]
+)
+def test_a_single_file_of_media_asks_for_its_folder(
+    tmp_path: Path, name: str, modality: str
+) -> None:
     (tmp_path / name).touch()
-    with pytest.raises(RecipeError, match=f"a single file of the modality {modality}; expected a folder of such files"):
+    with pytest.raises(
+        RecipeError,
+        match=f"a single file of the modality {modality}; expected a folder of such files",
+    ):
         shorthand.encode_recipe(str(tmp_path / name), "out", "tiny-kl")
 
 
 def test_a_single_table_is_a_source(tmp_path: Path) -> None:
     (tmp_path / "metadata.csv").touch()
-    assert shorthand.encode_recipe(str(tmp_path / "metadata.csv"), "out", "tiny-kl")[0]["source"]["use"] == "datasets"
+    assert (
+        shorthand.encode_recipe(str(tmp_path / "metadata.csv"), "out", "tiny-kl")[0]["source"][
+            "use"
+        ]
+        == "datasets"
+    )
 
 
 MODELS: list[tuple[dict[str, Any], str | None]] = [
     ({"config.json": {"_class_name": "AutoencoderKL"}}, "diffusers"),
     ({"config.json": {"_class_name": "TinyKL"}}, "tiny-kl"),
-    ({"vae/config.json": {"_class_name": "AutoencoderKLWan"}, "text_encoder/config.json": {"architectures": ["T5"]}}, "diffusers"),
+    (
+        {
+            "vae/config.json": {"_class_name": "AutoencoderKLWan"},
+            "text_encoder/config.json": {"architectures": ["T5"]},
+        },
+        "diffusers",
+    ),
     ({"audio_vae/config.json": {"_class_name": "AutoencoderOobleck"}}, "diffusers"),
     ({"movq/config.json": {"_class_name": "VQModel"}}, "diffusers"),
     ({"Wan2.1_VAE.PTH": None}, "diffusers"),
@@ -126,7 +171,9 @@ MODELS: list[tuple[dict[str, Any], str | None]] = [
 
 
 @pytest.mark.parametrize(("configs", "encoder"), MODELS)
-def test_a_model_is_opened_by_what_its_config_names(tmp_path: Path, configs: dict[str, Any], encoder: str | None) -> None:
+def test_a_model_is_opened_by_what_its_config_names(
+    tmp_path: Path, configs: dict[str, Any], encoder: str | None
+) -> None:
     model = tmp_path / "model"
     model.mkdir()
     for name, config in configs.items():
@@ -135,7 +182,11 @@ def test_a_model_is_opened_by_what_its_config_names(tmp_path: Path, configs: dic
     if encoder is None:
         with pytest.raises(RecipeError) as refused:
             recipe_of(tmp_path / "sounds", ["a.wav"], str(model))
-        assert f"--encoder NAME --set encoder.with.model={model}, where NAME is an encoder plugin: diffusers, tiny-kl" in str(refused.value)
+        assert (
+            f"--encoder NAME --set encoder.with.model={model}, where NAME is an encoder plugin:"
+            " diffusers, tiny-kl"
+            in str(refused.value)
+        )
     else:
         values, _ = recipe_of(tmp_path / "sounds", ["a.wav"], str(model))
         assert values["encoder"] == {"use": encoder, "with": {"model": str(model)}}
@@ -149,7 +200,9 @@ def test_a_config_that_is_no_json_is_left_to_diffusers_to_explain(tmp_path: Path
 
 
 @pytest.mark.parametrize(("source", "encoder"), [("sample-photos", "acme"), ("acme", "tiny-kl")])
-def test_an_unknown_name_comes_with_what_plugins_have_gone_missing(monkeypatch: pytest.MonkeyPatch, source: str, encoder: str) -> None:
+def test_an_unknown_name_comes_with_what_plugins_have_gone_missing(
+    monkeypatch: pytest.MonkeyPatch, source: str, encoder: str
+) -> None:
     problem = Problem("acme-kl", "2.0", "acme = acme_kl", "ImportError: libacme.so.3")
     registry = Registry(discover().provided, [problem], [("acme-off", "1.0")])
     monkeypatch.setattr(shorthand, "discover", lambda: registry)
@@ -157,7 +210,10 @@ def test_an_unknown_name_comes_with_what_plugins_have_gone_missing(monkeypatch: 
         shorthand.encode_recipe(source, "out", encoder)
     first, *others = str(refused.value).splitlines()
     assert "acme: there is no such path, no " in first
-    assert others == ["  left out by LATENTKIT_DISABLE: acme-off 1.0", f"  a plugin has a problem: {problem}"]
+    assert others == [
+        "  left out by LATENTKIT_DISABLE: acme-off 1.0",
+        f"  a plugin has a problem: {problem}",
+    ]
 
 
 def test_what_the_usual_encoder_cannot_take_needs_one(tmp_path: Path) -> None:
@@ -181,7 +237,17 @@ def write_sounds(folder: Path) -> None:
     (folder / "list.csv").write_text("path,text\nx/b.wav,said\n")
 
 
-@pytest.mark.parametrize("source", ["wds", "wds/00.tar", "wds/*.tar", "wds/{00..01}.tar", "wds/00.tar::wds/01.tar", "wds/list.csv"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "wds",
+        "wds/00.tar",
+        "wds/*.tar",
+        "wds/{00..01}.tar",
+        "wds/00.tar::wds/01.tar",
+        "wds/list.csv",
+    ],
+)
 def test_tars_patterns_of_them_and_tables_are_of_the_modality_of_their_media(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,12 +259,17 @@ def test_tars_patterns_of_them_and_tables_are_of_the_modality_of_their_media(
     assert paths == [str(tmp_path / part) for part in source.split("::")]
 
 
-def test_pattern_stays_what_it_names_in_the_recipe_of_an_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pattern_stays_what_it_names_in_the_recipe_of_an_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     values, _ = shorthand.encode_recipe("wds/{0..1}.tar", "out", "tiny-kl")
     values["source"]["with"]["path"] = ["wds/{0..1}.tar", "more/*.tar"]
     recipe = parse_recipe(values, "encode", tmp_path)
-    assert resolve(recipe)["source"]["with"]["path"] == [str(tmp_path / "wds/{0..1}.tar"), str(tmp_path / "more/*.tar")]
+    assert resolve(recipe)["source"]["with"]["path"] == [
+        str(tmp_path / "wds/{0..1}.tar"),
+        str(tmp_path / "more/*.tar"),
+    ]
 
 
 def test_pattern_of_pictures_asks_for_their_folder(tmp_path: Path) -> None:
@@ -256,7 +327,9 @@ def test_suffixes_of_a_source_are_endings_in_lower_case(suffixes: Any) -> None:
 
 
 def test_of_media_of_two_modalities_the_encoder_decides(tmp_path: Path) -> None:
-    """Where it says which it takes; one of a hub, which isn't opened to ask, leaves it to what there is most of."""
+    """Where it says which it takes; one of a hub, which isn't opened to ask, leaves it to what
+    there is most of.
+    """
     names = ["cover.jpg", "a.wav", "b.wav"]
     values, remarks = recipe_of(tmp_path, names, "tiny-kl")
     assert (values["source"]["use"], values["modality"]["use"]) == ("folder", "image")
@@ -264,16 +337,26 @@ def test_of_media_of_two_modalities_the_encoder_decides(tmp_path: Path) -> None:
     assert recipe_of(tmp_path, names)[0]["modality"]["use"] == "sound"
 
 
-def test_an_ending_of_two_modalities_is_read_as_the_encoder_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ending_of_two_modalities_is_read_as_the_encoder_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     built = []
 
     def build(config: NoConfig, context: BuildContext) -> Any:
         built.append(config)
         return SimpleNamespace(modality="points")
 
-    points = ModalitySpec("points", "points", NoConfig, lambda config, context: None, suffixes=[".wav"])
+    points = ModalitySpec(
+        "points", "points", NoConfig, lambda config, context: None, suffixes=[".wav"]
+    )
     encoder = EncoderSpec("pointnet", "points", NoConfig, build)
-    registry = Registry([*with_sounds().provided, Provided(points, "acme-points", "1"), Provided(encoder, "acme-points", "1")])
+    registry = Registry(
+        [
+            *with_sounds().provided,
+            Provided(points, "acme-points", "1"),
+            Provided(encoder, "acme-points", "1"),
+        ]
+    )
     monkeypatch.setattr(shorthand, "discover", lambda: registry)
     values, remarks = recipe_of(tmp_path, ["a.wav"], "pointnet")
     assert values["modality"]["use"] == "points"
@@ -284,6 +367,8 @@ def test_an_ending_of_two_modalities_is_read_as_the_encoder_says(tmp_path: Path,
 def test_a_modality_that_the_overrides_name_is_the_one_looked_for(tmp_path: Path) -> None:
     for name in ("cover.jpg", "a.wav", "b.wav"):
         (tmp_path / name).touch()
-    values, _ = shorthand.encode_recipe(str(tmp_path), "out", "tiny-kl", None, ["modality.use=sound"])
+    values, _ = shorthand.encode_recipe(
+        str(tmp_path), "out", "tiny-kl", None, ["modality.use=sound"]
+    )
     assert values["modality"]["use"] == "sound"
     assert values["source"]["with"]["suffixes"] == [".wav", ".nii.gz"]

@@ -1,4 +1,5 @@
-"""Source `datasets`, hub ids: unknown names and a hub out of reach, without one ever being asked."""
+"""Source `datasets`, hub ids: unknown names and a hub out of reach, without one ever being asked.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +15,18 @@ import datasets
 import pytest
 from hub_server import Failure, FakeHub
 
-from latentkit.builtin import DatasetsConfig
 from latentkit.contracts import BuildContext
 from latentkit.errors import SourceError
-from latentkit.shorthand import encode_recipe
 from latentkit.sources.datasets import open_datasets
+from latentkit.sources.options import DatasetsConfig
+from latentkit.tasks.recipe_from_arguments import encode_recipe
 
 
 @pytest.fixture
 def hub_without_data_sets() -> Iterator[str]:
-    """Address of a real server on this machine that answers as the hub does for names it does not know."""
+    """Address of a real server on this machine that answers as the hub does for names it does not
+    know.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -49,18 +52,22 @@ def hub_without_data_sets() -> Iterator[str]:
 def open_elsewhere(path: str, tmp_path: Path, **environment: str) -> str:
     """What a process of its own prints, whose hub is where the environment says."""
     program = (
-        "import sys; from latentkit.builtin import DatasetsConfig; from latentkit.contracts import BuildContext\n"
-        "from latentkit.errors import SourceError; from latentkit.sources.datasets import open_datasets\n"
-        "try: print(len(open_datasets(DatasetsConfig(path=sys.argv[1]), BuildContext())), 'rows')\n"
-        "except SourceError as err: print(err)"
+        "import sys; from latentkit.builtin import DatasetsConfig; from latentkit.contracts import"
+        " BuildContext\nfrom latentkit.errors import SourceError; from latentkit.sources.datasets"
+        " import open_datasets\ntry: print(len(open_datasets(DatasetsConfig(path=sys.argv[1]),"
+        " BuildContext())), 'rows')\nexcept SourceError as err: print(err)"
     )
     variables = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     variables |= {"HF_HOME": str(tmp_path / "home"), **environment}
     command = [sys.executable, "-c", program, path]
-    return subprocess.run(command, check=True, capture_output=True, text=True, env=variables, cwd=tmp_path, timeout=60).stdout
+    return subprocess.run(
+        command, check=True, capture_output=True, text=True, env=variables, cwd=tmp_path, timeout=60
+    ).stdout
 
 
-def test_name_that_the_hub_does_not_know_is_told_so(tmp_path: Path, hub_without_data_sets: str) -> None:
+def test_name_that_the_hub_does_not_know_is_told_so(
+    tmp_path: Path, hub_without_data_sets: str
+) -> None:
     message = open_elsewhere("owner/photos", tmp_path, HF_ENDPOINT=hub_without_data_sets)
     assert "the hub shows no data set of that name" in message
     assert f"({tmp_path / 'owner/photos'} does not exist)" in message
@@ -72,12 +79,18 @@ def test_hub_out_of_reach_is_told_so_without_half_a_minute_of_retries(tmp_path: 
     assert "check the network" in message
 
 
-def test_hub_data_set_in_the_cache_opens_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_data_set_in_the_cache_opens_without_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "home" / "datasets")
     (tmp_path / "photos").mkdir()
-    datasets.Dataset.from_dict({"photo": [b"x", b"y", b"z"]}).to_parquet(tmp_path / "photos" / "train.parquet")
+    datasets.Dataset.from_dict({"photo": [b"x", b"y", b"z"]}).to_parquet(
+        tmp_path / "photos" / "train.parquet"
+    )
     datasets.load_dataset(str(tmp_path / "photos"))
-    (tmp_path / "home" / "datasets" / "photos").rename(tmp_path / "home" / "datasets" / "owner___photos")
+    (tmp_path / "home" / "datasets" / "photos").rename(
+        tmp_path / "home" / "datasets" / "owner___photos"
+    )
     assert open_elsewhere("owner/photos", tmp_path, HF_HUB_OFFLINE="1").split() == ["3", "rows"]
 
 
@@ -95,7 +108,9 @@ def data_hub(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> F
         rows = {"photo": [b"x"] * (number + 1), "text": ["y"] * (number + 1)}
         datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "rows.parquet")
         files[name] = (tmp_path / "rows.parquet").read_bytes()
-    hub.add("o/photos", files, "datasets").revisions["v1"] = {"old/train.parquet": files["data/train.parquet"]}
+    hub.add("o/photos", files, "datasets").revisions["v1"] = {
+        "old/train.parquet": files["data/train.parquet"]
+    }
     hub.add("o/gated", files, "datasets", token="hf_good", is_gated=True)
     return hub
 
@@ -123,11 +138,16 @@ def error_of(path: str, **options: object) -> str:
 
 
 def test_what_keeps_a_data_set_away_is_told(data_hub: FakeHub) -> None:
-    gate = f"o/gated is gated: accept its terms at {data_hub.endpoint}/datasets/o/gated, then log in with `hf auth login`"
+    gate = (
+        f"o/gated is gated: accept its terms at {data_hub.endpoint}/datasets/o/gated, then log in"
+        " with `hf auth login`"
+    )
     assert gate in error_of("o/gated")
     assert "o/photos has no revision 'nope'" in error_of("o/photos", revision="nope")
     assert "the hub shows no data set of that name (o/nothing)" in error_of("o/nothing")
-    assert "names a model of the hub; expected a data set" in error_of(f"{data_hub.endpoint}/o/photos")
+    assert "names a model of the hub; expected a data set" in error_of(
+        f"{data_hub.endpoint}/o/photos"
+    )
     assert "and not a hub id such as owner/name either" in error_of("a b")
     data_hub.failure = Failure(429, {"Retry-After": "9"})
     assert "limit of requests is reached (429): run again in 9 seconds" in error_of("o/photos")

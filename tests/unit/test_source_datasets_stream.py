@@ -14,14 +14,16 @@ from typing import Any
 import datasets
 import pytest
 
-from latentkit.builtin import DatasetsConfig
 from latentkit.contracts import BuildContext, Sample, Shard, StreamSource
 from latentkit.errors import SourceError
 from latentkit.sources.datasets import open_datasets
+from latentkit.sources.options import DatasetsConfig
 
 
 def open_stream(path: Path, **options: Any) -> StreamSource:
-    stream = open_datasets(DatasetsConfig(path=str(path), streaming=True, **options), BuildContext())
+    stream = open_datasets(
+        DatasetsConfig(path=str(path), streaming=True, **options), BuildContext()
+    )
     assert isinstance(stream, StreamSource)
     return stream
 
@@ -30,7 +32,11 @@ def write_parquet(path: Path, names: list[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = {"photo": [name.encode() for name in names], "name": names, "label": [0] * len(names)}
     features = datasets.Features(
-        {"photo": datasets.Value("binary"), "name": datasets.Value("string"), "label": datasets.ClassLabel(names=["cat"])}
+        {
+            "photo": datasets.Value("binary"),
+            "name": datasets.Value("string"),
+            "label": datasets.ClassLabel(names=["cat"]),
+        }
     )
     datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
 
@@ -58,7 +64,9 @@ def test_every_file_is_a_shard_with_its_size_and_time(tmp_path: Path) -> None:
     assert isinstance(stream, StreamSource)
     names = ["a/train-0.parquet", "a/train-1.parquet", "b/train-0.parquet"]
     sizes = [(tmp_path / "photos" / name).stat().st_size for name in names]
-    assert stream.shards() == [Shard(name, f"{size}-5000000003") for name, size in zip(names, sizes, strict=True)]
+    assert stream.shards() == [
+        Shard(name, f"{size}-5000000003") for name, size in zip(names, sizes, strict=True)
+    ]
     assert [sample.media for sample in read_all(stream)] == [name.encode() for name in names]
 
 
@@ -72,7 +80,10 @@ def test_samples_of_a_shard_come_in_one_order_with_keys_of_their_own(tmp_path: P
         Sample("1.parquet/00000001", b"d", {"name": "d", "label": "cat"}, f"{last.stamp}-1"),
     ]
     assert list(stream.read(last)) == list(stream.read(last)) == expected
-    assert [sample.key for sample in stream.read(first)] == ["0.parquet/00000000", "0.parquet/00000001"]
+    assert [sample.key for sample in stream.read(first)] == [
+        "0.parquet/00000000",
+        "0.parquet/00000001",
+    ]
     with pytest.raises(ValueError, match="not in list"):
         list(stream.read(Shard("other")))
 
@@ -81,9 +92,17 @@ def test_tars_that_number_their_files_alike_give_different_keys(tmp_path: Path) 
     for name in ("000.tar", "001.tar"):
         write_tar(tmp_path / "tars" / name, ["0000", "0001"])
     samples = read_all(open_stream(tmp_path / "tars"))
-    assert [sample.key for sample in samples] == ["000.tar/0000", "000.tar/0001", "001.tar/0000", "001.tar/0001"]
+    assert [sample.key for sample in samples] == [
+        "000.tar/0000",
+        "000.tar/0001",
+        "001.tar/0000",
+        "001.tar/0001",
+    ]
     assert [sample.media for sample in samples][2] == b"001.tar 0000 png"
-    assert [sample.attributes for sample in samples][2] == {"txt": "001.tar 0000 txt", "text": "001.tar 0000 txt"}
+    assert [sample.attributes for sample in samples][2] == {
+        "txt": "001.tar 0000 txt",
+        "text": "001.tar 0000 txt",
+    }
 
 
 def test_single_file_is_one_shard(tmp_path: Path) -> None:
@@ -93,7 +112,10 @@ def test_single_file_is_one_shard(tmp_path: Path) -> None:
 
 def test_key_column_names_the_samples(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", ["a", "b"])
-    assert [sample.key for sample in read_all(open_stream(tmp_path / "a.parquet", key="name"))] == ["a", "b"]
+    assert [sample.key for sample in read_all(open_stream(tmp_path / "a.parquet", key="name"))] == [
+        "a",
+        "b",
+    ]
 
 
 def test_key_that_is_there_twice_is_named_with_its_shard(tmp_path: Path) -> None:
@@ -103,10 +125,12 @@ def test_key_that_is_there_twice_is_named_with_its_shard(tmp_path: Path) -> None
 
 
 def test_missing_key_is_named_with_its_shard(tmp_path: Path) -> None:
-    datasets.Dataset.from_dict({"photo": [b"x"], "name": [None]}).cast_column("name", datasets.Value("string")).to_parquet(
-        tmp_path / "a.parquet"
-    )
-    with pytest.raises(SourceError, match=r"shard a\.parquet: the column 'name' has no key in row 0"):
+    datasets.Dataset.from_dict({"photo": [b"x"], "name": [None]}).cast_column(
+        "name", datasets.Value("string")
+    ).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(
+        SourceError, match=r"shard a\.parquet: the column 'name' has no key in row 0"
+    ):
         read_all(open_stream(tmp_path / "a.parquet", key="name"))
 
 
@@ -144,10 +168,10 @@ def test_stream_is_the_same_in_another_process(tmp_path: Path) -> None:
     for number in range(3):
         write_parquet(tmp_path / "photos" / f"{number}.parquet", [f"{number}", "x"])
     program = (
-        "import sys; from latentkit.builtin import DatasetsConfig; from latentkit.contracts import BuildContext\n"
-        "from latentkit.sources.datasets import open_datasets\n"
-        "stream = open_datasets(DatasetsConfig(path=sys.argv[1], streaming=True), BuildContext())\n"
-        "for shard in stream.shards():\n    for sample in stream.read(shard): print(sample)"
+        "import sys; from latentkit.builtin import DatasetsConfig; from latentkit.contracts import"
+        " BuildContext\nfrom latentkit.sources.datasets import open_datasets\nstream ="
+        " open_datasets(DatasetsConfig(path=sys.argv[1], streaming=True), BuildContext())\nfor"
+        " shard in stream.shards():\n    for sample in stream.read(shard): print(sample)"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "photos")]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from latentkit.builtin import FolderConfig
 from latentkit.contracts import BuildContext, Source
 from latentkit.errors import SourceError
 from latentkit.sources.folder import FolderSource
+from latentkit.sources.options import FolderConfig
 
 
 def write_files(root: Path, files: Mapping[str, str]) -> None:
@@ -40,12 +40,35 @@ def find_error(path: Path, **options: Any) -> str:
 
 
 def test_keys_are_full_relative_paths_in_their_order(tmp_path: Path) -> None:
-    write_files(tmp_path, {name: name for name in ["b/001.png", "a/001.png", "a/deep/er/001.JPG", "a.png", "Z.jpeg", "notes.md"]})
+    write_files(
+        tmp_path,
+        {
+            name: name
+            for name in [
+                "b/001.png",
+                "a/001.png",
+                "a/deep/er/001.JPG",
+                "a.png",
+                "Z.jpeg",
+                "notes.md",
+            ]
+        },
+    )
     source = open_folder(tmp_path)
     assert isinstance(source, Source)
-    assert [entry.key for entry in source.entries()] == ["Z.jpeg", "a.png", "a/001.png", "a/deep/er/001.JPG", "b/001.png"]
-    assert [source[index].key for index in range(len(source))] == [entry.key for entry in source.entries()]
-    assert [source[index].read().decode() for index in range(len(source))] == [entry.key for entry in source.entries()]
+    assert [entry.key for entry in source.entries()] == [
+        "Z.jpeg",
+        "a.png",
+        "a/001.png",
+        "a/deep/er/001.JPG",
+        "b/001.png",
+    ]
+    assert [source[index].key for index in range(len(source))] == [
+        entry.key for entry in source.entries()
+    ]
+    assert [source[index].read().decode() for index in range(len(source))] == [
+        entry.key for entry in source.entries()
+    ]
 
 
 def test_entries_say_what_samples_say(tmp_path: Path) -> None:
@@ -53,11 +76,17 @@ def test_entries_say_what_samples_say(tmp_path: Path) -> None:
     source = open_folder(tmp_path)
     for index, entry in enumerate(source.entries()):
         sample = source[index]
-        assert (entry.key, entry.stamp, entry.attributes) == (sample.key, sample.stamp, sample.attributes)
+        assert (entry.key, entry.stamp, entry.attributes) == (
+            sample.key,
+            sample.stamp,
+            sample.attributes,
+        )
         assert isinstance(sample.media, Path)
 
 
-def test_path_starts_at_the_recipe_or_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_path_starts_at_the_recipe_or_at_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_files(tmp_path, {"recipes/photos/a.png": "x", "home/photos/b.png": "y"})
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     context = BuildContext(recipe_dir=tmp_path / "recipes")
@@ -89,7 +118,9 @@ def test_folders_of_a_disk_that_numbers_nothing_are_all_read(
     write_files(tmp_path, {"a/1.png": "x"})
     stat = os.stat
     with monkeypatch.context() as patch:
-        patch.setattr(os, "stat", lambda path, **_: os.stat_result([*stat(path)[:1], 0, 0, *range(7)]))
+        patch.setattr(
+            os, "stat", lambda path, **_: os.stat_result([*stat(path)[:1], 0, 0, *range(7)])
+        )
         source = open_folder(tmp_path)
         keys = [entry.key for entry in source.entries()]
     assert keys == ["a/1.png"]
@@ -106,16 +137,25 @@ def test_name_that_is_not_utf8_becomes_a_key_of_its_own_and_still_opens(tmp_path
         (tmp_path / os.fsdecode(name)).write_bytes(name)
     source = open_folder(tmp_path)
     media = {source[index].key: source[index].read() for index in range(len(source))}
-    assert media == {r"caf\xe9.png": b"caf\xe9.png", r"caf\\xe9.png": b"caf\\xe9.png", "café.png": "café.png".encode()}
+    assert media == {
+        r"caf\xe9.png": b"caf\xe9.png",
+        r"caf\\xe9.png": b"caf\\xe9.png",
+        "café.png": "café.png".encode(),
+    }
     assert all(key.encode("utf-8") for key in media)
 
 
 def test_stamp_changes_with_the_media_and_with_nothing_else(tmp_path: Path) -> None:
-    write_files(tmp_path, {"a.png": "x", "b.png": "x", "metadata.jsonl": '{"file_name": "a.png", "text": "old"}'})
+    write_files(
+        tmp_path,
+        {"a.png": "x", "b.png": "x", "metadata.jsonl": '{"file_name": "a.png", "text": "old"}'},
+    )
     os.utime(tmp_path / "a.png", ns=(1, 1_000_000_007))
     before = {entry.key: entry.stamp for entry in open_folder(tmp_path).entries()}
     assert before["a.png"] == "1-1000000007"
-    write_files(tmp_path, {"metadata.jsonl": '{"file_name": "a.png", "text": "new"}', "b.txt": "new"})
+    write_files(
+        tmp_path, {"metadata.jsonl": '{"file_name": "a.png", "text": "new"}', "b.txt": "new"}
+    )
     after = open_folder(tmp_path)
     assert {entry.key: entry.stamp for entry in after.entries()} == before
     assert read_attributes(after) == {"a.png": {"text": "new"}, "b.png": {"text": "new"}}
@@ -129,7 +169,9 @@ def test_source_outlives_pickling_and_threads(tmp_path: Path) -> None:
     again = pickle.loads(pickle.dumps(source))
     assert list(again.entries()) == list(source.entries())
     with ThreadPoolExecutor(8) as threads:
-        assert list(threads.map(lambda index: again[index].read(), range(50))) == [str(number).encode() for number in range(50)]
+        assert list(threads.map(lambda index: again[index].read(), range(50))) == [
+            str(number).encode() for number in range(50)
+        ]
 
 
 # ---------------------------------------------------------------- captions and labels
@@ -137,14 +179,21 @@ def test_source_outlives_pickling_and_threads(tmp_path: Path) -> None:
 
 def test_label_is_the_folder_of_the_file(tmp_path: Path) -> None:
     write_files(tmp_path, {"1.png": "", "cat/2.png": "", "animals/dog/3.png": ""})
-    assert read_attributes(open_folder(tmp_path)) == {"1.png": {}, "cat/2.png": {"label": "cat"}, "animals/dog/3.png": {"label": "dog"}}
+    assert read_attributes(open_folder(tmp_path)) == {
+        "1.png": {},
+        "cat/2.png": {"label": "cat"},
+        "animals/dog/3.png": {"label": "dog"},
+    }
 
 
 def test_sidecar_gives_the_text_beside_every_suffix(tmp_path: Path) -> None:
     files = {"a.png": "", "a.txt": "\ufeff  ein Käfer \n", "b.nii.gz": "", "b.txt": "a heart"}
     write_files(tmp_path, files)
     source = open_folder(tmp_path, suffixes=[".png", ".gz", ".nii.gz"])
-    assert read_attributes(source) == {"a.png": {"text": "ein Käfer"}, "b.nii.gz": {"text": "a heart"}}
+    assert read_attributes(source) == {
+        "a.png": {"text": "ein Käfer"},
+        "b.nii.gz": {"text": "a heart"},
+    }
 
 
 def test_texts_can_be_the_media_themselves(tmp_path: Path) -> None:
@@ -155,8 +204,19 @@ def test_texts_can_be_the_media_themselves(tmp_path: Path) -> None:
 
 
 def test_columns_of_tables_win_over_sidecar_and_folder(tmp_path: Path) -> None:
-    rows = [{"file_name": "cat/1.png", "text": "from the table", "label": 7, "tags": ["a", "b"], "box": {"x": 1}}, {"file_name": "./2.png"}]
-    write_files(tmp_path, {"cat/1.png": "", "cat/1.txt": "from the sidecar", "2.png": "", "2.txt": "beside"})
+    rows = [
+        {
+            "file_name": "cat/1.png",
+            "text": "from the table",
+            "label": 7,
+            "tags": ["a", "b"],
+            "box": {"x": 1},
+        },
+        {"file_name": "./2.png"},
+    ]
+    write_files(
+        tmp_path, {"cat/1.png": "", "cat/1.txt": "from the sidecar", "2.png": "", "2.txt": "beside"}
+    )
     write_files(tmp_path, {"metadata.jsonl": "\n".join(json.dumps(row) for row in rows) + "\n\n"})
     assert read_attributes(open_folder(tmp_path)) == {
         "cat/1.png": {"text": "from the table", "label": 7, "tags": ["a", "b"], "box": '{"x": 1}'},
@@ -164,10 +224,19 @@ def test_columns_of_tables_win_over_sidecar_and_folder(tmp_path: Path) -> None:
     }
 
 
-def test_table_in_a_sub_folder_names_files_from_there_and_wins_over_the_one_above(tmp_path: Path) -> None:
-    write_files(tmp_path, {"train/1.png": "", "metadata.csv": "file_name,text,source\ntrain/1.png,above,web\n"})
+def test_table_in_a_sub_folder_names_files_from_there_and_wins_over_the_one_above(
+    tmp_path: Path,
+) -> None:
+    write_files(
+        tmp_path,
+        {"train/1.png": "", "metadata.csv": "file_name,text,source\ntrain/1.png,above,web\n"},
+    )
     write_files(tmp_path, {"train/metadata.csv": 'file_name,text\n1.png,"below, with a comma"\n'})
-    assert read_attributes(open_folder(tmp_path))["train/1.png"] == {"label": "train", "text": "below, with a comma", "source": "web"}
+    assert read_attributes(open_folder(tmp_path))["train/1.png"] == {
+        "label": "train",
+        "text": "below, with a comma",
+        "source": "web",
+    }
 
 
 def test_csv_keeps_texts_and_drops_the_row_numbers_of_pandas(tmp_path: Path) -> None:
@@ -176,25 +245,56 @@ def test_csv_keeps_texts_and_drops_the_row_numbers_of_pandas(tmp_path: Path) -> 
 
 
 def test_table_of_another_name_is_read_when_the_recipe_names_it(tmp_path: Path) -> None:
-    write_files(tmp_path, {"a.png": "", "captions.jsonl": '{"file_name": "a.png", "text": "x"}', "metadata.csv": "broken"})
-    assert read_attributes(open_folder(tmp_path, metadata="captions.jsonl")) == {"a.png": {"text": "x"}}
+    write_files(
+        tmp_path,
+        {
+            "a.png": "",
+            "captions.jsonl": '{"file_name": "a.png", "text": "x"}',
+            "metadata.csv": "broken",
+        },
+    )
+    assert read_attributes(open_folder(tmp_path, metadata="captions.jsonl")) == {
+        "a.png": {"text": "x"}
+    }
     assert "no file named other.jsonl" in find_error(tmp_path, metadata="other.jsonl")
 
 
 def test_row_of_a_file_that_the_suffixes_leave_out_is_left_out_too(tmp_path: Path) -> None:
-    write_files(tmp_path, {"a.png": "", "a.wav": "", "metadata.csv": "file_name,text\na.png,x\na.wav,y\n"})
+    write_files(
+        tmp_path, {"a.png": "", "a.wav": "", "metadata.csv": "file_name,text\na.png,x\na.wav,y\n"}
+    )
     assert read_attributes(open_folder(tmp_path)) == {"a.png": {"text": "x"}}
 
 
 @pytest.mark.parametrize(
     ("table", "text", "parts"),
     [
-        ("metadata.jsonl", '{"file_name": "gone.png"}\n{"file_name": "b.png"}', ["line 1", "there is no file 'gone.png'", "file_name"]),
-        ("metadata.jsonl", '{"file_name": "../outside.png"}', ["line 1", "there is no file '../outside.png'"]),
+        (
+            "metadata.jsonl",
+            '{"file_name": "gone.png"}\n{"file_name": "b.png"}',
+            ["line 1", "there is no file 'gone.png'", "file_name"],
+        ),
+        (
+            "metadata.jsonl",
+            '{"file_name": "../outside.png"}',
+            ["line 1", "there is no file '../outside.png'"],
+        ),
         ("metadata.jsonl", '\n{"file_name": "a.png"', ["line 2", "not JSON"]),
-        ("metadata.jsonl", '["a.png"]', ["line 1", "expected a JSON object with 'file_name', got list"]),
-        ("metadata.jsonl", '{"file": 7}', ["line 1", "there is no file 7 in the source", "looked at the columns file"]),
-        ("metadata.csv", "score,mood\n1,x\n", ["line 2", "there is no file '1'", "looked at the columns score, mood"]),
+        (
+            "metadata.jsonl",
+            '["a.png"]',
+            ["line 1", "expected a JSON object with 'file_name', got list"],
+        ),
+        (
+            "metadata.jsonl",
+            '{"file": 7}',
+            ["line 1", "there is no file 7 in the source", "looked at the columns file"],
+        ),
+        (
+            "metadata.csv",
+            "score,mood\n1,x\n",
+            ["line 2", "there is no file '1'", "looked at the columns score, mood"],
+        ),
         ("metadata.csv", "", ["line 1", "got none"]),
         ("metadata.csv", "file_name,text,text\na.png,x,y\n", ["line 1", "each once"]),
         ("metadata.csv", "file_name,text\na.png,x,y\n", ["line 2", "expected 2 columns"]),
@@ -203,7 +303,9 @@ def test_row_of_a_file_that_the_suffixes_leave_out_is_left_out_too(tmp_path: Pat
         ("metadata.csv", "file_name,text\ngone.png,x\n", ["line 2", "there is no file 'gone.png'"]),
     ],
 )
-def test_table_that_does_not_fit_is_named_with_its_line(table: str, text: str, parts: list[str], tmp_path: Path) -> None:
+def test_table_that_does_not_fit_is_named_with_its_line(
+    table: str, text: str, parts: list[str], tmp_path: Path
+) -> None:
     write_files(tmp_path, {"photos/a.png": "", f"photos/{table}": text, "outside.png": ""})
     error = find_error(tmp_path / "photos")
     assert [part for part in [str(tmp_path / "photos" / table), *parts] if part not in error] == []
@@ -221,7 +323,9 @@ def test_file_instead_of_a_folder_is_named(tmp_path: Path) -> None:
     assert f"{tmp_path / 'a.png'} is a file, not a folder" in find_error(tmp_path / "a.png")
 
 
-def test_folder_without_a_matching_file_says_what_was_looked_for_and_what_is_there(tmp_path: Path) -> None:
+def test_folder_without_a_matching_file_says_what_was_looked_for_and_what_is_there(
+    tmp_path: Path,
+) -> None:
     write_files(tmp_path, {"a.heic": "", "sub/b.HEIC": "", "c.wav": "", "README": "", ".d.png": ""})
     error = find_error(tmp_path, suffixes=[".jpg", ".png"])
     assert "ends in .jpg, .png" in error
@@ -233,7 +337,10 @@ def test_empty_folder_is_refused(tmp_path: Path) -> None:
     assert "there are no other files either" in find_error(tmp_path)
 
 
-@pytest.mark.parametrize("options", [{"suffixes": ["jpg"]}, {"suffixes": []}, {"suffixes": ["."]}, {"metadata": "captions.txt"}])
+@pytest.mark.parametrize(
+    "options",
+    [{"suffixes": ["jpg"]}, {"suffixes": []}, {"suffixes": ["."]}, {"metadata": "captions.txt"}],
+)
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="validation error"):
         FolderConfig(path="photos", **options)

@@ -1,4 +1,6 @@
-"""What a folder holds and the source `folder` doesn't take is remarked, kind by kind, with what to do."""
+"""What a folder holds and the source `folder` doesn't take is remarked, kind by kind, with what to
+do.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from latentkit.builtin import FolderConfig
 from latentkit.contracts import BuildContext, Remark
 from latentkit.errors import SourceError
+from latentkit.runtime.source_remarks import remarks_of
 from latentkit.sources.endings import MODALITY_ENDINGS, REMEDIES, ending_of
 from latentkit.sources.folder import FolderSource
-from latentkit.sources.remarks import remarks_of
+from latentkit.sources.options import FolderConfig
 
 
 def found(
@@ -52,11 +54,23 @@ def test_files_are_left_out_by_their_endings_with_what_to_do(tmp_path: Path) -> 
         "h.zip",
     ]
     assert found(tmp_path, names) == [
-        "2: left out by their ending .svg: a drawing or document without pixels; render it to PNG, such as deep/b.svg",
+        (
+            "2: left out by their ending .svg: a drawing or document without pixels; render it to"
+            " PNG, such as deep/b.svg"
+        ),
         "1: left out by their ending .cr2: camera raw; develop it to TIFF or JPEG, such as f.cr2",
-        "1: left out by their ending .mov: the modality video reads it, once source.with.suffixes has it, such as c.mov",
-        "1: left out by their ending .nii.gz: the modality volume reads it, once source.with.suffixes has it, such as d.nii.gz",
-        "1: left out by their ending .webp: the modality image reads it, once source.with.suffixes has it, such as g.webp",
+        (
+            "1: left out by their ending .mov: the modality video reads it, once"
+            " source.with.suffixes has it, such as c.mov"
+        ),
+        (
+            "1: left out by their ending .nii.gz: the modality volume reads it, once"
+            " source.with.suffixes has it, such as d.nii.gz"
+        ),
+        (
+            "1: left out by their ending .webp: the modality image reads it, once"
+            " source.with.suffixes has it, such as g.webp"
+        ),
         "1: left out by their ending .xyz, such as e.xyz",
         "1: left out by their ending .zip: packed files; unpack them, such as h.zip",
         "1: left out, having no ending, such as README",

@@ -14,7 +14,7 @@ from latentkit.errors import SourceError
 from latentkit.sources.sample_photos import open_sample_photos
 
 
-def test_several_photographs_in_colour_with_captions_in_a_fixed_order() -> None:
+def test_several_photographs_in_color_with_captions_in_a_fixed_order() -> None:
     source = open_sample_photos()
     assert isinstance(source, Source)
     keys = [entry.key for entry in source.entries()]
@@ -22,7 +22,11 @@ def test_several_photographs_in_colour_with_captions_in_a_fixed_order() -> None:
     assert len(keys) == len(source) >= 6
     for index, entry in enumerate(source.entries()):
         sample = source[index]
-        assert (sample.key, sample.stamp, sample.attributes) == (entry.key, entry.stamp, entry.attributes)
+        assert (sample.key, sample.stamp, sample.attributes) == (
+            entry.key,
+            entry.stamp,
+            entry.attributes,
+        )
         assert len(entry.attributes["text"].split()) > 4
         with Image.open(sample.media) as photo:  # type: ignore[arg-type]
             assert photo.mode == "RGB"
@@ -41,11 +45,15 @@ def test_scikit_image_is_not_imported() -> None:
         "import sys; from latentkit.sources.sample_photos import open_sample_photos; "
         "print(len(list(open_sample_photos().entries())), 'skimage' in sys.modules)"
     )
-    answer = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
+    answer = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    ).stdout.split()
     assert answer == [str(len(open_sample_photos())), "False"]
 
 
-def test_missing_package_is_named_with_the_command_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_is_named_with_the_command_that_brings_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(sys, "path", [])
     monkeypatch.delitem(sys.modules, "skimage", raising=False)
     with pytest.raises(SourceError, match=r'pip install "latentkit\[demo\]"'):

@@ -1,4 +1,6 @@
-"""Source `folder` at a URL: the same samples as of the folder itself, few requests, local copies that go, and clear words."""
+"""Source `folder` at a URL: the same samples as of the folder itself, few requests, local copies
+that go, and clear words.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,15 @@ from typing import Any
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from latentkit.builtin import FolderConfig, latentkit_sources
+from latentkit.builtin.plugins import latentkit_sources
 from latentkit.contracts import BuildContext, Source
 from latentkit.errors import LatentkitError, RecipeError, SampleError, SourceError
-from latentkit.overrides import find_file_path
-from latentkit.shorthand import encode_recipe
+from latentkit.runtime.paths import find_file_path
 from latentkit.sources import url_files
 from latentkit.sources.folder import FolderSource
+from latentkit.sources.options import FolderConfig
 from latentkit.store import outage
+from latentkit.tasks.recipe_from_arguments import encode_recipe
 from latentkit.testing import SourceContract
 
 Memory = Any
@@ -34,7 +37,9 @@ def open_at(url: str, **options: Any) -> FolderSource:
     return FolderSource(FolderConfig(path=url, **options), BuildContext())
 
 
-def test_samples_are_those_of_the_folder_itself(memory: Memory, write_photos: Callable[..., Path], tmp_path: Path) -> None:
+def test_samples_are_those_of_the_folder_itself(
+    memory: Memory, write_photos: Callable[..., Path], tmp_path: Path
+) -> None:
     photos = write_photos(tmp_path / "photos", 4)
     (photos / "cats").mkdir()
     (photos / "cats/ä b#1?.png").write_bytes((photos / "000.png").read_bytes())
@@ -43,13 +48,23 @@ def test_samples_are_those_of_the_folder_itself(memory: Memory, write_photos: Ca
     for part in ("plans", "units", "preview"):
         (photos / "old" / part).mkdir(parents=True)
         (photos / "old" / part / "a.png").write_bytes(b"x")
-    (photos / "metadata.csv").write_text('file_name,score\n001.png,7\ncats/ä b#1?.png,8\n')
+    (photos / "metadata.csv").write_text("file_name,score\n001.png,7\ncats/ä b#1?.png,8\n")
     memory.put(str(photos), "/bucket/photos", recursive=True)
     here, there = open_at(str(photos)), open_at("memory://bucket/photos/")
-    assert [entry.key for entry in there.entries()] == ["000.png", "001.png", "002.png", "003.png", "cats/ä b#1?.png"]
+    assert [entry.key for entry in there.entries()] == [
+        "000.png",
+        "001.png",
+        "002.png",
+        "003.png",
+        "cats/ä b#1?.png",
+    ]
     for index in range(len(here)):
         local, remote = here[index], there[index]
-        assert (local.key, local.attributes, local.read()) == (remote.key, remote.attributes, remote.read())
+        assert (local.key, local.attributes, local.read()) == (
+            remote.key,
+            remote.attributes,
+            remote.read(),
+        )
         assert local.content() == remote.content()
     assert "cats/ä b#1?.png" not in there._folder.list(False).files
     assert "003.png" in there._folder.list(False).files
@@ -78,7 +93,11 @@ def test_stamp_changes_when_the_file_does(memory: Memory) -> None:
 def test_stamp_is_made_of_what_the_storage_says(
     memory: Memory, monkeypatch: pytest.MonkeyPatch, state: dict[str, Any], stamp: str
 ) -> None:
-    monkeypatch.setattr(MemoryFileSystem, "find", lambda *_, **__: {"/p/a": {"name": "/p/a", "type": "file", **state}})
+    monkeypatch.setattr(
+        MemoryFileSystem,
+        "find",
+        lambda *_, **__: {"/p/a": {"name": "/p/a", "type": "file", **state}},
+    )
     files = url_files.UrlFiles("memory://p")
     assert files.stamp("a") == stamp
     assert files.size("a") == 3
@@ -98,25 +117,37 @@ class Counting:
         monkeypatch.setattr(MemoryFileSystem, "cat_file", counted)
 
 
-def test_captions_are_read_once_and_media_not_at_all_for_entries(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_captions_are_read_once_and_media_not_at_all_for_entries(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fill(memory, {f"p/{number:03d}.png": b"x" for number in range(600)})
     fill(memory, {f"p/{number:03d}.txt": f"text {number}" for number in range(600)})
     source, counting = open_at("memory://p"), Counting(monkeypatch)
     for _ in range(2):
-        assert [entry.attributes["text"] for entry in source.entries()] == [f"text {number}" for number in range(600)]
+        assert [entry.attributes["text"] for entry in source.entries()] == [
+            f"text {number}" for number in range(600)
+        ]
     assert len(counting.read) == 600
     assert all(path.endswith(".txt") for path in counting.read)
     assert source[5].attributes["text"] == "text 5"
     assert len(counting.read) == 600
 
 
-def test_caption_that_is_gone_since_it_was_listed_makes_a_bad_sample(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_caption_that_is_gone_since_it_was_listed_makes_a_bad_sample(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fill(memory, {f"bucket/{name}.{ending}": name for name in "abcde" for ending in ("png", "txt")})
     source = open_at("memory://bucket")
     memory.rm("/bucket/a.txt")
     memory.rm("/bucket/c.txt")
     entries = list(source.entries())
-    assert [entry.attributes for entry in entries] == [{}, {"text": "b"}, {}, {"text": "d"}, {"text": "e"}]
+    assert [entry.attributes for entry in entries] == [
+        {},
+        {"text": "b"},
+        {},
+        {"text": "d"},
+        {"text": "e"},
+    ]
     with pytest.raises(SampleError, match=r"^its caption c\.txt is gone$"):
         source[2]
     fail_with(monkeypatch, "cat_file", PermissionError("no"), 99)
@@ -124,14 +155,26 @@ def test_caption_that_is_gone_since_it_was_listed_makes_a_bad_sample(memory: Mem
         list(open_at("memory://bucket").entries())
 
 
-def test_captions_that_there_is_no_room_for_are_read_again_one_by_one(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_captions_that_there_is_no_room_for_are_read_again_one_by_one(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(url_files, "KEPT_BYTES", 40)
     monkeypatch.setattr(url_files, "FETCHED_AHEAD", 4)
-    fill(memory, {f"p/{number}.png": b"x" for number in range(9)} | {f"p/{number}.txt": f"text number {number}" for number in range(9)})
+    fill(
+        memory,
+        {f"p/{number}.png": b"x" for number in range(9)}
+        | {f"p/{number}.txt": f"text number {number}" for number in range(9)},
+    )
     source, counting = open_at("memory://p"), Counting(monkeypatch)
-    assert [entry.attributes["text"] for entry in source.entries()] == [f"text number {number}" for number in range(9)]
+    assert [entry.attributes["text"] for entry in source.entries()] == [
+        f"text number {number}" for number in range(9)
+    ]
     assert len(counting.read) == 9
-    assert [source[index].attributes["text"] for index in (7, 3, 5)] == ["text number 7", "text number 3", "text number 5"]
+    assert [source[index].attributes["text"] for index in (7, 3, 5)] == [
+        "text number 7",
+        "text number 3",
+        "text number 5",
+    ]
     assert len(counting.read) <= 12
     assert sum(map(len, source._folder._ahead._kept.values())) <= 40  # type: ignore[attr-defined]
 
@@ -143,7 +186,9 @@ def copies(folder: Path) -> list[str]:
     return sorted(file.name for file in folder.iterdir())
 
 
-def test_local_copy_is_made_for_a_path_and_goes_with_its_users(memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_copy_is_made_for_a_path_and_goes_with_its_users(
+    memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     fill(memory, {"p/a.mp4": b"a" * 10, "p/b.mp4": b"b" * 10})
     source = open_at("memory://p", suffixes=[".mp4"])
@@ -213,7 +258,9 @@ def fail_with(monkeypatch: pytest.MonkeyPatch, method: str, error: Exception, ti
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("method", ["find", "cat_file", "get_file"])
-def test_requests_that_fail_in_passing_are_sent_again(memory: Memory, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+def test_requests_that_fail_in_passing_are_sent_again(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
     fill(memory, {"p/a.mp4": b"film", "p/a.txt": "text"})
     fail_with(monkeypatch, method, TimeoutError("slow"), 1)
     source = open_at("memory://p", suffixes=[".mp4"])
@@ -223,11 +270,16 @@ def test_requests_that_fail_in_passing_are_sent_again(memory: Memory, monkeypatc
 
 
 @pytest.mark.usefixtures("impatient")
-def test_outage_that_lasts_ends_the_run_with_words(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outage_that_lasts_ends_the_run_with_words(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fill(memory, {"p/a.png": b"x"})
     source = open_at("memory://p")
     fail_with(monkeypatch, "cat_file", TimeoutError("slow"), 1000)
-    with pytest.raises(SourceError, match=r"memory://p/a.png can't be reached \(TimeoutError: slow\); run again when it can"):
+    with pytest.raises(
+        SourceError,
+        match=r"memory://p/a.png can't be reached \(TimeoutError: slow\); run again when it can",
+    ):
         source[0].read()
 
 
@@ -276,17 +328,24 @@ def test_file_urls_are_paths(tmp_path: Path, write_photos: Callable[..., Path]) 
     assert find_file_path("file://localhost/a/b") == "/a/b"
     with pytest.raises(RecipeError, match="three slashes"):
         find_file_path("file://a/b")
-    assert encode_recipe(f"file://{photos}", "out", None)[0]["source"]["with"] == {"path": str(photos)}
+    assert encode_recipe(f"file://{photos}", "out", None)[0]["source"]["with"] == {
+        "path": str(photos)
+    }
 
 
 @pytest.mark.parametrize(
     ("files", "use"),
     [
-        ({"p/a.png": b"", "p/metadata.csv": b""}, {"use": "folder", "with": {"path": "memory://p"}}),
+        (
+            {"p/a.png": b"", "p/metadata.csv": b""},
+            {"use": "folder", "with": {"path": "memory://p"}},
+        ),
         ({"p/00.tar": b"", "p/01.tar": b""}, {"use": "datasets", "with": {"path": "memory://p"}}),
         ({"p/t.parquet": b""}, {"use": "datasets", "with": {"path": "memory://p"}}),
     ],
 )
-def test_short_command_looks_at_what_lies_at_a_url(memory: Memory, files: dict[str, bytes | str], use: dict[str, Any]) -> None:
+def test_short_command_looks_at_what_lies_at_a_url(
+    memory: Memory, files: dict[str, bytes | str], use: dict[str, Any]
+) -> None:
     fill(memory, files)
     assert encode_recipe("memory://p", "out", None)[0]["source"] == use

@@ -1,4 +1,6 @@
-"""Source `datasets` at a URL: tables, tars and tables of paths, one, a folder of them or by a pattern, as from the files themselves."""
+"""Source `datasets` at a URL: tables, tars and tables of paths, one, a folder of them or by a
+pattern, as from the files themselves.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,11 @@ from typing import Any
 import datasets
 import pytest
 
-from latentkit.builtin import DatasetsConfig
 from latentkit.contracts import BuildContext
 from latentkit.errors import SampleError, SourceError
-from latentkit.shorthand import encode_recipe
 from latentkit.sources.datasets import open_datasets
+from latentkit.sources.options import DatasetsConfig
+from latentkit.tasks.recipe_from_arguments import encode_recipe
 
 Rows = dict[str, tuple[bytes, str]]
 
@@ -26,13 +28,19 @@ Rows = dict[str, tuple[bytes, str]]
 def memory(memory: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """fsspec's store in memory, empty, and a cache of the library's own."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(datasets.config, "DOWNLOADED_DATASETS_PATH", tmp_path / "cache" / "downloads")
+    monkeypatch.setattr(
+        datasets.config, "DOWNLOADED_DATASETS_PATH", tmp_path / "cache" / "downloads"
+    )
     return memory
 
 
 def write_parquet(folder: Path, name: str, rows: Rows) -> None:
     folder.mkdir(exist_ok=True)
-    table = {"id": list(rows), "photo": [photo for photo, _ in rows.values()], "text": [text for _, text in rows.values()]}
+    table = {
+        "id": list(rows),
+        "photo": [photo for photo, _ in rows.values()],
+        "text": [text for _, text in rows.values()],
+    }
     datasets.Dataset.from_dict(table).to_parquet(folder / name)
 
 
@@ -70,7 +78,9 @@ def data(memory: Any, tmp_path: Path) -> Path:
     (tmp_path / "paths" / "img").mkdir(parents=True)
     for key, (photo, _) in ONE.items():
         (tmp_path / "paths" / "img" / f"{key}.png").write_bytes(photo)
-    (tmp_path / "paths" / "table.csv").write_text("file_name,text\nimg/b.png,two\nimg/a.png,one\nimg/gone.png,x\n")
+    (tmp_path / "paths" / "table.csv").write_text(
+        "file_name,text\nimg/b.png,two\nimg/a.png,one\nimg/gone.png,x\n"
+    )
     for folder in ("parquet", "tar", "paths"):
         memory.put(str(tmp_path / folder), f"/bucket/{folder}", recursive=True)
     return tmp_path
@@ -78,17 +88,27 @@ def data(memory: Any, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("kind", ["parquet", "tar"])
-def test_files_of_data_give_the_samples_that_they_give_here(data: Path, kind: str, streaming: bool) -> None:
+def test_files_of_data_give_the_samples_that_they_give_here(
+    data: Path, kind: str, streaming: bool
+) -> None:
     options = {"streaming": streaming, **({"key": "id"} if kind == "parquet" else {})}
     for ends in ("", f"/0.{kind}"):
-        here, there = samples(f"{data}/{kind}{ends}", **options), samples(f"memory://bucket/{kind}{ends}", **options)
+        here, there = samples(f"{data}/{kind}{ends}", **options), samples(
+            f"memory://bucket/{kind}{ends}", **options
+        )
         assert here == there
-        assert sorted(content for content, _ in there.values()) == [b"\x89PNG a", b"\x89PNG b"] + [b"\x89PNG c"] * (not ends)
+        assert sorted(content for content, _ in there.values()) == [b"\x89PNG a", b"\x89PNG b"] + [
+            b"\x89PNG c"
+        ] * (not ends)
 
 
 @pytest.mark.parametrize(
     "path",
-    ["memory://bucket/tar/{0..1}.tar", "memory://bucket/tar/*.tar", ["memory://bucket/tar/0.tar", "memory://bucket/tar/1.tar"]],
+    [
+        "memory://bucket/tar/{0..1}.tar",
+        "memory://bucket/tar/*.tar",
+        ["memory://bucket/tar/0.tar", "memory://bucket/tar/1.tar"],
+    ],
 )
 def test_patterns_and_lists_name_tars(data: Path, path: str | list[str]) -> None:
     assert [text for _, text in samples(path).values()] == ["one", "two", "three"]
@@ -102,27 +122,48 @@ def test_table_of_paths_reads_the_files_that_it_names(data: Path) -> None:
     assert source[0].attributes == {"text": "two"}
 
 
-@pytest.mark.parametrize("there", ["img/a.png", "memory://bucket/paths/img/a.png", "memory://bucket/paths/x/../img/a.png"])
-def test_full_urls_of_a_table_name_files_below_its_root_and_no_others(there: str, data: Path, memory: Any) -> None:
+@pytest.mark.parametrize(
+    "there",
+    ["img/a.png", "memory://bucket/paths/img/a.png", "memory://bucket/paths/x/../img/a.png"],
+)
+def test_full_urls_of_a_table_name_files_below_its_root_and_no_others(
+    there: str, data: Path, memory: Any
+) -> None:
     memory.pipe("/bucket/paths/sub/gone.png", b"\x89PNG other")
-    gone = ["memory://bucket/paths/gone.png", "memory://bucket/far/gone.png", "https://example.org/gone.png"]
-    memory.pipe("/bucket/paths/urls.csv", "\n".join(["file_name,text", f"{there},one", *(f"{url},x" for url in gone)]).encode())
+    gone = [
+        "memory://bucket/paths/gone.png",
+        "memory://bucket/far/gone.png",
+        "https://example.org/gone.png",
+    ]
+    memory.pipe(
+        "/bucket/paths/urls.csv",
+        "\n".join(["file_name,text", f"{there},one", *(f"{url},x" for url in gone)]).encode(),
+    )
     source = open_datasets(DatasetsConfig(path="memory://bucket/paths/urls.csv"), BuildContext())
     assert [entry.key for entry in source.entries()] == ["img/a.png", "gone.png", *gone[1:]]
     assert source[0].read() == b"\x89PNG a"
     for index in (1, 2, 3):
         with pytest.raises(SampleError, match="a file that is not there"):
             source[index]
-    memory.pipe("/bucket/paths/urls.csv", "\n".join(["file_name,text", *(f"{url},x" for url in gone)]).encode())
+    memory.pipe(
+        "/bucket/paths/urls.csv",
+        "\n".join(["file_name,text", *(f"{url},x" for url in gone)]).encode(),
+    )
     with pytest.raises(SourceError, match="have to be fetched first"):
         open_datasets(DatasetsConfig(path="memory://bucket/paths/urls.csv"), BuildContext())
 
 
-@pytest.mark.parametrize("pattern", ["*.tar", "?.tar", "[a-z].tar", "**/*.tar", "*/*.tar", "old/*.tar", "**/b.tar"])
-def test_patterns_take_the_files_that_they_take_here(pattern: str, memory: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "pattern", ["*.tar", "?.tar", "[a-z].tar", "**/*.tar", "*/*.tar", "old/*.tar", "**/b.tar"]
+)
+def test_patterns_take_the_files_that_they_take_here(
+    pattern: str, memory: Any, tmp_path: Path
+) -> None:
     for name in ("a.tar", "old/b.tar", "old/far/b.tar", "c.tar"):
         (tmp_path / "wds" / name).parent.mkdir(parents=True, exist_ok=True)
-        write_tar((tmp_path / "wds" / name).parent, name.rsplit("/", 1)[-1], {name: (name.encode(), name)})
+        write_tar(
+            (tmp_path / "wds" / name).parent, name.rsplit("/", 1)[-1], {name: (name.encode(), name)}
+        )
     memory.put(str(tmp_path / "wds"), "/bucket/wds", recursive=True)
     here = samples(f"{tmp_path}/wds/{pattern}")
     there = samples(f"memory://bucket/wds/{pattern}")
@@ -130,7 +171,9 @@ def test_patterns_take_the_files_that_they_take_here(pattern: str, memory: Any, 
 
 
 def test_what_lies_beside_tars_is_remarked(data: Path) -> None:
-    source = open_datasets(DatasetsConfig(path="memory://bucket/tar"), BuildContext(modality="image"))
+    source = open_datasets(
+        DatasetsConfig(path="memory://bucket/tar"), BuildContext(modality="image")
+    )
     [remark] = [one for one in source.remarks() if "beside" in one.text]
     assert (remark.count, remark.example) == (1, "0.json")
 
@@ -165,7 +208,10 @@ def test_stamps_change_with_the_file(data: Path, memory: Any, tmp_path: Path) ->
         ("memory://bucket/paths/img", "no file below memory://bucket/paths/img ends in"),
         ("memory://bucket/*/*", "expected files of one kind, got"),
         ("memory://bucket/x*.tar", "expected files of one kind, got none"),
-        (["memory://bucket/tar/0.tar", "here.tar"], "expected URLs of one protocol, or paths alone"),
+        (
+            ["memory://bucket/tar/0.tar", "here.tar"],
+            "expected URLs of one protocol, or paths alone",
+        ),
     ],
 )
 def test_wrong_urls_are_named(data: Path, path: str | list[str], words: str) -> None:
@@ -177,15 +223,21 @@ def test_file_url_is_the_file(data: Path) -> None:
     assert samples(f"file://{data}/tar") == samples(f"{data}/tar")
 
 
-def test_sample_of_a_tar_at_a_url_is_read_without_the_others(memory: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sample_of_a_tar_at_a_url_is_read_without_the_others(
+    memory: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = {f"{number:02d}": (bytes([number]) * 20_000, f"text {number}") for number in range(50)}
     write_tar(tmp_path, "a.tar", rows)
     memory.put(str(tmp_path / "a.tar"), "/bucket/a.tar")
-    source: Any = open_datasets(DatasetsConfig(path="memory://bucket/a.tar"), BuildContext(modality="image"))
+    source: Any = open_datasets(
+        DatasetsConfig(path="memory://bucket/a.tar"), BuildContext(modality="image")
+    )
     read = []
     cat_file = type(memory).cat_file
 
-    def count(self: Any, path: str, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
+    def count(
+        self: Any, path: str, start: int | None = None, end: int | None = None, **options: Any
+    ) -> bytes:
         content = cat_file(self, path, start, end, **options)
         read.append(len(content))
         return content
@@ -197,17 +249,27 @@ def test_sample_of_a_tar_at_a_url_is_read_without_the_others(memory: Any, tmp_pa
     assert (len(read), sum(read) < 3 * 23_000) == (3, True)
 
 
-def test_files_of_a_sample_that_lie_far_apart_are_read_one_by_one(memory: Any, tmp_path: Path) -> None:
+def test_files_of_a_sample_that_lie_far_apart_are_read_one_by_one(
+    memory: Any, tmp_path: Path
+) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        for name, content in (("0.png", b"x" * 9), ("1.png", b"y" * 300_000), ("0.txt", b"zero"), ("1.txt", b"one"), ("0.npy", b"n")):
+        for name, content in (
+            ("0.png", b"x" * 9),
+            ("1.png", b"y" * 300_000),
+            ("0.txt", b"zero"),
+            ("1.txt", b"one"),
+            ("0.npy", b"n"),
+        ):
             member = tarfile.TarInfo(name)
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
     memory.put(str(tmp_path / "a.tar"), "/bucket/a.tar")
-    assert samples("memory://bucket/a.tar") == samples(str(tmp_path / "a.tar")) == {
-        "0": (b"x" * 9, "zero"),
-        "1": (b"y" * 300_000, "one"),
-    }
+    assert (
+        samples("memory://bucket/a.tar") == samples(str(tmp_path / "a.tar")) == {
+            "0": (b"x" * 9, "zero"),
+            "1": (b"y" * 300_000, "one"),
+        }
+    )
 
 
 def test_web_server_gives_tables_and_tars(data: Path) -> None:
@@ -215,15 +277,21 @@ def test_web_server_gives_tables_and_tars(data: Path) -> None:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(data))) as server:
+    with ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=str(data))
+    ) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         try:
             url = f"http://127.0.0.1:{server.server_port}"
             assert samples(f"{url}/tar/0.tar") == samples(f"{data}/tar/0.tar")
-            source: Any = open_datasets(DatasetsConfig(path=f"{url}/tar/0.tar"), BuildContext(modality="image"))
+            source: Any = open_datasets(
+                DatasetsConfig(path=f"{url}/tar/0.tar"), BuildContext(modality="image")
+            )
             assert [source[index].read() for index in (1, 0)] == [b"\x89PNG b", b"\x89PNG a"]
-            assert samples(f"{url}/parquet/0.parquet", key="id") == samples(f"{data}/parquet/0.parquet", key="id")
+            assert samples(f"{url}/parquet/0.parquet", key="id") == samples(
+                f"{data}/parquet/0.parquet", key="id"
+            )
             with pytest.raises(SourceError, match=r"tar/9\.tar: there is no such file"):
                 samples(f"{url}/tar/9.tar")
         finally:
@@ -232,5 +300,13 @@ def test_web_server_gives_tables_and_tars(data: Path) -> None:
 
 
 def test_short_command_takes_files_of_data_at_a_url(data: Path) -> None:
-    for url in ("memory://bucket/tar", "memory://bucket/tar/{0..1}.tar", "memory://bucket/paths/table.csv", "memory://bucket/parquet"):
-        assert encode_recipe(url, "out", None)[0]["source"] == {"use": "datasets", "with": {"path": url}}
+    for url in (
+        "memory://bucket/tar",
+        "memory://bucket/tar/{0..1}.tar",
+        "memory://bucket/paths/table.csv",
+        "memory://bucket/parquet",
+    ):
+        assert encode_recipe(url, "out", None)[0]["source"] == {
+            "use": "datasets",
+            "with": {"path": url},
+        }

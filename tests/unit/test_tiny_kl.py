@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from latentkit.builtin import TinyKLConfig
 from latentkit.contracts import BuildContext, Decodes, Encoder, Trainable
 from latentkit.encoders.hashing import hash_tensors
+from latentkit.encoders.options import TinyKLConfig
 from latentkit.encoders.tiny_kl import SHIPPED, WEIGHTS_NAME, TinyKLEncoder, open_tiny_kl
 from latentkit.encoders.tiny_kl_network import TinyKL
 from latentkit.errors import EncoderError
@@ -30,14 +30,21 @@ def folder(tmp_path: Path) -> Path:
     encoder = untrained()
     with torch.no_grad():
         for parameter in encoder.module.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())), alpha=0.01)
+            parameter.add_(
+                torch.randn(
+                    parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())
+                ),
+                alpha=0.01,
+            )
     encoder.set_statistics(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([0.5, 1.0, 2.0, 4.0]))
     encoder.save(tmp_path / "model")
     return tmp_path / "model"
 
 
 def reopened(folder: Path, **options: str) -> TinyKLEncoder:
-    return open_tiny_kl(TinyKLConfig(model=folder.name, **options), BuildContext(recipe_dir=folder.parent))
+    return open_tiny_kl(
+        TinyKLConfig(model=folder.name, **options), BuildContext(recipe_dir=folder.parent)
+    )
 
 
 def photograph() -> np.ndarray:
@@ -108,13 +115,15 @@ def test_an_untrained_network_is_four_functions_of_the_cosine_transform() -> Non
         (luma * wave[:, None]).sum() / 8 / 2,
         ((red - blue) / math.sqrt(2)).sum() / 8 / 2,
     ]
-    assert untrained().encode(picture)["mean"].flatten().tolist() == pytest.approx(expected, abs=1e-5)
+    assert untrained().encode(picture)["mean"].flatten().tolist() == pytest.approx(
+        expected, abs=1e-5
+    )
 
 
-def test_an_untrained_network_gives_grey_back() -> None:
+def test_an_untrained_network_gives_gray_back() -> None:
     encoder = untrained()
-    grey = torch.full((1, 3, 16, 24), 0.25)
-    torch.testing.assert_close(encoder.decode(encoder.encode(grey)["mean"]), grey)
+    gray = torch.full((1, 3, 16, 24), 0.25)
+    torch.testing.assert_close(encoder.decode(encoder.encode(gray)["mean"]), gray)
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (64, 128), (136, 24)])
@@ -136,7 +145,12 @@ def test_logvar_stays_in_range() -> None:
     bias = encoder.module.get_parameter("encoder.moments.bias")
     with torch.no_grad():
         bias[4:] = torch.tensor([-1e6, 0.0, 20.0, 1e6])
-    assert encoder.encode(torch.zeros(1, 3, 8, 8))["logvar"].flatten().tolist() == [-30.0, -12.0, -11.0, 20.0]
+    assert encoder.encode(torch.zeros(1, 3, 8, 8))["logvar"].flatten().tolist() == [
+        -30.0,
+        -12.0,
+        -11.0,
+        20.0,
+    ]
 
 
 def test_training_draws_from_the_posterior_with_torchs_random_numbers() -> None:
@@ -146,7 +160,9 @@ def test_training_draws_from_the_posterior_with_torchs_random_numbers() -> None:
     found = encoder.module(batch)
     torch.manual_seed(3)
     noise = torch.randn_like(found.moments.mean)
-    torch.testing.assert_close(found.latents, found.moments.mean + (found.moments.logvar / 2).exp() * noise)
+    torch.testing.assert_close(
+        found.latents, found.moments.mean + (found.moments.logvar / 2).exp() * noise
+    )
     torch.testing.assert_close(found.output, encoder.decode(found.latents))
 
 
@@ -168,7 +184,9 @@ def test_latents_come_in_the_dtype_asked_for(folder: Path, dtype: str) -> None:
 def test_what_is_saved_is_opened_alike_up_to_float16(folder: Path) -> None:
     encoder = reopened(folder)
     encoder.save(folder.parent / "again")
-    assert (folder / WEIGHTS_NAME).read_bytes() == (folder.parent / "again" / WEIGHTS_NAME).read_bytes()
+    assert (folder / WEIGHTS_NAME).read_bytes() == (
+        folder.parent / "again" / WEIGHTS_NAME
+    ).read_bytes()
     assert encoder.fingerprint() == reopened(folder.parent / "again").fingerprint()
 
 
@@ -186,9 +204,16 @@ def test_the_fingerprint_tells_the_halves_apart(folder: Path) -> None:
     tensors = load_file(folder / WEIGHTS_NAME)
 
     def half(prefix: str) -> dict[str, Tensor]:
-        return {name.removeprefix(prefix): tensor.float() for name, tensor in tensors.items() if name.startswith(prefix)}
+        return {
+            name.removeprefix(prefix): tensor.float()
+            for name, tensor in tensors.items()
+            if name.startswith(prefix)
+        }
 
-    assert before == {"weights": hash_tensors(half("encoder.")), "decoder": hash_tensors(half("decoder."))}
+    assert before == {
+        "weights": hash_tensors(half("encoder.")),
+        "decoder": hash_tensors(half("decoder.")),
+    }
     tensors["decoder.pixels.bias"] += 1
     save_file(tensors, folder / WEIGHTS_NAME)
     after = reopened(folder).fingerprint()
@@ -210,9 +235,16 @@ def test_measured_statistics_become_the_normalization(folder: Path) -> None:
 
 def test_without_measured_channels_the_scalars_are_used(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
-    config |= {"latents_mean": None, "latents_std": None, "shift_factor": 0.5, "scaling_factor": 2.0}
+    config |= {
+        "latents_mean": None,
+        "latents_std": None,
+        "shift_factor": 0.5,
+        "scaling_factor": 2.0,
+    }
     (folder / "config.json").write_text(json.dumps(config))
-    assert reopened(folder).normalization.apply(torch.ones(1, 4, 1, 1)).flatten().tolist() == [1.0] * 4
+    assert (
+        reopened(folder).normalization.apply(torch.ones(1, 4, 1, 1)).flatten().tolist() == [1.0] * 4
+    )
 
 
 # ---------------------------------------------------------------- refusals
@@ -241,7 +273,9 @@ def test_weights_that_dont_fit_are_refused_by_name(folder: Path) -> None:
         ({"encoder_widths": "wide"}, "no network can be built"),
     ],
 )
-def test_a_config_that_isnt_its_own_is_refused(folder: Path, change: dict[str, object], message: str) -> None:
+def test_a_config_that_isnt_its_own_is_refused(
+    folder: Path, change: dict[str, object], message: str
+) -> None:
     config = json.loads((folder / "config.json").read_text()) | change
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(EncoderError, match=message):

@@ -15,16 +15,31 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from latentkit.builtin import TinyKLConfig
-from latentkit.checkpoint import list_checkpoints
-from latentkit.contracts import BuildContext, Entry, Loss, LossBatch, Prepared, Reconstruction, Sample, Shard
+from latentkit.contracts import (
+    BuildContext,
+    Entry,
+    Loss,
+    LossBatch,
+    Prepared,
+    Reconstruction,
+    Sample,
+    Shard,
+)
+from latentkit.encoders.options import TinyKLConfig
 from latentkit.encoders.tiny_kl import WEIGHTS_NAME, TinyKLEncoder, open_tiny_kl
 from latentkit.encoders.tiny_kl_network import TinyKL
 from latentkit.errors import EncoderError, PluginError, SourceError, TrainingError
 from latentkit.losses.kl import kl
 from latentkit.losses.reconstruction import l1, mse
-from latentkit.train import OptimizerSettings, TrainEvaluation, TrainSettings, WeightedLoss, train
-from latentkit.training_settings import learning_rate
+from latentkit.training.checkpoint import list_checkpoints
+from latentkit.training.loop import (
+    OptimizerSettings,
+    TrainEvaluation,
+    TrainSettings,
+    WeightedLoss,
+    train,
+)
+from latentkit.training.settings import learning_rate
 
 QUICK = OptimizerSettings(lr=3e-3, betas=(0.9, 0.99))
 MSE_KL = (WeightedLoss("mse", mse), WeightedLoss("kl", kl, 1e-6, "latent"))
@@ -52,9 +67,13 @@ class Gradients:
     metrics: Sequence[str] = ()
 
     def prepare(self, sample: Sample) -> Iterator[Prepared]:
-        draw = np.random.default_rng(int.from_bytes(hashlib.sha256(sample.read()).digest()[:8], "big")).uniform(-1, 1, (3, 3, 1))
+        draw = np.random.default_rng(
+            int.from_bytes(hashlib.sha256(sample.read()).digest()[:8], "big")
+        ).uniform(-1, 1, (3, 3, 1))
         ramp = np.linspace(-1, 1, 16)
-        picture = 0.5 * (draw[0, :, :, None] + draw[1, :, :, None] * ramp + draw[2, :, :, None] * ramp[:, None])
+        picture = 0.5 * (
+            draw[0, :, :, None] + draw[1, :, :, None] * ramp + draw[2, :, :, None] * ramp[:, None]
+        )
         yield Prepared("plain", "16x16", torch.from_numpy(picture.astype(np.float32)))
 
     def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
@@ -84,25 +103,47 @@ def test_training_lowers_the_loss_on_data_it_fits(tmp_path: Path) -> None:
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
 
 
-def test_the_result_opens_as_an_encoder_with_the_trained_weights_and_measured_statistics(tmp_path: Path) -> None:
+def test_the_result_opens_as_an_encoder_with_the_trained_weights_and_measured_statistics(
+    tmp_path: Path,
+) -> None:
     model = small_model()
     result = train(model, Names(), Gradients(), MSE_KL, settings(4), tmp_path)
     assert (result.model, result.steps, result.finished_before) == (tmp_path / "model", 4, False)
     opened = open_tiny_kl(TinyKLConfig(model=str(result.model)), BuildContext())
     pictures = torch.stack([next(Gradients().prepare(Names()[index])).tensor for index in range(8)])  # type: ignore[misc]
-    expected, found = ({name: part.cpu() for name, part in each.encode(pictures).items()} for each in (model, opened))
-    torch.testing.assert_close(found["mean"], expected["mean"], rtol=0, atol=5e-3)  # stored as float16
+    expected, found = (
+        {name: part.cpu() for name, part in each.encode(pictures).items()}
+        for each in (model, opened)
+    )
+    torch.testing.assert_close(
+        found["mean"], expected["mean"], rtol=0, atol=5e-3
+    )  # stored as float16
     config = json.loads((result.model / "config.json").read_text())
     per_channel = expected["mean"].transpose(0, 1).flatten(1)
-    variance = per_channel.var(1, correction=0) + expected["logvar"].exp().transpose(0, 1).flatten(1).mean(1)
-    torch.testing.assert_close(torch.tensor(config["latents_mean"]), per_channel.mean(1), rtol=0, atol=0.02)
-    torch.testing.assert_close(torch.tensor(config["latents_std"]), variance.sqrt(), rtol=0.05, atol=0)
+    variance = per_channel.var(1, correction=0) + expected["logvar"].exp().transpose(0, 1).flatten(
+        1
+    ).mean(1)
+    torch.testing.assert_close(
+        torch.tensor(config["latents_mean"]), per_channel.mean(1), rtol=0, atol=0.02
+    )
+    torch.testing.assert_close(
+        torch.tensor(config["latents_std"]), variance.sqrt(), rtol=0.05, atol=0
+    )
 
 
 def test_the_result_has_the_averaged_weights_where_there_is_an_average(tmp_path: Path) -> None:
     for name, decay in (("plain", None), ("averaged", 0.5)):
-        train(small_model(), Names(), Gradients(), MSE_KL, settings(3, ema_decay=decay), tmp_path / name)
-    plain, averaged = ((tmp_path / name / "model" / WEIGHTS_NAME).read_bytes() for name in ("plain", "averaged"))
+        train(
+            small_model(),
+            Names(),
+            Gradients(),
+            MSE_KL,
+            settings(3, ema_decay=decay),
+            tmp_path / name,
+        )
+    plain, averaged = (
+        (tmp_path / name / "model" / WEIGHTS_NAME).read_bytes() for name in ("plain", "averaged")
+    )
     assert plain != averaged
 
 
@@ -116,7 +157,9 @@ def test_running_a_finished_run_again_does_nothing(tmp_path: Path) -> None:
 
 def test_a_model_of_somebody_else_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
-    with pytest.raises(TrainingError, match=r"model is there, but no checkpoint .* give another output\.path"):
+    with pytest.raises(
+        TrainingError, match=r"model is there, but no checkpoint .* give another output\.path"
+    ):
         train(small_model(), Names(), Gradients(), MSE_KL, settings(2), tmp_path)
     assert list((tmp_path / "model").iterdir()) == []
 
@@ -141,7 +184,14 @@ def test_gradients_accumulate_to_those_of_the_larger_batch(tmp_path: Path) -> No
     for batch_size, accumulate in ((8, 1), (2, 4)):
         model = Line()
         options = settings(3, batch_size=batch_size, accumulate=accumulate)
-        train(model, Names(), Gradients(), [WeightedLoss("mse", mse)], options, tmp_path / str(batch_size))
+        train(
+            model,
+            Names(),
+            Gradients(),
+            [WeightedLoss("mse", mse)],
+            options,
+            tmp_path / str(batch_size),
+        )
         weights.append(model.last_layer().detach().cpu())
     torch.testing.assert_close(weights[0], weights[1])
     assert not torch.equal(weights[0], Line().last_layer())
@@ -172,11 +222,15 @@ class LineModule(nn.Conv2d):
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_computes_in_it_and_keeps_float32_weights(tmp_path: Path, precision: str) -> None:
+def test_half_precision_computes_in_it_and_keeps_float32_weights(
+    tmp_path: Path, precision: str
+) -> None:
     seen: set[torch.dtype] = set()
     model = small_model()
     module = model.module
-    module.get_submodule("decoder.pixels").register_forward_hook(lambda _module, _inputs, output: seen.add(output.dtype))
+    module.get_submodule("decoder.pixels").register_forward_hook(
+        lambda _module, _inputs, output: seen.add(output.dtype)
+    )
     train(model, Names(), Gradients(), MSE_KL, settings(3, precision=precision), tmp_path)
     assert {"bf16": torch.bfloat16, "fp16": torch.float16}[precision] in seen
     assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}
@@ -188,10 +242,15 @@ def test_half_precision_computes_in_it_and_keeps_float32_weights(tmp_path: Path,
     [
         ("constant", [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0]),
         ("linear", [0.25, 0.5, 0.75, 1.0, 1.0, 0.75, 0.5, 0.25]),
-        ("cosine", [0.25, 0.5, 0.75, 1.0, 1.0, 0.5 + math.sqrt(0.125), 0.5, 0.5 - math.sqrt(0.125)]),
+        (
+            "cosine",
+            [0.25, 0.5, 0.75, 1.0, 1.0, 0.5 + math.sqrt(0.125), 0.5, 0.5 - math.sqrt(0.125)],
+        ),
     ],
 )
-def test_the_learning_rate_rises_then_follows_its_schedule(schedule: Any, expected: list[float]) -> None:
+def test_the_learning_rate_rises_then_follows_its_schedule(
+    schedule: Any, expected: list[float]
+) -> None:
     chosen = OptimizerSettings(lr=2.0, schedule=schedule, warmup=4)
     assert [learning_rate(chosen, step, 8) / 2 for step in range(8)] == pytest.approx(expected)
 
@@ -223,7 +282,9 @@ def nan_from(first: int, last: int) -> Loss:
 
 def test_steps_that_arent_finite_are_skipped_and_counted(tmp_path: Path) -> None:
     model = small_model()
-    result = train(model, Names(), Gradients(), [WeightedLoss("mse", nan_from(2, 4))], settings(5), tmp_path)
+    result = train(
+        model, Names(), Gradients(), [WeightedLoss("mse", nan_from(2, 4))], settings(5), tmp_path
+    )
     assert (result.steps, result.num_skipped_steps) == (5, 3)
     assert all(bool(parameter.isfinite().all()) for parameter in model.module.parameters())
     assert [line["num_skipped_steps"] for line in log_of(tmp_path)] == [0, 0, 3, 3, 3]
@@ -231,15 +292,28 @@ def test_steps_that_arent_finite_are_skipped_and_counted(tmp_path: Path) -> None
 
 def test_ten_such_steps_running_end_the_run_at_its_last_checkpoint(tmp_path: Path) -> None:
     losses = [WeightedLoss("mse", nan_from(3, 100))]
-    with pytest.raises(TrainingError, match=r"10 times running after step 3; the last good checkpoint is .*step-0000002\."):
-        train(small_model(), Names(), Gradients(), losses, settings(9, checkpoint_every=2), tmp_path)
+    with pytest.raises(
+        TrainingError,
+        match=r"10 times running after step 3; the last good checkpoint is .*step-0000002\.",
+    ):
+        train(
+            small_model(), Names(), Gradients(), losses, settings(9, checkpoint_every=2), tmp_path
+        )
     assert not (tmp_path / "model").exists()
 
 
 def test_a_checkpoint_that_no_finite_step_followed_is_not_called_good(tmp_path: Path) -> None:
     losses = [WeightedLoss("mse", nan_from(4, 100))]
-    with pytest.raises(TrainingError, match=r"nothing was finite since .*step-0000004; the last good one may be .*step-0000002: move the"):
-        train(small_model(), Names(), Gradients(), losses, settings(9, checkpoint_every=2), tmp_path)
+    with pytest.raises(
+        TrainingError,
+        match=(
+            r"nothing was finite since .*step-0000004; the last good one may be .*step-0000002:"
+            r" move the"
+        ),
+    ):
+        train(
+            small_model(), Names(), Gradients(), losses, settings(9, checkpoint_every=2), tmp_path
+        )
 
 
 def test_an_evaluation_that_fails_loses_no_step(tmp_path: Path) -> None:
@@ -249,7 +323,15 @@ def test_an_evaluation_that_fails_loses_no_step(tmp_path: Path) -> None:
         return {}
 
     with pytest.raises(SourceError, match="the hold-out set is gone"):
-        train(small_model(), Names(), Gradients(), MSE_KL, settings(5), tmp_path, TrainEvaluation(3, failing))
+        train(
+            small_model(),
+            Names(),
+            Gradients(),
+            MSE_KL,
+            settings(5),
+            tmp_path,
+            TrainEvaluation(3, failing),
+        )
     assert [path.name for path in list_checkpoints(tmp_path / "checkpoints")] == ["step-0000003"]
     assert train(small_model(), Names(), Gradients(), MSE_KL, settings(5), tmp_path).steps == 5
 
@@ -266,23 +348,51 @@ class Stream:
     ("changes", "error", "message"),
     [
         ({"source": Stream()}, TrainingError, "this source is a stream"),
-        ({"losses": MSE_KL[1:]}, TrainingError, "none counts in steps 1 to 1; training needs a reconstruction loss"),
+        (
+            {"losses": MSE_KL[1:]},
+            TrainingError,
+            "none counts in steps 1 to 1; training needs a reconstruction loss",
+        ),
         ({"losses": [WeightedLoss("mse", mse, 0.0)]}, TrainingError, "none counts in steps 1 to 1"),
         ({"losses": [MSE_KL[0], MSE_KL[0]]}, TrainingError, "different names, got mse, mse"),
-        ({"losses": [WeightedLoss("flat", lambda batch: l1(batch).mean())]}, PluginError, r"'flat': expected one value a sample"),
-        ({"model": small_model(torch.bfloat16)}, TrainingError, "needs float32 weights, the model has bfloat16"),
+        (
+            {"losses": [WeightedLoss("flat", lambda batch: l1(batch).mean())]},
+            PluginError,
+            r"'flat': expected one value a sample",
+        ),
+        (
+            {"model": small_model(torch.bfloat16)},
+            TrainingError,
+            "needs float32 weights, the model has bfloat16",
+        ),
         ({"source": Names(3)}, TrainingError, "3 samples, fewer than one batch"),
-        ({"model": Line(), "settings": settings(1, train="decoder")}, TrainingError, "train: decoder: the model has no part"),
+        (
+            {"model": Line(), "settings": settings(1, train="decoder")},
+            TrainingError,
+            "train: decoder: the model has no part",
+        ),
     ],
 )
-def test_what_cant_be_trained_is_refused(tmp_path: Path, changes: dict[str, Any], error: type[Exception], message: str) -> None:
-    parts: dict[str, Any] = {"model": small_model(), "source": Names(), "prepare": Gradients(), "losses": MSE_KL, "settings": settings(1)}
+def test_what_cant_be_trained_is_refused(
+    tmp_path: Path, changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    parts: dict[str, Any] = {
+        "model": small_model(),
+        "source": Names(),
+        "prepare": Gradients(),
+        "losses": MSE_KL,
+        "settings": settings(1),
+    }
     with pytest.raises(error, match=message):
         train(**(parts | changes), folder=tmp_path)
 
 
 def test_a_model_that_changes_the_shape_is_refused(tmp_path: Path) -> None:
     model = Line()
-    model.module.register_forward_hook(lambda _m, _i, found: Reconstruction(found.output[..., :8], found.latents))
-    with pytest.raises(EncoderError, match=r"gave \(4, 3, 16, 8\) for an input of \(4, 3, 16, 16\)"):
+    model.module.register_forward_hook(
+        lambda _m, _i, found: Reconstruction(found.output[..., :8], found.latents)
+    )
+    with pytest.raises(
+        EncoderError, match=r"gave \(4, 3, 16, 8\) for an input of \(4, 3, 16, 16\)"
+    ):
         train(model, Names(), Gradients(), [WeightedLoss("mse", mse)], settings(1), tmp_path)

@@ -1,4 +1,7 @@
-"""Processes that see different disks and different data still agree. Run as a script, this file is one of two processes."""
+"""Processes that see different disks and different data still agree.
+
+Run as a script, this file is one of two processes.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,10 @@ import torch
 from torch import nn
 
 import latentkit
-from latentkit.checkpoint import list_checkpoints
 from latentkit.errors import LatentkitError
 from latentkit.runtime.processes import average_gradients, run_on_first
-from latentkit.training_start import join_processes
+from latentkit.training.checkpoint import list_checkpoints
+from latentkit.training.start import join_processes
 
 TOLD = "the first process can't go on: "
 
@@ -131,7 +134,9 @@ def find_message(act: Callable[[], object]) -> str:
 
 
 def find_gradients(rank: int) -> str:
-    """After averaging: of a weight with a gradient everywhere, two with one in one process, and one with none."""
+    """After averaging: of a weight with a gradient everywhere, two with one in one process, and one
+    with none.
+    """
     weights = [nn.Parameter(torch.zeros(2)) for _ in range(4)]
     for weight, own in zip(
         weights, [(2.0, 4.0), (2.0, None), (None, 1.0), (None, None)], strict=True

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import latentkit
-from latentkit.checkpoint import list_checkpoints, read_checkpoint
+from latentkit.training.checkpoint import list_checkpoints, read_checkpoint
 
 SIZES = ((48, 48), (64, 32), (32, 64), (48, 48), (64, 32))
 RECIPE = """
@@ -45,24 +45,42 @@ def run(photos: Path, output: Path, steps: int, num_processes: int) -> None:
     if num_processes == 1:
         latentkit.run(recipe)
         return
-    launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={num_processes}", "--standalone", "-m", "latentkit"]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        f"--nproc-per-node={num_processes}",
+        "--standalone",
+        "-m",
+        "latentkit",
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([*launch, "run", str(recipe)], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [*launch, "run", str(recipe)], env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])
-def test_a_run_stopped_inside_an_epoch_goes_on_bit_for_bit_while_samples_wait(photos: Path, tmp_path: Path, num_processes: int) -> None:
+def test_a_run_stopped_inside_an_epoch_goes_on_bit_for_bit_while_samples_wait(
+    photos: Path, tmp_path: Path, num_processes: int
+) -> None:
     run(photos, tmp_path / "straight", 7, num_processes)
     for steps in (3, 7):
         run(photos, tmp_path / "parts", steps, num_processes)
-    stopped, last = (read_checkpoint(path) for path in list_checkpoints(tmp_path / "parts" / "checkpoints"))
+    stopped, last = (
+        read_checkpoint(path) for path in list_checkpoints(tmp_path / "parts" / "checkpoints")
+    )
     assert (stopped.step, last.step) == (3, 7)
     positions = stopped.state["positions"]
     assert len(positions) == num_processes
     assert any(len(position) > 1 for position in positions), "some wait for others of their shape"
-    files = [list_checkpoints(tmp_path / name / "checkpoints")[-1] for name in ("straight", "parts")]
+    files = [
+        list_checkpoints(tmp_path / name / "checkpoints")[-1] for name in ("straight", "parts")
+    ]
     for file in files[0].iterdir():
         assert file.read_bytes() == (files[1] / file.name).read_bytes(), file.name
-    lines = [json.loads(line) for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()
+    ]
     assert [line["step"] for line in lines] == [3, 7]

@@ -11,12 +11,21 @@ from accelerate import PartialState
 from torch import nn
 
 from latentkit.runtime.processes import average_buffers
-from latentkit.training_start import join_processes
+from latentkit.training.start import join_processes
 
 
 def test_equal_values_stay_bit_for_bit_and_others_are_averaged() -> None:
-    """A third of three times a number is seldom that number: frozen statistics would drift from step to step."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=3", "--standalone", __file__]
+    """A third of three times a number is seldom that number: frozen statistics would drift from
+    step to step.
+    """
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=3",
+        "--standalone",
+        __file__,
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(launch, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -29,7 +38,11 @@ def main() -> None:
     frozen[0] = -torch.inf  # as in a mask
     exact = torch.rand(100, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     module = nn.Module()
-    for name, values in {"frozen": frozen, "exact": exact, "running": torch.full((3,), float(rank))}.items():
+    for name, values in {
+        "frozen": frozen,
+        "exact": exact,
+        "running": torch.full((3,), float(rank)),
+    }.items():
         module.register_buffer(name, values.clone())
     average_buffers([module])
     assert torch.equal(module.frozen, frozen)

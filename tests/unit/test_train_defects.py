@@ -1,7 +1,7 @@
 """Twelve defects that trainers of autoencoders were found to have, each shown to be absent here.
 
-Two of them need several processes, which are those of test_train_processes.py, launched as a script.
-"""
+Two of them need several processes, which are those of test_train_processes.py, launched as a
+script."""
 
 from __future__ import annotations
 
@@ -22,22 +22,34 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from latentkit.checkpoint import list_checkpoints, read_checkpoint
-from latentkit.cli import main
+from latentkit.cli.main import main
 from latentkit.contracts import Entry, LossBatch, Prepared, Sample
 from latentkit.encoders.tiny_kl import TinyKLEncoder
 from latentkit.encoders.tiny_kl_network import TinyKL
 from latentkit.losses.kl import kl
 from latentkit.losses.reconstruction import mse
-from latentkit.train import OptimizerSettings, TrainSettings, WeightedLoss, WeightSchedule, train
-from latentkit.training_batches import Batch, Position
-from latentkit.training_log import TrainingLog
-from latentkit.training_run import Run
-from latentkit.training_start import start
-from latentkit.training_step import discriminator_pass, model_pass, take_step
+from latentkit.training.batches import Batch, Position
+from latentkit.training.checkpoint import list_checkpoints, read_checkpoint
+from latentkit.training.log import TrainingLog
+from latentkit.training.loop import (
+    OptimizerSettings,
+    TrainSettings,
+    WeightedLoss,
+    WeightSchedule,
+    train,
+)
+from latentkit.training.shared_state import Run
+from latentkit.training.start import start
+from latentkit.training.step import discriminator_pass, model_pass, take_step
 
 SETTINGS = TrainSettings(
-    steps=6, batch_size=2, accumulate=2, optimizer=OptimizerSettings(lr=3e-3, warmup=2), ema_decay=0.9, checkpoint_every=3, log_every=1
+    steps=6,
+    batch_size=2,
+    accumulate=2,
+    optimizer=OptimizerSettings(lr=3e-3, warmup=2),
+    ema_decay=0.9,
+    checkpoint_every=3,
+    log_every=1,
 )
 
 
@@ -63,7 +75,11 @@ class Noise:
     metrics: Sequence[str] = ()
 
     def prepare(self, sample: Sample) -> Iterator[Prepared]:
-        coarse = np.random.default_rng([ord(letter) for letter in sample.key]).uniform(-1, 1, (3, 2, 2)).astype(np.float32)
+        coarse = (
+            np.random.default_rng([ord(letter) for letter in sample.key])
+            .uniform(-1, 1, (3, 2, 2))
+            .astype(np.float32)
+        )
         yield Prepared("plain", "16x16", torch.from_numpy(coarse.repeat(8, 1).repeat(8, 2)))
 
     def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
@@ -75,7 +91,9 @@ class Critic:
 
     def __init__(self) -> None:
         torch.manual_seed(2)
-        self.discriminator: nn.Module = nn.Sequential(nn.Conv2d(3, 4, 4, 2), nn.BatchNorm2d(4), nn.LeakyReLU(), nn.Conv2d(4, 1, 3))
+        self.discriminator: nn.Module = nn.Sequential(
+            nn.Conv2d(3, 4, 4, 2), nn.BatchNorm2d(4), nn.LeakyReLU(), nn.Conv2d(4, 1, 3)
+        )
         self.num_passes = 0
         self.discriminator.register_forward_hook(self._count)
 
@@ -83,7 +101,9 @@ class Critic:
         return -self._score(batch.reconstruction.output)
 
     def discriminator_loss(self, batch: LossBatch) -> Tensor:
-        return relu(1 - self._score(batch.inputs)) + relu(1 + self._score(batch.reconstruction.output))
+        return relu(1 - self._score(batch.inputs)) + relu(
+            1 + self._score(batch.reconstruction.output)
+        )
 
     def _score(self, values: Tensor) -> Tensor:
         score: Tensor = self.discriminator(values).flatten(1).mean(1)
@@ -101,7 +121,12 @@ class Features:
         self.network = nn.Conv2d(3, 6, 3).requires_grad_(False)
 
     def __call__(self, batch: LossBatch) -> Tensor:
-        return (self.network(batch.reconstruction.output) - self.network(batch.inputs)).square().flatten(1).mean(1)
+        return (
+            (self.network(batch.reconstruction.output) - self.network(batch.inputs))
+            .square()
+            .flatten(1)
+            .mean(1)
+        )
 
 
 class LearnedScale:
@@ -124,14 +149,24 @@ def all_losses(critic: Critic, first_step: int = 0) -> list[WeightedLoss]:
     return [
         WeightedLoss("own", LearnedScale()),
         WeightedLoss("kl", kl, 1e-4, "latent"),
-        WeightedLoss("critic", critic, 0.5, "adversarial", adaptive=True, schedule=WeightSchedule(first_step)),
+        WeightedLoss(
+            "critic", critic, 0.5, "adversarial", adaptive=True, schedule=WeightSchedule(first_step)
+        ),
     ]
 
 
-def started(folder: Path, model: Any, losses: Sequence[WeightedLoss], settings: TrainSettings = SETTINGS) -> Run:
+def started(
+    folder: Path, model: Any, losses: Sequence[WeightedLoss], settings: TrainSettings = SETTINGS
+) -> Run:
     """A run before its first step."""
     accelerator = Accelerator(mixed_precision="no")
-    return start(model, losses, settings, accelerator, TrainingLog(folder / "log.jsonl", settings.steps, accelerator, []))
+    return start(
+        model,
+        losses,
+        settings,
+        accelerator,
+        TrainingLog(folder / "log.jsonl", settings.steps, accelerator, []),
+    )
 
 
 def batch(number: int = 0) -> Batch:
@@ -140,7 +175,9 @@ def batch(number: int = 0) -> Batch:
 
 
 def gradients(module: nn.Module) -> list[Tensor]:
-    return [parameter.grad.clone() for parameter in module.parameters() if parameter.grad is not None]
+    return [
+        parameter.grad.clone() for parameter in module.parameters() if parameter.grad is not None
+    ]
 
 
 # ---------------------------------------------------------------- 1 to 3
@@ -168,10 +205,29 @@ def test_1_a_perceptual_loss_has_a_gradient(tmp_path: Path) -> None:
 def test_2_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     for name, parts in (("straight", [6]), ("parts", [3, 6])):
         for steps in parts:
-            train(small_model(), Numbers(), Noise(), all_losses(Critic(), 2), replace(SETTINGS, steps=steps), tmp_path / name)
-    whole, resumed = (list_checkpoints(tmp_path / name / "checkpoints")[-1] for name in ("straight", "parts"))
-    stems = {"model", "average", "optimizer", "random", "loss.own", "discriminator.critic", "discriminator-optimizer.critic"}
-    assert {path.name for path in whole.iterdir()} == {f"{stem}.safetensors" for stem in stems} | {"state.json"}
+            train(
+                small_model(),
+                Numbers(),
+                Noise(),
+                all_losses(Critic(), 2),
+                replace(SETTINGS, steps=steps),
+                tmp_path / name,
+            )
+    whole, resumed = (
+        list_checkpoints(tmp_path / name / "checkpoints")[-1] for name in ("straight", "parts")
+    )
+    stems = {
+        "model",
+        "average",
+        "optimizer",
+        "random",
+        "loss.own",
+        "discriminator.critic",
+        "discriminator-optimizer.critic",
+    }
+    assert {path.name for path in whole.iterdir()} == {f"{stem}.safetensors" for stem in stems} | {
+        "state.json"
+    }
     for path in whole.iterdir():
         assert path.read_bytes() == (resumed / path.name).read_bytes(), path.name
 
@@ -179,24 +235,40 @@ def test_2_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_3_master_weights_stay_float32(tmp_path: Path, precision: Any) -> None:
     critic = Critic()
-    train(small_model(), Numbers(), Noise(), all_losses(critic), replace(SETTINGS, precision=precision), tmp_path)
+    train(
+        small_model(),
+        Numbers(),
+        Noise(),
+        all_losses(critic),
+        replace(SETTINGS, precision=precision),
+        tmp_path,
+    )
     tensors = read_checkpoint(list_checkpoints(tmp_path / "checkpoints")[-1]).tensors
     for stem in tensors.keys() - {"random"}:
-        dtypes = {tensor.dtype for name, tensor in tensors[stem].items() if "num_batches" not in name}
+        dtypes = {
+            tensor.dtype for name, tensor in tensors[stem].items() if "num_batches" not in name
+        }
         assert dtypes == {torch.float32}, stem
 
 
 # ---------------------------------------------------------------- 4 and 9, in two processes
 
-PATIENCE = 180  # seconds for what takes a few: processes that wait for each other would do so for half an hour
+# seconds for what takes a few: processes that wait for each other would do so for half an hour
+PATIENCE = 180
 
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.Popen[bytes], Path]:
-    """Two processes, which have ended, and the folder with a run of each case, CASE, and each process's weights, CASE-RANK.safetensors."""
+    """Two processes, which have ended, and the folder with a run of each case, CASE, and each
+    process's weights, CASE-RANK.safetensors.
+    """
     folder = tmp_path_factory.mktemp("launched")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     script = Path(__file__).with_name("test_train_processes.py")
     with subprocess.Popen([*launcher, str(script), str(folder)], env=environment) as launch:
         try:
@@ -206,9 +278,13 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.Popen
     return launch, folder
 
 
-def test_4_processes_keep_the_same_weights_also_when_a_loss_runs_the_model_again(launched: tuple[Any, Path]) -> None:
+def test_4_processes_keep_the_same_weights_also_when_a_loss_runs_the_model_again(
+    launched: tuple[Any, Path],
+) -> None:
     """Each process sees samples of its own, so only averaged gradients keep their weights alike."""
-    first, second, without = (load_file(launched[1] / f"{name}.safetensors") for name in ("again-0", "again-1", "plain-0"))
+    first, second, without = (
+        load_file(launched[1] / f"{name}.safetensors") for name in ("again-0", "again-1", "plain-0")
+    )
     for name, tensor in first.items():
         assert torch.equal(tensor, second[name]), name
         assert name == "unused" or not torch.equal(tensor, without[name]), "the loss counts"
@@ -221,7 +297,9 @@ def test_9_saving_does_not_wait_for_a_process_that_never_comes(launched: tuple[A
         kept = [read_checkpoint(path) for path in list_checkpoints(folder / case / "checkpoints")]
         assert [checkpoint.step for checkpoint in kept] == [4, 5]
         for checkpoint in kept:  # both processes have their part in it
-            assert len(checkpoint.tensors["random"]["cpu"]) == len(checkpoint.state["positions"]) == 2
+            assert (
+                len(checkpoint.tensors["random"]["cpu"]) == len(checkpoint.state["positions"]) == 2
+            )
         assert (folder / case / "model" / "model.txt").exists()
 
 
@@ -256,14 +334,17 @@ def test_7_nothing_of_an_adversarial_loss_runs_before_it_starts(tmp_path: Path) 
     before = {name: tensor.clone() for name, tensor in critic.discriminator.state_dict().items()}
     values = [take_step(run, iter([batch(number), batch(number + 1)]))[0] for number in range(2)]
     assert critic.num_passes == 0
-    assert all(torch.equal(tensor, before[name]) for name, tensor in critic.discriminator.state_dict().items())
+    assert all(
+        torch.equal(tensor, before[name])
+        for name, tensor in critic.discriminator.state_dict().items()
+    )
     assert not any("critic" in name for found in values for name in found or {})
     values.append(take_step(run, iter([batch(5), batch(6)]))[0])
     assert critic.num_passes == 2 * 3  # two batches: the reconstruction, then both kinds
     assert {"adaptive.critic", "discriminators.critic.loss"} <= (values[-1] or {}).keys()
 
 
-def test_8_each_network_counts_its_own_optimiser_steps(tmp_path: Path) -> None:
+def test_8_each_network_counts_its_own_optimizer_steps(tmp_path: Path) -> None:
     critic = Critic()
     rate = OptimizerSettings(lr=1e-3, warmup=4)
     losses = [*all_losses(critic)[:2], replace(all_losses(critic, first_step=2)[2], optimizer=rate)]
@@ -271,11 +352,21 @@ def test_8_each_network_counts_its_own_optimiser_steps(tmp_path: Path) -> None:
     last = list_checkpoints(tmp_path / "checkpoints")[-1]
     state = read_checkpoint(last)
     assert (state.step, state.state["discriminators"]["critic"]["step"]) == (6, 4)
-    assert {tensor.item() for name, tensor in state.tensors["optimizer"].items() if name.endswith(".step")} == {6.0}
-    assert {tensor.item() for name, tensor in state.tensors["discriminator-optimizer.critic"].items() if name.endswith(".step")} == {4.0}
+    assert {
+        tensor.item()
+        for name, tensor in state.tensors["optimizer"].items()
+        if name.endswith(".step")
+    } == {6.0}
+    assert {
+        tensor.item()
+        for name, tensor in state.tensors["discriminator-optimizer.critic"].items()
+        if name.endswith(".step")
+    } == {4.0}
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["lr"] for line in lines] == pytest.approx([1.5e-3, 3e-3, 3e-3, 3e-3, 3e-3, 3e-3])
-    assert [line["discriminators"]["critic"]["lr"] for line in lines[2:]] == pytest.approx([2.5e-4, 5e-4, 7.5e-4, 1e-3])
+    assert [line["discriminators"]["critic"]["lr"] for line in lines[2:]] == pytest.approx(
+        [2.5e-4, 5e-4, 7.5e-4, 1e-3]
+    )
 
 
 # ---------------------------------------------------------------- 10 to 12
@@ -294,7 +385,14 @@ def test_10_a_resumed_run_goes_on_with_the_data_it_has_not_seen(tmp_path: Path) 
     first: list[float] = []
     second: list[float] = []
     for seen, steps in ((first, 3), (second, 6)):
-        train(small_model(), Numbers(), Noise(), [watched(seen)], replace(SETTINGS, steps=steps), tmp_path / "parts")
+        train(
+            small_model(),
+            Numbers(),
+            Noise(),
+            [watched(seen)],
+            replace(SETTINGS, steps=steps),
+            tmp_path / "parts",
+        )
     assert len(straight) == 6 * 2 * 2
     assert first + second == straight
 
@@ -320,7 +418,10 @@ def run_command(make_photos: Callable[..., Path], model: Path, folder: Path) -> 
 
 
 def test_11_a_run_reaches_its_last_line(
-    make_photos: Callable[..., Path], kl_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_photos: Callable[..., Path],
+    kl_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     import diffusers
 
@@ -330,7 +431,9 @@ def test_11_a_run_reaches_its_last_line(
     assert model.encode(torch.zeros(1, 3, 32, 32)).latent_dist.mean.isfinite().all()
 
 
-def test_12_the_saved_config_has_measured_statistics(make_photos: Callable[..., Path], kl_folder: Path, tmp_path: Path) -> None:
+def test_12_the_saved_config_has_measured_statistics(
+    make_photos: Callable[..., Path], kl_folder: Path, tmp_path: Path
+) -> None:
     import diffusers
 
     model = diffusers.AutoencoderKL.from_pretrained(run_command(make_photos, kl_folder, tmp_path))
@@ -338,5 +441,7 @@ def test_12_the_saved_config_has_measured_statistics(make_photos: Callable[..., 
     assert factor not in (0.5, 0.18215)
     pictures = torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
-        spread = model.encode(pictures).latent_dist.sample(torch.Generator().manual_seed(1)).std().item()
+        spread = (
+            model.encode(pictures).latent_dist.sample(torch.Generator().manual_seed(1)).std().item()
+        )
     assert 1 / factor == pytest.approx(spread, rel=0.3)

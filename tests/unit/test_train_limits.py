@@ -19,10 +19,12 @@ from latentkit.encoders.tiny_kl_network import TinyKL
 from latentkit.errors import TrainingError
 from latentkit.losses.kl import kl
 from latentkit.losses.reconstruction import l1, mse
-from latentkit.train import OptimizerSettings, TrainSettings, WeightedLoss, WeightSchedule
+from latentkit.training.loop import OptimizerSettings, TrainSettings, WeightedLoss, WeightSchedule
 
 MSE = WeightedLoss("mse", mse)
-SETTINGS = TrainSettings(steps=4, batch_size=2, optimizer=OptimizerSettings(lr=1e-3), checkpoint_every=2, log_every=1)
+SETTINGS = TrainSettings(
+    steps=4, batch_size=2, optimizer=OptimizerSettings(lr=1e-3), checkpoint_every=2, log_every=1
+)
 
 
 class Critic:
@@ -55,15 +57,29 @@ def test_each_batch_draws_one_of_several_sizes(small: Any, tmp_path: Path) -> No
         return mse(batch)
 
     losses = [WeightedLoss("mse", watched)]
-    small.train(losses, replace(SETTINGS, steps=12), tmp_path, prepare=[small.pictures(8), small.pictures(16)])
+    small.train(
+        losses,
+        replace(SETTINGS, steps=12),
+        tmp_path,
+        prepare=[small.pictures(8), small.pictures(16)],
+    )
     assert set(sides) == {8, 16}
 
 
 @pytest.mark.parametrize(
-    "loss", [lambda batch: torch.empty(1 << 60), lambda batch: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError("CUDA out of memory."))]
+    "loss",
+    [
+        lambda batch: torch.empty(1 << 60),
+        lambda batch: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError("CUDA out of memory.")),
+    ],
 )
-def test_running_out_of_memory_says_what_to_turn_down(small: Any, tmp_path: Path, loss: Any) -> None:
-    with pytest.raises(TrainingError, match=r"out of memory after step 0.*batch_size.*accumulate.*gradient_checkpointing.*size"):
+def test_running_out_of_memory_says_what_to_turn_down(
+    small: Any, tmp_path: Path, loss: Any
+) -> None:
+    with pytest.raises(
+        TrainingError,
+        match=r"out of memory after step 0.*batch_size.*accumulate.*gradient_checkpointing.*size",
+    ):
         small.train([WeightedLoss("huge", loss)], SETTINGS, tmp_path)
 
 
@@ -81,8 +97,13 @@ def test_gradient_checkpointing_gives_the_same_weights(small: Any, tmp_path: Pat
     weights = []
     for wanted in (False, True):
         torch.manual_seed(0)
-        blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-        network = diffusers.AutoencoderKL(block_out_channels=(8, 8), latent_channels=4, norm_num_groups=4, **blocks)
+        blocks = {
+            "down_block_types": ("DownEncoderBlock2D",) * 2,
+            "up_block_types": ("UpDecoderBlock2D",) * 2,
+        }
+        network = diffusers.AutoencoderKL(
+            block_out_channels=(8, 8), latent_channels=4, norm_num_groups=4, **blocks
+        )
 
         class Network(nn.Module):
             def __init__(self, network: Any) -> None:
@@ -91,12 +112,21 @@ def test_gradient_checkpointing_gives_the_same_weights(small: Any, tmp_path: Pat
 
             def forward(self, values: Tensor) -> Reconstruction:
                 found = self.network.encode(values).latent_dist
-                return Reconstruction(self.network.decode(found.mean).sample, found.mean, Moments(found.mean, found.logvar))
+                return Reconstruction(
+                    self.network.decode(found.mean).sample,
+                    found.mean,
+                    Moments(found.mean, found.logvar),
+                )
 
         model = small.model(Network(network))
         model.last_layer = lambda network=network: network.decoder.conv_out.weight  # type: ignore[method-assign, misc]
         losses = [MSE, WeightedLoss("l1", l1, adaptive=True)]
-        small.train(losses, replace(SETTINGS, steps=2, gradient_checkpointing=wanted), tmp_path / str(wanted), model=model)
+        small.train(
+            losses,
+            replace(SETTINGS, steps=2, gradient_checkpointing=wanted),
+            tmp_path / str(wanted),
+            model=model,
+        )
         assert network.decoder.gradient_checkpointing is wanted
         weights.append(network.encoder.conv_in.weight.detach())
     torch.testing.assert_close(*weights)
@@ -125,24 +155,36 @@ class FileTracker(GeneralTracker):
             file.write(json.dumps([step, values]) + "\n")
 
 
-def test_trackers_get_what_the_log_gets(small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trackers_get_what_the_log_gets(
+    small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, "file", FileTracker)
-    monkeypatch.setattr("latentkit.training_start.get_available_trackers", lambda: ["file"])
+    monkeypatch.setattr("latentkit.training.start.get_available_trackers", lambda: ["file"])
     monkeypatch.setattr("accelerate.accelerator.filter_trackers", lambda names, *_: names)
     small.train([MSE], replace(SETTINGS, trackers=("file",)), tmp_path / "run")
-    settings, *lines = [json.loads(line) for line in (tmp_path / "run" / "trackers" / "run.jsonl").read_text().splitlines()]
+    settings, *lines = [
+        json.loads(line)
+        for line in (tmp_path / "run" / "trackers" / "run.jsonl").read_text().splitlines()
+    ]
     assert settings["steps"] == "4"
     assert [step for step, _ in lines] == [1, 2, 3, 4]
-    assert lines[-1][1]["losses.mse.value"] == small.log(tmp_path / "run")[-1]["losses"]["mse"]["value"]
+    assert (
+        lines[-1][1]["losses.mse.value"]
+        == small.log(tmp_path / "run")[-1]["losses"]["mse"]["value"]
+    )
 
 
-def test_a_discriminator_computes_in_float32_under_fp16_and_its_gradients_are_not_scaled(small: Any, tmp_path: Path) -> None:
+def test_a_discriminator_computes_in_float32_under_fp16_and_its_gradients_are_not_scaled(
+    small: Any, tmp_path: Path
+) -> None:
     norms = []
     for precision in ("float32", "fp16"):
         torch.manual_seed(5)
         critic = Critic()
         dtypes: set[torch.dtype] = set()
-        critic.discriminator.register_forward_hook(lambda _module, _inputs, output, seen=dtypes: seen.add(output.dtype))
+        critic.discriminator.register_forward_hook(
+            lambda _module, _inputs, output, seen=dtypes: seen.add(output.dtype)
+        )
         losses = [MSE, WeightedLoss("critic", critic, role="adversarial")]
         small.train(losses, replace(SETTINGS, steps=1, precision=precision), tmp_path / precision)
         assert dtypes == {torch.float32}
@@ -153,9 +195,16 @@ def test_a_discriminator_computes_in_float32_under_fp16_and_its_gradients_are_no
 # ---------------------------------------------------------------- what is refused
 
 
-def test_a_discriminator_that_isnt_finite_ends_the_run_and_the_model_goes_on_till_then(small: Any, tmp_path: Path) -> None:
+def test_a_discriminator_that_isnt_finite_ends_the_run_and_the_model_goes_on_till_then(
+    small: Any, tmp_path: Path
+) -> None:
     losses = [MSE, WeightedLoss("critic", Critic(broken_from=2), role="adversarial")]
-    with pytest.raises(TrainingError, match=r"of the discriminator of 'critic' were not finite 3 times .* step 5; .*step-0000004\."):
+    with pytest.raises(
+        TrainingError,
+        match=(
+            r"of the discriminator of 'critic' were not finite 3 times .* step 5; .*step-0000004\."
+        ),
+    ):
         small.train(losses, replace(SETTINGS, steps=9, max_bad_steps=3), tmp_path)
 
 
@@ -166,15 +215,43 @@ def no_posterior(batch: LossBatch) -> Tensor:
 @pytest.mark.parametrize(
     ("losses", "changes", "message"),
     [
-        ([WeightedLoss("l1", l1, optimizer=OptimizerSettings())], {}, "'l1' has no discriminator, so its optimizer"),
-        ([WeightedLoss("l1", l1, role="adversarial")], {}, "'l1' is adversarial, but it has no discriminator"),
-        ([WeightedLoss("kl", kl, adaptive=True, role="latent")], {"train": "decoder"}, "'kl' can't be adaptive: the layer .* isn't"),
-        ([WeightedLoss("l1", l1, adaptive=True)], {"train": "encoder"}, "'l1' can't be adaptive: the layer that it goes by isn't trained"),
-        ([WeightedLoss("l1", l1, schedule=WeightSchedule(4))], {}, "'l1' would start after 4 steps, but the run has 4"),
-        ([WeightedLoss("late", no_posterior, schedule=WeightSchedule(3))], {}, "'late' can't be computed here: the model has no posterior"),
+        (
+            [WeightedLoss("l1", l1, optimizer=OptimizerSettings())],
+            {},
+            "'l1' has no discriminator, so its optimizer",
+        ),
+        (
+            [WeightedLoss("l1", l1, role="adversarial")],
+            {},
+            "'l1' is adversarial, but it has no discriminator",
+        ),
+        (
+            [WeightedLoss("kl", kl, adaptive=True, role="latent")],
+            {"train": "decoder"},
+            "'kl' can't be adaptive: the layer .* isn't",
+        ),
+        (
+            [WeightedLoss("l1", l1, adaptive=True)],
+            {"train": "encoder"},
+            "'l1' can't be adaptive: the layer that it goes by isn't trained",
+        ),
+        (
+            [WeightedLoss("l1", l1, schedule=WeightSchedule(4))],
+            {},
+            "'l1' would start after 4 steps, but the run has 4",
+        ),
+        (
+            [WeightedLoss("late", no_posterior, schedule=WeightSchedule(3))],
+            {},
+            "'late' can't be computed here: the model has no posterior",
+        ),
         ([], {"gradient_checkpointing": True}, "gradient_checkpointing: the model can't do that"),
         ([], {"trackers": ["tensorbord"]}, "no tracker 'tensorbord', did you mean 'tensorboard'"),
-        ([], {"trackers": ["clearml"]}, "'clearml' isn't installed; pip install clearml, or leave it out"),
+        (
+            [],
+            {"trackers": ["clearml"]},
+            "'clearml' isn't installed; pip install clearml, or leave it out",
+        ),
     ],
 )
 def test_a_run_that_cant_be_is_refused_before_its_first_step(
@@ -189,7 +266,9 @@ def test_a_run_that_cant_be_is_refused_before_its_first_step(
 
 def test_a_model_that_cant_save_memory_is_named(small: Any, tmp_path: Path) -> None:
     model: Any = TinyKLEncoder(TinyKL((4, 8), (1, 1), (4, 8), (1, 1)), None, torch.float32, "cpu")
-    with pytest.raises(TrainingError, match="gradient_checkpointing: the model can't do that: TinyKL"):
+    with pytest.raises(
+        TrainingError, match="gradient_checkpointing: the model can't do that: TinyKL"
+    ):
         small.train([MSE], replace(SETTINGS, gradient_checkpointing=True), tmp_path, model=model)
 
 
@@ -198,7 +277,13 @@ def test_a_compiled_model_is_trained_to_the_same_weights(small: Any, tmp_path: P
     weights = []
     for wanted in (False, True):
         model = small.model()
-        small.train([MSE], replace(SETTINGS, steps=2, compile=wanted), tmp_path / str(wanted), model=model, prepare=small.pictures(8))
+        small.train(
+            [MSE],
+            replace(SETTINGS, steps=2, compile=wanted),
+            tmp_path / str(wanted),
+            model=model,
+            prepare=small.pictures(8),
+        )
         weights.append(model.last_layer().detach())
     torch.testing.assert_close(*weights)
     torch.compiler.reset()
@@ -213,7 +298,7 @@ def test_a_model_is_compiled_for_every_size_there_is(small: Any, tmp_path: Path)
     torch.compiler.reset()
 
 
-class Normalised(nn.Module):
+class Normalized(nn.Module):
     """An autoencoder with running statistics."""
 
     def __init__(self) -> None:
@@ -227,7 +312,9 @@ class Normalised(nn.Module):
 
 
 def test_a_skipped_step_leaves_no_trace_in_running_statistics(small: Any, tmp_path: Path) -> None:
-    """One batch is nan, so its step is skipped: the statistics are those of the other batches, also the discriminator's."""
+    """One batch is nan, so its step is skipped: the statistics are those of the other batches, also
+    the discriminator's.
+    """
     pictures = small.pictures()
 
     class Once(type(pictures)):  # type: ignore[misc]
@@ -239,12 +326,14 @@ def test_a_skipped_step_leaves_no_trace_in_running_statistics(small: Any, tmp_pa
 
     critic = Critic()
     critic.discriminator = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1))
-    model = small.model(Normalised())
+    model = small.model(Normalized())
     losses = [MSE, WeightedLoss("gan", critic, 0.1, "adversarial")]
     result = small.train(losses, SETTINGS, tmp_path, model=model, prepare=Once(16))
     assert (result.steps, result.num_skipped_steps) == (4, 1)
     for module in (model.module, critic.discriminator):
         buffers = dict(module.named_buffers())
         assert all(bool(buffer.isfinite().all()) for buffer in buffers.values())
-        (count,) = (buffer for name, buffer in buffers.items() if name.endswith("num_batches_tracked"))
+        (count,) = (
+            buffer for name, buffer in buffers.items() if name.endswith("num_batches_tracked")
+        )
         assert count == (4 if module is model.module else 12)

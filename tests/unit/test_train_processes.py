@@ -1,4 +1,7 @@
-"""Two processes train what one trains with the doubled batch. Run as a script, this file is one of those processes."""
+"""Two processes train what one trains with the doubled batch.
+
+Run as a script, this file is one of those processes.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +23,22 @@ from torch.nn.functional import avg_pool2d, interpolate, relu
 
 from latentkit.contracts import Entry, LossBatch, Moments, Prepared, Reconstruction, Sample
 from latentkit.losses.reconstruction import mse
-from latentkit.train import OptimizerSettings, TrainSettings, WeightedLoss, WeightSchedule, train
+from latentkit.training.loop import (
+    OptimizerSettings,
+    TrainSettings,
+    WeightedLoss,
+    WeightSchedule,
+    train,
+)
 
 NUM_SAMPLES = 4
 STEPS = 5
 
 
 class Four:
-    """As many samples as one step takes in all, so that every step sees all of them in any number of processes."""
+    """As many samples as one step takes in all, so that every step sees all of them in any number
+    of processes.
+    """
 
     def __len__(self) -> int:
         return NUM_SAMPLES
@@ -44,7 +55,11 @@ class Pictures:
 
     def prepare(self, sample: Sample) -> Iterator[Prepared]:
         draw = torch.Generator().manual_seed(int(sample.read()))
-        yield Prepared("plain", "8x8", interpolate(torch.rand(1, 3, 4, 4, generator=draw) * 2 - 1, (8, 8), mode="bilinear")[0])
+        yield Prepared(
+            "plain",
+            "8x8",
+            interpolate(torch.rand(1, 3, 4, 4, generator=draw) * 2 - 1, (8, 8), mode="bilinear")[0],
+        )
 
     def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
         path.touch()
@@ -56,7 +71,9 @@ def find_bright(values: Tensor) -> Tensor:
 
 
 class Halves(nn.Module):
-    """An autoencoder without random draws, with a weight that some batches reach, and one that none does."""
+    """An autoencoder without random draws, with a weight that some batches reach, and one that none
+    does.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,13 +112,17 @@ class Critic:
     def __init__(self) -> None:
         # Every process draws others: the first one's have to count.
         torch.manual_seed(10 + int(os.environ.get("RANK", "0")))
-        self.discriminator: nn.Module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LeakyReLU(), nn.Conv2d(4, 1, 3))
+        self.discriminator: nn.Module = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.LeakyReLU(), nn.Conv2d(4, 1, 3)
+        )
 
     def __call__(self, batch: LossBatch) -> Tensor:
         return -self._score(batch.reconstruction.output)
 
     def discriminator_loss(self, batch: LossBatch) -> Tensor:
-        return relu(1 - self._score(batch.inputs)) + relu(1 + self._score(batch.reconstruction.output))
+        return relu(1 - self._score(batch.inputs)) + relu(
+            1 + self._score(batch.reconstruction.output)
+        )
 
     def _score(self, values: Tensor) -> Tensor:
         score: Tensor = self.discriminator(values).flatten(1).mean(1)
@@ -142,11 +163,15 @@ class Burst:
 
 
 def smaller_alike(batch: LossBatch) -> Tensor:
-    """Decodes and encodes again: the decoded half-size latents are the half-size picture, and are encoded to themselves."""
+    """Decodes and encodes again: the decoded half-size latents are the half-size picture, and are
+    encoded to themselves.
+    """
     latents = avg_pool2d(batch.reconstruction.latents, 2)
     decoded = batch.decode(latents)
     again = batch.encode(decoded)
-    return (decoded - avg_pool2d(batch.inputs, 2)).square().flatten(1).mean(1) + (again.mean - latents).square().flatten(1).mean(1)
+    return (decoded - avg_pool2d(batch.inputs, 2)).square().flatten(1).mean(1) + (
+        again.mean - latents
+    ).square().flatten(1).mean(1)
 
 
 @dataclass
@@ -171,7 +196,18 @@ def case(name: str) -> Case:
     if name == "partly":
         return Case([WeightedLoss("partly", BrightScale(), 0.1, adaptive=True)])
     if name == "critic":
-        return Case([WeightedLoss("critic", Critic(), 0.5, "adversarial", adaptive=True, schedule=WeightSchedule(start=1, warmup=2))])
+        return Case(
+            [
+                WeightedLoss(
+                    "critic",
+                    Critic(),
+                    0.5,
+                    "adversarial",
+                    adaptive=True,
+                    schedule=WeightSchedule(start=1, warmup=2),
+                )
+            ]
+        )
     return Case()
 
 
@@ -184,14 +220,20 @@ def run(name: str, world_size: int, folder: Path) -> dict[str, Tensor]:
     passes = chosen.accumulate if world_size > 1 else 1
     optimizer = OptimizerSettings(lr=3e-3, weight_decay=0.1, clip=0.05)
     batch_size = NUM_SAMPLES // world_size // passes
-    settings = TrainSettings(STEPS, batch_size, passes, optimizer=optimizer, train=chosen.half, checkpoint_every=2)
+    settings = TrainSettings(
+        STEPS, batch_size, passes, optimizer=optimizer, train=chosen.half, checkpoint_every=2
+    )
     losses = [WeightedLoss("mse", mse), *chosen.losses]
     train(model, Four(), Pictures(), losses, settings, folder / name)
     found = dict(model.module.state_dict())
     for loss in losses:
         for part in ("module", "discriminator"):
             module: Any = getattr(loss.loss, part, None)
-            found |= {f"{part}.{key}": tensor for key, tensor in module.state_dict().items()} if module is not None else {}
+            found |= (
+                {f"{part}.{key}": tensor for key, tensor in module.state_dict().items()}
+                if module is not None
+                else {}
+            )
     return found
 
 
@@ -201,14 +243,22 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("launched")
     # on CPUs, accelerate's own launcher starts one process, whatever it is told
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([*launch, __file__, str(folder)], env=environment, capture_output=True, text=True)
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    done = subprocess.run(
+        [*launch, __file__, str(folder)], env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return folder
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_two_processes_have_the_same_weights_and_those_of_one_with_the_doubled_batch(tmp_path: Path, launched: Path, name: str) -> None:
+def test_two_processes_have_the_same_weights_and_those_of_one_with_the_doubled_batch(
+    tmp_path: Path, launched: Path, name: str
+) -> None:
     first, second = (load_file(launched / f"{name}-{rank}.safetensors") for rank in range(2))
     alone = run(name, 1, tmp_path)
     assert first.keys() == second.keys() == alone.keys()
@@ -222,19 +272,29 @@ def test_two_processes_have_the_same_weights_and_those_of_one_with_the_doubled_b
 
 
 def test_no_thread_of_the_process_group_outlives_a_process(launched: Path) -> None:
-    """One that is at work while the interpreter ends aborts the process, once in some twenty launches."""
+    """One that is at work while the interpreter ends aborts the process, once in some twenty
+    launches.
+    """
     for rank in range(2):
-        assert not [name for name in (launched / f"threads-{rank}.txt").read_text().split() if "gloo" in name]
+        assert not [
+            name
+            for name in (launched / f"threads-{rank}.txt").read_text().split()
+            if "gloo" in name
+        ]
 
 
 def write_threads(path: Path) -> None:
     """The names of all threads of this process."""
-    path.write_text("\n".join(file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")))
+    path.write_text(
+        "\n".join(file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm"))
+    )
 
 
 def main(folder: Path) -> None:
     """One of two processes, on every case."""
-    atexit.register(write_threads, folder / f"threads-{os.environ['RANK']}.txt")  # first in, so last out
+    atexit.register(
+        write_threads, folder / f"threads-{os.environ['RANK']}.txt"
+    )  # first in, so last out
     for name in CASES:
         tensors = {key: value.contiguous() for key, value in run(name, 2, folder).items()}
         save_file(tensors, folder / f"{name}-{os.environ['RANK']}.safetensors")

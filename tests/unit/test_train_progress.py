@@ -1,4 +1,7 @@
-"""The live line of a training run, in a terminal and in a file. Run as a script, this file logs one."""
+"""The live line of a training run, in a terminal and in a file.
+
+Run as a script, this file logs one.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,21 @@ from pathlib import Path
 import pytest
 from accelerate import Accelerator
 
-from latentkit import progress
 from latentkit.losses.kl import Kl
 from latentkit.losses.reconstruction import l1
-from latentkit.train import WeightedLoss
-from latentkit.training_log import TrainingLog
+from latentkit.runtime import progress
+from latentkit.training.log import TrainingLog
+from latentkit.training.loop import WeightedLoss
 
 LINE = r"(\d)/6 steps, [\d.]+/s, loss 0\.50000, [\d.]+ samples/s, \d+ s left"
-VALUES = {"loss": 0.5, "losses.l1": 0.5, "weighted.l1": 0.5, "num_samples": 4.0, "num_values": 48.0, "num_latent_values": 12.0}
+VALUES = {
+    "loss": 0.5,
+    "losses.l1": 0.5,
+    "weighted.l1": 0.5,
+    "num_samples": 4.0,
+    "num_values": 48.0,
+    "num_latent_values": 12.0,
+}
 
 
 def log_four_steps(folder: Path, seconds: float = 0.0) -> None:
@@ -36,19 +46,28 @@ def log_four_steps(folder: Path, seconds: float = 0.0) -> None:
     log.close()
 
 
-def test_a_file_gets_plain_lines_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_file_gets_plain_lines_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     log_four_steps(tmp_path)
     *described, first, second, third, fourth, last = capfd.readouterr().err.splitlines()
-    assert [found[1] for line in (first, second, third, fourth) if (found := re.fullmatch(LINE, line))] == list("3456")
+    assert [
+        found[1] for line in (first, second, third, fourth) if (found := re.fullmatch(LINE, line))
+    ] == list("3456")
     assert last == "step 6/6  loss 0.50000"
-    assert described[-1] == "kl: the first 0.5 nats of each latent value are free, at most 6 nats a sample"
+    assert (
+        described[-1]
+        == "kl: the first 0.5 nats of each latent value are free, at most 6 nats a sample"
+    )
 
 
 def test_a_terminal_has_one_line_that_changes(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (40, 120))
-    process = subprocess.Popen([sys.executable, __file__, str(tmp_path)], stderr=theirs, stdin=theirs)
+    process = subprocess.Popen(
+        [sys.executable, __file__, str(tmp_path)], stderr=theirs, stdin=theirs
+    )
     os.close(theirs)
     printed = read_all(ours)
     assert process.wait() == 0, printed
@@ -56,7 +75,9 @@ def test_a_terminal_has_one_line_that_changes(tmp_path: Path) -> None:
     assert len(shown) >= 2
     assert all(re.search(LINE, part) for part in shown)
     assert "%" in shown[-1]
-    assert "\n" not in printed[printed.index(shown[0]) : printed.index(shown[-1])], "the line stays where it is"
+    assert (
+        "\n" not in printed[printed.index(shown[0]) : printed.index(shown[-1])]
+    ), "the line stays where it is"
     assert "step 6/6  loss 0.50000\r\n" in printed
 
 

@@ -22,13 +22,19 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from latentkit.checkpoint import list_checkpoints, read_checkpoint
 from latentkit.contracts import Entry, LossBatch, Prepared, Sample
 from latentkit.encoders.tiny_kl import TinyKLEncoder
 from latentkit.encoders.tiny_kl_network import TinyKL
 from latentkit.losses.kl import kl
 from latentkit.losses.reconstruction import mse
-from latentkit.train import OptimizerSettings, TrainResult, TrainSettings, WeightedLoss, train
+from latentkit.training.checkpoint import list_checkpoints, read_checkpoint
+from latentkit.training.loop import (
+    OptimizerSettings,
+    TrainResult,
+    TrainSettings,
+    WeightedLoss,
+    train,
+)
 
 SETTINGS = TrainSettings(
     steps=9,
@@ -56,7 +62,8 @@ class Numbers:
 
 
 class Noise:
-    """Pictures that follow from the key, so that each epoch has its own; `seconds` makes them slow."""
+    """Pictures that follow from the key, so that each epoch has its own; `seconds` makes them slow.
+    """
 
     metrics: Sequence[str] = ()
 
@@ -65,7 +72,11 @@ class Noise:
 
     def prepare(self, sample: Sample) -> Iterator[Prepared]:
         time.sleep(self.seconds)
-        coarse = np.random.default_rng([ord(letter) for letter in sample.key]).uniform(-1, 1, (3, 2, 2)).astype(np.float32)
+        coarse = (
+            np.random.default_rng([ord(letter) for letter in sample.key])
+            .uniform(-1, 1, (3, 2, 2))
+            .astype(np.float32)
+        )
         for view, picture in (("plain", coarse), ("hflip", coarse[:, :, ::-1])):
             yield Prepared(view, "16x16", torch.from_numpy(picture.repeat(8, 1).repeat(8, 2)))
 
@@ -101,7 +112,11 @@ def run(
 def results(folder: Path) -> dict[str, bytes]:
     """Every byte of the result and the last checkpoint, by file, but for the log's times."""
     last = list_checkpoints(folder / "checkpoints")[-1]
-    return {file.name: file.read_bytes() for part in (folder / "model", last) for file in sorted(part.iterdir())}
+    return {
+        file.name: file.read_bytes()
+        for part in (folder / "model", last)
+        for file in sorted(part.iterdir())
+    }
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +128,9 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("stop_after", [0, 1, 3, 4, 8])
-def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path, straight: dict[str, bytes], stop_after: int) -> None:
+def test_a_stopped_run_goes_on_bit_for_bit(
+    tmp_path: Path, straight: dict[str, bytes], stop_after: int
+) -> None:
     with pytest.raises(StoppedError):
         run(tmp_path, stop_after=stop_after)
     assert not (tmp_path / "model").exists()
@@ -121,10 +138,14 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path, straight: dict[str, b
     assert [path.name for path in list_checkpoints(tmp_path / "checkpoints")][-1:] == saved
     run(tmp_path)
     assert results(tmp_path) == straight
-    assert [line.split(",")[0] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [f'{{"step": {n}' for n in range(1, 10)]
+    assert [line.split(",")[0] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [
+        f'{{"step": {n}' for n in range(1, 10)
+    ]
 
 
-def test_a_run_stopped_twice_goes_on_bit_for_bit(tmp_path: Path, straight: dict[str, bytes]) -> None:
+def test_a_run_stopped_twice_goes_on_bit_for_bit(
+    tmp_path: Path, straight: dict[str, bytes]
+) -> None:
     for stop_after in (3, 7):
         with pytest.raises(StoppedError):
             run(tmp_path, stop_after=stop_after)
@@ -146,21 +167,27 @@ def test_a_killed_process_goes_on_bit_for_bit(tmp_path: Path, straight: dict[str
     assert results(tmp_path) == straight
 
 
-def test_a_finished_training_that_lost_its_model_writes_the_same_again(tmp_path: Path, straight: dict[str, bytes]) -> None:
+def test_a_finished_training_that_lost_its_model_writes_the_same_again(
+    tmp_path: Path, straight: dict[str, bytes]
+) -> None:
     run(tmp_path)
     (tmp_path / "model").rename(tmp_path / "lost")
     run(tmp_path)
     assert results(tmp_path) == straight
 
 
-def test_a_model_without_all_its_files_is_written_again(tmp_path: Path, straight: dict[str, bytes]) -> None:
+def test_a_model_without_all_its_files_is_written_again(
+    tmp_path: Path, straight: dict[str, bytes]
+) -> None:
     run(tmp_path)
     (tmp_path / "model" / "diffusion_pytorch_model.safetensors").unlink()
     run(tmp_path)
     assert results(tmp_path) == straight
 
 
-def test_a_longer_run_that_ends_before_its_model_is_written_is_not_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_longer_run_that_ends_before_its_model_is_written_is_not_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All its steps are in a checkpoint, and there is a model: of the shorter run."""
 
     def stopping(*_: object) -> None:
@@ -170,7 +197,7 @@ def test_a_longer_run_that_ends_before_its_model_is_written_is_not_finished(tmp_
         run(folder, replace(SETTINGS, steps=4))
     run(tmp_path / "straight")
     with monkeypatch.context() as patch, pytest.raises(StoppedError):
-        patch.setattr("latentkit.training_result.measure_latents", stopping)
+        patch.setattr("latentkit.training.result.measure_latents", stopping)
         run(tmp_path / "stopped")
     assert list_checkpoints(tmp_path / "stopped" / "checkpoints")[-1].name == "step-0000009"
     assert not run(tmp_path / "stopped").finished_before
@@ -178,9 +205,13 @@ def test_a_longer_run_that_ends_before_its_model_is_written_is_not_finished(tmp_
     assert run(tmp_path / "stopped").finished_before
 
 
-def test_more_steps_go_on_from_a_finished_run_and_say_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_more_steps_go_on_from_a_finished_run_and_say_so(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     run(tmp_path, replace(SETTINGS, steps=4))
-    result = run(tmp_path, replace(SETTINGS, steps=6, optimizer=replace(SETTINGS.optimizer, lr=1e-3)))
+    result = run(
+        tmp_path, replace(SETTINGS, steps=6, optimizer=replace(SETTINGS.optimizer, lr=1e-3))
+    )
     assert (result.steps, result.finished_before) == (6, False)
     text = capfd.readouterr().err
     assert "going on from step 4" in text
@@ -188,7 +219,9 @@ def test_more_steps_go_on_from_a_finished_run_and_say_so(tmp_path: Path, capfd: 
     assert "optimizer.lr was 0.003 and is 0.001 from here on" in text
 
 
-def test_another_batch_size_goes_on_with_the_next_epoch(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_another_batch_size_goes_on_with_the_next_epoch(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     run(tmp_path, replace(SETTINGS, steps=4))  # eight batches, three an epoch: inside epoch 2
     run(tmp_path, replace(SETTINGS, steps=6, batch_size=3))
     assert "going on with epoch 3" in capfd.readouterr().err
@@ -240,9 +273,9 @@ def wait_for_lines(process: subprocess.Popen[str], folder: Path, count: int) -> 
     """Until so many steps are logged."""
     log = folder / "log.jsonl"
     while not log.exists() or len(log.read_text().splitlines()) < count:
-        assert process.poll() is None, (
-            f"it ended before it could be stopped: {process.communicate()}"
-        )
+        assert (
+            process.poll() is None
+        ), f"it ended before it could be stopped: {process.communicate()}"
         time.sleep(0.01)
 
 
@@ -260,9 +293,9 @@ def test_a_signal_saves_the_step_and_the_run_goes_on_bit_for_bit(
     wait_for_lines(process, tmp_path / "stopped", 2)
     process.send_signal(number)
     printed = process.communicate(timeout=PATIENCE)[1]
-    assert process.returncode == -number, (
-        printed
-    )  # as without us: the exit codes 143 and 130 are the command's
+    assert (
+        process.returncode == -number
+    ), printed  # as without us: the exit codes 143 and 130 are the command's
     assert "stopping after this step, whose state is saved first" in printed
     assert 2 <= newest(tmp_path / "stopped") < UNSAVED.steps
     run(tmp_path / "stopped", UNSAVED)
@@ -310,7 +343,9 @@ def test_two_processes_train_one_model_and_a_signal_to_one_stops_both_after_the_
     whole, parts = results(tmp_path / "whole"), results(tmp_path / "parts")
     assert whole == parts
     assert whole["model.safetensors"] != straight["model.safetensors"]
-    random = load_file(list_checkpoints(tmp_path / "whole" / "checkpoints")[-1] / "random.safetensors")["cpu"]
+    random = load_file(
+        list_checkpoints(tmp_path / "whole" / "checkpoints")[-1] / "random.safetensors"
+    )["cpu"]
     assert len(random) == 2
     assert not torch.equal(random[0], random[1]), "each process draws its own noise"
 

@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from latentkit.checkpoint import list_checkpoints
 from latentkit.contracts import LossBatch, Reconstruction
 from latentkit.errors import TrainingError
 from latentkit.losses.reconstruction import mse
-from latentkit.train import OptimizerSettings, TrainEvaluation, TrainSettings, WeightedLoss
-from latentkit.training_result import finished_steps
+from latentkit.training.checkpoint import list_checkpoints
+from latentkit.training.loop import OptimizerSettings, TrainEvaluation, TrainSettings, WeightedLoss
+from latentkit.training.result import finished_steps
 
 SETTINGS = TrainSettings(
     steps=6,

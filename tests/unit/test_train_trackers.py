@@ -14,10 +14,15 @@ from torch import Tensor
 from latentkit.contracts import LossBatch
 from latentkit.errors import TrainingError
 from latentkit.losses.reconstruction import mse
-from latentkit.train import OptimizerSettings, TrainEvaluation, TrainSettings, WeightedLoss
+from latentkit.training.loop import OptimizerSettings, TrainEvaluation, TrainSettings, WeightedLoss
 
 SETTINGS = TrainSettings(
-    steps=4, batch_size=2, optimizer=OptimizerSettings(lr=1e-3), checkpoint_every=2, log_every=1, trackers=("tensorboard",)
+    steps=4,
+    batch_size=2,
+    optimizer=OptimizerSettings(lr=1e-3),
+    checkpoint_every=2,
+    log_every=1,
+    trackers=("tensorboard",),
 )
 
 
@@ -41,7 +46,9 @@ def test_tensorboard_gets_what_the_log_gets(small: Any, tmp_path: Path) -> None:
     evaluation = TrainEvaluation(2, lambda module, step: {"psnr": 10.0 + step})
     small.train([WeightedLoss("mse", mse)], SETTINGS, tmp_path, evaluation)
     log = small.log(tmp_path)
-    expected = [(line["step"], pytest.approx(line["losses"]["mse"]["value"])) for line in lines(log, "loss")]
+    expected = [
+        (line["step"], pytest.approx(line["losses"]["mse"]["value"])) for line in lines(log, "loss")
+    ]
     assert read_events(tmp_path, "losses.mse.value") == expected
     assert read_events(tmp_path, "metrics.psnr") == [(0, 10.0), (2, 12.0), (4, 14.0)]
 
@@ -59,11 +66,17 @@ def test_a_resumed_run_shows_each_step_once(small: Any, tmp_path: Path) -> None:
     assert [step for step, _ in read_events(tmp_path, "loss")] == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize(("name", "package"), [("tensorboard", r'"latentkit\[tensorboard\]"'), ("wandb", "wandb"), ("trackio", "trackio")])
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [("tensorboard", r'"latentkit\[tensorboard\]"'), ("wandb", "wandb"), ("trackio", "trackio")],
+)
 def test_a_tracker_that_isnt_installed_is_refused_before_the_first_step(
     small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, package: str
 ) -> None:
-    monkeypatch.setattr("latentkit.training_start.get_available_trackers", lambda: [])
-    with pytest.raises(TrainingError, match=f"log: the tracker '{name}' isn't installed; pip install {package}, or leave it out"):
+    monkeypatch.setattr("latentkit.training.start.get_available_trackers", lambda: [])
+    with pytest.raises(
+        TrainingError,
+        match=f"log: the tracker '{name}' isn't installed; pip install {package}, or leave it out",
+    ):
         small.train([WeightedLoss("mse", mse)], replace(SETTINGS, trackers=(name,)), tmp_path)
     assert not (tmp_path / "trackers").exists()

@@ -14,7 +14,15 @@ from torch import Tensor
 
 from latentkit.contracts import Entry, Prepared, Sample
 from latentkit.errors import SampleError, SourceError, TrainingError
-from latentkit.training_batches import BadSamples, Batch, BatchSettings, FreshViews, Order, Position, read_batches
+from latentkit.training.batches import (
+    BadSamples,
+    Batch,
+    BatchSettings,
+    FreshViews,
+    Order,
+    Position,
+    read_batches,
+)
 
 
 class Numbers:
@@ -34,7 +42,10 @@ class Numbers:
 
 
 class NumberTensors:
-    """Two views: the number, and minus the number; keys are kept. Numbers in `bad` can't be used."""
+    """Two views: the number, and minus the number; keys are kept.
+
+    Numbers in `bad` can't be used.
+    """
 
     metrics: Sequence[str] = ()
 
@@ -54,14 +65,24 @@ class NumberTensors:
         if number in self.bad:
             raise SampleError("an unlucky number")
         for sign in (1.0, -1.0):
-            yield Prepared(f"{sign}", "", torch.full((self.sizes[number % len(self.sizes)],), sign * number))
+            yield Prepared(
+                f"{sign}", "", torch.full((self.sizes[number % len(self.sizes)],), sign * number)
+            )
 
     def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
         path.touch()
 
 
-def take(count: int, source: Numbers, modality: NumberTensors, settings: BatchSettings, start: Position | None = None) -> list[Batch]:
-    stream = read_batches(source, FreshViews([modality], settings.seed), settings, start or Position())
+def take(
+    count: int,
+    source: Numbers,
+    modality: NumberTensors,
+    settings: BatchSettings,
+    start: Position | None = None,
+) -> list[Batch]:
+    stream = read_batches(
+        source, FreshViews([modality], settings.seed), settings, start or Position()
+    )
     try:
         return list(islice(stream, count))
     finally:
@@ -84,7 +105,11 @@ def test_an_epoch_has_every_sample_once_and_the_next_another_order() -> None:
     first, second = (indices(order, epoch) for epoch in (0, 1))
     assert sorted(first) == sorted(second) == list(range(12))
     assert first != second
-    assert first == indices(Order(12, BatchSettings(3, seed=0)), 0) != indices(Order(12, BatchSettings(5, seed=1)), 0)
+    assert (
+        first
+        == indices(Order(12, BatchSettings(3, seed=0)), 0)
+        != indices(Order(12, BatchSettings(5, seed=1)), 0)
+    )
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -112,10 +137,14 @@ def test_each_epoch_draws_views_anew_and_both_come_up() -> None:
 
 @pytest.mark.parametrize("done", [1, 2, 3, 7])
 @pytest.mark.parametrize("sizes", [(1,), (1, 2, 3)])
-def test_reading_from_a_position_gives_what_would_have_come(done: int, sizes: tuple[int, ...]) -> None:
+def test_reading_from_a_position_gives_what_would_have_come(
+    done: int, sizes: tuple[int, ...]
+) -> None:
     settings = BatchSettings(2, seed=9)
     through = take(10, Numbers(7), NumberTensors(sizes=sizes), settings)
-    resumed = take(10 - done, Numbers(7), NumberTensors(sizes=sizes), settings, through[done - 1].after)
+    resumed = take(
+        10 - done, Numbers(7), NumberTensors(sizes=sizes), settings, through[done - 1].after
+    )
     assert flat(resumed) == flat(through[done:])
     assert [batch.after for batch in resumed] == [batch.after for batch in through[done:]]
 
@@ -137,21 +166,35 @@ def test_few_samples_wait_and_they_are_in_the_position() -> None:
 
 def test_a_bad_sample_is_left_out_of_its_batch_and_recorded() -> None:
     bad = BadSamples()
-    stream = read_batches(Numbers(6), FreshViews([NumberTensors(bad=[4])], 0), BatchSettings(3, 0), Position(), bad)
+    stream = read_batches(
+        Numbers(6), FreshViews([NumberTensors(bad=[4])], 0), BatchSettings(3, 0), Position(), bad
+    )
     batches = list(islice(stream, 5))
     stream.close()
-    assert Counter(abs(value) for batch in flat(batches) for value in batch) == dict.fromkeys([0, 1, 2, 3, 5], 3)
+    assert Counter(abs(value) for batch in flat(batches) for value in batch) == dict.fromkeys(
+        [0, 1, 2, 3, 5], 3
+    )
     assert bad.reasons == {4: "an unlucky number"}
 
 
 @pytest.mark.parametrize(
     ("bad", "settings", "message"),
     [
-        (range(6), BatchSettings(3, 0), "no sample of the source can be used, such as 'sample-0': an unlucky number"),
-        ([4], BatchSettings(3, 0, on_bad_sample="fail"), "a sample can't be used, such as 'sample-4': an unlucky number"),
+        (
+            range(6),
+            BatchSettings(3, 0),
+            "no sample of the source can be used, such as 'sample-0': an unlucky number",
+        ),
+        (
+            [4],
+            BatchSettings(3, 0, on_bad_sample="fail"),
+            "a sample can't be used, such as 'sample-4': an unlucky number",
+        ),
     ],
 )
-def test_too_many_bad_samples_end_the_run(bad: Sequence[int], settings: BatchSettings, message: str) -> None:
+def test_too_many_bad_samples_end_the_run(
+    bad: Sequence[int], settings: BatchSettings, message: str
+) -> None:
     with pytest.raises(SourceError, match=message):
         take(20, Numbers(6), NumberTensors(bad), settings)
 
@@ -171,7 +214,12 @@ def test_fewer_samples_than_a_batch_are_refused() -> None:
 
 
 def test_samples_of_any_shape_are_refused() -> None:
-    with pytest.raises(TrainingError, match=r"more than 256 shapes, such as 1 and 2; prepare them to one size or to a few buckets"):
+    with pytest.raises(
+        TrainingError,
+        match=(
+            r"more than 256 shapes, such as 1 and 2; prepare them to one size or to a few buckets"
+        ),
+    ):
         take(100, Numbers(600), NumberTensors(sizes=range(1, 601)), BatchSettings(4, 0))
 
 
@@ -183,13 +231,15 @@ def test_several_sizes_are_drawn_by_batch_for_all_processes(rank: int) -> None:
     sizes = [batch.inputs.shape[1] for batch in islice(stream, 30)]
     stream.close()
     assert set(sizes) == {1, 2}
-    other = read_batches(Numbers(23), FreshViews(modalities, 4), BatchSettings(3, 1, 1 - rank, 2), Position())
+    other = read_batches(
+        Numbers(23), FreshViews(modalities, 4), BatchSettings(3, 1, 1 - rank, 2), Position()
+    )
     assert sizes == [batch.inputs.shape[1] for batch in islice(other, 30)]
     other.close()
 
 
 def test_media_out_of_reach_for_a_moment_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("latentkit.retry.PAUSES_SECONDS", (0.01, 0.01))
+    monkeypatch.setattr("latentkit.preparing.media_retry.PAUSES_SECONDS", (0.01, 0.01))
     modality = NumberTensors()
     modality.unreachable = 2
     assert len(take(2, Numbers(4), modality, BatchSettings(2, 0))) == 2

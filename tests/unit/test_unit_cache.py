@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from latentkit.errors import StoreError
-from latentkit.store.folder import Folder, open_folder
+from latentkit.store.folder import Folder
+from latentkit.store.open_folder import open_folder
 from latentkit.store.unit_cache import UnitCache, open_cache
 
 
@@ -40,13 +41,18 @@ def test_what_was_used_last_stays_within_the_limit(tmp_path: Path) -> None:
     assert cache.fetch(digest(0), 100, refuse) == paths[0]
     paths.append(cache.fetch(digest(3), 100, give(3)))
     assert units(cache) == [paths[0], paths[2], paths[3]]
-    assert [path.read_bytes() for path in units(cache)] == [bytes([number]) * 100 for number in (0, 2, 3)]
+    assert [path.read_bytes() for path in units(cache)] == [
+        bytes([number]) * 100 for number in (0, 2, 3)
+    ]
     assert not [path for path in tmp_path.iterdir() if path.suffix == ".part"]
 
 
 def test_mapped_unit_stays_readable_when_its_place_is_needed(tmp_path: Path) -> None:
     cache = UnitCache(tmp_path, 100)
-    with open(cache.fetch(digest(1), 100, give(1)), "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+    with (
+        open(cache.fetch(digest(1), 100, give(1)), "rb") as file,
+        mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped,
+    ):
         cache.fetch(digest(2), 100, give(2))
         assert [path.stem for path in units(cache)] == [digest(2)]
         assert mapped[:] == bytes([1]) * 100
@@ -74,7 +80,10 @@ def test_of_several_that_want_a_unit_one_downloads(tmp_path: Path) -> None:
         path.write_bytes(b"x" * 100)
 
     # Each with a cache of its own on one folder, as several processes have.
-    threads = [threading.Thread(target=UnitCache(tmp_path, 1000).fetch, args=(digest(1), 100, download)) for _ in range(8)]
+    threads = [
+        threading.Thread(target=UnitCache(tmp_path, 1000).fetch, args=(digest(1), 100, download))
+        for _ in range(8)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -94,7 +103,9 @@ def test_failed_download_leaves_nothing(tmp_path: Path) -> None:
 
 def test_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match=r"file: units can't be kept there: .*; give `cache` another folder"):
+    with pytest.raises(
+        StoreError, match=r"file: units can't be kept there: .*; give `cache` another folder"
+    ):
         UnitCache(tmp_path / "file", 1000).fetch(digest(1), 100, give(1))
 
 
@@ -106,7 +117,9 @@ def test_changed_object_is_never_served_stale(tmp_path: Path) -> None:
     assert folder.local_copy("units/a").read_bytes() == b"new"
 
 
-def test_cache_is_described_by_bytes_folder_or_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_is_described_by_bytes_folder_or_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     own = tmp_path / "latentkit" / "units"
     assert open_cache(None) == UnitCache(own, 64 << 30)

@@ -1,4 +1,6 @@
-"""Folders at URLs keep the promises of local ones: on a real S3 server, on fsspec's memory, and while a store can't be reached."""
+"""Folders at URLs keep the promises of local ones: on a real S3 server, on fsspec's memory, and
+while a store can't be reached.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,14 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from latentkit.cli.closing_words import go_on_with
 from latentkit.errors import RecipeError, StoreError
-from latentkit.recipe import EncodeRecipe, dump_recipe, load_recipe, parse_recipe
-from latentkit.report import go_on_with
+from latentkit.recipe.schema import EncodeRecipe, dump_recipe, load_recipe, parse_recipe
 from latentkit.store import claims as claims_module
 from latentkit.store import outage, url_folder
 from latentkit.store.claims import Claims
-from latentkit.store.folder import Folder, host, open_folder
+from latentkit.store.folder import Folder, host
+from latentkit.store.open_folder import open_folder
 
 S3 = "s3://bucket/latents"
 BIG = 101 << 20
@@ -56,7 +59,11 @@ def test_folder_at_a_url_does_what_a_folder_does(url: str) -> None:
     assert folder.list("units") == ["a", "b"]
     assert folder.top_names() - {"claims"} == {"units", "dataset.json"}
     assert folder.list("claims") == []
-    assert (folder.read("units/b"), folder.size("units/b"), folder.read("dataset.json")) == (b"first", 5, b"23")
+    assert (folder.read("units/b"), folder.size("units/b"), folder.read("dataset.json")) == (
+        b"first",
+        5,
+        b"23",
+    )
     folder.remove("units/a")
     folder.remove("units/a")
     assert folder.list("units") == ["b"]
@@ -69,7 +76,9 @@ def test_folder_at_a_url_does_what_a_folder_does(url: str) -> None:
             look("units/c")
 
 
-def test_open_file_reads_and_seeks_like_a_local_one(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_file_reads_and_seeks_like_a_local_one(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(url_folder, "BLOCK_BYTES", 16)
     content = bytes(range(256))
     folder = open_folder(url)
@@ -127,21 +136,28 @@ def test_claim_is_exclusive_until_dropped_and_found_again_by_its_owner(url: str)
     assert ours.take("unit")
     assert not theirs.take("unit")
     assert theirs.holders() == [f"process {os.getpid()} on {host()}"]
-    assert (ours.is_free("unit"), theirs.is_free("unit"), theirs.is_free("other")) == (True, False, True)
+    assert (ours.is_free("unit"), theirs.is_free("unit"), theirs.is_free("other")) == (
+        True,
+        False,
+        True,
+    )
     assert ours.find_free(["unit", "other"]) == {"unit", "other"}
     assert theirs.find_free(["unit", "other"]) == {"other"}
     ours.drop("unit")
     assert theirs.take("unit")
     folder = open_folder(url)
     assert folder.claim("claims/other.json", "mine")
-    assert folder.claim("claims/other.json", "mine")  # as when the answer to the first request was lost
+    assert folder.claim(
+        "claims/other.json", "mine"
+    )  # as when the answer to the first request was lost
     assert not folder.claim("claims/other.json", "another's")
 
 
 def test_claim_of_a_killed_process_is_taken_over_and_swept(s3_server: object) -> None:
     code = (
-        "import os\nfrom latentkit.store.claims import Claims\nfrom latentkit.store.folder import open_folder\n"
-        f"claims = Claims(open_folder({S3!r}))\nassert claims.take('unit') and claims.take('other')\nos._exit(1)"
+        "import os\nfrom latentkit.store.claims import Claims\nfrom latentkit.store.folder import"
+        f" open_folder\nclaims = Claims(open_folder({S3!r}))\nassert claims.take('unit') and"
+        " claims.take('other')\nos._exit(1)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 1
     folder = open_folder(S3)
@@ -153,7 +169,9 @@ def test_claim_of_a_killed_process_is_taken_over_and_swept(s3_server: object) ->
     assert folder.list("claims") == ["unit.json"]
 
 
-def test_claim_of_another_host_is_dead_when_it_is_not_touched(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_claim_of_another_host_is_dead_when_it_is_not_touched(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     theirs, ours = open_folder(url), open_folder(url)
     assert theirs.claim("claims/unit.json", '{"host": "elsewhere", "pid": 1}')
     assert not Claims(ours).take("unit")
@@ -166,7 +184,9 @@ def test_claim_of_another_host_is_dead_when_it_is_not_touched(url: str, monkeypa
     assert Claims(ours).take("unit")
 
 
-def test_log_keeps_every_line_also_beside_an_earlier_process_of_its_number(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_keeps_every_line_also_beside_an_earlier_process_of_its_number(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(url_folder, "LOG_PART_BYTES", 8)
     folder = open_folder(url)
     for line in ("one", "two", "three", "four"):
@@ -186,25 +206,45 @@ def test_folder_goes_to_other_processes(url: str) -> None:
     assert os.waitpid(child, 0)[1] == 0
 
 
-def test_recipe_in_a_dataset_at_a_url_goes_on_with_it(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recipe_in_a_dataset_at_a_url_goes_on_with_it(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    values: dict[str, Any] = {"task": "encode", "source": {"use": "folder", "with": {"path": "photos"}}}
+    values: dict[str, Any] = {
+        "task": "encode",
+        "source": {"use": "folder", "with": {"path": "photos"}},
+    }
     values |= {"modality": {"use": "image"}, "encoder": {"use": "tiny-kl"}, "output": {"path": url}}
     recipe = parse_recipe(values, "encode", tmp_path)
     assert go_on_with(recipe) == "nothing was committed yet; run the same command again"
     open_folder(url).replace("recipe.yaml", dump_recipe(values).encode())
-    assert go_on_with(recipe) == f"what is committed is kept; go on with: latentkit run {url}/recipe.yaml"
+    assert (
+        go_on_with(recipe)
+        == f"what is committed is kept; go on with: latentkit run {url}/recipe.yaml"
+    )
     again = load_recipe(f"{url}/recipe.yaml")
     assert isinstance(again, EncodeRecipe)
-    assert (again.output.path, again.origin, again.base_dir) == (url, f"{url}/recipe.yaml", tmp_path)
-    for path, expected in ((".", url), ("../other", f"{url.rpartition('/')[0]}/other"), (str(tmp_path / "out"), str(tmp_path / "out"))):
-        open_folder(url).replace("recipe.yaml", dump_recipe({**values, "output": {"path": path}}).encode())
+    assert (again.output.path, again.origin, again.base_dir) == (
+        url,
+        f"{url}/recipe.yaml",
+        tmp_path,
+    )
+    for path, expected in (
+        (".", url),
+        ("../other", f"{url.rpartition('/')[0]}/other"),
+        (str(tmp_path / "out"), str(tmp_path / "out")),
+    ):
+        open_folder(url).replace(
+            "recipe.yaml", dump_recipe({**values, "output": {"path": path}}).encode()
+        )
         moved = load_recipe(f"{url}/recipe.yaml")
         assert isinstance(moved, EncodeRecipe)
         assert moved.output.path == expected
     with pytest.raises(RecipeError, match=f"{url}/absent.yaml: no such file"):
         load_recipe(f"{url}/absent.yaml")
-    with pytest.raises(RecipeError, match=r"nosuch://a/b.yaml: can't be read: ValueError: Protocol not known"):
+    with pytest.raises(
+        RecipeError, match=r"nosuch://a/b.yaml: can't be read: ValueError: Protocol not known"
+    ):
         load_recipe("nosuch://a/b.yaml")
 
 
@@ -234,17 +274,29 @@ def unreliable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
     return folder
 
 
-def test_passing_trouble_is_waited_out_and_said_once(unreliable: Folder, capsys: pytest.CaptureFixture[str]) -> None:
-    UnreliableFileSystem.troubles += [ConnectionResetError("reset"), TimeoutError(), OSError(5, "SlowDown"), ConnectionRefusedError()]
+def test_passing_trouble_is_waited_out_and_said_once(
+    unreliable: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    UnreliableFileSystem.troubles += [
+        ConnectionResetError("reset"),
+        TimeoutError(),
+        OSError(5, "SlowDown"),
+        ConnectionRefusedError(),
+    ]
     assert unreliable.read("a") == b"x"
     said = capsys.readouterr().err
     assert said == f"{unreliable} can't be reached; waiting\n{unreliable} is there again\n"
 
 
-def test_lasting_outage_ends_in_one_clear_error(unreliable: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lasting_outage_ends_in_one_clear_error(
+    unreliable: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(outage, "GIVE_UP_AFTER_SECONDS", 0.01)
     UnreliableFileSystem.troubles += [ConnectionResetError("reset by peer")] * 100
-    with pytest.raises(StoreError, match=r"/a can't be reached \(ConnectionResetError: reset by peer\); run again when it can"):
+    with pytest.raises(
+        StoreError,
+        match=r"/a can't be reached \(ConnectionResetError: reset by peer\); run again when it can",
+    ):
         unreliable.read("a")
 
 
@@ -259,12 +311,17 @@ def test_work_that_is_ending_does_not_wait(unreliable: Folder) -> None:
 @pytest.mark.parametrize(
     ("trouble", "message"),
     [
-        (PermissionError("Access Denied"), r"no permission \(PermissionError: Access Denied\); check the credentials"),
+        (
+            PermissionError("Access Denied"),
+            r"no permission \(PermissionError: Access Denied\); check the credentials",
+        ),
         (ValueError("bad name"), "ValueError: bad name"),
         (OSError(28, "No space left"), "No space left"),
     ],
 )
-def test_lasting_trouble_is_explained_at_once(unreliable: Folder, trouble: Exception, message: str) -> None:
+def test_lasting_trouble_is_explained_at_once(
+    unreliable: Folder, trouble: Exception, message: str
+) -> None:
     UnreliableFileSystem.troubles += [trouble, trouble]
     with pytest.raises(StoreError, match=message):
         unreliable.read("a")
@@ -272,15 +329,25 @@ def test_lasting_trouble_is_explained_at_once(unreliable: Folder, trouble: Excep
 
 
 def test_url_that_leads_nowhere_is_explained(s3_server: object) -> None:
-    fsspec.register_implementation("absent", "absent_driver.FileSystem", errtxt="Install absent_driver", clobber=True)
-    with pytest.raises(StoreError, match=r"the driver is missing: Install absent_driver; pip install absent_driver"):
+    fsspec.register_implementation(
+        "absent", "absent_driver.FileSystem", errtxt="Install absent_driver", clobber=True
+    )
+    with pytest.raises(
+        StoreError, match=r"the driver is missing: Install absent_driver; pip install absent_driver"
+    ):
         open_folder("absent://bucket/latents")
-    with pytest.raises(StoreError, match="nosuch://bucket/latents: ValueError: Protocol not known: nosuch"):
+    with pytest.raises(
+        StoreError, match="nosuch://bucket/latents: ValueError: Protocol not known: nosuch"
+    ):
         open_folder("nosuch://bucket/latents")
-    with pytest.raises(StoreError, match="names no place; expected something like s3://bucket/latents"):
+    with pytest.raises(
+        StoreError, match="names no place; expected something like s3://bucket/latents"
+    ):
         open_folder("s3://")
     folder = open_folder("s3://nobody/latents")
-    with pytest.raises(StoreError, match="s3://nobody/latents: there is no bucket 'nobody'; make it first"):
+    with pytest.raises(
+        StoreError, match="s3://nobody/latents: there is no bucket 'nobody'; make it first"
+    ):
         write(folder, "units/a", b"x")
     with pytest.raises(StoreError, match="there is no bucket"):
         folder.list("units")
@@ -308,10 +375,14 @@ def test_many_are_asked_in_order_and_the_first_that_fails_is_told(url: str) -> N
 
 def test_ctrl_c_ends_many_requests_to_a_store_that_is_not_there(mortal_s3_server: Any) -> None:
     mortal_s3_server.kill()
-    with subprocess.Popen([sys.executable, "-c", ASK, S3], stderr=subprocess.PIPE, text=True) as asking:
+    with subprocess.Popen(
+        [sys.executable, "-c", ASK, S3], stderr=subprocess.PIPE, text=True
+    ) as asking:
         assert asking.stderr is not None
         assert asking.stderr.readline() == f"{S3} can't be reached; waiting\n"
         asking.send_signal(signal.SIGINT)
-        said = asking.stderr.read()  # to its end, which else would come after two minutes, with another error
+        said = (
+            asking.stderr.read()
+        )  # to its end, which else would come after two minutes, with another error
     assert said.rstrip().endswith("KeyboardInterrupt")
     assert "run again when it can" not in said

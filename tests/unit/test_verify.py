@@ -1,4 +1,6 @@
-"""What `verify` looks at besides hashes: values, ledgers, plans that build on each other, and latents encoded again."""
+"""What `verify` looks at besides hashes: values, ledgers, plans that build on each other, and
+latents encoded again.
+"""
 
 from __future__ import annotations
 
@@ -21,24 +23,37 @@ from latentkit import cli
 from latentkit.contracts import Entry, Prepared, Sample
 from latentkit.errors import DamagedError, FingerprintError, StoreError
 from latentkit.modalities.image import ImageModality
-from latentkit.repair import repair_dataset
-from latentkit.revalue import compare_values
 from latentkit.store.compact import compact
-from latentkit.store.folder import LocalFolder
 from latentkit.store.format import TensorToWrite, write_unit
+from latentkit.store.local_folder import LocalFolder
 from latentkit.store.plan import PlanSettings, build_plan, read_chain, write_plan
-from latentkit.store.unit_checks import WantedUnit, read_whole
-from latentkit.store.verify import verify_dataset, verify_folder
 from latentkit.store.writer import COLUMNS, RowLabel, UnitWriter
+from latentkit.upkeep.compare_values import compare_values
+from latentkit.upkeep.repair import repair_dataset
+from latentkit.upkeep.unit_checks import WantedUnit, read_whole
+from latentkit.upkeep.verify import verify_dataset, verify_folder
 
 SETTINGS = PlanSettings({"encoder.name": "random"}, 2, 4, 1, False, {})
-FIXED = {"batch_size": 3, "threads": 1, "output.unit_size": 4, "preview": 0, "output.dtype": "float32"}
+FIXED = {
+    "batch_size": 3,
+    "threads": 1,
+    "output.unit_size": 4,
+    "preview": 0,
+    "output.dtype": "float32",
+}
 
 
 def ledger(**changes: list[Any]) -> bytes:
     """Rows of a unit of two samples, with columns replaced."""
     nulls: list[Any] = [None, None]
-    columns = {"position": [0, 1], "view": ["plain"] * 2, "content": nulls, "status": ["ok"] * 2, "reason": nulls, "bucket": ["8x8"] * 2}
+    columns = {
+        "position": [0, 1],
+        "view": ["plain"] * 2,
+        "content": nulls,
+        "status": ["ok"] * 2,
+        "reason": nulls,
+        "bucket": ["8x8"] * 2,
+    }
     columns |= {"row": [0, 1], "geometry": nulls, "stamp": nulls, **changes}
     table = pa.table({name: pa.array(columns[name], kind) for name, kind in COLUMNS.items()})
     sink = io.BytesIO()
@@ -51,7 +66,10 @@ def write(folder: Path, dtype: str, latents: bytes, rows: bytes) -> WantedUnit:
     """A unit whose hashes are right: (2, 4) values of one bucket."""
     plan = build_plan(0, [Entry("a"), Entry("b")], SETTINGS)
     (folder / "units").mkdir()
-    tensors = [TensorToWrite("8x8/latent", dtype, (2, 4), [latents]), TensorToWrite("rows", "U8", (len(rows),), [rows])]
+    tensors = [
+        TensorToWrite("8x8/latent", dtype, (2, 4), [latents]),
+        TensorToWrite("rows", "U8", (len(rows),), [rows]),
+    ]
     metadata = {"format": "latentkit-unit", "version": "1", "fingerprint": SETTINGS.fingerprint}
     with open(folder / "units" / "000-000000.safetensors", "w+b") as file:
         write_unit(file, tensors, metadata)
@@ -59,14 +77,25 @@ def write(folder: Path, dtype: str, latents: bytes, rows: bytes) -> WantedUnit:
     return WantedUnit(unit.name, unit, plan, None)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str
+)
 @pytest.mark.parametrize("bad", [float("inf"), -float("inf"), float("nan"), -float("nan"), None])
-def test_values_that_are_not_finite_are_found_in_every_dtype(dtype: torch.dtype, bad: float | None, tmp_path: Path) -> None:
+def test_values_that_are_not_finite_are_found_in_every_dtype(
+    dtype: torch.dtype, bad: float | None, tmp_path: Path
+) -> None:
     largest = torch.finfo(dtype).max
-    values = torch.tensor([[largest, -largest, 0.0, -0.0], [1.0, -1.0, torch.finfo(dtype).tiny, 2.0]], dtype=dtype)
+    values = torch.tensor(
+        [[largest, -largest, 0.0, -0.0], [1.0, -1.0, torch.finfo(dtype).tiny, 2.0]], dtype=dtype
+    )
     if bad is not None:
         values[1, 2] = bad
-    code = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}[dtype]
+    code = {
+        torch.float16: "F16",
+        torch.bfloat16: "BF16",
+        torch.float32: "F32",
+        torch.float64: "F64",
+    }[dtype]
     wanted = write(tmp_path, code, values.view(torch.uint8).numpy().tobytes(), ledger())
     if bad is None:
         assert read_whole(LocalFolder(tmp_path), wanted, {}).rows.num_rows == 2
@@ -81,15 +110,28 @@ def test_values_that_are_not_finite_are_found_in_every_dtype(dtype: torch.dtype,
         ({"row": [0, 0]}, "twice or not at all"),
         ({"row": [0, 2]}, "twice or not at all"),
         ({"bucket": ["8x8", "9x9"]}, "same buckets and numbers of rows"),
-        ({"status": ["ok", "skipped"], "bucket": ["8x8", None], "row": [0, None]}, "without a reason"),
-        ({"status": ["ok", "skipped"], "reason": [None, "bad"], "bucket": ["8x8", None], "row": [0, None]}, "numbers of rows"),
+        (
+            {"status": ["ok", "skipped"], "bucket": ["8x8", None], "row": [0, None]},
+            "without a reason",
+        ),
+        (
+            {
+                "status": ["ok", "skipped"],
+                "reason": [None, "bad"],
+                "bucket": ["8x8", None],
+                "row": [0, None],
+            },
+            "numbers of rows",
+        ),
         ({"status": ["ok", "lost"]}, "neither ok nor skipped"),
         ({"position": [0, 2]}, "another number or plan"),
         ({"position": [0, 0]}, "each of its 2 samples once per view"),
         ({"position": [None, 0]}, "not those of a ledger"),
     ],
 )
-def test_ledger_that_contradicts_itself_or_the_plan_is_found(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_ledger_that_contradicts_itself_or_the_plan_is_found(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     wanted = write(tmp_path, "F32", bytes(32), ledger(**changes))
     with pytest.raises(DamagedError, match=message):
         read_whole(LocalFolder(tmp_path), wanted, {})
@@ -122,12 +164,19 @@ def test_units_without_any_plan_are_foreign(encoded: Path) -> None:
 def test_a_compaction_that_lacks_a_unit_leaves_the_dataset_as_it_was(encoded: Path) -> None:
     (encoded / "units" / "000-000001.safetensors").unlink()
     before = sorted(path.relative_to(encoded) for path in encoded.rglob("*") if path.is_file())
-    with pytest.raises(StoreError, match=r"units/000-000001\.safetensors is missing; `latentkit verify .* --repair`"):
+    with pytest.raises(
+        StoreError,
+        match=r"units/000-000001\.safetensors is missing; `latentkit verify .* --repair`",
+    ):
         compact(LocalFolder(encoded))
-    assert sorted(path.relative_to(encoded) for path in encoded.rglob("*") if path.is_file()) == before
+    assert (
+        sorted(path.relative_to(encoded) for path in encoded.rglob("*") if path.is_file()) == before
+    )
 
 
-def test_unit_without_a_plan_is_foreign_and_what_a_compaction_replaced_a_remark(encoded: Path) -> None:
+def test_unit_without_a_plan_is_foreign_and_what_a_compaction_replaced_a_remark(
+    encoded: Path,
+) -> None:
     copy = encoded.parent / "old"
     shutil.copytree(encoded, copy)
     compact(LocalFolder(encoded))
@@ -135,8 +184,12 @@ def test_unit_without_a_plan_is_foreign_and_what_a_compaction_replaced_a_remark(
     shutil.copy(copy / "units" / "000-000001.safetensors", encoded / "units")
     (remark,) = verify_dataset(encoded).findings
     assert (remark.part, remark.file) == ("remark", "units/000-000001.safetensors")
-    shutil.copy(copy / "units" / "000-000001.safetensors", encoded / "units" / "002-000000.safetensors")
-    assert [finding.file for finding in verify_dataset(encoded).damage] == ["units/002-000000.safetensors"]
+    shutil.copy(
+        copy / "units" / "000-000001.safetensors", encoded / "units" / "002-000000.safetensors"
+    )
+    assert [finding.file for finding in verify_dataset(encoded).damage] == [
+        "units/002-000000.safetensors"
+    ]
 
 
 @pytest.fixture
@@ -147,7 +200,9 @@ def encoded(make_photos: Callable[..., Path], kl_folder: Path, tmp_path: Path) -
 
 
 def rewrite_latents(output: Path, change: Callable[[np.ndarray[Any, Any]], None]) -> None:
-    """Other latents in the second unit, with all hashes made to match: what an encoder on broken hardware leaves."""
+    """Other latents in the second unit, with all hashes made to match: what an encoder on broken
+    hardware leaves.
+    """
     folder = LocalFolder(output)
     plan = read_chain(folder)[-1]
     unit = plan.units()[1]
@@ -158,12 +213,21 @@ def rewrite_latents(output: Path, change: Callable[[np.ndarray[Any, Any]], None]
     change(latents)
     writer = UnitWriter(unit)
     labels = [
-        RowLabel(row["position"], row["view"], 0, row["content"], json.loads(row["geometry"]), stamp=row["stamp"])
+        RowLabel(
+            row["position"],
+            row["view"],
+            0,
+            row["content"],
+            json.loads(row["geometry"]),
+            stamp=row["stamp"],
+        )
         for row in rows.to_pylist()
     ]
     writer.add(rows["bucket"][0].as_py(), labels, {"moments": torch.from_numpy(latents)})
     folder.remove(f"units/{unit.name}.safetensors")
-    writer.commit(folder, {"batch_size": 3, "threads": 1, "compile": False}, plan.settings.fingerprint)
+    writer.commit(
+        folder, {"batch_size": 3, "threads": 1, "compile": False}, plan.settings.fingerprint
+    )
     (output / "dataset.json").unlink()
     (output / "index" / "000.parquet").unlink()
     lk.run(output / "recipe.yaml")
@@ -186,7 +250,9 @@ def test_values_are_compared_with_what_the_encoder_gives_now(encoded: Path) -> N
         latents[1, 2, 3, 4] += 0.005 * std[2]
 
     rewrite_latents(encoded, move)
-    assert compare(encoded).startswith("remark: 2 rows encoded again: the values differ by up to 0.005 standard deviations")
+    assert compare(encoded).startswith(
+        "remark: 2 rows encoded again: the values differ by up to 0.005 standard deviations"
+    )
 
     def spoil(latents: np.ndarray[Any, Any]) -> None:
         latents[1, :4] = latents[0, :4]
@@ -196,12 +262,18 @@ def test_values_are_compared_with_what_the_encoder_gives_now(encoded: Path) -> N
     assert compare(encoded).startswith("unit: 2 rows encoded again: the values differ by up to")
 
 
-def test_deep_finds_a_wrong_row_and_repair_puts_in_the_right_one(encoded: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_deep_finds_a_wrong_row_and_repair_puts_in_the_right_one(
+    encoded: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     right = {file.name: file.read_bytes() for file in (encoded / "units").iterdir()}
     rewrite_latents(encoded, lambda latents: latents.__setitem__((1, 0), 0.0))
     findings = []
     for seed in range(20):
-        findings += [finding for finding in compare_values(verify_folder(LocalFolder(encoded)), seed) if finding.part == "unit"]
+        findings += [
+            finding
+            for finding in compare_values(verify_folder(LocalFolder(encoded)), seed)
+            if finding.part == "unit"
+        ]
     repair = repair_dataset(str(encoded), findings[:1])
     assert repair.encoded == ("000-000001",)
     assert {file.name: file.read_bytes() for file in (encoded / "units").iterdir()} == right
@@ -211,7 +283,9 @@ def test_deep_finds_a_wrong_row_and_repair_puts_in_the_right_one(encoded: Path, 
 
 def test_deep_prepares_without_seeking(encoded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Turned(ImageModality):
-        """Gives other pictures than those encoded, as one whose seek went wrong then gives the right ones."""
+        """Gives other pictures than those encoded, as one whose seek went wrong then gives the
+        right ones.
+        """
 
         def prepare(self, sample: Sample) -> Iterator[Prepared]:
             for view in super().prepare(sample):
@@ -228,7 +302,9 @@ def test_deep_prepares_without_seeking(encoded: Path, monkeypatch: pytest.Monkey
     assert compare(encoded).startswith("unit: 2 rows encoded again: the values differ by up to")
 
 
-def test_changed_encoder_is_refused_before_anything_is_encoded(encoded: Path, tmp_path: Path) -> None:
+def test_changed_encoder_is_refused_before_anything_is_encoded(
+    encoded: Path, tmp_path: Path
+) -> None:
     import diffusers
 
     vae = diffusers.AutoencoderKL.from_pretrained(tmp_path / "vae")
@@ -238,13 +314,17 @@ def test_changed_encoder_is_refused_before_anything_is_encoded(encoded: Path, tm
         compare_values(verify_folder(LocalFolder(encoded)))
 
 
-def test_command_says_what_is_broken_and_exits_1(encoded: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_says_what_is_broken_and_exits_1(
+    encoded: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["verify", str(encoded)]) == 0
     assert capsys.readouterr().out.startswith(f"{encoded}: finished; 2 units, 6 rows")
     (encoded / "units" / "000-000000.safetensors").unlink()
     assert cli.main(["verify", str(encoded)]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith(f"{encoded}/units/000-000000.safetensors: missing; `latentkit verify")
+    assert lines[0].startswith(
+        f"{encoded}/units/000-000000.safetensors: missing; `latentkit verify"
+    )
     assert lines[-1].endswith("1 found broken")
     assert cli.main(["verify", str(encoded), "--repair"]) == 0
     assert "encoded again: 000-000000" in capsys.readouterr().out

@@ -1,4 +1,6 @@
-"""YAML of recipes: the scalars of YAML 1.2, and one clear error for everything a recipe may not hold."""
+"""YAML of recipes: the scalars of YAML 1.2, and one clear error for everything a recipe may not
+hold.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latentkit.errors import RecipeError
-from latentkit.yaml_loader import dump_yaml, parse_yaml, read_yaml
+from latentkit.runtime.yaml_files import dump_yaml, parse_yaml, read_yaml
 
 # YAML 1.2.2, section 10.3.2, table of the core schema, and what YAML 1.1 read otherwise
 SCALARS = [
@@ -89,7 +91,9 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("text", "line", "problem"), REFUSED)
-def test_what_a_recipe_may_not_hold_is_refused_with_its_line(text: str, line: int, problem: str) -> None:
+def test_what_a_recipe_may_not_hold_is_refused_with_its_line(
+    text: str, line: int, problem: str
+) -> None:
     with pytest.raises(RecipeError) as caught:
         parse_yaml(text, "photos.yaml")
     assert str(caught.value).startswith(f"photos.yaml, line {line}: ")
@@ -126,20 +130,31 @@ def test_an_empty_file_is_none(tmp_path: Path) -> None:
     assert read_yaml(tmp_path / "empty.yaml") is None
 
 
-@pytest.mark.parametrize("text", [shown for shown, _ in SCALARS] + ["1e-06", "0o17", "<", "a: b", "- a", "# a", " a ", "é\n\n日本", os.sep])
+@pytest.mark.parametrize(
+    "text",
+    [shown for shown, _ in SCALARS]
+    + ["1e-06", "0o17", "<", "a: b", "- a", "# a", " a ", "é\n\n日本", os.sep],
+)
 def test_a_text_that_looks_like_something_else_is_written_in_quotes(text: str) -> None:
-    assert parse_yaml(dump_yaml({"key": text, "again": [text]}), "text") == {"key": text, "again": [text]}
+    assert parse_yaml(dump_yaml({"key": text, "again": [text]}), "text") == {
+        "key": text,
+        "again": [text],
+    }
 
 
 def test_the_same_value_twice_is_written_twice() -> None:
     shared = {"size": [256, 256]}
-    assert parse_yaml(dump_yaml({"a": shared, "b": shared}), "text") == {"a": {"size": [256, 256]}, "b": {"size": [256, 256]}}
+    assert parse_yaml(dump_yaml({"a": shared, "b": shared}), "text") == {
+        "a": {"size": [256, 256]},
+        "b": {"size": [256, 256]},
+    }
 
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXTS,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS.filter(lambda key: key != "<<"), inner, max_size=4),
+    lambda inner: st.lists(inner, max_size=4)
+    | st.dictionaries(TEXTS.filter(lambda key: key != "<<"), inner, max_size=4),
     max_leaves=12,
 )
 

@@ -1,4 +1,7 @@
-"""Loss `charbonnier`: sqrt(error^2 + width^2) - width, of Charbonnier et al. 1994, "Two deterministic half-quadratic regularization"."""
+"""Loss `charbonnier`: sqrt(error^2 + width^2) - width, of Charbonnier et al.
+
+1994, "Two deterministic half-quadratic regularization".
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What the plugin declares. Importing this loads no torch, so that `latentkit plugins` answers in a blink."""
+"""What the plugin declares.
+
+Importing this loads no torch, so that `latentkit plugins` answers in a blink.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,11 @@ from pydantic import Field
 class CharbonnierConfig(Config):
     """Options of `charbonnier`."""
 
-    width: float = Field(1e-3, gt=0, description="errors below it count squared, above it as they are; in units of the input")
+    width: float = Field(
+        1e-3,
+        gt=0,
+        description="errors below it count squared, above it as they are; in units of the input",
+    )
 
 
 def _build(config: CharbonnierConfig, context: BuildContext) -> Loss:
@@ -22,4 +29,10 @@ def _build(config: CharbonnierConfig, context: BuildContext) -> Loss:
 @hookimpl
 def latentkit_losses() -> LossSpec:
     """The loss `charbonnier`."""
-    return LossSpec("charbonnier", "absolute error, rounded off at zero", CharbonnierConfig, _build, role="reconstruction")
+    return LossSpec(
+        "charbonnier",
+        "absolute error, rounded off at zero",
+        CharbonnierConfig,
+        _build,
+        role="reconstruction",
+    )

@@ -1,4 +1,7 @@
-"""What the plugin declares. Importing this loads no torch, so that `latentkit plugins` answers in a blink."""
+"""What the plugin declares.
+
+Importing this loads no torch, so that `latentkit plugins` answers in a blink.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,12 @@ from latentkit.hooks import hookimpl
 class FeaturesConfig(Config):
     """Options of `features`."""
 
-    model: str = neutral(..., description="folder of a vision model of patches, as transformers saves it (DINOv2, ViT ...)")
+    model: str = neutral(
+        ...,
+        description=(
+            "folder of a vision model of patches, as transformers saves it (DINOv2, ViT ...)"
+        ),
+    )
 
 
 def _build(config: FeaturesConfig, context: BuildContext) -> Encoder:
@@ -21,4 +29,6 @@ def _build(config: FeaturesConfig, context: BuildContext) -> Encoder:
 @hookimpl
 def latentkit_encoders() -> EncoderSpec:
     """The encoder `features`."""
-    return EncoderSpec("features", "patch features of a vision model, such as DINOv2", FeaturesConfig, _build)
+    return EncoderSpec(
+        "features", "patch features of a vision model, such as DINOv2", FeaturesConfig, _build
+    )

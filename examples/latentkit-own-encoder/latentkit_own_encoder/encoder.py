@@ -12,7 +12,9 @@ from latentkit_own_encoder.network import Autoencoder
 
 class OwnEncoder:
     modality = "image"
-    input = InputSpec(channels=3, range=(-1.0, 1.0), sizes={axis: SizeRule(multiple=8) for axis in "HW"})
+    input = InputSpec(
+        channels=3, range=(-1.0, 1.0), sizes={axis: SizeRule(multiple=8) for axis in "HW"}
+    )
     layout = LatentLayout(name="latent", kind="gaussian", axes="CHW", channels=4, downscale=8)
     normalization = Normalization(shift=0.05, scale=1.2)
 
@@ -22,7 +24,9 @@ class OwnEncoder:
 
     def encode(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
         if batch.shape[2] % 8 or batch.shape[3] % 8:
-            raise ValueError(f"height and width must be multiples of 8, got {tuple(batch.shape[2:])}")
+            raise ValueError(
+                f"height and width must be multiples of 8, got {tuple(batch.shape[2:])}"
+            )
         mean, logvar = self.network.encoder(batch.to(self.device)).chunk(2, dim=1)
         return {"mean": mean, "logvar": logvar.clamp(-30, 20)}
 

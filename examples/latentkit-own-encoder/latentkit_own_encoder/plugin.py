@@ -1,4 +1,7 @@
-"""What the plugin declares. Importing this loads no torch, so that `latentkit plugins` answers in a blink."""
+"""What the plugin declares.
+
+Importing this loads no torch, so that `latentkit plugins` answers in a blink.
+"""
 
 from __future__ import annotations
 

@@ -38,7 +38,9 @@ def test_pictures_become_latents_of_ones_own_module(tmp_path: Path) -> None:
     network = write_weights(tmp_path / "weights.safetensors")
     (tmp_path / "photos").mkdir()
     for number in range(3):
-        Image.new("RGB", (40, 32), (80 * number, 0, 255)).save(tmp_path / "photos" / f"{number}.png")
+        Image.new("RGB", (40, 32), (80 * number, 0, 255)).save(
+            tmp_path / "photos" / f"{number}.png"
+        )
     recipe = {
         "task": "encode",
         "source": {"use": "folder", "with": {"path": str(tmp_path / "photos")}},
@@ -57,11 +59,17 @@ def test_pictures_become_latents_of_ones_own_module(tmp_path: Path) -> None:
 
 def test_a_file_of_other_weights_is_named(tmp_path: Path) -> None:
     save_file({"other": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(EncoderError, match=r"other\.safetensors: expected the weights of an Autoencoder"):
-        latentkit_encoders().build(OwnConfig(model="other.safetensors"), BuildContext(recipe_dir=tmp_path))
+    with pytest.raises(
+        EncoderError, match=r"other\.safetensors: expected the weights of an Autoencoder"
+    ):
+        latentkit_encoders().build(
+            OwnConfig(model="other.safetensors"), BuildContext(recipe_dir=tmp_path)
+        )
 
 
 def test_the_installed_plugin_is_found() -> None:
     registry = discover()
     assert registry.find("encoder", "own-encoder").distribution == "latentkit-own-encoder"
-    assert not [problem for problem in registry.problems if problem.distribution == "latentkit-own-encoder"]
+    assert not [
+        problem for problem in registry.problems if problem.distribution == "latentkit-own-encoder"
+    ]

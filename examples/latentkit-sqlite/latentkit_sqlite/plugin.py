@@ -1,4 +1,7 @@
-"""What the plugin declares. Importing this loads no torch, so that `latentkit plugins` answers in a blink."""
+"""What the plugin declares.
+
+Importing this loads no torch, so that `latentkit plugins` answers in a blink.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,11 @@ class SqliteConfig(Config):
 
     path: str = Field(description="file of the database")
     query: str = Field(
-        description="SELECT with the columns key and media (a BLOB, or a text that is the media itself), and stamp if there is something "
-        "that changes with the media; all other columns become attributes"
+        description=(
+            "SELECT with the columns key and media (a BLOB, or a text that is the media itself),"
+            " and stamp if there is something that changes with the media; all other columns become"
+            " attributes"
+        )
     )
 
 

@@ -30,7 +30,9 @@ def draw_png(number: int) -> bytes:
 
 def write_database(path: Path, rows: Sequence[tuple[Any, ...]] = ()) -> Path:
     """A table of pictures; three of them unless said otherwise."""
-    rows = rows or [(number, draw_png(number), f"picture {number}", number / 2) for number in (11, 2, 3)]
+    rows = rows or [
+        (number, draw_png(number), f"picture {number}", number / 2) for number in (11, 2, 3)
+    ]
     with closing(sqlite3.connect(path)) as database, database:
         database.execute("CREATE TABLE pictures (id, image, caption TEXT, score REAL)")
         database.executemany("INSERT INTO pictures VALUES (?, ?, ?, ?)", rows)
@@ -38,7 +40,9 @@ def write_database(path: Path, rows: Sequence[tuple[Any, ...]] = ()) -> Path:
 
 
 def open_source(path: Path, query: str = QUERY) -> Any:
-    return latentkit_sources().build(SqliteConfig(path=path.name, query=query), BuildContext(recipe_dir=path.parent))
+    return latentkit_sources().build(
+        SqliteConfig(path=path.name, query=query), BuildContext(recipe_dir=path.parent)
+    )
 
 
 class TestSqlite(SourceContract):
@@ -57,8 +61,15 @@ def test_rows_come_in_the_order_of_their_keys(tmp_path: Path) -> None:
 
 
 def test_a_stamp_of_ones_own_is_used(tmp_path: Path) -> None:
-    source = open_source(write_database(tmp_path / "pictures.db"), "SELECT id AS key, image AS media, score AS stamp FROM pictures;")
-    assert [(entry.stamp, dict(entry.attributes)) for entry in source.entries()] == [("1.0", {}), ("1.5", {}), ("5.5", {})]
+    source = open_source(
+        write_database(tmp_path / "pictures.db"),
+        "SELECT id AS key, image AS media, score AS stamp FROM pictures;",
+    )
+    assert [(entry.stamp, dict(entry.attributes)) for entry in source.entries()] == [
+        ("1.0", {}),
+        ("1.5", {}),
+        ("5.5", {}),
+    ]
 
 
 def test_pictures_in_a_database_become_latents(tmp_path: Path) -> None:
@@ -78,10 +89,22 @@ def test_pictures_in_a_database_become_latents(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "query", "message"),
     [
-        ([], "SELECT id AS key FROM pictures", "expected a query with the columns key and media, it gives key"),
-        ([], "SELECT id AS key, image AS media FROM picture", "the query fails: no such table: picture"),
+        (
+            [],
+            "SELECT id AS key FROM pictures",
+            "expected a query with the columns key and media, it gives key",
+        ),
+        (
+            [],
+            "SELECT id AS key, image AS media FROM picture",
+            "the query fails: no such table: picture",
+        ),
         ([], QUERY + " WHERE score > 100", "the query gives no rows"),
-        ([], "SELECT id AS key, image AS media, image FROM pictures", "attributes can't be BLOBs: image"),
+        (
+            [],
+            "SELECT id AS key, image AS media, image FROM pictures",
+            "attributes can't be BLOBs: image",
+        ),
         ([], "DROP TABLE pictures", "the query fails: near"),
         ([(1, b"a", "", 0), ("1", b"b", "", 0)], QUERY, "two rows have one key"),
         ([(None, b"a", "", 0)], QUERY, "there are rows without a key"),
@@ -96,7 +119,9 @@ def test_a_query_that_gives_no_samples_is_one_clear_error(
 
 
 def test_a_database_that_is_not_there_is_named_and_not_made(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"nowhere\.db: the query fails: unable to open database file"):
+    with pytest.raises(
+        SourceError, match=r"nowhere\.db: the query fails: unable to open database file"
+    ):
         open_source(tmp_path / "nowhere.db")
     assert not (tmp_path / "nowhere.db").exists()
 
@@ -123,4 +148,6 @@ def test_a_database_that_went_away_is_an_os_error(tmp_path: Path) -> None:
 def test_the_installed_plugin_is_found() -> None:
     registry = discover()
     assert registry.find("source", "sqlite").distribution == "latentkit-sqlite"
-    assert not [problem for problem in registry.problems if problem.distribution == "latentkit-sqlite"]
+    assert not [
+        problem for problem in registry.problems if problem.distribution == "latentkit-sqlite"
+    ]

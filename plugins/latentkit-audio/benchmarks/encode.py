@@ -2,15 +2,19 @@
 
     python benchmarks/encode.py [--parts free spans bare] [--files 4000] [--rounds 5]
 
-free    an encoder that costs nothing: how near does the pipeline come to soundfile and soxr on the same files in as many threads as there
-        are cores? 10 s of stereo, FLAC as it is and mp3 to 48 kHz; read, and the whole of them held only as long as it takes. Beside that
-        the same with what a trainer's own loop would have to do on top: the media's hash, and batches of (rows, channels, samples).
-spans   the same for one long FLAC file, a tenth as long as all the others together, cut into spans of 10 s: the limit seeks and reads
+free    an encoder that costs nothing: how near does the pipeline come to soundfile and soxr on the
+same files in as many threads as there
+        are cores? 10 s of stereo, FLAC as it is and mp3 to 48 kHz; read, and the whole of them held
+        only as long as it takes. Beside that the same with what a trainer's own loop would have to
+        do on top: the media's hash, and batches of (rows, channels, samples).
+spans   the same for one long FLAC file, a tenth as long as all the others together, cut into spans
+of 10 s: the limit seeks and reads
         the spans.
-bare    an Oobleck-shaped autoencoder with random weights: how much is left of the same batches as ready tensors?
+bare    an Oobleck-shaped autoencoder with random weights: how much is left of the same batches as
+ready tensors?
 
-Contenders take turns in every round; ratios are formed inside a round, of the clock and of the processor time of all threads.
-"""
+Contenders take turns in every round; ratios are formed inside a round, of the clock and of the
+processor time of all threads."""
 
 from __future__ import annotations
 
@@ -32,13 +36,21 @@ from latentkit_audio.clips import open_audio_clips
 from latentkit_audio.modality import QUALITY, AudioModality
 from latentkit_audio.plugin import AudioClipsConfig, AudioConfig
 
-from latentkit.builtin import DiffusersConfig
-from latentkit.contracts import BuildContext, Encoder, InputSpec, LatentLayout, Normalization, SizeRule, Source
-from latentkit.encode import encode_source
+from latentkit.contracts import (
+    BuildContext,
+    Encoder,
+    InputSpec,
+    LatentLayout,
+    Normalization,
+    SizeRule,
+    Source,
+)
 from latentkit.encoders.diffusers import open_diffusers
+from latentkit.encoders.options import DiffusersConfig
+from latentkit.encoding.encode_source import encode_source
+from latentkit.encoding.make_plan import EncodeInputs, EncodeSettings
 from latentkit.executors.local import LocalExecutor
-from latentkit.planning import EncodeInputs, EncodeSettings
-from latentkit.store.folder import LocalFolder
+from latentkit.store.local_folder import LocalFolder
 
 RATE_HZ = 44_100
 SECONDS = 10.0
@@ -58,7 +70,9 @@ class FreeEncoder:
     normalization = Normalization()
 
     def __init__(self, rate_hz: int) -> None:
-        self.input = InputSpec(2, sizes={"L": SizeRule(HOP, minimum=HOP)}, sample_rate_hz=rate_hz, axes="CL")
+        self.input = InputSpec(
+            2, sizes={"L": SizeRule(HOP, minimum=HOP)}, sample_rate_hz=rate_hz, axes="CL"
+        )
 
     def encode(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
         mean = torch.zeros(len(batch), 64, batch.shape[2] // HOP)
@@ -76,7 +90,10 @@ def draw_sounds(folder: Path, suffix: str, count: int, seconds: float = SECONDS)
     for number in range(DRAWN, count):
         (folder / f"{number:04d}{suffix}").symlink_to(folder / f"{number % DRAWN:04d}{suffix}")
     for number in range(min(count, DRAWN)):
-        tones = [0.3 * np.sin(2 * np.pi * (200 + 10 * number + 40 * channel) * clock * (1 + clock / 50)) for channel in (1, 2)]
+        tones = [
+            0.3 * np.sin(2 * np.pi * (200 + 10 * number + 40 * channel) * clock * (1 + clock / 50))
+            for channel in (1, 2)
+        ]
         noise = generator.normal(0, 0.02, (len(clock), 2))
         soundfile.write(folder / f"{number:04d}{suffix}", np.stack(tones, axis=1) + noise, RATE_HZ)
     return folder
@@ -92,13 +109,19 @@ def timed(work: Callable[[], object]) -> Times:
 def run_pipeline(source: Source, encoder: Encoder, output: Path, batch_size: int) -> None:
     """From source to closed dataset."""
     modality = AudioModality(AudioConfig(length=SECONDS), BuildContext(input=encoder.input))
-    inputs = EncodeInputs(source, modality, ["plain"], lambda device: encoder, {"encoder.name": "benchmark"})
+    inputs = EncodeInputs(
+        source, modality, ["plain"], lambda device: encoder, {"encoder.name": "benchmark"}
+    )
     settings = EncodeSettings(batch_size=batch_size, unit_size=512, compile=False)
-    encode_source(LocalFolder(output), inputs, LocalExecutor("cpu"), "cpu", settings, "", show_progress=False)
+    encode_source(
+        LocalFolder(output), inputs, LocalExecutor("cpu"), "cpu", settings, "", show_progress=False
+    )
 
 
 def run_decoding(source: Source, rate_hz: int, batch_size: int = 0) -> None:
-    """Read and resample all samples in as many threads as there are cores, and no more; with a batch size, hash and batch them too."""
+    """Read and resample all samples in as many threads as there are cores, and no more; with a
+    batch size, hash and batch them too.
+    """
     length = round(SECONDS * rate_hz)
     batches = [np.zeros((batch_size, 2, length), np.float32) for _ in range(2)]
 
@@ -106,12 +129,20 @@ def run_decoding(source: Source, rate_hz: int, batch_size: int = 0) -> None:
         sample = source[index]
         if batch_size:
             sample.content()
-        start, stop = (0, None) if sample.span is None else (round(second * RATE_HZ) for second in sample.span)
-        frames, found_hz = soundfile.read(sample.media, start=start, stop=stop, dtype="float32", always_2d=True)
+        start, stop = (
+            (0, None)
+            if sample.span is None
+            else (round(second * RATE_HZ) for second in sample.span)
+        )
+        frames, found_hz = soundfile.read(
+            sample.media, start=start, stop=stop, dtype="float32", always_2d=True
+        )
         if found_hz != rate_hz:
             frames = soxr.resample(frames, found_hz, rate_hz, quality=QUALITY)
         if batch_size:
-            batches[index // batch_size % 2][index % batch_size, :, : len(frames)] = frames[:length].T
+            batches[index // batch_size % 2][index % batch_size, :, : len(frames)] = frames[
+                :length
+            ].T
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(decode, range(len(source))))
@@ -124,8 +155,16 @@ def run_encoder(encoder: Encoder, count: int, batch_size: int) -> None:
         encoder.encode(batch)
 
 
-def compare(title: str, limits: dict[str, Callable[[], object]], ours: Callable[[int], object], count: int, rounds: int) -> None:
-    """A line per limit: rows per second of both, and the median ratio of ours to the limit in speed; one round more warms up."""
+def compare(
+    title: str,
+    limits: dict[str, Callable[[], object]],
+    ours: Callable[[int], object],
+    count: int,
+    rounds: int,
+) -> None:
+    """A line per limit: rows per second of both, and the median ratio of ours to the limit in
+    speed; one round more warms up.
+    """
     taken: dict[str, list[tuple[Times, Times]]] = {name: [] for name in limits}
     for number in range(rounds + 1):
         limits_took = {name: timed(limit) for name, limit in limits.items()}
@@ -137,19 +176,25 @@ def compare(title: str, limits: dict[str, Callable[[], object]], ours: Callable[
         speeds = [count / statistics.median(pair[kind][0] for pair in pairs) for kind in (0, 1)]
         spread = f"{statistics.median(clock):.3f} ({min(clock):.3f} to {max(clock):.3f})"
         ratios = f"ratio {spread}, by processor time {statistics.median(processors):.3f}"
-        print(f"{title}: {name} {speeds[0]:.1f}/s, pipeline {speeds[1]:.1f}/s, {ratios}", flush=True)
+        print(
+            f"{title}: {name} {speeds[0]:.1f}/s, pipeline {speeds[1]:.1f}/s, {ratios}", flush=True
+        )
 
 
 def save_oobleck(folder: Path) -> Path:
     """Stable Audio's architecture at an eighth of its width, with random weights."""
     torch.manual_seed(0)
-    model = diffusers.AutoencoderOobleck(encoder_hidden_size=16, decoder_channels=16, decoder_input_channels=8)
+    model = diffusers.AutoencoderOobleck(
+        encoder_hidden_size=16, decoder_channels=16, decoder_input_channels=8
+    )
     model.save_pretrained(folder)
     return folder
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
     options.add_argument("--files", type=int, default=4000)
     options.add_argument("--rows", type=int, default=12, help="for the Oobleck-shaped encoder")
@@ -159,7 +204,9 @@ def main() -> None:
         scratch = Path(scratch_name)
 
         def open_clips(folder: Path, length: float | None = None) -> Source:
-            return open_audio_clips(AudioClipsConfig(path=str(folder), length=length), BuildContext())
+            return open_audio_clips(
+                AudioClipsConfig(path=str(folder), length=length), BuildContext()
+            )
 
         def measure(title: str, source: Source, rate_hz: int) -> None:
             free = FreeEncoder(rate_hz)
@@ -176,8 +223,16 @@ def main() -> None:
             )
 
         if "free" in given.parts:
-            measure("FLAC, 44.1 kHz", open_clips(draw_sounds(scratch / "flac", ".flac", given.files)), 44_100)
-            measure("mp3, 44.1 to 48 kHz", open_clips(draw_sounds(scratch / "mp3", ".mp3", given.files)), 48_000)
+            measure(
+                "FLAC, 44.1 kHz",
+                open_clips(draw_sounds(scratch / "flac", ".flac", given.files)),
+                44_100,
+            )
+            measure(
+                "mp3, 44.1 to 48 kHz",
+                open_clips(draw_sounds(scratch / "mp3", ".mp3", given.files)),
+                48_000,
+            )
         if "spans" in given.parts:
             long = draw_sounds(scratch / "long", ".flac", 1, SECONDS * given.files / 10)
             measure("long FLAC, spans", open_clips(long, SECONDS), 44_100)
@@ -186,7 +241,8 @@ def main() -> None:
             config = DiffusersConfig(model=str(save_oobleck(scratch / "oobleck")))
             encoder = open_diffusers(config, BuildContext(modality="audio"))
             compare(
-                f"bare encoder, Oobleck-shaped, float32, batch 2, {torch.get_num_threads()} threads",
+                f"bare encoder, Oobleck-shaped, float32, batch 2, {torch.get_num_threads()}"
+                " threads",
                 {"encoder": lambda: run_encoder(encoder, given.rows, 2)},
                 lambda number: run_pipeline(sounds, encoder, scratch / "bare" / str(number), 2),
                 given.rows,

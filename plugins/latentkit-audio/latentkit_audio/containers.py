@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from latentkit.contracts import Sample
+from latentkit.contracts.samples import file_state
 from latentkit.errors import SampleError
-from latentkit.samples import file_state
 from latentkit_audio.forward import Frames
 from latentkit_audio.sndfile import id3_size, open_media, read_bytes
 
@@ -215,8 +215,8 @@ class Track:
         self.format = self.format or found
         if found != self.format:
             raise SampleError(
-                f"its sound changes from {self.format} to {found} (rate in Hz, channels) on the way; "
-                "convert it to one of both"
+                f"its sound changes from {self.format} to {found} (rate in Hz, channels) on the"
+                " way; convert it to one of both"
             )
         if frame.is_corrupt:
             raise SampleError("damaged, or cut off")

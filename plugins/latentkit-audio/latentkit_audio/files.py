@@ -13,10 +13,10 @@ from typing import Protocol
 import numpy as np
 import soundfile
 
-from latentkit.buffers import BufferPool
 from latentkit.contracts import Sample
+from latentkit.contracts.samples import file_state
 from latentkit.errors import SampleError
-from latentkit.samples import file_state
+from latentkit.runtime.buffers import BufferPool
 from latentkit_audio.containers import decode_container, find_container, read_facts
 from latentkit_audio.forward import Chunks, Frames, open_forward
 from latentkit_audio.sndfile import (

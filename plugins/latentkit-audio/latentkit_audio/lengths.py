@@ -22,7 +22,7 @@ class LengthRule:
     Args:
         rule: of the sizes.
         hop: samples to a step.
-        extra: steps more than hops, 1 for frames that are centred.
+        extra: steps more than hops, 1 for frames that are centered.
         fewest: samples a row must have.
     """
 

@@ -13,9 +13,9 @@ import numpy as np
 import soxr
 import torch
 
-from latentkit.buffers import BufferPool, prepared_memory
 from latentkit.contracts import BuildContext, InputSpec, Prepared, Sample, SizeRule
 from latentkit.errors import RecipeError, SampleError
+from latentkit.runtime.buffers import BufferPool, prepared_memory
 from latentkit_audio.files import Facts, Sound, open_sound
 from latentkit_audio.forward import Frames
 from latentkit_audio.lengths import Cut, LengthRule, draw_fraction, find_cut, resampled_count
@@ -41,20 +41,25 @@ DEFAULT_INPUT = InputSpec(channels=2, sample_rate_hz=44_100, axes="CL")
 
 
 class AudioModality:
-    """Sounds as (C, L) float32 in the encoder's range, or as (C, T, M) log-mel spectrograms where the encoder takes those.
+    """Sounds as (C, L) float32 in the encoder's range, or as (C, T, M) log-mel spectrograms where
+    the encoder takes those.
 
-    With `on_short: pad` or `keep` each row comes with a "mask", (L,) or (T,) bool, false in the padding; with `skip` without.
+    With `on_short: pad` or `keep` each row comes with a "mask", (L,) or (T,) bool, false in the
+    padding; with `skip` without.
 
     Args:
         config: length, views and levels.
         context: seed of the random crops, and what the encoder takes.
 
     Raises:
-        RecipeError: the encoder takes no sound, or not of that length; names the lengths next to it.
+        RecipeError: the encoder takes no sound, or not of that length; names the lengths next to
+            it.
     """
 
     metrics: Sequence[str] = ()
-    takes_paths = True  # libsndfile reads what Python holds through Python, and waits for its lock some hundred times a file
+    # libsndfile reads what Python holds through Python, and waits for its lock some hundred times a
+    # file
+    takes_paths = True
 
     def __init__(self, config: AudioConfig, context: BuildContext) -> None:
         self._config, self._seed = config, context.seed
@@ -77,7 +82,8 @@ class AudioModality:
         """Every view of a sound, in the recipe's order.
 
         Raises:
-            SampleError: not a sound, damaged, shorter than its span, or left out by one of the options `on_...`.
+            SampleError: not a sound, damaged, shorter than its span, or left out by one of the
+                options `on_...`.
             OSError: the media can't be reached.
         """
         with open_sound(sample, self._seeks) as sound:
@@ -87,7 +93,9 @@ class AudioModality:
                 seconds, wanted = length / self._rate_hz, self._num_samples / self._rate_hz
                 raise SampleError(f"{seconds:.6g} s of sound, shorter than {wanted:.6g} s")
             for view in self._config.views:
-                yield self._prepare(sound, first + self._offset(sample.key, view, length - count), count, view)
+                yield self._prepare(
+                    sound, first + self._offset(sample.key, view, length - count), count, view
+                )
 
     def without_seeking(self) -> AudioModality:
         """Return a modality that prepares the same rows with each file decoded from its start."""
@@ -96,10 +104,12 @@ class AudioModality:
         return other
 
     def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
-        """Write a 16-bit wav file, tensors and rows after each other with silence between; of spectrograms, a PNG.
+        """Write a 16-bit wav file, tensors and rows after each other with silence between; of
+        spectrograms, a PNG.
 
         Args:
-            tensors: as `prepare` gives them, any float dtype and device; what lies outside the range is clipped.
+            tensors: as `prepare` gives them, any float dtype and device; what lies outside the
+                range is clipped.
             path: file to write; parent folders are made.
 
         Raises:
@@ -113,7 +123,11 @@ class AudioModality:
             write_spectrograms(rows, path)
         else:
             low, high = self._input.range
-            write_sounds([[(tensor - low) * (2 / (high - low)) - 1 for tensor in row] for row in rows], path, self._rate_hz)
+            write_sounds(
+                [[(tensor - low) * (2 / (high - low)) - 1 for tensor in row] for row in rows],
+                path,
+                self._rate_hz,
+            )
 
     # ------------------------------------------------------------ one view
 
@@ -141,7 +155,9 @@ class AudioModality:
         if self._config.on_short == "keep":
             length = self._lengths.at_least(count) or length
         bucket, row = self._to_row(self._to_waveform(leveled.frames, length), count)
-        return Prepared(view, bucket, row, geometry, [*self._remarks(facts, count), *leveled.remarks])
+        return Prepared(
+            view, bucket, row, geometry, [*self._remarks(facts, count), *leveled.remarks]
+        )
 
     def _remarks(self, facts: Facts, count: int) -> Iterator[str]:
         yield from facts.remarks
@@ -155,12 +171,20 @@ class AudioModality:
         frames = mix_down(frames, self._input.channels, self._config.on_many_channels)
         if rate_hz != self._rate_hz:
             whole = soxr.resample(frames, rate_hz, self._rate_hz, quality=QUALITY)
-            if len(whole) < cut.skip + cut.count:  # half a frame at the file's end, which soxr rounded the other way
+            if (
+                len(whole) < cut.skip + cut.count
+            ):  # half a frame at the file's end, which soxr rounded the other way
                 silence = np.zeros((-(-rate_hz // self._rate_hz), frames.shape[1]), np.float32)
-                whole = soxr.resample(np.concatenate([frames, silence]), rate_hz, self._rate_hz, quality=QUALITY)
+                whole = soxr.resample(
+                    np.concatenate([frames, silence]), rate_hz, self._rate_hz, quality=QUALITY
+                )
             frames = whole
         frames = frames[cut.skip : cut.skip + cut.count]
-        return frames if frames.shape[1] == self._input.channels else np.repeat(frames, self._input.channels, axis=1)
+        return (
+            frames
+            if frames.shape[1] == self._input.channels
+            else np.repeat(frames, self._input.channels, axis=1)
+        )
 
     def _to_waveform(self, frames: Frames, length: int) -> Tensor:
         """(L, C) frames as (C, `length`), silent after the last."""
@@ -170,19 +194,27 @@ class AudioModality:
         return torch.from_numpy(values)
 
     def _to_row(self, waveform: Tensor, count: int) -> tuple[str, Tensor | Mapping[str, Tensor]]:
-        """Bucket and tensors of a padded waveform, (C, L) from -1 to 1, of which the first `count` samples are sound."""
+        """Bucket and tensors of a padded waveform, (C, L) from -1 to 1, of which the first `count`
+        samples are sound.
+        """
         if self._log_mel is not None:
             row = self._log_mel(waveform)
             name, count = f"{row.shape[1]}x{row.shape[2]}", count // self._lengths.hop + 1
         else:
             low, high = self._input.range
-            row = waveform if (low, high) == (-1.0, 1.0) else (waveform + 1) * ((high - low) / 2) + low
+            row = (
+                waveform
+                if (low, high) == (-1.0, 1.0)
+                else (waveform + 1) * ((high - low) / 2) + low
+            )
             name = str(row.shape[1])
         if self._config.on_short == "skip":
             return name, row
         if count >= row.shape[1]:
             return name, {"audio": row, "mask": _all_counts(row.shape[1])}
-        mask = np.zeros(row.shape[1], np.bool_)  # not torch's: that would wake a team of threads for each of ours
+        mask = np.zeros(
+            row.shape[1], np.bool_
+        )  # not torch's: that would wake a team of threads for each of ours
         mask[:count] = True
         return name, {"audio": row, "mask": torch.from_numpy(mask)}
 
@@ -193,11 +225,18 @@ class AudioModality:
 def _check_input(spec: InputSpec) -> int:
     """The encoder's sample rate in Hz."""
     if spec.axes not in ("CL", "CTM") or (spec.axes == "CTM" and spec.mel is None):
-        raise RecipeError(f"modality audio makes sound (CL) and mel spectrograms (CTM), but the encoder takes {spec.axes}")
+        raise RecipeError(
+            "modality audio makes sound (CL) and mel spectrograms (CTM), but the encoder takes"
+            f" {spec.axes}"
+        )
     if spec.channels not in (1, 2):
-        raise RecipeError(f"modality audio makes 1 or 2 channels, but the encoder takes {spec.channels}")
+        raise RecipeError(
+            f"modality audio makes 1 or 2 channels, but the encoder takes {spec.channels}"
+        )
     if spec.sample_rate_hz is None:
-        raise RecipeError("modality audio: the encoder doesn't say its sample rate (InputSpec.sample_rate_hz)")
+        raise RecipeError(
+            "modality audio: the encoder doesn't say its sample rate (InputSpec.sample_rate_hz)"
+        )
     return spec.sample_rate_hz
 
 
@@ -207,9 +246,16 @@ def _row_length(config: AudioConfig, lengths: LengthRule, rate_hz: int) -> int:
     found = lengths.at_most(wanted)
     if found == wanted or (found is not None and config.num_samples is None):
         return found
-    near = " and ".join(f"{size} ({size / rate_hz:.6g} s)" for size in (found, lengths.at_least(wanted)) if size is not None)
+    near = " and ".join(
+        f"{size} ({size / rate_hz:.6g} s)"
+        for size in (found, lengths.at_least(wanted))
+        if size is not None
+    )
     key = "length" if config.num_samples is None else "num_samples"
-    raise RecipeError(f"modality.with.{key}: {wanted} samples at {rate_hz} Hz is not a length the encoder takes; nearest: {near}")
+    raise RecipeError(
+        f"modality.with.{key}: {wanted} samples at {rate_hz} Hz is not a length the encoder takes;"
+        f" nearest: {near}"
+    )
 
 
 def _find_part(facts: Facts, span: tuple[float, float] | None, rate_hz: int) -> tuple[int, int]:
@@ -223,7 +269,9 @@ def _find_part(facts: Facts, span: tuple[float, float] | None, rate_hz: int) -> 
         return 0, total
     duration = facts.num_frames / facts.rate_hz
     if not 0 <= span[0] < span[1] <= duration + TOLERANCE_SECONDS:
-        raise SampleError(f"a span from {span[0]:g} s to {span[1]:g} s of a sound of {duration:.6g} s")
+        raise SampleError(
+            f"a span from {span[0]:g} s to {span[1]:g} s of a sound of {duration:.6g} s"
+        )
     first = min(round(span[0] * rate_hz), max(total - 1, 0))
     # Counted from the start, and up: spans of one length then have as many samples each.
     return first, min(math.ceil((span[1] - span[0]) * rate_hz - 1e-3), total - first)
@@ -241,5 +289,8 @@ def _all_counts(length: int) -> Tensor:
 def _checked(tensor: Tensor, spec: InputSpec) -> Tensor:
     """The tensor as float32 on the CPU, nan as the range's middle."""
     if tensor.ndim != len(spec.axes) or tensor.shape[0] != spec.channels:
-        raise ValueError(f"render takes {spec.axes} tensors with {spec.channels} channels, got shape {tuple(tensor.shape)}")
+        raise ValueError(
+            f"render takes {spec.axes} tensors with {spec.channels} channels, got shape"
+            f" {tuple(tensor.shape)}"
+        )
     return tensor.detach().to("cpu", torch.float32).nan_to_num(sum(spec.range) / 2)

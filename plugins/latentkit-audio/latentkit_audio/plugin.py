@@ -6,12 +6,27 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from latentkit.builtin import FolderConfig
 from latentkit.contracts import BuildContext, Config, Modality, ModalitySpec, Source, SourceSpec
 from latentkit.hooks import hookimpl
+from latentkit.sources.options import FolderConfig
 
 SOUND_SUFFIXES = (
-    *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64", ".rf64"),
+    *(
+        ".wav",
+        ".flac",
+        ".ogg",
+        ".oga",
+        ".opus",
+        ".mp3",
+        ".aif",
+        ".aiff",
+        ".aifc",
+        ".au",
+        ".snd",
+        ".caf",
+        ".w64",
+        ".rf64",
+    ),
     *(".m4a", ".m4b", ".aac", ".mka", ".weba", ".wma", ".amr", ".wv", ".tta", ".ape"),
 )
 """Those of the second line are read by PyAV."""
@@ -22,10 +37,22 @@ VIEW_HELP = "plain, crop-1, crop-2 ... (further random crops)"
 class AudioClipsConfig(FolderConfig):
     """Source `audio-clips`: the sounds below a folder, whole or cut into spans."""
 
-    suffixes: list[str] = Field(list(SOUND_SUFFIXES), min_length=1, description="endings of the files to take, in any case, with the dot")
-    length: float | None = Field(None, gt=0, description="of a span, in seconds; none: each file is one sample")
-    stride: float | None = Field(None, gt=0, description="from the start of a span to that of the next, in seconds; none: the length")
-    tail: Literal["keep", "drop"] = Field("keep", description="whether what is left at the end, shorter than length, is a sample too")
+    suffixes: list[str] = Field(
+        list(SOUND_SUFFIXES),
+        min_length=1,
+        description="endings of the files to take, in any case, with the dot",
+    )
+    length: float | None = Field(
+        None, gt=0, description="of a span, in seconds; none: each file is one sample"
+    )
+    stride: float | None = Field(
+        None,
+        gt=0,
+        description="from the start of a span to that of the next, in seconds; none: the length",
+    )
+    tail: Literal["keep", "drop"] = Field(
+        "keep", description="whether what is left at the end, shorter than length, is a sample too"
+    )
 
     @model_validator(mode="after")
     def _cut_or_whole(self) -> Self:
@@ -37,27 +64,60 @@ class AudioClipsConfig(FolderConfig):
 class AudioConfig(Config):
     """Modality `audio`."""
 
-    length: float = Field(10.0, gt=0, description="of a row, in seconds; rounded down to a length that the encoder takes")
-    num_samples: int | None = Field(None, gt=0, description="length of a row in samples at the encoder's rate, instead of length")
+    length: float = Field(
+        10.0,
+        gt=0,
+        description="of a row, in seconds; rounded down to a length that the encoder takes",
+    )
+    num_samples: int | None = Field(
+        None,
+        gt=0,
+        description="length of a row in samples at the encoder's rate, instead of length",
+    )
     crop: Literal["start", "center", "random"] = Field(
-        "start", description="which part of a longer sound is kept: the first, the middle, or a draw from seed and key"
+        "start",
+        description=(
+            "which part of a longer sound is kept: the first, the middle, or a draw from seed"
+            " and key"
+        ),
     )
     views: list[str] = Field(["plain"], min_length=1, description=VIEW_HELP)
     on_short: Literal["pad", "keep", "skip"] = Field(
         "pad",
-        description="a shorter sound is padded with silence to the length, or (keep) only to the next one the encoder takes; or left out",
+        description=(
+            "a shorter sound is padded with silence to the length, or (keep) only to the next one"
+            " the encoder takes; or left out"
+        ),
     )
     on_many_channels: Literal["skip", "mix"] = Field(
-        "skip", description="a sound of more than two channels is left out, or (mix) becomes the mean of them"
+        "skip",
+        description=(
+            "a sound of more than two channels is left out, or (mix) becomes the mean of them"
+        ),
     )
     peak_dbfs: float | None = Field(
-        None, le=0, description="loudest value of every row, in decibels below full scale; none: levels stay as they are"
+        None,
+        le=0,
+        description=(
+            "loudest value of every row, in decibels below full scale; none: levels stay as"
+            " they are"
+        ),
     )
     loudness_lufs: float | None = Field(
-        None, ge=-70, le=0, description="integrated loudness of every row by ITU-R BS.1770-4, in LUFS; none: levels stay as they are"
+        None,
+        ge=-70,
+        le=0,
+        description=(
+            "integrated loudness of every row by ITU-R BS.1770-4, in LUFS; none: levels stay as"
+            " they are"
+        ),
     )
     on_loud: Literal["scale", "clip", "skip"] = Field(
-        "scale", description="a row that goes beyond full scale is turned down until it doesn't, clipped, or left out"
+        "scale",
+        description=(
+            "a row that goes beyond full scale is turned down until it doesn't, clipped, or"
+            " left out"
+        ),
     )
 
     @field_validator("views")
@@ -95,7 +155,12 @@ def _build_audio(config: AudioConfig, context: BuildContext) -> Modality:
 @hookimpl
 def latentkit_sources() -> SourceSpec:
     """The source `audio-clips`."""
-    return SourceSpec("audio-clips", "sound files below a folder, long ones cut into spans", AudioClipsConfig, _build_audio_clips)
+    return SourceSpec(
+        "audio-clips",
+        "sound files below a folder, long ones cut into spans",
+        AudioClipsConfig,
+        _build_audio_clips,
+    )
 
 
 @hookimpl

@@ -36,12 +36,16 @@ def write_sounds(rows: Sequence[Sequence[Tensor]], path: Path, rate_hz: int) -> 
     for row in rows:
         for place, sound in enumerate(row):
             seconds = 0.0 if not pieces else ROW_PAUSE_SECONDS if place == 0 else PAUSE_SECONDS
-            pieces += [np.zeros((round(seconds * rate_hz), channels), np.float32), sound.clamp(-1, 1).numpy().T]
+            pieces += [
+                np.zeros((round(seconds * rate_hz), channels), np.float32),
+                sound.clamp(-1, 1).numpy().T,
+            ]
     soundfile.write(path, np.concatenate(pieces), rate_hz, format="WAV", subtype="PCM_16")
 
 
 def write_spectrograms(rows: Sequence[Sequence[Tensor]], path: Path) -> None:
-    """Write a grey PNG: a row of spectrograms per inner sequence, channels below each other, time to the right, high bins on top.
+    """Write a gray PNG: a row of spectrograms per inner sequence, channels below each other, time
+    to the right, high bins on top.
 
     Args:
         rows: (C, T, M) float32 each; black is the lowest value of all, white the highest.
@@ -51,8 +55,12 @@ def write_spectrograms(rows: Sequence[Sequence[Tensor]], path: Path) -> None:
     high = max(float(mel.max()) for row in rows for mel in row)
     scale = 255 / (high - low) if high > low else 0.0
     pictures = [[_to_levels((mel - low) * scale) for mel in row] for row in rows]
-    width = max(sum(picture.shape[1] + GAP_PIXELS for picture in row) for row in pictures) + GAP_PIXELS
-    height = sum(max(picture.shape[0] for picture in row) + GAP_PIXELS for row in pictures) + GAP_PIXELS
+    width = (
+        max(sum(picture.shape[1] + GAP_PIXELS for picture in row) for row in pictures) + GAP_PIXELS
+    )
+    height = (
+        sum(max(picture.shape[0] for picture in row) + GAP_PIXELS for row in pictures) + GAP_PIXELS
+    )
     sheet = np.full((height, width), GAP_LEVEL, np.uint8)
     top = GAP_PIXELS
     for row in pictures:

@@ -14,10 +14,10 @@ from typing import IO
 import numpy as np
 import soundfile
 
-from latentkit.buffers import BufferPool
 from latentkit.contracts import Sample
+from latentkit.contracts.samples import file_state
 from latentkit.errors import SampleError
-from latentkit.samples import file_state
+from latentkit.runtime.buffers import BufferPool
 from latentkit_audio.forward import Frames
 
 CHUNK_FRAMES = 1 << 16

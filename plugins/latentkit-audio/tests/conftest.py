@@ -43,14 +43,33 @@ def write_sound(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def open_audio() -> Callable[..., AudioModality]:
-    """A modality for an encoder of waveforms, or of spectrograms with `mel`; further arguments are the config's."""
+    """A modality for an encoder of waveforms, or of spectrograms with `mel`; further arguments are
+    the config's.
+    """
 
     def build(
-        rate_hz: int, channels: int = 1, multiple: int = 1, mel: MelSpec | None = None, seed: int = 0, **options: object
+        rate_hz: int,
+        channels: int = 1,
+        multiple: int = 1,
+        mel: MelSpec | None = None,
+        seed: int = 0,
+        **options: object,
     ) -> AudioModality:
-        sizes = {"L": SizeRule(multiple, minimum=multiple)} if mel is None else {"T": SizeRule(multiple, 1)}
-        spec = InputSpec(channels, sizes=sizes, sample_rate_hz=rate_hz, axes="CL" if mel is None else "CTM", mel=mel)
-        return AudioModality(AudioConfig.model_validate(options), BuildContext(seed=seed, input=spec))
+        sizes = (
+            {"L": SizeRule(multiple, minimum=multiple)}
+            if mel is None
+            else {"T": SizeRule(multiple, 1)}
+        )
+        spec = InputSpec(
+            channels,
+            sizes=sizes,
+            sample_rate_hz=rate_hz,
+            axes="CL" if mel is None else "CTM",
+            mel=mel,
+        )
+        return AudioModality(
+            AudioConfig.model_validate(options), BuildContext(seed=seed, input=spec)
+        )
 
     return build
 
@@ -59,7 +78,9 @@ def open_audio() -> Callable[..., AudioModality]:
 def prepare_one() -> Callable[..., Prepared]:
     """The one view of a file, or of a span of it."""
 
-    def prepare(modality: AudioModality, path: Path, span: tuple[float, float] | None = None) -> Prepared:
+    def prepare(
+        modality: AudioModality, path: Path, span: tuple[float, float] | None = None
+    ) -> Prepared:
         (prepared,) = modality.prepare(Sample(path.name, path, span=span))
         return prepared
 

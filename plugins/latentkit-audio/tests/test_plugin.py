@@ -10,7 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from latentkit_audio.plugin import AudioClipsConfig, AudioConfig, latentkit_modalities, latentkit_sources
+from latentkit_audio.plugin import (
+    AudioClipsConfig,
+    AudioConfig,
+    latentkit_modalities,
+    latentkit_sources,
+)
 from pydantic import ValidationError
 
 from latentkit.contracts import InputSpec, MelSpec, Sample, SizeRule
@@ -18,7 +23,9 @@ from latentkit.errors import RecipeError
 from latentkit.plugins import discover
 from latentkit.testing import ModalityContract, SourceContract
 
-WAVEFORM = InputSpec(channels=2, sizes={"L": SizeRule(320, minimum=320)}, sample_rate_hz=16_000, axes="CL")
+WAVEFORM = InputSpec(
+    channels=2, sizes={"L": SizeRule(320, minimum=320)}, sample_rate_hz=16_000, axes="CL"
+)
 SPECTROGRAM = InputSpec(
     channels=2,
     range=(math.log(1e-5), 4.0),
@@ -70,7 +77,9 @@ class TestSpectrograms(AudioContract):
     config = AudioConfig(length=0.3, views=["plain", "crop-1"])
 
     def test_tensors_follow_the_encoders_range(self, tmp_path: Path) -> None:
-        """Doesn't hold: logarithms of a spectrum are what they are, whatever range an encoder says it takes."""
+        """Doesn't hold: logarithms of a spectrum are what they are, whatever range an encoder says
+        it takes.
+        """
 
 
 class TestAudioClips(SourceContract):
@@ -88,7 +97,9 @@ def test_installed_plugin_is_found() -> None:
     registry = discover()
     assert registry.find("modality", "audio").distribution == "latentkit-audio"
     assert registry.find("source", "audio-clips").distribution == "latentkit-audio"
-    assert not [problem for problem in registry.problems if problem.distribution == "latentkit-audio"]
+    assert not [
+        problem for problem in registry.problems if problem.distribution == "latentkit-audio"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -100,7 +111,9 @@ def test_installed_plugin_is_found() -> None:
         ({"views": ["crop-1", "crop-1"]}, "listed twice"),
     ],
 )
-def test_options_that_contradict_each_other_are_refused(options: dict[str, object], message: str) -> None:
+def test_options_that_contradict_each_other_are_refused(
+    options: dict[str, object], message: str
+) -> None:
     with pytest.raises(ValidationError, match=message):
         AudioConfig.model_validate(options)
 
@@ -116,10 +129,15 @@ def test_stride_without_length_is_refused() -> None:
         ({"axes": "CHW"}, "the encoder takes CHW"),
         ({"channels": 6}, "the encoder takes 6"),
         ({"sample_rate_hz": None}, "doesn't say its sample rate"),
-        ({"axes": "CTM", "mel": MelSpec(bins=16, n_fft=1024, hop=160, high_hz=9000.0)}, "from 0.0 to 9000.0 Hz; sound of 16000 Hz"),
+        (
+            {"axes": "CTM", "mel": MelSpec(bins=16, n_fft=1024, hop=160, high_hz=9000.0)},
+            "from 0.0 to 9000.0 Hz; sound of 16000 Hz",
+        ),
     ],
 )
-def test_encoders_that_take_no_such_sound_are_refused(tmp_path: Path, wrong: dict[str, object], message: str) -> None:
+def test_encoders_that_take_no_such_sound_are_refused(
+    tmp_path: Path, wrong: dict[str, object], message: str
+) -> None:
     contract = TestWaveforms()
     contract.input = replace(WAVEFORM, **wrong)  # type: ignore[arg-type]
     with pytest.raises(RecipeError, match=message):

@@ -1,4 +1,6 @@
-"""What is rendered is what was prepared: by the samples of the wav file, and the pixels of the picture."""
+"""What is rendered is what was prepared: by the samples of the wav file, and the pixels of the
+picture.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +21,23 @@ from latentkit.contracts import BuildContext, InputSpec, MelSpec
 RATE_HZ = 8000
 
 
-def test_sounds_follow_each_other_with_silence_between(open_audio: Any, make_sine: Callable[..., Any], tmp_path: Path) -> None:
-    """Source and reconstruction a quarter of a second apart, the next row after three quarters: each has its own tone."""
-    tones = [torch.from_numpy(np.tile(make_sine(hz, 0.5, RATE_HZ), (2, 1))) for hz in (440, 880, 1320)]
+def test_sounds_follow_each_other_with_silence_between(
+    open_audio: Any, make_sine: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Source and reconstruction a quarter of a second apart, the next row after three quarters:
+    each has its own tone.
+    """
+    tones = [
+        torch.from_numpy(np.tile(make_sine(hz, 0.5, RATE_HZ), (2, 1))) for hz in (440, 880, 1320)
+    ]
     modality = open_audio(RATE_HZ, channels=2)
     modality.render([tones[:2], tones[2:]], tmp_path / "new" / "preview.wav")
     written, rate_hz = soundfile.read(tmp_path / "new" / "preview.wav", always_2d=True)
-    assert (modality.preview_suffix, rate_hz, written.shape) == (".wav", RATE_HZ, (4000 * 3 + 2000 + 6000, 2))
+    assert (modality.preview_suffix, rate_hz, written.shape) == (
+        ".wav",
+        RATE_HZ,
+        (4000 * 3 + 2000 + 6000, 2),
+    )
     assert not written[4000:6000].any()
     assert not written[10_000:16_000].any()
     for start, hz in ((0, 440), (6000, 880), (16_000, 1320)):
@@ -36,7 +48,9 @@ def test_sounds_follow_each_other_with_silence_between(open_audio: Any, make_sin
 
 def test_another_range_is_heard_at_full_scale(tmp_path: Path) -> None:
     spec = InputSpec(channels=1, range=(0.0, 4.0), sample_rate_hz=RATE_HZ, axes="CL")
-    AudioModality(AudioConfig(), BuildContext(input=spec)).render([[torch.tensor([[0.0, 1.0, 2.0, 4.0, 9.0, torch.nan]])]], tmp_path / "a")
+    AudioModality(AudioConfig(), BuildContext(input=spec)).render(
+        [[torch.tensor([[0.0, 1.0, 2.0, 4.0, 9.0, torch.nan]])]], tmp_path / "a"
+    )
     written, _ = soundfile.read(tmp_path / "a")
     assert written.tolist() == pytest.approx([-1.0, -0.5, 0.0, 1.0, 1.0, 0.0], abs=1e-4)
 

@@ -1,4 +1,6 @@
-"""Loss `perceptual`: distance of two pictures in the features of a classifier, from weights on this machine."""
+"""Loss `perceptual`: distance of two pictures in the features of a classifier, from weights on this
+machine.
+"""
 
 from __future__ import annotations
 
@@ -30,15 +32,18 @@ HEADS_FILE = "weights/v0.1/{}.pth"
 TORCHVISION = "https://download.pytorch.org/models/"
 BACKBONE_FILES = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth"}
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
-"""Of each colour in [-1, 1], before the network: LPIPS 0.1."""
+"""Of each color in [-1, 1], before the network: LPIPS 0.1."""
 SMALLEST_SQUARED_LENGTH = 1e-10
 """Added to that of a feature vector, whose direction has no gradient where it is zero."""
 
 
 class Lpips(nn.Module):
-    """Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", eq. 1.
+    """Zhang et al.
 
-    It has no dropout and no statistics, so that `train()` changes nothing, and its weights are frozen; gradients go to the pictures.
+    2018, "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", eq. 1.
+
+    It has no dropout and no statistics, so that `train()` changes nothing, and its weights are
+    frozen; gradients go to the pictures.
 
     Args:
         network: to feature maps.
@@ -59,7 +64,8 @@ class Lpips(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """Distances (N,) float32 of two batches of pictures, (N, 3, H, W) or (N, 1, H, W) in [-1, 1]; 0 for equal ones.
+        """Distances (N,) float32 of two batches of pictures, (N, 3, H, W) or (N, 1, H, W) in [-1,
+        1]; 0 for equal ones.
 
         Raises:
             TrainingError: they are not pictures, or too small for the network.
@@ -67,17 +73,24 @@ class Lpips(nn.Module):
         smallest = self.network.smallest_side
         if first.ndim != 4 or first.shape[1] not in (1, 3) or min(first.shape[2:]) < smallest:
             raise TrainingError(
-                f"loss 'perceptual': expected pictures (N, 3, H, W) with sides of at least {smallest} pixels, got {tuple(first.shape)}"
+                "loss 'perceptual': expected pictures (N, 3, H, W) with sides of at least"
+                f" {smallest} pixels, got {tuple(first.shape)}"
             )
         with torch.autocast(first.device.type, enabled=False):
             maps = zip(self._features(first), self._features(second), strict=True)
-            found = [(self.get_buffer(f"head{number}") * (a - b).square()).sum(1).mean((1, 2)) for number, (a, b) in enumerate(maps)]
+            found = [
+                (self.get_buffer(f"head{number}") * (a - b).square()).sum(1).mean((1, 2))
+                for number, (a, b) in enumerate(maps)
+            ]
         return torch.stack(found).sum(0)
 
     def _features(self, pictures: Tensor) -> list[Tensor]:
         """Each map's feature vectors, made of length 1."""
         normed = (pictures.float().expand(-1, 3, -1, -1) - self.shift) / self.scale
-        return [found * (found.square().sum(1, keepdim=True) + SMALLEST_SQUARED_LENGTH).rsqrt() for found in self.network(normed)]
+        return [
+            found * (found.square().sum(1, keepdim=True) + SMALLEST_SQUARED_LENGTH).rsqrt()
+            for found in self.network(normed)
+        ]
 
 
 class Perceptual:
@@ -101,10 +114,12 @@ class Perceptual:
         inputs, output = batch.inputs.float(), batch.reconstruction.output.float()
         if batch.mask is not None:
             output = torch.where(batch.mask.bool(), output, inputs)
-        distances: Tensor = self._distance.to(inputs.device)(self._centre(output), self._centre(inputs))
+        distances: Tensor = self._distance.to(inputs.device)(
+            self._center(output), self._center(inputs)
+        )
         return distances
 
-    def _centre(self, pictures: Tensor) -> Tensor:
+    def _center(self, pictures: Tensor) -> Tensor:
         return (pictures - self._low) * (2 / (self._high - self._low)) - 1
 
 
@@ -112,7 +127,8 @@ def open_perceptual(config: PerceptualConfig, context: BuildContext) -> Perceptu
     """The loss of a recipe.
 
     Raises:
-        EncoderError: a file of weights isn't there, isn't one, or is another network's; names the file.
+        EncoderError: a file of weights isn't there, isn't one, or is another network's; names the
+            file.
     """
     distance = open_lpips(config, context.recipe_dir)
     return Perceptual(distance, context.input.range) if context.input else Perceptual(distance)
@@ -142,11 +158,14 @@ def _find_model(config: PerceptualConfig, backbone: str, base: Path) -> Path:
     if not config.net.startswith("st-"):
         wanted = {"vgg": "vgg16", "alex": "alexnet"}[backbone]
         needed = f"needs model: a file with torchvision's weights of {wanted}"
-        raise EncoderError(f"loss 'perceptual': net {config.net} {needed}; {_where_from(config.net)}")
+        raise EncoderError(
+            f"loss 'perceptual': net {config.net} {needed}; {_where_from(config.net)}"
+        )
     found = find_packaged("stlpips_pytorch", ST_FILE.format(backbone))
     if found is None:
         raise EncoderError(
-            f"loss 'perceptual': net {config.net} needs its weights: pip install --no-deps stlpips-pytorch==0.0.2, or model: a file of them"
+            f"loss 'perceptual': net {config.net} needs its weights: pip install --no-deps"
+            " stlpips-pytorch==0.0.2, or model: a file of them"
         )
     return found
 
@@ -165,8 +184,8 @@ def _find_heads(config: PerceptualConfig, backbone: str, base: Path) -> Path:
     found = find_packaged("lpips", HEADS_FILE.format(backbone))
     if found is None:
         raise EncoderError(
-            f"loss 'perceptual': net {config.net} needs its linear heads: pip install --no-deps lpips, or heads: a file of them "
-            f"({HEADS_FILE.format(backbone)} of that package)"
+            f"loss 'perceptual': net {config.net} needs its linear heads: pip install --no-deps"
+            f" lpips, or heads: a file of them ({HEADS_FILE.format(backbone)} of that package)"
         )
     return found
 
@@ -181,17 +200,23 @@ def _load(network: networks.Network, layers: Mapping[str, Tensor], path: Path, n
     missing = [name for name in wanted if name not in layers]
     if missing:
         raise EncoderError(
-            f"{path}: {len(missing)} of {len(wanted)} tensors for {net} are not there, such as that of layer {missing[0]}; expected names "
-            "as torchvision (features.0.weight) or LPIPS (net.slice1.0.weight) gives them"
+            f"{path}: {len(missing)} of {len(wanted)} tensors for {net} are not there, such as that"
+            f" of layer {missing[0]}; expected names as torchvision (features.0.weight) or LPIPS"
+            " (net.slice1.0.weight) gives them"
         )
     other = [name for name in wanted if layers[name].shape != wanted[name].shape]
     if other:
         got, expected = tuple(layers[other[0]].shape), tuple(wanted[other[0]].shape)
-        raise EncoderError(f"{path}: layer {other[0]} is {got}, and in {net} it is {expected}: these are another network's weights")
+        raise EncoderError(
+            f"{path}: layer {other[0]} is {got}, and in {net} it is {expected}: these are another"
+            " network's weights"
+        )
     network.layers.load_state_dict({name: layers[name].float() for name in wanted})
 
 
-def _check_heads(heads: Mapping[int, Tensor], widths: list[int], path: Path, net: str) -> list[Tensor]:
+def _check_heads(
+    heads: Mapping[int, Tensor], widths: list[int], path: Path, net: str
+) -> list[Tensor]:
     """The heads in order.
 
     Raises:
@@ -200,5 +225,8 @@ def _check_heads(heads: Mapping[int, Tensor], widths: list[int], path: Path, net
     found = [heads[number].numel() if number in heads else 0 for number in range(len(widths))]
     if found != widths:
         wanted, got = (", ".join(map(str, sizes)) for sizes in (widths, found))
-        raise EncoderError(f"{path}: expected linear heads lin0.model.1.weight ... of {wanted} channels for {net}, got {got}")
+        raise EncoderError(
+            f"{path}: expected linear heads lin0.model.1.weight ... of {wanted} channels for {net},"
+            f" got {got}"
+        )
     return [heads[number] for number in range(len(widths))]

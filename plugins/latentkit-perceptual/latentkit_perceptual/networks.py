@@ -1,4 +1,6 @@
-"""The convolutional halves of AlexNet and VGG16, numbered as in torchvision, plain and shift-tolerant."""
+"""The convolutional halves of AlexNet and VGG16, numbered as in torchvision, plain and
+shift-tolerant.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,12 @@ class Network(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList([layer for group in groups for layer in group])
         self.smallest_side = smallest_side
-        self._ends = {sum(len(group) for group in groups[: number + 1]) - 1 for number in range(len(groups))}
-        convolutions = [[layer for layer in group if isinstance(layer, nn.Conv2d)] for group in groups]
+        self._ends = {
+            sum(len(group) for group in groups[: number + 1]) - 1 for number in range(len(groups))
+        }
+        convolutions = [
+            [layer for layer in group if isinstance(layer, nn.Conv2d)] for group in groups
+        ]
         self.widths = [group[-1].out_channels for group in convolutions]
 
     def forward(self, pictures: Tensor) -> list[Tensor]:
@@ -38,10 +44,11 @@ class Network(nn.Module):
 
 
 class Blur(nn.Module):
-    """Halves the picture behind a binomial filter: Zhang 2019, "Making Convolutional Networks Shift-Invariant Again".
+    """Halves the picture behind a binomial filter: Zhang 2019, "Making Convolutional Networks
+    Shift-Invariant Again".
 
-    The border is reflected by two pixels on every side, as Ghildyal and Liu 2022, "Shift-tolerant Perceptual Similarity Metric", have it.
-    """
+    The border is reflected by two pixels on every side, as Ghildyal and Liu 2022, "Shift-tolerant
+    Perceptual Similarity Metric", have it."""
 
     filt: Tensor
 
@@ -51,11 +58,15 @@ class Blur(nn.Module):
         self.register_buffer("filt", (line[:, None] * line).repeat(channels, 1, 1, 1))
 
     def forward(self, values: Tensor) -> Tensor:
-        return conv2d(pad(values, (2, 2, 2, 2), mode="reflect"), self.filt, stride=2, groups=len(self.filt))
+        return conv2d(
+            pad(values, (2, 2, 2, 2), mode="reflect"), self.filt, stride=2, groups=len(self.filt)
+        )
 
 
 def alexnet() -> Network:
-    """Krizhevsky 2014, "One weird trick for parallelizing convolutional neural networks", as torchvision has it."""
+    """Krizhevsky 2014, "One weird trick for parallelizing convolutional neural networks", as
+    torchvision has it.
+    """
     return Network(
         [
             [nn.Conv2d(3, 64, 11, 4, 2), _relu()],
@@ -81,13 +92,17 @@ def shift_tolerant_alexnet() -> Network:
 
 
 def vgg16() -> Network:
-    """Simonyan and Zisserman 2015, "Very Deep Convolutional Networks for Large-Scale Image Recognition", configuration D."""
+    """Simonyan and Zisserman 2015, "Very Deep Convolutional Networks for Large-Scale Image
+    Recognition", configuration D.
+    """
     return Network(list(_vgg_groups(lambda channels: [nn.MaxPool2d(2)])), smallest_side=16)
 
 
 def shift_tolerant_vgg16() -> Network:
     """VGG16 with all its strides behind a blur: Ghildyal and Liu 2022."""
-    return Network(list(_vgg_groups(lambda channels: [nn.MaxPool2d(2, 1), Blur(channels)])), smallest_side=18)
+    return Network(
+        list(_vgg_groups(lambda channels: [nn.MaxPool2d(2, 1), Blur(channels)])), smallest_side=18
+    )
 
 
 def _alexnet_end() -> list[list[nn.Module]]:

@@ -14,15 +14,26 @@ class PerceptualConfig(Config):
     """Options of `perceptual`."""
 
     net: Literal["lpips-vgg", "lpips-alex", "st-lpips-vgg", "st-lpips-alex"] = Field(
-        "lpips-vgg", description="LPIPS 0.1, or ST-LPIPS, which small shifts don't disturb; on the features of VGG16 or AlexNet"
+        "lpips-vgg",
+        description=(
+            "LPIPS 0.1, or ST-LPIPS, which small shifts don't disturb; on the features of VGG16 or"
+            " AlexNet"
+        ),
     )
     model: str | None = Field(
         None,
-        description="file of weights, .safetensors or .pth: torchvision's vgg16 or alexnet, or a whole LPIPS network; "
-        "left out with st-lpips: the one inside the installed package stlpips-pytorch",
+        description=(
+            "file of weights, .safetensors or .pth: torchvision's vgg16 or alexnet, or a whole"
+            " LPIPS network; left out with st-lpips: the one inside the installed package"
+            " stlpips-pytorch"
+        ),
     )
     heads: str | None = Field(
-        None, description="file of the linear heads, where model hasn't them; left out: the one inside the installed package lpips"
+        None,
+        description=(
+            "file of the linear heads, where model hasn't them; left out: the one inside the"
+            " installed package lpips"
+        ),
     )
 
 
@@ -35,4 +46,9 @@ def _build(config: PerceptualConfig, context: BuildContext) -> Loss:
 @hookimpl
 def latentkit_losses() -> LossSpec:
     """The loss `perceptual`."""
-    return LossSpec("perceptual", "distance of deep features, LPIPS or ST-LPIPS, from local weights", PerceptualConfig, _build)
+    return LossSpec(
+        "perceptual",
+        "distance of deep features, LPIPS or ST-LPIPS, from local weights",
+        PerceptualConfig,
+        _build,
+    )

@@ -1,4 +1,6 @@
-"""Weights of LPIPS networks from the files that people have, by number of the layer and of the head."""
+"""Weights of LPIPS networks from the files that people have, by number of the layer and of the
+head.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +12,24 @@ from pathlib import Path
 from torch import Tensor
 
 LAYER = re.compile(r"(?:features\.|(?:.*\.)?slice\d+\.)?(\d+)\.(weight|bias|filt)")
-"""torchvision's "features.0.weight", LPIPS's "net.slice1.0.weight", also behind a prefix, or "0.weight"."""
+"""torchvision's "features.0.weight", LPIPS's "net.slice1.0.weight", also behind a prefix, or
+"0.weight"."""
 HEAD = re.compile(r"(?:.*\.)?lin(\d)\.model\.\d+\.weight")
 """LPIPS's "lin0.model.1.weight", also behind a prefix."""
 
 
 def split_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
-    """Tensors of layers as "0.weight", and of heads by number; all others, such as a classifier's, are left out."""
-    layers = {f"{found[1]}.{found[2]}": value for name, value in tensors.items() if (found := LAYER.fullmatch(name))}
-    heads = {int(found[1]): value for name, value in tensors.items() if (found := HEAD.fullmatch(name))}
+    """Tensors of layers as "0.weight", and of heads by number; all others, such as a classifier's,
+    are left out.
+    """
+    layers = {
+        f"{found[1]}.{found[2]}": value
+        for name, value in tensors.items()
+        if (found := LAYER.fullmatch(name))
+    }
+    heads = {
+        int(found[1]): value for name, value in tensors.items() if (found := HEAD.fullmatch(name))
+    }
     return layers, heads
 
 

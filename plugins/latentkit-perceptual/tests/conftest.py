@@ -36,14 +36,25 @@ def whole_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
 
 @pytest.fixture(scope="session")
-def two_files(whole_file: Callable[[str], Path]) -> Callable[[str, Callable[[Any, Path], None], str], tuple[Path, Path]]:
-    """Files of the same network as torchvision and the package lpips have it: one with all of the classifier, one with the heads."""
+def two_files(
+    whole_file: Callable[[str], Path],
+) -> Callable[[str, Callable[[Any, Path], None], str], tuple[Path, Path]]:
+    """Files of the same network as torchvision and the package lpips have it: one with all of the
+    classifier, one with the heads.
+    """
 
     def write(net: str, save: Callable[[Any, Path], None], suffix: str) -> tuple[Path, Path]:
         whole: dict[str, Tensor] = torch.load(whole_file(net), weights_only=True)
-        backbone = {f"features.{name.split('.', 2)[2]}": value for name, value in whole.items() if name.startswith("net.")}
+        backbone = {
+            f"features.{name.split('.', 2)[2]}": value
+            for name, value in whole.items()
+            if name.startswith("net.")
+        }
         heads = {name: value for name, value in whole.items() if name.startswith("lin")}
-        classifier = {"classifier.6.weight": torch.zeros(10, 4), "classifier.6.bias": torch.zeros(10)}
+        classifier = {
+            "classifier.6.weight": torch.zeros(10, 4),
+            "classifier.6.bias": torch.zeros(10),
+        }
         folder = whole_file(net).parent
         paths = folder / f"{net}-backbone{suffix}", folder / f"{net}-heads{suffix}"
         save({**backbone, **classifier}, paths[0])

@@ -45,9 +45,13 @@ class TestLpipsVgg(PerceptualContract):
 def test_installed_plugin_is_found() -> None:
     registry = discover()
     assert registry.find("loss", "perceptual").distribution == "latentkit-perceptual"
-    assert not [problem for problem in registry.problems if problem.distribution == "latentkit-perceptual"]
+    assert not [
+        problem for problem in registry.problems if problem.distribution == "latentkit-perceptual"
+    ]
 
 
 def test_a_network_that_is_not_known_is_refused() -> None:
-    with pytest.raises(ValidationError, match="'lpips-vgg', 'lpips-alex', 'st-lpips-vgg' or 'st-lpips-alex'"):
+    with pytest.raises(
+        ValidationError, match="'lpips-vgg', 'lpips-alex', 'st-lpips-vgg' or 'st-lpips-alex'"
+    ):
         PerceptualConfig.model_validate({"net": "squeeze"})

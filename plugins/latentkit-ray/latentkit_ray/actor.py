@@ -1,4 +1,6 @@
-"""The half of a worker that lives on the cluster: it asks for units one by one, and reports what becomes of them."""
+"""The half of a worker that lives on the cluster: it asks for units one by one, and reports what
+becomes of them.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ Event = UnitResult | Signal
 class UnitActor:
     """One worker in a thread; `next_event` and `stop` are called from others.
 
-    The worker prepares the head of a unit while the tail of the last one is encoded, so it asks for the next one early.
+    The worker prepares the head of a unit while the tail of the last one is encoded, so it asks for
+    the next one early.
 
     Args:
         make_worker: as an executor gets it.
@@ -36,7 +39,10 @@ class UnitActor:
     def __init__(self, make_worker: Callable[[str], Worker], device: str) -> None:
         self._make_worker, self._device = make_worker, choose_device(device)
         if device == "auto" and self._device == "cpu":
-            raise DeviceError("Ray gave this worker a GPU, but torch finds none there; install another torch, or set gpus_per_worker: 0")
+            raise DeviceError(
+                "Ray gave this worker a GPU, but torch finds none there; install another torch, or"
+                " set gpus_per_worker: 0"
+            )
         self._given: SimpleQueue[Unit | None] = SimpleQueue()
         self._events: SimpleQueue[Event | BaseException] = SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -45,7 +51,8 @@ class UnitActor:
         """The next thing that happens; waits for it.
 
         Args:
-            given: the answer to `Signal.WANTS`, a unit, or None when there is no more. Nothing starts the worker where none is at work.
+            given: the answer to `Signal.WANTS`, a unit, or None when there is no more. Nothing
+                starts the worker where none is at work.
 
         Raises:
             Exception: what the worker raised.
@@ -64,11 +71,16 @@ class UnitActor:
         return event
 
     def stop(self) -> None:
-        """Break the worker off wherever it is; returns when it has dropped its units in flight and its claims."""
+        """Break the worker off wherever it is; returns when it has dropped its units in flight and
+        its claims.
+        """
         if self._thread is None or self._thread.ident is None:
             return
-        # What a signal does to a main thread. It arrives between two steps of Python: after the batch that is being encoded.
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread.ident), ctypes.py_object(SystemExit))
+        # What a signal does to a main thread. It arrives between two steps of Python: after the
+        # batch that is being encoded.
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(
+            ctypes.c_ulong(self._thread.ident), ctypes.py_object(SystemExit)
+        )
         self._given.put(None)
         self._thread.join()
 
@@ -77,7 +89,7 @@ class UnitActor:
             for result in self._make_worker(self._device)(iter(self._ask, None)):
                 self._events.put(result)
             self._events.put(Signal.ENDED)
-        except BaseException as error:  # noqa: BLE001 (it crosses to the thread of `next_event`, which raises it)
+        except BaseException as error:  # noqa: BLE001 (plugin boundary)
             self._events.put(error)
 
     def _ask(self) -> Unit | None:

@@ -38,19 +38,25 @@ class Share:
 
     @property
     def device(self) -> str:
-        """The device in a worker's process, where Ray shows only the GPU that it has, of whatever kind."""
+        """The device in a worker's process, where Ray shows only the GPU that it has, of whatever
+        kind.
+        """
         return "auto" if self.gpus else "cpu"
 
     def num_fitting(self, nodes: Sequence[Resources]) -> int:
         """Workers that the nodes have room for, were they otherwise idle."""
         wanted = {"CPU": self.cpus, "GPU": self.gpus}
         # A tenth fits ten times into one, in spite of how it is rounded.
-        return sum(min(int(node.get(name, 0) / part + 1e-6) for name, part in wanted.items() if part) for node in nodes)
+        return sum(
+            min(int(node.get(name, 0) / part + 1e-6) for name, part in wanted.items() if part)
+            for node in nodes
+        )
 
 
 @contextmanager
 def connected(address: str | None) -> Iterator[None]:
-    """Connected to the cluster inside the block; a connection that is there already is used, and stays.
+    """Connected to the cluster inside the block; a connection that is there already is used, and
+    stays.
 
     Raises:
         RecipeError: no cluster can be reached.
@@ -58,8 +64,8 @@ def connected(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    # In the main thread Ray would put its own signal handler in the place of ours. What Ray starts here ends with the thread it was started
-    # from, so the thread stays.
+    # In the main thread Ray would put its own signal handler in the place of ours. What Ray starts
+    # here ends with the thread it was started from, so the thread stays.
     with ThreadPoolExecutor(1, "ray") as thread:
         try:
             _connect(address, thread)
@@ -72,26 +78,32 @@ def _connect(address: str | None, thread: Executor) -> None:
     named = address or os.environ.get("RAY_ADDRESS")
     logging.getLogger("ray").setLevel(logging.ERROR)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Dumps of lost nodes would go to stdout, thirty lines each; no option turns them off, and the crew says what was lost.
+    # Dumps of lost nodes would go to stdout, thirty lines each; no option turns them off, and the
+    # worker_pool says what was lost.
     ray._private.worker._worker_logs_enabled = False
     try:
-        # Left to itself, Ray tries for minutes to reach what isn't there, and then ends the process.
+        # Left to itself, Ray tries for minutes to reach what isn't there, and then ends the
+        # process.
         if named and (match := re.fullmatch(r"(?:ray://)?([^/:]+):(\d+)", named)):
             socket.create_connection((match[1], int(match[2])), CONNECT_SECONDS).close()
-        init = functools.partial(ray.init, logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
+        init = functools.partial(
+            ray.init, logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False
+        )
         thread.submit(init, address).result()
         _restore_sigterm()
     except (OSError, RuntimeError, ValueError) as error:
         where = f"at {named}" if named else "on this machine, and none be started"
         advice = "give executor.with.address the one that `ray start --head` prints"
-        raise RecipeError(f"executor.with.address: no Ray cluster can be reached {where}: {error}; {advice}") from error
+        raise RecipeError(
+            f"executor.with.address: no Ray cluster can be reached {where}: {error}; {advice}"
+        ) from error
 
 
 def _restore_sigterm() -> None:
     """Make SIGTERM call the program's own handler again.
 
-    Ray's library has put one below it that prints a trace, calls the one above, and aborts the process three seconds later.
-    """
+    Ray's library has put one below it that prints a trace, calls the one above, and aborts the
+    process three seconds later."""
     handler = signal.getsignal(signal.SIGTERM)
     if threading.current_thread() is threading.main_thread() and handler is not None:
         signal.signal(signal.SIGTERM, handler)
@@ -121,8 +133,11 @@ def check_room(share: Share, nodes: Sequence[Resources]) -> None:
     """
     if share.num_fitting(nodes):
         return
-    there = "; ".join(str(Share(node.get("CPU", 0), node.get("GPU", 0))) for node in nodes[:8]) or "none"
+    there = (
+        "; ".join(str(Share(node.get("CPU", 0), node.get("GPU", 0))) for node in nodes[:8])
+        or "none"
+    )
     raise RecipeError(
-        f"executor.with: a worker needs {share}, and no living node of the Ray cluster has as much (nodes: {there}); lower gpus_per_worker "
-        "or cpus_per_worker, or add a node and run again"
+        f"executor.with: a worker needs {share}, and no living node of the Ray cluster has as much"
+        f" (nodes: {there}); lower gpus_per_worker or cpus_per_worker, or add a node and run again"
     )

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from latentkit.contracts import Unit, UnitResult, Worker
-from latentkit.progress import Progress
 from latentkit.runtime.device import choose_device, free_memory
+from latentkit.runtime.progress import Progress
 from latentkit_ray.cluster import check_room, connected, living_nodes, share_of
-from latentkit_ray.crew import Crew
 from latentkit_ray.plugin import RayConfig
+from latentkit_ray.worker_pool import WorkerPool
 
 
 class RayExecutor:
@@ -23,7 +23,9 @@ class RayExecutor:
         self.num_processes = 1
         self.device = "cpu" if config.gpus_per_worker == 0 else choose_device()
 
-    def run(self, units: Sequence[Unit], make_worker: Callable[[str], Worker]) -> Iterable[UnitResult]:
+    def run(
+        self, units: Sequence[Unit], make_worker: Callable[[str], Worker]
+    ) -> Iterable[UnitResult]:
         """Results of all units that a worker did, as they come.
 
         Raises:
@@ -32,21 +34,36 @@ class RayExecutor:
         """
         if not units:
             return
-        free_memory(self.device)  # of batches that were measured here: a worker on the same GPU needs it
+        free_memory(
+            self.device
+        )  # of batches that were measured here: a worker on the same GPU needs it
         with connected(self.config.address):
             share = share_of(self.config, living_nodes())
             check_room(share, living_nodes())
-            # A unit's rows are samples, or the shards of a stream: either way the entries of the source.
-            with Progress(sum(unit.stop - unit.start for unit in units), "entries", _is_shown(make_worker)) as progress:
-                crew = Crew(self.config, share, make_worker)
-                self.num_processes = crew.num_wanted
-                for result in crew.run(units):
-                    if getattr(result, "job", 0) == 0:  # of several encoders that share a pass, one is counted
-                        progress.update(result.unit.stop - result.unit.start, result.waited_seconds / crew.num_wanted)
+            # A unit's rows are samples, or the shards of a stream: either way the entries of the
+            # source.
+            with Progress(
+                sum(unit.stop - unit.start for unit in units), "entries", _is_shown(make_worker)
+            ) as progress:
+                worker_pool = WorkerPool(self.config, share, make_worker)
+                self.num_processes = worker_pool.num_wanted
+                for result in worker_pool.run(units):
+                    if (
+                        getattr(result, "job", 0) == 0
+                    ):  # of several encoders that share a pass, one is counted
+                        progress.update(
+                            result.unit.stop - result.unit.start,
+                            result.waited_seconds / worker_pool.num_wanted,
+                        )
                     yield result
 
 
 def _is_shown(make_worker: Callable[[str], Worker]) -> bool:
-    """Whether to print the live line: as the job says that workers are made of, where there is one."""
-    parts = [part for given in getattr(make_worker, "args", ()) for part in (given if isinstance(given, list | tuple) else [given])]
+    """Whether to print the live line: as the job says that workers are made of, where there is one.
+    """
+    parts = [
+        part
+        for given in getattr(make_worker, "args", ())
+        for part in (given if isinstance(given, list | tuple) else [given])
+    ]
     return all(getattr(part, "show_progress", True) for part in parts)

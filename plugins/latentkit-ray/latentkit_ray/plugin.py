@@ -14,23 +14,50 @@ class RayConfig(Config):
     """Options of `ray`."""
 
     address: str | None = neutral(
-        None, description="the cluster: host:port, auto or ray://host:port; left out: RAY_ADDRESS, else this machine's, started if need be"
+        None,
+        description=(
+            "the cluster: host:port, auto or ray://host:port; left out: RAY_ADDRESS, else this"
+            " machine's, started if need be"
+        ),
     )
-    num_workers: int | None = neutral(None, ge=1, description="workers at most; left out: as many as the cluster has room for")
+    num_workers: int | None = neutral(
+        None, ge=1, description="workers at most; left out: as many as the cluster has room for"
+    )
     gpus_per_worker: float | None = neutral(
-        None, ge=0, description="GPUs of one worker, also a part of one; left out: 1 where any node has a GPU, else 0"
+        None,
+        ge=0,
+        description=(
+            "GPUs of one worker, also a part of one; left out: 1 where any node has a GPU, else 0"
+        ),
     )
     cpus_per_worker: float | None = neutral(
-        None, gt=0, description="CPUs of one worker; left out: 1 beside a GPU, else all of the smallest node, so one worker per machine"
+        None,
+        gt=0,
+        description=(
+            "CPUs of one worker; left out: 1 beside a GPU, else all of the smallest node, so one"
+            " worker per machine"
+        ),
     )
     retries: int = neutral(
-        3, ge=0, description="workers that may be lost, for each that should run, before a unit is finished again; one more ends the run"
+        3,
+        ge=0,
+        description=(
+            "workers that may be lost, for each that should run, before a unit is finished again;"
+            " one more ends the run"
+        ),
     )
 
     @model_validator(mode="after")
     def _check_gpus(self) -> Self:
-        if self.gpus_per_worker is not None and self.gpus_per_worker > 1 and not self.gpus_per_worker.is_integer():
-            raise ValueError(f"gpus_per_worker: expected a part of one GPU or a whole number of them, got {self.gpus_per_worker:g}")
+        if (
+            self.gpus_per_worker is not None
+            and self.gpus_per_worker > 1
+            and not self.gpus_per_worker.is_integer()
+        ):
+            raise ValueError(
+                "gpus_per_worker: expected a part of one GPU or a whole number of them, got"
+                f" {self.gpus_per_worker:g}"
+            )
         return self
 
 
@@ -43,4 +70,9 @@ def _build(config: RayConfig, context: BuildContext) -> Executor:
 @hookimpl
 def latentkit_executors() -> ExecutorSpec:
     """The executor `ray`."""
-    return ExecutorSpec("ray", "actors on a Ray cluster, one per GPU or share of CPUs; units of lost ones go to others", RayConfig, _build)
+    return ExecutorSpec(
+        "ray",
+        "actors on a Ray cluster, one per GPU or share of CPUs; units of lost ones go to others",
+        RayConfig,
+        _build,
+    )

@@ -42,8 +42,13 @@ def make_photos(tmp_path: Path) -> Callable[[int], Path]:
         folder.mkdir()
         rows, columns = np.mgrid[0:48, 0:48]
         for number in range(count):
-            channels = [127.5 + 127 * np.sin(rows / (5 + c) + columns / (7 - c) + number * (c + 1)) for c in range(3)]
-            Image.fromarray(np.stack(channels, -1).round().astype(np.uint8)).save(folder / f"{number:03d}.png")
+            channels = [
+                127.5 + 127 * np.sin(rows / (5 + c) + columns / (7 - c) + number * (c + 1))
+                for c in range(3)
+            ]
+            Image.fromarray(np.stack(channels, -1).round().astype(np.uint8)).save(
+                folder / f"{number:03d}.png"
+            )
         return folder
 
     return make

@@ -40,7 +40,9 @@ finally:
 """
 
 
-def test_a_worker_takes_the_accelerator_of_its_node_whatever_its_kind(tmp_path: Path, make_photos: object, kl_folder: Path) -> None:
+def test_a_worker_takes_the_accelerator_of_its_node_whatever_its_kind(
+    tmp_path: Path, make_photos: object, kl_folder: Path
+) -> None:
     assert callable(make_photos)
     paths = [str(SIM), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "LATENTKIT_SIM": "1"}

@@ -1,4 +1,6 @@
-"""The real command on the real cluster: what comes out is what the local executor gives, whoever is killed on the way."""
+"""The real command on the real cluster: what comes out is what the local executor gives, whoever is
+killed on the way.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,13 @@ def start(tmp_path: Path) -> Iterator[Callable[[dict[str, Any]], subprocess.Pope
     def begin(values: dict[str, Any]) -> subprocess.Popen[str]:
         (tmp_path / "recipe.yaml").write_text(json.dumps(values))
         line = [sys.executable, "-m", "latentkit", "run", str(tmp_path / "recipe.yaml")]
-        process = subprocess.Popen(line, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            line,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
         begun.append(process)
         return process
 
@@ -66,7 +74,14 @@ Start = Callable[[dict[str, Any]], "subprocess.Popen[str]"]
 
 def contents(output: Path) -> dict[str, bytes]:
     """All files that have to be the same."""
-    files = [output / "dataset.json", *(file for part in ("plans", "units", "index") for file in sorted((output / part).iterdir()))]
+    files = [
+        output / "dataset.json",
+        *(
+            file
+            for part in ("plans", "units", "index")
+            for file in sorted((output / part).iterdir())
+        ),
+    ]
     return {str(file.relative_to(output)): file.read_bytes() for file in files}
 
 
@@ -89,7 +104,12 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) ->
 
 
 def test_dataset_is_bit_identical_to_a_local_one_though_a_node_is_killed(
-    head: Cluster, second_node: Any, make_photos: Callable[[int], Path], kl_folder: Path, tmp_path: Path, start: Start
+    head: Cluster,
+    second_node: Any,
+    make_photos: Callable[[int], Path],
+    kl_folder: Path,
+    tmp_path: Path,
+    start: Start,
 ) -> None:
     photos, output = make_photos(NUM_PHOTOS), tmp_path / "ray"
     lk.run(recipe(photos, tmp_path / "local", kl_folder, {"use": "local"}))

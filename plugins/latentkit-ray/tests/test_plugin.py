@@ -26,22 +26,35 @@ class TestRay(PluginContract):
 
 
 def test_installed_plugin_is_listed_without_loading_ray() -> None:
-    program = "import sys, latentkit.cli as cli; cli.main(['plugins', '--json']); print('ray' in sys.modules, 'torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    program = (
+        "import sys, latentkit.cli as cli; cli.main(['plugins', '--json']); print('ray' in"
+        " sys.modules, 'torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     listed, loaded = done.stdout.rstrip().rsplit("\n", 1)
     rows = json.loads(listed)["plugins"]
-    assert [row["provider"] for row in rows if (row["kind"], row["name"]) == ("executor", "ray")] == ["latentkit-ray"]
+    assert [
+        row["provider"] for row in rows if (row["kind"], row["name"]) == ("executor", "ray")
+    ] == ["latentkit-ray"]
     assert loaded == "False False"
 
 
 def test_no_option_counts_towards_the_fingerprint() -> None:
     from latentkit.plugins import fingerprint_fields
 
-    config = RayConfig(address="auto", num_workers=2, gpus_per_worker=1, cpus_per_worker=3, retries=0)
+    config = RayConfig(
+        address="auto", num_workers=2, gpus_per_worker=1, cpus_per_worker=3, retries=0
+    )
     assert fingerprint_fields(config) == {}
-    assert not [problem for problem in discover().problems if problem.distribution == "latentkit-ray"]
+    assert not [
+        problem for problem in discover().problems if problem.distribution == "latentkit-ray"
+    ]
 
 
 def test_one_and_a_half_gpus_are_refused() -> None:
-    with pytest.raises(ValidationError, match=r"expected a part of one GPU or a whole number of them, got 1\.5"):
+    with pytest.raises(
+        ValidationError, match=r"expected a part of one GPU or a whole number of them, got 1\.5"
+    ):
         RayConfig(gpus_per_worker=1.5)

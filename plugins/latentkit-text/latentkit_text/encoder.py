@@ -17,7 +17,13 @@ from latentkit_text.tokens import Tokenizer, text_input
 if TYPE_CHECKING:
     from latentkit_text.plugin import TextEncoderConfig
 
-NOT_COMPUTED_WITH = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
+NOT_COMPUTED_WITH = (
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+)
 """Config keys that no value depends on; the dtype is the recipe's."""
 POOLED_NAMES = ("text_embeds", "pooler_output")
 
@@ -39,13 +45,23 @@ class TextEncoder:
 
     def __init__(self, network: Any, tokenizer: Tokenizer, config: TextEncoderConfig) -> None:
         self.network, self._tokenizer, self._config = network, tokenizer, config
-        described = network.config.get_text_config() if hasattr(network.config, "get_text_config") else network.config
+        described = (
+            network.config.get_text_config()
+            if hasattr(network.config, "get_text_config")
+            else network.config
+        )
         layers = int(getattr(described, "num_hidden_layers", 0) or 0)
         if layers and -config.layer > layers + 1:
-            raise EncoderError(f"encoder.with.layer: the network has {layers} layers and its embeddings, got {config.layer}")
+            raise EncoderError(
+                f"encoder.with.layer: the network has {layers} layers and its embeddings, got"
+                f" {config.layer}"
+            )
         positions = getattr(described, "max_position_embeddings", None)
         if config.max_length and positions and config.max_length > positions:
-            raise EncoderError(f"encoder.with.max_length: the network has positions for {positions} tokens, got {config.max_length}")
+            raise EncoderError(
+                f"encoder.with.max_length: the network has positions for {positions} tokens, got"
+                f" {config.max_length}"
+            )
         embeddings = network.get_input_embeddings()
         self.input: InputSpec = text_input(tokenizer, embeddings.num_embeddings)
         is_pooled = config.output == "pooled"
@@ -54,7 +70,9 @@ class TextEncoder:
             self.layout = LatentLayout("pooled-text-embedding", "deterministic", "C", channels, 1)
         else:
             ragged = "L" if config.padding == "none" else None
-            self.layout = LatentLayout("text-embedding", "deterministic", "CL", channels, 1, ragged_axis=ragged)
+            self.layout = LatentLayout(
+                "text-embedding", "deterministic", "CL", channels, 1, ragged_axis=ragged
+            )
 
     def encode(self, batch: Any) -> dict[str, Tensor]:
         """Hidden states of a batch of texts.
@@ -63,24 +81,38 @@ class TextEncoder:
             batch: "tokens", (N, L) ids, and "mask", (N, L), 1 where a token counts.
 
         Returns:
-            "latent", (N, C, L), or (N, C) with output pooled, in the network's dtype. What stands in the padding means nothing, unless
-            tokens attend to it.
+            "latent", (N, C, L), or (N, C) with output pooled, in the network's dtype. What stands
+            in the padding means nothing, unless tokens attend to it.
 
         Raises:
             ValueError: more tokens than `max_length`.
         """
         tokens, mask = batch["tokens"], batch["mask"]
         if not self.input.sizes["L"].allows(tokens.shape[1]):
-            raise ValueError(f"L of a batch is {tokens.shape[1]}; the encoder takes {self.input.sizes['L']}")
+            raise ValueError(
+                f"L of a batch is {tokens.shape[1]}; the encoder takes {self.input.sizes['L']}"
+            )
         device = self.network.device
-        seen = None if self._config.attend_padding and self._config.padding == "max_length" else mask.to(device).long()
+        seen = (
+            None
+            if self._config.attend_padding and self._config.padding == "max_length"
+            else mask.to(device).long()
+        )
         with torch.inference_mode():
-            found = self.network(tokens.to(device).long(), attention_mask=seen, output_hidden_states=self._config.layer != -1)
+            found = self.network(
+                tokens.to(device).long(),
+                attention_mask=seen,
+                output_hidden_states=self._config.layer != -1,
+            )
         return {"latent": self._select(found)}
 
     def fingerprint(self) -> dict[str, str]:
         """Class, config and weights of the network, and the tokenizer."""
-        values = {name: value for name, value in self.network.config.to_dict().items() if name not in NOT_COMPUTED_WITH}
+        values = {
+            name: value
+            for name, value in self.network.config.to_dict().items()
+            if name not in NOT_COMPUTED_WITH
+        }
         text = json.dumps(values, sort_keys=True, default=str)
         return {
             "class": type(self.network).__name__,
@@ -91,17 +123,26 @@ class TextEncoder:
 
     def _select(self, found: Any) -> Tensor:
         if self._config.output == "tokens":
-            states: Tensor = found.last_hidden_state if self._config.layer == -1 else found.hidden_states[self._config.layer]
+            states: Tensor = (
+                found.last_hidden_state
+                if self._config.layer == -1
+                else found.hidden_states[self._config.layer]
+            )
             return states.transpose(1, 2)
         for name in POOLED_NAMES:
             pooled: Tensor | None = getattr(found, name, None)
             if pooled is not None:
                 return pooled
-        raise EncoderError(f"{type(self.network).__name__} gives no vector of a whole text; set encoder.with.output: tokens")
+        raise EncoderError(
+            f"{type(self.network).__name__} gives no vector of a whole text; set"
+            " encoder.with.output: tokens"
+        )
 
     def _try(self) -> int:
         """The number of channels, by encoding one token."""
         tokens = torch.full((1, 1), self._tokenizer.pad_id, device=self.network.device)
         with torch.inference_mode():
-            found = self.network(tokens, attention_mask=torch.ones_like(tokens), output_hidden_states=True)
+            found = self.network(
+                tokens, attention_mask=torch.ones_like(tokens), output_hidden_states=True
+            )
         return int(self._select(found).shape[1])

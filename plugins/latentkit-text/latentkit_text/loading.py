@@ -22,7 +22,13 @@ if TYPE_CHECKING:
     from latentkit_text.plugin import TextEncoderConfig
 
 NETWORK_FOLDERS = ("", "text_encoder")
-TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "spiece.model", "vocab.json", "vocab.txt")
+TOKENIZER_FILES = (
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "spiece.model",
+    "vocab.json",
+    "vocab.txt",
+)
 UNLIMITED = 100_000
 """Tokenizers without a limit of their own name a huge one."""
 HUB_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
@@ -32,9 +38,16 @@ def open_text_encoder(config: TextEncoderConfig, context: BuildContext) -> TextE
     """The encoder of a recipe.
 
     Raises:
-        EncoderError: there is no such model, its weights don't fit, or its tokenizer has no limit and `max_length` is not given.
+        EncoderError: there is no such model, its weights don't fit, or its tokenizer has no limit
+            and `max_length` is not given.
     """
-    prefixes = ["", *(f"{name}/" for name in (config.subfolder or "text_encoder", config.tokenizer or "tokenizer"))]
+    prefixes = [
+        "",
+        *(
+            f"{name}/"
+            for name in (config.subfolder or "text_encoder", config.tokenizer or "tokenizer")
+        ),
+    ]
     patterns = [prefix + file for prefix in prefixes for file in HUB_FILES]
     root = find_model_path(config.model, config.revision, patterns, context.recipe_dir)
     folder = _network_folder(root, config.subfolder)
@@ -48,25 +61,41 @@ def _network_folder(root: Path, subfolder: str | None) -> Path:
     for name in names:
         if (root / name / "config.json").is_file():
             return root / name
-    raise EncoderError(f"{root}: no config.json in {' or '.join(name or 'it' for name in names)}; expected a text encoder's folder")
+    raise EncoderError(
+        f"{root}: no config.json in {' or '.join(name or 'it' for name in names)}; expected a text"
+        " encoder's folder"
+    )
 
 
 def _open_tokenizer(root: Path, network_folder: Path, config: TextEncoderConfig) -> Tokenizer:
     # A pipeline's text_encoder_2 goes with its tokenizer_2.
-    beside = network_folder.name.replace("text_encoder", "tokenizer") if network_folder.name.startswith("text_encoder") else "tokenizer"
-    folders = [network_folder, root / beside] if config.tokenizer is None else [root / config.tokenizer]
+    beside = (
+        network_folder.name.replace("text_encoder", "tokenizer")
+        if network_folder.name.startswith("text_encoder")
+        else "tokenizer"
+    )
+    folders = (
+        [network_folder, root / beside] if config.tokenizer is None else [root / config.tokenizer]
+    )
     for folder in folders:
         if any((folder / file).is_file() for file in TOKENIZER_FILES):
             break
     else:
-        raise EncoderError(f"{' and '.join(map(str, folders))}: no tokenizer there; name its folder in encoder.with.tokenizer")
+        raise EncoderError(
+            f"{' and '.join(map(str, folders))}: no tokenizer there; name its folder in"
+            " encoder.with.tokenizer"
+        )
     try:
         tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise EncoderError(f"{folder}: the tokenizer can't be opened: {str(error).strip()[:500]}") from error
+        raise EncoderError(
+            f"{folder}: the tokenizer can't be opened: {str(error).strip()[:500]}"
+        ) from error
     max_length = config.max_length or int(tokenizer.model_max_length)
     if max_length > UNLIMITED:
-        raise EncoderError(f"{folder}: the tokenizer names no limit; set encoder.with.max_length, such as 256")
+        raise EncoderError(
+            f"{folder}: the tokenizer names no limit; set encoder.with.max_length, such as 256"
+        )
     return Tokenizer(tokenizer, max_length, config.padding == "max_length")
 
 
@@ -75,21 +104,34 @@ def _open_network(folder: Path, config: TextEncoderConfig, needs_pooled: bool) -
         with _quiet():
             described = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
             network, loaded = _network_class(described).from_pretrained(
-                folder, dtype=getattr(torch, config.dtype), output_loading_info=True, local_files_only=True
+                folder,
+                dtype=getattr(torch, config.dtype),
+                output_loading_info=True,
+                local_files_only=True,
             )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise EncoderError(f"{folder}: the text encoder can't be opened: {str(error).strip()[:500]}") from error
-    missing = sorted(name for name in loaded["missing_keys"] if needs_pooled or not name.startswith("pooler."))
+        raise EncoderError(
+            f"{folder}: the text encoder can't be opened: {str(error).strip()[:500]}"
+        ) from error
+    missing = sorted(
+        name for name in loaded["missing_keys"] if needs_pooled or not name.startswith("pooler.")
+    )
     if missing or loaded["mismatched_keys"]:
         wrong = ", ".join([*missing, *map(str, loaded["mismatched_keys"])][:8])
-        raise EncoderError(f"{folder}: the weights don't fit; missing or of another shape are {wrong}. It would run, and be wrong")
+        raise EncoderError(
+            f"{folder}: the weights don't fit; missing or of another shape are {wrong}. It would"
+            " run, and be wrong"
+        )
     return _text_half(network).eval().requires_grad_(False)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence transformers' bars, and its warnings about what becomes an error here."""
-    level, has_bar = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
+    level, has_bar = (
+        transformers.logging.get_verbosity(),
+        transformers.logging.is_progress_bar_enabled(),
+    )
     transformers.logging.set_verbosity(logging.ERROR)
     transformers.logging.disable_progress_bar()
     try:
@@ -101,9 +143,15 @@ def _quiet() -> Iterator[None]:
 
 
 def _network_class(config: Any) -> Any:
-    """The class of transformers for a config: the architecture it names where that is a text encoder, else what encodes text."""
+    """The class of transformers for a config: the architecture it names where that is a text
+    encoder, else what encodes text.
+    """
     named = (getattr(config, "architectures", None) or [""])[0]
-    if named in ("CLIPTextModel", "CLIPTextModelWithProjection", *MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES.values()):
+    if named in (
+        "CLIPTextModel",
+        "CLIPTextModelWithProjection",
+        *MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES.values(),
+    ):
         return getattr(transformers, named)
     if config.model_type in MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES:
         return transformers.AutoModelForTextEncoding
@@ -111,7 +159,9 @@ def _network_class(config: Any) -> Any:
 
 
 def _text_half(network: Any) -> Any:
-    """The part of a network that encodes text: all of most, a half of CLIP's pair, the encoder of a translator."""
+    """The part of a network that encodes text: all of most, a half of CLIP's pair, the encoder of a
+    translator.
+    """
     if getattr(network.config, "is_encoder_decoder", False) and hasattr(network, "decoder"):
         return network.get_encoder()
     return getattr(network, "text_model", network) if hasattr(network, "vision_model") else network

@@ -30,7 +30,9 @@ class TextModality:
     def __init__(self, config: TextConfig, context: BuildContext) -> None:
         given = context.input
         if not isinstance(given, TextInput) or given.tokenizer is None or given.range[0] != 0.0:
-            raise RecipeError("modality text: expected an encoder with a tokenizer, such as text-encoder")
+            raise RecipeError(
+                "modality text: expected an encoder with a tokenizer, such as text-encoder"
+            )
         self._config, self._tokenizer = config, given.tokenizer
 
     def prepare(self, sample: Sample) -> Iterator[Prepared]:
@@ -45,10 +47,15 @@ class TextModality:
             raise SampleError("the text is empty; set modality.with.on_empty: encode to keep it")
         if len(text) > self._config.max_characters:
             limit = self._config.max_characters
-            raise SampleError(f"the text has {len(text)} characters, more than modality.with.max_characters ({limit}); is it a caption?")
+            raise SampleError(
+                f"the text has {len(text)} characters, more than modality.with.max_characters"
+                f" ({limit}); is it a caption?"
+            )
         ids, num_tokens = self._tokenizer(text)
         if num_tokens > len(ids) and self._config.on_long == "skip":
-            raise SampleError(f"the text has {num_tokens} tokens, more than the encoder's max_length ({len(ids)})")
+            raise SampleError(
+                f"the text has {num_tokens} tokens, more than the encoder's max_length ({len(ids)})"
+            )
         if not ids:
             raise SampleError("the tokenizer makes no token of the text")
         length = self._tokenizer.padded_length(len(ids))
@@ -57,25 +64,33 @@ class TextModality:
         mask = torch.zeros(length)
         mask[: len(ids)] = 1
         geometry = {"tokens": num_tokens, "kept": len(ids)}
-        cut = f"cut to {len(ids)} tokens, the encoder's most (modality.with.on_long: skip leaves them out)"
+        cut = (
+            f"cut to {len(ids)} tokens, the encoder's most (modality.with.on_long: skip leaves them"
+            " out)"
+        )
         remarks = (cut,) if num_tokens > len(ids) else ()
         yield Prepared("plain", str(length), {"tokens": tokens, "mask": mask}, geometry, remarks)
 
     def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
-        """Write a line per row at `path`: of each text the number of its tokens, then what they say.
+        """Write a line per row at `path`: of each text the number of its tokens, then what they
+        say.
 
         Args:
             tensors: (L,) token ids, without their padding.
             path: file to write.
         """
-        lines = ["\t".join(self._describe(tokens.long().tolist()) for tokens in row) for row in tensors]
+        lines = [
+            "\t".join(self._describe(tokens.long().tolist()) for tokens in row) for row in tensors
+        ]
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     def _describe(self, ids: list[int]) -> str:
         # Tokens don't say whether a text of just as many was cut, or ended there.
         limit = " (the limit)" if len(ids) == self._tokenizer.max_length else ""
-        # Line ends, and what would move a terminal's cursor or change its colours, are escaped.
-        text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in self._tokenizer.text(ids))
+        # Line ends, and what would move a terminal's cursor or change its colors, are escaped.
+        text = "".join(
+            char if char.isprintable() else repr(char)[1:-1] for char in self._tokenizer.text(ids)
+        )
         return f"{len(ids)} tokens{limit}: {text}"
 
     def _read(self, sample: Sample) -> str:
@@ -92,8 +107,13 @@ class TextModality:
 def _what_is_there(attributes: Mapping[str, object], column: str) -> str:
     """Why an attribute gives no text."""
     if column not in attributes:
-        return f"there is no attribute {column!r}; attributes: {', '.join(sorted(attributes)) or 'none'}"
+        return (
+            f"there is no attribute {column!r}; attributes:"
+            f" {', '.join(sorted(attributes)) or 'none'}"
+        )
     value = attributes[column]
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    found = "null" if value is None else "a number" if is_number else f"of type {type(value).__name__}"
+    found = (
+        "null" if value is None else "a number" if is_number else f"of type {type(value).__name__}"
+    )
     return f"the attribute {column!r} is {found}, not a text"

@@ -6,19 +6,37 @@ from typing import Literal
 
 from pydantic import Field
 
-from latentkit.contracts import BuildContext, Config, Encoder, EncoderSpec, Modality, ModalitySpec, neutral
+from latentkit.contracts import (
+    BuildContext,
+    Config,
+    Encoder,
+    EncoderSpec,
+    Modality,
+    ModalitySpec,
+    neutral,
+)
 from latentkit.hooks import hookimpl
 
 
 class TextConfig(Config):
     """Modality `text`."""
 
-    column: str | None = Field("text", description="attribute that holds the text; null: the media is the text")
-    on_empty: Literal["skip", "encode"] = Field("skip", description="whether an empty text is recorded and left out, or encoded")
-    on_long: Literal["truncate", "skip"] = Field(
-        "truncate", description="whether a text of more tokens than max_length loses its end (how many is recorded), or is left out"
+    column: str | None = Field(
+        "text", description="attribute that holds the text; null: the media is the text"
     )
-    max_characters: int = Field(20_000, gt=0, description="characters above which a text is no caption, and is left out")
+    on_empty: Literal["skip", "encode"] = Field(
+        "skip", description="whether an empty text is recorded and left out, or encoded"
+    )
+    on_long: Literal["truncate", "skip"] = Field(
+        "truncate",
+        description=(
+            "whether a text of more tokens than max_length loses its end (how many is recorded), or"
+            " is left out"
+        ),
+    )
+    max_characters: int = Field(
+        20_000, gt=0, description="characters above which a text is no caption, and is left out"
+    )
 
     @property
     def media_attribute(self) -> str | None:
@@ -29,18 +47,50 @@ class TextConfig(Config):
 class TextEncoderConfig(Config):
     """Encoder `text-encoder`."""
 
-    model: str = neutral(..., description="hub id or folder of a text encoder, or of a pipeline that has one in subfolder")
-    subfolder: str | None = neutral(None, description="folder of the network inside model; none: model itself, else text_encoder")
-    tokenizer: str | None = neutral(None, description="folder of the tokenizer inside model; none: that of the network, else tokenizer")
-    revision: str | None = neutral(None, description="git revision on the hub; none: the newest")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="the network computes in this")
-    max_length: int | None = Field(None, gt=0, description="tokens of a text, at most; none: the tokenizer's own limit")
-    padding: Literal["none", "max_length"] = Field(
-        "none", description="store texts at their own length, or padded to max_length as some pipelines feed their network"
+    model: str = neutral(
+        ...,
+        description=(
+            "hub id or folder of a text encoder, or of a pipeline that has one in subfolder"
+        ),
     )
-    attend_padding: bool = Field(False, description="with padding max_length: let tokens see the padding, as Stable Diffusion and FLUX do")
-    layer: int = Field(-1, lt=0, description="hidden layer from the end; -1: the last, normalised as the network does it")
-    output: Literal["tokens", "pooled"] = Field("tokens", description="one vector a token, or one a text")
+    subfolder: str | None = neutral(
+        None,
+        description="folder of the network inside model; none: model itself, else text_encoder",
+    )
+    tokenizer: str | None = neutral(
+        None,
+        description=(
+            "folder of the tokenizer inside model; none: that of the network, else tokenizer"
+        ),
+    )
+    revision: str | None = neutral(None, description="git revision on the hub; none: the newest")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="the network computes in this"
+    )
+    max_length: int | None = Field(
+        None, gt=0, description="tokens of a text, at most; none: the tokenizer's own limit"
+    )
+    padding: Literal["none", "max_length"] = Field(
+        "none",
+        description=(
+            "store texts at their own length, or padded to max_length as some pipelines feed their"
+            " network"
+        ),
+    )
+    attend_padding: bool = Field(
+        False,
+        description=(
+            "with padding max_length: let tokens see the padding, as Stable Diffusion and FLUX do"
+        ),
+    )
+    layer: int = Field(
+        -1,
+        lt=0,
+        description="hidden layer from the end; -1: the last, normalized as the network does it",
+    )
+    output: Literal["tokens", "pooled"] = Field(
+        "tokens", description="one vector a token, or one a text"
+    )
 
 
 def _build_text(config: TextConfig, context: BuildContext) -> Modality:
@@ -64,4 +114,9 @@ def latentkit_modalities() -> ModalitySpec:
 @hookimpl
 def latentkit_encoders() -> EncoderSpec:
     """The encoder `text-encoder`."""
-    return EncoderSpec("text-encoder", "CLIP, T5, or another text encoder of transformers", TextEncoderConfig, _build_text_encoder)
+    return EncoderSpec(
+        "text-encoder",
+        "CLIP, T5, or another text encoder of transformers",
+        TextEncoderConfig,
+        _build_text_encoder,
+    )

@@ -10,11 +10,14 @@ from typing import Any
 from latentkit.contracts import InputSpec, SizeRule
 
 PAD_TO = 16
-"""Texts of different lengths are padded to a multiple of so many tokens, so that they fill batches."""
+"""Texts of different lengths are padded to a multiple of so many tokens, so that they fill batches.
+"""
 
 
 class Tokenizer:
-    """Token ids of texts by a tokenizer of transformers, its special tokens included. Picklable; safe to call from several threads.
+    """Token ids of texts by a tokenizer of transformers, its special tokens included.
+
+    Picklable; safe to call from several threads.
 
     Args:
         tokenizer: of transformers.
@@ -29,7 +32,9 @@ class Tokenizer:
 
     @property
     def pad_id(self) -> int:
-        """The token that padding consists of; 0 where the tokenizer has none, which a mask then hides."""
+        """The token that padding consists of; 0 where the tokenizer has none, which a mask then
+        hides.
+        """
         pad = self._tokenizer.pad_token_id
         return 0 if pad is None else int(pad)
 
@@ -39,22 +44,33 @@ class Tokenizer:
             ids: list[int] = self._tokenizer(text, truncation=False, verbose=False)["input_ids"]
             if len(ids) <= self.max_length:
                 return ids, len(ids)
-            cut: list[int] = self._tokenizer(text, truncation=True, max_length=self.max_length)["input_ids"]
+            cut: list[int] = self._tokenizer(text, truncation=True, max_length=self.max_length)[
+                "input_ids"
+            ]
             return cut, len(ids)
 
     def padded_length(self, length: int) -> int:
         """How many tokens a text of `length` is padded to."""
-        return self.max_length if self._pad_to_max else min(-(-length // PAD_TO) * PAD_TO, self.max_length)
+        return (
+            self.max_length
+            if self._pad_to_max
+            else min(-(-length // PAD_TO) * PAD_TO, self.max_length)
+        )
 
     def text(self, ids: list[int]) -> str:
-        """The text of token ids as the network sees it: special and unknown tokens by their names."""
+        """The text of token ids as the network sees it: special and unknown tokens by their names.
+        """
         with self._lock:
             return str(self._tokenizer.decode(ids))
 
     def fingerprint(self) -> str:
         """Hash of everything that decides which ids a text becomes."""
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
-        content = repr(sorted(self._tokenizer.get_vocab().items())) if backend is None else backend.to_str()
+        content = (
+            repr(sorted(self._tokenizer.get_vocab().items()))
+            if backend is None
+            else backend.to_str()
+        )
         return hashlib.sha256(f"{content}\0{self.max_length}\0{self.pad_id}".encode()).hexdigest()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -66,7 +82,9 @@ class Tokenizer:
 
 @dataclass(frozen=True)
 class TextInput(InputSpec):
-    """What a text encoder takes: token ids, (L,) whole numbers, and with what texts are turned into them."""
+    """What a text encoder takes: token ids, (L,) whole numbers, and with what texts are turned into
+    them.
+    """
 
     tokenizer: Tokenizer | None = None
 
@@ -74,4 +92,11 @@ class TextInput(InputSpec):
 def text_input(tokenizer: Tokenizer, num_tokens: int) -> TextInput:
     """The input of an encoder whose vocabulary has `num_tokens`."""
     sizes = {"L": SizeRule(maximum=tokenizer.max_length)}
-    return TextInput(channels=1, range=(0.0, num_tokens - 1.0), sizes=sizes, axes="L", takes_mask=True, tokenizer=tokenizer)
+    return TextInput(
+        channels=1,
+        range=(0.0, num_tokens - 1.0),
+        sizes=sizes,
+        axes="L",
+        takes_mask=True,
+        tokenizer=tokenizer,
+    )

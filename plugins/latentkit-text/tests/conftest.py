@@ -17,13 +17,24 @@ CHARACTERS = (PAD, START, END, *string.printable)
 
 def save_tokenizer(folder: Path, max_length: int | None) -> None:
     """A token a character, between one for the start and one for the end."""
-    backend = Tokenizer(models.WordLevel({token: number for number, token in enumerate(dict.fromkeys(CHARACTERS))}, unk_token=PAD))
+    backend = Tokenizer(
+        models.WordLevel(
+            {token: number for number, token in enumerate(dict.fromkeys(CHARACTERS))}, unk_token=PAD
+        )
+    )
     backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     backend.decoder = decoders.Fuse()
-    backend.post_processor = processors.TemplateProcessing(single=f"{START} $A {END}", special_tokens=[(START, 1), (END, 2)])
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{START} $A {END}", special_tokens=[(START, 1), (END, 2)]
+    )
     limit: dict[str, Any] = {} if max_length is None else {"model_max_length": max_length}
     transformers.PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token=PAD, bos_token=START, eos_token=END, unk_token=PAD, **limit
+        tokenizer_object=backend,
+        pad_token=PAD,
+        bos_token=START,
+        eos_token=END,
+        unk_token=PAD,
+        **limit,
     ).save_pretrained(folder)
 
 
@@ -33,7 +44,12 @@ def save_network(folder: Path, network: Any) -> None:
 
 def small_clip(projected: bool = False) -> Any:
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_hidden_layers": 3}
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 3,
+    }
     sizes |= {"projection_dim": 8, "vocab_size": len(CHARACTERS), "max_position_embeddings": 40}
     tokens: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     kind = transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel
@@ -43,7 +59,9 @@ def small_clip(projected: bool = False) -> Any:
 def small_t5() -> Any:
     torch.manual_seed(1)
     sizes: dict[str, Any] = {"d_model": 12, "d_kv": 4, "d_ff": 16, "num_layers": 2, "num_heads": 3}
-    return transformers.T5EncoderModel(transformers.T5Config(vocab_size=len(CHARACTERS), decoder_start_token_id=0, **sizes)).eval()
+    return transformers.T5EncoderModel(
+        transformers.T5Config(vocab_size=len(CHARACTERS), decoder_start_token_id=0, **sizes)
+    ).eval()
 
 
 @pytest.fixture(scope="session")

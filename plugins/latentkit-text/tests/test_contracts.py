@@ -9,7 +9,12 @@ import pytest
 import torch
 from latentkit_text.encoder import TextEncoder
 from latentkit_text.loading import open_text_encoder
-from latentkit_text.plugin import TextConfig, TextEncoderConfig, latentkit_encoders, latentkit_modalities
+from latentkit_text.plugin import (
+    TextConfig,
+    TextEncoderConfig,
+    latentkit_encoders,
+    latentkit_modalities,
+)
 from torch import Tensor
 
 from latentkit.contracts import BuildContext, Config, Encoder, EncoderSpec, ModalitySpec, Sample
@@ -42,8 +47,12 @@ class TestTextEncoder(EncoderContract):
     def make_config(self, tmp_path: Path) -> Config:
         return TextEncoderConfig(model=str(self._folder))
 
-    def make_batch(self, encoder: Encoder, sizes: tuple[int, ...], num_rows: int) -> dict[str, Tensor]:
-        tokens = torch.randint(1, 40, (num_rows, *sizes), generator=torch.Generator().manual_seed(num_rows))
+    def make_batch(
+        self, encoder: Encoder, sizes: tuple[int, ...], num_rows: int
+    ) -> dict[str, Tensor]:
+        tokens = torch.randint(
+            1, 40, (num_rows, *sizes), generator=torch.Generator().manual_seed(num_rows)
+        )
         return {"tokens": tokens, "mask": torch.ones(tokens.shape)}
 
     def perturb(self, encoder: Encoder) -> Encoder:

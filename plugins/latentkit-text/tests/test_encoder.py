@@ -32,7 +32,9 @@ def batch_of(encoder: TextEncoder, texts: tuple[str, ...]) -> dict[str, Tensor]:
     modality = TextModality(TextConfig(column=None), BuildContext(input=encoder.input))
     rows: list[Any] = [next(iter(modality.prepare(Sample("key", text)))).tensor for text in texts]
     length = max(row["tokens"].shape[0] for row in rows)
-    return {name: torch.stack([pad(row[name], length) for row in rows]) for name in ("tokens", "mask")}
+    return {
+        name: torch.stack([pad(row[name], length) for row in rows]) for name in ("tokens", "mask")
+    }
 
 
 def pad(row: Tensor, length: int) -> Tensor:
@@ -43,7 +45,9 @@ def direct(network: Any, folder: Path, text: str) -> Tensor:
     """What transformers gives of one text alone, (L, C)."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     with torch.inference_mode():
-        found: Tensor = network(**tokenizer([text], return_tensors="pt", return_token_type_ids=False)).last_hidden_state[0]
+        found: Tensor = network(
+            **tokenizer([text], return_tensors="pt", return_token_type_ids=False)
+        ).last_hidden_state[0]
     return found
 
 
@@ -67,26 +71,41 @@ def test_t5_gives_its_own_hidden_states(t5_folder: Path) -> None:
         torch.testing.assert_close(row[:, : len(expected)].T, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_max_length_and_attended_padding_are_what_stable_diffusion_feeds_its_network(clip_folder: Path) -> None:
-    """`StableDiffusionPipeline.encode_prompt`: padding="max_length", truncation, no attention mask."""
+def test_max_length_and_attended_padding_are_what_stable_diffusion_feeds_its_network(
+    clip_folder: Path,
+) -> None:
+    """`StableDiffusionPipeline.encode_prompt`: padding="max_length", truncation, no attention mask.
+    """
     encoder = open_encoder(clip_folder, padding="max_length", attend_padding=True)
     assert encoder.layout.ragged_axis is None
     found = encoder.encode(batch_of(encoder, TEXTS))["latent"]
     tokenizer = transformers.AutoTokenizer.from_pretrained(clip_folder / "tokenizer")
-    ids = tokenizer(list(TEXTS), padding="max_length", max_length=40, truncation=True, return_tensors="pt").input_ids
+    ids = tokenizer(
+        list(TEXTS), padding="max_length", max_length=40, truncation=True, return_tensors="pt"
+    ).input_ids
     network = transformers.CLIPTextModel.from_pretrained(clip_folder / "text_encoder").eval()
     with torch.inference_mode():
         expected = network(ids, attention_mask=None)[0]
     assert torch.equal(found.transpose(1, 2), expected)
 
 
-def test_the_penultimate_layer_and_the_projected_vector_are_those_of_stable_diffusion_xl(clip_folder: Path) -> None:
-    """`StableDiffusionXLPipeline.encode_prompt`: hidden_states[-2] of both, and element 0 of the second's output."""
-    options: dict[str, Any] = {"subfolder": "text_encoder_2", "padding": "max_length", "attend_padding": True}
+def test_the_penultimate_layer_and_the_projected_vector_are_those_of_stable_diffusion_xl(
+    clip_folder: Path,
+) -> None:
+    """`StableDiffusionXLPipeline.encode_prompt`: hidden_states[-2] of both, and element 0 of the
+    second's output.
+    """
+    options: dict[str, Any] = {
+        "subfolder": "text_encoder_2",
+        "padding": "max_length",
+        "attend_padding": True,
+    }
     tokens = open_encoder(clip_folder, layer=-2, **options)
     pooled = open_encoder(clip_folder, output="pooled", **options)
     batch = batch_of(tokens, TEXTS)
-    network = transformers.CLIPTextModelWithProjection.from_pretrained(clip_folder / "text_encoder_2").eval()
+    network = transformers.CLIPTextModelWithProjection.from_pretrained(
+        clip_folder / "text_encoder_2"
+    ).eval()
     with torch.inference_mode():
         expected = network(batch["tokens"], output_hidden_states=True)
     assert torch.equal(tokens.encode(batch)["latent"].transpose(1, 2), expected.hidden_states[-2])
@@ -124,7 +143,10 @@ def test_another_tokenizer_is_another_fingerprint(clip_folder: Path, tmp_path: P
     vocabulary = values["model"]["vocab"]
     vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
     path.write_text(json.dumps(values))
-    one, other = open_encoder(clip_folder).fingerprint(), open_encoder(tmp_path / "other").fingerprint()
+    one, other = (
+        open_encoder(clip_folder).fingerprint(),
+        open_encoder(tmp_path / "other").fingerprint(),
+    )
     assert [name for name in one if one[name] != other[name]] == ["tokenizer"]
 
 
@@ -144,7 +166,9 @@ def test_a_tokenizer_without_a_limit_needs_max_length(t5_folder: Path) -> None:
         open_encoder(t5_folder)
 
 
-def test_a_folder_without_a_network_or_a_tokenizer_is_refused(tmp_path: Path, clip_folder: Path) -> None:
+def test_a_folder_without_a_network_or_a_tokenizer_is_refused(
+    tmp_path: Path, clip_folder: Path
+) -> None:
     with pytest.raises(EncoderError, match=r"config\.json"):
         open_encoder(tmp_path)
     shutil.copytree(clip_folder / "text_encoder", tmp_path / "text_encoder")
@@ -160,8 +184,13 @@ def test_a_layer_that_is_not_there_is_refused(clip_folder: Path) -> None:
 
 
 def test_more_tokens_than_positions_are_refused(clip_folder: Path) -> None:
-    positions = transformers.AutoConfig.from_pretrained(clip_folder / "text_encoder").max_position_embeddings
-    with pytest.raises(EncoderError, match=rf"max_length: the network has positions for {positions} tokens, got {positions + 1}"):
+    positions = transformers.AutoConfig.from_pretrained(
+        clip_folder / "text_encoder"
+    ).max_position_embeddings
+    with pytest.raises(
+        EncoderError,
+        match=rf"max_length: the network has positions for {positions} tokens, got {positions + 1}",
+    ):
         open_encoder(clip_folder, max_length=positions + 1)
 
 

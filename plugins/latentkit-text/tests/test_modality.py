@@ -18,7 +18,9 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 @pytest.fixture(scope="module")
 def context(clip_folder: Path) -> BuildContext:
-    return BuildContext(input=open_text_encoder(TextEncoderConfig(model=str(clip_folder)), BuildContext()).input)
+    return BuildContext(
+        input=open_text_encoder(TextEncoderConfig(model=str(clip_folder)), BuildContext()).input
+    )
 
 
 def prepare(context: BuildContext, sample: Sample, **options: Any) -> Prepared:
@@ -41,10 +43,17 @@ def test_the_text_is_the_media_or_a_file(context: BuildContext, tmp_path: Path) 
     assert text_of(context, Sample("2", file), tmp_path) == "11 tokens: <s>in a file</s>"
 
 
-def test_the_preview_shows_what_the_encoder_sees_of_a_text(context: BuildContext, tmp_path: Path) -> None:
-    """What the tokenizer doesn't know, where a text was cut, and a line per text, whatever is in it."""
+def test_the_preview_shows_what_the_encoder_sees_of_a_text(
+    context: BuildContext, tmp_path: Path
+) -> None:
+    """What the tokenizer doesn't know, where a text was cut, and a line per text, whatever is in
+    it.
+    """
     assert text_of(context, Sample("1", "ö"), tmp_path) == "3 tokens: <s><pad></s>"
-    assert text_of(context, Sample("2", LETTERS * 2), tmp_path) == f"40 tokens (the limit): <s>{LETTERS}{LETTERS[:12]}</s>"
+    assert (
+        text_of(context, Sample("2", LETTERS * 2), tmp_path)
+        == f"40 tokens (the limit): <s>{LETTERS}{LETTERS[:12]}</s>"
+    )
     assert text_of(context, Sample("3", "a\nb\x0b"), tmp_path) == "6 tokens: <s>a\\nb\\x0b</s>"
 
 
@@ -63,7 +72,9 @@ def test_a_long_text_keeps_its_end_token_and_says_what_was_cut(context: BuildCon
     assert prepared.geometry == {"tokens": 54, "kept": 40}
     assert prepared.tensor["tokens"].shape == (40,)
     assert (int(prepared.tensor["tokens"][0]), int(prepared.tensor["tokens"][-1])) == (1, 2)
-    assert list(prepared.remarks) == ["cut to 40 tokens, the encoder's most (modality.with.on_long: skip leaves them out)"]
+    assert list(prepared.remarks) == [
+        "cut to 40 tokens, the encoder's most (modality.with.on_long: skip leaves them out)"
+    ]
     assert not prepare(context, Sample("key", LETTERS)).remarks
 
 
@@ -75,19 +86,40 @@ def test_a_long_text_keeps_its_end_token_and_says_what_was_cut(context: BuildCon
         (Sample("key", "x" * 100_000), {}, "100000 characters"),
         (Sample("key", "x" * 60), {"on_long": "skip"}, "62 tokens"),
         (Sample("key", b"\xff\xfe"), {}, "UTF-8"),
-        (Sample("key", "", {"text": 3}), {"column": "text"}, "the attribute 'text' is a number, not a text; name another"),
-        (Sample("key", "", {"text": True}), {"column": "text"}, "the attribute 'text' is of type bool, not a text"),
-        (Sample("key", "", {"caption": "x", "text": None}), {"column": "text"}, "the attribute 'text' is null, not a text"),
-        (Sample("key", "", {"label": "y", "caption": "x"}), {"column": "text"}, "no attribute 'text'; attributes: caption, label"),
+        (
+            Sample("key", "", {"text": 3}),
+            {"column": "text"},
+            "the attribute 'text' is a number, not a text; name another",
+        ),
+        (
+            Sample("key", "", {"text": True}),
+            {"column": "text"},
+            "the attribute 'text' is of type bool, not a text",
+        ),
+        (
+            Sample("key", "", {"caption": "x", "text": None}),
+            {"column": "text"},
+            "the attribute 'text' is null, not a text",
+        ),
+        (
+            Sample("key", "", {"label": "y", "caption": "x"}),
+            {"column": "text"},
+            "no attribute 'text'; attributes: caption, label",
+        ),
     ],
 )
-def test_a_text_that_is_no_good_has_its_reason(context: BuildContext, sample: Sample, options: dict[str, Any], message: str) -> None:
+def test_a_text_that_is_no_good_has_its_reason(
+    context: BuildContext, sample: Sample, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(SampleError, match=message):
         prepare(context, sample, **options)
 
 
 def test_an_empty_text_can_be_kept(context: BuildContext) -> None:
-    assert prepare(context, Sample("key", ""), on_empty="encode").geometry == {"tokens": 2, "kept": 2}
+    assert prepare(context, Sample("key", ""), on_empty="encode").geometry == {
+        "tokens": 2,
+        "kept": 2,
+    }
 
 
 def test_an_encoder_without_a_tokenizer_is_refused() -> None:

@@ -2,12 +2,14 @@
 
     python benchmarks/encode.py [--clips FOLDER] [--parts free bare] [--rounds 5]
 
-free    an encoder that costs nothing: how near does the pipeline come to what one writes with PyAV alone (open, seek, decode, reformat,
+free    an encoder that costs nothing: how near does the pipeline come to what one writes with PyAV
+alone (open, seek, decode, reformat,
         crop, to a float tensor), in as many threads as there are cores?
-bare    AutoencoderKLWan as released, with random weights: how much is left of the same batches as ready tensors?
+bare    AutoencoderKLWan as released, with random weights: how much is left of the same batches as
+ready tensors?
 
-Contenders take turns in every round; ratios are formed inside a round, and the first round is left out.
-"""
+Contenders take turns in every round; ratios are formed inside a round, and the first round is left
+out."""
 
 from __future__ import annotations
 
@@ -28,11 +30,19 @@ from latentkit_video.modality import VideoModality
 from latentkit_video.plugin import VideoClipsConfig, VideoConfig
 from latentkit_video.source import open_video_clips
 
-from latentkit.contracts import BuildContext, Encoder, InputSpec, LatentLayout, Normalization, Sample, Source
-from latentkit.encode import encode_source
+from latentkit.contracts import (
+    BuildContext,
+    Encoder,
+    InputSpec,
+    LatentLayout,
+    Normalization,
+    Sample,
+    Source,
+)
+from latentkit.encoding.encode_source import encode_source
+from latentkit.encoding.make_plan import EncodeInputs, EncodeSettings
 from latentkit.executors.local import LocalExecutor
-from latentkit.planning import EncodeInputs, EncodeSettings
-from latentkit.store.folder import LocalFolder
+from latentkit.store.local_folder import LocalFolder
 
 FRAMES, SIZE = 17, 256
 WAN_FRAMES, WAN_SIZE = 9, 64
@@ -55,25 +65,40 @@ class FreeEncoder:
 
 
 def draw_videos(folder: Path, count: int) -> Path:
-    """Videos of 640 x 480 with moving detail and noise, 2 s at 25 frames a second, a key frame each second."""
+    """Videos of 640 x 480 with moving detail and noise, 2 s at 25 frames a second, a key frame each
+    second.
+    """
     folder.mkdir()
     generator = np.random.default_rng(0)
     rough = generator.integers(0, 256, (30, 60, 3), np.uint8)
-    scene = VideoFrame.from_ndarray(rough, "rgb24").reformat(1280, 480, interpolation="BICUBIC").to_ndarray().astype(np.float32)
+    scene = (
+        VideoFrame.from_ndarray(rough, "rgb24")
+        .reformat(1280, 480, interpolation="BICUBIC")
+        .to_ndarray()
+        .astype(np.float32)
+    )
     for number in range(count):
         with av.open(folder / f"{number:03d}.mp4", "w") as container:
-            stream = container.add_stream("libx264", 25, options={"g": "25", "crf": "20", "preset": "veryfast"})
+            stream = container.add_stream(
+                "libx264", 25, options={"g": "25", "crf": "20", "preset": "veryfast"}
+            )
             stream.height, stream.width, stream.pix_fmt = 480, 640, "yuv420p"
             for time_step in range(50):
                 shift = (number * 37 + time_step * 5) % 640
                 picture = scene[:, shift : shift + 640] + generator.normal(0, 6, (480, 640, 1))
-                container.mux(stream.encode(VideoFrame.from_ndarray(picture.clip(0, 255).astype(np.uint8), "rgb24")))
+                container.mux(
+                    stream.encode(
+                        VideoFrame.from_ndarray(picture.clip(0, 255).astype(np.uint8), "rgb24")
+                    )
+                )
             container.mux(stream.encode())
     return folder
 
 
 def load_clip(sample: Sample) -> torch.Tensor:
-    """(3, T, H, W) as one writes it with PyAV alone: the span's first frames, scaled to cover a square, its middle."""
+    """(3, T, H, W) as one writes it with PyAV alone: the span's first frames, scaled to cover a
+    square, its middle.
+    """
     assert sample.span is not None
     reformatter, pictures = VideoReformatter(), []
     with av.open(os.fspath(Path(str(sample.media)))) as container:
@@ -86,7 +111,9 @@ def load_clip(sample: Sample) -> torch.Tensor:
                 continue
             scale = SIZE / min(frame.height, frame.width)
             height, width = round(frame.height * scale), round(frame.width * scale)
-            scaled = reformatter.reformat(frame, width, height, "gbrp", interpolation=Interpolation.LANCZOS, threads=1)
+            scaled = reformatter.reformat(
+                frame, width, height, "gbrp", interpolation=Interpolation.LANCZOS, threads=1
+            )
             top, left = (height - SIZE) // 2, (width - SIZE) // 2
             pictures.append(scaled.to_ndarray()[top : top + SIZE, left : left + SIZE])
             if len(pictures) == FRAMES:
@@ -102,13 +129,19 @@ def time_decoding(samples: list[Sample]) -> float:
     return time.perf_counter() - begun
 
 
-def time_pipeline(source: Source, encoder: Encoder, config: VideoConfig, output: Path, batch_size: int) -> float:
+def time_pipeline(
+    source: Source, encoder: Encoder, config: VideoConfig, output: Path, batch_size: int
+) -> float:
     """Seconds from source to closed dataset."""
     modality = VideoModality(config, BuildContext(input=encoder.input))
-    inputs = EncodeInputs(source, modality, ["plain"], lambda device: encoder, {"encoder.name": "benchmark"})
+    inputs = EncodeInputs(
+        source, modality, ["plain"], lambda device: encoder, {"encoder.name": "benchmark"}
+    )
     settings = EncodeSettings(batch_size=batch_size, unit_size=32, compile=False)
     begun = time.perf_counter()
-    encode_source(LocalFolder(output), inputs, LocalExecutor("cpu"), "cpu", settings, "", show_progress=False)
+    encode_source(
+        LocalFolder(output), inputs, LocalExecutor("cpu"), "cpu", settings, "", show_progress=False
+    )
     return time.perf_counter() - begun
 
 
@@ -116,12 +149,14 @@ def open_wan(folder: Path) -> Encoder:
     """Wan 2.1's autoencoder with random weights."""
     from diffusers import AutoencoderKLWan
 
-    from latentkit.builtin import DiffusersConfig
     from latentkit.encoders.diffusers import open_diffusers
+    from latentkit.encoders.options import DiffusersConfig
 
     torch.manual_seed(0)
     AutoencoderKLWan().save_pretrained(folder)
-    encoder: Encoder = open_diffusers(DiffusersConfig(model=str(folder)), BuildContext(modality="video"))
+    encoder: Encoder = open_diffusers(
+        DiffusersConfig(model=str(folder)), BuildContext(modality="video")
+    )
     return encoder
 
 
@@ -137,8 +172,15 @@ def time_bare_encoder(encoder: Encoder, count: int, batch_size: int) -> float:
 def report(title: str, theirs: list[float], ours: list[float], count: int) -> None:
     """A line: clips per second of both, and the median ratio of ours to theirs in speed."""
     ratios = [their / own for their, own in zip(theirs[1:], ours[1:], strict=True)]
-    speeds = f"theirs {count / statistics.median(theirs[1:]):.2f}/s, pipeline {count / statistics.median(ours[1:]):.2f}/s"
-    print(f"{title}: {speeds}, ratio {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})", flush=True)
+    speeds = (
+        f"theirs {count / statistics.median(theirs[1:]):.2f}/s, pipeline"
+        f" {count / statistics.median(ours[1:]):.2f}/s"
+    )
+    print(
+        f"{title}: {speeds}, ratio {statistics.median(ratios):.3f} ({min(ratios):.3f} to"
+        f" {max(ratios):.3f})",
+        flush=True,
+    )
 
 
 def measure_free(videos: Path, scratch: Path, rounds: int) -> None:
@@ -148,24 +190,49 @@ def measure_free(videos: Path, scratch: Path, rounds: int) -> None:
     limits, ours = [], []
     for number in range(rounds + 1):
         limits.append(time_decoding(samples))
-        ours.append(time_pipeline(source, FreeEncoder(), VideoConfig(frames=FRAMES, size=SIZE), scratch / f"free{number}", 4))
-    report(f"free encoder, {len(samples)} clips of {FRAMES} frames to {SIZE} px", limits, ours, len(samples))
+        ours.append(
+            time_pipeline(
+                source,
+                FreeEncoder(),
+                VideoConfig(frames=FRAMES, size=SIZE),
+                scratch / f"free{number}",
+                4,
+            )
+        )
+    report(
+        f"free encoder, {len(samples)} clips of {FRAMES} frames to {SIZE} px",
+        limits,
+        ours,
+        len(samples),
+    )
 
 
 def measure_bare(videos: Path, scratch: Path, rounds: int) -> None:
     """Part `bare`: a clip of each video."""
-    source = open_video_clips(VideoClipsConfig(path=str(videos), frames=WAN_FRAMES, stride=50), BuildContext())
+    source = open_video_clips(
+        VideoClipsConfig(path=str(videos), frames=WAN_FRAMES, stride=50), BuildContext()
+    )
     encoder, config = open_wan(scratch / "wan"), VideoConfig(frames=WAN_FRAMES, size=WAN_SIZE)
     limits, ours = [], []
     for number in range(rounds + 1):
         limits.append(time_bare_encoder(encoder, len(source), 2))
         ours.append(time_pipeline(source, encoder, config, scratch / f"bare{number}", 2))
-    report(f"bare encoder, AutoencoderKLWan, {len(source)} clips of {WAN_FRAMES} frames of {WAN_SIZE} px", limits, ours, len(source))
+    report(
+        f"bare encoder, AutoencoderKLWan, {len(source)} clips of {WAN_FRAMES} frames of"
+        f" {WAN_SIZE} px",
+        limits,
+        ours,
+        len(source),
+    )
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--clips", type=Path, help="folder of videos (default: drawn ones of 640 x 480)")
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument(
+        "--clips", type=Path, help="folder of videos (default: drawn ones of 640 x 480)"
+    )
     options.add_argument("--parts", nargs="+", default=["free", "bare"], choices=["free", "bare"])
     options.add_argument("--rounds", type=int, default=5)
     given = options.parse_args()

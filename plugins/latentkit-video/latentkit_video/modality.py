@@ -14,11 +14,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from latentkit.buffers import BufferPool, prepared_memory
 from latentkit.contracts import BuildContext, InputSpec, Prepared, Sample
 from latentkit.errors import RecipeError
-from latentkit.modalities.framing import check_small, enlarged_remarks, target_shapes, unflipped, view_box
-from latentkit.modalities.geometry import nearest_shape
+from latentkit.modalities.buckets import nearest_shape
+from latentkit.modalities.framing import (
+    check_small,
+    enlarged_remarks,
+    target_shapes,
+    unflipped,
+    view_box,
+)
+from latentkit.runtime.buffers import BufferPool, prepared_memory
 from latentkit.runtime.memory import refuse_beyond_memory
 from latentkit_video.color import color_remarks, refuse_hdr
 from latentkit_video.decoding import Shown, Video, open_video
@@ -41,7 +47,9 @@ PREVIEW_FPS = 24.0
 
 @dataclass(frozen=True)
 class _View:
-    """One view: which cut of the video it shows, whether mirrored, and where its frames go, (3, T, H, W)."""
+    """One view: which cut of the video it shows, whether mirrored, and where its frames go, (3, T,
+    H, W).
+    """
 
     name: str
     cut: Cut
@@ -59,7 +67,8 @@ class VideoModality:
         context: seed of the random crops, and what the encoder takes.
 
     Raises:
-        RecipeError: channels, sizes or frame counts that the encoder does not take; names those next to them.
+        RecipeError: channels, sizes or frame counts that the encoder does not take; names those
+            next to them.
     """
 
     metrics: Sequence[str] = ("psnr",)
@@ -71,21 +80,26 @@ class VideoModality:
         self._input = context.input or InputSpec(channels=3, axes="CTHW")
         if (self._input.axes, self._input.channels) != ("CTHW", 3):
             raise RecipeError(
-                f"modality video makes 3 channels on the axes CTHW, but the encoder takes {self._input.channels} on {self._input.axes}"
+                "modality video makes 3 channels on the axes CTHW, but the encoder takes"
+                f" {self._input.channels} on {self._input.axes}"
             )
         check_sizes(config, config.frames, self._input)
         self._shapes = target_shapes(config)
-        refuse_beyond_memory("modality.with.frames and size", (3, config.frames, *max(self._shapes, key=math.prod)))
+        refuse_beyond_memory(
+            "modality.with.frames and size", (3, config.frames, *max(self._shapes, key=math.prod))
+        )
         self._buffers = BufferPool(pinned=False)
         self._seeks = True
 
     def prepare(self, sample: Sample) -> Iterator[Prepared]:
-        """Every view of a clip, in the recipe's order: (3, T, H, W) float32 in the encoder's range, from one decode.
+        """Every view of a clip, in the recipe's order: (3, T, H, W) float32 in the encoder's range,
+        from one decode.
 
         The clip begins where the sample's span does, else with the video.
 
         Raises:
-            SampleError: not a video, damaged, shorter than the clip, HDR, or too small under `on_small: skip`.
+            SampleError: not a video, damaged, shorter than the clip, HDR, or too small under
+                `on_small: skip`.
             SourceError: too small under `on_small: fail`.
             OSError: the media can't be reached.
         """
@@ -99,12 +113,15 @@ class VideoModality:
             yield Prepared(view.name, bucket, tensor, view.geometry, view.remarks)
 
     def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
-        """Write an .mp4 with a row of clips per inner sequence, whatever their sizes; parent folders are made.
+        """Write an .mp4 with a row of clips per inner sequence, whatever their sizes; parent
+        folders are made.
 
-        A clip that is shorter than others stays on its last frame. It plays at the recipe's rate, or at 24 frames a second without one.
+        A clip that is shorter than others stays on its last frame. It plays at the recipe's rate,
+        or at 24 frames a second without one.
 
         Args:
-            tensors: (3, T, H, W) each, any float dtype and device, in the encoder's range; what lies outside is clipped.
+            tensors: (3, T, H, W) each, any float dtype and device, in the encoder's range; what
+                lies outside is clipped.
             path: file to write.
 
         Raises:
@@ -133,7 +150,9 @@ class VideoModality:
             needed = start - clip.slack
             shown = video.frames_from(needed) if seeks and needed > 0 else video.frames(needed)
             views = self._read(sample.key, video, clip, shown)
-            return [replace(view, remarks=sorted({*view.remarks, *video.remarks})) for view in views]
+            return [
+                replace(view, remarks=sorted({*view.remarks, *video.remarks})) for view in views
+            ]
 
     def _read(self, key: str, video: Video, clip: Clip, shown: Iterator[Shown]) -> list[_View]:
         """All views, filled frame by frame."""
@@ -147,7 +166,9 @@ class VideoModality:
                 continue
             pixels = {cut: cut.scale(frame) for cut in {view.cut: None for view in views}}
             for view in views:
-                self._fill(view.values[:, number], pixels[view.cut][:, :, :: -1 if view.flip else 1])
+                self._fill(
+                    view.values[:, number], pixels[view.cut][:, :, :: -1 if view.flip else 1]
+                )
             last = frame
         return views
 
@@ -162,10 +183,17 @@ class VideoModality:
         for name in self._config.views:
             crop = unflipped(name)
             if crop not in cuts:
-                box = view_box(self._config, self._seed, key, crop, turn.shape(video.display_size), shape)
+                box = view_box(
+                    self._config, self._seed, key, crop, turn.shape(video.display_size), shape
+                )
                 enlarged[crop] = enlarged_remarks(box, shape)
                 cuts[crop] = Cut(frame, self._config.color, turn, box, video.display_size, shape)
-            geometry = {**cuts[crop].geometry(), "flip": name != crop, "start": round(clip.start, 6), "fps": round(clip.rate, 6)}
+            geometry = {
+                **cuts[crop].geometry(),
+                "flip": name != crop,
+                "start": round(clip.start, 6),
+                "fps": round(clip.rate, 6),
+            }
             values = prepared_memory((3, clip.frames, *shape), np.float32, self._buffers)
             remarks = [*color, *enlarged[crop]]
             views.append(_View(name, cuts[crop], name != crop, values, geometry, remarks))
@@ -174,6 +202,7 @@ class VideoModality:
     def _fill(self, values: Floats, pixels: Pixels) -> None:
         """0 becomes the lower limit of the encoder's range, 255 the upper one, both exactly."""
         low, high = self._input.range
-        # Divided rather than multiplied by the inverse, which is not a float: 255 would miss the limit.
+        # Divided rather than multiplied by the inverse, which is not a float: 255 would miss the
+        # limit.
         np.divide(pixels, np.float32(255 / (high - low)), out=values, dtype=np.float32)
         np.add(values, np.float32(low), out=values)

@@ -59,7 +59,7 @@ def open_container(media: object) -> Iterator[InputContainer]:
 
 def _open_media(given: object) -> IO[bytes]:
     media: IO[bytes]
-    if isinstance(given, os.PathLike):  # noqa: SIM108
+    if isinstance(given, os.PathLike):
         media = Path(given).open("rb")  # noqa: SIM115
     else:
         media = io.BytesIO(Sample("", given).read())

@@ -6,7 +6,6 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from latentkit.builtin import FolderConfig, FramingConfig
 from latentkit.contracts import (
     BuildContext,
     InputSpec,
@@ -18,6 +17,8 @@ from latentkit.contracts import (
     neutral,
 )
 from latentkit.hooks import hookimpl
+from latentkit.modalities.options import FramingConfig
+from latentkit.sources.options import FolderConfig
 
 VIDEO_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".qt", ".mkv", ".webm", ".avi", ".divx", ".mpg", ".mpeg", ".mpe"),
@@ -30,17 +31,30 @@ VIDEO_SUFFIXES = (
 class VideoConfig(FramingConfig):
     """Modality `video`."""
 
-    frames: int = Field(17, ge=1, description="frames of a clip; video models take certain counts only, such as 4 * k + 1")
+    frames: int = Field(
+        17,
+        ge=1,
+        description="frames of a clip; video models take certain counts only, such as 4 * k + 1",
+    )
     fps: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="frames per second, picked by their time stamps; none: the video's own frames"
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="frames per second, picked by their time stamps; none: the video's own frames",
     )
     frame_stride: int = Field(1, ge=1, description="of these frames every n-th is taken")
     color: Literal["auto", "bt601", "bt709", "bt2020"] = Field(
         "auto",
-        description="color matrix of videos that are not tagged with one; auto: BT.709 from "
-        "1280 x 720 on, else BT.601",
+        description=(
+            "color matrix of videos that are not tagged with one; auto: BT.709 from "
+            "1280 x 720 on, else BT.601"
+        ),
     )
-    max_pixels: int = neutral(178_956_970, gt=0, description="videos with more pixels in a frame are refused before they are decoded")
+    max_pixels: int = neutral(
+        178_956_970,
+        gt=0,
+        description="videos with more pixels in a frame are refused before they are decoded",
+    )
 
     def fitted(self, spec: InputSpec) -> dict[str, Any]:
         """Options left at a default that the encoder doesn't take, with the nearest it does."""
@@ -52,20 +66,42 @@ class VideoConfig(FramingConfig):
 
 
 class VideoClipsConfig(FolderConfig):
-    """Source `video-clips`: the videos below a folder, each cut into clips; the key is path and time, as in "a.mp4#t=4,6.5"."""
+    """Source `video-clips`: the videos below a folder, each cut into clips; the key is path and
+    time, as in "a.mp4#t=4,6.5".
+    """
 
-    suffixes: list[str] = Field(list(VIDEO_SUFFIXES), min_length=1, description="endings of the files to take, in any case, with the dot")
-    seconds: float | None = Field(None, gt=0, allow_inf_nan=False, description="length of a clip, in seconds")
-    frames: int | None = Field(None, ge=1, description="length of a clip, in frames, instead of seconds")
-    fps: float | None = Field(None, gt=0, allow_inf_nan=False, description="rate at which `frames` are counted; none: each video's own")
+    suffixes: list[str] = Field(
+        list(VIDEO_SUFFIXES),
+        min_length=1,
+        description="endings of the files to take, in any case, with the dot",
+    )
+    seconds: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="length of a clip, in seconds"
+    )
+    frames: int | None = Field(
+        None, ge=1, description="length of a clip, in frames, instead of seconds"
+    )
+    fps: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="rate at which `frames` are counted; none: each video's own",
+    )
     stride: float | None = Field(
         None,
         gt=0,
         allow_inf_nan=False,
-        description="from the start of a clip to that of the next, in the unit of its length; none: its length",
+        description=(
+            "from the start of a clip to that of the next, in the unit of its length; none: its"
+            " length"
+        ),
     )
     tail: Literal["drop", "keep", "overlap"] = Field(
-        "drop", description="what is left at a video's end: nothing, a shorter clip, or a whole one that overlaps with that before"
+        "drop",
+        description=(
+            "what is left at a video's end: nothing, a shorter clip, or a whole one that overlaps"
+            " with that before"
+        ),
     )
 
     @model_validator(mode="after")
@@ -92,12 +128,19 @@ def _build_video_clips(config: VideoClipsConfig, context: BuildContext) -> Sourc
 @hookimpl
 def latentkit_sources() -> SourceSpec:
     """The source `video-clips`."""
-    return SourceSpec("video-clips", "videos below a folder, cut into clips", VideoClipsConfig, _build_video_clips)
+    return SourceSpec(
+        "video-clips", "videos below a folder, cut into clips", VideoClipsConfig, _build_video_clips
+    )
 
 
 @hookimpl
 def latentkit_modalities() -> ModalitySpec:
     """The modality `video`."""
     return ModalitySpec(
-        "video", "clips of videos, in sRGB", VideoConfig, _build_video, version=2, suffixes=VIDEO_SUFFIXES
+        "video",
+        "clips of videos, in sRGB",
+        VideoConfig,
+        _build_video,
+        version=2,
+        suffixes=VIDEO_SUFFIXES,
     )

@@ -28,7 +28,9 @@ GAP_PIXELS = 4
 WHITE = 255
 
 
-def write_video(rows: Sequence[Sequence[Tensor]], limits: tuple[float, float], fps: float, path: Path) -> None:
+def write_video(
+    rows: Sequence[Sequence[Tensor]], limits: tuple[float, float], fps: float, path: Path
+) -> None:
     """Write an .mp4 in which the clips of a row play side by side, and rows lie below each other.
 
     Args:
@@ -46,12 +48,16 @@ def write_video(rows: Sequence[Sequence[Tensor]], limits: tuple[float, float], f
     path.parent.mkdir(parents=True, exist_ok=True)
     height, width = _sheet_size(clips)
     with av.open(path, "w", format="mp4") as container:
-        stream = container.add_stream(ENCODER, Fraction(fps).limit_denominator(1001), options=OPTIONS[ENCODER])
+        stream = container.add_stream(
+            ENCODER, Fraction(fps).limit_denominator(1001), options=OPTIONS[ENCODER]
+        )
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         stream.codec_context.colorspace, stream.codec_context.color_range = BT709, LIMITED
         for number in range(max(len(clip) for row in clips for clip in row)):
             frame = VideoFrame.from_ndarray(_draw_sheet(clips, number, height, width), "rgb24")
-            frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
+            frame = frame.reformat(
+                format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+            )
             frame.pts, frame.time_base = number, 1 / stream.codec_context.framerate
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
@@ -61,13 +67,19 @@ def _to_pixels(tensor: Tensor, limits: tuple[float, float]) -> Pixels:
     """(T, H, W, 3) of 8 bits."""
     if tensor.ndim != 4 or tensor.shape[0] != 3:
         raise ValueError(f"render takes (3, T, H, W) tensors, got shape {tuple(tensor.shape)}")
-    values = (tensor.detach().to("cpu", torch.float32) - limits[0]) * (255 / (limits[1] - limits[0]))
-    pixels: Pixels = values.nan_to_num(0.0).clamp(0, 255).round().to(torch.uint8).permute(1, 2, 3, 0).numpy()
+    values = (tensor.detach().to("cpu", torch.float32) - limits[0]) * (
+        255 / (limits[1] - limits[0])
+    )
+    pixels: Pixels = (
+        values.nan_to_num(0.0).clamp(0, 255).round().to(torch.uint8).permute(1, 2, 3, 0).numpy()
+    )
     return pixels
 
 
 def _sheet_size(rows: Sequence[Sequence[Pixels]]) -> Shape:
-    """Height and width of all clips with gaps between and around them, both even, as players want them."""
+    """Height and width of all clips with gaps between and around them, both even, as players want
+    them.
+    """
     height = sum(max(clip.shape[1] for clip in row) + GAP_PIXELS for row in rows) + GAP_PIXELS
     width = max(sum(clip.shape[2] + GAP_PIXELS for clip in row) for row in rows) + GAP_PIXELS
     return height + height % 2, width + width % 2
@@ -80,7 +92,9 @@ def _draw_sheet(rows: Sequence[Sequence[Pixels]], number: int, height: int, widt
     for row in rows:
         left = GAP_PIXELS
         for clip in row:
-            sheet[top : top + clip.shape[1], left : left + clip.shape[2]] = clip[min(number, len(clip) - 1)]
+            sheet[top : top + clip.shape[1], left : left + clip.shape[2]] = clip[
+                min(number, len(clip) - 1)
+            ]
             left += clip.shape[2] + GAP_PIXELS
         top += max(clip.shape[1] for clip in row) + GAP_PIXELS
     return sheet

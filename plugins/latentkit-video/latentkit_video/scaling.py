@@ -1,4 +1,6 @@
-"""Decoded frames to upright RGB pixels of one size: cut, scaled and converted in one pass of FFmpeg's swscale."""
+"""Decoded frames to upright RGB pixels of one size: cut, scaled and converted in one pass of
+FFmpeg's swscale.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from latentkit_video.color import Untagged, matrix_of
 Pixels = npt.NDArray[np.uint8]
 
 SCALING = "flags=lanczos+full_chroma_inp+full_chroma_int+accurate_rnd+bitexact"
-"""Lanczos, which swscale widens by the factor that a picture shrinks by; colors at full resolution, all sums rounded."""
+"""Lanczos, which swscale widens by the factor that a picture shrinks by; colors at full resolution,
+all sums rounded."""
 
 RGB_OF_PLANES = (2, 0, 1)
 """FFmpeg keeps planes in the order green, blue, red."""
@@ -26,7 +29,9 @@ RGB_OF_PLANES = (2, 0, 1)
 
 @dataclass(frozen=True)
 class Turn:
-    """How a stored picture becomes an upright one: rows and columns are swapped, then either is reversed."""
+    """How a stored picture becomes an upright one: rows and columns are swapped, then either is
+    reversed.
+    """
 
     swap: bool = False
     reverse_columns: bool = False
@@ -45,7 +50,11 @@ class Turn:
         """Where a part of the upright picture, of that shape, is stored."""
         top = upright[0] - box.top - box.height if self.reverse_rows else box.top
         left = upright[1] - box.left - box.width if self.reverse_columns else box.left
-        return Box(left, top, box.width, box.height) if self.swap else Box(top, left, box.height, box.width)
+        return (
+            Box(left, top, box.width, box.height)
+            if self.swap
+            else Box(top, left, box.height, box.width)
+        )
 
     def unstored(self, box: Box, upright: Shape) -> Box:
         """Where a stored part lies in the upright picture."""
@@ -73,7 +82,9 @@ def turn_of(frame: VideoFrame) -> Turn:
         return Turn(False, a < 0, d < 0)
     if a == d == 0 and b and c:
         return Turn(True, c < 0, b < 0)
-    raise SampleError(f"a display matrix [{a}, {b}; {c}, {d}] that doesn't turn by a multiple of 90 degrees")
+    raise SampleError(
+        f"a display matrix [{a}, {b}; {c}, {d}] that doesn't turn by a multiple of 90 degrees"
+    )
 
 
 class Cut:
@@ -83,14 +94,20 @@ class Cut:
         frame: the first one; all others must be like it.
         untagged: color matrix of frames that are not tagged with one.
         turn: to upright.
-        box: part to keep, in pixels of the upright picture as it is shown; rounded to whole pixels of the stored one, and to those at
-            which its colors are stored.
+        box: part to keep, in pixels of the upright picture as it is shown; rounded to whole pixels
+            of the stored one, and to those at which its colors are stored.
         display_size: (height, width) of the stored picture when its pixels are made square.
         shape: (height, width) of the result.
     """
 
     def __init__(
-        self, frame: VideoFrame, untagged: Untagged, turn: Turn, box: Box, display_size: Shape, shape: Shape
+        self,
+        frame: VideoFrame,
+        untagged: Untagged,
+        turn: Turn,
+        box: Box,
+        display_size: Shape,
+        shape: Shape,
     ) -> None:
         self._untagged = untagged
         self._kind = _kind_of(frame, untagged)
@@ -99,13 +116,21 @@ class Cut:
         self._shape = turn.shape(shape)
         box = turn.stored(box, turn.shape(display_size))
         down, across = frame.height / display_size[0], frame.width / display_size[1]
-        self._box = _whole_pixels(frame, Box(box.top * down, box.left * across, box.height * down, box.width * across))
+        self._box = _whole_pixels(
+            frame, Box(box.top * down, box.left * across, box.height * down, box.width * across)
+        )
         self._graph = self._open_graph()
 
     def geometry(self) -> dict[str, Any]:
-        """Height and width of the upright picture, and which part of it is kept, in its pixels: what a ledger holds."""
+        """Height and width of the upright picture, and which part of it is kept, in its pixels:
+        what a ledger holds.
+        """
         height, width = self._turn.shape(self._stored_size)
-        return {"height": height, "width": width, "crop": self._turn.unstored(self._box, (height, width)).rounded()}
+        return {
+            "height": height,
+            "width": width,
+            "crop": self._turn.unstored(self._box, (height, width)).rounded(),
+        }
 
     def scale(self, frame: VideoFrame) -> Pixels:
         """(3, H, W) in sRGB, 0 to 255.
@@ -118,8 +143,13 @@ class Cut:
         self._graph.vpush(frame)
         scaled = self._graph.vpull()
         planes = [scaled.planes[number] for number in RGB_OF_PLANES]
-        lines = [np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size) for plane in planes]
-        return self._turn.upright(np.stack([part[: self._shape[0], : self._shape[1]] for part in lines]))
+        lines = [
+            np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
+            for plane in planes
+        ]
+        return self._turn.upright(
+            np.stack([part[: self._shape[0], : self._shape[1]] for part in lines])
+        )
 
     def _open_graph(self) -> Graph:
         graph = Graph()
@@ -146,7 +176,9 @@ def _whole_pixels(frame: VideoFrame, box: Box) -> Box:
     """The box with whole pixels, and a corner at which a pixel of color begins."""
     across = 64 // frame.format.chroma_width(64)
     down = 64 // frame.format.chroma_height(64)
-    height, width = max(1, min(round(box.height), frame.height)), max(1, min(round(box.width), frame.width))
+    height, width = max(1, min(round(box.height), frame.height)), max(
+        1, min(round(box.width), frame.width)
+    )
     top = min(round(box.top / down), (frame.height - height) // down) * down
     left = min(round(box.left / across), (frame.width - width) // across) * across
     return Box(float(top), float(left), float(height), float(width))

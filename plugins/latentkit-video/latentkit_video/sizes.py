@@ -10,7 +10,7 @@ from latentkit.modalities.framing import target_shapes
 from latentkit.modalities.geometry import nearest_allowed
 
 if TYPE_CHECKING:
-    from latentkit.builtin import FramingConfig
+    from latentkit.modalities.options import FramingConfig
 
 
 def check_sizes(config: FramingConfig, frames: int, spec: InputSpec) -> None:
@@ -29,4 +29,6 @@ def check_sizes(config: FramingConfig, frames: int, spec: InputSpec) -> None:
 def _check(where: str, name: str, size: int, rule: SizeRule | None) -> None:
     if rule is not None and not rule.allows(size):
         near = " and ".join(str(other) for other in nearest_allowed(size, rule))
-        raise RecipeError(f"{where}: {size} is not {name} that the encoder takes: {rule}; nearest: {near}")
+        raise RecipeError(
+            f"{where}: {size} is not {name} that the encoder takes: {rule}; nearest: {near}"
+        )

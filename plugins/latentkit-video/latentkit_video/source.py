@@ -42,7 +42,9 @@ def measure(sample: Sample) -> tuple[float, float]:
 
 
 def spans_of(duration: float, video_rate: float, config: VideoClipsConfig) -> list[Span]:
-    """Start and end of each clip, in seconds from the first frame; none of a video shorter than one."""
+    """Start and end of each clip, in seconds from the first frame; none of a video shorter than
+    one.
+    """
     rate = config.fps or video_rate
     seconds_per_unit = 1.0 if config.frames is None else 1 / rate
     length = (config.seconds or config.frames or 0) * seconds_per_unit

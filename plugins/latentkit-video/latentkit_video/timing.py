@@ -1,4 +1,6 @@
-"""Which frames of a video make a clip: by time stamps, so that a variable frame rate is no special case."""
+"""Which frames of a video make a clip: by time stamps, so that a variable frame rate is no special
+case.
+"""
 
 from __future__ import annotations
 
@@ -38,11 +40,14 @@ class Clip:
 
     @property
     def slack(self) -> float:
-        """Half the time between two frames: a frame counts as shown at a time that it comes after by less."""
+        """Half the time between two frames: a frame counts as shown at a time that it comes after
+        by less.
+        """
         return 0.5 / max(self.fps or 0.0, self.video_rate)
 
     def pick(self, shown: Iterable[Shown]) -> Iterator[VideoFrame]:
-        """The clip's frames out of those of a video, `frames` of them; one that stays on screen comes several times.
+        """The clip's frames out of those of a video, `frames` of them; one that stays on screen
+        comes several times.
 
         Raises:
             SampleError: the video or the span has fewer; how many, and where it ends.
@@ -74,20 +79,31 @@ class Clip:
         """The frame on screen at the start, and at every 1 / rate seconds after it."""
         times = [self.start + number / rate for number in range(self.frames)]
         if self.stop is not None and times[-1] + self.slack >= self.stop:
-            raise SampleError(f"{self.frames} frames at {rate:g} per second don't fit between {self.start:.3f} s and {self.stop:.3f} s")
+            raise SampleError(
+                f"{self.frames} frames at {rate:g} per second don't fit between {self.start:.3f} s"
+                f" and {self.stop:.3f} s"
+            )
         last, number = None, 0
         for one in shown:
-            while last is not None and number < self.frames and times[number] + self.slack < one.start:
+            while (
+                last is not None and number < self.frames and times[number] + self.slack < one.start
+            ):
                 yield last.frame
                 number += 1
             if number == self.frames:
                 return
             if last is None and one.start > self.start + self.slack:
-                raise SampleError(f"its first frame is shown at {one.start:.3f} s, and the clip begins at {self.start:.3f} s")
+                raise SampleError(
+                    f"its first frame is shown at {one.start:.3f} s, and the clip begins at"
+                    f" {self.start:.3f} s"
+                )
             last = one
         while last is not None and number < self.frames and times[number] + self.slack < last.end:
             yield last.frame
             number += 1
         if number < self.frames:
             end = 0.0 if last is None else last.end
-            raise SampleError(f"the video ends at {end:.3f} s; {self.frames} frames at {rate:g} per second need it until {times[-1]:.3f} s")
+            raise SampleError(
+                f"the video ends at {end:.3f} s; {self.frames} frames at {rate:g} per second need"
+                f" it until {times[-1]:.3f} s"
+            )

@@ -34,7 +34,13 @@ def reason(media: Path | bytes, span: tuple[float, float] | None = None) -> str:
 
 @pytest.mark.parametrize(
     "media",
-    [b"text", bytes(1000), b"RIFF" + bytes(100), b"#EXTM3U\n#EXTINF:1,\nfile:///etc/hostname\n", b"ffconcat version 1.0\nfile a.mp4\n"],
+    [
+        b"text",
+        bytes(1000),
+        b"RIFF" + bytes(100),
+        b"#EXTM3U\n#EXTINF:1,\nfile:///etc/hostname\n",
+        b"ffconcat version 1.0\nfile a.mp4\n",
+    ],
 )
 def test_what_is_not_a_video_is_refused(media: bytes) -> None:
     assert reason(media).startswith("not a video, or damaged at its start: Invalid")
@@ -86,7 +92,9 @@ def test_a_video_without_frames_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".mkv", ".ts", ".mp4"])
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.6])
-def test_a_video_that_was_cut_off_gives_no_clip_beyond_its_end(tmp_path: Path, suffix: str, share: float) -> None:
+def test_a_video_that_was_cut_off_gives_no_clip_beyond_its_end(
+    tmp_path: Path, suffix: str, share: float
+) -> None:
     whole = encode(tmp_path / f"a{suffix}", noise(20)).read_bytes()
     found = reason(whole[: int(len(whole) * share)], (1.6, 2.0))
     assert "damaged" in found or "0 frames from 1.600 s" in found
@@ -94,7 +102,9 @@ def test_a_video_that_was_cut_off_gives_no_clip_beyond_its_end(tmp_path: Path, s
 
 def test_a_clip_beyond_the_end_says_where_that_is(tmp_path: Path) -> None:
     path = encode(tmp_path / "a.mp4", numbered(20))
-    wanted = r"0 frames from 5\.000 s, as the video ends at 2\.000 s \(all frames\), but a clip has 4"
+    wanted = (
+        r"0 frames from 5\.000 s, as the video ends at 2\.000 s \(all frames\), but a clip has 4"
+    )
     for modality in (make_modality(), make_modality().without_seeking()):
         with pytest.raises(SampleError, match=wanted):
             list(modality.prepare(Sample("a", path, span=(5.0, 6.0))))
@@ -108,9 +118,16 @@ def test_a_video_that_was_cut_off_gives_the_clips_before_its_end(tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("suffix", "codec", "pix_fmt"),
-    [(".mp4", "libx264", "yuv420p"), (".ts", "libx264", "yuv420p"), (".mkv", "mpeg4", "yuv420p"), (".avi", "mjpeg", "yuvj420p")],
+    [
+        (".mp4", "libx264", "yuv420p"),
+        (".ts", "libx264", "yuv420p"),
+        (".mkv", "mpeg4", "yuv420p"),
+        (".avi", "mjpeg", "yuvj420p"),
+    ],
 )
-def test_damage_in_the_middle_is_seen(tmp_path: Path, suffix: str, codec: str, pix_fmt: str) -> None:
+def test_damage_in_the_middle_is_seen(
+    tmp_path: Path, suffix: str, codec: str, pix_fmt: str
+) -> None:
     path = encode(tmp_path / f"a{suffix}", noise(12), codec=codec, pix_fmt=pix_fmt, options={})
     damaged = bytearray(path.read_bytes())
     start, stop = len(damaged) // 3, len(damaged) // 2
@@ -128,8 +145,12 @@ def test_damage_after_a_clip_does_not_matter(tmp_path: Path) -> None:
 
 
 def test_a_size_that_changes_in_a_clip_is_refused(tmp_path: Path) -> None:
-    parts = [encode(tmp_path / f"{side}.ts", numbered(5, side, side)).read_bytes() for side in (32, 48)]
-    assert reason(b"".join(parts), (0.3, 0.7)).startswith(("its frames change from video_size=32x32", "damaged"))
+    parts = [
+        encode(tmp_path / f"{side}.ts", numbered(5, side, side)).read_bytes() for side in (32, 48)
+    ]
+    assert reason(b"".join(parts), (0.3, 0.7)).startswith(
+        ("its frames change from video_size=32x32", "damaged")
+    )
 
 
 def test_a_reason_is_the_same_for_a_file_and_for_its_bytes(tmp_path: Path) -> None:
@@ -143,7 +164,9 @@ def test_a_file_that_cannot_be_read_is_not_the_samples_fault(tmp_path: Path) -> 
         list(make_modality().prepare(Sample("a", tmp_path)))
 
 
-def test_a_clip_after_damage_and_a_key_frame_is_the_same_with_and_without_seeking(tmp_path: Path) -> None:
+def test_a_clip_after_damage_and_a_key_frame_is_the_same_with_and_without_seeking(
+    tmp_path: Path,
+) -> None:
     path = encode(tmp_path / "a.mkv", numbered(40))
     with av.open(path) as container:
         places = {packet.pts: packet.pos for packet in container.demux(video=0) if packet.size}

@@ -17,10 +17,10 @@ from videos import encode, numbered
 
 import latentkit as lk
 from latentkit.contracts import InputSpec, SizeRule
-from latentkit.repair import repair_dataset
-from latentkit.revalue import compare_values
-from latentkit.store.folder import LocalFolder
-from latentkit.store.verify import verify_folder
+from latentkit.store.local_folder import LocalFolder
+from latentkit.upkeep.compare_values import compare_values
+from latentkit.upkeep.repair import repair_dataset
+from latentkit.upkeep.verify import verify_folder
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +30,14 @@ def wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.manual_seed(0)
     model = AutoencoderKLWan(
-        base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True],
-        latents_mean=[0.1, 0.2, 0.3, 0.4], latents_std=[1.0, 2.0, 3.0, 4.0],
-    )  # fmt: skip
+        base_dim=4,
+        z_dim=4,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+        latents_mean=[0.1, 0.2, 0.3, 0.4],
+        latents_std=[1.0, 2.0, 3.0, 4.0],
+    )
     folder = tmp_path_factory.mktemp("models") / "wan"
     model.save_pretrained(folder)
     return folder
@@ -62,7 +67,12 @@ def test_videos_become_a_latent_dataset_with_a_preview(folder: Path, wan: Path) 
     (folder / "recipe.yaml").write_text(RECIPE.format(frames=9, model=wan))
     lk.run(folder / "recipe.yaml")
     data = lk.open(folder / "latents", posterior="mean", views="all")
-    assert sorted(set(data.keys)) == ["a.mp4#t=0,0.9", "a.mp4#t=0.9,1.8", "dogs/b.mkv#t=0,0.9", "dogs/b.mkv#t=0.9,1.8"]
+    assert sorted(set(data.keys)) == [
+        "a.mp4#t=0,0.9",
+        "a.mp4#t=0.9,1.8",
+        "dogs/b.mkv#t=0,0.9",
+        "dogs/b.mkv#t=0.9,1.8",
+    ]
     assert len(data) == 8
     assert data[0]["latent"].shape == (4, 3, 4, 4)
     assert data[0]["latent"].isfinite().all()
@@ -82,9 +92,13 @@ def test_the_short_command_takes_as_many_frames_as_the_model_takes(
 
     torch.manual_seed(0)
     model = AutoencoderKLMochi(
-        encoder_block_out_channels=(32, 32, 32, 32), decoder_block_out_channels=(32, 32, 32, 32), latent_channels=4,
-        layers_per_block=(1, 1, 1, 1, 1), latents_mean=[0.1, -0.2, 0.3, 0.4], latents_std=[2.0, 0.5, 1.5, 1.0],
-    )  # fmt: skip
+        encoder_block_out_channels=(32, 32, 32, 32),
+        decoder_block_out_channels=(32, 32, 32, 32),
+        latent_channels=4,
+        layers_per_block=(1, 1, 1, 1, 1),
+        latents_mean=[0.1, -0.2, 0.3, 0.4],
+        latents_std=[2.0, 0.5, 1.5, 1.0],
+    )
     model.save_pretrained(tmp_path / "mochi")
     data = lk.encode(
         folder / "videos",
@@ -128,17 +142,23 @@ def test_only_frames_that_are_left_open_are_fitted(rule: SizeRule, frames: int |
 def test_evaluations_of_a_training_run_are_clips_beside_their_reconstructions(
     folder: Path, wan: Path
 ) -> None:
-    source = {"use": "video-clips", "with": {"path": str(folder / "videos"), "frames": 9, "fps": 10}}
+    source = {
+        "use": "video-clips",
+        "with": {"path": str(folder / "videos"), "frames": 9, "fps": 10},
+    }
     lk.run(
         {
-            "task": "train", "source": source, "losses": [{"use": "mse"}],
-            "steps": 1, "batch_size": 2,
+            "task": "train",
+            "source": source,
+            "losses": [{"use": "mse"}],
+            "steps": 1,
+            "batch_size": 2,
             "modality": {"use": "video", "with": {"frames": 9, "fps": 10, "size": 32}},
             "model": {"use": "diffusers", "with": {"model": str(wan)}},
             "evaluate": {"source": source, "metrics": [{"use": "psnr"}]},
             "output": {"path": str(folder / "run")},
         }
-    )  # fmt: skip
+    )
     for step in (0, 1):
         with av.open(folder / "run" / "evaluations" / f"{step:08d}.mp4") as video:
             frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
@@ -152,7 +172,9 @@ def test_a_count_that_the_model_cannot_take_ends_the_run_at_once(folder: Path, w
     from latentkit.errors import RecipeError
 
     (folder / "recipe.yaml").write_text(RECIPE.format(frames=8, model=wan))
-    with pytest.raises(RecipeError, match=r"8 is not a number of frames that the encoder takes.*nearest: 5 and 9"):
+    with pytest.raises(
+        RecipeError, match=r"8 is not a number of frames that the encoder takes.*nearest: 5 and 9"
+    ):
         lk.run(folder / "recipe.yaml")
 
 

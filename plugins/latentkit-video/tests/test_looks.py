@@ -1,4 +1,4 @@
-"""What a frame looks like: upright, in the right colours, cut and scaled as pictures are."""
+"""What a frame looks like: upright, in the right colors, cut and scaled as pictures are."""
 
 from __future__ import annotations
 
@@ -34,7 +34,12 @@ LUMA_WEIGHTS = {
 def draw(height: int, width: int) -> Picture:
     """A smooth picture without any symmetry."""
     rows, columns = np.mgrid[0:height, 0:width]
-    channels = [127 + 60 * np.sin(rows / (9 + c) + 1.3 * c) + 60 * np.cos(columns / (13 - 2 * c) + rows / 40) for c in range(3)]
+    channels = [
+        127
+        + 60 * np.sin(rows / (9 + c) + 1.3 * c)
+        + 60 * np.cos(columns / (13 - 2 * c) + rows / 40)
+        for c in range(3)
+    ]
     return np.stack(channels, -1).round().astype(np.uint8)
 
 
@@ -44,14 +49,20 @@ def frame_of(prepared: Prepared, number: int = 0) -> Tensor:
     return (prepared.tensor[:, number] + 1) * 127.5
 
 
-def resized(picture: Picture, height: int, width: int, box: tuple[float, float, float, float] | None = None) -> Tensor:
+def resized(
+    picture: Picture, height: int, width: int, box: tuple[float, float, float, float] | None = None
+) -> Tensor:
     """What Pillow's Lanczos filter makes of a picture, (3, H, W)."""
-    scaled = Image.fromarray(np.ascontiguousarray(picture)).resize((width, height), Image.Resampling.LANCZOS, box=box)
+    scaled = Image.fromarray(np.ascontiguousarray(picture)).resize(
+        (width, height), Image.Resampling.LANCZOS, box=box
+    )
     return torch.from_numpy(np.asarray(scaled).copy()).permute(2, 0, 1).float()
 
 
 def assert_near(found: Tensor, expected: Tensor, most: float = 2.0) -> None:
-    """That pictures agree but for rounding, and for the borders, where filters end in different ways."""
+    """That pictures agree but for rounding, and for the borders, where filters end in different
+    ways.
+    """
     inner = (found - expected)[:, 2:-2, 2:-2].abs()
     assert float(inner.mean()) < most / 2, float(inner.mean())
     assert float(inner.max()) < 2 * most, float(inner.max())
@@ -59,7 +70,8 @@ def assert_near(found: Tensor, expected: Tensor, most: float = 2.0) -> None:
 
 # ---------------------------------------------------------------- orientation
 
-# The matrix [a, b; c, d] of a track header, and what undoes it on the upright picture (rows, columns, channels).
+# The matrix [a, b; c, d] of a track header, and what undoes it on the upright picture (rows,
+# columns, channels).
 TURNS: dict[str, tuple[tuple[float, float, float, float], Callable[[Picture], Picture]]] = {
     "none": ((1, 0, 0, 1), lambda upright: upright),
     "mirrored": ((-1, 0, 0, 1), lambda upright: upright[:, ::-1]),
@@ -84,19 +96,38 @@ def test_a_video_is_turned_upright(tmp_path: Path, name: str, suffix: str) -> No
     upright = draw(96, 64)
     values, undo = TURNS[name]
     stored = np.ascontiguousarray(undo(upright))
-    video = encode(tmp_path / f"a{suffix}", [stored] * 2, prepare=lambda stream: stream.set_display_matrix(matrix(*values)))
-    modality = make_modality(size=(48, 32), frames=2, views=["plain", "hflip", "crop-1"], crop_scale=(0.5, 0.6))
+    video = encode(
+        tmp_path / f"a{suffix}",
+        [stored] * 2,
+        prepare=lambda stream: stream.set_display_matrix(matrix(*values)),
+    )
+    modality = make_modality(
+        size=(48, 32), frames=2, views=["plain", "hflip", "crop-1"], crop_scale=(0.5, 0.6)
+    )
     plain, flipped, crop = modality.prepare(Sample("a", video))
-    assert plain.geometry == {"height": 96, "width": 64, "crop": [0.0, 0.0, 96.0, 64.0], "flip": False, "start": 0.0, "fps": 10.0}
+    assert plain.geometry == {
+        "height": 96,
+        "width": 64,
+        "crop": [0.0, 0.0, 96.0, 64.0],
+        "flip": False,
+        "start": 0.0,
+        "fps": 10.0,
+    }
     assert_near(frame_of(plain), resized(upright, 48, 32))
     assert torch.equal(frame_of(flipped), frame_of(plain).flip(2))
     top, left, height, width = crop.geometry["crop"]
     assert height < 60
-    assert_near(frame_of(crop), resized(upright, 48, 32, (left, top, left + width, top + height)), 3.0)
+    assert_near(
+        frame_of(crop), resized(upright, 48, 32, (left, top, left + width, top + height)), 3.0
+    )
 
 
 def test_a_video_turned_by_some_other_angle_is_refused(tmp_path: Path) -> None:
-    video = encode(tmp_path / "a.mp4", [draw(32, 32)] * 4, prepare=lambda stream: stream.set_display_rotation(12))
+    video = encode(
+        tmp_path / "a.mp4",
+        [draw(32, 32)] * 4,
+        prepare=lambda stream: stream.set_display_rotation(12),
+    )
     with pytest.raises(SampleError, match="doesn't turn by a multiple of 90 degrees"):
         prepare_one(video)
 
@@ -117,7 +148,9 @@ def test_pixels_that_are_not_square_are_made_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(37, 53), (135, 241), (31, 24), (250, 250)])
 @pytest.mark.parametrize("pix_fmt", ["yuv444p", "yuv420p"])
-def test_odd_sizes_are_scaled_as_pictures_are(tmp_path: Path, height: int, width: int, pix_fmt: str) -> None:
+def test_odd_sizes_are_scaled_as_pictures_are(
+    tmp_path: Path, height: int, width: int, pix_fmt: str
+) -> None:
     picture = draw(height, width)
     video = encode(tmp_path / "a.mkv", [picture] * 4, codec="ffv1", pix_fmt=pix_fmt)
     prepared = prepare_one(video, size=(24, 32), crop="none")
@@ -137,9 +170,11 @@ def test_shrinking_is_antialiased(tmp_path: Path) -> None:
 def test_the_crop_in_the_ledger_is_what_is_shown(tmp_path: Path) -> None:
     picture = draw(90, 160)
     video = encode(tmp_path / "a.mkv", [picture] * 4, codec="ffv1", pix_fmt="yuv420p")
-    for view in make_modality(size=32, views=["plain", "crop-1", "crop-2", "hflip-2"], crop_scale=(0.6, 1.0)).prepare(Sample("a", video)):
+    for view in make_modality(
+        size=32, views=["plain", "crop-1", "crop-2", "hflip-2"], crop_scale=(0.6, 1.0)
+    ).prepare(Sample("a", video)):
         top, left, height, width = view.geometry["crop"]
-        assert top % 2 == left % 2 == 0, "where pixels of colour begin"
+        assert top % 2 == left % 2 == 0, "where pixels of color begin"
         shown = frame_of(view).flip(2) if view.geometry["flip"] else frame_of(view)
         assert_near(shown, resized(picture, 32, 32, (left, top, left + width, top + height)), 4.0)
 
@@ -155,7 +190,9 @@ def test_every_video_goes_to_the_bucket_nearest_to_its_aspect(tmp_path: Path) ->
 
 def test_small_videos_are_skipped_enlarged_or_end_the_run(tmp_path: Path) -> None:
     video = encode(tmp_path / "a.mkv", [draw(30, 40)] * 4, codec="ffv1")
-    with pytest.raises(SampleError, match=r"40 x 30 pixels \(width x height\), too small: min_size is 31"):
+    with pytest.raises(
+        SampleError, match=r"40 x 30 pixels \(width x height\), too small: min_size is 31"
+    ):
         prepare_one(video, min_size=31)
     with pytest.raises(SourceError, match=r"sample 'a\.mkv': 40 x 30"):
         prepare_one(video, min_size=31, on_small="fail")
@@ -176,7 +213,7 @@ def test_a_crop_depends_on_key_and_seed_alone(tmp_path: Path) -> None:
     assert len({str(crop(key, seed)) for key in "ab" for seed in (0, 1)}) == 4
 
 
-# ---------------------------------------------------------------- colours
+# ---------------------------------------------------------------- colors
 
 
 def tagged(
@@ -187,7 +224,7 @@ def tagged(
     color_range: int,
     shape: tuple[int, int] = (30, 34),
 ) -> Path:
-    """A video of one colour, written without loss as these levels of Y, Cb and Cr (of 8 bits)."""
+    """A video of one color, written without loss as these levels of Y, Cb and Cr (of 8 bits)."""
     with av.open(path, "w") as container:
         stream = container.add_stream("ffv1", 10)
         assert isinstance(stream, VideoStream)
@@ -198,7 +235,11 @@ def tagged(
             frame = VideoFrame(shape[1], shape[0], pix_fmt)
             for plane, level in zip(frame.planes, levels, strict=True):
                 deep = pix_fmt.endswith("10le")
-                values = np.full(plane.buffer_size // (1 + deep), level * 4 if deep else level, np.uint16 if deep else np.uint8)
+                values = np.full(
+                    plane.buffer_size // (1 + deep),
+                    level * 4 if deep else level,
+                    np.uint16 if deep else np.uint8,
+                )
                 plane.update(values.tobytes())
             frame.colorspace, frame.color_range = colorspace, color_range
             frame.pts, frame.time_base = number, Fraction(1, 10)
@@ -211,7 +252,11 @@ def rgb(levels: tuple[int, int, int], colorspace: int, is_full: bool) -> list[fl
     """Red, green, blue from 0 to 255, clipped: BT.709-6, 3.3 and 3.5."""
     red, blue = LUMA_WEIGHTS[colorspace]
     y, cb, cr = levels
-    luma, u, v = (y / 255, (cb - 128) / 255, (cr - 128) / 255) if is_full else ((y - 16) / 219, (cb - 128) / 224, (cr - 128) / 224)
+    luma, u, v = (
+        (y / 255, (cb - 128) / 255, (cr - 128) / 255)
+        if is_full
+        else ((y - 16) / 219, (cb - 128) / 224, (cr - 128) / 224)
+    )
     r, b = luma + 2 * (1 - red) * v, luma + 2 * (1 - blue) * u
     g = (luma - red * r - blue * b) / (1 - red - blue)
     return [min(max(255 * value, 0.0), 255.0) for value in (r, g, b)]
@@ -221,7 +266,7 @@ def rgb(levels: tuple[int, int, int], colorspace: int, is_full: bool) -> list[fl
 @pytest.mark.parametrize("colorspace", LUMA_WEIGHTS)
 @pytest.mark.parametrize("color_range", [1, 2])
 @pytest.mark.parametrize("levels", [(16, 128, 128), (235, 128, 128), (81, 90, 240), (120, 200, 90)])
-def test_colours_are_those_of_matrix_and_range(
+def test_colors_are_those_of_matrix_and_range(
     tmp_path: Path, levels: tuple[int, int, int], pix_fmt: str, colorspace: int, color_range: int
 ) -> None:
     video = tagged(tmp_path / "a.mkv", levels, pix_fmt, colorspace, color_range)
@@ -248,7 +293,9 @@ def test_a_video_without_tags_has_the_matrix_of_its_size(
 
 
 @pytest.mark.parametrize(("color", "matrix"), [("bt601", 6), ("bt709", 1), ("bt2020", 9)])
-def test_an_option_says_the_matrix_of_videos_without_tags(tmp_path: Path, color: str, matrix: int) -> None:
+def test_an_option_says_the_matrix_of_videos_without_tags(
+    tmp_path: Path, color: str, matrix: int
+) -> None:
     levels = (81, 90, 200)
     untagged = prepare_one(tagged(tmp_path / "a.mkv", levels, "yuv420p", 2, 0), color=color)
     other = prepare_one(tagged(tmp_path / "b.mkv", levels, "yuv420p", 7, 0), color=color)
@@ -258,14 +305,22 @@ def test_an_option_says_the_matrix_of_videos_without_tags(tmp_path: Path, color:
         assert prepared.remarks == [], "nothing is guessed"
 
 
-@pytest.mark.parametrize(("pix_fmt", "codec"), [("gray", "ffv1"), ("bgr0", "ffv1"), ("rgb24", "png")])
+@pytest.mark.parametrize(
+    ("pix_fmt", "codec"), [("gray", "ffv1"), ("bgr0", "ffv1"), ("rgb24", "png")]
+)
 def test_pixels_without_a_matrix_need_no_guess(tmp_path: Path, pix_fmt: str, codec: str) -> None:
-    prepared = prepare_one(encode(tmp_path / "a.avi", [draw(32, 32)] * 4, codec=codec, pix_fmt=pix_fmt))
+    prepared = prepare_one(
+        encode(tmp_path / "a.avi", [draw(32, 32)] * 4, codec=codec, pix_fmt=pix_fmt)
+    )
     assert prepared.remarks == []
 
 
-@pytest.mark.parametrize(("matrix", "name"), [(8, "YCgCo"), (10, "BT.2020 with constant"), (14, "ICtCp")])
-def test_a_matrix_that_cannot_be_converted_is_refused(tmp_path: Path, matrix: int, name: str) -> None:
+@pytest.mark.parametrize(
+    ("matrix", "name"), [(8, "YCgCo"), (10, "BT.2020 with constant"), (14, "ICtCp")]
+)
+def test_a_matrix_that_cannot_be_converted_is_refused(
+    tmp_path: Path, matrix: int, name: str
+) -> None:
     with pytest.raises(SampleError, match=f"color matrix is {name}.*convert it to BT.709"):
         prepare_one(tagged(tmp_path / "a.mkv", (81, 90, 200), "yuv420p", matrix, 0))
 
@@ -289,7 +344,9 @@ def test_interlaced_video_is_said_to_be(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("limits", [(-1.0, 1.0), (0.0, 1.0), (-3.0, 5.0)])
-def test_black_and_white_are_the_ends_of_the_encoders_range(tmp_path: Path, limits: tuple[float, float]) -> None:
+def test_black_and_white_are_the_ends_of_the_encoders_range(
+    tmp_path: Path, limits: tuple[float, float]
+) -> None:
     pictures = [np.full((16, 16, 3), level, np.uint8) for level in (0, 255)]
     video = encode(tmp_path / "a.mkv", pictures, codec="ffv1", pix_fmt="bgr0")
     [view] = make_modality(InputSpec(3, limits, axes="CTHW"), frames=2).prepare(Sample("a", video))
@@ -324,7 +381,9 @@ def test_hdr_is_refused(tmp_path: Path, transfer: int, name: str) -> None:
         prepare_one(video)
 
 
-@pytest.mark.parametrize(("side", "said"), [(64, []), (32, []), (24, ["at most twofold"]), (12, ["more than twofold"])])
+@pytest.mark.parametrize(
+    ("side", "said"), [(64, []), (32, []), (24, ["at most twofold"]), (12, ["more than twofold"])]
+)
 def test_a_clip_that_was_enlarged_says_so(tmp_path: Path, side: int, said: list[str]) -> None:
     video = encode(tmp_path / "a.avi", [draw(side, side)] * 4, codec="ffv1", pix_fmt="bgr0")
     remarks = prepare_one(video, size=32).remarks

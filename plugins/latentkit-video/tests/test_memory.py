@@ -34,4 +34,6 @@ def test_a_long_video_is_streamed(tmp_path: Path) -> None:
     assert long.stat().st_size > 65 << 20
     command = [sys.executable, "-c", MEASURE, str(short), str(long), "8"]
     grown = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    assert grown < 16 << 20, "preparing a clip of a video of 65 MiB took as much more than one of 3.5 MiB"
+    assert (
+        grown < 16 << 20
+    ), "preparing a clip of a video of 65 MiB took as much more than one of 3.5 MiB"

@@ -21,8 +21,8 @@ Picture = npt.NDArray[np.uint8]
 TICKS = 1000
 
 
-def grey(number: int) -> int:
-    """The grey level of the frame of that number."""
+def gray(number: int) -> int:
+    """The gray level of the frame of that number."""
     return 8 + 4 * number
 
 
@@ -34,8 +34,8 @@ def numbers_of(prepared: Prepared) -> list[int]:
 
 
 def numbered(count: int, height: int = 24, width: int = 32) -> list[Picture]:
-    """Pictures whose grey level is that of their number; up to 60, as YUV rounds levels."""
-    return [np.full((height, width, 3), grey(number), np.uint8) for number in range(count)]
+    """Pictures whose gray level is that of their number; up to 60, as YUV rounds levels."""
+    return [np.full((height, width, 3), gray(number), np.uint8) for number in range(count)]
 
 
 def encode(
@@ -79,7 +79,9 @@ def encode(
 
 def make_modality(spec: InputSpec | None = None, seed: int = 0, **options: Any) -> VideoModality:
     """The modality with these options; clips of 4 frames of 16 x 16 unless they say otherwise."""
-    config = VideoConfig.model_validate({"frames": 4, **({} if "buckets" in options else {"size": 16}), **options})
+    config = VideoConfig.model_validate(
+        {"frames": 4, **({} if "buckets" in options else {"size": 16}), **options}
+    )
     return VideoModality(config, BuildContext(seed=seed, input=spec))
 
 

@@ -1,4 +1,6 @@
-"""Encoder `volume-kl`: volumes to latents and back, from random weights to train or from a folder that training wrote."""
+"""Encoder `volume-kl`: volumes to latents and back, from random weights to train or from a folder
+that training wrote.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,12 @@ class ModelConfig(Architecture):
     """What config.json holds."""
 
     kind: Literal["volume-kl"] = "volume-kl"
-    latents_mean: tuple[float, ...] | None = Field(None, description="of each raw latent channel; none before it was measured")
-    latents_std: tuple[float, ...] | None = Field(None, description="of a draw of each; none before it was measured")
+    latents_mean: tuple[float, ...] | None = Field(
+        None, description="of each raw latent channel; none before it was measured"
+    )
+    latents_std: tuple[float, ...] | None = Field(
+        None, description="of a draw of each; none before it was measured"
+    )
 
 
 def open_volume_kl(config: VolumeKLConfig, context: BuildContext) -> VolumeKLEncoder:
@@ -47,7 +53,8 @@ def open_volume_kl(config: VolumeKLConfig, context: BuildContext) -> VolumeKLEnc
 
 
 class VolumeKLEncoder:
-    """Volumes to latents at a quarter or an eighth of their size, and back; satisfies `Encoder`, `Decodes` and `Trainable`.
+    """Volumes to latents at a quarter or an eighth of their size, and back; satisfies `Encoder`,
+    `Decodes` and `Trainable`.
 
     Args:
         config: of the network, and the statistics of its latents.
@@ -56,22 +63,35 @@ class VolumeKLEncoder:
 
     modality = "volume"
 
-    def __init__(self, config: ModelConfig, network: VolumeKL, dtype: torch.dtype, device: str) -> None:
+    def __init__(
+        self, config: ModelConfig, network: VolumeKL, dtype: torch.dtype, device: str
+    ) -> None:
         self._config, self._dtype = config, dtype
         self._network = network.to(device, dtype)
         self.module: nn.Module = network
         for parameter in network.parameters():
-            parameter.data = parameter.data.contiguous(memory_format=memory_format(device, parameter.ndim))
-        sizes = {axis: SizeRule(multiple=config.downscale, minimum=config.downscale) for axis in "DHW"}
+            parameter.data = parameter.data.contiguous(
+                memory_format=memory_format(device, parameter.ndim)
+            )
+        sizes = {
+            axis: SizeRule(multiple=config.downscale, minimum=config.downscale) for axis in "DHW"
+        }
         self.input = InputSpec(channels=config.channels, sizes=sizes, axes="CDHW")
-        self.layout = LatentLayout("latent", "gaussian", "CDHW", config.latent_channels, config.downscale)
+        self.layout = LatentLayout(
+            "latent", "gaussian", "CDHW", config.latent_channels, config.downscale
+        )
 
     @property
     def normalization(self) -> Normalization:
-        """Per channel, (z - latents_mean) / latents_std, once the model was measured; before that, none."""
+        """Per channel, (z - latents_mean) / latents_std, once the model was measured; before that,
+        none.
+        """
         if self._config.latents_mean is None or self._config.latents_std is None:
             return Normalization()
-        return Normalization(shift=self._config.latents_mean, scale=tuple(1 / std for std in self._config.latents_std))
+        return Normalization(
+            shift=self._config.latents_mean,
+            scale=tuple(1 / std for std in self._config.latents_std),
+        )
 
     def encode(self, batch: Tensor) -> dict[str, Tensor]:
         """Posterior moments of a batch of volumes.
@@ -80,15 +100,23 @@ class VolumeKLEncoder:
             batch: (N, C, D, H, W) float32 in [-1, 1]; D, H and W divisible by `layout.downscale`.
 
         Returns:
-            "mean" and "logvar", each (N, latent channels, D / f, H / f, W / f), unscaled, in the encoder's dtype; logvar in [-30, 20].
+            "mean" and "logvar", each (N, latent channels, D / f, H / f, W / f), unscaled, in the
+            encoder's dtype; logvar in [-30, 20].
 
         Raises:
             ValueError: another shape; names it.
         """
         channels, factor = self.input.channels, self._config.downscale
-        if batch.ndim != 5 or batch.shape[1] != channels or any(size % factor or not size for size in batch.shape[2:]):
+        if (
+            batch.ndim != 5
+            or batch.shape[1] != channels
+            or any(size % factor or not size for size in batch.shape[2:])
+        ):
             found = " x ".join(map(str, batch.shape))
-            raise ValueError(f"volume-kl: expected (N, {channels}, D, H, W) with D, H and W divisible by {factor}, got {found}")
+            raise ValueError(
+                f"volume-kl: expected (N, {channels}, D, H, W) with D, H and W divisible by"
+                f" {factor}, got {found}"
+            )
         with torch.inference_mode():
             moments = self._network.encode(self._moved(batch))
         return {"mean": moments.mean, "logvar": moments.logvar}
@@ -107,14 +135,21 @@ class VolumeKLEncoder:
         """
         if latents.ndim != 5 or latents.shape[1] != self.layout.channels:
             found = " x ".join(map(str, latents.shape))
-            raise ValueError(f"volume-kl: expected latents (N, {self.layout.channels}, d, h, w), got {found}")
+            raise ValueError(
+                f"volume-kl: expected latents (N, {self.layout.channels}, d, h, w), got {found}"
+            )
         with torch.inference_mode():
             return self._network.decode(self._moved(latents))
 
     def fingerprint(self) -> dict[str, str]:
-        """Hashes of the two halves' tensors as they are computed with: "weights" decides latents, "decoder" doesn't."""
+        """Hashes of the two halves' tensors as they are computed with: "weights" decides latents,
+        "decoder" doesn't.
+        """
         network = self._network
-        return {"weights": hash_tensors(network.encoder.state_dict()), "decoder": hash_tensors(network.decoder.state_dict())}
+        return {
+            "weights": hash_tensors(network.encoder.state_dict()),
+            "decoder": hash_tensors(network.decoder.state_dict()),
+        }
 
     # ------------------------------------------------------------ training
 
@@ -125,14 +160,21 @@ class VolumeKLEncoder:
         return weight
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Put measured mean and standard deviation of raw latents per channel, (latent channels,) each, into what `save` writes."""
+        """Put measured mean and standard deviation of raw latents per channel, (latent channels,)
+        each, into what `save` writes.
+        """
         measured = {"latents_mean": tuple(mean.tolist()), "latents_std": tuple(std.tolist())}
         self._config = self._config.model_copy(update=measured)
 
     def save(self, folder: Path) -> None:
         """Write config.json and the weights, float32."""
-        tensors = {name: tensor.to("cpu", torch.float32).contiguous() for name, tensor in self._network.state_dict().items()}
-        (folder / CONFIG_NAME).write_text(self._config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        tensors = {
+            name: tensor.to("cpu", torch.float32).contiguous()
+            for name, tensor in self._network.state_dict().items()
+        }
+        (folder / CONFIG_NAME).write_text(
+            self._config.model_dump_json(indent=2) + "\n", encoding="utf-8"
+        )
         save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
 
     # ------------------------------------------------------------ inside
@@ -152,15 +194,23 @@ def read_config(folder: Path) -> ModelConfig:
     try:
         found = ModelConfig.model_validate_json(path.read_bytes())
     except OSError as error:
-        raise EncoderError(f"{path}: {error.strerror}; expected the folder of a volume-kl model, with {WEIGHTS_NAME} in it too") from error
+        raise EncoderError(
+            f"{path}: {error.strerror}; expected the folder of a volume-kl model, with"
+            f" {WEIGHTS_NAME} in it too"
+        ) from error
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
-        raise EncoderError(f"{path}: not that of a volume-kl model: {where + ': ' if where else ''}{problem['msg']}") from error
+        raise EncoderError(
+            f"{path}: not that of a volume-kl model:"
+            f" {where + ': ' if where else ''}{problem['msg']}"
+        ) from error
     for name in ("latents_mean", "latents_std"):
         values = getattr(found, name)
         if values is not None and len(values) != found.latent_channels:
-            raise EncoderError(f"{path}: {name}: expected {found.latent_channels} numbers, got {len(values)}")
+            raise EncoderError(
+                f"{path}: {name}: expected {found.latent_channels} numbers, got {len(values)}"
+            )
     return found
 
 
@@ -180,5 +230,7 @@ def read_network(folder: Path, config: ModelConfig) -> VolumeKL:
     except RuntimeError as error:
         first, *others = [line.strip() for line in str(error).splitlines()[1:]]
         more = f" (and {len(others)} more)" if others else ""
-        raise EncoderError(f"{path}: the weights don't fit the {CONFIG_NAME} beside them: {first}{more}") from error
+        raise EncoderError(
+            f"{path}: the weights don't fit the {CONFIG_NAME} beside them: {first}{more}"
+        ) from error
     return network

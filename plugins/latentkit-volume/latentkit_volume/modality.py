@@ -1,4 +1,6 @@
-"""Modality `volume`: NIfTI and NRRD files and DICOM series to patches of one size, and patches to a picture of their middle slices."""
+"""Modality `volume`: NIfTI and NRRD files and DICOM series to patches of one size, and patches to a
+picture of their middle slices.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ AXES = "CDHW"
 
 
 class VolumeModality:
-    """Patches as (C, D, H, W) float32 in the encoder's range. D goes up (towards the head), H to the front, W to the right.
+    """Patches as (C, D, H, W) float32 in the encoder's range.
+
+    D goes up (towards the head), H to the front, W to the right.
 
     Args:
         config: size, spacing, window and views.
@@ -45,17 +49,21 @@ class VolumeModality:
         self._seed = context.seed
         self._input = context.input or InputSpec(channels=1, axes=AXES)
         if self._input.axes != AXES:
-            raise RecipeError(f"modality volume makes tensors of the axes {AXES}, but the encoder takes {self._input.axes}")
+            raise RecipeError(
+                f"modality volume makes tensors of the axes {AXES}, but the encoder takes"
+                f" {self._input.axes}"
+            )
         if self._input.channels > 1 and config.frame != "channels":
             raise RecipeError(
-                f"modality.with.frame: the encoder takes {self._input.channels} channels, and a 3-D volume has one; "
-                "frame: channels makes channels of a 4-D volume's frames"
+                f"modality.with.frame: the encoder takes {self._input.channels} channels, and a 3-D"
+                " volume has one; frame: channels makes channels of a 4-D volume's frames"
             )
         self._shape = _patch_shape(config.size, self._input)
         refuse_beyond_memory("modality.with.size", (self._input.channels, *self._shape))
 
     def prepare(self, sample: Sample) -> Iterator[Prepared]:
-        """Every view of a volume, in the recipe's order: (C, D, H, W) float32 in the encoder's range, from one reading of the file.
+        """Every view of a volume, in the recipe's order: (C, D, H, W) float32 in the encoder's
+        range, from one reading of the file.
 
         Raises:
             SampleError: no such file, damaged, or a volume that can't be used.
@@ -64,7 +72,10 @@ class VolumeModality:
         config = self._config
         volume = read_any(sample.read(), config.frame, config.assume, config.max_voxels)
         if len(volume.voxels) != self._input.channels:
-            raise SampleError(f"a volume of {len(volume.voxels)} frames, and the encoder takes {self._input.channels} channels")
+            raise SampleError(
+                f"a volume of {len(volume.voxels)} frames, and the encoder takes"
+                f" {self._input.channels} channels"
+            )
         grid = make_grid(volume, config.spacing, config.align == "patient")
         windows = [self._window(channel) for channel in volume.voxels]
         for view in config.views:
@@ -82,13 +93,21 @@ class VolumeModality:
                 "affine": [round(float(value), 6) for value in affine[:3].flat],
                 "window": [value for window in windows for value in window],
             }
-            yield Prepared(view, "x".join(map(str, self._shape)), torch.from_numpy(np.stack(patch)), geometry, volume.remarks)
+            yield Prepared(
+                view,
+                "x".join(map(str, self._shape)),
+                torch.from_numpy(np.stack(patch)),
+                geometry,
+                volume.remarks,
+            )
 
     def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
-        """Write a PNG with a row per inner sequence: of each tensor the middle slices, as `draw_sheet` has them.
+        """Write a PNG with a row per inner sequence: of each tensor the middle slices, as
+        `draw_sheet` has them.
 
         Args:
-            tensors: (C, D, H, W) each, any float dtype and device, in the encoder's range; what lies outside is clipped.
+            tensors: (C, D, H, W) each, any float dtype and device, in the encoder's range; what
+                lies outside is clipped.
             path: file to write; parent folders are made.
 
         Raises:
@@ -105,15 +124,24 @@ class VolumeModality:
             return self._config.window
         low, high = (float(value) for value in np.percentile(channel, self._config.percentiles))
         if low == high:
-            raise SampleError(f"nothing to see: the percentiles {self._config.percentiles} of its voxels are both {low:g}")
+            raise SampleError(
+                f"nothing to see: the percentiles {self._config.percentiles} of its voxels are both"
+                f" {low:g}"
+            )
         return low, high
 
     def _fractions(self, key: str, view: str) -> Sequence[float]:
-        """Where a view's patch lies along D, H and W, from the first possible place (0) to the last (1)."""
+        """Where a view's patch lies along D, H and W, from the first possible place (0) to the last
+        (1).
+        """
         fractions = grid_fractions(view)
         if fractions is not None:
             return fractions
-        return (0.5, 0.5, 0.5) if view == "plain" and self._config.crop == "center" else draw_fractions(self._seed, key, view, 3)
+        return (
+            (0.5, 0.5, 0.5)
+            if view == "plain" and self._config.crop == "center"
+            else draw_fractions(self._seed, key, view, 3)
+        )
 
     def _scaled(self, values: Voxels, window: tuple[float, float]) -> Voxels:
         """Values in the window on the encoder's range, in place."""
@@ -132,11 +160,18 @@ def _patch_shape(size: int | Shape, spec: InputSpec) -> Shape:
         rule = spec.sizes.get(axis)
         if rule is not None and not rule.allows(count):
             near = " and ".join(map(str, nearest_allowed(count, rule)))
-            raise RecipeError(f"modality.with.size: a {name} of {count} voxels isn't one the encoder takes: {rule}; nearest: {near}")
+            raise RecipeError(
+                f"modality.with.size: a {name} of {count} voxels isn't one the encoder takes:"
+                f" {rule}; nearest: {near}"
+            )
     return shape
 
 
 def _describe(volume: Volume) -> dict[str, object]:
     """Of the file: where its axes point, and voxels and millimetres along D, H and W."""
     sides = np.linalg.norm(volume.affine[:3, :3], axis=0)
-    return {"axes": volume.axes, "shape": list(volume.voxels.shape[1:]), "spacing": [round(float(side), 6) for side in sides]}
+    return {
+        "axes": volume.axes,
+        "shape": list(volume.voxels.shape[1:]),
+        "spacing": [round(float(side), 6) for side in sides],
+    }

@@ -1,9 +1,10 @@
 """The network of `volume-kl`: a small 3-D KL autoencoder.
 
-Both halves are a linear map between cubes of voxels and the latent channels, plus a residual network whose output starts at zero. The
-linear maps start as the slowest waves of the discrete cosine transform, so that training starts near what linear algebra can do.
-Activations are normalised over the channels of one place only, so latents of a patch are those of the whole volume, but near the patch's
-borders.
+Both halves are a linear map between cubes of voxels and the latent channels, plus a residual
+network whose output starts at zero. The linear maps start as the slowest waves of the discrete
+cosine transform, so that training starts near what linear algebra can do. Activations are
+normalized over the channels of one place only, so latents of a patch are those of the whole volume,
+but near the patch's borders.
 
 Shapes: (N, C, D, H, W), the memory channels last, in which 3-D convolutions on CPUs are quick.
 """
@@ -20,15 +21,17 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from latentkit.contracts import Config, Moments, Reconstruction
-from latentkit.layouts import LOGVAR_RANGE
+from latentkit.contracts.encoder_description import LOGVAR_RANGE
 
 BRANCH_GAIN = 0.2
-"""Factor of what the residual networks add to the linear maps: behind a layer that starts at zero, the first steps are a jump, and this
-makes it a small one."""
+"""Factor of what the residual networks add to the linear maps: behind a layer that starts at zero,
+the first steps are a jump, and this makes it a small one."""
 START_LOGVAR, LOGVAR_GAIN = -12.0, 0.05
-"""Of an untrained network, and factor of what is added to it: a logvar that jumps drowns latents in noise."""
+"""Of an untrained network, and factor of what is added to it: a logvar that jumps drowns latents in
+noise."""
 SPREAD, DECAY = 0.5, 2.0
-"""About the standard deviation of a voxel in [-1, 1], and how fast that of waves falls with their squared number."""
+"""About the standard deviation of a voxel in [-1, 1], and how fast that of waves falls with their
+squared number."""
 
 
 class Architecture(Config):
@@ -42,7 +45,7 @@ class Architecture(Config):
 
 
 class Residual(nn.Module):
-    """x + two 3 x 3 x 3 convolutions of x, normalised over channels; starts as the identity."""
+    """x + two 3 x 3 x 3 convolutions of x, normalized over channels; starts as the identity."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -81,17 +84,23 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Raw latents (N, latent channels, d, h, w) to volumes (N, C, f d, f h, f w), about in [-1, 1] and not clamped."""
+    """Raw latents (N, latent channels, d, h, w) to volumes (N, C, f d, f h, f w), about in [-1, 1]
+    and not clamped.
+    """
 
     def __init__(self, shape: Architecture) -> None:
         super().__init__()
         (fine, coarse), self.downscale = shape.widths, shape.downscale
-        self.linear = nn.Conv3d(shape.latent_channels, shape.channels * shape.downscale**3, 3, padding=1)
+        self.linear = nn.Conv3d(
+            shape.latent_channels, shape.channels * shape.downscale**3, 3, padding=1
+        )
         self.start = nn.Conv3d(shape.latent_channels, coarse, 3, padding=1)
         self.coarse = nn.Sequential(*(Residual(coarse) for _ in range(shape.blocks[1])))
         self.up = nn.Conv3d(coarse, fine * 2**3, 1)
         self.fine = nn.Sequential(*(Residual(fine) for _ in range(shape.blocks[0])))
-        self.voxels = zeroed(nn.Conv3d(fine, shape.channels * (shape.downscale // 2) ** 3, 3, padding=1))
+        self.voxels = zeroed(
+            nn.Conv3d(fine, shape.channels * (shape.downscale // 2) ** 3, 3, padding=1)
+        )
         waves, spreads = start_waves(shape)
         with torch.no_grad():
             self.linear.weight.zero_()
@@ -100,7 +109,9 @@ class Decoder(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         hidden = self.coarse(self.start(latents))
-        detail = depth_to_space(self.voxels(self.fine(depth_to_space(self.up(hidden), 2))), self.downscale // 2)
+        detail = depth_to_space(
+            self.voxels(self.fine(depth_to_space(self.up(hidden), 2))), self.downscale // 2
+        )
         return depth_to_space(self.linear(latents), self.downscale) + BRANCH_GAIN * detail
 
 
@@ -113,7 +124,9 @@ class VolumeKL(nn.Module):
         self.decoder = Decoder(shape)
 
     def encode(self, volumes: Tensor) -> Moments:
-        """Posterior of (N, C, D, H, W) in [-1, 1], sizes divisible by f: each (N, latent channels, D / f, ...), logvar in [-30, 20]."""
+        """Posterior of (N, C, D, H, W) in [-1, 1], sizes divisible by f: each (N, latent channels,
+        D / f, ...), logvar in [-30, 20].
+        """
         mean, logvar = self.encoder(volumes).chunk(2, dim=1)
         return Moments(mean, logvar.clamp(*LOGVAR_RANGE))
 
@@ -122,7 +135,9 @@ class VolumeKL(nn.Module):
         return cast(Tensor, self.decoder(latents))
 
     def forward(self, volumes: Tensor) -> Reconstruction:
-        """Volumes through a draw of their posterior, from torch's global random numbers; moments and draw in float32."""
+        """Volumes through a draw of their posterior, from torch's global random numbers; moments
+        and draw in float32.
+        """
         moments = self.encode(volumes)
         moments = Moments(moments.mean.float(), moments.logvar.float())
         latents = moments.mean + torch.exp(0.5 * moments.logvar) * torch.randn_like(moments.mean)
@@ -130,10 +145,14 @@ class VolumeKL(nn.Module):
 
 
 def space_to_depth(volumes: Tensor, factor: int) -> Tensor:
-    """(N, C, D, H, W) to (N, C factor^3, D / factor, ...): each cube of voxels becomes channels, ordered by channel, d, h, w."""
+    """(N, C, D, H, W) to (N, C factor^3, D / factor, ...): each cube of voxels becomes channels,
+    ordered by channel, d, h, w.
+    """
     n, c, d, h, w = volumes.shape
     cubes = volumes.reshape(n, c, d // factor, factor, h // factor, factor, w // factor, factor)
-    flat = cubes.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(n, d // factor, h // factor, w // factor, c * factor**3)
+    flat = cubes.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(
+        n, d // factor, h // factor, w // factor, c * factor**3
+    )
     return flat.movedim(-1, 1)
 
 
@@ -141,7 +160,9 @@ def depth_to_space(values: Tensor, factor: int) -> Tensor:
     """The inverse of `space_to_depth`."""
     n, c, d, h, w = values.shape
     cubes = values.movedim(1, -1).reshape(n, d, h, w, c // factor**3, factor, factor, factor)
-    return cubes.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(n, c // factor**3, d * factor, h * factor, w * factor)
+    return cubes.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(
+        n, c // factor**3, d * factor, h * factor, w * factor
+    )
 
 
 def zeroed(layer: nn.Conv3d) -> nn.Conv3d:
@@ -158,16 +179,27 @@ def zero_bias(layer: nn.Conv3d) -> None:
 
 
 def start_waves(shape: Architecture) -> tuple[Tensor, Tensor]:
-    """The slowest orthonormal waves on a cube of voxels, a row each, and about the standard deviation of volumes' coefficients in them.
+    """The slowest orthonormal waves on a cube of voxels, a row each, and about the standard
+    deviation of volumes' coefficients in them.
 
-    Waves are ordered by their squared number, those of all channels after each other; values as in `space_to_depth`.
-    """
+    Waves are ordered by their squared number, those of all channels after each other; values as in
+    `space_to_depth`."""
     side = shape.downscale
     place = (torch.arange(side) + 0.5) * math.pi / side
-    lines = [torch.ones(side), *(math.sqrt(2) * torch.cos(place * number) for number in range(1, side))]
-    numbers = sorted(itertools.product(range(side), repeat=3), key=lambda wave: (sum(number**2 for number in wave), wave))
+    lines = [
+        torch.ones(side),
+        *(math.sqrt(2) * torch.cos(place * number) for number in range(1, side)),
+    ]
+    numbers = sorted(
+        itertools.product(range(side), repeat=3),
+        key=lambda wave: (sum(number**2 for number in wave), wave),
+    )
     waves, spreads = torch.zeros(shape.latent_channels, shape.channels, side, side, side), []
-    for row, (wave, channel) in enumerate(itertools.islice(itertools.product(numbers, range(shape.channels)), shape.latent_channels)):
-        waves[row, channel] = torch.einsum("i,j,k->ijk", *(lines[number] for number in wave)) / side**1.5
+    for row, (wave, channel) in enumerate(
+        itertools.islice(itertools.product(numbers, range(shape.channels)), shape.latent_channels)
+    ):
+        waves[row, channel] = (
+            torch.einsum("i,j,k->ijk", *(lines[number] for number in wave)) / side**1.5
+        )
         spreads.append(SPREAD * side**1.5 / (1 + DECAY * sum(number**2 for number in wave)))
     return waves.flatten(1), torch.tensor(spreads)

@@ -35,8 +35,20 @@ HEADER_BYTES = 540
 """Of the longer of the two headers."""
 CHUNK_BYTES = 1 << 20
 MILLIMETRES = {"unknown": 1.0, "meter": 1000.0, "mm": 1.0, "micron": 0.001}
-BROKEN = (HeaderDataError, ImageFileError, WrapStructError, ValueError, KeyError, OverflowError, OSError, EOFError, zlib.error)
-"""What nibabel and gzip raise on damaged bytes, which are in memory: none of these is a file out of reach."""
+BROKEN = (
+    HeaderDataError,
+    ImageFileError,
+    WrapStructError,
+    ValueError,
+    KeyError,
+    OverflowError,
+    OSError,
+    EOFError,
+    zlib.error,
+)
+"""What nibabel and gzip raise on damaged bytes, which are in memory: none of these is a file out of
+reach."""
+
 
 def read_volume(media: bytes, frame: Frame, assume: str | None, max_voxels: int) -> Volume:
     """The volume in the bytes of a .nii or .nii.gz file.
@@ -50,7 +62,11 @@ def read_volume(media: bytes, frame: Frame, assume: str | None, max_voxels: int)
     Raises:
         SampleError: not such a file, damaged, or a volume that can't be used; says why.
     """
-    stream = gzip.GzipFile(fileobj=io.BytesIO(media)) if media.startswith(GZIP_START) else io.BytesIO(media)
+    stream = (
+        gzip.GzipFile(fileobj=io.BytesIO(media))
+        if media.startswith(GZIP_START)
+        else io.BytesIO(media)
+    )
     with _explained("its header can't be read"):
         image = _open(stream)
         shape, dtype = image.header.get_data_shape(), image.header.get_data_dtype()

@@ -144,9 +144,10 @@ def _frames_last(voxels: Any, header: dict[str, Any]) -> tuple[Any, list[int]]:
     others = [axis for axis in range(voxels.ndim) if axis not in axes]
     if len(axes) != 3 or len(others) > 1:
         raise SampleError(f"a {voxels.ndim}-D volume of {text} voxels where 3-D is needed")
-    return voxels.transpose([*axes, *others]).reshape(
-        *(voxels.shape[axis] for axis in axes), -1
-    ), axes
+    return (
+        voxels.transpose([*axes, *others]).reshape(*(voxels.shape[axis] for axis in axes), -1),
+        axes,
+    )
 
 
 def _affine(header: dict[str, Any], axes: list[int], assume: str | None) -> Floats:

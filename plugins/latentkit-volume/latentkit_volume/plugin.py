@@ -8,17 +8,31 @@ from typing import Literal, Self
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from latentkit.contracts import BuildContext, Config, Encoder, EncoderSpec, Modality, ModalitySpec, Source, SourceSpec, neutral
+from latentkit.contracts import (
+    BuildContext,
+    Config,
+    Encoder,
+    EncoderSpec,
+    Modality,
+    ModalitySpec,
+    Source,
+    SourceSpec,
+    neutral,
+)
 from latentkit.hooks import hookimpl
 from latentkit_volume.views import VIEW_HELP, expand_views
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".nrrd")
 DICOM_SUFFIXES = (".dcm", ".ima")
-AXES = frozenset("".join(axes) for letters in product("RL", "AP", "SI") for axes in permutations(letters))
+AXES = frozenset(
+    "".join(axes) for letters in product("RL", "AP", "SI") for axes in permutations(letters)
+)
 
 
 class DicomConfig(Config):
-    """Source `dicom`: each DICOM series below a folder is one sample, whatever its files are called."""
+    """Source `dicom`: each DICOM series below a folder is one sample, whatever its files are
+    called.
+    """
 
     path: str = Field(description="folder to read; relative to the recipe")
 
@@ -26,28 +40,58 @@ class DicomConfig(Config):
 class VolumeConfig(Config):
     """Modality `volume`. Axes are D, H, W: up (towards the head), front, right."""
 
-    size: int | tuple[int, int, int] = Field(64, description="voxels of a patch along D, H and W, or one number for all")
+    size: int | tuple[int, int, int] = Field(
+        64, description="voxels of a patch along D, H and W, or one number for all"
+    )
     spacing: float | tuple[float, float, float] | None = Field(
-        None, description="millimetres from voxel to voxel along D, H and W, or one number for all; none: as each volume has it"
+        None,
+        description=(
+            "millimetres from voxel to voxel along D, H and W, or one number for all; none: as each"
+            " volume has it"
+        ),
     )
     align: Literal["voxels", "patient"] = Field(
-        "voxels", description="keep the volume's own axes, turned to the nearest of D, H, W; or interpolate onto the patient's true ones"
+        "voxels",
+        description=(
+            "keep the volume's own axes, turned to the nearest of D, H, W; or interpolate onto the"
+            " patient's true ones"
+        ),
     )
     window: tuple[float, float] | None = Field(
-        None, description="values, such as Hounsfield units, that become the lowest and highest of the encoder's range; others are clipped"
+        None,
+        description=(
+            "values, such as Hounsfield units, that become the lowest and highest of the encoder's"
+            " range; others are clipped"
+        ),
     )
     percentiles: tuple[float, float] = Field(
-        (0.5, 99.5), description="the same two values where no window is given, as percentiles of each volume's voxels, 0 to 100"
+        (0.5, 99.5),
+        description=(
+            "the same two values where no window is given, as percentiles of each volume's voxels,"
+            " 0 to 100"
+        ),
     )
     frame: int | Literal["channels"] | None = Field(
-        None, description="of a 4-D volume: number, from 0, of the 3-D one to take, or channels: all, as channels; none: 4-D is refused"
+        None,
+        description=(
+            "of a 4-D volume: number, from 0, of the 3-D one to take, or channels: all, as"
+            " channels; none: 4-D is refused"
+        ),
     )
     assume: str | None = Field(
-        None, description="where a file's axes point that doesn't say it, as letters, such as RAS or LPS; none: such a file is refused"
+        None,
+        description=(
+            "where a file's axes point that doesn't say it, as letters, such as RAS or LPS; none:"
+            " such a file is refused"
+        ),
     )
-    crop: Literal["center", "random"] = Field("center", description="which patch the view plain is: the middle, or drawn by seed and key")
+    crop: Literal["center", "random"] = Field(
+        "center", description="which patch the view plain is: the middle, or drawn by seed and key"
+    )
     views: list[str] = Field(["plain"], min_length=1, description=VIEW_HELP)
-    max_voxels: int = neutral(1 << 29, gt=0, description="volumes with more voxels are refused before they are unpacked")
+    max_voxels: int = neutral(
+        1 << 29, gt=0, description="volumes with more voxels are refused before they are unpacked"
+    )
 
     @field_validator("size")
     @classmethod
@@ -59,7 +103,9 @@ class VolumeConfig(Config):
 
     @field_validator("spacing")
     @classmethod
-    def _positive_spacing(cls, spacing: float | tuple[float, float, float] | None) -> float | tuple[float, float, float] | None:
+    def _positive_spacing(
+        cls, spacing: float | tuple[float, float, float] | None
+    ) -> float | tuple[float, float, float] | None:
         if spacing is None:
             return None
         values = spacing if isinstance(spacing, tuple) else (spacing,)
@@ -92,7 +138,10 @@ class VolumeConfig(Config):
     @classmethod
     def _three_directions(cls, letters: str | None) -> str | None:
         if letters is not None and letters not in AXES:
-            raise ValueError("must be where the first, second and third axis point: one each of R or L, A or P, S or I, such as RAS or LPS")
+            raise ValueError(
+                "must be where the first, second and third axis point: one each of R or L, A or P,"
+                " S or I, such as RAS or LPS"
+            )
         return letters
 
     @field_validator("views")
@@ -108,28 +157,51 @@ class VolumeConfig(Config):
 
 
 class VolumeKLConfig(Config):
-    """Encoder `volume-kl`. All but dtype say what random weights are drawn; a model's own config.json says it for loaded ones."""
+    """Encoder `volume-kl`.
+
+    All but dtype say what random weights are drawn; a model's own config.json says it for loaded
+    ones.
+    """
 
     model: str | None = neutral(None, description="folder that training wrote")
     init: Literal["weights", "random"] = neutral(
-        "weights", description="start from those weights, or from random ones drawn from the seed, for training from scratch"
+        "weights",
+        description=(
+            "start from those weights, or from random ones drawn from the seed, for training from"
+            " scratch"
+        ),
     )
     channels: PositiveInt = neutral(1, description="channels of the volumes")
     latent_channels: PositiveInt = neutral(4, description="channels of the latents")
-    downscale: Literal[4, 8] = neutral(4, description="voxels of the volume per place of the latents, along each axis")
-    widths: tuple[PositiveInt, PositiveInt] = neutral((32, 64), description="channels at twice the latents' resolution, and at theirs")
-    blocks: tuple[PositiveInt, PositiveInt] = neutral((1, 2), description="residual blocks at those two resolutions, in each half")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="the network computes in this")
+    downscale: Literal[4, 8] = neutral(
+        4, description="voxels of the volume per place of the latents, along each axis"
+    )
+    widths: tuple[PositiveInt, PositiveInt] = neutral(
+        (32, 64), description="channels at twice the latents' resolution, and at theirs"
+    )
+    blocks: tuple[PositiveInt, PositiveInt] = neutral(
+        (1, 2), description="residual blocks at those two resolutions, in each half"
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="the network computes in this"
+    )
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
         if (self.model is None) != (self.init == "random"):
-            raise ValueError("give model (the folder that training wrote), or init: random to train from scratch")
+            raise ValueError(
+                "give model (the folder that training wrote), or init: random to train from scratch"
+            )
         given = sorted(self.model_fields_set - {"model", "init", "dtype"})
         if self.model is not None and given:
-            raise ValueError(f"give model, whose config.json says what it is, or {', '.join(given)}, not both")
+            raise ValueError(
+                f"give model, whose config.json says what it is, or {', '.join(given)}, not both"
+            )
         if self.latent_channels > self.channels * self.downscale**3:
-            raise ValueError(f"latent_channels: at most {self.channels * self.downscale**3}, the values that they stand for")
+            raise ValueError(
+                f"latent_channels: at most {self.channels * self.downscale**3}, the values that"
+                " they stand for"
+            )
         return self
 
 
@@ -169,10 +241,21 @@ def latentkit_sources() -> SourceSpec:
 @hookimpl
 def latentkit_modalities() -> ModalitySpec:
     """The modality `volume`."""
-    return ModalitySpec("volume", "medical volumes: NIfTI, NRRD, DICOM", VolumeConfig, _build_volume, suffixes=VOLUME_SUFFIXES)
+    return ModalitySpec(
+        "volume",
+        "medical volumes: NIfTI, NRRD, DICOM",
+        VolumeConfig,
+        _build_volume,
+        suffixes=VOLUME_SUFFIXES,
+    )
 
 
 @hookimpl
 def latentkit_encoders() -> EncoderSpec:
     """The encoder `volume-kl`."""
-    return EncoderSpec("volume-kl", "small 3-D KL autoencoder, to train on volumes of one's own", VolumeKLConfig, _build_volume_kl)
+    return EncoderSpec(
+        "volume-kl",
+        "small 3-D KL autoencoder, to train on volumes of one's own",
+        VolumeKLConfig,
+        _build_volume_kl,
+    )

@@ -26,7 +26,8 @@ REACH = 4.0
 
 @dataclass(frozen=True)
 class Grid:
-    """Where new voxels lie: voxel t (numbers along D, H, W) is the volume's voxel matrix @ t + offset.
+    """Where new voxels lie: voxel t (numbers along D, H, W) is the volume's voxel matrix @ t +
+    offset.
 
     Args:
         matrix, offset: 3 x 3 and 3, in voxels of the volume.
@@ -40,11 +41,14 @@ class Grid:
     affine: Floats
 
 
-def make_grid(volume: Volume, spacing: float | tuple[float, float, float] | None, to_patient: bool) -> Grid:
+def make_grid(
+    volume: Volume, spacing: float | tuple[float, float, float] | None, to_patient: bool
+) -> Grid:
     """The grid of a spacing in millimetres (None: the volume's own) around the volume's middle.
 
     Args:
-        to_patient: along the patient's true axes, around all of the volume, instead of along the volume's own.
+        to_patient: along the patient's true axes, around all of the volume, instead of along the
+            volume's own.
 
     Raises:
         SampleError: the volume's own axes are wanted, and aren't perpendicular.
@@ -55,7 +59,10 @@ def make_grid(volume: Volume, spacing: float | tuple[float, float, float] | None
     shear = np.abs(axes.T @ axes - np.eye(3)).max()
     if shear > LARGEST_SHEAR:
         degrees = math.degrees(math.asin(min(float(shear), 1.0)))
-        raise SampleError(f"the volume's axes are {degrees:.1f} degrees off being perpendicular; modality.with.align: patient mends it")
+        raise SampleError(
+            f"the volume's axes are {degrees:.1f} degrees off being perpendicular;"
+            " modality.with.align: patient mends it"
+        )
     size = np.asarray(volume.voxels.shape[1:], np.float64)
     steps = own if spacing is None else np.broadcast_to(np.asarray(spacing, np.float64), 3)
     counts = np.maximum(np.rint(np.abs(axes.T @ linear) @ size / steps), 1)
@@ -70,11 +77,15 @@ def make_grid(volume: Volume, spacing: float | tuple[float, float, float] | None
     return Grid(matrix.round(9), offset.round(9), (first, second, third), affine)
 
 
-def sample_patch(voxels: Voxels, grid: Grid, start: Sequence[int], shape: Shape, limits: tuple[float, float]) -> Voxels:
-    """A patch of one channel, clipped to `limits`: float32 of `shape`; the lower limit outside the volume.
+def sample_patch(
+    voxels: Voxels, grid: Grid, start: Sequence[int], shape: Shape, limits: tuple[float, float]
+) -> Voxels:
+    """A patch of one channel, clipped to `limits`: float32 of `shape`; the lower limit outside the
+    volume.
 
-    Between voxels it is linear. Along axes on which voxels become fewer, a Gaussian whose width grows with the new voxels' comes first:
-    Cardoso et al. 2015, "Scale Factor Point Spread Function Matching", with the voxels' sides as full widths at half maximum.
+    Between voxels it is linear. Along axes on which voxels become fewer, a Gaussian whose width
+    grows with the new voxels' comes first: Cardoso et al. 2015, "Scale Factor Point Spread Function
+    Matching", with the voxels' sides as full widths at half maximum.
 
     Args:
         voxels: (D, H, W) of the volume.
@@ -84,27 +95,39 @@ def sample_patch(voxels: Voxels, grid: Grid, start: Sequence[int], shape: Shape,
     ratios = np.linalg.norm(grid.matrix, axis=1)
     sigmas = np.sqrt(np.maximum(ratios**2 - 1, 0)) / WIDTHS_PER_SIGMA
     far = np.asarray(shape) - 1
-    lowest, highest = offset + np.minimum(grid.matrix, 0) @ far, offset + np.maximum(grid.matrix, 0) @ far
+    lowest, highest = (
+        offset + np.minimum(grid.matrix, 0) @ far,
+        offset + np.maximum(grid.matrix, 0) @ far,
+    )
     margin, size = np.ceil(REACH * sigmas) + 1, np.asarray(voxels.shape)
     first = np.clip(np.floor(lowest) - margin, 0, size - 1).astype(int)
     last = np.clip(np.ceil(highest) + margin, first, size - 1).astype(int)
-    # Clipped before it is interpolated: what lies far outside the window (metal, or the scanner's own padding) doesn't bleed into it.
+    # Clipped before it is interpolated: what lies far outside the window (metal, or the scanner's
+    # own padding) doesn't bleed into it.
     part = voxels[tuple(slice(a, b + 1) for a, b in zip(first, last, strict=True))].clip(*limits)
     for axis, sigma in enumerate(sigmas):
         if sigma > 0:
             part = gaussian_filter1d(part, sigma, axis, mode="nearest", truncate=REACH)
     diagonal = np.diag(grid.matrix)
-    matrix = diagonal if np.array_equal(grid.matrix, np.diag(diagonal)) else grid.matrix  # scipy is quicker without the zeros
-    values: Voxels = affine_transform(part, matrix, offset - first, shape, np.float32, order=1, mode="nearest")
+    matrix = (
+        diagonal if np.array_equal(grid.matrix, np.diag(diagonal)) else grid.matrix
+    )  # scipy is quicker without the zeros
+    values: Voxels = affine_transform(
+        part, matrix, offset - first, shape, np.float32, order=1, mode="nearest"
+    )
     values[~_is_inside(grid.matrix, offset, shape, size)] = limits[0]
     return values
 
 
-def _is_inside(matrix: Floats, offset: Floats, shape: Shape, size: npt.NDArray[np.int_]) -> npt.NDArray[np.bool_]:
+def _is_inside(
+    matrix: Floats, offset: Floats, shape: Shape, size: npt.NDArray[np.int_]
+) -> npt.NDArray[np.bool_]:
     """Which voxels of a patch have their middle in a voxel of the volume."""
     numbers = np.ogrid[tuple(slice(count) for count in shape)]
     inside = np.ones(shape, bool)
     for row, start, count in zip(matrix, offset, size, strict=True):
-        place = start + sum(factor * number for factor, number in zip(row, numbers, strict=True) if factor)
+        place = start + sum(
+            factor * number for factor, number in zip(row, numbers, strict=True) if factor
+        )
         inside &= (place >= -0.5) & (place <= count - 0.5)
     return inside

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentkit.contracts import BuildContext, Entry, Sample
+from latentkit.contracts.samples import Remark
 from latentkit.errors import SampleError, SourceError
-from latentkit.samples import Remark
 from latentkit.sources.endings import is_clutter
 from latentkit.sources.files import LocalFiles
 from latentkit_volume.dicom import BROKEN, DICOM_START, INSTALL, PREAMBLE_BYTES

@@ -15,10 +15,14 @@ SMALLEST_SIDE_PIXELS = 96
 """Of the largest side of a volume: smaller ones are enlarged, a voxel to whole pixels."""
 
 
-def draw_sheet(rows: Sequence[Sequence[Tensor]], limits: tuple[float, float], sides: tuple[float, float, float]) -> Image.Image:
-    """One grey picture with a row per inner sequence: of each volume its axial, coronal and sagittal slice, channels below each other.
+def draw_sheet(
+    rows: Sequence[Sequence[Tensor]], limits: tuple[float, float], sides: tuple[float, float, float]
+) -> Image.Image:
+    """One gray picture with a row per inner sequence: of each volume its axial, coronal and
+    sagittal slice, channels below each other.
 
-    Seen from above (nose up), from behind and from the right (heads up); so the patient's right is on the right in the first two.
+    Seen from above (nose up), from behind and from the right (heads up); so the patient's right is
+    on the right in the first two.
 
     Args:
         rows: (C, D, H, W) each, any float dtype and device; D up, H to the front, W to the right.
@@ -35,31 +39,53 @@ def draw_sheet(rows: Sequence[Sequence[Tensor]], limits: tuple[float, float], si
     return _below_each_other(lines)
 
 
-def _strip(volume: Tensor, limits: tuple[float, float], sides: tuple[float, float, float]) -> Image.Image:
+def _strip(
+    volume: Tensor, limits: tuple[float, float], sides: tuple[float, float, float]
+) -> Image.Image:
     """All channels' three slices."""
     if volume.ndim != 4 or min(volume.shape) < 1:
         raise ValueError(f"render takes tensors (C, D, H, W), got shape {tuple(volume.shape)}")
-    values = (volume.detach().to("cpu", torch.float32) - limits[0]) * (255 / (limits[1] - limits[0]))
-    grey = values.nan_to_num(0.0).clamp(0, 255).round().to(torch.uint8).numpy()
-    return _below_each_other([_side_by_side(_slices(channel, sides)) for channel in grey])
+    values = (volume.detach().to("cpu", torch.float32) - limits[0]) * (
+        255 / (limits[1] - limits[0])
+    )
+    gray = values.nan_to_num(0.0).clamp(0, 255).round().to(torch.uint8).numpy()
+    return _below_each_other([_side_by_side(_slices(channel, sides)) for channel in gray])
 
 
-def _slices(channel: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], sides: tuple[float, float, float]) -> list[Image.Image]:
-    """Axial (rows H, columns W), coronal (D, W) and sagittal (D, H), the first voxel of the rows at the bottom."""
+def _slices(
+    channel: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], sides: tuple[float, float, float]
+) -> list[Image.Image]:
+    """Axial (rows H, columns W), coronal (D, W) and sagittal (D, H), the first voxel of the rows at
+    the bottom.
+    """
     depth, height, width = (size // 2 for size in channel.shape)
     planes = ((channel[depth], 1, 2), (channel[:, height], 0, 2), (channel[:, :, width], 0, 1))
     finest = min(sides)
     zoom = max(1, -(-SMALLEST_SIDE_PIXELS // max(channel.shape)))
     pictures = []
     for plane, down, across in planes:
-        size = [max(1, round(zoom * channel.shape[axis] * sides[axis] / finest)) for axis in (across, down)]
-        pictures.append(Image.fromarray(np.ascontiguousarray(plane[::-1])).resize((size[0], size[1]), Image.Resampling.NEAREST))
+        size = [
+            max(1, round(zoom * channel.shape[axis] * sides[axis] / finest))
+            for axis in (across, down)
+        ]
+        pictures.append(
+            Image.fromarray(np.ascontiguousarray(plane[::-1])).resize(
+                (size[0], size[1]), Image.Resampling.NEAREST
+            )
+        )
     return pictures
 
 
 def _side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
     gaps = GAP_PIXELS * (len(pictures) - 1)
-    sheet = Image.new("L", (sum(picture.width for picture in pictures) + gaps, max(picture.height for picture in pictures)), BACKGROUND)
+    sheet = Image.new(
+        "L",
+        (
+            sum(picture.width for picture in pictures) + gaps,
+            max(picture.height for picture in pictures),
+        ),
+        BACKGROUND,
+    )
     left = 0
     for picture in pictures:
         sheet.paste(picture, (left, 0))
@@ -69,7 +95,14 @@ def _side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
 
 def _below_each_other(pictures: Sequence[Image.Image]) -> Image.Image:
     gaps = GAP_PIXELS * (len(pictures) - 1)
-    sheet = Image.new("L", (max(picture.width for picture in pictures), sum(picture.height for picture in pictures) + gaps), BACKGROUND)
+    sheet = Image.new(
+        "L",
+        (
+            max(picture.width for picture in pictures),
+            sum(picture.height for picture in pictures) + gaps,
+        ),
+        BACKGROUND,
+    )
     top = 0
     for picture in pictures:
         sheet.paste(picture, (0, top))

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 GRID = re.compile(r"grid-([1-9]\d?)x([1-9]\d?)x([1-9]\d?)(?:-([1-9]\d*))?")
 CROP = re.compile(r"crop-[1-9]\d*")
 VIEW_HELP = (
-    "plain (the patch that crop says), crop-1, crop-2 ... (patches drawn from seed and key), grid-2x3x3 (so many patches along D, H and W, "
-    "evenly spread from border to border; short for grid-2x3x3-1 to grid-2x3x3-18)"
+    "plain (the patch that crop says), crop-1, crop-2 ... (patches drawn from seed and key),"
+    " grid-2x3x3 (so many patches along D, H and W, evenly spread from border to border; short for"
+    " grid-2x3x3-1 to grid-2x3x3-18)"
 )
 
 Shape = tuple[int, int, int]
@@ -26,8 +27,15 @@ def expand_views(views: Sequence[str]) -> list[str]:
     for view in views:
         grid = GRID.fullmatch(view)
         if grid is not None and grid[4] is None:
-            names += [f"{view}-{number}" for number in range(1, math.prod(map(int, grid.groups()[:3])) + 1)]
-        elif view == "plain" or CROP.fullmatch(view) or (grid is not None and int(grid[4]) <= math.prod(map(int, grid.groups()[:3]))):
+            names += [
+                f"{view}-{number}"
+                for number in range(1, math.prod(map(int, grid.groups()[:3])) + 1)
+            ]
+        elif (
+            view == "plain"
+            or CROP.fullmatch(view)
+            or (grid is not None and int(grid[4]) <= math.prod(map(int, grid.groups()[:3])))
+        ):
             names.append(view)
         else:
             raise ValueError(f"unknown view {view!r}; known: {VIEW_HELP}")
@@ -37,24 +45,32 @@ def expand_views(views: Sequence[str]) -> list[str]:
 
 
 def grid_fractions(view: str) -> tuple[float, float, float] | None:
-    """Where a patch of a grid lies along D, H and W, from the first possible place (0) to the last (1); None for another view.
+    """Where a patch of a grid lies along D, H and W, from the first possible place (0) to the last
+    (1); None for another view.
 
-    Patches are numbered along W first, then H, then D; the only one along an axis lies in its middle.
-    """
+    Patches are numbered along W first, then H, then D; the only one along an axis lies in its
+    middle."""
     grid = GRID.fullmatch(view)
     if grid is None:
         return None
     depth, height, width, number = (int(text) for text in grid.groups())
     places = (number - 1) // (height * width), (number - 1) // width % height, (number - 1) % width
-    first, second, third = (place / (count - 1) if count > 1 else 0.5 for place, count in zip(places, (depth, height, width), strict=True))
+    first, second, third = (
+        place / (count - 1) if count > 1 else 0.5
+        for place, count in zip(places, (depth, height, width), strict=True)
+    )
     return first, second, third
 
 
 def place_patch(volume: Shape, patch: Shape, fractions: Sequence[float]) -> Shape:
-    """First voxel of a patch in a volume, by fractions from the first possible place (0) to the last (1), all along D, H and W.
+    """First voxel of a patch in a volume, by fractions from the first possible place (0) to the
+    last (1), all along D, H and W.
 
-    Where the volume is smaller than the patch, it lies in the patch's middle, and the first voxel's number is negative.
-    """
+    Where the volume is smaller than the patch, it lies in the patch's middle, and the first voxel's
+    number is negative."""
     room = [whole - part for whole, part in zip(volume, patch, strict=True)]
-    first, second, third = (int(fraction * left + 0.5) if left > 0 else left // 2 for left, fraction in zip(room, fractions, strict=True))
+    first, second, third = (
+        int(fraction * left + 0.5) if left > 0 else left // 2
+        for left, fraction in zip(room, fractions, strict=True)
+    )
     return first, second, third

@@ -14,7 +14,13 @@ MakeFile = Callable[..., bytes]
 
 
 def make_file(
-    voxels: Any, affine: Any = None, *, kind: Any = nibabel.Nifti1Image, zipped: bool = False, slope: float = 1.0, inter: float = 0.0
+    voxels: Any,
+    affine: Any = None,
+    *,
+    kind: Any = nibabel.Nifti1Image,
+    zipped: bool = False,
+    slope: float = 1.0,
+    inter: float = 0.0,
 ) -> bytes:
     """A file of voxels (X, Y, Z, ...) in their own dtype.
 
@@ -29,7 +35,8 @@ def make_file(
 
 
 def _unscaled_bytes(image: Any) -> bytes:
-    """The file whose header has slope and intercept, and whose voxels are stored as they are given."""
+    """The file whose header has slope and intercept, and whose voxels are stored as they are given.
+    """
     written = bytearray(image.__class__(np.asanyarray(image.dataobj), image.affine).to_bytes())
     header = image.header.copy()
     header["magic"], header["vox_offset"] = b"n+1", 352
@@ -51,7 +58,10 @@ def smooth() -> Callable[..., Any]:
     def make(shape: tuple[int, ...], seed: int = 0) -> Any:
         places = np.meshgrid(*(np.linspace(0, 1, size) for size in shape), indexing="ij")
         shifts = np.random.default_rng(seed).uniform(0, 6, (len(shape), 2))
-        waves = [np.sin((2 + shift[1]) * place + shift[0]) for place, shift in zip(places, shifts, strict=True)]
+        waves = [
+            np.sin((2 + shift[1]) * place + shift[0])
+            for place, shift in zip(places, shifts, strict=True)
+        ]
         return (1000 * np.mean(waves, axis=0)).astype(np.int16)
 
     return make

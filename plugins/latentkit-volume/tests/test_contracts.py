@@ -12,7 +12,12 @@ import numpy as np
 import pytest
 import torch
 from latentkit_volume.encoder import VolumeKLEncoder, open_volume_kl
-from latentkit_volume.plugin import VolumeConfig, VolumeKLConfig, latentkit_encoders, latentkit_modalities
+from latentkit_volume.plugin import (
+    VolumeConfig,
+    VolumeKLConfig,
+    latentkit_encoders,
+    latentkit_modalities,
+)
 
 from latentkit.contracts import BuildContext, Encoder, InputSpec, Sample, SizeRule
 from latentkit.plugins import discover
@@ -44,7 +49,12 @@ class VolumeContract(ModalityContract):
 
 class TestVolume(VolumeContract):
     def make_config(self, tmp_path: Path) -> VolumeConfig:
-        return VolumeConfig(size=(8, 12, 16), spacing=(2.0, 1.0, 1.5), align="patient", views=["plain", "crop-1", "grid-1x2x2"])
+        return VolumeConfig(
+            size=(8, 12, 16),
+            spacing=(2.0, 1.0, 1.5),
+            align="patient",
+            views=["plain", "crop-1", "grid-1x2x2"],
+        )
 
 
 class TestRandomCropsOfChannels(VolumeContract):
@@ -52,7 +62,9 @@ class TestRandomCropsOfChannels(VolumeContract):
     frames = (2,)
 
     def make_config(self, tmp_path: Path) -> VolumeConfig:
-        return VolumeConfig(size=6, align="patient", window=(-500, 700), frame="channels", crop="random")
+        return VolumeConfig(
+            size=6, align="patient", window=(-500, 700), frame="channels", crop="random"
+        )
 
     def make_bad_sample(self, tmp_path: Path) -> Sample:
         return Sample("cut.nii.gz", self.files[1][:200])
@@ -67,24 +79,35 @@ class TestVolumeKL(EncoderContract):
     def make_renormalized(self, tmp_path: Path) -> Encoder:
         measured = self.make_encoder(tmp_path)
         assert isinstance(measured, VolumeKLEncoder)
-        measured.set_statistics(*(torch.full((measured.layout.channels,), value) for value in (2.0, 0.5)))
+        measured.set_statistics(
+            *(torch.full((measured.layout.channels,), value) for value in (2.0, 0.5))
+        )
         measured.save(tmp_path)
         return open_volume_kl(VolumeKLConfig(model=str(tmp_path)), BuildContext())
 
 
 class TestVolumeKLAtAnEighth(TestVolumeKL):
     def make_config(self, tmp_path: Path) -> VolumeKLConfig:
-        return VolumeKLConfig(init="random", widths=(3, 4), blocks=(1, 1), downscale=8, channels=2, latent_channels=6)
+        return VolumeKLConfig(
+            init="random", widths=(3, 4), blocks=(1, 1), downscale=8, channels=2, latent_channels=6
+        )
 
 
 def test_installed_plugin_is_found() -> None:
     registry = discover()
     assert registry.find("modality", "volume").distribution == "latentkit-volume"
     assert registry.find("encoder", "volume-kl").distribution == "latentkit-volume"
-    assert not [problem for problem in registry.problems if problem.distribution == "latentkit-volume"]
+    assert not [
+        problem for problem in registry.problems if problem.distribution == "latentkit-volume"
+    ]
 
 
 def test_listing_plugins_opens_none_of_its_libraries() -> None:
-    program = "import sys; from latentkit.plugins import discover; discover(); print({'nibabel', 'scipy'} & sys.modules.keys())"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    program = (
+        "import sys; from latentkit.plugins import discover; discover(); print({'nibabel', 'scipy'}"
+        " & sys.modules.keys())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "set()"

@@ -46,7 +46,7 @@ from torch import Tensor
 
 from latentkit.contracts import BuildContext, InputSpec, Sample
 from latentkit.errors import SampleError, SourceError
-from latentkit.shorthand import encode_recipe
+from latentkit.tasks.recipe_from_arguments import encode_recipe
 from latentkit.testing import SourceContract
 
 MakeFile = Callable[..., bytes]
@@ -269,7 +269,7 @@ BAD: dict[str, tuple[Callable[[list[Any]], Any], str]] = {
         "straight line",
     ),
     "no place": (with_changed(0, ImagePositionPatient=None), "lacks 'ImagePositionPatient'"),
-    "colours": (
+    "colors": (
         with_changed(0, PhotometricInterpretation="PALETTE COLOR"),
         "pixels of the kind PALETTE COLOR",
     ),
@@ -543,10 +543,10 @@ def nrrd_file(
         "dimension": str(voxels.ndim),
         "space": space,
         "sizes": " ".join(map(str, voxels.shape)),
-        "space directions": " ".join(
-            "(" + ",".join(map(repr, map(float, row))) + ")" for row in vectors
-        )
-        + " none" * (voxels.ndim - 3),
+        "space directions": (
+            " ".join("(" + ",".join(map(repr, map(float, row))) + ")" for row in vectors)
+            + " none" * (voxels.ndim - 3)
+        ),
         "space origin": "(" + ",".join(map(repr, map(float, affine[:3, 3] * signs))) + ")",
         "endian": endian,
         "encoding": encoding,
@@ -636,7 +636,9 @@ def test_damage_is_a_reason_and_never_another_error(voxels: Any, kind: str) -> N
     """A changed byte, a hole or an end anywhere: a volume, or `SampleError`."""
     drawn = np.random.default_rng(0)
     files = make_series(voxels, affine_of())
-    whole = to_bytes(files[0]) if kind == "dicom" else nrrd_file(voxels, affine_of(), encoding="gzip")
+    whole = (
+        to_bytes(files[0]) if kind == "dicom" else nrrd_file(voxels, affine_of(), encoding="gzip")
+    )
     for _ in range(150):
         damaged, place = bytearray(whole), int(drawn.integers(len(whole)))
         match drawn.integers(3):

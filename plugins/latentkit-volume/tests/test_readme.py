@@ -10,12 +10,16 @@ import pytest
 from latentkit_volume.plugin import VolumeConfig, VolumeKLConfig
 from pydantic import BaseModel
 
-from latentkit.check import check_recipe
 from latentkit.plugins import discover
-from latentkit.recipe import load_recipe
+from latentkit.recipe.schema import load_recipe
+from latentkit.tasks.check_recipe import check_recipe
 
 TEXT = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
-RECIPES = [textwrap.dedent(part) for part in re.findall(r"(?:^    .*\n)+", TEXT, re.MULTILINE) if part.startswith("    task:")]
+RECIPES = [
+    textwrap.dedent(part)
+    for part in re.findall(r"(?:^    .*\n)+", TEXT, re.MULTILINE)
+    if part.startswith("    task:")
+]
 
 
 @pytest.mark.parametrize("config", [VolumeConfig, VolumeKLConfig])

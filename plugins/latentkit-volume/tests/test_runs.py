@@ -1,4 +1,6 @@
-"""Whole runs through latentkit: volumes train a model, which encodes them, and latents become volumes again."""
+"""Whole runs through latentkit: volumes train a model, which encodes them, and latents become
+volumes again.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import latentkit as lk
-from latentkit.cli import main
-from latentkit.store.dataset import read_index
+from latentkit.cli.main import main
+from latentkit.store.dataset_json import read_index
 
 MakeFile = Callable[..., bytes]
 SOURCE = {"use": "folder", "with": {"path": "volumes", "suffixes": [".nii", ".nii.gz"]}}
@@ -23,7 +25,9 @@ MODEL = {"use": "volume-kl", "with": {"init": "random", "widths": [4, 6], "block
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory, nifti: MakeFile, smooth: Callable[..., Any]) -> Path:
+def work(
+    tmp_path_factory: pytest.TempPathFactory, nifti: MakeFile, smooth: Callable[..., Any]
+) -> Path:
     """A folder with four volumes, one of them cut off, all stored differently."""
     folder = tmp_path_factory.mktemp("work")
     (folder / "volumes" / "more").mkdir(parents=True)
@@ -40,17 +44,34 @@ def work(tmp_path_factory: pytest.TempPathFactory, nifti: MakeFile, smooth: Call
 
 def run(work: Path, output: str, **recipe: Any) -> Any:
     path = work / f"{output}.yaml"
-    path.write_text(json.dumps({"source": SOURCE, **recipe, "output": {"path": output, **recipe.get("output", {})}}))
+    path.write_text(
+        json.dumps(
+            {"source": SOURCE, **recipe, "output": {"path": output, **recipe.get("output", {})}}
+        )
+    )
     return lk.run(str(path))
 
 
 def train(work: Path, output: str, steps: int, **recipe: Any) -> Path:
     run(
-        work, output, task="train", model=MODEL, steps=steps, batch_size=2, ema={"decay": 0.5}, optimizer={"lr": 1e-3},
+        work,
+        output,
+        task="train",
+        model=MODEL,
+        steps=steps,
+        batch_size=2,
+        ema={"decay": 0.5},
+        optimizer={"lr": 1e-3},
         modality={"use": "volume", "with": {"size": 12, "spacing": 1.5, "crop": "random"}},
         losses=[{"use": "l1"}, {"use": "mse"}, {"use": "kl", "weight": 1e-6}],
-        evaluate={"every": 2, "source": SOURCE, "metrics": [{"use": "psnr"}, {"use": "kl"}], "best": "psnr"}, **recipe,
-    )  # fmt: skip
+        evaluate={
+            "every": 2,
+            "source": SOURCE,
+            "metrics": [{"use": "psnr"}, {"use": "kl"}],
+            "best": "psnr",
+        },
+        **recipe,
+    )
     return work / output
 
 
@@ -98,23 +119,39 @@ def test_a_checkpoint_becomes_a_model_with_its_weights(work: Path, trained: Path
 def test_a_run_stopped_and_resumed_ends_with_the_same_weights(work: Path, trained: Path) -> None:
     train(work, "resumed", 2)
     resumed = train(work, "resumed", 4)
-    expected, found = (load_file(folder / "model" / "model.safetensors") for folder in (trained, resumed))
+    expected, found = (
+        load_file(folder / "model" / "model.safetensors") for folder in (trained, resumed)
+    )
     assert all(torch.equal(expected[name], tensor) for name, tensor in found.items())
 
 
 def test_volumes_are_encoded_and_decoded_by_the_trained_model(work: Path, trained: Path) -> None:
     size, views = [16, 20, 20], ["plain", "crop-1", "grid-1x1x2-1", "grid-1x1x2-2"]
     run(
-        work, "latents", task="encode", batch_size=3, preview=3, encoder={"use": "volume-kl", "with": {"model": "trained/model"}},
-        modality={"use": "volume", "with": {"size": size, "spacing": 1, "views": ["plain", "crop-1", "grid-1x1x2"]}},
-    )  # fmt: skip
+        work,
+        "latents",
+        task="encode",
+        batch_size=3,
+        preview=3,
+        encoder={"use": "volume-kl", "with": {"model": "trained/model"}},
+        modality={
+            "use": "volume",
+            "with": {"size": size, "spacing": 1, "views": ["plain", "crop-1", "grid-1x1x2"]},
+        },
+    )
     data = lk.open(str(work / "latents"))
     assert sorted(set(data.keys)) == ["a.nii", "b.nii.gz", "more/c.nii.gz"]
     assert [data[row]["view"] for row in range(len(data))] == views * 3
     assert data[0]["latent"].shape == (4, 4, 5, 5)
     assert data.decode(torch.stack([data[0]["latent"]])).shape == (1, 1, 16, 20, 20)
     with Image.open(work / "latents" / "preview.png") as picture:
-        assert picture.size[0] == 2 * (20 * 5 * 3 + 8) + 4  # twenty voxels of five pixels: three slices, of source and reconstruction
-    rows = read_index(data.folder, json.loads(data.folder.read("dataset.json")), ["key", "status", "reason"]).to_pylist()
+        assert (
+            picture.size[0] == 2 * (20 * 5 * 3 + 8) + 4
+        )  # twenty voxels of five pixels: three slices, of source and reconstruction
+    rows = read_index(
+        data.folder, json.loads(data.folder.read("dataset.json")), ["key", "status", "reason"]
+    ).to_pylist()
     reasons = {row["reason"] for row in rows if row["key"] == "cut.nii.gz"}
-    assert reasons == {"a damaged NIfTI file: it ends before its last voxel, or its packing is broken"}
+    assert reasons == {
+        "a damaged NIfTI file: it ends before its last voxel, or its packing is broken"
+    }

@@ -1,4 +1,6 @@
-"""Patches: values that belong to their place in the patient, windows, views, and the picture of them."""
+"""Patches: values that belong to their place in the patient, windows, views, and the picture of
+them.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +28,20 @@ AFFINES: Mapping[str, Any] = {
     "flipped": np.array([[-1.0, 0, 0, 20], [0, -2, 0, 30], [0, 0, 1.5, -9], [0, 0, 0, 1]]),
     "permuted": np.array([[0, 0, 1.0, 3], [-2.0, 0, 0, 4], [0, 1.3, 0, 5], [0, 0, 0, 1]]),
     "oblique": np.array(
-        [[1, 0, 0, 5], [0, math.cos(TILT), -2 * math.sin(TILT), 6], [0, math.sin(TILT), 2 * math.cos(TILT), 7], [0, 0, 0, 1]]
+        [
+            [1, 0, 0, 5],
+            [0, math.cos(TILT), -2 * math.sin(TILT), 6],
+            [0, math.sin(TILT), 2 * math.cos(TILT), 7],
+            [0, 0, 0, 1],
+        ]
     ),
 }
 SHEARED = np.array([[1, 0, 0, 0], [0, 1, 0.5, 0], [0, 0, 2, 0], [0, 0, 0, 1.0]])
 
 
-def prepare(content: bytes, spec: InputSpec = SPEC, seed: int = 0, key: str = "a.nii", **config: Any) -> list[Prepared]:
+def prepare(
+    content: bytes, spec: InputSpec = SPEC, seed: int = 0, key: str = "a.nii", **config: Any
+) -> list[Prepared]:
     modality = VolumeModality(VolumeConfig(**config), BuildContext(input=spec, seed=seed))
     return list(modality.prepare(Sample(key, content)))
 
@@ -49,21 +58,38 @@ def values_of(prepared: Prepared) -> Any:
 @pytest.mark.parametrize("align", ["voxels", "patient"])
 @pytest.mark.parametrize("kind", AFFINES)
 @pytest.mark.parametrize("spacing", [None, 1.0, (2.5, 1.5, 4.0)])
-def test_a_voxel_has_the_value_of_its_place_in_the_patient(kind: str, align: str, spacing: Any, nifti: MakeFile) -> None:
-    """Values that grow along a line through the patient still do, by each view's own affine, however it was stored or sampled."""
+def test_a_voxel_has_the_value_of_its_place_in_the_patient(
+    kind: str, align: str, spacing: Any, nifti: MakeFile
+) -> None:
+    """Values that grow along a line through the patient still do, by each view's own affine,
+    however it was stored or sampled.
+    """
     affine, shape = AFFINES[kind], (48, 40, 44)
     slope = np.array([3.0, -2.0, 5.0])
-    places = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1) @ affine[:3, :3].T + affine[:3, 3]
+    places = (
+        np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1) @ affine[:3, :3].T
+        + affine[:3, 3]
+    )
     window = (-2000.0, 2000.0)
-    patch = prepare(nifti((places @ slope).astype(np.float32), affine), size=4, spacing=spacing, align=align, window=window)[0]
+    patch = prepare(
+        nifti((places @ slope).astype(np.float32), affine),
+        size=4,
+        spacing=spacing,
+        align=align,
+        window=window,
+    )[0]
     found = np.reshape(patch.geometry["affine"], (3, 4))
     numbers = np.stack(np.meshgrid(*map(np.arange, (4, 4, 4)), indexing="ij"), -1)
     expected = (numbers @ found[:, :3].T + found[:, 3]) @ slope
     np.testing.assert_allclose(values_of(patch) * 2000, expected, atol=0.1)
     if align == "patient":
-        np.testing.assert_allclose(np.abs(found[:, :3]), np.fliplr(np.diag(np.diag(np.fliplr(found[:, :3])))), atol=1e-6)
+        np.testing.assert_allclose(
+            np.abs(found[:, :3]), np.fliplr(np.diag(np.diag(np.fliplr(found[:, :3])))), atol=1e-6
+        )
     if spacing is not None:
-        np.testing.assert_allclose(np.linalg.norm(found[:, :3], axis=0), np.broadcast_to(spacing, 3), atol=1e-5)
+        np.testing.assert_allclose(
+            np.linalg.norm(found[:, :3], axis=0), np.broadcast_to(spacing, 3), atol=1e-5
+        )
 
 
 def test_a_volume_at_its_own_spacing_is_copied(nifti: MakeFile, smooth: Callable[..., Any]) -> None:
@@ -71,12 +97,18 @@ def test_a_volume_at_its_own_spacing_is_copied(nifti: MakeFile, smooth: Callable
     for spacing in (None, (3.0, 0.9, 0.8)):
         content = nifti(voxels, AFFINES["anisotropic"].astype(np.float32))
         [view] = prepare(content, size=(5, 6, 7), spacing=spacing, window=(-1024, 1024))
-        np.testing.assert_array_equal(values_of(view), voxels.transpose(2, 1, 0).astype(np.float32) / 1024)
+        np.testing.assert_array_equal(
+            values_of(view), voxels.transpose(2, 1, 0).astype(np.float32) / 1024
+        )
 
 
 def test_detail_too_fine_for_the_new_voxels_fades(nifti: MakeFile) -> None:
-    """Stripes one voxel wide, sampled at every fourth voxel, would be black or white without a filter; they are grey."""
-    stripes = np.broadcast_to(np.where(np.arange(64) % 2, 1000, 0)[:, None, None], (64, 8, 8)).astype(np.int16)
+    """Stripes one voxel wide, sampled at every fourth voxel, would be black or white without a
+    filter; they are gray.
+    """
+    stripes = np.broadcast_to(
+        np.where(np.arange(64) % 2, 1000, 0)[:, None, None], (64, 8, 8)
+    ).astype(np.int16)
     [view] = prepare(nifti(stripes), size=(8, 8, 10), spacing=(1.0, 1.0, 4.0), window=(0, 1000))
     assert float(np.abs(values_of(view)).max()) < 0.01
 
@@ -87,14 +119,24 @@ def test_a_patch_is_a_part_of_the_whole(nifti: MakeFile, smooth: Callable[..., A
         options: dict[str, Any] = {"spacing": 2.5, "align": align, "window": (-900, 900)}
         grid = prepare(content, size=8, **options)[0].geometry["grid"]
         whole = values_of(prepare(content, size=grid, **options)[0])
-        for view in prepare(content, size=8, views=["plain", "crop-1", "crop-2", "grid-1x2x1"], **options):
+        for view in prepare(
+            content, size=8, views=["plain", "crop-1", "crop-2", "grid-1x2x1"], **options
+        ):
             part = tuple(slice(start, start + 8) for start in view.geometry["start"])
             np.testing.assert_allclose(values_of(view), whole[part], atol=2e-5)
 
 
-def test_axes_that_are_not_perpendicular_are_refused_or_straightened(nifti: MakeFile, smooth: Callable[..., Any]) -> None:
+def test_axes_that_are_not_perpendicular_are_refused_or_straightened(
+    nifti: MakeFile, smooth: Callable[..., Any]
+) -> None:
     content = nifti(smooth((12, 12, 12)), SHEARED)
-    with pytest.raises(SampleError, match=r"^the volume's axes are 14\.0 degrees off being perpendicular; modality\.with\.align: patient"):
+    with pytest.raises(
+        SampleError,
+        match=(
+            r"^the volume's axes are 14\.0 degrees off being perpendicular; modality\.with\.align:"
+            r" patient"
+        ),
+    ):
         prepare(content, size=8)
     assert prepare(content, size=8, align="patient")[0].geometry["grid"] == [12, 18, 12]
 
@@ -102,7 +144,9 @@ def test_axes_that_are_not_perpendicular_are_refused_or_straightened(nifti: Make
 # ---------------------------------------------------------------- sizes and windows
 
 
-def test_small_volumes_are_padded_with_the_lowest_value_around_their_middle(nifti: MakeFile) -> None:
+def test_small_volumes_are_padded_with_the_lowest_value_around_their_middle(
+    nifti: MakeFile,
+) -> None:
     [view] = prepare(nifti(np.full((2, 4, 6), 500, np.int16)), size=(6, 8, 5), window=(0, 1000))
     expected = np.full((6, 8, 5), -1.0, np.float32)
     expected[:, 2:6, 2:4] = 0.0
@@ -122,20 +166,29 @@ def test_percentiles_are_those_of_each_volume(nifti: MakeFile) -> None:
     voxels = np.arange(101, dtype=np.int16).reshape(101, 1, 1) * 7 + 30
     [view] = prepare(nifti(voxels), size=(1, 1, 101), percentiles=(10, 90))
     assert view.geometry["window"] == [100, 660]
-    np.testing.assert_allclose(values_of(view).flatten(), np.clip((np.arange(101) - 10) / 40 - 1, -1, 1), atol=1e-6)
+    np.testing.assert_allclose(
+        values_of(view).flatten(), np.clip((np.arange(101) - 10) / 40 - 1, -1, 1), atol=1e-6
+    )
 
 
 def test_a_volume_of_one_value_has_no_percentiles(nifti: MakeFile) -> None:
-    with pytest.raises(SampleError, match=r"^nothing to see: the percentiles \(0\.5, 99\.5\) of its voxels are both 7$"):
+    with pytest.raises(
+        SampleError,
+        match=r"^nothing to see: the percentiles \(0\.5, 99\.5\) of its voxels are both 7$",
+    ):
         prepare(nifti(np.full((4, 4, 4), 7, np.int16)), size=4)
 
 
-def test_frames_that_are_channels_have_windows_of_their_own(nifti: MakeFile, smooth: Callable[..., Any]) -> None:
+def test_frames_that_are_channels_have_windows_of_their_own(
+    nifti: MakeFile, smooth: Callable[..., Any]
+) -> None:
     film = np.stack([smooth((4, 4, 4)), smooth((4, 4, 4)) * 5], -1)
     [view] = prepare(nifti(film), InputSpec(channels=2, axes="CDHW"), size=4, frame="channels")
     assert isinstance(view.tensor, torch.Tensor)
     torch.testing.assert_close(view.tensor[0], view.tensor[1])
-    with pytest.raises(SampleError, match=r"^a volume of 1 frames, and the encoder takes 2 channels$"):
+    with pytest.raises(
+        SampleError, match=r"^a volume of 1 frames, and the encoder takes 2 channels$"
+    ):
         prepare(nifti(film[..., 0]), InputSpec(channels=2, axes="CDHW"), size=4, frame="channels")
 
 
@@ -143,11 +196,19 @@ def test_frames_that_are_channels_have_windows_of_their_own(nifti: MakeFile, smo
     ("spec", "message"),
     [
         (InputSpec(channels=3), "makes tensors of the axes CDHW, but the encoder takes CHW"),
-        (InputSpec(channels=4, axes="CDHW"), r"modality\.with\.frame: the encoder takes 4 channels"),
-        (InputSpec(1, sizes={"H": SizeRule(multiple=8)}, axes="CDHW"), r"height of 12 voxels isn't .* multiple of 8; nearest: 8 and 16"),
+        (
+            InputSpec(channels=4, axes="CDHW"),
+            r"modality\.with\.frame: the encoder takes 4 channels",
+        ),
+        (
+            InputSpec(1, sizes={"H": SizeRule(multiple=8)}, axes="CDHW"),
+            r"height of 12 voxels isn't .* multiple of 8; nearest: 8 and 16",
+        ),
     ],
 )
-def test_what_the_encoder_does_not_take_is_refused_before_any_file(spec: InputSpec, message: str) -> None:
+def test_what_the_encoder_does_not_take_is_refused_before_any_file(
+    spec: InputSpec, message: str
+) -> None:
     with pytest.raises(RecipeError, match=message):
         VolumeModality(VolumeConfig(size=12), BuildContext(input=spec))
 
@@ -155,18 +216,27 @@ def test_what_the_encoder_does_not_take_is_refused_before_any_file(spec: InputSp
 # ---------------------------------------------------------------- views
 
 
-def test_patches_of_a_grid_reach_from_border_to_border(nifti: MakeFile, smooth: Callable[..., Any]) -> None:
+def test_patches_of_a_grid_reach_from_border_to_border(
+    nifti: MakeFile, smooth: Callable[..., Any]
+) -> None:
     views = prepare(nifti(smooth((16, 10, 4))), size=4, views=["grid-1x2x3"], window=(-900, 900))
     assert [view.view for view in views] == [f"grid-1x2x3-{number}" for number in range(1, 7)]
-    assert [view.geometry["start"] for view in views] == [[0, h, w] for h in (0, 6) for w in (0, 6, 12)]
+    assert [view.geometry["start"] for view in views] == [
+        [0, h, w] for h in (0, 6) for w in (0, 6, 12)
+    ]
 
 
-def test_random_patches_follow_seed_and_key_and_stay_inside(nifti: MakeFile, smooth: Callable[..., Any]) -> None:
+def test_random_patches_follow_seed_and_key_and_stay_inside(
+    nifti: MakeFile, smooth: Callable[..., Any]
+) -> None:
     content = nifti(smooth((30, 30, 30)))
     views = [f"crop-{number}" for number in range(1, 31)]
 
     def draw(**options: Any) -> list[list[int]]:
-        return [view.geometry["start"] for view in prepare(content, size=8, views=views, window=(-900, 900), **options)]
+        return [
+            view.geometry["start"]
+            for view in prepare(content, size=8, views=views, window=(-900, 900), **options)
+        ]
 
     starts = draw()
     assert draw() == starts
@@ -199,7 +269,9 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message
 
 
 def test_one_number_and_three_equal_ones_are_one_config() -> None:
-    assert VolumeConfig(size=(8, 8, 8), spacing=(2.0, 2.0, 2.0)) == VolumeConfig(size=8, spacing=2.0)
+    assert VolumeConfig(size=(8, 8, 8), spacing=(2.0, 2.0, 2.0)) == VolumeConfig(
+        size=8, spacing=2.0
+    )
 
 
 # ---------------------------------------------------------------- pictures
@@ -210,7 +282,9 @@ def test_the_picture_shows_three_upright_middle_slices(tmp_path: Path) -> None:
     volume[0, 90:, 50, 52] = 1.0  # the head, in the coronal and the sagittal slice
     volume[0, 48, 97:, 52] = 0.0  # the nose, in the axial and the sagittal one
     volume[0, 48, 50, 100:] = 1.0  # the right, in the axial and the coronal one
-    VolumeModality(VolumeConfig(size=8), BuildContext(input=SPEC)).render([[volume, volume]], tmp_path / "new" / "a.png")
+    VolumeModality(VolumeConfig(size=8), BuildContext(input=SPEC)).render(
+        [[volume, volume]], tmp_path / "new" / "a.png"
+    )
     with Image.open(tmp_path / "new" / "a.png") as picture:
         sheet = np.asarray(picture)
     assert sheet.shape == (100, 2 * (104 + 104 + 100 + 8) + 4)

@@ -1,4 +1,6 @@
-"""A plugin of sounds of different length, nothing like pictures: source, modality and encoder `waves`."""
+"""A plugin of sounds of different length, nothing like pictures: source, modality and encoder
+`waves`.
+"""
 
 from __future__ import annotations
 
@@ -62,14 +64,22 @@ class Waves:
         return Sample(f"{index:03d}", media, {"text": f"wave {index}"}, str(index))
 
     def entries(self) -> Iterator[Entry]:
-        return (Entry(f"{index:03d}", str(index), {"text": f"wave {index}"}) for index in range(self.count))
+        return (
+            Entry(f"{index:03d}", str(index), {"text": f"wave {index}"})
+            for index in range(self.count)
+        )
 
 
 class WaveConfig(Config):
     """Modality `waves`."""
 
-    pad: Literal["none", "16", "all"] = Field("16", description="to what a wave is padded with sevens: not, a multiple of 16, or 48 values")
-    prepare_in: Literal["threads", "processes"] = Field("threads", description="where waves are prepared")
+    pad: Literal["none", "16", "all"] = Field(
+        "16",
+        description="to what a wave is padded with sevens: not, a multiple of 16, or 48 values",
+    )
+    prepare_in: Literal["threads", "processes"] = Field(
+        "threads", description="where waves are prepared"
+    )
 
 
 class Wave:
@@ -102,10 +112,14 @@ class Wave:
 class EncoderConfig(Config):
     """Encoder `waves`."""
 
-    kind: Literal["gaussian", "deterministic", "quantised"] = Field("gaussian", description="of the latents")
+    kind: Literal["gaussian", "deterministic", "quantised"] = Field(
+        "gaussian", description="of the latents"
+    )
     ragged: bool = Field(True, description="whether rows keep their own length")
     takes_mask: bool = Field(False, description="whether it is given the mask, and gives its own")
-    defect: Literal["", "nan", "empty", "size", "mask"] = Field("", description="what it does wrong")
+    defect: Literal["", "nan", "empty", "size", "mask"] = Field(
+        "", description="what it does wrong"
+    )
     name: str = Field("wave-latent", description="of the tensor")
 
 
@@ -120,7 +134,9 @@ class WaveEncoder:
         self.input = InputSpec(channels=1, axes="CL", takes_mask=config.takes_mask)
         axes = "L" if config.kind == "quantised" else "CL"
         downscale = 2 if config.defect == "size" else DOWNSCALE
-        self.layout = LatentLayout(config.name, config.kind, axes, CHANNELS, downscale, "L" if config.ragged else None)
+        self.layout = LatentLayout(
+            config.name, config.kind, axes, CHANNELS, downscale, "L" if config.ragged else None
+        )
         self.normalization = Normalization(shift=[0.5, 0.25, 0.125], scale=[2.0, 4.0, 8.0])
 
     def encode(self, batch: torch.Tensor | Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -133,7 +149,9 @@ class WaveEncoder:
         mean = means[:, None] * torch.arange(1.0, CHANNELS + 1, device=means.device)[None, :, None]
         if self.config.defect == "nan":
             mean[wave[:, 0, 0] > 0.5, 0, 0] = torch.nan
-        latents = {"mean": mean, "logvar": -mean} if self.config.kind == "gaussian" else {"latent": mean}
+        latents = (
+            {"mean": mean, "logvar": -mean} if self.config.kind == "gaussian" else {"latent": mean}
+        )
         if self.config.kind == "quantised":
             latents = {"indices": (mean[:, 0] * 100).long()}
         if "mask" in given:

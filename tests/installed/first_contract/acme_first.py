@@ -1,7 +1,9 @@
-"""A plugin as it could be written against the first version of the contract. It stays as it is: whatever latentkit becomes, it works.
+"""A plugin as it could be written against the first version of the contract.
 
-It uses what there was then, and all of what a plugin of its kinds needs: every protocol, spec and argument.
-"""
+It stays as it is: whatever latentkit becomes, it works.
+
+It uses what there was then, and all of what a plugin of its kinds needs: every protocol, spec and
+argument."""
 
 from __future__ import annotations
 
@@ -54,7 +56,10 @@ class RampConfig(Config):
 def draw(number: int, captions: Sequence[str]) -> Sample:
     """Bytes that rise, and fall over at 256."""
     media = bytes((7 * number + place) % 256 for place in range(3 * 32 * 32))
-    attributes: Mapping[str, Any] = {"text": captions[number] if number < len(captions) else "", "number": number}
+    attributes: Mapping[str, Any] = {
+        "text": captions[number] if number < len(captions) else "",
+        "number": number,
+    }
     return Sample(key=f"{number:03d}", media=media, attributes=attributes, stamp=str(number))
 
 
@@ -72,7 +77,10 @@ class RampSource:
 
     def entries(self) -> Iterator[Entry]:
         samples = (draw(number, self.config.captions) for number in range(len(self)))
-        return (Entry(key=sample.key, stamp=sample.stamp, attributes=sample.attributes) for sample in samples)
+        return (
+            Entry(key=sample.key, stamp=sample.stamp, attributes=sample.attributes)
+            for sample in samples
+        )
 
 
 class ShardSource:
@@ -89,8 +97,16 @@ class ShardSource:
 
 @hookimpl
 def latentkit_sources() -> Iterator[SourceSpec]:
-    yield SourceSpec("first-ramp", "bytes that rise", RampConfig, lambda config, context: RampSource(config))
-    yield SourceSpec(name="first-shards", summary="the same in two shards", config=RampConfig, build=build_shards, version=3)
+    yield SourceSpec(
+        "first-ramp", "bytes that rise", RampConfig, lambda config, context: RampSource(config)
+    )
+    yield SourceSpec(
+        name="first-shards",
+        summary="the same in two shards",
+        config=RampConfig,
+        build=build_shards,
+        version=3,
+    )
 
 
 def build_shards(config: RampConfig, context: BuildContext) -> ShardSource:
@@ -121,18 +137,31 @@ class BytesModality:
         if len(media) != 3 * side * side:
             raise SampleError(f"{len(media)} bytes, expected {3 * side * side}")
         low, high = self.wanted.range
-        rows = torch.frombuffer(bytearray(media), dtype=torch.uint8).reshape(3, side, side) / 255 * (high - low) + low
+        rows = (
+            torch.frombuffer(bytearray(media), dtype=torch.uint8).reshape(3, side, side)
+            / 255
+            * (high - low)
+            + low
+        )
         for view in self.config.views:
-            yield Prepared(view, f"{side}x{side}", rows.flip(-1) if view == "hflip" else rows, {"side": side})
+            yield Prepared(
+                view, f"{side}x{side}", rows.flip(-1) if view == "hflip" else rows, {"side": side}
+            )
 
     def render(self, tensors: Sequence[Sequence[Any]], path: Path) -> None:
         low, high = self.wanted.range
-        values = [((tensor - low) / (high - low) * 255).round().clamp(0, 255).byte() for row in tensors for tensor in row]
+        values = [
+            ((tensor - low) / (high - low) * 255).round().clamp(0, 255).byte()
+            for row in tensors
+            for tensor in row
+        ]
         path.write_bytes(b"".join(value.numpy().tobytes() for value in values))
 
 
 def build_bytes(config: BytesConfig, context: BuildContext) -> BytesModality:
-    return BytesModality(config, context.input if context.input is not None else InputSpec(channels=3))
+    return BytesModality(
+        config, context.input if context.input is not None else InputSpec(channels=3)
+    )
 
 
 @hookimpl
@@ -167,7 +196,12 @@ def build_patch(config: PatchConfig, context: BuildContext) -> Any:
 
     class PatchEncoder:
         modality = "first-bytes"
-        input = InputSpec(channels=3, range=(-1.0, 1.0), sizes={axis: SizeRule(8, 0, 8, 64) for axis in "HW"}, sample_rate_hz=None)
+        input = InputSpec(
+            channels=3,
+            range=(-1.0, 1.0),
+            sizes={axis: SizeRule(8, 0, 8, 64) for axis in "HW"},
+            sample_rate_hz=None,
+        )
         layout = LatentLayout("latent", "gaussian", "CHW", config.channels, 8, ragged_axis=None)
         normalization = Normalization(shift=0.5, scale=2.0)
 
@@ -189,7 +223,9 @@ def build_patch(config: PatchConfig, context: BuildContext) -> Any:
         def fingerprint(self) -> dict[str, str]:
             import hashlib
 
-            weights = b"".join(value.numpy().tobytes() for value in self.module.down.state_dict().values())
+            weights = b"".join(
+                value.numpy().tobytes() for value in self.module.down.state_dict().values()
+            )
             return {"weights": hashlib.sha256(weights).hexdigest(), "decoder": "not part of it"}
 
         def last_layer(self) -> nn.Parameter:
@@ -223,4 +259,10 @@ def quartic(batch: LossBatch) -> Any:
 
 @hookimpl
 def latentkit_losses() -> LossSpec:
-    return LossSpec("first-quartic", "mean of the fourth power", QuarticConfig, lambda config, context: quartic, role="reconstruction")
+    return LossSpec(
+        "first-quartic",
+        "mean of the fourth power",
+        QuarticConfig,
+        lambda config, context: quartic,
+        role="reconstruction",
+    )

@@ -1,4 +1,6 @@
-"""A plugin with nothing wrong: two sources from a generator, one loss, and an encoder hook that has nothing to say."""
+"""A plugin with nothing wrong: two sources from a generator, one loss, and an encoder hook that has
+nothing to say.
+"""
 
 from __future__ import annotations
 

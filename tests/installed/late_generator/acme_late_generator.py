@@ -18,7 +18,9 @@ def build(config: Config, context: BuildContext) -> object:
 
 @hookimpl
 def latentkit_sources() -> Iterator[SourceSpec]:
-    yield SourceSpec("before-the-end", "never seen: a hook counts whole or not at all", EmptyConfig, build)
+    yield SourceSpec(
+        "before-the-end", "never seen: a hook counts whole or not at all", EmptyConfig, build
+    )
     raise KeyError("ACME_TOKEN")
 
 

@@ -6,7 +6,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from latentkit.contracts import Config, EncoderSpec, InputSpec, LatentLayout, Normalization, SizeRule
+from latentkit.contracts import (
+    Config,
+    EncoderSpec,
+    InputSpec,
+    LatentLayout,
+    Normalization,
+    SizeRule,
+)
 from latentkit.hooks import hookimpl
 
 LAYOUT = LatentLayout(name="latent", kind="deterministic", axes="CHW", channels=3, downscale=8)

@@ -16,9 +16,9 @@ def build(config: Config, context: BuildContext) -> object:
 
 @hookimpl
 def latentkit_source() -> SourceSpec:
-    return SourceSpec("misspelt-source", "never seen", EmptyConfig, build)
+    return SourceSpec("misspelled-source", "never seen", EmptyConfig, build)
 
 
 @hookimpl
 def latentkit_losses() -> LossSpec:
-    return LossSpec("beside-misspelt", "the hook spelt right still counts", EmptyConfig, build)
+    return LossSpec("beside-misspelled", "the hook spelt right still counts", EmptyConfig, build)

@@ -26,4 +26,7 @@ def latentkit_modalities() -> object:
 
 @hookimpl
 def latentkit_losses() -> object:
-    return [LossSpec("in-bad-company", "never seen", EmptyConfig, build), SourceSpec("no-loss", "never seen", EmptyConfig, build)]
+    return [
+        LossSpec("in-bad-company", "never seen", EmptyConfig, build),
+        SourceSpec("no-loss", "never seen", EmptyConfig, build),
+    ]

@@ -1,4 +1,6 @@
-"""A tiny model of every class that diffusers exports, with weights that leave nothing at zero or one."""
+"""A tiny model of every class that diffusers exports, with weights that leave nothing at zero or
+one.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,17 @@ from latentkit.contracts import Entry, Prepared, Sample
 from latentkit.encoders.diffusers import DiffusersEncoder
 
 MODELS = json.loads(Path(__file__).with_name("models.json").read_text())
-ZERO_MEAN, ABOVE_ZERO = ("latents_mean", "running_mean"), ("latents_std", "running_var", "running_std")
+ZERO_MEAN, ABOVE_ZERO = ("latents_mean", "running_mean"), (
+    "latents_std",
+    "running_var",
+    "running_std",
+)
 
 
 def perturb(model: Any) -> None:
-    """Move every weight and statistic away from what it starts as: zero-initialised layers would hide what is before them."""
+    """Move every weight and statistic away from what it starts as: zero-initialized layers would
+    hide what is before them.
+    """
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in model.parameters():
@@ -62,7 +70,9 @@ class TinyModels:
     def load(self, name: str) -> Any:
         """Another one, for tests that change it."""
         with warnings.catch_warnings(action="ignore"):
-            model = getattr(diffusers, MODELS[name]["config"]["_class_name"]).from_pretrained(self.folder(name))
+            model = getattr(diffusers, MODELS[name]["config"]["_class_name"]).from_pretrained(
+                self.folder(name)
+            )
         if "Allegro" in name:
             model.enable_tiling()
         return model.eval().requires_grad_(False)
@@ -70,16 +80,26 @@ class TinyModels:
     def encoder(self, name: str, modality: str = "") -> DiffusersEncoder:
         """latentkit's encoder of that folder."""
         if (name, modality) not in self._encoders:
-            opened = DiffusersEncoder(self.folder(name), None, torch.float32, False, "cpu", modality=modality)
+            opened = DiffusersEncoder(
+                self.folder(name), None, torch.float32, False, "cpu", modality=modality
+            )
             self._encoders[name, modality] = opened
         return self._encoders[name, modality]
 
     def batch(self, name: str, modality: str = "", rows: int = 2) -> Tensor:
-        """Noise in the encoder's range, of the smallest size that shows all of a class; pictures for the modality "image"."""
+        """Noise in the encoder's range, of the smallest size that shows all of a class; pictures
+        for the modality "image".
+        """
         taken = self.encoder(name, modality).input
         sizes = MODELS[name]["sizes"]
-        sizes = sizes[-2:] if modality == "image" else sizes if len(sizes) == len(taken.axes) - 1 else [3, *sizes]
-        noise = torch.rand((rows, taken.channels, *sizes), generator=torch.Generator().manual_seed(2))
+        sizes = (
+            sizes[-2:]
+            if modality == "image"
+            else sizes if len(sizes) == len(taken.axes) - 1 else [3, *sizes]
+        )
+        noise = torch.rand(
+            (rows, taken.channels, *sizes), generator=torch.Generator().manual_seed(2)
+        )
         return taken.range[0] + (taken.range[1] - taken.range[0]) * noise
 
 

@@ -1,4 +1,5 @@
-"""docs/autoencoders.md and the README's shorter table, made from the table of classes and from what is tested of each.
+"""docs/autoencoders.md and the README's shorter table, made from the table of classes and from what
+is tested of each.
 
 python tests/unit/autoencoders/page.py        rewrites both
 """
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import latentkit.encoders
-from latentkit.encoders.diffusers_table import TRAITS, Traits
+from latentkit.encoders.diffusers_table import TRAITS, ModelTraits
 
 PAGE = Path(__file__).parents[3] / "docs" / "autoencoders.md"
 README = Path(__file__).parents[3] / "README.md"
@@ -46,7 +47,7 @@ can't be an encoder of samples, for the reason given. This page is made by `test
 
 Tested on the classes' own code with random weights, not on released checkpoints.
 
-| class | takes | input | sizes | latents | normalisation | held to |
+| class | takes | input | sizes | latents | normalization | held to |
 |---|---|---|---|---|---|---|
 """
 
@@ -109,14 +110,17 @@ def readme() -> str:
 
 
 def _short_table() -> str:
-    rows = ["| class | takes | latents | what normalized latents are held to |", "|---|---|---|---|"]
+    rows = [
+        "| class | takes | latents | what normalized latents are held to |",
+        "|---|---|---|---|",
+    ]
     for name, traits in TRAITS.items():
         _, takes, _, _, latents, _, held_to = _row(name, traits)
         rows.append(f"| `{name}` | {takes} | {latents} | {held_to} |")
     return "".join(f"{row}\n" for row in rows)
 
 
-def _row(name: str, traits: Traits) -> Iterator[str]:
+def _row(name: str, traits: ModelTraits) -> Iterator[str]:
     yield f"`{name}`"
     if traits.refused:
         yield from ("nothing", "", "", "", "", traits.refused)
@@ -125,7 +129,15 @@ def _row(name: str, traits: Traits) -> Iterator[str]:
     low, high = traits.range
     yield f"{traits.axes} in [{low:g}, {high:g}]"
     yield _sizes(traits)
-    yield "; ".join([traits.kind, *(f"{key} {value}: {_difference(traits, changes)}" for (key, value), changes in traits.variants.items())])
+    yield "; ".join(
+        [
+            traits.kind,
+            *(
+                f"{key} {value}: {_difference(traits, changes)}"
+                for (key, value), changes in traits.variants.items()
+            ),
+        ]
+    )
     yield traits.statistics
     yield MODELS[name]["pipeline"]
 
@@ -138,24 +150,34 @@ def _published_row(name: str) -> Iterator[str]:
     yield "" if "config" in known else f"`{name}`"
     yield f"`{config['_class_name']}`"
     yield " to ".join(" x ".join(map(str, known[side])) for side in ("input", "latents"))
-    sizes = [_sizes(traits)] if "T" in traits.axes and len(known["input"]) == (3 if traits.mel else 4) else []
+    sizes = (
+        [_sizes(traits)]
+        if "T" in traits.axes and len(known["input"]) == (3 if traits.mel else 4)
+        else []
+    )
     sizes += [] if traits.tiles or traits.mel else [f"multiples of {known['step'][-1]}"]
     yield ", ".join(sizes)
     yield _scaling(known["normalization"])
     yield known["pipeline"]
     exact, recognized = ({one[0] for one in forms} for forms in _tested_files())
-    yield ", ".join(word for word, names in (("exact", exact), ("recognized", recognized)) if name in names)
+    yield ", ".join(
+        word for word, names in (("exact", exact), ("recognized", recognized)) if name in names
+    )
 
 
 def _scaling(how: Mapping[str, Any]) -> str:
     if "per" in how:
-        return f"mean and std per {how['per']}" + (f", times {how['scale']:g}" if "scale" in how else "")
+        return f"mean and std per {how['per']}" + (
+            f", times {how['scale']:g}" if "scale" in how else ""
+        )
     return f"{how['scale']:.9g}" + (f" after a shift of {how['shift']:g}" if "shift" in how else "")
 
 
 @functools.cache
 def _tested_files() -> tuple[Sequence[Any], Sequence[Any]]:
-    """Names whose files are converted exactly, and whose files need no config, as their tests have them."""
+    """Names whose files are converted exactly, and whose files need no config, as their tests have
+    them.
+    """
     spec = importlib.util.spec_from_file_location("original_names", FILES)
     assert spec is not None
     assert spec.loader is not None
@@ -164,13 +186,13 @@ def _tested_files() -> tuple[Sequence[Any], Sequence[Any]]:
     return module.FORMS, module.CERTAIN
 
 
-def _difference(traits: Traits, changes: Mapping[str, Any]) -> str:
+def _difference(traits: ModelTraits, changes: Mapping[str, Any]) -> str:
     if "channels" in changes:
         return f"{changes['channels']} channel"
     return "indices" if changes.get("gives_indices") else _sizes(replace(traits, **changes))
 
 
-def _sizes(traits: Traits) -> str:
+def _sizes(traits: ModelTraits) -> str:
     multiple, offset = traits.frames
     parts = ["whole tiles"] if traits.tiles else ["one size"] if traits.side else []
     if "T" in traits.axes and multiple > 1:

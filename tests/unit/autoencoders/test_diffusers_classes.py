@@ -1,4 +1,6 @@
-"""Every class: what latentkit stores is what diffusers gives, bit for bit, of the shape the layout says, and decodes to what went in."""
+"""Every class: what latentkit stores is what diffusers gives, bit for bit, of the shape the layout
+says, and decodes to what went in.
+"""
 
 from __future__ import annotations
 
@@ -12,22 +14,25 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from latentkit.batching import check_latents
-from latentkit.encode import encode_source
 from latentkit.encoders.diffusers_table import TRAITS
+from latentkit.encoding.batch_tensors import check_latents
+from latentkit.encoding.encode_source import encode_source
+from latentkit.encoding.make_plan import EncodeInputs, EncodeSettings
 from latentkit.executors.local import LocalExecutor
-from latentkit.planning import EncodeInputs, EncodeSettings
-from latentkit.store.folder import LocalFolder
+from latentkit.store.local_folder import LocalFolder
 
 MODELS = json.loads(Path(__file__).with_name("models.json").read_text())
 OF_PICTURES = sorted(name for name in MODELS if TRAITS[name.split("-")[0]].axes == "CHW")
 VIDEO_OF_PICTURES = sorted(
     name
     for name in MODELS
-    if TRAITS[name.split("-")[0]].axes == "CTHW" and "image" in TRAITS[name.split("-")[0]].modalities and name != "AutoencoderVidTok-fsq"
+    if TRAITS[name.split("-")[0]].axes == "CTHW"
+    and "image" in TRAITS[name.split("-")[0]].modalities
+    and name != "AutoencoderVidTok-fsq"
 )
 
-# Name in models.json to latent sizes, worked out by hand from the released code: input sizes over strides, clips with their first frame.
+# Name in models.json to latent sizes, worked out by hand from the released code: input sizes over
+# strides, clips with their first frame.
 LATENT_SIZES: dict[str, tuple[int, ...]] = {
     "AsymmetricAutoencoderKL": (4, 16, 24),
     "AutoencoderDC": (4, 16, 24),
@@ -78,13 +83,19 @@ LATENT_SIZES: dict[str, tuple[int, ...]] = {
 def as_network_input(name: str, batch: Tensor) -> Tensor:
     """The batch as the class wants it, by what its own pipeline does."""
     if name == "AutoencoderKLMiniMaxH3":
-        mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).reshape(2, 3, 1, 1, 1)
+        mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).reshape(
+            2, 3, 1, 1, 1
+        )
         return (batch - mean) / std
     if name == "Kandinsky6SRVAE":
         return (batch + 1) * (127.5 / 128) - 1
     if batch.ndim == 4 and TRAITS[name.split("-")[0]].axes == "CTHW":
         return batch[:, :, None]
-    return batch.contiguous(memory_format=torch.channels_last) if batch.ndim == 4 and name != "AutoencoderKLLTX2Audio" else batch
+    return (
+        batch.contiguous(memory_format=torch.channels_last)
+        if batch.ndim == 4 and name != "AutoencoderKLLTX2Audio"
+        else batch
+    )
 
 
 def call_directly(name: str, model: Any, batch: Tensor) -> dict[str, Tensor]:
@@ -96,7 +107,10 @@ def call_directly(name: str, model: Any, batch: Tensor) -> dict[str, Tensor]:
         "Cosmos3AVAEAudioTokenizer",
     ):
         posteriors = [model.encode(row[None]).latent_dist for row in inputs]
-        return {kind: torch.cat([getattr(posterior, kind) for posterior in posteriors]) for kind in ("mean", "logvar")}
+        return {
+            kind: torch.cat([getattr(posterior, kind) for posterior in posteriors])
+            for kind in ("mean", "logvar")
+        }
     if name == "AutoencoderVidTok":
         return {"mean": model(inputs, sample_posterior=False, encoder_mode=True)}
     if name.startswith("AutoencoderVidTok-fsq"):
@@ -113,11 +127,17 @@ def call_directly(name: str, model: Any, batch: Tensor) -> dict[str, Tensor]:
     if name == "AutoencoderKLMiniMaxH3Audio":
         return {"mean": output.latent_dist.mean, "logvar": 2 * output.latent_dist.std.log()}
     found = {"mean": output.latent_dist.mean, "logvar": output.latent_dist.logvar}
-    return {kind: tensor[:, :, 0] for kind, tensor in found.items()} if inputs.ndim > batch.ndim else found
+    return (
+        {kind: tensor[:, :, 0] for kind, tensor in found.items()}
+        if inputs.ndim > batch.ndim
+        else found
+    )
 
 
 def assert_equal(name: str, got: Tensor, expected: Tensor) -> None:
-    """Bit for bit; within rounding where pixels are converted from another range first, by a formula that can be written in two ways."""
+    """Bit for bit; within rounding where pixels are converted from another range first, by a
+    formula that can be written in two ways.
+    """
     tolerance = 2e-5 if name == "Kandinsky6SRVAE" else 0.0
     torch.testing.assert_close(got, expected, rtol=0.0, atol=tolerance)
 
@@ -127,8 +147,16 @@ def store_and_read(encoder: Any, batch: Tensor, rows_of: Any, folder: Path) -> d
     inputs = EncodeInputs(
         rows_of(batch), rows_of(batch), ["plain"], lambda _: encoder, {"encoder.name": "test"}
     )
-    settings = EncodeSettings(dtype="float32", batch_size=len(batch), unit_size=len(batch), threads=torch.get_num_threads(), compile=False)
-    summary = encode_source(LocalFolder(folder), inputs, LocalExecutor("cpu"), "cpu", settings, "", show_progress=False)
+    settings = EncodeSettings(
+        dtype="float32",
+        batch_size=len(batch),
+        unit_size=len(batch),
+        threads=torch.get_num_threads(),
+        compile=False,
+    )
+    summary = encode_source(
+        LocalFolder(folder), inputs, LocalExecutor("cpu"), "cpu", settings, "", show_progress=False
+    )
     assert (summary.num_ok, summary.num_skipped) == (len(batch), 0)
     (unit,) = (folder / "units").glob("*.safetensors")
     stored = load_file(unit)
@@ -139,11 +167,17 @@ def store_and_read(encoder: Any, batch: Tensor, rows_of: Any, folder: Path) -> d
 
 
 def test_every_exported_autoencoder_is_here_or_refused() -> None:
-    exported = {name for name in dir(diffusers) if name.startswith(("Autoencoder", "AsymmetricAutoencoder")) or name == "VQModel"}
+    exported = {
+        name
+        for name in dir(diffusers)
+        if name.startswith(("Autoencoder", "AsymmetricAutoencoder")) or name == "VQModel"
+    }
     assert len(exported) == 31  # the 32nd is RFD4ProteinaAutoencoder
     tested = {name.split("-")[0] for name in MODELS}
     assert exported <= tested <= set(TRAITS)
-    assert [name for name, traits in TRAITS.items() if traits.refused] == ["RFD4ProteinaAutoencoder"]
+    assert [name for name, traits in TRAITS.items() if traits.refused] == [
+        "RFD4ProteinaAutoencoder"
+    ]
     assert set(TRAITS) - tested == {"RFD4ProteinaAutoencoder"}
     assert set(LATENT_SIZES) == set(MODELS)
 

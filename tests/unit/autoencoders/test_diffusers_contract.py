@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import pytest
 
 from latentkit import builtin
-from latentkit.builtin import DiffusersConfig
 from latentkit.contracts import Encoder, EncoderSpec
+from latentkit.encoders.options import DiffusersConfig
 from latentkit.testing import EncoderContract
 from latentkit.testing.encoder import flip_bit
 
@@ -27,7 +27,9 @@ class OfDiffusers(EncoderContract):
         self.tiny = tiny
 
     def make_config(self, tmp_path: Path) -> DiffusersConfig:
-        return DiffusersConfig(model=str(self.tiny.folder(self.name)), indices=True if self.name == "VQModel" else None)
+        return DiffusersConfig(
+            model=str(self.tiny.folder(self.name)), indices=True if self.name == "VQModel" else None
+        )
 
     def perturb(self, encoder: Any) -> Encoder:
         flip_bit(next(iter(encoder._encoding_half.encoder.parameters())).data)

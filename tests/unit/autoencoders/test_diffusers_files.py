@@ -1,4 +1,6 @@
-"""Single files: in diffusers' names, in the original trainers', in half precision, as trainers' own checkpoints, and what is none."""
+"""Single files: in diffusers' names, in the original trainers', in half precision, as trainers' own
+checkpoints, and what is none.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ from latentkit.errors import EncoderError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
-# From diffusers' names of LTX-Video's first autoencoder to those of its authors, the longer ones first.
+# From diffusers' names of LTX-Video's first autoencoder to those of its authors, the longer ones
+# first.
 LTX_NAMES = (
     (r"^encoder\.mid_block", "encoder.down_blocks.9"),
     (r"^encoder\.down_blocks\.3", "encoder.down_blocks.8"),
@@ -51,7 +54,11 @@ def original_name(name: str) -> str:
         if re.search(pattern, name):
             name = re.sub(pattern, original, name)
             break
-    name = name.replace("resnets", "res_blocks").replace("conv_shortcut.conv", "conv_shortcut").replace("norm3", "norm3.norm")
+    name = (
+        name.replace("resnets", "res_blocks")
+        .replace("conv_shortcut.conv", "conv_shortcut")
+        .replace("norm3", "norm3.norm")
+    )
     return f"vae.{name}"
 
 
@@ -59,25 +66,37 @@ def open_file(file: Path, dtype: torch.dtype = torch.float32) -> DiffusersEncode
     return DiffusersEncoder(file, None, dtype, False, "cpu")
 
 
-@pytest.mark.parametrize("name", ["AutoencoderKLWan", "AutoencoderOobleck", "AutoencoderKLMiniMaxH3"])
+@pytest.mark.parametrize(
+    "name", ["AutoencoderKLWan", "AutoencoderOobleck", "AutoencoderKLMiniMaxH3"]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_single_file_equals_its_folder(name: str, dtype: torch.dtype, tiny: Any) -> None:
     folder, batch = tiny.folder(name), tiny.batch(name, rows=1)
-    expected, got = (open_file(place, dtype).encode(batch)["mean"] for place in (folder, folder / WEIGHTS))
+    expected, got = (
+        open_file(place, dtype).encode(batch)["mean"] for place in (folder, folder / WEIGHTS)
+    )
     assert got.dtype == expected.dtype
     assert torch.equal(got, expected)
 
 
-@pytest.mark.parametrize("name", ["AutoencoderKLCosmos", "AutoencoderVidTok", "AutoencoderKLMiniMaxH3", "AutoencoderDC"])
+@pytest.mark.parametrize(
+    "name", ["AutoencoderKLCosmos", "AutoencoderVidTok", "AutoencoderKLMiniMaxH3", "AutoencoderDC"]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_weights_and_buffers_are_those_that_diffusers_loads(name: str, dtype: torch.dtype, tiny: Any) -> None:
+def test_weights_and_buffers_are_those_that_diffusers_loads(
+    name: str, dtype: torch.dtype, tiny: Any
+) -> None:
     folder = tiny.folder(name)
     loaded = load_model(folder, None, dtype)
     with warnings.catch_warnings(action="ignore"):
         expected = type(loaded).from_pretrained(folder, torch_dtype=dtype)
     for named in ("state_dict", "named_buffers"):
         got, wanted = (dict(getattr(model, named)()) for model in (loaded, expected))
-        assert [key for key in wanted if got[key].dtype != wanted[key].dtype or not torch.equal(got[key], wanted[key])] == []
+        assert [
+            key
+            for key in wanted
+            if got[key].dtype != wanted[key].dtype or not torch.equal(got[key], wanted[key])
+        ] == []
 
 
 def test_the_original_names_are_converted(tiny: Any, tmp_path: Path) -> None:
@@ -100,7 +119,9 @@ def as_zip(tensors: dict[str, Tensor], file: Path) -> None:
 
 
 def as_trainers_do(tensors: dict[str, Tensor], file: Path) -> None:
-    torch.save({"state_dict": tensors, "epoch": 3, "optimizer_states": [{"state": {}, "lr": 1e-4}]}, file)
+    torch.save(
+        {"state_dict": tensors, "epoch": 3, "optimizer_states": [{"state": {}, "lr": 1e-4}]}, file
+    )
 
 
 def as_before_torch_1_6(tensors: dict[str, Tensor], file: Path) -> None:
@@ -126,13 +147,22 @@ def test_the_same_weights_have_the_same_fingerprint_in_every_kind_of_file(
     write(load_file(folder / WEIGHTS), tmp_path / file_name)
     encoder = open_file(tmp_path / file_name)
     assert encoder.fingerprint() == tiny.encoder(name).fingerprint()
-    assert torch.equal(encoder.encode(tiny.batch(name))["latent"], tiny.encoder(name).encode(tiny.batch(name))["latent"])
+    assert torch.equal(
+        encoder.encode(tiny.batch(name))["latent"],
+        tiny.encoder(name).encode(tiny.batch(name))["latent"],
+    )
 
 
 def test_a_checkpoint_with_the_original_names_is_converted(tiny: Any, tmp_path: Path) -> None:
     name = "AutoencoderKLLTXVideo"
     shutil.copy(tiny.folder(name) / "config.json", tmp_path)
-    as_trainers_do({original_name(own): tensor for own, tensor in load_file(tiny.folder(name) / WEIGHTS).items()}, tmp_path / "ltx.ckpt")
+    as_trainers_do(
+        {
+            original_name(own): tensor
+            for own, tensor in load_file(tiny.folder(name) / WEIGHTS).items()
+        },
+        tmp_path / "ltx.ckpt",
+    )
     assert open_file(tmp_path / "ltx.ckpt").fingerprint() == tiny.encoder(name).fingerprint()
 
 
@@ -157,7 +187,10 @@ def test_what_holds_no_weights_is_said(suffix: str, tiny: Any, tmp_path: Path) -
 
 def test_tensors_that_have_no_names_are_said(tiny: Any, tmp_path: Path) -> None:
     shutil.copy(tiny.folder("AutoencoderTiny") / "config.json", tmp_path)
-    for held, said in (([torch.ones(1)], "got a list"), ({"step": 3}, r"got a mapping that also holds int \(step \.\.\.\)")):
+    for held, said in (
+        ([torch.ones(1)], "got a list"),
+        ({"step": 3}, r"got a mapping that also holds int \(step \.\.\.\)"),
+    ):
         torch.save(held, tmp_path / "vae.pth")
         with pytest.raises(EncoderError, match=f"expected tensors by name, .*; {said}"):
             open_file(tmp_path / "vae.pth").fingerprint()

@@ -1,4 +1,7 @@
-"""Every class that trains does so in two processes at once. Run as a script, this file is one of those processes."""
+"""Every class that trains does so in two processes at once.
+
+Run as a script, this file is one of those processes.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +19,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from latentkit import train as training
-from latentkit import training_result
 from latentkit.contracts import Entry, Prepared, Sample
 from latentkit.encoders.diffusers import DiffusersEncoder
 from latentkit.encoders.diffusers_table import TRAITS
 from latentkit.errors import EncoderError
 from latentkit.losses.kl import kl
 from latentkit.losses.reconstruction import mse
-from latentkit.train import OptimizerSettings, TrainSettings, WeightedLoss, train
+from latentkit.training import loop as training
+from latentkit.training import result as training_result
+from latentkit.training.loop import OptimizerSettings, TrainSettings, WeightedLoss, train
 
 MODELS = json.loads(Path(__file__).with_name("models.json").read_text())
 
@@ -143,12 +146,12 @@ def test_every_class_trains_in_two_processes_to_equal_weights_also_after_a_resum
             assert [
                 name for name, tensor in first.items() if not torch.equal(tensor, second[name])
             ] == [], job
-        assert any(not torch.equal(tensor, before[0][name]) for name, tensor in after[0].items()), (
-            job
-        )
-    assert "8 of 146 weights (312 numbers) got no gradient in the first step" in done.stderr, (
-        "of the class on pictures"
-    )
+        assert any(
+            not torch.equal(tensor, before[0][name]) for name, tensor in after[0].items()
+        ), job
+    assert (
+        "8 of 146 weights (312 numbers) got no gradient in the first step" in done.stderr
+    ), "of the class on pictures"
     assert list((tmp_path / "rank-1").rglob("*")) == [], "only the first process looks at its disk"
 
 
@@ -161,7 +164,9 @@ def test_a_codebook_is_refused(name: str, tiny: Any) -> None:
 
 
 def main(folder: Path) -> None:
-    """One of two processes, on every class; each has an output folder of its own, as on machines without a shared disk."""
+    """One of two processes, on every class; each has an output folder of its own, as on machines
+    without a shared disk.
+    """
     training.MAX_MEASURED_SAMPLES = training_result.MAX_PASSES = (
         1  # the statistics of latents don't matter here
     )

@@ -1,4 +1,6 @@
-"""A class that diffusers adds later works when it follows a known form, and says what it lacks when it doesn't."""
+"""A class that diffusers adds later works when it follows a known form, and says what it lacks when
+it doesn't.
+"""
 
 from __future__ import annotations
 
@@ -129,7 +131,12 @@ def test_known_forms_work_without_a_row(
     new: type[Any], modality: str, kind: str, downscale: int, sizes: tuple[int, ...], open_new: Any
 ) -> None:
     encoder = open_new(new)
-    assert (encoder.modality, encoder.layout.kind, encoder.layout.downscale, encoder.layout.channels) == (modality, kind, downscale, 2)
+    assert (
+        encoder.modality,
+        encoder.layout.kind,
+        encoder.layout.downscale,
+        encoder.layout.channels,
+    ) == (modality, kind, downscale, 2)
     assert encoder.normalization.scale == 0.5
     assert encoder.input.channels == 3
     batch = torch.rand(2, encoder.input.channels, *sizes)
@@ -142,7 +149,13 @@ def test_known_forms_work_without_a_row(
 @pytest.mark.parametrize(
     ("new", "lacks"),
     [
-        (NewOdd, "encode gave SimpleNamespace, which has neither a latent_dist (with mean and std, or mode) nor latents nor latent"),
+        (
+            NewOdd,
+            (
+                "encode gave SimpleNamespace, which has neither a latent_dist (with mean and std,"
+                " or mode) nor latents nor latent"
+            ),
+        ),
         (NewShrinking, "NewShrinking: decode gave sizes (256, 255) for an input of (256, 256)"),
         (NewMute, "_class_name is 'NewMute'; this version drives"),
     ],

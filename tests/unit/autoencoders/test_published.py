@@ -1,8 +1,9 @@
-"""Published autoencoders, by their true configs: each opens by its folder, with the sizes it has, and normalizes as its pipeline does.
+"""Published autoencoders, by their true configs: each opens by its folder, with the sizes it has,
+and normalizes as its pipeline does.
 
-`published.json` has a line for each: sizes worked out by hand, the numbers its latents are scaled by, and the line of its pipeline
-below diffusers/ (0.42.1) that does it. The configs are those that latentkit ships, or stand in the table.
-"""
+`published.json` has a line for each: sizes worked out by hand, the numbers its latents are scaled
+by, and the line of its pipeline below diffusers/ (0.42.1) that does it. The configs are those that
+latentkit ships, or stand in the table."""
 
 from __future__ import annotations
 
@@ -18,14 +19,14 @@ from torch import Tensor
 
 import latentkit as lk
 import latentkit.encoders
-from latentkit.builtin import DiffusersConfig
 from latentkit.contracts import BuildContext, LatentLayout, Normalization
-from latentkit.encode import encode_source
 from latentkit.encoders.diffusers import DiffusersEncoder, open_diffusers
+from latentkit.encoders.options import DiffusersConfig
 from latentkit.encoders.published_configs import ALIASES, find_published
+from latentkit.encoding.encode_source import encode_source
+from latentkit.encoding.make_plan import EncodeInputs, EncodeSettings
 from latentkit.executors.local import LocalExecutor
-from latentkit.planning import EncodeInputs, EncodeSettings
-from latentkit.store.folder import LocalFolder
+from latentkit.store.local_folder import LocalFolder
 
 SHIPPED = Path(latentkit.encoders.__file__).parent / "published"
 PUBLISHED: dict[str, Any] = json.loads(Path(__file__).with_name("published.json").read_text())
@@ -49,7 +50,9 @@ def config_of(name: str) -> dict[str, Any]:
 
 
 class Published(DiffusersEncoder):
-    """A published config without weights: statistics that would be among them are drawn, of the published shape."""
+    """A published config without weights: statistics that would be among them are drawn, of the
+    published shape.
+    """
 
     @property
     def _statistics(self) -> Mapping[str, Tensor]:
@@ -74,7 +77,8 @@ def open_published(name: str, folder: Path) -> Published:
 
 
 def by_pipeline(name: str, encoder: Published, z: Tensor) -> Tensor:
-    """The formula of the pipeline that published.json names, in float64, by the published numbers."""
+    """The formula of the pipeline that published.json names, in float64, by the published numbers.
+    """
     config, z, how = config_of(name), z.double(), PUBLISHED[name]["normalization"]
     ones = [1] * (z.ndim - 2)
     if "per" not in how:
@@ -115,7 +119,9 @@ def by_pipeline(name: str, encoder: Published, z: Tensor) -> Tensor:
 
 
 class Identity:
-    """An encoder that gives its input as the mean of its latents, in the layout and normalization of another one."""
+    """An encoder that gives its input as the mean of its latents, in the layout and normalization
+    of another one.
+    """
 
     modality = "image"
 
@@ -172,9 +178,9 @@ def test_a_published_config_opens_with_its_sizes_and_is_read_as_its_pipeline_sca
             for other in range(size, size + step + 1)
             if encoder.input.sizes[axis].allows(other)
         }
-        assert allowed == ({size} if axis == "M" else {size, size + step}), (
-            f"the sizes taken along {axis}"
-        )
+        assert allowed == (
+            {size} if axis == "M" else {size, size + step}
+        ), f"the sizes taken along {axis}"
     downscale = (
         encoder.layout.downscale
         if isinstance(encoder.layout.downscale, tuple)
@@ -227,7 +233,8 @@ SCALED = {
     "wan2.2-14b": ("AutoencoderKLWan", None, None, None),
     "wan2.2-5b": ("AutoencoderKLWan", None, None, None),
 }
-"""Class, latent channels, scale and shift in the config.json of each alias's own model on the hub; None where it has none."""
+"""Class, latent channels, scale and shift in the config.json of each alias's own model on the hub;
+None where it has none."""
 
 
 def test_an_alias_has_the_scale_of_its_own_model() -> None:

@@ -1,4 +1,6 @@
-"""Sizes, statistics and precision of published autoencoders, from folders of weights to datasets that are read."""
+"""Sizes, statistics and precision of published autoencoders, from folders of weights to datasets
+that are read.
+"""
 
 from __future__ import annotations
 
@@ -112,9 +114,9 @@ def test_statistics_are_those_of_the_file_whatever_dtype_is_computed_in(
             .encode(batch.to(torch.bfloat16, memory_format=form))
             .latent_dist.mean
         )
-    assert torch.equal(by_dtype[1].encode(batch)["mean"], expected), (
-        "the network computes in bfloat16 as before"
-    )
+    assert torch.equal(
+        by_dtype[1].encode(batch)["mean"], expected
+    ), "the network computes in bfloat16 as before"
 
 
 # ---------------------------------------------------------------- precision
@@ -140,9 +142,9 @@ def test_what_overflows_in_float16_is_decoded_in_float32(
     lk.encode(photos, tmp_path / "out", encoder=fragile, size=32, overrides=given)
     data = lk.open(tmp_path / "out", posterior="mean")
     raw = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    assert not bool(open_folder(fragile, torch.float16).decode(raw).isfinite().all()), (
-        "the bare decoder overflows"
-    )
+    assert not bool(
+        open_folder(fragile, torch.float16).decode(raw).isfinite().all()
+    ), "the bare decoder overflows"
     shown = np.asarray(Image.open(tmp_path / "out" / "preview.png").convert("RGB"))[4:36, 40:72]
     latent = data[0]["latent"][None]
     decoded = open_folder(fragile).decode(data.normalization.invert(latent))[0].clamp(-1, 1)

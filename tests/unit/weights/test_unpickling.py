@@ -1,4 +1,6 @@
-"""Objects beside the tensors of a checkpoint: the tensors are read, and no pickle runs anything, whatever opcodes it uses."""
+"""Objects beside the tensors of a checkpoint: the tensors are read, and no pickle runs anything,
+whatever opcodes it uses.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ class Settings(dict[str, Any]):
 BESIDE: dict[str, Any] = {
     "callbacks": {Callback: Callback()},
     "hyper_parameters": Settings(lr=1e-4, path=pathlib.PurePosixPath("data")),
-    "args": argparse.Namespace(lr=1, names=["a"], nested=argparse.Namespace(x=fractions.Fraction(1, 2))),
+    "args": argparse.Namespace(
+        lr=1, names=["a"], nested=argparse.Namespace(x=fractions.Fraction(1, 2))
+    ),
     "numpy": [np.float64(0.5), np.arange(3), np.random.default_rng(0)],
     "counts": collections.Counter("abc"),
     "groups": collections.defaultdict(list, a=[1]),
@@ -50,8 +54,14 @@ BESIDE: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("in_zip", [True, False])
-def test_tensors_beside_objects_are_read_bit_identical(in_zip: bool, tensors: dict[str, Tensor], tmp_path: Path) -> None:
-    held = {**BESIDE, "state_dict": tensors, "weights in bits": {"a": tensors["encoder.conv_in.weight"].to(torch.bfloat16)}}
+def test_tensors_beside_objects_are_read_bit_identical(
+    in_zip: bool, tensors: dict[str, Tensor], tmp_path: Path
+) -> None:
+    held = {
+        **BESIDE,
+        "state_dict": tensors,
+        "weights in bits": {"a": tensors["encoder.conv_in.weight"].to(torch.bfloat16)},
+    }
     torch.save(held, tmp_path / "last.ckpt", _use_new_zipfile_serialization=in_zip)
     read = read_tensors(tmp_path / "last.ckpt")
     assert list(read) == list(tensors)
@@ -60,15 +70,28 @@ def test_tensors_beside_objects_are_read_bit_identical(in_zip: bool, tensors: di
     assert set(every) == {f"state_dict.{name}" for name in tensors} | {"weights in bits.a"}
 
 
-@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.int64, torch.bool, torch.uint16])
-def test_parameters_of_every_kind_are_rebuilt_beside_an_object(kind: torch.dtype, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "kind",
+    [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.int64, torch.bool, torch.uint16],
+)
+def test_parameters_of_every_kind_are_rebuilt_beside_an_object(
+    kind: torch.dtype, tmp_path: Path
+) -> None:
     values = torch.arange(6).reshape(2, 3).to(kind)
-    held = {"a": torch.nn.Parameter(values, requires_grad=False), "b": values.T, "object": Callback()}
+    held = {
+        "a": torch.nn.Parameter(values, requires_grad=False),
+        "b": values.T,
+        "object": Callback(),
+    }
     torch.save(held, tmp_path / "a.pt")
     read = read_tensors(tmp_path / "a.pt")
     assert torch.equal(read["a"].view(torch.uint8), values.view(torch.uint8))
-    assert torch.equal(read["b"].contiguous().view(torch.uint8), values.T.contiguous().view(torch.uint8))
-    assert not any(isinstance(value, torch.nn.Parameter) or value.requires_grad for value in read.values())
+    assert torch.equal(
+        read["b"].contiguous().view(torch.uint8), values.T.contiguous().view(torch.uint8)
+    )
+    assert not any(
+        isinstance(value, torch.nn.Parameter) or value.requires_grad for value in read.values()
+    )
 
 
 def global_(module: str, name: str) -> bytes:
@@ -80,7 +103,9 @@ def text(value: str) -> bytes:
 
 
 def attacks(mark: Path) -> dict[str, bytes]:
-    """Programs that leave `mark` behind when a plain unpickler reads them, by the opcodes that they run by."""
+    """Programs that leave `mark` behind when a plain unpickler reads them, by the opcodes that they
+    run by.
+    """
     command = text(f"touch {mark}")
     code = text(f"open({str(mark)!r}, 'w').close()")
     system = global_("posix" if os.name == "posix" else "nt", "system")
@@ -92,14 +117,33 @@ def attacks(mark: Path) -> dict[str, bytes]:
         "exec": global_("builtins", "exec") + code + b"\x85R",
         "INST": b"(" + command + b"iposix\nsystem\n",
         "OBJ": b"(" + system + command + b"o",
-        "getattr chain": global_("builtins", "getattr") + global_("os", "path") + text("os") + b"\x86R",
+        "getattr chain": (
+            global_("builtins", "getattr") + global_("os", "path") + text("os") + b"\x86R"
+        ),
         "dotted name": text("os") + text("path.os.system") + b"\x93" + command + b"\x85R",
         "import": global_("importlib", "import_module") + text("os") + b"\x85R",
         "runpy": global_("runpy", "_run_code") + code + b"}\x86R",
-        "NEWOBJ_EX": global_("subprocess", "Popen") + b"]" + command + b"a\x85}" + text("shell") + b"\x88s\x92",
-        "BUILD on a class": global_("collections", "OrderedDict") + b"}" + text("keys") + system + b"sb",
-        "BUILD on a function": global_("torch._utils", "_rebuild_tensor_v2") + b"}" + text("__call__") + system + b"sb",
-        "BUILD with slots": global_("torch._utils", "_rebuild_tensor_v2") + b"N}" + text("__call__") + system + b"s\x86b",
+        "NEWOBJ_EX": (
+            global_("subprocess", "Popen")
+            + b"]"
+            + command
+            + b"a\x85}"
+            + text("shell")
+            + b"\x88s\x92"
+        ),
+        "BUILD on a class": (
+            global_("collections", "OrderedDict") + b"}" + text("keys") + system + b"sb"
+        ),
+        "BUILD on a function": (
+            global_("torch._utils", "_rebuild_tensor_v2") + b"}" + text("__call__") + system + b"sb"
+        ),
+        "BUILD with slots": (
+            global_("torch._utils", "_rebuild_tensor_v2")
+            + b"N}"
+            + text("__call__")
+            + system
+            + b"s\x86b"
+        ),
         "torch.load of bytes": global_("torch.storage", "_load_from_bytes") + b"C\x01x\x85R",
         "torch.jit": global_("torch.jit", "load") + text(str(mark)) + b"\x85R",
     }
@@ -109,27 +153,33 @@ NAMES = list(attacks(Path("mark")))
 
 
 def write_checkpoint(program: bytes, tensors: dict[str, Tensor], file: Path) -> None:
-    """What torch.save writes of tensors under `state_dict`, with the program beside them in the pickle."""
+    """What torch.save writes of tensors under `state_dict`, with the program beside them in the
+    pickle.
+    """
     torch.save({"state_dict": tensors}, file)
     with zipfile.ZipFile(file) as archive:
         parts = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(file, "w") as archive:
         for name, content in parts.items():
             if name.endswith("data.pkl"):
-                assert content.endswith(b"s.")  # the mapping's one entry is set, and the pickle ends
+                assert content.endswith(
+                    b"s."
+                )  # the mapping's one entry is set, and the pickle ends
                 content = content[:-1] + text("program") + program + b"s."
             archive.writestr(name, content)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_opcode_of_a_checkpoint_runs_a_program(name: str, tmp_path: Path, tensors: dict[str, Tensor]) -> None:
+def test_no_opcode_of_a_checkpoint_runs_a_program(
+    name: str, tmp_path: Path, tensors: dict[str, Tensor]
+) -> None:
     mark, file = tmp_path / "mark", tmp_path / "vae.ckpt"
     write_checkpoint(attacks(mark)[name], tensors, file)
     before = dict(vars(torch._utils)), collections.OrderedDict.keys
     try:
         read = read_tensors(file)
     except EncoderError as error:
-        assert "vae.ckpt" in str(error)  # noqa: PT017 (either is right: refused, or read beside a stand-in)
+        assert "vae.ckpt" in str(error)  # noqa: PT017 (either is right)
     else:
         assert all(torch.equal(read[key], tensors[key]) for key in tensors)
     assert not mark.exists()
@@ -142,7 +192,15 @@ def test_the_programs_would_run_in_a_plain_unpickler(tmp_path: Path) -> None:
     """So that the test above can fail."""
     ran = []
     for name, program in attacks(tmp_path / "mark").items():
-        if name in ("GLOBAL, REDUCE", "STACK_GLOBAL, REDUCE", "eval", "exec", "INST", "OBJ", "dotted name"):
+        if name in (
+            "GLOBAL, REDUCE",
+            "STACK_GLOBAL, REDUCE",
+            "eval",
+            "exec",
+            "INST",
+            "OBJ",
+            "dotted name",
+        ):
             pickle.loads(b"\x80\x04" + program + b".")
             ran.append((tmp_path / "mark").exists())
             (tmp_path / "mark").unlink(missing_ok=True)
@@ -161,7 +219,8 @@ CRASHES = {
     "size beyond any memory": STORAGE + b"\x8a\x08" + b"\xff" * 7 + b"\x3f\x85R",
     "bytearray beyond any memory": b"\x96" + (1 << 38).to_bytes(8, "little") + b"x",
 }
-"""Programs that crash the process, or fill its memory, where a pickle's numbers are taken as they are."""
+"""Programs that crash the process, or fill its memory, where a pickle's numbers are taken as they
+are."""
 
 
 def test_no_numbers_of_a_checkpoint_crash_the_process(
@@ -181,7 +240,9 @@ for number in range({len(CRASHES)}):
     except EncoderError:
         print(number, 0, flush=True)
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
     said = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
     assert (done.returncode, done.stderr) == (0, "")
     assert [number for number, _ in said] == list(range(len(CRASHES)))
@@ -189,8 +250,12 @@ for number in range({len(CRASHES)}):
     assert said[0] == (0, len(few))  # its stand-in keeps nobody from the tensors beside it
 
 
-def test_mappings_that_hold_each_other_are_looked_into_once(tensors: dict[str, Tensor], tmp_path: Path) -> None:
-    """A trainer's objects refer back to it, and share others: thirty references on each of eight levels would take years."""
+def test_mappings_that_hold_each_other_are_looked_into_once(
+    tensors: dict[str, Tensor], tmp_path: Path
+) -> None:
+    """A trainer's objects refer back to it, and share others: thirty references on each of eight
+    levels would take years.
+    """
     shared: dict[str, Any] = {}
     for _ in range(8):
         shared = dict.fromkeys(map(str, range(30)), shared)
@@ -225,5 +290,11 @@ def test_a_call_gives_a_stand_in_in_every_protocol(protocol: int, tmp_path: Path
 
 def test_a_whole_module_is_said_to_be_one(tmp_path: Path) -> None:
     torch.save(torch.nn.Linear(2, 2), tmp_path / "model.pt")
-    with pytest.raises(EncoderError, match=r"got an object \(torch\.nn\.modules\.linear\.Linear\), .* save model\.state_dict\(\) instead"):
+    with pytest.raises(
+        EncoderError,
+        match=(
+            r"got an object \(torch\.nn\.modules\.linear\.Linear\), .* save model\.state_dict\(\)"
+            r" instead"
+        ),
+    ):
         read_tensors(tmp_path / "model.pt")

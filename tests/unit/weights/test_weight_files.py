@@ -1,4 +1,6 @@
-"""Weights in the forms they lie around: what a file holds decides, not its ending; folders, variants, shards, wrapped checkpoints."""
+"""Weights in the forms they lie around: what a file holds decides, not its ending; folders,
+variants, shards, wrapped checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,10 @@ import torch
 from safetensors.torch import save, save_file
 from torch import Tensor
 
-from latentkit.builtin import DiffusersConfig
 from latentkit.contracts import BuildContext, Decodes
 from latentkit.encoders.diffusers import DiffusersEncoder, open_diffusers
 from latentkit.encoders.diffusers_loading import find_config_file, find_model, load_model
+from latentkit.encoders.options import DiffusersConfig
 from latentkit.encoders.weight_files import read_tensors
 from latentkit.errors import EncoderError
 
@@ -30,20 +32,33 @@ STEM = "diffusion_pytorch_model"
 Tensors = Mapping[str, Tensor]
 
 
-def open_model(path: Path, variant: str | None = None, config: Path | None = None) -> DiffusersEncoder:
+def open_model(
+    path: Path, variant: str | None = None, config: Path | None = None
+) -> DiffusersEncoder:
     return DiffusersEncoder(path, config, torch.float32, False, "cpu", variant=variant)
 
 
-def as_shards(tensors: Tensors, folder: Path, name: str, write: Callable[[dict[str, Tensor], Path], Any]) -> None:
+def as_shards(
+    tensors: Tensors, folder: Path, name: str, write: Callable[[dict[str, Tensor], Path], Any]
+) -> None:
     """`name` has a place for the numbers."""
     names = sorted(tensors)
     for part in range(3):
-        write({one: tensors[one] for one in names[part::3]}, folder / name.format(f"{part + 1:05d}-of-00003"))
+        write(
+            {one: tensors[one] for one in names[part::3]},
+            folder / name.format(f"{part + 1:05d}-of-00003"),
+        )
 
 
-def in_folder(name: str, write: Callable[[dict[str, Tensor], Path], Any]) -> Callable[[Tensors, Path], Path]:
+def in_folder(
+    name: str, write: Callable[[dict[str, Tensor], Path], Any]
+) -> Callable[[Tensors, Path], Path]:
     def make(tensors: Tensors, folder: Path) -> Path:
-        as_shards(tensors, folder, name, write) if "{" in name else write(dict(tensors), folder / name)
+        (
+            as_shards(tensors, folder, name, write)
+            if "{" in name
+            else write(dict(tensors), folder / name)
+        )
         return folder
 
     return make
@@ -67,7 +82,11 @@ def wrapped(*names: str, prefix: str = "") -> Callable[[Any, Path], None]:
     def write(tensors: Any, file: Path) -> None:
         held: Any = {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
         for name in reversed(names):
-            held = {name: held, "step": 3, "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": []}}
+            held = {
+                name: held,
+                "step": 3,
+                "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": []},
+            }
         torch.save(held, file)
 
     return write
@@ -112,7 +131,11 @@ FORMS: dict[str, Callable[[Tensors, Path], Path]] = {
         "vae.pt",
         lambda tensors, file: torch.save(
             {
-                part: {name.removeprefix(f"{part}."): tensor for name, tensor in tensors.items() if name.startswith(f"{part}.")}
+                part: {
+                    name.removeprefix(f"{part}."): tensor
+                    for name, tensor in tensors.items()
+                    if name.startswith(f"{part}.")
+                }
                 for part in ("encoder", "decoder", "quant_conv", "post_quant_conv")
             },
             file,
@@ -122,7 +145,9 @@ FORMS: dict[str, Callable[[Tensors, Path], Path]] = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_same_weights_give_the_same_model_in_every_form(form: str, saved: Path, tensors: dict[str, Tensor], tmp_path: Path) -> None:
+def test_the_same_weights_give_the_same_model_in_every_form(
+    form: str, saved: Path, tensors: dict[str, Tensor], tmp_path: Path
+) -> None:
     shutil.copy(saved / "config.json", tmp_path)
     path = FORMS[form](tensors, tmp_path)
     loaded = load_model(path, None, torch.float32).state_dict()
@@ -146,7 +171,9 @@ def test_fingerprint_and_latents_are_those_of_the_weights_in_whatever_form(
         assert encoder.normalization == expected.normalization
 
 
-def test_a_lone_variant_is_taken_and_said_and_of_several_the_named_one(saved: Path, tensors: dict[str, Tensor], tmp_path: Path) -> None:
+def test_a_lone_variant_is_taken_and_said_and_of_several_the_named_one(
+    saved: Path, tensors: dict[str, Tensor], tmp_path: Path
+) -> None:
     shutil.copy(saved / "config.json", tmp_path)
     half = {name: tensor.half() for name, tensor in tensors.items()}
     save_file(half, tmp_path / f"{STEM}.fp16.safetensors")
@@ -154,9 +181,13 @@ def test_a_lone_variant_is_taken_and_said_and_of_several_the_named_one(saved: Pa
         f"there are no plain weights in {tmp_path.name}: the variant fp16 is taken"
     ]
     save_file(tensors, tmp_path / f"{STEM}.non_ema.safetensors")
-    with pytest.raises(EncoderError, match=r"weights are there as fp16, non_ema: choose by the option variant"):
+    with pytest.raises(
+        EncoderError, match=r"weights are there as fp16, non_ema: choose by the option variant"
+    ):
         load_model(tmp_path, None, torch.float32)
-    with pytest.raises(EncoderError, match=r"no variant 'bf16' of the weights; there is fp16, non_ema"):
+    with pytest.raises(
+        EncoderError, match=r"no variant 'bf16' of the weights; there is fp16, non_ema"
+    ):
         load_model(tmp_path, None, torch.float32, "bf16")
     chosen = load_model(tmp_path, None, torch.float32, "fp16").state_dict()
     assert all(torch.equal(chosen[name], half[name].float()) for name in half)
@@ -166,20 +197,35 @@ def test_a_lone_variant_is_taken_and_said_and_of_several_the_named_one(saved: Pa
     assert list(open_model(tmp_path).remarks()) == []
 
 
-def test_missing_shards_are_counted(saved: Path, tensors: dict[str, Tensor], tmp_path: Path) -> None:
+def test_missing_shards_are_counted(
+    saved: Path, tensors: dict[str, Tensor], tmp_path: Path
+) -> None:
     shutil.copy(saved / "config.json", tmp_path)
     FORMS["shards"](tensors, tmp_path)
     (tmp_path / f"{STEM}-00002-of-00003.safetensors").unlink()
-    with pytest.raises(EncoderError, match=r"2 of 3 parts of the weights are there \(.*-00001-of-00003\.safetensors, .*get the others too"):
+    with pytest.raises(
+        EncoderError,
+        match=(
+            r"2 of 3 parts of the weights are there \(.*-00001-of-00003\.safetensors, .*get the"
+            r" others too"
+        ),
+    ):
         load_model(tmp_path, None, torch.float32)
 
 
-def test_of_several_models_in_a_checkpoint_the_named_one_is_taken(saved: Path, tensors: dict[str, Tensor], tmp_path: Path) -> None:
+def test_of_several_models_in_a_checkpoint_the_named_one_is_taken(
+    saved: Path, tensors: dict[str, Tensor], tmp_path: Path
+) -> None:
     shutil.copy(saved / "config.json", tmp_path)
     file = tmp_path / "last.pt"
     average = {name: tensor / 2 for name, tensor in tensors.items()}
-    torch.save({"model": tensors, "ema": average, "discriminator": {"main.0.weight": torch.ones(3)}}, file)
-    with pytest.raises(EncoderError, match=r"holds the weights of 2 such models, under (ema|model), .*encoder\.with\.variant="):
+    torch.save(
+        {"model": tensors, "ema": average, "discriminator": {"main.0.weight": torch.ones(3)}}, file
+    )
+    with pytest.raises(
+        EncoderError,
+        match=r"holds the weights of 2 such models, under (ema|model), .*encoder\.with\.variant=",
+    ):
         open_model(file)
     for variant, expected in (("ema", average), ("model", tensors)):
         chosen = load_model(file, None, torch.float32, variant).state_dict()
@@ -188,7 +234,9 @@ def test_of_several_models_in_a_checkpoint_the_named_one_is_taken(saved: Path, t
         load_model(file, None, torch.float32, "average")
     torch.save({"model": tensors, "discriminator": {"main.0.weight": torch.ones(3)}}, file)
     assert open_model(file).fingerprint() == open_model(saved).fingerprint()
-    with pytest.raises(EncoderError, match=r"no weights 'ema' in it, only one model \(model\); leave out variant"):
+    with pytest.raises(
+        EncoderError, match=r"no weights 'ema' in it, only one model \(model\); leave out variant"
+    ):
         open_model(file, "ema")
 
 
@@ -202,7 +250,12 @@ def test_of_several_models_in_a_checkpoint_the_named_one_is_taken(saved: Path, t
     ],
 )
 def test_an_average_or_teacher_beside_a_model_is_asked_about_wherever_it_lies(
-    first: str, second: str, offered: tuple[str, str], tensors: dict[str, Tensor], saved: Path, tmp_path: Path
+    first: str,
+    second: str,
+    offered: tuple[str, str],
+    tensors: dict[str, Tensor],
+    saved: Path,
+    tmp_path: Path,
 ) -> None:
     other = {name: tensor / 2 for name, tensor in tensors.items()}
     held = {f"{first}{name}": tensor for name, tensor in tensors.items()}
@@ -213,14 +266,20 @@ def test_an_average_or_teacher_beside_a_model_is_asked_about_wherever_it_lies(
     advised = str(refused.value).rpartition("=")[2]
     assert advised in (*offered, "ema.vae")
     taken = {
-        variant: load_model(tmp_path / "last.safetensors", saved / "config.json", torch.float32, variant).state_dict()
+        variant: (
+            load_model(
+                tmp_path / "last.safetensors", saved / "config.json", torch.float32, variant
+            ).state_dict()
+        )
         for variant in {*offered, advised}
     }
     for variant, expected in zip(offered, (tensors, other), strict=True):
         assert all(torch.equal(taken[variant][name], expected[name]) for name in expected)
 
 
-def test_a_checkpoint_without_its_decoder_encodes_and_says_so(saved: Path, tensors: dict[str, Tensor], tmp_path: Path) -> None:
+def test_a_checkpoint_without_its_decoder_encodes_and_says_so(
+    saved: Path, tensors: dict[str, Tensor], tmp_path: Path
+) -> None:
     shutil.copy(saved / "config.json", tmp_path)
     halves = [name for name in tensors if not name.startswith(("decoder.", "post_quant_conv."))]
     save_file({name: tensors[name] for name in halves}, tmp_path / "encoder.safetensors")
@@ -239,28 +298,48 @@ def test_a_checkpoint_without_its_decoder_encodes_and_says_so(saved: Path, tenso
 
 
 def test_both_halves_of_taesd_are_joined_by_their_names(tmp_path: Path) -> None:
-    config = {"encoder_block_out_channels": [8, 8], "decoder_block_out_channels": [8, 8], "num_encoder_blocks": [1, 2]}
+    config = {
+        "encoder_block_out_channels": [8, 8],
+        "decoder_block_out_channels": [8, 8],
+        "num_encoder_blocks": [1, 2],
+    }
     with warnings.catch_warnings(action="ignore"), torch.random.fork_rng(devices=[]):
         model = diffusers.AutoencoderTiny(**config, num_decoder_blocks=[2, 1])
     model.save_config(tmp_path)
     state = model.state_dict()
-    encoder = {name.removeprefix("encoder.layers."): tensor for name, tensor in state.items() if name.startswith("encoder.")}
+    encoder = {
+        name.removeprefix("encoder.layers."): tensor
+        for name, tensor in state.items()
+        if name.startswith("encoder.")
+    }
     decoder = {
-        f"{int(name.split('.')[2]) + 1}.{name.split('.', 3)[3]}": tensor for name, tensor in state.items() if name.startswith("decoder.")
+        f"{int(name.split('.')[2]) + 1}.{name.split('.', 3)[3]}": tensor
+        for name, tensor in state.items()
+        if name.startswith("decoder.")
     }
     for suffix, write in ((".pth", torch.save), (".safetensors", save_file)):
         write(encoder, tmp_path / f"taesd_encoder{suffix}")
-        assert ["no decoder" in remark.text for remark in open_model(tmp_path / f"taesd_encoder{suffix}").remarks()] == [True]
+        assert [
+            "no decoder" in remark.text
+            for remark in open_model(tmp_path / f"taesd_encoder{suffix}").remarks()
+        ] == [True]
         write(decoder, tmp_path / f"taesd_decoder{suffix}")
         for half in ("encoder", "decoder"):
-            loaded = load_model(tmp_path / f"taesd_{half}{suffix}", None, torch.float32).state_dict()
+            loaded = load_model(
+                tmp_path / f"taesd_{half}{suffix}", None, torch.float32
+            ).state_dict()
             assert all(torch.equal(loaded[name], state[name]) for name in state)
         (tmp_path / f"taesd_encoder{suffix}").unlink()
-        with pytest.raises(EncoderError, match=rf"holds a decoder alone; expected its encoder beside it, taesd_encoder\{suffix}"):
+        with pytest.raises(
+            EncoderError,
+            match=rf"holds a decoder alone; expected its encoder beside it, taesd_encoder\{suffix}",
+        ):
             open_model(tmp_path / f"taesd_decoder{suffix}")
 
 
-def test_raw_fp8_is_remarked_and_scaled_weights_are_refused(saved: Path, tensors: dict[str, Tensor], tmp_path: Path) -> None:
+def test_raw_fp8_is_remarked_and_scaled_weights_are_refused(
+    saved: Path, tensors: dict[str, Tensor], tmp_path: Path
+) -> None:
     shutil.copy(saved / "config.json", tmp_path)
     raw = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in tensors.items()}
     save_file(raw, tmp_path / "vae.safetensors")
@@ -270,7 +349,7 @@ def test_raw_fp8_is_remarked_and_scaled_weights_are_refused(saved: Path, tensors
     assert all(torch.equal(loaded[name], raw[name].float()) for name in raw)
     for more in ("encoder.conv_in.scale_weight", "scaled_fp8", "vae.encoder.conv_in.weight_scale"):
         save_file(raw | {more: torch.ones(1)}, tmp_path / "vae.safetensors")
-        with pytest.raises(EncoderError, match=r"quantised, with scales beside them"):
+        with pytest.raises(EncoderError, match=r"quantized, with scales beside them"):
             open_model(tmp_path / "vae.safetensors")
     integers = {name: tensor.to(torch.int8) for name, tensor in tensors.items()}
     save_file(integers, tmp_path / "vae.safetensors")
@@ -279,12 +358,25 @@ def test_raw_fp8_is_remarked_and_scaled_weights_are_refused(saved: Path, tensors
 
 
 def test_a_counter_of_batches_may_be_missing(tmp_path: Path) -> None:
-    config = {"block_out_channels": [8], "down_block_types": ["DownEncoderBlock2D"], "up_block_types": ["UpDecoderBlock2D"]}
+    config = {
+        "block_out_channels": [8],
+        "down_block_types": ["DownEncoderBlock2D"],
+        "up_block_types": ["UpDecoderBlock2D"],
+    }
     with warnings.catch_warnings(action="ignore"), torch.random.fork_rng(devices=[]):
-        diffusers.AutoencoderKLFlux2(**config, norm_num_groups=4, layers_per_block=1, latent_channels=4).save_pretrained(tmp_path)
+        diffusers.AutoencoderKLFlux2(
+            **config, norm_num_groups=4, layers_per_block=1, latent_channels=4
+        ).save_pretrained(tmp_path)
     named = read_tensors(tmp_path / WEIGHTS)
     expected = open_model(tmp_path).fingerprint()
-    save_file({name: tensor for name, tensor in named.items() if not name.endswith("num_batches_tracked")}, tmp_path / WEIGHTS)
+    save_file(
+        {
+            name: tensor
+            for name, tensor in named.items()
+            if not name.endswith("num_batches_tracked")
+        },
+        tmp_path / WEIGHTS,
+    )
     assert open_model(tmp_path).fingerprint() == expected
 
 
@@ -303,24 +395,48 @@ def as_zip(content: bytes, file: Path) -> None:
 @pytest.mark.parametrize(
     ("said", "write"),
     [
-        ("compressed by gzip: unpack it first", lambda content, file: file.write_bytes(gzip.compress(content))),
+        (
+            "compressed by gzip: unpack it first",
+            lambda content, file: file.write_bytes(gzip.compress(content)),
+        ),
         ("a tar archive: unpack it first", as_tar),
         ("a zip archive of other files: unpack it first", as_zip),
-        ("a web page, not weights", lambda _, file: file.write_bytes(b"\n<!DOCTYPE html><html>404</html>")),
-        ("a pointer of git-lfs", lambda _, file: file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")),
-        ("a server's answer: 'Entry not found'", lambda _, file: file.write_bytes(b"Entry not found")),
-        ("a server's answer: '{\"error\"", lambda _, file: file.write_bytes(b'{"error":"Repository not found"}')),
+        (
+            "a web page, not weights",
+            lambda _, file: file.write_bytes(b"\n<!DOCTYPE html><html>404</html>"),
+        ),
+        (
+            "a pointer of git-lfs",
+            lambda _, file: file.write_bytes(
+                b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
+            ),
+        ),
+        (
+            "a server's answer: 'Entry not found'",
+            lambda _, file: file.write_bytes(b"Entry not found"),
+        ),
+        (
+            "a server's answer: '{\"error\"",
+            lambda _, file: file.write_bytes(b'{"error":"Repository not found"}'),
+        ),
         ("a GGUF file", lambda _, file: file.write_bytes(b"GGUF\x03\x00\x00\x00")),
         ("it is empty", lambda _, file: file.write_bytes(b"")),
         ("an array of NumPy", lambda _, file: file.write_bytes(b"\x93NUMPY\x01\x00v\x00")),
-        ("it is damaged, cut off", lambda content, file: file.write_bytes(content[: len(content) // 2])),
+        (
+            "it is damaged, cut off",
+            lambda content, file: file.write_bytes(content[: len(content) // 2]),
+        ),
         ("it is damaged, cut off", lambda content, file: file.write_bytes(content[:100])),
         ("it is damaged, cut off", lambda content, file: file.write_bytes(bytes(range(256)) * 4)),
     ],
 )
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt", ""])
 def test_what_is_no_file_of_weights_is_named_whatever_its_ending(
-    said: str, write: Callable[[bytes, Path], Any], suffix: str, tensors: dict[str, Tensor], tmp_path: Path
+    said: str,
+    write: Callable[[bytes, Path], Any],
+    suffix: str,
+    tensors: dict[str, Tensor],
+    tmp_path: Path,
 ) -> None:
     file = tmp_path / f"vae{suffix}"
     write(save(tensors), file)
@@ -331,12 +447,16 @@ def test_what_is_no_file_of_weights_is_named_whatever_its_ending(
 
 
 @pytest.mark.parametrize("write", [torch.save, old])
-def test_a_checkpoint_that_is_cut_off_is_said_to_be(write: Callable[..., Any], tensors: dict[str, Tensor], tmp_path: Path) -> None:
+def test_a_checkpoint_that_is_cut_off_is_said_to_be(
+    write: Callable[..., Any], tensors: dict[str, Tensor], tmp_path: Path
+) -> None:
     write(tensors, tmp_path / "whole.pt")
     whole = (tmp_path / "whole.pt").read_bytes()
     for part in (1, 2, 100, len(whole) // 2, len(whole) - 30):
         (tmp_path / "vae.pt").write_bytes(whole[:part])
-        with pytest.raises(EncoderError, match=r"vae\.pt: expected weights, .*it is damaged, cut off"):
+        with pytest.raises(
+            EncoderError, match=r"vae\.pt: expected weights, .*it is damaged, cut off"
+        ):
             read_tensors(tmp_path / "vae.pt")
 
 
@@ -347,7 +467,11 @@ def make_part(folder: Path, class_name: str) -> None:
 
 @pytest.mark.parametrize("name", ["vae", "movq", "vqvae", "first_stage", "vqgan"])
 def test_the_autoencoder_of_a_pipeline_is_found_by_its_class(name: str, tmp_path: Path) -> None:
-    for part, kind in (("unet", "UNet2DConditionModel"), ("text_encoder", "CLIPTextModel"), ("scheduler", "DDIMScheduler")):
+    for part, kind in (
+        ("unet", "UNet2DConditionModel"),
+        ("text_encoder", "CLIPTextModel"),
+        ("scheduler", "DDIMScheduler"),
+    ):
         make_part(tmp_path / part, kind)
     (tmp_path / "model_index.json").write_text("{}")
     make_part(tmp_path / name, "VQModel" if "v" in name else "AutoencoderKL")
@@ -371,7 +495,9 @@ def test_a_config_is_a_name_a_file_or_a_folder(saved: Path, tmp_path: Path) -> N
         find_config_file("sd16", tmp_path)
 
 
-def test_a_folder_of_one_file_without_a_config_takes_the_named_one(saved: Path, tensors: dict[str, Tensor], tmp_path: Path) -> None:
+def test_a_folder_of_one_file_without_a_config_takes_the_named_one(
+    saved: Path, tensors: dict[str, Tensor], tmp_path: Path
+) -> None:
     shutil.copytree(saved, tmp_path / "config")
     (tmp_path / "weights").mkdir()
     save_file(tensors, tmp_path / "weights" / "vae.safetensors")
@@ -380,14 +506,24 @@ def test_a_folder_of_one_file_without_a_config_takes_the_named_one(saved: Path, 
     assert open_model(path, config=config).fingerprint() == open_model(saved).fingerprint()
     save_file(tensors, tmp_path / "weights" / "other.safetensors")
     for given in (None, config):
-        with pytest.raises(EncoderError, match=r"there are several files of weights \(other\.safetensors, vae\.safetensors\)"):
-            open_model(find_model("weights", None, None, tmp_path, "image"), config=given).fingerprint()
+        with pytest.raises(
+            EncoderError,
+            match=r"there are several files of weights \(other\.safetensors, vae\.safetensors\)",
+        ):
+            open_model(
+                find_model("weights", None, None, tmp_path, "image"), config=given
+            ).fingerprint()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(EncoderError, match=r"no config\.json in it, .*expected the folder of a diffusers autoencoder"):
+    with pytest.raises(
+        EncoderError,
+        match=r"no config\.json in it, .*expected the folder of a diffusers autoencoder",
+    ):
         find_model("empty", None, None, tmp_path, "image")
 
 
-def test_a_config_of_something_else_beside_a_file_is_no_config_of_it(tensors: dict[str, Tensor], tmp_path: Path) -> None:
+def test_a_config_of_something_else_beside_a_file_is_no_config_of_it(
+    tensors: dict[str, Tensor], tmp_path: Path
+) -> None:
     save_file(tensors, tmp_path / "vae.safetensors")
     (tmp_path / "config.json").write_text('{"_class_name": "WanModel"}')
     with pytest.raises(EncoderError, match="fit none of the published"):

@@ -1,0 +1,142 @@
+"""The public functions `latentkit.encode`, `latentkit.run` and `latentkit.open`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from latentkit.contracts import Decodes
+    from latentkit.reading.dataset import LatentDataset
+    from latentkit.reading.posterior import Posterior
+    from latentkit.reading.rows import Views
+    from latentkit.recipe.overrides import Overrides
+    from latentkit.store.folder import Folder
+    from latentkit.store.unit_cache import Cache
+
+
+def encode(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    encoder: str | os.PathLike[str] | None = None,
+    size: int | tuple[int, int] | None = None,
+    overrides: Overrides = (),
+    device: str = "auto",
+    devices: Sequence[str] = (),
+) -> LatentDataset:
+    """The latent dataset of `source`, encoded into the folder `output` as far as it isn't yet.
+
+    Args:
+        source: name of a source plugin, a path, or `owner/name` on the hub.
+        output: folder of the latent dataset.
+        encoder: name of an encoder plugin, a path, or a hub id; None is `tiny-kl`, which is for
+            trying out.
+        size: side of the pictures in pixels, or (height, width); None is the modality's default.
+        overrides: any key of the recipe, such as {"batch_size": 64, "output.dtype": "float32"}.
+        device, devices: see `RunOptions`.
+
+    Raises:
+        LatentkitError: whatever the user can mend; the message says how.
+    """
+    from latentkit.recipe.schema import EncodeRecipe, parse_recipe
+    from latentkit.tasks.encode_task import RunOptions, run_encode, say
+    from latentkit.tasks.recipe_from_arguments import encode_recipe
+    from latentkit.tasks.run_recipe import heed_launcher
+
+    named = None if encoder is None else os.fspath(encoder)
+    values, remarks = encode_recipe(os.fspath(source), os.fspath(output), named, size, overrides)
+    for remark in remarks:
+        say(remark)
+    recipe = parse_recipe(values, "encode", Path.cwd(), overrides)
+    if not isinstance(recipe, EncodeRecipe) or recipe.encoder is None:
+        raise ValueError(
+            "overrides of encode can't change the task or name several encoders; use latentkit.run"
+        )
+    heed_launcher(recipe)
+    options = RunOptions(device=device, devices=tuple(devices), fits=True)
+    return run_encode(recipe, options).datasets()[""]
+
+
+def run(
+    recipe: str | os.PathLike[str] | Mapping[str, Any],
+    overrides: Overrides = (),
+    *,
+    dry_run: bool = False,
+    prune: bool = False,
+    retry_skipped: bool = False,
+    device: str = "auto",
+    devices: Sequence[str] = (),
+) -> Any:
+    """Run any recipe; again goes on where it stopped, or does what has changed in the source since.
+
+    Args:
+        recipe: path of a YAML file, or its values; relative paths in values start from the working
+            directory.
+        overrides: as for `encode`.
+        dry_run, prune, retry_skipped, device, devices: see `RunOptions`.
+
+    Returns:
+        An encode task's `LatentDataset` (with `encoders:`, one by name), a train task's
+        `TrainResult`, an evaluate task's `EvaluateResult`; with `dry_run`, the text of what would
+        be done.
+
+    Raises:
+        LatentkitError: whatever the user can mend; the message says how.
+    """
+    from latentkit.recipe.schema import load_recipe, parse_recipe
+    from latentkit.tasks.encode_task import EncodeRun, RunOptions
+    from latentkit.tasks.run_recipe import run_recipe
+
+    parsed = (
+        parse_recipe(recipe, "recipe", Path.cwd(), overrides)
+        if isinstance(recipe, Mapping)
+        else load_recipe(recipe, overrides)
+    )
+    result = run_recipe(parsed, RunOptions(dry_run, prune, retry_skipped, device, tuple(devices)))
+    if isinstance(result, EncodeRun):
+        datasets = result.datasets()
+        return datasets[""] if set(datasets) == {""} else datasets
+    return result
+
+
+def open_dataset(
+    path: str | os.PathLike[str],
+    posterior: Posterior | None = None,
+    views: Views = "all",
+    columns: str | Sequence[str] = (),
+    seed: int = 0,
+    cache: Cache = None,
+) -> LatentDataset:
+    """The latent dataset at `path`.
+
+    Args:
+        path: folder that `encode` wrote, or its URL.
+        posterior: "sample" draws from the posterior, anew each epoch; "mean"; "moments" gives them
+            as stored, raw, under the name "moments". None: "sample" where there are moments, else
+            "mean", which is the latent as stored.
+        views: "all" gives a row per sample and view, a list only those views, "random" a row per
+            sample whose view is drawn each epoch.
+        columns: attributes to give with key and view, such as ["text"], or a single one. A row that
+            lacks it has None, which `latentkit.collate` takes and torch's own collate function
+            doesn't; `latentkit inspect` says how many rows have each.
+        seed: of all draws and shuffles.
+        cache: where whole units of a URL are kept: a limit in bytes, a folder, or both; None is 64
+            GiB in the user's cache folder.
+
+    Raises:
+        StoreError: missing, unfinished or damaged.
+        ValueError: a posterior that isn't stored, a view or column that isn't there.
+    """
+    from latentkit.reading.dataset import open_dataset as open_files
+
+    return open_files(path, posterior, views, columns, seed, cache, _open_decoder)
+
+
+def _open_decoder(folder: Folder, made_with: Mapping[str, str], device: str) -> Decodes:
+    """Opens a dataset's encoder. Only this needs plugins: reading latents does without."""
+    from latentkit.tasks.open_decoder import open_decoder
+
+    return open_decoder(folder, made_with, device)

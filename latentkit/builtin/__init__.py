@@ -1,0 +1,26 @@
+"""Core's own plugins: declarations, through the same hooks as everybody's. Loads no torch.
+
+A `build` function imports the module that does the work, and nothing here does any.
+"""
+
+from latentkit.builtin.exporters import latentkit_exporters
+from latentkit.builtin.losses import latentkit_losses
+from latentkit.builtin.plugins import (
+    latentkit_encoders,
+    latentkit_executors,
+    latentkit_modalities,
+    latentkit_sources,
+)
+from latentkit.modalities.options import FramingConfig
+from latentkit.sources.options import FolderConfig
+
+__all__ = [
+    "FolderConfig",
+    "FramingConfig",
+    "latentkit_encoders",
+    "latentkit_executors",
+    "latentkit_exporters",
+    "latentkit_losses",
+    "latentkit_modalities",
+    "latentkit_sources",
+]

@@ -1,0 +1,38 @@
+"""Core's own exporters: config classes and declarations.
+
+Loads no torch; `latentkit.builtin` hands its hook on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from latentkit.contracts import BuildContext, ExporterSpec
+from latentkit.exporters.options import SafetensorsConfig, WebdatasetConfig
+from latentkit.hooks import hookimpl
+
+
+def _build_safetensors(config: SafetensorsConfig, context: BuildContext) -> Any:
+    from latentkit.exporters.safetensors import SafetensorsExporter
+
+    return SafetensorsExporter(config.values)
+
+
+def _build_webdataset(config: WebdatasetConfig, context: BuildContext) -> Any:
+    from latentkit.exporters.webdataset import WebdatasetExporter
+
+    return WebdatasetExporter(config.values, config.rows_per_shard)
+
+
+@hookimpl
+def latentkit_exporters() -> Iterator[ExporterSpec]:
+    yield ExporterSpec(
+        "safetensors",
+        "a .safetensors file per row, and metadata.jsonl",
+        SafetensorsConfig,
+        _build_safetensors,
+    )
+    yield ExporterSpec(
+        "webdataset", "tar files for the library webdataset", WebdatasetConfig, _build_webdataset
+    )

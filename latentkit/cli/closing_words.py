@@ -1,0 +1,287 @@
+"""What commands print at their end."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from latentkit.errors import LatentkitError, StoreError
+from latentkit.plugins import Registry
+from latentkit.recipe.schema import EncodeRecipe, EvaluateRecipe, Recipe, TrainRecipe, load_recipe
+from latentkit.runtime.paths import in_shell, is_url
+
+if TYPE_CHECKING:
+    from latentkit.encoding.encode_source import EncodeSummary
+    from latentkit.evaluation.batches import Row
+    from latentkit.tasks.encode_task import EncodeRun
+    from latentkit.tasks.evaluate_task import EvaluateResult
+    from latentkit.training.loop import TrainResult
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+MOST_REASONS = 4
+"""Lines about skipped samples; the last one stands for several reasons where there are more."""
+MOST_KEYS = 3
+MOST_REMARKS = 6
+MOST_COLUMNS = 4
+SLOW_SECONDS, SLOW_WAITED, SLOW_FULL = 60.0, 0.3, 0.7
+"""From how many seconds on a run is told what slowed it: an encoder that waited this share of the
+time, and batches less full than this."""
+KNOWN_BY_CONFIG = ("diffusers", "tiny-kl", "tiny-kl-16")
+"""Encoders whose model folders `latentkit encode` tells apart by their config.json."""
+
+
+def report(result: EncodeRun | TrainResult | EvaluateResult) -> str:
+    """What a task made, and where to look."""
+    from latentkit.tasks.encode_task import EncodeRun
+    from latentkit.tasks.evaluate_task import EvaluateResult
+
+    if isinstance(result, EvaluateResult):
+        return _report_evaluation(result)
+
+    if isinstance(result, EncodeRun):
+        return "\n".join(_report_encode(name, result) for name in result.folders)
+    done = "was finished already" if result.finished_before else f"{result.steps} steps done"
+    if result.best is not None:
+        best = f"step {result.best.step}, the best by {result.best.metric or 'evaluate.best'}"
+        done += f"; it is of {best}, the last is in model-last/"
+    skipped = (
+        f"; {result.num_skipped_steps} steps were not finite and skipped"
+        if result.num_skipped_steps
+        else ""
+    )
+    left_out = ""
+    if result.num_bad_samples:
+        left_out = (
+            f"; {result.num_bad_samples} samples left out,"
+            f" {_near(result.model.parent / 'result.json')} says why"
+        )
+    return (
+        f"{_near(result.model)}: {done}{skipped}{left_out}\n  encode with it:"
+        f" {_encoding_with(result.model)}"
+    )
+
+
+def _encoding_with(model: Path) -> str:
+    """How latents are made with a trained model: by the command that knows it by its config, or in
+    a recipe, as another plugin's.
+    """
+    recipe = load_recipe(model.parent / "recipe.yaml")
+    assert isinstance(recipe, TrainRecipe)
+    if recipe.model.use in KNOWN_BY_CONFIG:
+        return f"latentkit encode SOURCE OUT --encoder {in_shell(_near(model))}"
+    return f"encoder: {{use: {recipe.model.use}, with: {{model: {_near(model)}}}}} in a recipe"
+
+
+def _report_encode(name: str, result: EncodeRun) -> str:
+    from latentkit.upkeep.inspect_dataset import describe_columns, describe_remarks, inspect_dataset
+
+    found, folder = inspect_dataset(result.folders[name]), _near(result.folders[name])
+    command = f"latentkit inspect {in_shell(folder)}"
+    lines = [f"{folder}: {_did(found['rows'], result.summaries[name])}"]
+    lines += [f"  slow          {text}" for text in _slow(result.summaries[name])]
+    lines += _skipped(found, command)
+    lines += [
+        f"  note          {text}"
+        for text in describe_remarks(found, MOST_REMARKS, command, result.remarks[name])
+    ]
+    lines += [f"  column        {text}" for text in describe_columns(found, MOST_COLUMNS, command)]
+    if name in result.previews:
+        lines.append(f"  look at       {_near(result.previews[name])}")
+    lines.append(f"  what is in it {command}")
+    lines.append(
+        f"  read it       latentkit.open({json.dumps(folder, ensure_ascii=False)}).batches(256,"
+        " shuffle=True)"
+    )
+    return "\n".join(lines)
+
+
+def _skipped(found: Mapping[str, Any], command: str) -> list[str]:
+    """The most frequent reasons in a finished dataset, and the first samples of each."""
+    from latentkit.upkeep.inspect_dataset import name_keys
+
+    reasons: dict[str, int] = found["skipped"]
+    shown = list(reasons) if len(reasons) <= MOST_REASONS else list(reasons)[: MOST_REASONS - 1]
+    lines = []
+    for reason in shown:
+        lines += [
+            f"  skipped       {reasons[reason]}: {reason}",
+            f"                {name_keys(found, reason)}",
+        ]
+    others = [count for reason, count in reasons.items() if reason not in shown]
+    if others:
+        lines.append(
+            f"  skipped       {sum(others)}: for {len(others)} other reasons; `{command}` lists"
+            " them"
+        )
+    return lines + ([f"  all of them   {command} --skipped"] if reasons else [])
+
+
+def _report_evaluation(result: EvaluateResult) -> str:
+    found, folder = result.evaluation, _near(result.folder)
+    if found is None:
+        return f"{folder}: evaluated by the first process"
+    skipped = len(found.rows) - found.num_samples
+    width = max(len(name) for name in found.figures)
+    lines = [
+        f"{folder}: {found.num_samples} samples evaluated"
+        + (f", {skipped} skipped" if skipped else "")
+    ]
+    lines += _skipped_rows(found.rows, folder)
+    lines += [
+        f"  {name:<{width}}  {figure.value:.6g} {figure.unit}".rstrip()
+        for name, figure in found.figures.items()
+    ]
+    lines += [f"  note: {warning}" for warning in found.warnings]
+    return "\n".join(
+        [
+            *lines,
+            (
+                f"  look at {folder}/report.html; how each number is measured stands in"
+                f" {folder}/metrics.json"
+            ),
+        ]
+    )
+
+
+def _skipped_rows(rows: Sequence[Row], folder: str) -> list[str]:
+    """The most frequent reasons why samples were not evaluated, with the first samples of each."""
+    keys: dict[str, list[str]] = {}
+    for row in rows:
+        if row.reason:
+            keys.setdefault(row.reason, []).append(row.key)
+    lines = []
+    by_count = sorted(keys.items(), key=lambda item: (-len(item[1]), item[0]))
+    for reason, named in by_count[:MOST_REASONS]:
+        lines.append(f"  skipped {len(named)}: {reason}, such as {', '.join(named[:MOST_KEYS])}")
+    return lines + (
+        [f"  each skipped sample and its reason stand in {folder}/samples.parquet"] if lines else []
+    )
+
+
+def _did(rows: Mapping[str, int], summary: EncodeSummary) -> str:
+    """What the dataset has, whoever made it, and what of it this process made."""
+    held = _latents(rows.get("ok", 0), rows.get("skipped", 0))
+    if not summary.num_ok and not summary.num_skipped:
+        return f"{held}; finished already, nothing was left to do here"
+    here = _latents(summary.num_ok, summary.num_skipped)
+    rate = summary.num_ok / max(summary.seconds, 1e-9)
+    speed = (
+        f"in {summary.seconds:.1f} s ({rate:.1f}/s); the encoder waited"
+        f" {_share_waited(summary):.0%} of the time"
+    )
+    return f"{held} {speed}" if here == held else f"{held}; {here} of them here {speed}"
+
+
+def _slow(summary: EncodeSummary) -> list[str]:
+    """What kept the encoder from being busy, and what to do, where that cost some time."""
+    if summary.seconds < SLOW_SECONDS:
+        return []
+    lines, share = [], _share_waited(summary)
+    if share >= SLOW_WAITED:
+        lost = f"the encoder waited for samples, {share:.0%} of the time"
+        lines.append(f"{lost}; more CPU cores, a faster disk, or smaller files would feed it")
+    if summary.num_slots and (full := summary.num_ok / summary.num_slots) < SLOW_FULL:
+        fuller = "fewer buckets, a larger output.unit_size or a smaller batch_size would fill them"
+        lines.append(f"batches were {full:.0%} full; {fuller}")
+    return lines
+
+
+def _share_waited(summary: EncodeSummary) -> float:
+    return summary.waited_seconds / max(summary.seconds, 1e-9)
+
+
+def _latents(num_ok: int, num_skipped: int) -> str:
+    skipped = f", {num_skipped} skipped" if num_skipped else ""
+    return f"{num_ok} latent{'' if num_ok == 1 else 's'}{skipped}"
+
+
+def go_on_with(recipe: Recipe) -> str:
+    """The command that goes on with a stopped run."""
+    if isinstance(recipe, EvaluateRecipe):
+        return "an evaluation is kept as a whole only; run the same command again"
+    output = recipe.output.path if isinstance(recipe, (EncodeRecipe, TrainRecipe)) else "."
+    if _holds_recipe(output):
+        kept = "what is committed is kept; go on with"
+        if isinstance(recipe, TrainRecipe) and not os.path.isdir(
+            os.path.join(output, "checkpoints")
+        ):
+            kept = (
+                "no checkpoint was written yet (output.checkpoint_every:"
+                f" {recipe.output.checkpoint_every}); begin again with"
+            )
+        return f"{kept}: latentkit run {in_shell(_near(f'{output}/recipe.yaml'))}"
+    kept = "what is committed is kept" if os.path.isdir(output) else "nothing was committed yet"
+    return f"{kept}; run the same command again"
+
+
+def _holds_recipe(output: str) -> bool:
+    from latentkit.store.open_folder import open_folder
+
+    try:
+        folder = open_folder(output)
+        folder.stop_waiting()
+        return folder.exists("recipe.yaml")
+    except StoreError:
+        return False
+
+
+def _near(path: str | Path) -> str:
+    """A path as the user would type it: relative when it lies below the working directory; a URL as
+    it is.
+    """
+    if is_url(str(path)):
+        return str(path)
+    absolute, here = Path(os.path.abspath(path)), Path.cwd()
+    return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(path)
+
+
+def plugins_as_text(registry: Registry) -> str:
+    """A table of what is provided, then every problem."""
+    rows = [
+        (row.kind, row.name, f"{row.provider} {row.version}", row.summary)
+        for row in registry.rows()
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)] if rows else [0] * 3
+    lines = [
+        "  ".join([*(text.ljust(width) for text, width in zip(row, widths, strict=False)), row[3]])
+        for row in rows
+    ]
+    lines += [f"disabled  {name} {version}" for name, version in registry.disabled]
+    lines += [f"problem   {problem}" for problem in registry.problems]
+    return "\n".join(lines)
+
+
+def plugins_as_json(registry: Registry) -> str:
+    """{"plugins": [...], "problems": [...], "disabled": [...]}."""
+    listing: dict[str, Any] = {
+        "plugins": [dataclasses.asdict(row) for row in registry.rows()],
+        "problems": [dataclasses.asdict(problem) for problem in registry.problems],
+        "disabled": [
+            {"distribution": name, "version": version} for name, version in registry.disabled
+        ],
+    }
+    return json.dumps(listing, indent=1)
+
+
+def list_recipes() -> str:
+    """Path and first line of each recipe of a source checkout.
+
+    Raises:
+        LatentkitError: there is none beside this installation.
+    """
+    files = sorted(RECIPES.glob("*.yaml"))
+    if not files:
+        raise LatentkitError(
+            "no recipes lie beside this installation; they are in the folder recipes/ of the source"
+        )
+    width = max(len(_near(file)) for file in files)
+    return "\n".join(f"{_near(file):<{width}}  {_headline(file)}" for file in files)
+
+
+def _headline(file: Path) -> str:
+    first = file.read_text(encoding="utf-8").splitlines()[0]
+    return first.lstrip("# ") if first.startswith("#") else ""

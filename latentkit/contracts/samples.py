@@ -1,0 +1,159 @@
+"""What a source gives: samples, their entries, and the shards of a stream.
+
+Importing this loads no torch.
+
+Plugins import these from `latentkit.contracts`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a source knows about a sample without opening its media.
+
+    Args:
+        key: unique and stable name of the sample within its source, such as its full relative path.
+        stamp: changes when the media changes (size and modification time, an etag, a row hash).
+        attributes: caption, label and so on: JSON-like scalars or lists of them.
+    """
+
+    key: str
+    stamp: str = ""
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One item of a source.
+
+    Args:
+        key: unique and stable name within the source.
+        media: undecoded: `bytes`, a path (`os.PathLike`), or a `str` that *is* the media (a text).
+        attributes: caption, label and so on: JSON-like scalars or lists of them.
+        stamp: changes when the media changes.
+        span: start and end in seconds of the part of a film or sound that the sample is; None: all
+            of it.
+    """
+
+    key: str
+    media: object
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    stamp: str = ""
+    span: tuple[float, float] | None = None
+
+    def read(self) -> bytes:
+        """The media's bytes; a path is read from disk on every call.
+
+        Raises:
+            OSError: the file can't be reached.
+            TypeError: the media is of another kind.
+        """
+        if isinstance(self.media, bytes):
+            return self.media
+        if isinstance(self.media, os.PathLike):
+            file = self.media if hasattr(self.media, "read_bytes") else Path(self.media)
+            return bytes(file.read_bytes())
+        if isinstance(self.media, str):
+            return self.media.encode("utf-8", "surrogateescape")
+        raise TypeError(
+            f"sample {self.key!r}: media is {type(self.media).__name__}, not bytes, a path or a"
+            " text"
+        )
+
+    def content(self) -> str:
+        """sha256 of the media, and of the span where there is one, 64 hexadecimal digits; a file is
+        hashed without holding it in memory.
+
+        Raises:
+            OSError: the file can't be reached.
+        """
+        if isinstance(self.media, os.PathLike):
+            digest = (
+                _hash_file(Path(self.media))
+                if self.span is None
+                else _hash_unchanged(Path(self.media), file_state(self.media))
+            )
+        else:
+            digest = hashlib.sha256(self.read()).hexdigest()
+        return (
+            digest
+            if self.span is None
+            else hashlib.sha256(f"{digest} {self.span[0]!r} {self.span[1]!r}".encode()).hexdigest()
+        )
+
+
+@dataclass(frozen=True)
+class Remark:
+    """Something that a source found and does not use, or uses otherwise than it lies there: files
+    left out, captions missing.
+
+    Args:
+        text: one line, the same for all of its kind and without their number, such as "left out by
+            their ending .heic".
+        count: how many there are.
+        example: one of them, such as a relative path; empty where there is none to name.
+    """
+
+    text: str
+    count: int = 1
+    example: str = ""
+
+    def __str__(self) -> str:
+        """One line: how many, what, and an example."""
+        example = one_line(self.example)
+        return f"{self.count}: {self.text}" + (f", such as {example}" if example else "")
+
+
+def one_line(text: str) -> str:
+    """A text, such as a file's name, with its line breaks and the like as escapes."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A piece of a stream that is read from its start to its end, such as one tar file."""
+
+    name: str
+    stamp: str = ""
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_state(path: os.PathLike[str]) -> tuple[int, int]:
+    """What a change of the file changes: size in bytes, time in nanoseconds.
+
+    Raises:
+        OSError: the file can't be reached.
+    """
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns
+
+
+def num_bytes(path: os.PathLike[str]) -> int:
+    """Size of a file; one at a URL says it without being fetched.
+
+    Raises:
+        OSError: the file can't be reached.
+    """
+    known: int | None = getattr(path, "num_bytes", None)
+    return os.path.getsize(path) if known is None else known
+
+
+@functools.lru_cache(maxsize=64)
+def _hash_unchanged(path: Path, state: tuple[int, int]) -> str:
+    """The hash of a file that many samples are spans of, read once as long as its size and time
+    stay.
+    """
+    return _hash_file(path)

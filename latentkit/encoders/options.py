@@ -1,0 +1,88 @@
+"""Options of core's encoders. Loads no torch."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from latentkit.contracts import (
+    Config,
+    neutral,
+)
+
+# ---------------------------------------------------------------- encoders
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+class DiffusersConfig(Config):
+    """Encoder `diffusers`."""
+
+    model: str | None = neutral(
+        None,
+        description=(
+            "folder, single file (.safetensors, or .ckpt, .pt, .pth, .bin), or hub id of the"
+            " autoencoder, with a path behind it or not, or the address of its page"
+        ),
+    )
+    config: str | None = neutral(
+        None,
+        description=(
+            "name of a published autoencoder such as sdxl, or a config.json: alone, of random"
+            " weights to train; with model, of it"
+        ),
+    )
+    subfolder: str | None = neutral(
+        None,
+        description="folder inside the model's, such as vae; none: the one that takes the modality",
+    )
+    revision: str | None = neutral(None, description="git revision on the hub; none: the newest")
+    variant: str | None = neutral(
+        None,
+        description=(
+            "which weights of several, such as fp16 (by the file's name) or ema (by the name within"
+            " a checkpoint)"
+        ),
+    )
+    dtype: Precision = Field("float32", description="the network computes in this")
+    tiling: bool = Field(
+        False, description="encode large inputs in overlapping tiles (changes their latents)"
+    )
+    indices: bool | None = Field(
+        None,
+        description=(
+            "store indices into the codebook (true) or continuous latents (false); none: indices"
+            " for VidTok fsq only"
+        ),
+    )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if self.model is None and self.config is None:
+            raise ValueError(
+                "give model (weights to load) or config (random weights, for training)"
+            )
+        return self
+
+
+class TinyKLConfig(Config):
+    """Encoders `tiny-kl` and `tiny-kl-16`."""
+
+    model: str | None = neutral(
+        None, description="folder that training wrote; none: the weights inside the package"
+    )
+    init: Literal["weights", "random"] = neutral(
+        "weights",
+        description=(
+            "start from those weights, or from random ones drawn from the seed, for training from"
+            " scratch"
+        ),
+    )
+    dtype: Precision = Field("float32", description="the network computes in this")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if self.model is not None and self.init == "random":
+            raise ValueError("give model (weights to load) or init: random, not both")
+        return self

@@ -1,0 +1,126 @@
+"""One batch through the encoder: compiled where it is full, encoded again in float32 where it
+overflowed, out of memory explained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latentkit.contracts import Encoder, LatentLayout
+from latentkit.encoding.batch_tensors import (
+    check_layout,
+    check_readable,
+    encode_batch,
+    num_rows_of,
+    select_rows,
+)
+from latentkit.errors import EncoderError
+from latentkit.runtime.device import is_out_of_memory, is_unsupported
+from latentkit.runtime.masks import MASK
+from latentkit.runtime.plugin_faults import faults_name
+
+
+class BatchEncoder:
+    """An encoder as a run uses it; opened with the first batch.
+
+    Args:
+        open_encoder: called once.
+        batch_size: rows of a full batch.
+        compiled: whether full batches run compiled. Others never do: a tail, or a bucket with two
+            pictures, isn't worth a compilation.
+        open_float32: the same encoder in float32, for rows whose latents are not finite; None
+            leaves those as they are.
+    """
+
+    def __init__(
+        self,
+        open_encoder: Callable[[], Encoder],
+        batch_size: int,
+        compiled: bool,
+        open_float32: Callable[[], Encoder] | None,
+    ) -> None:
+        self._open_encoder, self._open_float32 = open_encoder, open_float32
+        self._batch_size, self._compiled = batch_size, compiled
+        self._encoder: Encoder | None = None
+        self.layout: LatentLayout
+        """Of the latents; there with the first of them."""
+        self._float32: Encoder | None = None
+        self._readable: set[tuple[int, ...]] = set()
+
+    def encode(self, batch: Any, bucket: str, first_key: str = "") -> dict[str, Tensor]:
+        """Latents of a batch on the encoder's device, held to its layout; "mask" among them where
+        rows have one.
+
+        Args:
+            batch: rows of one bucket.
+            bucket: its name, and
+            first_key: that of the first row's sample, both for messages.
+
+        Raises:
+            EncoderError: they aren't what the layout says, couldn't be read back, or memory ran
+                out.
+        """
+        if self._encoder is None:
+            self._encoder = self._open_encoder()
+            check_layout(self._encoder)
+            self.layout = self._encoder.layout
+            if self._compiled and hasattr(self._encoder, "compile"):
+                self._encoder.compile()
+        doing = f"encoding {num_rows_of(batch)} rows of {bucket}, the first of sample {first_key!r}"
+        with faults_name(self._encoder, doing):
+            latents = self._run(self._encoder, batch, bucket)
+        shape = tuple(next(iter(latents.values())).shape[1:])
+        if shape not in self._readable:
+            check_readable(self._encoder, latents)
+            self._readable.add(shape)
+        return latents if self._open_float32 is None else self._mended(latents, batch, bucket)
+
+    def _mended(self, latents: dict[str, Tensor], batch: Any, bucket: str) -> dict[str, Tensor]:
+        """The latents in float32, rows that weren't finite as the encoder gives them in float32; as
+        they are, if all were finite.
+        """
+        floating = [tensor for tensor in latents.values() if tensor.is_floating_point()]
+        if not floating:
+            return latents
+        finite = torch.stack([tensor.isfinite().flatten(1).all(1) for tensor in floating]).all(0)
+        if bool(finite.all()):
+            return latents
+        if self._float32 is None:
+            assert self._open_float32 is not None
+            self._float32 = self._open_float32()
+        again = self._run(self._float32, select_rows(batch, ~finite), bucket)
+        places = torch.nonzero(~finite).flatten()
+        mended = {
+            name: tensor.float().index_copy(0, places, again[name].float())
+            for name, tensor in latents.items()
+            if name != MASK
+        }
+        return latents | mended
+
+    def _run(self, encoder: Encoder, batch: Any, bucket: str) -> dict[str, Tensor]:
+        num_rows = num_rows_of(batch)
+        try:
+            is_compiled = self._compiled and num_rows == self._batch_size
+            with (
+                nullcontext()
+                if is_compiled or not self._compiled
+                else torch.compiler.set_stance("force_eager")
+            ):
+                return encode_batch(encoder, batch)
+        except (RuntimeError, MemoryError) as error:
+            if is_unsupported(error):
+                raise EncoderError(
+                    f"{str(error).splitlines()[0]} Encode on another device, such as --device cpu"
+                ) from error
+            if not is_out_of_memory(error):
+                raise
+            raise EncoderError(
+                f"out of memory while {num_rows} rows of {bucket} were encoded:"
+                f" {str(error).splitlines()[0]}. Set batch_size below {self._batch_size} and run"
+                " again: what is committed is kept"
+            ) from error

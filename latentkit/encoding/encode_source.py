@@ -1,0 +1,484 @@
+"""Plan, units, index: from a source to a finished latent dataset, alone or with other processes,
+resumable at any point.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from latentkit.contracts import Encoder, Executor, StreamSource, UnitResult
+from latentkit.encoding.gone_shards import WithGoneShards
+from latentkit.encoding.int8_psnr import measure_psnr
+from latentkit.encoding.make_plan import (
+    POLL_SECONDS,
+    EncodeInputs,
+    EncodeSettings,
+    effective_settings,
+    first_plan,
+    next_plan,
+    preview_views,
+    say_other_versions,
+)
+from latentkit.encoding.unit_workers import EncodeJob, make_worker
+from latentkit.errors import DamagedError, FingerprintError, SourceError, StoreError
+from latentkit.runtime.bad_samples import advise, are_too_many
+from latentkit.runtime.masks import without_mask
+from latentkit.runtime.numerics import fixed_numerics
+from latentkit.store.claims import Claims
+from latentkit.store.compact import finish_compaction
+from latentkit.store.contents import skipped_so_far
+from latentkit.store.dataset_json import (
+    DATASET,
+    RECIPE,
+    Description,
+    finalize,
+    newest_number,
+    read_dataset,
+)
+from latentkit.store.fingerprint import fingerprinted_parts
+from latentkit.store.folder import Folder, host
+from latentkit.store.index import committed, first_rows, reason_by_key
+from latentkit.store.plan import Plan, read_chain
+
+
+@dataclass(frozen=True)
+class EncodeSummary:
+    """What a run did in this process, in seconds of the clock; no row when there was nothing left
+    to do.
+
+    Args:
+        num_ok, num_skipped: rows stored, and rows that can't be had.
+        waited_seconds: how long the encoder waited for samples.
+        num_slots: rows that its batches had room for; 0 when nobody counted.
+    """
+
+    num_ok: int = 0
+    num_skipped: int = 0
+    seconds: float = 0.0
+    waited_seconds: float = 0.0
+    num_slots: int = 0
+
+    def __add__(self, other: EncodeSummary) -> EncodeSummary:
+        return EncodeSummary(
+            *(getattr(self, field.name) + getattr(other, field.name) for field in fields(self))
+        )
+
+
+def encode_source(
+    folder: Folder,
+    inputs: EncodeInputs,
+    executor: Executor,
+    device: str,
+    settings: EncodeSettings,
+    recipe_text: str,
+    *,
+    show_progress: bool = True,
+    is_compared: bool = False,
+) -> EncodeSummary:
+    """Encode everything that isn't yet, and write index and dataset.json when all units are there.
+
+    Finishes the newest plan first; if that is an earlier run's, then does what has changed since.
+    Returns when the dataset is closed.
+
+    Args:
+        folder: of the latent dataset; missing, empty, or left by an earlier run.
+        executor, device: what runs units, and the device this process measures on.
+        recipe_text: content of the dataset's recipe.yaml.
+        show_progress: whether to print the live line.
+        is_compared: whether the newest plan is known to be of the source as it is now.
+
+    Raises:
+        FingerprintError: the folder holds latents made with other weights or settings.
+        SourceError: the source is empty, changed half-way, mostly gone, of another kind than
+            before, can't be reached, or too many of its samples are bad.
+        StoreError: the folder can't be used.
+    """
+    chain = chain_there(folder, inputs, settings)
+    found = chain[-1].number if chain else None
+    chain = chain or plans_there(folder, inputs, device, settings)
+    if found is not None and show_progress:
+        say_other_versions(folder, chain[-1].settings)
+    summary = EncodeSummary()
+    while True:
+        if not is_finished(folder, chain[-1]):
+            job = make_job(folder, chain[-1], inputs, settings, show_progress)
+            write_recipe(folder, recipe_text)  # before any work, but not when that is refused
+            summary += _finish_plan(job, chain, inputs, executor, device, settings)
+        if (
+            is_compared
+            or chain[-1].number != found
+            or next_plan(folder, chain[-1], inputs, settings) is None
+        ):
+            break
+        chain = read_chain(folder)
+    write_recipe(folder, recipe_text)
+    Claims(folder).sweep()
+    return summary
+
+
+def plans_there(
+    folder: Folder, inputs: EncodeInputs, device: str, settings: EncodeSettings
+) -> list[Plan]:
+    """The plans in the folder, from the oldest that counts; where there is none, the first is made.
+
+    Raises:
+        FingerprintError, SourceError, StoreError: as `encode_source`.
+    """
+    chain = chain_there(folder, inputs, settings)
+    if not chain:
+        first_plan(folder, inputs, device, settings, all_parts(inputs, settings))
+        chain = chain_there(folder, inputs, settings)  # perhaps of another process, that was first
+    return chain
+
+
+def write_recipe(folder: Folder, text: str) -> None:
+    """Put the recipe into the folder, unless it is there."""
+    if not folder.exists(RECIPE) or folder.read(RECIPE) != text.encode():
+        folder.replace(RECIPE, text.encode())
+
+
+def is_finished(folder: Folder, plan: Plan) -> bool:
+    """Whether dataset.json is there, undamaged, and of this plan or a later one."""
+    if not folder.exists(DATASET):
+        return False
+    try:
+        document = read_dataset(folder)
+    except DamagedError:
+        return False
+    return (
+        document["fingerprint"] == plan.settings.fingerprint
+        and newest_number(document) >= plan.number
+    )
+
+
+def all_parts(inputs: EncodeInputs, settings: EncodeSettings) -> dict[str, str]:
+    """Name to value of everything that decides a latent's value."""
+    options = {"seed": str(settings.seed)} if settings.store == "sample" else {}
+    if settings.on_overflow != "skip":
+        options["on_overflow"] = settings.on_overflow
+    return {**inputs.parts, "store": settings.store, "dtype": settings.dtype, **options}
+
+
+def describe(
+    inputs: EncodeInputs, encoder: Encoder, settings: EncodeSettings, threads: int, device: str
+) -> Description:
+    """What dataset.json says besides plans and units."""
+    decoded: dict[str, float | int] = {}
+    if settings.dtype == "int8" and settings.preview and not encoder.input.takes_mask:
+        with fixed_numerics(threads, device):
+            tensors = (
+                without_mask(view.tensor) for view in preview_views(inputs, settings.preview)
+            )
+            rows = [tensor.to(device) for tensor in tensors if tensor is not None]
+            psnr = measure_psnr(encoder, rows, settings.store, inputs.open_decoder(device))
+        decoded = {} if psnr is None else {"psnr_db": psnr, "num_samples": len(rows)}
+    remarks = {"remarks": [asdict(remark) for remark in inputs.remarks]} if inputs.remarks else {}
+    source = {**inputs.described_source, **remarks}
+    return Description(
+        encoder.layout,
+        encoder.normalization,
+        settings.store,
+        settings.dtype,
+        source,
+        list(inputs.views),
+        decoded,
+    )
+
+
+# ---------------------------------------------------------------- the units
+
+
+def _finish_plan(
+    job: EncodeJob,
+    chain: Sequence[Plan],
+    inputs: EncodeInputs,
+    executor: Executor,
+    device: str,
+    settings: EncodeSettings,
+) -> EncodeSummary:
+    """Do this process's share of the newest plan, wait for the others', and close the dataset."""
+    if chain[-1].settings.compacts:
+        finish_compaction(job.folder, chain[-1])
+        return EncodeSummary()
+    summary = _run_units(job, executor, settings)
+    _close(job.folder, chain, inputs, device, settings)
+    return summary
+
+
+def _close(
+    folder: Folder,
+    chain: Sequence[Plan],
+    inputs: EncodeInputs,
+    device: str,
+    settings: EncodeSettings,
+) -> None:
+    """Write index and dataset.json, in one process at a time: one that is late must not put an
+    older dataset.json over a newer one.
+    """
+    claims = Claims(folder)
+    with claims.heartbeat():
+        while not claims.take("finalize"):
+            if is_finished(folder, chain[-1]):
+                return
+            time.sleep(POLL_SECONDS)
+        if not is_finished(folder, chain[-1]):
+            described = describe(
+                inputs, inputs.open_encoder(device), settings, chain[-1].settings.threads, device
+            )
+            finalize(
+                folder,
+                chain,
+                described,
+                functools.partial(_check_bad, folder, inputs, settings.max_bad),
+            )
+
+
+def make_job(
+    folder: Folder, plan: Plan, inputs: EncodeInputs, settings: EncodeSettings, show_progress: bool
+) -> EncodeJob:
+    """What workers need for the units of a plan that are left.
+
+    Raises:
+        SourceError: samples that are left are gone, or most of them changed.
+    """
+    inputs.remarks  # noqa: B018  # lest what is no remark ends the run at its end
+    source = inputs.source
+    if isinstance(source, StreamSource) and plan.number:
+        source = WithGoneShards(
+            source, set(plan.work["key"].to_pylist()) - set(inputs.entries["key"].to_pylist())
+        )
+    return EncodeJob(
+        folder,
+        plan,
+        source,
+        inputs.modality,
+        inputs.views,
+        inputs.open_encoder,
+        settings.store,
+        settings.dtype,
+        settings.seed,
+        settings.on_bad_sample,
+        effective_settings(plan.settings, settings),
+        _places(folder, plan, inputs),
+        show_progress,
+        on_overflow=settings.on_overflow,
+        open_float32=inputs.open_float32,
+    )
+
+
+def _places(folder: Folder, plan: Plan, inputs: EncodeInputs) -> npt.NDArray[np.int64] | None:
+    """Where each row of the plan's work now is in the source, by key: samples may have come since.
+    -1: gone.
+
+    Raises:
+        SourceError: the plan is the first, and samples of the units that are left are gone, or most
+            of them changed.
+    """
+    if isinstance(inputs.source, StreamSource):
+        return None
+    now, planned = inputs.entries, plan.work
+    places: npt.NDArray[np.int64] = (
+        pc.fill_null(pc.index_in(planned["key"], value_set=now["key"].combine_chunks()), -1)
+        .to_numpy()
+        .astype(np.int64)
+    )
+    if (
+        plan.number
+    ):  # of a source that changes: what is gone is skipped, and then left out by the next plan
+        return places
+    done = committed(folder)
+    left = np.isin(
+        planned["unit"].to_numpy(), [unit.number for unit in plan.units() if unit.name not in done]
+    )
+    is_gone = left & (places < 0)
+    stamps = now["stamp"].take(pa.array(np.maximum(places, 0)))
+    has_changed = left & (places >= 0) & pc.not_equal(stamps, planned["stamp"]).to_numpy()
+    num_gone, num_changed = int(is_gone.sum()), int(has_changed.sum())
+    # A few mended pictures are what the user meant; mostly others are another source under the same
+    # names.
+    if num_gone or 2 * num_changed > int(left.sum()):
+        example = planned["key"][
+            int(np.flatnonzero(is_gone if num_gone else has_changed)[0])
+        ].as_py()
+        raise SourceError(
+            f"{folder} was begun with {plan.num_samples} samples; of the {int(left.sum())} that are"
+            f" left, {num_gone} are gone from the source and {num_changed} changed, such as"
+            f" {example!r}; put them back, or write to another output"
+        )
+    return places
+
+
+def _run_units(job: EncodeJob, executor: Executor, settings: EncodeSettings) -> EncodeSummary:
+    """Do this process's share, then what nobody does, then wait for the others."""
+    summary, begun, claims = EncodeSummary(), time.monotonic(), Claims(job.folder)
+    said_waiting = False
+    while True:
+        done = committed(job.folder)
+        left = [unit for unit in job.plan.units() if unit.name not in done]
+        if not left or is_finished(
+            job.folder, job.plan
+        ):  # which a compaction may have followed, that removes units
+            waited = summary.waited_seconds / getattr(executor, "num_processes", 1)
+            return replace(summary, seconds=time.monotonic() - begun, waited_seconds=waited)
+        unclaimed = claims.find_free([unit.name for unit in left])
+        free = [unit for unit in left if unit.name in unclaimed]
+        for result in executor.run(free, functools.partial(make_worker, job)):
+            summary = add_result(job, summary, result, settings.max_bad)
+        if not free:
+            holders = claims.holders()
+            if holders and not said_waiting:
+                print(
+                    f"waiting for {', '.join(holders)}, at work on the last units", file=sys.stderr
+                )
+                said_waiting = True
+            time.sleep(POLL_SECONDS)
+
+
+def add_result(
+    job: EncodeJob, summary: EncodeSummary, result: UnitResult, max_bad: float
+) -> EncodeSummary:
+    """The summary with one unit more, which is noted in this process's log.
+
+    Raises:
+        SourceError: by now too many samples can't be used.
+    """
+    summary += EncodeSummary(
+        result.num_ok, result.num_skipped, 0.0, result.waited_seconds, result.num_slots
+    )
+    _log(job.folder, result)
+    num_gone = 0 if job.places is None else int((job.places < 0).sum())
+    num_bad, num_samples = summary.num_skipped // len(job.views) - num_gone, job.plan.table.num_rows
+    if not job.plan.settings.stream and are_too_many(num_bad, num_samples, max_bad):
+        bad = _bad_so_far(job)
+        raise SourceError(
+            f"{len(bad)} of {num_samples} samples could not be used so"
+            f" far{_more_than(max_bad, job.folder, bad)}"
+        )
+    return summary
+
+
+def _bad_so_far(job: EncodeJob) -> dict[str, str]:
+    """Key to reason of each bad sample, of this run or an earlier one; of none that is gone."""
+    found = skipped_so_far(job.folder, job.plan)
+    if job.places is not None:
+        gone = set(job.plan.work["key"].filter(pa.array(job.places < 0)).to_pylist())
+        found = {key: reason for key, reason in found.items() if key not in gone}
+    return found
+
+
+def _log(folder: Folder, result: UnitResult) -> None:
+    """A line in this process's log; what it holds is never compared."""
+    line = {"unit": result.unit.name, "ok": result.num_ok, "skipped": result.num_skipped}
+    line |= {
+        "seconds": round(result.seconds, 3),
+        "waited_seconds": round(result.waited_seconds, 3),
+        "time": round(time.time(), 3),
+    }
+    folder.append(f"events/{host()}-{os.getpid()}.jsonl", json.dumps(line))
+
+
+def _most_common(bad: Mapping[str, str]) -> str:
+    return "; ".join(
+        f"{why} ({count} times)" for why, count in Counter(bad.values()).most_common(3)
+    )
+
+
+def _more_than(max_bad: float, folder: Folder, bad: Mapping[str, str]) -> str:
+    allowed = f"more than max_bad ({max_bad:g}) allows, such as {', '.join(list(bad)[:3])}"
+    return f": {_most_common(bad)}, {allowed}. {advise(set(bad.values()), str(folder))}"
+
+
+def _check_bad(folder: Folder, inputs: EncodeInputs, max_bad: float, index: pa.Table) -> None:
+    """Refuse to finish a dataset of mostly bad samples; those that the source no longer has don't
+    count, the next plan drops them.
+    """
+    if not isinstance(inputs.source, StreamSource):
+        index = index.filter(
+            pc.is_in(index["key"], value_set=inputs.entries["key"].combine_chunks())
+        )
+    num_samples, bad = first_rows(index).num_rows, reason_by_key(index)
+    if num_samples and len(bad) == num_samples:
+        raise SourceError(
+            f"none of the {num_samples} samples could be used: {_most_common(bad)}, such as"
+            f" {next(iter(bad))}"
+        )
+    if are_too_many(len(bad), num_samples, max_bad):
+        raise SourceError(
+            f"{len(bad)} of {num_samples} samples could not be"
+            f" used{_more_than(max_bad, folder, bad)}"
+        )
+
+
+# ---------------------------------------------------------------- what is there already
+
+
+def chain_there(folder: Folder, inputs: EncodeInputs, settings: EncodeSettings) -> list[Plan]:
+    """The plans in the folder, which are of the same settings and kind of source; none in an empty
+    folder.
+
+    Raises:
+        FingerprintError, SourceError, StoreError: they aren't, or the folder isn't ours.
+    """
+    chain = read_chain(folder)
+    if not chain:
+        foreign = sorted(folder.top_names() - {"claims", "plans"})
+        if foreign:
+            raise StoreError(
+                f"{folder} holds something else ({', '.join(foreign[:3])}); give the latent dataset"
+                " a folder of its own"
+            )
+        return []
+    check_parts(folder, chain[-1].settings.parts, all_parts(inputs, settings), inputs.defaults)
+    streams = chain[-1].settings.stream
+    if streams != isinstance(inputs.source, StreamSource):
+        then, now = ("a stream", "single samples") if streams else ("single samples", "a stream")
+        raise SourceError(
+            f"{folder} was made from {then}, the source now gives {now}; write to another output,"
+            " or set the source back"
+        )
+    return chain
+
+
+def check_parts(
+    folder: Folder, there: Mapping[str, str], wanted: Mapping[str, str], defaults: Mapping[str, str]
+) -> None:
+    """Hold what decides a latent's value to what the folder's latents were made with.
+
+    Raises:
+        FingerprintError: names every field that differs; an option in neither has its default.
+    """
+    there, wanted = fingerprinted_parts(there), fingerprinted_parts(wanted)
+    different = [name for name in sorted({*there, *wanted}) if there.get(name) != wanted.get(name)]
+    if different:
+        lines = [
+            f"  {name}: {_value(there, name, defaults)} there, {_value(wanted, name, defaults)} now"
+            for name in different
+        ]
+        raise FingerprintError(
+            "\n".join(
+                [
+                    f"{folder} holds latents that were made otherwise:",
+                    *lines,
+                    "Write to another output, or set these back",
+                ]
+            )
+        )
+
+
+def _value(parts: Mapping[str, str], name: str, defaults: Mapping[str, str]) -> str:
+    value = parts.get(name)
+    if value is None:
+        return f"{defaults[name]} (the default)" if name in defaults else "not set"
+    return value if len(value) <= 60 else f"{value[:16]}..."

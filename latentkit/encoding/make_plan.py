@@ -1,0 +1,439 @@
+"""What a run is going to do: the first plan of a source, or the next one when the source has
+changed. Agreed on by all processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from importlib import metadata
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from latentkit.contracts import (
+    Encoder,
+    Entry,
+    Modality,
+    Prepared,
+    Remark,
+    Sample,
+    Source,
+    StreamSource,
+)
+from latentkit.encoding.auto_sizes import Measured, choose_unit_size, measure_batches
+from latentkit.encoding.source_changes import Changes, compare_samples, compare_shards
+from latentkit.errors import RecipeError, SampleError, SourceError
+from latentkit.preparing.media_retry import retried
+from latentkit.preparing.stack import num_bytes_of
+from latentkit.preparing.unit_samples import give, read_shard
+from latentkit.runtime.cores import num_cores
+from latentkit.runtime.device import can_compile, kind_of
+from latentkit.runtime.memory import available_bytes, describe_bytes
+from latentkit.runtime.numerics import fixed_numerics
+from latentkit.runtime.plugin_faults import faults_cost_the_sample
+from latentkit.runtime.source_remarks import remarks_of
+from latentkit.store.claims import Claims
+from latentkit.store.contents import column_filling, describe_filling
+from latentkit.store.dataset_json import read_dataset, read_index, refuse_missing_units
+from latentkit.store.folder import Folder
+from latentkit.store.plan import Plan, PlanSettings, list_entries, newest_plan, plan_of, write_plan
+
+POLL_SECONDS = 0.5
+MAX_PROBED = 1000
+
+COMPILE_FROM_SECONDS = 600.0
+"""`compile: auto` compiles on a GPU when encoding is going to take so long."""
+
+DRAWING_PARTS = frozenset({"seed", "modality.seed"})
+"""Parts that are there when latents hang on draws, which hang on the sample's key: under another
+key they are other latents."""
+
+LIBRARIES = ("latentkit", "torch", "diffusers", "pillow")
+
+
+@dataclass(frozen=True)
+class EncodeSettings:
+    """The numbers and words of an encode recipe; "auto" is measured when the first plan is made."""
+
+    store: Literal["moments", "mean", "sample"] = "moments"
+    dtype: Literal["float16", "bfloat16", "float32", "int8"] = "float16"
+    unit_size: int | Literal["auto"] = "auto"
+    batch_size: int | Literal["auto"] = "auto"
+    threads: int | Literal["auto"] = "auto"
+    compile: bool | Literal["auto"] = "auto"
+    seed: int = 0
+    on_bad_sample: Literal["skip", "fail"] = "skip"
+    max_bad: float = 0.05
+    on_overflow: Literal["skip", "retry-fp32"] = "skip"
+    preview: int = 0
+    prune: bool = False
+    retry_skipped: bool = False
+
+
+@dataclass(frozen=True)
+class EncodeInputs:
+    """What is encoded and by what.
+
+    Args:
+        source, modality: built.
+        views: names of the views that the modality gives of each sample.
+        open_encoder: device to encoder; called again for the same device, it gives the same one.
+        parts: name to value of all that decides a latent's value, besides what `settings` adds.
+        described_source: what dataset.json says of the source.
+        open_float32: device to the same encoder computing in float32, which may be the same one;
+            None where there is none.
+        defaults: name to value of options that `parts` leaves out where they have it, for messages.
+    """
+
+    source: Source | StreamSource
+    modality: Modality
+    views: Sequence[str]
+    open_encoder: Callable[[str], Encoder]
+    parts: Mapping[str, str]
+    described_source: Mapping[str, Any] = field(default_factory=dict)
+    open_float32: Callable[[str], Encoder] | None = None
+    defaults: Mapping[str, str] = field(default_factory=dict)
+
+    def open_decoder(self, device: str) -> Encoder:
+        """The encoder to decode with: in float32 where that can be had, as half may overflow."""
+        return (self.open_float32 or self.open_encoder)(device)
+
+    @functools.cached_property
+    def entries(self) -> pa.Table:
+        """What the source has now: key, stamp, attributes; of a stream, its shards.
+
+        Raises:
+            SourceError: it has nothing, or one key twice.
+        """
+        if isinstance(self.source, StreamSource):
+            return list_entries(Entry(shard.name, shard.stamp) for shard in self.source.shards())
+        return list_entries(self.source.entries())
+
+    @functools.cached_property
+    def remarks(self) -> list[Remark]:
+        """What the source found and does not use; of a stream, what it knows before it is read.
+
+        Raises:
+            PluginError: they are not what remarks are.
+            SourceError: as `entries`.
+        """
+        if not isinstance(self.source, StreamSource):
+            self.entries  # noqa: B018  # which reads captions, that else were read twice
+        return remarks_of(self.source)
+
+
+def first_plan(
+    folder: Folder,
+    inputs: EncodeInputs,
+    device: str,
+    settings: EncodeSettings,
+    parts: Mapping[str, str],
+) -> Plan:
+    """The plan of the first process to arrive; the others wait for it.
+
+    A run that can't make one leaves nothing behind.
+    """
+    try:
+        plan = _agree(folder, -1, lambda: _make_first(inputs, device, settings, parts))
+    except BaseException:
+        folder.discard_if_empty()
+        raise
+    if plan is None:
+        raise AssertionError("the first plan is always made")
+    return plan
+
+
+def next_plan(
+    folder: Folder, newest: Plan, inputs: EncodeInputs, settings: EncodeSettings
+) -> Plan | None:
+    """The plan that follows `newest`, whose dataset is finished, or None when nothing changed
+    since.
+
+    Raises:
+        SourceError: more than half of the samples are gone, and `prune` is not set.
+    """
+    return _agree(folder, newest.number, lambda: _make_next(folder, newest, inputs, settings))
+
+
+def find_changes(
+    folder: Folder, newest: Plan, inputs: EncodeInputs, retry_skipped: bool
+) -> Changes:
+    """How the source differs from the finished dataset of the plan `newest`.
+
+    Raises:
+        StoreError: the dataset lacks a unit, or is damaged.
+    """
+    document = read_dataset(folder)
+    refuse_missing_units(folder, document)
+    index = read_index(
+        folder, document, ["key", "stamp", "content", "status", "attributes", "unit"]
+    )
+    if isinstance(inputs.source, StreamSource):
+        skipped = index.filter(pc.equal(index["status"], "skipped"))["unit"].combine_chunks()
+        return compare_shards(newest, inputs.entries, skipped if retry_skipped else skipped[:0])
+    find_renamed = DRAWING_PARTS.isdisjoint(newest.settings.parts)
+    return compare_samples(
+        index,
+        inputs.entries,
+        functools.partial(_hash_media, inputs.source),
+        retry_skipped,
+        find_renamed,
+    )
+
+
+def _agree(folder: Folder, known: int, make: Callable[[], Plan | None]) -> Plan | None:
+    """The committed plan with a number above `known`: ours, or that of another process that was
+    first.
+    """
+    claims = Claims(folder)
+    with claims.heartbeat():
+        while True:
+            ours = claims.take("plan")
+            newest = newest_plan(folder)
+            if newest is not None and newest.number > known:
+                return newest
+            if ours:
+                plan = make()
+                if plan is None:
+                    return None
+                write_plan(folder, plan)
+            else:
+                time.sleep(POLL_SECONDS)
+
+
+# ---------------------------------------------------------------- the next plan
+
+
+def _make_next(
+    folder: Folder, newest: Plan, inputs: EncodeInputs, settings: EncodeSettings
+) -> Plan | None:
+    changes = find_changes(folder, newest, inputs, settings.retry_skipped)
+    if not changes.counts:
+        return None
+    refuse_removal(folder, changes, settings.prune)
+    print(describe_changes(folder, changes), file=sys.stderr, flush=True)
+    unit_size = newest.settings.unit_size if settings.unit_size == "auto" else settings.unit_size
+    planned = replace(
+        effective_settings(newest.settings, settings),
+        unit_size=unit_size,
+        versions=_versions(),
+        compacts=False,
+    )
+    return plan_of(newest.number + 1, inputs.entries, planned, changes.previous)
+
+
+def refuse_removal(folder: Folder, changes: Changes, prune: bool) -> None:
+    """Leaving out most of a dataset is hardly what anybody meant.
+
+    Raises:
+        SourceError: more than half of it is gone, and not `prune`.
+    """
+    if 2 * changes.counts.removed > changes.num_before and not prune:
+        gone = (
+            f"{changes.counts.removed} of the {changes.num_before} samples of {folder} are gone"
+            " from the source"
+        )
+        advice = (
+            "put them back, or leave them out with --prune, an option of latentkit run; for another"
+            " source give another output"
+        )
+        raise SourceError(f"{gone}; {advice}")
+
+
+def describe_entries(inputs: EncodeInputs) -> list[str]:
+    """A line for each attribute: how many samples have it; a stream doesn't say before it is read.
+    """
+    if isinstance(inputs.source, StreamSource):
+        return []
+    return describe_filling(
+        column_filling(inputs.entries["attributes"]), inputs.entries.num_rows, "sample"
+    )
+
+
+def describe_changes(folder: Folder, changes: Changes) -> str:
+    """The difference and the work, on one line."""
+    return (
+        f"{folder}: the source has changed: {changes.counts}; {changes.counts.num_to_encode} to"
+        " encode"
+    )
+
+
+def _hash_media(source: Source, positions: Sequence[int]) -> list[str | None]:
+    def content(position: int) -> str | None:
+        try:
+            return retried(lambda: source[position].content(), f"sample {position}")
+        except SampleError:
+            return None
+
+    with ThreadPoolExecutor(num_cores()) as pool:
+        return list(pool.map(content, positions))
+
+
+def effective_settings(planned: PlanSettings, settings: EncodeSettings) -> PlanSettings:
+    """The plan's settings, with what the recipe now says explicitly; that holds for the units left
+    and each records it.
+    """
+    given = {
+        name: value
+        for name in ("batch_size", "threads", "compile")
+        if (value := getattr(settings, name)) != "auto"
+    }
+    return replace(planned, **given)
+
+
+def _versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in LIBRARIES}
+
+
+def say_other_versions(folder: Folder, planned: PlanSettings) -> None:
+    """Libraries don't count in the fingerprint, but may change the last bits of a latent."""
+    now = _versions()
+    then = planned.versions
+    different = [
+        f"{name} {then[name]} then, {now[name]} now"
+        for name in now
+        if then.get(name, now[name]) != now[name]
+    ]
+    if different:
+        remark = f"{folder} was begun with other versions, so latents may differ in their last bits"
+        print(f"{remark}: {'; '.join(different)}", file=sys.stderr)
+
+
+# ---------------------------------------------------------------- the first plan
+
+
+def _make_first(
+    inputs: EncodeInputs, device: str, settings: EncodeSettings, parts: Mapping[str, str]
+) -> Plan:
+    stream = isinstance(inputs.source, StreamSource)
+    threads = num_cores() if settings.threads == "auto" else settings.threads
+    num_entries, num_views = inputs.entries.num_rows, len(inputs.views)
+    measured = _measure(inputs, device, settings, threads)
+    unit_size = settings.unit_size
+    if unit_size == "auto":
+        unit_size = 1 if stream else choose_unit_size(num_entries, num_views, measured)
+    compiled = settings.compile
+    if compiled == "auto":
+        is_long = num_entries * num_views * measured.seconds_per_row > COMPILE_FROM_SECONDS
+        compiled = is_long and kind_of(device) != "cpu" and can_compile(device)
+    planned = PlanSettings(
+        parts, measured.batch_size, unit_size, threads, compiled, _versions(), stream
+    )
+    return plan_of(0, inputs.entries, planned, pa.nulls(num_entries, pa.string()))
+
+
+def _measure(inputs: EncodeInputs, device: str, settings: EncodeSettings, threads: int) -> Measured:
+    """Batch size and cost per row; nothing is run when the recipe leaves nothing to find out."""
+    prepared = _first_good(inputs)
+    if settings.batch_size != "auto":
+        _refuse_huge(prepared, settings.batch_size)
+    if (
+        settings.batch_size != "auto"
+        and settings.unit_size != "auto"
+        and settings.compile != "auto"
+    ):
+        return Measured(settings.batch_size, 0.0, 0)
+    with fixed_numerics(threads, device):
+        batch_size = None if settings.batch_size == "auto" else settings.batch_size
+        is_int8 = settings.dtype == "int8"  # which is made of float32, a quarter of its size
+        dtype = torch.float32 if is_int8 else getattr(torch, settings.dtype)
+        num_rows = (
+            None
+            if isinstance(inputs.source, StreamSource)
+            else inputs.entries.num_rows * len(inputs.views)
+        )
+        measured = measure_batches(
+            inputs.open_encoder(device),
+            prepared,
+            device,
+            settings.store,
+            dtype,
+            batch_size,
+            num_rows,
+        )
+        return (
+            replace(measured, bytes_per_row=-(-measured.bytes_per_row // 4))
+            if is_int8
+            else measured
+        )
+
+
+def _refuse_huge(prepared: Prepared, batch_size: int) -> None:
+    """Refuse a batch that, by its input alone, can't fit: the kernel would kill the process without
+    a word.
+
+    Raises:
+        RecipeError: says what it takes and what there is.
+    """
+    row_bytes = num_bytes_of(prepared.tensor)
+    if (needed := row_bytes * batch_size) > (there := available_bytes()):
+        fits = max(1, there // (4 * row_bytes))
+        what = f"{batch_size} rows of {prepared.bucket} are {describe_bytes(needed)}"
+        raise RecipeError(
+            f"batch_size: {what}, and {describe_bytes(there)} of memory are free; set batch_size to"
+            f" {fits} or less, or to auto"
+        )
+
+
+def preview_views(inputs: EncodeInputs, count: int) -> list[Prepared]:
+    """The first view of up to `count` samples, spread over the source (of a stream: its first
+    ones); bad samples are left out.
+    """
+    if isinstance(inputs.source, StreamSource):
+        fetchers = list(itertools.islice(_first_samples(inputs.source), count))
+    else:
+        places = np.unique(
+            np.linspace(0, len(inputs.source) - 1, count).round().astype(int)
+        ).tolist()
+        fetchers = [functools.partial(inputs.source.__getitem__, place) for place in places]
+    views = []
+    for fetch in fetchers:
+        with contextlib.suppress(SampleError):
+            views.append(
+                retried(functools.partial(_first_view, inputs, fetch), "a sample of the preview")
+            )
+    return views
+
+
+def _first_good(inputs: EncodeInputs) -> Prepared:
+    """A view of the first sample that can be used, of the first few."""
+    reasons = []
+    for sample in _first_samples(inputs.source):
+        try:
+            return retried(
+                functools.partial(_first_view, inputs, sample), "the source's first sample"
+            )
+        except SampleError as error:
+            reasons.append(str(error))
+    if not reasons:
+        raise SourceError("the source has no samples")
+    raise SourceError(
+        f"none of the first {len(reasons)} samples can be used; the first: {reasons[0]}"
+    )
+
+
+def _first_view(inputs: EncodeInputs, fetch: Callable[[], Sample]) -> Prepared:
+    with faults_cost_the_sample(inputs.source):
+        sample = fetch()
+    with faults_cost_the_sample(inputs.modality, sample.key):
+        return next(iter(inputs.modality.prepare(sample)))
+
+
+def _first_samples(source: Source | StreamSource) -> Iterator[Callable[[], Sample]]:
+    if isinstance(source, StreamSource):
+        samples = (sample for shard in source.shards() for sample in read_shard(source, shard))
+        for sample in itertools.islice(samples, MAX_PROBED):
+            yield functools.partial(give, sample)
+        return
+    for index in range(min(len(source), MAX_PROBED)):
+        yield functools.partial(source.__getitem__, index)

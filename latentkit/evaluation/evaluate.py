@@ -1,0 +1,461 @@
+"""Reconstructions and latents measured: `evaluate_model` on a source, `evaluate_latents` on a
+latent dataset.
+
+Pure: weights, train or eval mode and torch's random numbers are left as they were, and each
+sample's draws depend on the seed and its place alone, whatever the batch size."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from latentkit.contracts import (
+    Decodes,
+    InputSpec,
+    LatentLayout,
+    Modality,
+    Moments,
+    Reconstruction,
+    Source,
+    StreamSource,
+)
+from latentkit.contracts.encoder_description import LOGVAR_RANGE
+from latentkit.contracts.plugin_specs import Better, Need
+from latentkit.errors import EncoderError, RecipeError
+from latentkit.evaluation.batches import (
+    BadSamples,
+    Row,
+    batch_rows,
+    count_samples,
+    read_rows,
+    tensors_of,
+)
+from latentkit.evaluation.images import Gallery
+from latentkit.metrics.metric import (
+    POSTERIOR_STREAM,
+    Figure,
+    Floats,
+    Measured,
+    Metric,
+    MetricBatch,
+    Setting,
+    draw,
+)
+from latentkit.reading.dataset import LatentDataset
+from latentkit.runtime.device import forked_random
+from latentkit.runtime.numerics import fixed_numerics
+from latentkit.runtime.progress import Progress
+
+Posterior = Literal["mean", "sample"]
+
+
+@dataclass(frozen=True)
+class NamedMetric:
+    """A metric of an evaluation.
+
+    Args:
+        name: what its figures are called; unique in the evaluation.
+        metric: starts anew with each evaluation.
+        needs, better: see `MetricSpec`.
+        use: its name in recipes, by which a modality knows it.
+    """
+
+    name: str
+    metric: Metric
+    needs: Sequence[Need] = ()
+    use: str = ""
+    better: Better = ""
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """The numbers of an evaluation; the recipe's keys of the same names.
+
+    Args:
+        posterior: what is decoded and measured of each posterior: its mean, or a draw.
+        batch_size: samples that pass the model at once.
+        seed: of all draws.
+        device: torch device of inputs and metrics.
+        bad: what happens at samples that can't be used.
+        num_pictures: samples to keep pictures of, spread over the source; and as many of the worst.
+        show_always: decode those spread over the source also where no metric needs that.
+        keep_tensors: keep those spread over the source also as tensors, for a modality to render.
+        show_progress: print a live line.
+    """
+
+    posterior: Posterior = "mean"
+    batch_size: int = 8
+    seed: int = 0
+    device: str = "cpu"
+    bad: BadSamples = field(default_factory=BadSamples)
+    num_pictures: int = 0
+    show_always: bool = False
+    keep_tensors: bool = False
+    show_progress: bool = False
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was found.
+
+    Args:
+        figures: by name, such as "psnr" and "kl_bits_per_dim".
+        per_sample: by the same, a number for each good row.
+        tables: whatever else each metric knows, by its name.
+        rows: all of them in the source's order, without their tensors; bad ones have a reason.
+        warnings: why figures may mislead.
+        gallery: pictures, where there are any.
+        posterior: what was decoded.
+    """
+
+    figures: Mapping[str, Figure]
+    per_sample: Mapping[str, Floats]
+    tables: Mapping[str, Mapping[str, Any]]
+    rows: Sequence[Row]
+    warnings: Sequence[str] = ()
+    gallery: Gallery = field(default_factory=lambda: Gallery(0, (-1.0, 1.0)))
+    posterior: str = "mean"
+
+    @property
+    def num_samples(self) -> int:
+        """Rows that were measured."""
+        return sum(not row.reason for row in self.rows)
+
+    def values(self) -> dict[str, float]:
+        """The figures' numbers alone, by name."""
+        return {name: figure.value for name, figure in self.figures.items()}
+
+
+# ---------------------------------------------------------------- models
+
+
+class Codec(Protocol):
+    """What is evaluated: an `Encoder` that `Decodes`, or a `Trainable`'s module by `ModuleCodec`.
+    """
+
+    @property
+    def input(self) -> InputSpec: ...
+
+    @property
+    def layout(self) -> LatentLayout: ...
+
+    def encode(self, batch: Tensor, /) -> dict[str, Tensor]: ...
+
+    def decode(self, latents: Tensor, /) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class ModuleCodec:
+    """A `Trainable`'s module as it stands, in the middle of a training run.
+
+    Args:
+        module: its forward gives a `Reconstruction`, and it has a method `decode`.
+        input, layout: the model's.
+    """
+
+    module: nn.Module
+    input: InputSpec
+    layout: LatentLayout
+
+    def encode(self, batch: Tensor) -> dict[str, Tensor]:
+        """Raw "mean" and "logvar", or "latent"."""
+        found: Reconstruction = self.module(batch)
+        if found.moments is None:
+            return {"latent": found.latents}
+        return {"mean": found.moments.mean, "logvar": found.moments.logvar}
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The batch of raw latents.
+
+        Raises:
+            EncoderError: the module has no method `decode`.
+        """
+        decode = getattr(self.module, "decode", None)
+        if decode is None:
+            raise EncoderError(
+                "this model can't be evaluated while it trains: its module has no method decode"
+            )
+        found: Tensor = decode(latents)
+        return found
+
+
+# ---------------------------------------------------------------- the two evaluations
+
+
+def evaluate_model(
+    model: Codec,
+    source: Source | StreamSource,
+    modality: Modality,
+    metrics: Sequence[NamedMetric],
+    settings: EvaluateSettings,
+) -> Evaluation:
+    """Reconstructions of every view of every sample, and their latents, measured.
+
+    Raises:
+        RecipeError: a metric that this model or modality can't have.
+        SourceError: no usable sample, too many bad ones, or samples that a metric can't be measured
+            on.
+        EncoderError: the model can't decode, or gives another shape than it takes.
+    """
+    check_metrics(metrics, model.layout, settings.posterior, isinstance(model, Decodes), modality)
+    if model.layout.kind != "gaussian":
+        decoded_from = "the latents"
+    else:
+        decoded_from = (
+            "the posterior's mean" if settings.posterior == "mean" else "a draw from the posterior"
+        )
+    num_samples = count_samples(source)
+    setting = Setting(model.input.range, model.layout, decoded_from, num_samples)
+    for named in metrics:
+        named.metric.start(setting)
+    gallery = Gallery(settings.num_pictures, model.input.range, num_samples, settings.keep_tensors)
+    decodes = any("decoder" in named.needs for named in metrics)
+    rows: list[Row] = []
+    good: list[Row] = []
+    begun: set[str] = set()
+    progress = Progress(
+        num_samples or 0, "samples", settings.show_progress and num_samples is not None
+    )
+    with (
+        contextlib.closing(read_rows(source, modality, settings.bad)) as found,
+        _undisturbed(model, settings),
+        progress,
+    ):
+        for batch in batch_rows(_recorded(found, rows), settings.batch_size):
+            is_shown = settings.show_always and gallery.wants(batch)
+            seen = _pass(model, batch, settings, decodes or is_shown)
+            for named in metrics:
+                named.metric.add(seen)
+            if decodes or is_shown:
+                gallery.add(batch, *seen.pair())
+            good += [_without_tensor(row) for row in batch]
+            progress.update(len({row.key for row in batch} - begun))
+            begun = {row.key for row in batch}  # whose other views may come with the next batch
+    return _finish(metrics, rows, good, settings, gallery)
+
+
+def evaluate_latents(
+    dataset: LatentDataset, metrics: Sequence[NamedMetric], settings: EvaluateSettings
+) -> Evaluation:
+    """The latents of a dataset, measured as raw ones; no encoder is needed.
+
+    Args:
+        dataset: opened with posterior "moments" where it has moments, else "mean".
+
+    Raises:
+        RecipeError: a metric that these latents can't have.
+        StoreError: a unit is missing or damaged.
+    """
+    layout = dataset.layout
+    check_metrics(metrics, layout, settings.posterior, False, None, has_moments=dataset.has_moments)
+    words = {"mean": "the posterior's mean", "sample": "a draw from the posterior"}
+    setting = Setting(
+        (-1.0, 1.0),
+        layout,
+        words[settings.posterior] if dataset.has_moments else "latents as stored",
+        len(dataset),
+    )
+    for named in metrics:
+        named.metric.start(setting)
+    rows: list[Row] = []
+    with torch.no_grad(), Progress(len(dataset), "latents", settings.show_progress) as progress:
+        for batch in dataset.batches(settings.batch_size, rank=0, world_size=1):
+            first = len(rows)
+            rows += [
+                Row(first + number, key, view)
+                for number, (key, view) in enumerate(zip(batch["key"], batch["view"], strict=True))
+            ]
+            positions = range(first, len(rows))
+            if dataset.has_moments:
+                mean, logvar = batch["moments"].to(settings.device, torch.float32).chunk(2, dim=1)
+                seen = _with_moments(mean, logvar, positions, settings)
+            else:
+                raw = dataset.normalization.invert(
+                    batch["latent"].to(settings.device, torch.float32), layout.axes
+                )
+                seen = MetricBatch(positions, raw, None, seed=settings.seed)
+            for named in metrics:
+                named.metric.add(seen)
+            progress.update(len(positions))
+    return _finish(metrics, rows, rows, settings, Gallery(0, (-1.0, 1.0)))
+
+
+def check_metrics(
+    metrics: Sequence[NamedMetric],
+    layout: LatentLayout,
+    posterior: Posterior,
+    can_decode: bool,
+    modality: Modality | None,
+    has_moments: bool = True,
+) -> None:
+    """Nothing, if all of them can be measured.
+
+    Args:
+        modality: None for latents without their source.
+        has_moments: whether mean and logvar are known, where the layout has them.
+
+    Raises:
+        RecipeError: one line per metric that can't.
+    """
+    has_posterior = layout.kind == "gaussian" and has_moments
+    problems = []
+    if posterior == "sample" and not has_posterior:
+        problems.append(
+            "posterior: sample needs a posterior, and there is none; set posterior: mean"
+        )
+    for named in metrics:
+        if "decoder" in named.needs and modality is None:
+            problems.append(
+                f"metric {named.name!r} compares pictures with their reconstructions, and latents"
+                " alone have none"
+            )
+        elif "decoder" in named.needs and not can_decode:
+            problems.append(
+                f"metric {named.name!r} needs a model that can decode, and this one can't"
+            )
+        elif "posterior" in named.needs and not has_posterior:
+            problems.append(
+                f"metric {named.name!r} needs a posterior, and these latents are {layout.kind},"
+                " without mean and logvar"
+            )
+        elif "continuous" in named.needs and layout.kind == "quantised":
+            problems.append(
+                f"metric {named.name!r} needs latents that are numbers, and these are indices"
+            )
+        elif (
+            "modality" in named.needs and modality is not None and named.use not in modality.metrics
+        ):
+            known = ", ".join(modality.metrics) or "none"
+            problems.append(
+                f"metric {named.name!r} makes no sense for this modality, whose own metrics are:"
+                f" {known}"
+            )
+    if problems:
+        raise RecipeError(
+            "\n".join(
+                f"{problem}; leave it out" if problem.startswith("metric") else problem
+                for problem in problems
+            )
+        )
+
+
+# ---------------------------------------------------------------- one batch
+
+
+def _pass(
+    model: Codec, rows: Sequence[Row], settings: EvaluateSettings, decodes: bool
+) -> MetricBatch:
+    inputs = torch.stack(tensors_of(rows)).to(settings.device, torch.float32)
+    positions = [row.position for row in rows]
+    found = model.encode(inputs)
+    if "mean" in found:
+        seen = _with_moments(
+            found["mean"].to(settings.device).float(),
+            found["logvar"].to(settings.device).float(),
+            positions,
+            settings,
+        )
+    else:
+        latents = next(iter(found.values())).to(settings.device)
+        seen = MetricBatch(positions, latents if "indices" in found else latents.float(), None)
+
+    def decode(latents: Tensor) -> Tensor:
+        return model.decode(latents).to(settings.device).float()
+
+    output = decode(seen.latents) if decodes else None
+    if output is not None and output.shape != inputs.shape:
+        raise EncoderError(
+            f"the model gave {tuple(output.shape)} for an input of {tuple(inputs.shape)}"
+        )
+    return MetricBatch(
+        positions, seen.latents, seen.moments, inputs, output, seen.is_draw, settings.seed, decode
+    )
+
+
+def _with_moments(
+    mean: Tensor, logvar: Tensor, positions: Sequence[int], settings: EvaluateSettings
+) -> MetricBatch:
+    """The posterior's mean, or the draw of it that belongs to each position; logvar is clamped to
+    [-30, 20], as everywhere.
+    """
+    moments = Moments(mean, logvar.clamp(*LOGVAR_RANGE))
+    batch = MetricBatch(positions, mean, moments, seed=settings.seed)
+    if settings.posterior == "mean":
+        return batch
+    latents = draw(moments, batch.draws(POSTERIOR_STREAM).take(1)[0])
+    return MetricBatch(positions, latents, moments, is_draw=True, seed=settings.seed)
+
+
+@contextlib.contextmanager
+def _undisturbed(model: Codec, settings: EvaluateSettings) -> Iterator[None]:
+    """No gradients, eval mode, float32 that is float32, and random numbers of our own; all as
+    before when left.
+    """
+    module = getattr(model, "module", None) if isinstance(model, ModuleCodec) else None
+    modes = [(part, part.training) for part in module.modules()] if module is not None else []
+    numerics = fixed_numerics(torch.get_num_threads(), settings.device)
+    with torch.no_grad(), numerics, forked_random(settings.device):
+        torch.manual_seed(settings.seed)
+        if module is not None:
+            module.eval()
+        try:
+            yield
+        finally:
+            for part, training in modes:
+                part.training = training
+
+
+# ---------------------------------------------------------------- the end
+
+
+def _recorded(rows: Iterator[Row], record: list[Row]) -> Iterator[Row]:
+    """The good rows; all of them are noted in `record`, without their tensors."""
+    for row in rows:
+        record.append(_without_tensor(row))
+        if not row.reason:
+            yield row
+
+
+def _without_tensor(row: Row) -> Row:
+    return Row(row.position, row.key, row.view, row.bucket, None, row.reason)
+
+
+def _finish(
+    metrics: Sequence[NamedMetric],
+    rows: Sequence[Row],
+    good: Sequence[Row],
+    settings: EvaluateSettings,
+    gallery: Gallery,
+) -> Evaluation:
+    """Everything the metrics found, numbers per sample in the order of the rows.
+
+    Args:
+        good: rows that were measured, in the order in which they were.
+    """
+    figures: dict[str, Figure] = {}
+    per_sample: dict[str, Floats] = {}
+    tables: dict[str, Mapping[str, Any]] = {}
+    warnings: list[str] = []
+    order = sorted(range(len(good)), key=lambda number: good[number].position)
+    for named in metrics:
+        found: Measured = named.metric.finish()
+        figures |= {_full_name(named.name, part): figure for part, figure in found.figures.items()}
+        per_sample |= {
+            _full_name(named.name, part): values[order] for part, values in found.per_sample.items()
+        }
+        warnings += found.warnings
+        if found.tables:
+            tables[named.name] = found.tables
+    if gallery.num_broken:
+        broken = f"{gallery.num_broken} of {len(good)} reconstructions are not finite (shown black)"
+        warnings.append(f"{broken}; half precision may overflow: set the model's dtype to float32")
+    return Evaluation(figures, per_sample, tables, rows, warnings, gallery, settings.posterior)
+
+
+def _full_name(name: str, part: str) -> str:
+    return f"{name}_{part}" if part else name

@@ -1,0 +1,155 @@
+"""A new plugin package, which keeps its contract from the start. Loads no torch."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from string import Template
+
+from latentkit._version import __version__
+from latentkit.contracts.plugin_specs import NAME_PATTERN
+from latentkit.errors import LatentkitError, PluginError
+from latentkit.hooks import CONTRACT
+from latentkit.plugins.registry import KINDS, discover
+from latentkit.runtime.key_errors import suggest
+
+PREFIX = "latentkit-"
+TEMPLATES = Path(__file__).parent / "scaffolds"
+SUFFIX = ".in"
+MAX_NAME = 40
+"""Characters; the lines of the templates are made for names up to here."""
+
+USAGE = {
+    "source": "    source: {use: $name, with: {path: list.txt}}      # in a recipe",
+    "modality": (
+        "    modality: {use: $name, with: {size: 64}}      # in a recipe, for an encoder whose"
+        ' modality is "$name"'
+    ),
+    "encoder": (
+        "    encoder: {use: $name, with: {channels: 4}}      # in a recipe; or: latentkit encode"
+        " photos out --encoder $name"
+    ),
+    "loss": "    losses: [{use: $name, with: {power: 1.5}}]      # in a recipe",
+    "executor": "    executor: {use: $name, with: {device: cpu}}      # in a recipe",
+    "exporter": "    latentkit export latents/photos OUT --to $name --set dtype=float16",
+}
+
+
+def new_plugin(name: str, kind: str, parent: Path) -> Path:
+    """The folder of a new package, `parent`/latentkit-NAME, that installs and passes its own tests.
+
+    Args:
+        name: as recipes will use it, kebab-case; "latentkit-" before it is the distribution's and
+            left out.
+        kind: "source", "modality", "encoder", "loss", "executor" or "exporter".
+        parent: folder to make it in; made where it is missing.
+
+    Raises:
+        PluginError: an installed plugin has that name.
+        LatentkitError: a name or kind that can't be, a folder that is there already, or one that
+            can't be written.
+    """
+    name = name.removeprefix(PREFIX)
+    _check(name, kind)
+    _refuse_clash(name, kind)
+    folder = parent / f"{PREFIX}{name}"
+    package = folder.name.replace("-", "_")
+    words = {
+        "name": name,
+        "kind": kind,
+        "distribution": folder.name,
+        "package": package,
+        "module": kind,
+        "title": _title(name, kind),
+        "latentkit": __version__,
+        "contract": str(CONTRACT),
+    }
+    words["usage"] = Template(USAGE[kind]).substitute(words)
+    try:
+        folder.mkdir(parents=True)
+        for template, place in _list_templates(kind):
+            target = folder / place.replace("package/", f"{package}/", 1)
+            target.parent.mkdir(exist_ok=True)
+            target.write_text(
+                Template(template.read_text(encoding="utf-8")).substitute(words), encoding="utf-8"
+            )
+    except FileExistsError as error:
+        raise LatentkitError(
+            f"{folder} is there already; choose another name, or another --path"
+        ) from error
+    except OSError as error:
+        raise LatentkitError(f"{folder} can't be written: {error.strerror or error}") from error
+    return folder
+
+
+def describe_new(folder: Path) -> str:
+    """What to do with a new package, in lines for a person."""
+    num_files = sum(path.is_file() for path in folder.rglob("*"))
+    where = shlex.quote(str(folder))
+    return "\n".join(
+        [
+            f"{folder}: {num_files} files; README.md says what is where",
+            f"  install it  pip install -e {where}",
+            f"  test it     cd {where} && pytest",
+            "  see it      latentkit plugins",
+        ]
+    )
+
+
+def _check(name: str, kind: str) -> None:
+    if kind not in KINDS:
+        raise LatentkitError(
+            f"--kind {kind}: there is no such kind of"
+            f" plugin{suggest(kind, KINDS) or '; known: ' + ', '.join(KINDS)}"
+        )
+    if not NAME_PATTERN.fullmatch(name):
+        near = "-".join(
+            part
+            for part in (
+                "".join(char if char.isascii() and char.isalnum() else " " for char in name)
+                .lower()
+                .split()
+            )
+        )
+        advice = f", such as {near!r}" if NAME_PATTERN.fullmatch(near) else f", such as 'my-{kind}'"
+        raise LatentkitError(
+            f"{name!r} can't be a plugin's name: expected lower-case letters, digits and single"
+            f" dashes{advice}"
+        )
+    if len(name) > MAX_NAME:
+        raise LatentkitError(
+            f"{name!r} has {len(name)} characters; expected a name of at most {MAX_NAME}"
+        )
+
+
+def _refuse_clash(name: str, kind: str) -> None:
+    for row in discover().rows():
+        if (row.kind, row.name) == (kind, name):
+            raise PluginError(
+                f"{row.provider} {row.version} provides the {kind} {name!r} already; choose another"
+                " name"
+            )
+        if row.provider == f"{PREFIX}{name}":
+            raise PluginError(
+                f"{row.provider} {row.version} is installed already, with the {row.kind}"
+                f" {row.name!r}; choose another name"
+            )
+
+
+def _title(name: str, kind: str) -> str:
+    """The name as classes have it, without the kind at its end, which they add: "my-encoder" is
+    "My".
+    """
+    words = name.split("-")
+    if words[-1] == kind and len(words) > 1:
+        words = words[:-1]
+    return "".join(word.capitalize() for word in words)
+
+
+def _list_templates(kind: str) -> list[tuple[Path, str]]:
+    """Each template of a kind, and its place in the new folder."""
+    return [
+        (template, template.relative_to(TEMPLATES / part).as_posix().removesuffix(SUFFIX))
+        for part in ("every", kind)
+        for template in sorted((TEMPLATES / part).rglob(f"*{SUFFIX}"))
+    ]

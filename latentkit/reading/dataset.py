@@ -1,0 +1,339 @@
+"""`LatentDataset`: what `latentkit.open` gives.
+
+Nothing here needs the source media, the encoder or a plugin.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from latentkit.contracts import Decodes, LatentLayout, Normalization, Remark
+from latentkit.errors import DamagedError, EncoderError
+from latentkit.reading.batches import BatchedRows
+from latentkit.reading.draws import Draw
+from latentkit.reading.posterior import LatentMaker, Posterior, to_float32
+from latentkit.reading.rows import Codes, ReadableRows, Views
+from latentkit.reading.stored_rows import StoredRows
+from latentkit.runtime.buffers import BufferPool, as_tensor
+from latentkit.runtime.device import choose_device
+from latentkit.store.columns import Rows
+from latentkit.store.contents import row_remarks, skipped_samples, source_remarks
+from latentkit.store.dataset_json import DATASET, read_dataset, read_index
+from latentkit.store.folder import Folder
+from latentkit.store.mapped_unit import Array
+from latentkit.store.open_folder import open_folder
+from latentkit.store.ragged import pad, per_position_layout
+from latentkit.store.unit_cache import Cache
+
+OpenDecoder = Callable[[Folder, Mapping[str, str], str], Decodes]
+"""Folder, fingerprint parts and device to the encoder that made a dataset."""
+
+
+def open_dataset(
+    path: str | os.PathLike[str],
+    posterior: Posterior | None = None,
+    views: Views = "all",
+    columns: str | Sequence[str] = (),
+    seed: int = 0,
+    cache: Cache = None,
+    open_decoder: OpenDecoder | None = None,
+) -> LatentDataset:
+    """The latent dataset at `path`, as `latentkit.open` has it.
+
+    Args:
+        path, posterior, views, columns, seed, cache: see `latentkit.open`.
+        open_decoder: what `LatentDataset.decode` opens its decoder with; None: it can't decode.
+
+    Raises:
+        StoreError, ValueError: as `latentkit.open`.
+    """
+    folder = open_folder(os.fspath(path), cache)
+    return LatentDataset(folder, posterior, views, columns, seed, open_decoder)
+
+
+class LatentDataset(BatchedRows):
+    """A map-style dataset of latents, normalized as their encoder's own trainers expect; see
+    `open_dataset`.
+    """
+
+    def __init__(
+        self,
+        folder: Folder,
+        posterior: Posterior | None,
+        views: Views,
+        columns: str | Sequence[str],
+        seed: int,
+        open_decoder: OpenDecoder | None = None,
+    ) -> None:
+        document = read_dataset(folder)
+        super().__init__(seed, document["index"]["sha256"])
+        self.folder = folder
+        self.columns = (columns,) if isinstance(columns, str) else tuple(columns)
+        self.fingerprint: str = document["fingerprint"]
+        self.layout = LatentLayout(**_tupled(document["layout"]))
+        self.normalization = Normalization(**document["normalization"])
+        self.statistics: Mapping[str, Any] | None = document["statistics"]
+        try:
+            layout, normalization = per_position_layout(self.layout, self.normalization)
+            self._make_latents = LatentMaker(normalization, layout)
+        except (ValueError, TypeError) as error:
+            raise DamagedError(
+                f"{folder}/{DATASET}: the normalization doesn't fit the layout: {error}"
+            ) from error
+        self._parts, self._store, self._dtype = (
+            document["parts"],
+            document["store"],
+            document["dtype"],
+        )
+        self.has_masks = self.layout.ragged_axis is not None or bool(document.get("masked"))
+        self.posterior = self._check_posterior(posterior)
+        self._index = ReadableRows(folder, document, views, self.columns)
+        self._stored = StoredRows(folder, document, self.layout, self.tensor_name, self._index)
+        self._scratch = BufferPool(False)
+        self._open_decoder = open_decoder
+        self._opened_decoder: tuple[str, Decodes] | None = None
+
+    # ------------------------------------------------------------ what is in it
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """Key of every row, in order."""
+        return self._index.keys()
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Key to reason of every sample that has no latent, or lacks one of a view.
+
+        Raises:
+            StoreError: the index is missing or damaged.
+        """
+        return skipped_samples(
+            read_index(self.folder, read_dataset(self.folder), ["key", "status", "reason"])
+        )
+
+    @property
+    def remarks(self) -> list[Remark]:
+        """What the source found and did not use, then what the modality says of samples, by kind.
+
+        Raises:
+            StoreError: the index is missing or damaged.
+        """
+        document = read_dataset(self.folder)
+        return [
+            *source_remarks(document),
+            *row_remarks(read_index(self.folder, document, ["key", "geometry.remarks"])),
+        ]
+
+    @property
+    def has_moments(self) -> bool:
+        """Whether mean and logvar are stored."""
+        return self.layout.kind == "gaussian" and self._store == "moments"
+
+    @property
+    def tensor_name(self) -> str:
+        """Name of the stored tensor: "moments", "latent" or "indices"."""
+        if self.layout.kind == "quantised":
+            return "indices"
+        return "moments" if self.has_moments else "latent"
+
+    @property
+    def output_name(self) -> str:
+        """Name of the tensor in items and batches: "latent", or "moments" or "indices" as stored.
+        """
+        return (
+            self.tensor_name
+            if self.posterior == "moments" or self.layout.kind == "quantised"
+            else "latent"
+        )
+
+    def moments(self, index: int) -> dict[str, Tensor]:
+        """{"mean", "logvar"}, each (C, h, w), raw and in the stored dtype; float32 where int8 is
+        stored. Not padded.
+
+        Raises:
+            ValueError: the dataset holds no moments.
+        """
+        if not self.has_moments:
+            raise ValueError(
+                f"{self.folder} stores no moments (kind {self.layout.kind}, store {self._store!r})"
+            )
+        item = np.array([range(len(self))[index]])
+        rows = self.choose(item, self.item_draw(item))
+        mean, logvar = self._as_stored(rows, BufferPool(False))[0][0].chunk(2)
+        return {"mean": mean, "logvar": logvar}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what can be had again."""
+        return {name: value for name, value in self.__dict__.items() if name != "keys"} | {
+            "_opened_decoder": None
+        }
+
+    # ------------------------------------------------------------ batches
+
+    def choose(self, items: Rows | slice, draw: Draw) -> Rows:
+        """Row of the index for each position."""
+        return self._index.choose(items, self.seed, draw)
+
+    def groups(self, epoch: int) -> tuple[Codes, Codes]:
+        """Bucket number and unit number of the row at each position."""
+        return self.groups_of_rows(self.choose(slice(None), Draw(epoch)))
+
+    def groups_of_rows(self, rows: Rows) -> tuple[Codes, Codes]:
+        """Bucket number and unit number of rows of the index."""
+        return self._index.bucket_of_row[rows], self._index.unit_of_row[rows]
+
+    def stackable_groups(self, rows: Rows) -> Codes:
+        """A number for each of some rows of the index, the same for rows that fit into one batch.
+
+        Ragged rows are padded to the longest, so `groups` keeps rows of like lengths together only
+        to pad less.
+
+        Raises:
+            StoreError: a unit is missing or damaged.
+        """
+        return self._stored.stackable_buckets()[self._index.bucket_of_row[rows]]
+
+    def twins(
+        self, partner: LatentDataset, shared_of: Callable[[str], str] | None = None
+    ) -> tuple[Rows, npt.NDArray[np.bool_]] | None:
+        """The partner's row with the key and view of each row of the index here, and for which
+        positions there is one whichever view is drawn; None where the views have nothing to do with
+        each other. `shared_of` a key stands for it."""
+        twins = self._index.twins(partner._index, shared_of)
+        return None if twins is None else (twins, self._index.lowest(twins) >= 0)
+
+    def load(self, items: Rows, draw: Draw, pool: BufferPool) -> dict[str, Any]:
+        """The rows at some positions as one batch.
+
+        Raises:
+            ValueError: they are of several buckets, and of several shapes.
+            StoreError: a unit is missing or damaged.
+        """
+        return self.load_rows(self.choose(items, draw), items, draw, pool)
+
+    def load_rows(self, rows: Rows, items: Rows, draw: Draw, pool: BufferPool) -> dict[str, Any]:
+        """As `load`, of rows of the index that were chosen for the positions."""
+        name = self.output_name
+        values, mask = (
+            self._latents(rows, items, draw, pool)
+            if name == "latent"
+            else self._as_stored(rows, pool)
+        )
+        batch = {name: values} if mask is None else {name: values, f"{name}_mask": mask}
+        return {**batch, **self._index.labels(rows)}
+
+    def will_need(self, items: Rows, epoch: int) -> None:
+        """Tell the kernel that `load` will ask for these rows."""
+        self.will_need_rows(self.choose(items, Draw(epoch)))
+
+    def will_need_rows(self, rows: Rows) -> None:
+        """Tell the kernel that `load_rows` will ask for these rows of the index."""
+        self._stored.will_need(rows, self._means_only)
+
+    def decode(self, latents: Tensor, device: str = "auto") -> Tensor:
+        """Latents as `data[i]` gives them, (N, C, h, w), to a batch in the encoder's range, (N, 3,
+        H, W) in [-1, 1], with the encoder they came from, in float32.
+
+        Args:
+            latents: on any device.
+            device: to decode on; "auto" is a GPU where there is one.
+
+        Raises:
+            FingerprintError: the encoder's weights are no longer those that made this dataset.
+            EncoderError: it can't be loaded, or can't decode.
+        """
+        is_raw = self.layout.kind == "quantised"
+        return self._decoder(device).decode(
+            latents if is_raw else self.normalization.invert(latents, self.layout.axes)
+        )
+
+    # ------------------------------------------------------------ inside
+
+    @property
+    def _means_only(self) -> bool:
+        """Whether logvar stays where it is."""
+        return self.has_moments and self.posterior == "mean"
+
+    def _latents(
+        self, rows: Rows, items: Rows, draw: Draw, pool: BufferPool
+    ) -> tuple[Tensor, Tensor | None]:
+        draws = self.has_moments and not self._means_only
+        if self.layout.ragged_axis is None:
+            stored, scales = self._stored.gather(rows, self._scratch, self._means_only)
+            noise = draw.noise(self.seed, items) if draws else None
+            return self._make_latents(self._typed(stored), scales, noise, pool), self._mask(rows)
+        stored, scales, lengths = self._stored.gather_ragged(rows, self._scratch, self._means_only)
+        noise = draw.noise(self.seed, items, lengths) if draws else None
+        return self._padded(
+            self._make_latents(self._typed(stored), scales, noise, self._scratch).numpy(),
+            lengths,
+            pool,
+        )
+
+    def _as_stored(self, rows: Rows, pool: BufferPool) -> tuple[Tensor, Tensor | None]:
+        """Moments (N, 2C, h, w), latents (N, C, h, w) or indices in the stored dtype, float32 where
+        int8 is stored; and their mask.
+        """
+        is_ragged, lengths = self.layout.ragged_axis is not None, None
+        raw = self._scratch if is_ragged or self._dtype == "int8" else pool
+        if is_ragged:
+            stored, scales, lengths = self._stored.gather_ragged(rows, raw)
+        else:
+            stored, scales = self._stored.gather(rows, raw)
+        if scales is not None:
+            out = (self._scratch if is_ragged else pool).get(stored.shape, np.float32)
+            to_float32(torch.from_numpy(stored), scales, out)
+            stored = out
+        return (
+            (self._typed(stored), self._mask(rows))
+            if lengths is None
+            else self._padded(stored, lengths, pool)
+        )
+
+    def _padded(self, positions: Array, lengths: Rows, pool: BufferPool) -> tuple[Tensor, Tensor]:
+        """Rows with zeros at the ends of the ragged axis, and which positions are not those."""
+        rows, mask = pad(positions, lengths, pool)
+        axis = self.layout.axes.index(self.layout.ragged_axis or "")
+        return self._typed(rows).movedim(1, axis + 1), torch.from_numpy(mask)
+
+    def _mask(self, rows: Rows) -> Tensor | None:
+        return torch.from_numpy(self._stored.gather_masks(rows)) if self.has_masks else None
+
+    def _typed(self, stored: Array) -> Tensor:
+        tensor = as_tensor(stored)
+        return tensor.view(torch.bfloat16) if stored.dtype == np.uint16 else tensor
+
+    def _decoder(self, device: str) -> Decodes:
+        """The encoder that made the dataset, opened for a device; the last one is kept."""
+        if self._open_decoder is None:
+            raise EncoderError(f"{self.folder} was opened without decoder; use latentkit.open")
+        if self._opened_decoder is None or self._opened_decoder[0] != device:
+            decoder = self._open_decoder(self.folder, self._parts, choose_device(device))
+            self._opened_decoder = device, decoder
+        return self._opened_decoder[1]
+
+    def _check_posterior(self, posterior: Posterior | None) -> Posterior:
+        if posterior not in (None, "sample", "mean", "moments"):
+            raise ValueError(f"posterior must be 'sample', 'mean' or 'moments', got {posterior!r}")
+        if posterior in ("sample", "moments") and not self.has_moments:
+            stored = f"kind {self.layout.kind}, store {self._store!r}"
+            raise ValueError(
+                f"posterior={posterior!r} needs stored moments; {self.folder} has {stored}"
+            )
+        return posterior or ("sample" if self.has_moments else "mean")
+
+
+def _tupled(layout: Mapping[str, Any]) -> dict[str, Any]:
+    downscale = layout["downscale"]
+    return {**layout, "downscale": tuple(downscale) if isinstance(downscale, list) else downscale}

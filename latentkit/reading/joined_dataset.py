@@ -1,0 +1,269 @@
+"""Latent datasets side by side, by key: pictures and the embeddings of their captions by two text
+encoders, say.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from latentkit.reading.batches import BatchedRows
+from latentkit.reading.dataset import LatentDataset
+from latentkit.reading.draws import Draw
+from latentkit.runtime.buffers import BufferPool
+from latentkit.store.columns import Rows
+from latentkit.store.contents import counted
+
+On = Literal["key", "stem"] | Callable[[str], str]
+
+SPAN = re.compile(r"#t=[0-9.]+,[0-9.]+$")
+"""What the key of a part of a video or of audio has more than that of the whole."""
+
+PACKED = (".gz", ".bz2", ".xz", ".zst")
+"""Endings before which another stands."""
+
+
+def join_datasets(
+    *datasets: LatentDataset, names: Sequence[str | None] | None = None, on: On = "key"
+) -> JoinedDataset:
+    """The rows of two or more datasets for the keys that all have.
+
+    Args:
+        datasets: rows, views, buckets and order are the first one's; the others have one row per
+            key. One with views="random" that has all of the first's views gives the view that the
+            first gives; a key of which it lacks one of them is left out.
+        names: of each dataset's tensor; None, or None among them, is its `layout.name`. A mask goes
+            by that name and "_mask".
+        on: what rows must share: their "key"; its "stem", which is the key without the ending of a
+            file (`a/1.png` and `a/1.wav` have `a/1`; the span of a part of a file stays, so that
+            `a/1.mp4#t=0,2` has `a/1#t=0,2`); or what a function makes of the key.
+
+    Raises:
+        ValueError: no key is in all, a later dataset has several rows for one key, two keys of one
+            dataset share what rows are joined on, or a name would stand for two things.
+    """
+    return JoinedDataset(*datasets, names=names, on=on)
+
+
+class JoinedDataset(BatchedRows):
+    """What `join_datasets` gives: of each dataset its tensor and its columns, and key and view of
+    the first.
+
+    Rows that stand in one batch are of one bucket of the first dataset, and of later ones of one
+    shape but for their ragged axis, along which they are padded.
+
+    Attributes:
+        datasets: all of them, in the order given.
+        first, second: of them.
+        names: of the tensor of each.
+        left_out: how many keys of each dataset are not here, because others lack them.
+    """
+
+    def __init__(
+        self, *datasets: LatentDataset, names: Sequence[str | None] | None = None, on: On = "key"
+    ) -> None:
+        _check_datasets(datasets)
+        shared_of = _shared(on)
+        self.datasets = datasets
+        self.first, self.second = datasets[:2]
+        super().__init__(self.first.seed, "+".join(data.index_hash for data in datasets))
+        self.names = _checked_names(datasets, names)
+        shared = [_shared_names(data, shared_of) for data in datasets]
+        places = [{name: place for place, name in enumerate(found)} for found in shared[1:]]
+        for data, place_of in zip(datasets[1:], places, strict=True):
+            if len(place_of) < len(data):
+                raise ValueError(
+                    f"{data.folder} has several rows for a key; open it with one view, or"
+                    " views='random'"
+                )
+        twins = [self.first.twins(data, shared_of) for data in datasets[1:]]
+        has_twins = np.ones(len(self.first), bool)
+        for _, there in filter(None, twins):
+            has_twins &= there
+        wanted = shared[0]
+        items = np.flatnonzero(has_twins).tolist()
+        for place_of in places:
+            items = [item for item in items if wanted[item] in place_of]
+        if not items:
+            what = "key" if on == "key" else "name" if callable(on) else on
+            raise ValueError(
+                f"{_listed(data.folder for data in datasets)} have no {what} in common"
+            )
+        partners = ([place_of[wanted[item]] for item in items] for place_of in places)
+        self._places: list[Rows] = [np.array(rows, np.int64) for rows in (items, *partners)]
+        self._twins = [None if found is None else found[0] for found in (None, *twins)]
+        kept = len({wanted[item] for item in items})
+        self.left_out = tuple(len(set(found)) - kept for found in shared)
+        self._on = on if isinstance(on, str) else getattr(on, "__name__", repr(on))
+        if on != "key":  # a state must not be taken for one of other pairs
+            pairs = hashlib.sha256(b"".join(rows.tobytes() for rows in self._places)).hexdigest()
+            self.index_hash = f"{self.index_hash}+{pairs}"
+
+    def __repr__(self) -> str:
+        parts = zip(self.datasets, self.names, self.left_out, strict=True)
+        lines = [
+            f"  {name}: {data.folder}" + (f", {counted(left, 'key')} left out" if left else "")
+            for data, name, left in parts
+        ]
+        return "\n".join([f"JoinedDataset of {counted(len(self), 'row')}, on {self._on}", *lines])
+
+    def __len__(self) -> int:
+        return len(self._places[0])
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """Key of every row, in order."""
+        keys = self.first.keys
+        return [keys[place] for place in self._places[0]]
+
+    def groups(self, epoch: int) -> tuple[Rows, npt.NDArray[np.integer]]:
+        """A number for what may stand in one batch, ascending with the first dataset's buckets, and
+        the unit number there.
+        """
+        chosen = self._choose(slice(None), Draw(epoch))
+        buckets, units = self.first.groups_of_rows(chosen[0])
+        others = zip(self.datasets[1:], chosen[1:], strict=True)
+        groups = (buckets, *(data.stackable_groups(rows) for data, rows in others))
+        return np.ravel_multi_index(groups, [int(group.max()) + 1 for group in groups]), units
+
+    def load(self, items: Rows, draw: Draw, pool: BufferPool) -> dict[str, Any]:
+        """The rows at some positions as one batch.
+
+        Raises:
+            ValueError: they are of several buckets, and of several shapes, in one of the datasets.
+            StoreError: a unit is missing or damaged.
+        """
+        batch: dict[str, Any] = {}
+        parts = zip(self.datasets, self.names, self._choose(items, draw), strict=True)
+        for place, (data, name, rows) in enumerate(parts):
+            loaded = data.load_rows(rows, self._places[place][items], draw.of_partner(place), pool)
+            batch |= {name + end: loaded[data.output_name + end] for end in _endings(data)}
+            batch |= {
+                label: loaded[label]
+                for label in (*data.columns, *(() if place else ("key", "view")))
+            }
+        return batch
+
+    def will_need(self, items: Rows, epoch: int) -> None:
+        """Tell the kernel that `load` will ask for these rows."""
+        for data, rows in zip(self.datasets, self._choose(items, Draw(epoch)), strict=True):
+            data.will_need_rows(rows)
+
+    def _choose(self, items: Rows | slice, draw: Draw) -> list[Rows]:
+        """Row of each dataset's index for some positions."""
+        chosen: list[Rows] = []
+        for place, (data, twins) in enumerate(zip(self.datasets, self._twins, strict=True)):
+            if twins is None:
+                chosen.append(data.choose(self._places[place][items], draw.of_partner(place)))
+            else:
+                chosen.append(twins[chosen[0]])
+        return chosen
+
+
+def stem_of(key: str) -> str:
+    """A key without the ending of a file, and with its span where it has one."""
+    span = SPAN.search(key)
+    whole = key if span is None else key[: span.start()]
+    stem, ending = os.path.splitext(whole)
+    if ending.lower() in PACKED:
+        stem = os.path.splitext(stem)[0]
+    return stem + (span[0] if span else "")
+
+
+def _shared(on: On) -> Callable[[str], str] | None:
+    """What makes of a key what rows are joined on; None where that is the key."""
+    if on not in ("key", "stem") and not callable(on):
+        raise ValueError(f"on must be 'key', 'stem' or a function of a key, got {on!r}")
+    return stem_of if on == "stem" else None if isinstance(on, str) else on
+
+
+def _shared_names(data: LatentDataset, shared_of: Callable[[str], str] | None) -> list[str]:
+    """What each row is joined on.
+
+    Raises:
+        ValueError: two keys have the same.
+    """
+    if shared_of is None:
+        return data.keys
+    names, key_of = [], dict[str, str]()
+    for key in data.keys:
+        name = shared_of(key)
+        if not isinstance(name, str):
+            raise ValueError(f"on must make a text of a key; of {key!r} it makes {name!r}")
+        if key_of.setdefault(name, key) != key:
+            raise ValueError(
+                f"{data.folder}: {key_of[name]!r} and {key!r} are both {name!r}, so it isn't clear"
+                " which to take; give a function that keeps them apart as on=, or leave one out"
+            )
+        names.append(name)
+    return names
+
+
+def _check_datasets(datasets: Sequence[LatentDataset]) -> None:
+    if len(datasets) < 2:
+        raise ValueError(f"join takes two or more latent datasets, got {len(datasets)}")
+    for data in datasets:
+        if isinstance(data, JoinedDataset):
+            raise ValueError(
+                "a joined dataset can't be joined again; give all datasets at once: join(a, b, c),"
+                " not join(join(a, b), c)"
+            )
+        if not isinstance(data, LatentDataset):
+            raise ValueError(
+                f"join takes latent datasets as latentkit.open gives them, got {data!r}"
+            )
+
+
+def _checked_names(
+    datasets: Sequence[LatentDataset], names: Sequence[str | None] | None
+) -> tuple[str, ...]:
+    """A name for the tensor of each dataset, none of which stands for anything else in a row."""
+    asked = (None,) * len(datasets) if names is None else names
+    are_names = not isinstance(asked, str) and all(
+        name is None or (isinstance(name, str) and name) for name in asked
+    )
+    if not are_names or len(asked) != len(datasets):
+        raise ValueError(
+            f"names must have a name or None for each of the {len(datasets)} datasets, got"
+            f" {names!r}"
+        )
+    own = tuple(
+        data.layout.name if name is None else name
+        for data, name in zip(datasets, asked, strict=True)
+    )
+    pairs = list(zip(datasets, own, strict=True))
+    tensors = Counter(name + end for data, name in pairs for end in _endings(data))
+    uses = tensors + Counter(
+        ["key", "view", *(column for data in datasets for column in data.columns)]
+    )
+    twice = [name for name, count in uses.items() if count > 1]
+    if twice:
+        here = _listed(f"{data.folder} has {[name, *data.columns]}" for data, name in pairs)
+        rows = "both" if len(datasets) == 2 else "all"
+        advice = (
+            "give each tensor a name with names="
+            if twice[0] in tensors
+            else "open only one of them with that column"
+        )
+        raise ValueError(
+            f"{here}, besides key and view: in a row of {rows}, {twice[0]!r} would stand for two"
+            f" things; {advice}"
+        )
+    return own
+
+
+def _endings(dataset: LatentDataset) -> tuple[str, ...]:
+    """What the names of a dataset's tensors have more than the name of its latents."""
+    return ("", "_mask") if dataset.has_masks else ("",)
+
+
+def _listed(parts: Iterable[object]) -> str:
+    return " and ".join(map(str, parts))

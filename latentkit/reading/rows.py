@@ -1,0 +1,269 @@
+"""The index as arrays: where each row that a reader sees lies, and what it is called.
+
+What the index promises is checked here, once.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from latentkit.errors import DamagedError, StoreError
+from latentkit.reading.draws import Draw
+from latentkit.runtime.paths import in_shell
+from latentkit.store.columns import Rows
+from latentkit.store.dataset_json import read_index
+from latentkit.store.folder import Folder
+
+Views = Literal["all", "random"] | Sequence[str]
+Codes = npt.NDArray[np.int32]
+
+RESERVED_NAMES = (
+    "key",
+    "view",
+    *(name + end for name in ("latent", "moments", "indices") for end in ("", "_mask")),
+)
+"""What items and batches hold besides columns."""
+
+TEXT = pa.large_string()
+"""Arrow's other strings end at 2 GiB a column."""
+
+MOST_LISTED = 1 << 20
+"""Rows whose keys and columns are kept as Python's own objects, some 100 bytes each; above, they
+stay in Arrow's memory."""
+
+NEEDED = pa.schema(
+    {"key": TEXT, "view": TEXT, "status": TEXT, "unit": TEXT, "bucket": TEXT, "row": pa.int64()}
+)
+"""What is read of the index besides attributes."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The rows of one bucket in one unit; `last_row` is the highest that the index names."""
+
+    unit: str
+    bucket: str
+    last_row: int
+
+
+class ReadableRows:
+    """The good rows of an index, of the views asked for, in the order of the source.
+
+    Args:
+        folder, document: the dataset and its dataset.json.
+        views: "all" gives a position per row, "random" one per sample, a list those views alone.
+        columns: attributes to give besides key and view.
+
+    Raises:
+        StoreError: the index is missing or damaged, or names what can't be.
+        ValueError: a view or column that isn't there.
+    """
+
+    def __init__(
+        self, folder: Folder, document: Mapping[str, Any], views: Views, columns: Sequence[str]
+    ) -> None:
+        self._where = f"{folder}/{document['index']['name']}"
+        _check_views(views, document["views"], folder)
+        table = self._good(self._read(folder, document, columns), views)
+        if not table.num_rows:
+            raise StoreError(
+                f"{folder}: no latents; every sample was skipped (`latentkit inspect"
+                f" {in_shell(folder)}` says why)"
+            )
+        empty = [name for name in ("unit", "bucket", "row") if table[name].null_count]
+        if empty:
+            raise DamagedError(f"{self._where}: there are stored rows without {empty[0]}")
+        units, self.unit_of_row = _coded(table["unit"].combine_chunks())
+        self.buckets, self.bucket_of_row = _coded(table["bucket"].combine_chunks())
+        unknown = [name for name in units if name not in document["units"]]
+        if unknown:
+            raise DamagedError(
+                f"{self._where} names the unit {unknown[0]!r}, which dataset.json doesn't have"
+            )
+        self.row_in_unit = _numbers(table["row"].combine_chunks())
+        if self.row_in_unit.min() < 0:
+            raise DamagedError(f"{self._where} names row {self.row_in_unit.min()} of a unit")
+        self.groups, self.group_of_row = self._grouped(units)
+        self._views, self._view_of_row = _coded(table["view"].combine_chunks())
+        places = {"key": "key"} | {name: f"attributes.{name}" for name in columns}
+        self._labels = {name: table[place].combine_chunks() for name, place in places.items()}
+        self._starts: Rows = np.arange(table.num_rows)
+        self._counts: Rows | None = None
+        self._drawn: tuple[tuple[int, int, int], Rows] | None = None
+        if views == "random":
+            self._starts, self._counts = _runs(self._labels["key"])
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def choose(self, items: Rows | slice, seed: int, draw: Draw) -> Rows:
+        """Row of the index for each position; with views="random", of the view that is drawn."""
+        if self._counts is None:
+            return self._starts[items]
+        if draw.epoch is None:
+            starts, counts = self._starts[items], self._counts[items]
+            return starts + (draw.fractions(seed, len(starts)) * counts).astype(np.int64)
+        drawn, asked = self._drawn, (seed, draw.epoch, draw.partner)
+        if drawn is None or drawn[0] != asked:
+            rows = self._starts + (draw.fractions(seed, len(self)) * self._counts).astype(np.int64)
+            drawn = self._drawn = asked, rows
+        return drawn[1][items]
+
+    def twins(
+        self, other: ReadableRows, shared_of: Callable[[str], str] | None = None
+    ) -> Rows | None:
+        """The row of `other` with the key (or what `shared_of` makes of it) and view of each row
+        here, or -1.
+
+        None where `other` draws no views, or doesn't have all of those here.
+        """
+        if other._counts is None or not {*self._views} <= {*other._views}:
+            return None
+        return _numbers(
+            pc.fill_null(pc.index_in(self._names(shared_of), value_set=other._names(shared_of)), -1)
+        )
+
+    def lowest(self, values: Rows) -> Rows:
+        """The lowest of the values of the rows that each position may choose."""
+        return np.minimum.reduceat(values, self._starts)
+
+    def _names(self, shared_of: Callable[[str], str] | None) -> pa.Array:
+        """Key and view of each row as one text."""
+        keys = self._labels["key"]
+        if shared_of is not None:
+            keys = pa.array(map(shared_of, keys.to_pylist()), TEXT)
+        views = pa.array(self._views, TEXT).take(_arrow(self._view_of_row.astype(np.int64)))
+        return pc.binary_join_element_wise(keys, views, pa.scalar("\0", TEXT))
+
+    def keys(self) -> list[str]:
+        """Key of every position."""
+        return self._labels["key"].take(_arrow(self._starts)).to_pylist()  # type: ignore[no-any-return]
+
+    def labels(self, rows: Rows) -> dict[str, list[Any]]:
+        """Key, view and columns of some rows."""
+        if len(self._starts) <= MOST_LISTED:
+            places = rows.tolist()
+            labels = {
+                name: [values[place] for place in places] for name, values in self._listed.items()
+            }
+        else:
+            taken = _arrow(rows)
+            labels = {name: column.take(taken).to_pylist() for name, column in self._labels.items()}
+        if len(self._views) == 1:
+            return labels | {"view": self._views * len(rows)}
+        return labels | {"view": [self._views[view] for view in self._view_of_row[rows].tolist()]}
+
+    @functools.cached_property
+    def _listed(self) -> dict[str, list[Any]]:
+        """Labels as Python's own objects, made once: a batch then costs a fifth."""
+        return {name: column.to_pylist() for name, column in self._labels.items()}
+
+    def _read(
+        self, folder: Folder, document: Mapping[str, Any], columns: Sequence[str]
+    ) -> pa.Table:
+        """The columns wanted, each attribute as one of its own."""
+        table = read_index(
+            folder, document, [*NEEDED.names, *(f"attributes.{name}" for name in columns)]
+        )
+        flat = table.select(NEEDED.names).cast(NEEDED)
+        empty = [name for name in ("key", "view", "status") if flat[name].null_count]
+        if empty:
+            raise DamagedError(f"{self._where}: there are rows without {empty[0]}")
+        for name in columns:
+            if name in RESERVED_NAMES:
+                raise ValueError(
+                    f"column {name!r} would hide what every batch has under that name; rename it in"
+                    " the source"
+                )
+            there = table["attributes"].type if "attributes" in table.column_names else pa.null()
+            if not pa.types.is_struct(there) or there.get_field_index(name) < 0:
+                raise ValueError(
+                    f"column {name!r} is not in {folder}; there are"
+                    f" {_attribute_names(folder, document)}"
+                )
+            column = pc.struct_field(table["attributes"], name)
+            flat = flat.append_column(
+                f"attributes.{name}",
+                column.cast(TEXT) if pa.types.is_string(column.type) else column,
+            )
+        return flat
+
+    def _good(self, table: pa.Table, views: Views) -> pa.Table:
+        statuses, status_of_row = _coded(table["status"].combine_chunks())
+        wanted = np.isin(
+            status_of_row, [code for code, name in enumerate(statuses) if name == "ok"]
+        )
+        if not isinstance(views, str):
+            names, view_of_row = _coded(table["view"].combine_chunks())
+            wanted &= np.isin(
+                view_of_row, [code for code, name in enumerate(names) if name in views]
+            )
+        if not wanted.all():
+            table = table.take(_arrow(np.flatnonzero(wanted)))
+        return table
+
+    def _grouped(self, units: Sequence[str]) -> tuple[list[Group], Codes]:
+        """The groups, in order of unit and then bucket, and the number of each row's."""
+        pairs, group_of_row = _coded(
+            _arrow(self.unit_of_row.astype(np.int64) * len(self.buckets) + self.bucket_of_row)
+        )
+        last_rows = np.zeros(len(pairs), np.int64)
+        np.maximum.at(last_rows, group_of_row, self.row_in_unit)
+        places = [divmod(pair, len(self.buckets)) for pair in pairs]
+        groups = [
+            Group(units[unit], self.buckets[bucket], last)
+            for (unit, bucket), last in zip(places, last_rows.tolist(), strict=True)
+        ]
+        return groups, group_of_row
+
+
+def _check_views(views: Views, there: Sequence[str], folder: Folder) -> None:
+    if isinstance(views, str):
+        if views not in ("all", "random"):
+            raise ValueError(f"views must be 'all', 'random' or a list of views, got {views!r}")
+        return
+    missing = [view for view in views if view not in there]
+    if missing or not views:
+        raise ValueError(f"views {missing} are not in {folder}; there are {sorted(there)}")
+
+
+def _attribute_names(folder: Folder, document: Mapping[str, Any]) -> list[str]:
+    kind = read_index(folder, document, ["attributes"])["attributes"].type
+    return [field.name for field in kind] if pa.types.is_struct(kind) else []
+
+
+def _coded(column: pa.Array) -> tuple[list[Any], Codes]:
+    """Distinct values, sorted, and for each row the number of its value."""
+    encoded = column.dictionary_encode()
+    names = encoded.dictionary.to_pylist()
+    rank = np.argsort(np.argsort(names)).astype(np.int32)
+    return sorted(names), rank[_numbers(encoded.indices)]
+
+
+def _numbers(column: pa.Array) -> Rows:
+    """The integers of a column without nulls, not copied; Arrow's `to_numpy` and `array` would
+    first load pandas, half a second.
+    """
+    return np.from_dlpack(column)  # type: ignore[return-value]
+
+
+def _arrow(numbers: Rows) -> pa.Array:
+    """Integers for Arrow, not copied."""
+    return pa.Array.from_buffers(
+        pa.int64(), len(numbers), [None, pa.py_buffer(np.ascontiguousarray(numbers))]
+    )
+
+
+def _runs(keys: pa.Array) -> tuple[Rows, Rows]:
+    """Start and length of each run of equal keys; the views of a sample lie side by side."""
+    codes = _numbers(keys.dictionary_encode().indices)
+    starts = np.flatnonzero(np.diff(codes, prepend=-1))
+    return starts, np.diff(starts, append=len(codes))

@@ -1,0 +1,217 @@
+"""The parts that recipes are made of: plugins by name, outputs, losses, optimizers, metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from latentkit.builtin.metrics import configure_metric
+from latentkit.errors import RecipeError
+
+Auto = Literal["auto"]
+AtLeastOne = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Finite = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Part(BaseModel):
+    """A mapping of a recipe: unknown keys are errors, values can't be changed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Use(Part):
+    """A plugin by name, with its options."""
+
+    use: str = Field(min_length=1, description="name of the plugin")
+    with_: dict[str, Any] = Field(
+        default_factory=dict, alias="with", description="options of the plugin"
+    )
+
+
+class ModelUse(Use):
+    """The model to train."""
+
+    train: Literal["all", "encoder", "decoder"] = Field(
+        "all", description="which half of the model is trained"
+    )
+
+
+class Schedule(Part):
+    """When a loss counts."""
+
+    start: int = Field(
+        0,
+        ge=0,
+        description="optimizer steps before the loss first counts; until then it isn't computed",
+    )
+    warmup: int = Field(
+        0,
+        ge=0,
+        description="optimizer steps, from start on, in which the weight rises to the whole one",
+    )
+    until: AtLeastOne | None = Field(
+        None, description="optimizer step after which the loss no longer counts; null: to the end"
+    )
+
+    @model_validator(mode="after")
+    def _some_steps(self) -> Self:
+        if self.until is not None and self.until <= self.start:
+            raise ValueError(f"until: expected more than start ({self.start}), got {self.until}")
+        return self
+
+
+class EncodeOutput(Part):
+    """Where latents go, and in which form."""
+
+    path: str = Field(
+        min_length=1, description="folder of the latent dataset; relative to the recipe"
+    )
+    store: Literal["moments", "mean", "sample"] = Field(
+        "moments", description="the raw posterior, its mean, or one draw from it"
+    )
+    dtype: Literal["float16", "bfloat16", "float32", "int8"] = Field(
+        "float16",
+        description=(
+            "type of the stored numbers; int8: with a scale per row and channel, its error is in"
+            " dataset.json"
+        ),
+    )
+    unit_size: Auto | AtLeastOne = Field(
+        "auto", description="samples in one unit, the grain of resume and of distribution"
+    )
+
+
+class TrainOutput(Part):
+    """Where a trained model goes."""
+
+    path: str = Field(min_length=1, description="folder of the run; relative to the recipe")
+    checkpoint_every: AtLeastOne = Field(
+        1000, description="optimizer steps from one checkpoint to the next"
+    )
+    keep: AtLeastOne = Field(2, description="newest checkpoints that are kept, besides the best")
+
+
+class Optimizer(Part):
+    """AdamW and its schedule."""
+
+    lr: float = Field(
+        1e-4, gt=0, allow_inf_nan=False, description="learning rate, after the warm-up"
+    )
+    betas: tuple[Fraction, Fraction] = Field(
+        (0.5, 0.9), description="decay per step of the gradients' running mean and running square"
+    )
+    weight_decay: Finite = Field(
+        0.0, description="decoupled weight decay, as a factor of the learning rate"
+    )
+    schedule: Literal["constant", "cosine", "linear"] = Field(
+        "constant",
+        description=(
+            "constant after the warm-up, or falling to 0 at the last step along a cosine or a line"
+        ),
+    )
+    warmup: int = Field(
+        0, ge=0, description="optimizer steps in which the learning rate rises from 0"
+    )
+    clip: float | None = Field(
+        1.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="largest norm of all gradients together; null: any",
+    )
+
+    @field_validator("betas")
+    @classmethod
+    def _below_one(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if max(betas) >= 1:
+            raise ValueError("expected two numbers below 1")
+        return betas
+
+
+class LossUse(Use):
+    """One loss."""
+
+    weight: Finite = Field(1.0, description="factor of the loss, which is per input value")
+    adaptive: bool = Field(
+        False,
+        description=(
+            "multiply the weight by the ratio of the reconstruction losses' gradient to this"
+            " loss's, at the last layer"
+        ),
+    )
+    schedule: Schedule = Field(Schedule(), description="when the loss counts")
+    optimizer: Optimizer | None = Field(
+        None, description="of the loss's discriminator; null: as the model's"
+    )
+
+
+class MetricUse(Use):
+    """One metric of an evaluation."""
+
+    use: str = Field(min_length=1, description="name of the metric")
+
+    @model_validator(mode="after")
+    def _configured(self) -> Self:
+        try:
+            configure_metric(self.use, self.with_)
+        except RecipeError as error:
+            raise ValueError("; ".join(str(error).splitlines())) from error
+        return self
+
+    def uses(self, where: str) -> Iterator[tuple[str, str, Use]]:
+        """The plugin that the metric itself names, if any; see `Recipe.uses`."""
+        if self.use == "loss":
+            yield "loss", f"{where}.with", Use.model_validate(self.with_)
+        elif self.use == "rfid" and self.with_.get("encoder"):
+            yield "encoder", f"{where}.with.encoder", Use.model_validate(self.with_["encoder"])
+
+
+class EvaluateOutput(Part):
+    """Where an evaluation goes."""
+
+    path: str = Field(
+        min_length=1,
+        description=(
+            "folder for metrics.json, samples.parquet and report.html; relative to the recipe"
+        ),
+    )
+
+
+class Evaluate(Part):
+    """What is measured while a model trains."""
+
+    every: AtLeastOne = Field(
+        1000,
+        description=(
+            "optimizer steps from one evaluation to the next; "
+            "there is one before the first step and one after the last too"
+        ),
+    )
+    source: Use = Field(description="where samples come from")
+    modality: Use | None = Field(
+        None,
+        description=(
+            "how media becomes a tensor; null: as in training, without its draws anew each epoch"
+        ),
+    )
+    metrics: list[MetricUse] = Field(min_length=1, description="what is measured")
+    best: str | None = Field(
+        None,
+        description=(
+            "metric by which one evaluated step is the best: "
+            "its checkpoint is kept, and model/ is of it; null: of the last"
+        ),
+    )
+    batch_size: AtLeastOne | None = Field(
+        None, description="samples that pass the model at once; null: as in training"
+    )
+
+
+class Ema(Part):
+    """Exponential moving average of the weights."""
+
+    decay: float = Field(
+        0.999, ge=0, lt=1, description="share of the average that one optimizer step keeps"
+    )

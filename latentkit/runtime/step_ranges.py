@@ -1,0 +1,28 @@
+"""Ranges of training steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def describe_gap(spans: Sequence[tuple[int, int | None]], num_steps: int) -> str:
+    """Which steps of a run are in none of the spans, the first such row of them; "" where each step
+    is in one.
+
+    Args:
+        spans: of each reconstruction loss that has a weight, not an adaptive one: first step, and
+            the one after the last; None: to the end.
+        num_steps: of the run.
+    """
+    step = 0
+    for start, until in sorted(spans, key=lambda span: span[0]):
+        if start > step:
+            break
+        step = max(step, num_steps if until is None else until)
+    if step >= num_steps:
+        return ""
+    end = min([num_steps, *(start for start, _ in spans if start > step)])
+    wanted = (
+        "training needs a reconstruction loss with a weight, such as l1 or mse, that isn't adaptive"
+    )
+    return f"losses: none counts in steps {step + 1} to {end}; {wanted}"

@@ -1,0 +1,420 @@
+"""dataset.json, which alone says that a latent dataset is finished: written after the index, a
+function of plans and units.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, Field, StringConstraints, ValidationError
+
+from latentkit.contracts import LatentLayout, Normalization, Remark
+from latentkit.errors import DamagedError, PluginError, SourceError, StoreError
+from latentkit.runtime.masks import MASK, masked_axes
+from latentkit.runtime.paths import in_shell
+from latentkit.store.claims import Claims
+from latentkit.store.columns import read_parquet
+from latentkit.store.folder import Folder, canonical_json
+from latentkit.store.index import COLUMNS, ReadUnit, index_bytes, index_of_chain, read_unit
+from latentkit.store.live_statistics import measure_live, whole_statistics
+from latentkit.store.plan import Plan, number_of, plan_name
+from latentkit.store.quantize import summarize_error
+from latentkit.store.writer import unit_name
+
+DATASET = "dataset.json"
+RECIPE = "recipe.yaml"
+FORMAT = "latentkit"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Description:
+    """What dataset.json says of a dataset besides its plans and units; `decoded` is added to the
+    error of int8 latents.
+    """
+
+    layout: LatentLayout
+    normalization: Normalization
+    store: str
+    dtype: str
+    source: Mapping[str, Any]
+    views: Sequence[str]
+    decoded: Mapping[str, Any] = field(default_factory=dict)
+
+
+def finalize(
+    folder: Folder,
+    plans: Sequence[Plan],
+    description: Description,
+    check: Callable[[pa.Table], None],
+) -> None:
+    """Write the index and dataset.json of plans whose units are all committed.
+
+    Args:
+        plans: the newest and all that it builds on, from the oldest.
+        check: is given the index before anything is written, and may refuse.
+
+    Raises:
+        StoreError: a unit is damaged, belongs to another dataset, or the rows are not the plans'.
+    """
+    units = read_units(folder, plans)
+    index = index_of_chain(plans, units)
+    check_complete(folder, plans[-1], index, description.views)
+    check(index)
+    content = index_bytes(index)
+    name = f"index/{plans[-1].number:03d}.parquet"
+    with folder.create(name) as file:
+        file.write(content)
+    if folder.read(name) != content:
+        raise StoreError(
+            f"{folder}/{name} is there already and differs from what the units say; delete it and"
+            " run again"
+        )
+    folder.replace(DATASET, dataset_json(folder, plans, units, description, index, name, content))
+
+
+def read_units(folder: Folder, plans: Sequence[Plan]) -> dict[str, ReadUnit]:
+    """Every unit of the plans by name, without latents.
+
+    Raises:
+        StoreError: a unit is missing, damaged, or belongs to another dataset.
+    """
+    wanted = [unit for plan in plans for unit in plan.units()]
+    units = {
+        unit.unit.name: unit
+        for unit in folder.ask_each(functools.partial(read_unit, folder), wanted)
+    }
+    for name, unit in units.items():
+        if unit.header.metadata.get("fingerprint") != plans[-1].settings.fingerprint:
+            raise StoreError(
+                f"{folder}/{unit_name(name)}: the unit belongs to another dataset, by its"
+                " fingerprint"
+            )
+    return units
+
+
+def check_complete(folder: Folder, plan: Plan, index: pa.Table, views: Sequence[str]) -> None:
+    """Hold an index to its plan: every sample once per view.
+
+    Raises:
+        SourceError: a key more than once.
+        DamagedError: rows are missing.
+    """
+    pairs = index.select(["key", "view"]).group_by(["key", "view"]).aggregate([([], "count_all")])
+    if pairs.num_rows != index.num_rows:
+        twice = pairs.filter(pc.greater(pairs["count_all"], 1))["key"][0].as_py()
+        advice = "every sample needs a key of its own (source datasets: option key)"
+        raise SourceError(f"{folder}: the source gives the key {twice!r} more than once; {advice}")
+    expected = plan.table.num_rows * len(views)
+    if not plan.settings.stream and index.num_rows != expected:
+        raise DamagedError(
+            f"{folder}: the units hold {index.num_rows} rows, the plan has {expected} (samples x"
+            " views)"
+        )
+
+
+def dataset_json(
+    folder: Folder,
+    plans: Sequence[Plan],
+    units: Mapping[str, ReadUnit],
+    description: Description,
+    index: pa.Table,
+    name: str,
+    content: bytes,
+) -> bytes:
+    """The document for an index that is written as `content` under `name`."""
+    used = _used(units, index)
+    merged = measure_live(folder, {unit.unit.name: unit for unit in used}, index)
+    settings = plans[-1].settings
+    document: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "fingerprint": settings.fingerprint,
+        "parts": dict(settings.parts),
+        "store": description.store,
+        "dtype": description.dtype,
+        "views": list(description.views),
+        "layout": asdict(description.layout),
+        "normalization": asdict(description.normalization),
+        "statistics": merged.summary() if merged else None,
+        "source": dict(description.source),
+        "index": {"name": name, "sha256": hashlib.sha256(content).hexdigest()},
+        "plans": {
+            plan_name(plan.number): hashlib.sha256(folder.read(plan_name(plan.number))).hexdigest()
+            for plan in plans
+        },
+        "units": {
+            key: {
+                "bytes": unit.header.file_bytes,
+                "rows": unit.rows.num_rows,
+                "header_sha256": unit.header.sha256,
+            }
+            for key, unit in units.items()
+        },
+    }
+    masked = {axes for unit in used for axes in _masked_axes(unit, description.layout)}
+    if len(masked) > 1:
+        raise PluginError(
+            f"rows have masks along {' and along '.join(sorted(masked))}; those of a dataset must"
+            " cover the same axes"
+        )
+    if masked:
+        document["masked"] = masked.pop()
+    error = summarize_error(unit.header.metadata for unit in used)
+    if error is not None:
+        document["quantisation"] = {**error, **description.decoded}
+    return _sealed(document)
+
+
+def restate(
+    folder: Folder, normalization: Normalization, remarks: Sequence[Mapping[str, Any]] | None
+) -> None:
+    """Let dataset.json say how its latents are normalized and what its source remarks now, though
+    no sample has changed.
+
+    Args:
+        normalization: the encoder's, which reading applies; stored latents are without it.
+        remarks: None leaves those that are there.
+
+    Raises:
+        StoreError: there is no finished dataset.
+    """
+    claims = Claims(folder)
+    document = read_dataset(folder)
+    if document == _restated(document, normalization, remarks):
+        return
+    with claims.heartbeat():
+        if not claims.take("finalize"):
+            return  # another process closes a later plan, and says it then
+        document = _restated(read_dataset(folder), normalization, remarks)
+        folder.replace(DATASET, _sealed(document))
+
+
+def _restated(
+    document: dict[str, Any],
+    normalization: Normalization,
+    remarks: Sequence[Mapping[str, Any]] | None,
+) -> dict[str, Any]:
+    source = dict(document["source"])
+    if remarks is not None:
+        source.pop("remarks", None)
+        source |= {"remarks": [*remarks]} if remarks else {}
+    plain = json.loads(json.dumps(asdict(normalization)))  # as it is read back
+    return {**document, "normalization": plain, "source": source}
+
+
+def compare_normalizations(before: bytes, now: bytes) -> str:
+    """What one dataset.json says of the normalization and the next says otherwise, in one line; ""
+    where they say the same.
+    """
+    there, here = (_stated_normalization(content) for content in (before, now))
+    if there is None or there == here:
+        return ""
+    was, now_is = (_describe_normalization(value) for value in (there, here))
+    return f"latents are read with {now_is} now, as the encoder's config says; it was {was}"
+
+
+def _stated_normalization(content: bytes) -> Any:
+    try:
+        return json.loads(content)["normalization"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None  # damaged, and written again by now
+
+
+def _describe_normalization(value: Any) -> str:
+    """Such as "shift 0.0, scale 0.18215"; of numbers per channel the first."""
+    texts = []
+    for name, part in dict(value).items():
+        text = json.dumps(part)
+        texts += [f"{name} {text if len(text) <= 40 else f'{text[:40]} ...'}"] if part != {} else []
+    return ", ".join(texts)
+
+
+def _sealed(document: dict[str, Any]) -> bytes:
+    """A document with its own sha256, as dataset.json holds it."""
+    sealed = {**document, "sha256": hashlib.sha256(canonical_json(document).encode()).hexdigest()}
+    return (json.dumps(sealed, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _used(units: Mapping[str, ReadUnit], index: pa.Table) -> list[ReadUnit]:
+    """Units that hold rows of the index."""
+    names = set(index["unit"].unique().to_pylist())
+    return [unit for name, unit in units.items() if name in names]
+
+
+def accepts_statistics(
+    document: Mapping[str, Any], units: Mapping[str, ReadUnit], index: pa.Table
+) -> bool:
+    """Whether a document states its units' statistics as a whole, as earlier versions wrote them.
+    """
+    whole = whole_statistics(_used(units, index))
+    return bool(document["statistics"] == (whole.summary() if whole else None))
+
+
+def _masked_axes(unit: ReadUnit, layout: LatentLayout) -> Iterator[str]:
+    """Letters of the axes that the masks of a unit's rows cover."""
+    for name, tensor in unit.header.tensors.items():
+        if name.endswith(f"/{MASK}"):
+            yield masked_axes(layout, len(tensor.shape) - 1)
+
+
+def refuse_missing_units(folder: Folder, document: Mapping[str, Any]) -> None:
+    """Nothing, if every unit that dataset.json describes is there.
+
+    Raises:
+        StoreError: one is missing; says how to get it back.
+    """
+    there = set(folder.list("units"))
+    missing = sorted(
+        name
+        for name in map(unit_name, document["units"])
+        if name.removeprefix("units/") not in there
+    )
+    if missing:
+        raise StoreError(
+            f"{folder}/{missing[0]} is missing; `latentkit verify {in_shell(folder)} --repair`"
+            " makes it again"
+        )
+
+
+def num_superseded(document: Mapping[str, Any], num_index_rows: int) -> int:
+    """Rows in the units that the index no longer names."""
+    return sum(int(unit["rows"]) for unit in document["units"].values()) - num_index_rows
+
+
+def newest_number(document: Mapping[str, Any]) -> int:
+    """Number of the plan that dataset.json was written for."""
+    return max(map(number_of, document["plans"]))
+
+
+INDEX_TYPES = {
+    name: pa.int64() if name == "row" else pa.string()
+    for name in COLUMNS
+    if name not in ("geometry", "attributes")
+}
+
+Count = Annotated[int, Field(strict=True, ge=0, lt=1 << 63)]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Index(BaseModel):
+    name: Annotated[str, StringConstraints(pattern=r"^index/[0-9]{3,10}\.parquet$")]
+    sha256: Sha256
+
+
+class _Unit(BaseModel):
+    bytes: Count
+    rows: Count
+    header_sha256: Sha256
+
+
+class _Source(BaseModel, extra="allow"):
+    remarks: list[Remark] = []
+
+
+class _Document(BaseModel):
+    """What dataset.json may say; names in it become files' names."""
+
+    fingerprint: Sha256
+    parts: dict[str, str]
+    store: Literal["moments", "mean", "sample"]
+    dtype: Literal["float32", "float16", "bfloat16", "int8"]
+    views: list[str]
+    layout: LatentLayout
+    normalization: Normalization
+    statistics: dict[str, Any] | None
+    source: _Source
+    index: _Index
+    plans: Annotated[
+        dict[Annotated[str, StringConstraints(pattern=r"^plans/[0-9]{3,10}\.parquet$")], Sha256],
+        Field(min_length=1),
+    ]
+    quantization: dict[str, Any] | None = None
+    masked: str = ""
+    units: dict[Annotated[str, StringConstraints(pattern=r"^[0-9]{3,10}-[0-9]{6,10}$")], _Unit]
+
+
+def read_dataset(folder: Folder) -> dict[str, Any]:
+    """dataset.json, its own hash checked.
+
+    Raises:
+        DamagedError: it is not what was written.
+        StoreError: missing, unfinished, or of a version that this program doesn't read.
+    """
+    where, run = f"{folder}/{DATASET}", f"`latentkit run {in_shell(f'{folder}/recipe.yaml')}`"
+    if not folder.exists(DATASET):
+        if folder.list("plans"):
+            raise StoreError(
+                f"{folder}: the run that makes this dataset is unfinished; run {run} to go on"
+            )
+        raise StoreError(f"{folder} is not a latent dataset: there is no {DATASET}")
+    try:
+        document = json.loads(folder.read(DATASET))
+        stated = document.pop("sha256")
+        actual = hashlib.sha256(canonical_json(document).encode()).hexdigest()
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise DamagedError(
+            f"{where} is damaged ({type(error).__name__}); {run} writes it again"
+        ) from error
+    if document.get("format") != FORMAT:
+        raise DamagedError(f"{where} is not a latent dataset's")
+    if document.get("version") != VERSION:
+        raise StoreError(
+            f"{where} has format version {document.get('version')}; this program reads {VERSION};"
+            " update latentkit"
+        )
+    if stated != actual:
+        raise DamagedError(f"{where} is damaged: its content doesn't match its own sha256")
+    try:
+        _Document.model_validate(document)
+        layout = LatentLayout(**document["layout"])
+        Normalization(**document["normalization"])
+        if layout.ragged_axis is not None and layout.ragged_axis not in layout.axes.replace(
+            "C", ""
+        ):
+            raise TypeError(f"layout.ragged_axis {layout.ragged_axis!r} is none of {layout.axes}")
+    except TypeError as error:
+        raise DamagedError(f"{where} doesn't describe a latent dataset: {error}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise DamagedError(
+            f"{where} doesn't describe a latent dataset: {'.'.join(map(str, first['loc']))}:"
+            f" {first['msg']}"
+        ) from error
+    return dict(document)
+
+
+def read_index(
+    folder: Folder, document: Mapping[str, Any], columns: Sequence[str] | None = None
+) -> pa.Table:
+    """The index that dataset.json names, its hash checked.
+
+    Raises:
+        DamagedError: it is not what was written.
+        StoreError: missing.
+    """
+    entry = document["index"]
+    where = f"{folder}/{entry['name']}"
+    content = folder.read(entry["name"])
+    if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+        raise DamagedError(f"{where} is damaged: its content doesn't match the sha256 in {DATASET}")
+    try:
+        table = read_parquet(content, columns)
+        table.validate(full=True)
+        there = {column.name: column.type for column in table.schema}
+        wanted = [name for name in COLUMNS if columns is None or name in columns]
+        if (
+            any(there[name] != INDEX_TYPES.get(name, there[name]) for name in wanted)
+            or len(there) != table.num_columns
+        ):
+            raise ValueError("not the columns of an index")
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise DamagedError(f"{where} is damaged ({type(error).__name__})") from error
+    return table

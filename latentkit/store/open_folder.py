@@ -1,0 +1,43 @@
+"""From a path or URL to its folder."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from latentkit.errors import StoreError
+from latentkit.runtime.paths import is_url
+from latentkit.store.folder import Folder
+from latentkit.store.local_folder import LocalFolder
+from latentkit.store.unit_cache import Cache, open_cache
+
+
+def open_folder(output: str, cache: Cache = None) -> Folder:
+    """The folder of an `output.path`: a path, or a URL of any protocol that fsspec has a driver
+    for.
+
+    Args:
+        output: a path, file:// URL or other URL such as s3://bucket/latents.
+        cache: where units read from a URL are kept, and how many bytes of them: see `open_cache`.
+
+    Raises:
+        StoreError: something that isn't a folder, or a URL whose driver is missing or can't be set
+            up.
+        TypeError, ValueError: a cache that is none.
+    """
+    protocol, _, rest = output.partition("://") if is_url(output) else ("", "", output)
+    if protocol and not rest.strip("/"):
+        raise StoreError(
+            f"{output} names no place; expected something like {protocol}://bucket/latents"
+        )
+    if protocol and protocol not in ("file", "local"):
+        from latentkit.store.url_folder import UrlFolder
+
+        return UrlFolder(output, open_cache(cache))
+    if re.match("/[A-Za-z]:", rest) and sys.platform == "win32":
+        rest = rest[1:]  # file:///C:/latents
+    path = Path(rest).expanduser().absolute()
+    if path.exists() and not path.is_dir():
+        raise StoreError(f"{path} is a file; the output needs a folder of its own")
+    return LocalFolder(path)

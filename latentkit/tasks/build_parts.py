@@ -1,0 +1,310 @@
+"""From a checked recipe to the objects it names.
+
+Loads what the plugins load, and nothing before.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from latentkit.contracts import (
+    BuildContext,
+    Encoder,
+    Executor,
+    InputSpec,
+    Modality,
+    Source,
+    StreamSource,
+)
+from latentkit.contracts.encoder_description import readable_input
+from latentkit.errors import DeviceError, RecipeError
+from latentkit.plugins.registry import default_fields, discover, fingerprint_fields
+from latentkit.recipe.schema import EncodeRecipe, Recipe, parse_recipe
+from latentkit.runtime.paths import is_url
+from latentkit.runtime.yaml_files import parse_yaml
+from latentkit.tasks.check_recipe import ConfiguredPlugin, check_recipe
+
+if TYPE_CHECKING:
+    from latentkit.store.folder import Folder
+
+
+@dataclass
+class EncoderOpener:
+    """Device to encoder; each is built once per process. Pickles without what it has built.
+
+    Args:
+        plugin, seed, recipe_dir: of the recipe.
+        modality: name of the recipe's modality; empty where there is none.
+    """
+
+    plugin: ConfiguredPlugin
+    seed: int
+    recipe_dir: Path
+    modality: str = ""
+    _opened: dict[str, Encoder] = field(default_factory=dict, repr=False)
+
+    def __call__(self, device: str) -> Encoder:
+        if device not in self._opened:
+            self._check_dtype(device)
+            context = BuildContext(
+                device=device, seed=self.seed, recipe_dir=self.recipe_dir, modality=self.modality
+            )
+            self._opened[device] = self.plugin.provided.spec.build(self.plugin.config, context)
+        return self._opened[device]
+
+    def _check_dtype(self, device: str) -> None:
+        """Refuse a dtype that the device has not: latents of another one would pass for these.
+
+        Raises:
+            DeviceError: says so.
+        """
+        if getattr(self.plugin.config, "dtype", None) != "bfloat16":
+            return
+        from latentkit.runtime.device import has_bfloat16
+
+        if not has_bfloat16(device):
+            raise DeviceError(
+                f"{device} can't compute in bfloat16; set the encoder's dtype to float32, or to"
+                " float16"
+            )
+
+    def in_float32(self) -> EncoderOpener | None:
+        """The opener of the same encoder computing in float32, which may be this one.
+
+        None where its options have no dtype.
+        """
+        if "dtype" not in type(self.plugin.config).model_fields:
+            return None
+        if self.plugin.config.dtype == "float32":
+            return self
+        config = self.plugin.config.model_copy(update={"dtype": "float32"})
+        return EncoderOpener(
+            replace(self.plugin, config=config), self.seed, self.recipe_dir, self.modality
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": {}}
+
+
+@dataclass(frozen=True)
+class ConfiguredEncode:
+    """One source, modality and encoder of a recipe, found and configured.
+
+    Args:
+        name: of the encoder in `encoders`; empty for the only one.
+        recipe: the whole of it.
+    """
+
+    name: str
+    recipe: Recipe
+    source: ConfiguredPlugin
+    modality: ConfiguredPlugin
+    encoder: ConfiguredPlugin
+
+    def encoder_opener(self) -> EncoderOpener:
+        """What opens the encoder."""
+        return EncoderOpener(
+            self.encoder, self.recipe.seed, self.recipe.base_dir, self.modality.provided.spec.name
+        )
+
+    def open_source(self) -> Source | StreamSource:
+        """The source; where the modality's config has a `media_attribute`, with that attribute of
+        samples as their media.
+
+        Raises:
+            SourceError: it isn't there, or is empty.
+        """
+        source: Source | StreamSource = self.source.provided.spec.build(
+            self.source.config, self._context()
+        )
+        attribute: str | None = getattr(self.modality.config, "media_attribute", None)
+        if attribute is None:
+            return source
+        from latentkit.sources.attribute_media import take_attribute
+
+        return take_attribute(source, attribute)
+
+    def open_modality(self, encoder: Encoder) -> Modality:
+        """The modality, told what the encoder takes.
+
+        Raises:
+            RecipeError: it is not the one that the encoder takes, or its options don't fit the
+                encoder.
+        """
+        wanted, got = encoder.modality, self.modality.provided.spec.name
+        if wanted != got:
+            model = getattr(self.encoder.config, "model", None)
+            name = f"{self.encoder.provided.spec.name!r}" + (f" (model {model})" if model else "")
+            expected = (
+                f"the encoder {name} takes the modality {wanted!r}, got {got!r}; set it to"
+                f" {wanted}, or name another encoder"
+            )
+            raise RecipeError(f"{self.recipe.origin}: modality.use: {expected}")
+        try:
+            return self.modality.provided.spec.build(self.modality.config, self._context(encoder))  # type: ignore[no-any-return]
+        except RecipeError as error:
+            if str(error).startswith(str(self.recipe.origin)):
+                raise
+            raise RecipeError(f"{self.recipe.origin}: {error}") from error
+
+    def build_modality(self, taken: InputSpec) -> Modality:
+        """The modality, told that the encoder takes this."""
+        context = replace(self._context(), input=taken)
+        return self.modality.provided.spec.build(self.modality.config, context)  # type: ignore[no-any-return]
+
+    def fitted(self, encoder: Encoder) -> tuple[ConfiguredEncode, list[str]]:
+        """The line, sizes that its recipe leaves open set to the nearest that the encoder takes.
+
+        A modality's config says by an optional method `fitted(InputSpec)` which of its options
+        those are, with their values.
+
+        Returns:
+            The line, and a remark for each size that was set.
+        """
+        config, taken = self.modality.config, self._context(encoder).input
+        options: dict[str, Any] = config.fitted(taken) if hasattr(config, "fitted") else {}
+        if not options:
+            return self, []
+        remarks = [
+            f"{self.modality.where}.with.{name}: {value}, "
+            f"as the encoder doesn't take the default {getattr(config, name)}"
+            for name, value in options.items()
+        ]
+        use = self.recipe.modality.model_copy(
+            update={"with_": {**self.recipe.modality.with_, **options}}
+        )
+        recipe = self.recipe.model_copy(update={"modality": use})
+        config = discover().configure(
+            "modality", use.use, use.with_, self.modality.where, recipe.origin
+        )
+        return replace(self, recipe=recipe, modality=replace(self.modality, config=config)), remarks
+
+    @property
+    def views(self) -> Sequence[str]:
+        """Names of the views that the modality gives of each sample: its option `views`, else
+        "plain".
+        """
+        return list(getattr(self.modality.config, "views", ["plain"]))
+
+    def fingerprint_parts(self, encoder: Encoder) -> dict[str, str]:
+        """Name to value of everything in encoder and modality that decides a latent's value."""
+        parts: dict[str, str] = {}
+        for kind, plugin in (("encoder", self.encoder), ("modality", self.modality)):
+            parts |= {
+                f"{kind}.name": plugin.provided.spec.name,
+                f"{kind}.version": str(plugin.provided.spec.version),
+            }
+            parts |= {
+                f"{kind}.with.{name}": value
+                for name, value in fingerprint_fields(plugin.config).items()
+            }
+        parts |= {f"encoder.{name}": value for name, value in encoder.fingerprint().items()}
+        if getattr(self.modality.config, "crop", None) == "random" or any(
+            "-" in view for view in self.views
+        ):
+            parts["modality.seed"] = str(self.recipe.seed)
+        return parts
+
+    def default_parts(self) -> dict[str, str]:
+        """Name to value of the options that `fingerprint_parts` leaves out where they have it."""
+        plugins = (("encoder", self.encoder), ("modality", self.modality))
+        fields = ((kind, default_fields(plugin.config)) for kind, plugin in plugins)
+        return {
+            f"{kind}.with.{name}": value for kind, found in fields for name, value in found.items()
+        }
+
+    def _context(self, encoder: Encoder | None = None) -> BuildContext:
+        taken = None
+        if encoder is not None:
+            taken = readable_input(encoder.input, encoder.layout, encoder.normalization)
+        modality = self.modality.provided.spec.name
+        return BuildContext(
+            seed=self.recipe.seed, recipe_dir=self.recipe.base_dir, input=taken, modality=modality
+        )
+
+
+def configured_encodes(recipe: EncodeRecipe) -> list[ConfiguredEncode]:
+    """One line per encoder.
+
+    Raises:
+        PluginError, RecipeError: as `check_recipe`.
+    """
+    plugins = {plugin.where: plugin for plugin in check_recipe(recipe, discover())}
+    names = (
+        {"": "encoder"}
+        if recipe.encoder is not None
+        else {name: f"encoders.{name}" for name in recipe.encoders or {}}
+    )
+    return [
+        ConfiguredEncode(name, recipe, plugins["source"], plugins["modality"], plugins[where])
+        for name, where in names.items()
+    ]
+
+
+def configured_encode_of(folder: Folder) -> ConfiguredEncode:
+    """The line that made the latent dataset in `folder`, by its recipe.yaml.
+
+    Raises:
+        RecipeError, PluginError: the recipe is gone, or names a plugin that is.
+    """
+    where = f"{folder}/recipe.yaml"
+    values = parse_yaml(folder.read("recipe.yaml").decode(errors="replace"), where)
+    if not isinstance(values, Mapping):
+        raise RecipeError(f"{where}: expected a mapping that starts with 'task:'")
+    recipe = parse_recipe(values, where, Path.cwd() if is_url(str(folder)) else Path(str(folder)))
+    if not isinstance(recipe, EncodeRecipe):
+        raise RecipeError(f"{where}: expected task: encode, got {recipe.task}")
+    return configured_encodes(recipe)[0]
+
+
+def open_executor(
+    recipe: EncodeRecipe, device: str = "auto", devices: Sequence[str] = ()
+) -> Executor:
+    """The executor of a recipe; `auto` is accelerate when launched by it, else local.
+
+    Args:
+        device: goes before the executor's own option of that name, unless "auto".
+        devices: likewise, unless empty.
+
+    Raises:
+        DeviceError: there is no such device.
+        RecipeError: the executor chooses devices itself.
+    """
+    use, options = recipe.executor.use, dict(recipe.executor.with_)
+    if use == "auto":
+        use = "accelerate" if is_launched() else "local"
+    registry = discover()
+    spec = registry.find("executor", use).spec
+    if devices and "devices" not in spec.config.model_fields:
+        whose = (
+            "a launcher's processes have a device each"
+            if is_launched()
+            else f"executor {use!r} chooses devices itself"
+        )
+        raise RecipeError(
+            f"{recipe.origin}: --devices {','.join(devices)}: {whose}; leave the option out"
+        )
+    if devices or device != "auto":
+        options = {
+            name: value for name, value in options.items() if name not in ("device", "devices")
+        }
+        options |= (
+            {"devices": list(devices)}
+            if devices
+            else {"device": device} if "device" in spec.config.model_fields else {}
+        )
+    config = registry.configure("executor", use, options, "executor", recipe.origin)
+    from latentkit.runtime.device import choose_device
+
+    build: Callable[[Any, BuildContext], Executor] = spec.build
+    wanted = device if device != "auto" else getattr(config, "device", "auto")
+    return build(config, BuildContext(choose_device(wanted), recipe.seed, recipe.base_dir))
+
+
+def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether `accelerate launch` (or torchrun) started this process."""
+    return "LOCAL_RANK" in environment or "ACCELERATE_MIXED_PRECISION" in environment

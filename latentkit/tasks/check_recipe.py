@@ -1,0 +1,124 @@
+"""Everything a recipe names, found and configured, with nothing built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from latentkit.contracts import LossSpec
+from latentkit.errors import LatentkitError, PluginError, RecipeError
+from latentkit.plugins import Provided, Registry
+from latentkit.recipe.schema import Recipe, TrainRecipe
+from latentkit.runtime.step_ranges import describe_gap
+
+KL_WEIGHT_OF_THE_FIELD = 1e-6
+"""Of Rombach et al.
+
+2022, "High-Resolution Image Synthesis with Latent Diffusion Models", and those after them, beside
+l1 or mse.
+"""
+FAR_OFF = 1000.0
+PER_VALUE = "weights are per input value: KL in nats divided by the number of input values"
+
+
+@dataclass(frozen=True)
+class ConfiguredPlugin:
+    """A plugin that a recipe uses, ready to be built.
+
+    Args:
+        where: key of the recipe that names it, such as "losses[1]".
+        kind: of the plugin, such as "loss".
+        provided: its spec and the distribution it is from.
+        config: the validated options.
+    """
+
+    where: str
+    kind: str
+    provided: Provided
+    config: Any
+
+
+def check_recipe(recipe: Recipe, registry: Registry) -> list[ConfiguredPlugin]:
+    """Every plugin the recipe uses, in its order, found and configured.
+
+    Raises:
+        PluginError: a plugin is missing, or several have its name.
+        RecipeError: a plugin refuses its options, one line per problem of all plugins together; or
+            losses of a training run can't go together.
+    """
+    configured: list[ConfiguredPlugin] = []
+    errors: list[LatentkitError] = []
+    for kind, where, use in recipe.uses():
+        try:
+            config = registry.configure(kind, use.use, use.with_, where, recipe.origin)
+            configured.append(ConfiguredPlugin(where, kind, registry.find(kind, use.use), config))
+        except (PluginError, RecipeError) as err:
+            errors.append(err)
+    if errors:
+        raise type(errors[0])("\n".join(str(error) for error in errors)) from errors[0]
+    if isinstance(recipe, TrainRecipe):
+        _check_losses(recipe, {plugin.where: plugin for plugin in configured})
+    return configured
+
+
+def _check_losses(recipe: TrainRecipe, plugins: Mapping[str, ConfiguredPlugin]) -> None:
+    """Nothing, if in every step a reconstruction loss counts, and every loss counts at some.
+
+    Raises:
+        RecipeError: names the loss, or the steps without any.
+    """
+    spans = []
+    for number, loss in enumerate(recipe.losses):
+        where = f"{recipe.origin}: losses[{number}]"
+        spec = plugins[f"losses[{number}]"].provided.spec
+        role = spec.role if isinstance(spec, LossSpec) else ""
+        if loss.schedule.start >= recipe.steps:
+            late = (
+                f"{loss.use} would start after {loss.schedule.start} steps, the run has"
+                f" {recipe.steps}"
+            )
+            raise RecipeError(f"{where}.schedule.start: {late}")
+        if loss.optimizer is not None and role != "adversarial":
+            raise RecipeError(
+                f"{where}.optimizer: {loss.use} has no discriminator, so it would have nothing to"
+                " do; leave it out"
+            )
+        if role == "reconstruction" and not loss.adaptive and loss.weight:
+            spans.append((loss.schedule.start, loss.schedule.until))
+    if gap := describe_gap(spans, recipe.steps):
+        raise RecipeError(f"{recipe.origin}: {gap}")
+
+
+def find_odd_weights(recipe: Recipe) -> list[str]:
+    """A warning per `kl` whose weight is 1,000 times larger or smaller than anybody's; it may be
+    meant, but rather is in another unit.
+
+    Without an opinion: a `kl` with a target, whose weight is no beta, and one with an adaptive
+    weight."""
+    losses = recipe.losses if isinstance(recipe, TrainRecipe) else []
+    fixed = [loss for loss in losses if loss.weight > 0 and not loss.adaptive]
+    likelihoods = [loss for loss in fixed if loss.use.endswith("-nll")]
+    distances = [loss for loss in fixed if loss.use in ("l1", "mse")]
+    warnings = []
+    for number, loss in enumerate(losses):
+        if (
+            loss.use != "kl"
+            or loss not in fixed
+            or loss.with_.get("target") is not None
+            or not likelihoods + distances
+        ):
+            continue
+        beside, is_likelihood = (likelihoods + distances)[0], bool(likelihoods)
+        ratio = loss.weight / beside.weight / (1.0 if is_likelihood else KL_WEIGHT_OF_THE_FIELD)
+        if not 1 / FAR_OFF < ratio < FAR_OFF:
+            usual = (
+                "1 is the ELBO"
+                if is_likelihood
+                else f"latent diffusion uses {KL_WEIGHT_OF_THE_FIELD:g}"
+            )
+            here = f"kl is {loss.weight:g} beside {beside.use} {beside.weight:g}"
+            warnings.append(
+                f"{recipe.origin}: losses[{number}].weight: {here}; {usual} ({PER_VALUE})"
+            )
+    return warnings

@@ -1,0 +1,302 @@
+"""The encode task: from a recipe to latent datasets."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from latentkit.errors import EncoderError, PluginError
+from latentkit.recipe.schema import (
+    EncodeRecipe,
+    Recipe,
+    dump_recipe,
+    resolve,
+)
+from latentkit.tasks.build_parts import (
+    ConfiguredEncode,
+    configured_encodes,
+    is_launched,
+    open_executor,
+)
+
+if TYPE_CHECKING:
+    from latentkit.contracts import Executor, Remark
+    from latentkit.encoding.encode_source import EncodeSummary
+    from latentkit.encoding.make_plan import EncodeInputs, EncodeSettings
+    from latentkit.encoding.shared_pass import SharedPassResult
+    from latentkit.reading.dataset import LatentDataset
+    from latentkit.store.folder import Folder
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run differs from the plain one.
+
+    Args:
+        dry_run: say what would be done, and do nothing.
+        prune: leave samples that are gone from the source out of the dataset, also when they are
+            most of it.
+        retry_skipped: encode once more the samples that were skipped.
+        device: "auto", a kind such as "cuda", or one device such as "cuda:1"; goes before what the
+            recipe says.
+        devices: several, such as ("cuda:0", "cuda:1"), a process each; for encoding. None: that
+            one, or all where it is "auto".
+        fits: where the recipe of one encoder leaves a size open whose default the encoder doesn't
+            take, take its nearest.
+    """
+
+    dry_run: bool = False
+    prune: bool = False
+    retry_skipped: bool = False
+    device: str = "auto"
+    devices: tuple[str, ...] = ()
+    fits: bool = False
+
+
+DEFAULT_OPTIONS = RunOptions()
+MOST_REMARKS = 20
+
+
+@dataclass(frozen=True)
+class EncodeRun:
+    """What an encode task made, by name of the encoder ("" for the only one).
+
+    Args:
+        folders: of the datasets.
+        summaries: what this process did.
+        previews: files to look at, where there are any.
+        remarks: what the source found and did not use; of a stream, as far as this process read it.
+    """
+
+    folders: Mapping[str, str]
+    summaries: Mapping[str, EncodeSummary]
+    previews: Mapping[str, str]
+    remarks: Mapping[str, Sequence[Remark]]
+
+    def datasets(self) -> dict[str, LatentDataset]:
+        """The datasets, opened."""
+        from latentkit.reading.dataset import open_dataset
+        from latentkit.tasks.open_decoder import open_decoder
+
+        return {
+            name: open_dataset(folder, open_decoder=open_decoder)
+            for name, folder in self.folders.items()
+        }
+
+
+def say(text: str) -> None:
+    """A remark for the user, from the first process of a launch only."""
+    if is_first_process():
+        print(text, file=sys.stderr, flush=True)
+
+
+def is_first_process() -> bool:
+    """Whether this is the only process, or the launcher's rank 0."""
+    return not is_launched() or os.environ.get("RANK", "0") == "0"
+
+
+# ---------------------------------------------------------------- encode
+
+
+def run_encode(recipe: EncodeRecipe, options: RunOptions) -> EncodeRun:
+    from latentkit.runtime.source_remarks import remarks_of, say_remarks
+
+    folders, summaries, previews, remarks = {}, {}, {}, {}
+    lines = {line.name: line for line in configured_encodes(recipe)}
+    opened = {name: build_encode(line, recipe, options) for name, line in lines.items()}
+    shared = _encode_together(lines, opened) if len(lines) > 1 else {}
+    for name, line in lines.items():
+        folders[name] = _output(recipe, line)
+        parts = opened.pop(name)
+        summaries[name], preview = _encode_line(parts, shared.get(name))
+        remarks[name] = remarks_of(parts.inputs.source)
+        if (
+            not is_first_process()
+        ):  # the first says its own; what another has read of a stream, nobody else knows
+            say_remarks([remark for remark in remarks[name] if remark not in parts.inputs.remarks])
+        if preview:
+            previews[name] = preview
+    return EncodeRun(folders, summaries, previews, remarks)
+
+
+def _encode_together(
+    lines: Mapping[str, ConfiguredEncode], opened: Mapping[str, BuiltEncode]
+) -> dict[str, SharedPassResult]:
+    """What passes over the source did, one per input that several encoders share, by name; the
+    other encoders are left out.
+    """
+    from latentkit.encoding.shared_pass import EncodeTarget, encode_in_one_pass, group_by_input
+
+    first = next(iter(opened.values()))
+    groups = group_by_input(
+        {name: line.build_modality for name, line in lines.items()},
+        {name: parts.inputs for name, parts in opened.items()},
+        first.device,
+    )
+    if len(groups) > 1:
+        named = " | ".join(", ".join(group.names) for group in groups)
+        say(
+            "encoders take different inputs, so the source is read and prepared once for each of:"
+            f" {named}"
+        )
+    passed: dict[str, SharedPassResult] = {}
+    for group in groups:
+        targets = [
+            EncodeTarget(
+                opened[name].folder,
+                opened[name].inputs,
+                opened[name].settings,
+                _recipe_text(lines[name].recipe, lines[name]),
+            )
+            for name in group.names
+        ]
+        if len(targets) > 1:
+            done = encode_in_one_pass(
+                targets, group.modality, first.executor, first.device, is_first_process()
+            )
+            passed |= zip(group.names, done, strict=True)
+    return passed
+
+
+def describe_dry_run(recipe: EncodeRecipe, options: RunOptions) -> str:
+    from latentkit.encoding.dry_run import describe_run
+    from latentkit.encoding.make_plan import describe_entries
+    from latentkit.runtime.source_remarks import list_remarks
+
+    lines = []
+    for line in configured_encodes(recipe):
+        parts = build_encode(line, recipe, options)
+        lines.append(describe_run(parts.folder, parts.inputs, parts.settings))
+        lines += [f"  column {text}" for text in describe_entries(parts.inputs)]
+        lines += [f"  note {text}" for text in list_remarks(parts.inputs.remarks, MOST_REMARKS)]
+    return "\n".join(lines)
+
+
+def _output(recipe: EncodeRecipe, line: ConfiguredEncode) -> str:
+    return f"{recipe.output.path}/{line.name}" if line.name else recipe.output.path
+
+
+@dataclass(frozen=True)
+class BuiltEncode:
+    """A line of an encode recipe, built."""
+
+    line: ConfiguredEncode
+    folder: Folder
+    executor: Executor
+    device: str
+    inputs: EncodeInputs
+    settings: EncodeSettings
+
+
+def build_encode(
+    line: ConfiguredEncode, recipe: EncodeRecipe, options: RunOptions = DEFAULT_OPTIONS
+) -> BuiltEncode:
+    """Everything that encoding one line of a recipe needs."""
+    from latentkit.contracts import StreamSource
+    from latentkit.encoding.make_plan import EncodeInputs, EncodeSettings
+    from latentkit.runtime.device import choose_device
+    from latentkit.store.open_folder import open_folder
+
+    folder = open_folder(_output(recipe, line))
+    source = line.open_source()
+    executor = open_executor(recipe, options.device, options.devices)
+    device = getattr(executor, "device", None) or choose_device(options.device)
+    opener = line.encoder_opener()
+    encoder = opener(device)
+    for remark in encoder.remarks() if hasattr(encoder, "remarks") else ():
+        say(remark.text)
+    if options.fits and not line.name:
+        line, fits = line.fitted(encoder)
+        for text in fits:
+            say(text)
+    described = {"use": line.source.provided.spec.name, "with": recipe.source.with_}
+    inputs = EncodeInputs(
+        source,
+        line.open_modality(encoder),
+        line.views,
+        opener,
+        line.fingerprint_parts(encoder),
+        described,
+        opener.in_float32(),
+        line.default_parts(),
+    )
+    if isinstance(source, StreamSource):
+        inputs.remarks  # noqa: B018  # now: once it has been read it remarks more, in each process other things
+    settings = EncodeSettings(
+        recipe.output.store,
+        recipe.output.dtype,
+        recipe.output.unit_size,
+        recipe.batch_size,
+        recipe.threads,
+        recipe.compile,
+        recipe.seed,
+        recipe.on_bad_sample,
+        recipe.max_bad,
+        recipe.on_overflow,
+        recipe.preview,
+        options.prune,
+        options.retry_skipped,
+    )
+    return BuiltEncode(line, folder, executor, device, inputs, settings)
+
+
+def _encode_line(
+    opened: BuiltEncode, passed: SharedPassResult | None
+) -> tuple[EncodeSummary, str | None]:
+    from latentkit.contracts import StreamSource
+    from latentkit.encoding.encode_source import encode_source
+    from latentkit.runtime.device import is_out_of_memory
+    from latentkit.store.dataset_json import DATASET, compare_normalizations, restate
+    from latentkit.tasks.preview import preview_suffix, store_preview
+
+    folder, inputs, recipe = opened.folder, opened.inputs, opened.line.recipe
+    before = folder.read(DATASET) if folder.exists(DATASET) else None
+    text = _recipe_text(recipe, opened.line)
+    shown, is_compared = is_first_process(), passed is not None and passed.is_compared
+    summary = encode_source(
+        folder,
+        inputs,
+        opened.executor,
+        opened.device,
+        opened.settings,
+        text,
+        show_progress=shown,
+        is_compared=is_compared,
+    )
+    is_stream = isinstance(inputs.source, StreamSource)
+    remarks = None if is_stream else [asdict(remark) for remark in inputs.remarks]
+    restate(folder, inputs.open_encoder(opened.device).normalization, remarks)
+    if before and (difference := compare_normalizations(before, folder.read(DATASET))):
+        say(f"{folder}: {difference}")
+    summary = summary if passed is None else passed.summary + summary
+    if not opened.settings.preview or not shown:
+        return summary, None
+    name = f"preview{preview_suffix(inputs.modality)}"
+    is_current = folder.exists(name) and folder.read(DATASET) == before
+    try:
+        decoder, num_rows = inputs.open_decoder(opened.device), opened.settings.preview
+        made = is_current or store_preview(
+            folder, inputs.source, inputs.modality, decoder, name, num_rows
+        )
+    except Exception as error:
+        if not (isinstance(error, (PluginError, EncoderError)) or is_out_of_memory(error)):
+            raise
+        # No reason to call a finished dataset a failure.
+        reason = " ".join(str(error).split())
+        say(f"{folder}: no preview: {reason}; the dataset is complete without it")
+        made = False
+    return summary, f"{folder}/{name}" if made else None
+
+
+def _recipe_text(recipe: Recipe, line: ConfiguredEncode) -> str:
+    """recipe.yaml of one line's dataset, which alone makes it again."""
+    values = {}
+    for name, value in resolve(recipe).items():
+        if name == "encoders":
+            values["encoder"] = value[line.name]
+        else:
+            values[name] = value
+    return dump_recipe(values)

@@ -1,0 +1,213 @@
+"""An evaluate recipe to built objects to the evaluation, and its results into the output folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from latentkit._version import __version__
+from latentkit.builtin.metrics import METRICS, configure_metric, label_metrics
+from latentkit.contracts import BuildContext, InputSpec
+from latentkit.errors import RecipeError, StoreError
+from latentkit.plugins import discover
+from latentkit.recipe.parts import MetricUse
+from latentkit.recipe.schema import EvaluateRecipe, dump_recipe, resolve
+from latentkit.tasks.check_recipe import check_recipe
+
+if TYPE_CHECKING:
+    from latentkit.evaluation.evaluate import EvaluateSettings, Evaluation, NamedMetric
+    from latentkit.reading.dataset import LatentDataset
+
+NUM_PICTURES = 6
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    """What an evaluate task found, and the folder that holds it.
+
+    Args:
+        evaluation: None in all processes of a launch but the first, which has it.
+    """
+
+    folder: str
+    evaluation: Evaluation | None
+
+
+def run_evaluating(
+    recipe: EvaluateRecipe, is_first_process: bool, device: str = "auto"
+) -> EvaluateResult:
+    """Evaluate as the recipe says; its results replace those of an earlier evaluation in the same
+    folder.
+
+    Args:
+        is_first_process: of a launch, the only one that evaluates: metrics such as rFID are of all
+            samples together. The others are done.
+
+    Raises:
+        LatentkitError: whatever the user can mend.
+    """
+    from latentkit.evaluation.output import claim_folder, write_evaluation
+    from latentkit.runtime.device import choose_device
+    from latentkit.store.open_folder import open_folder
+
+    if not is_first_process:
+        return EvaluateResult(recipe.output.path, None)
+    device = choose_device(device)
+    work = prepare_evaluation(recipe, device)
+    curves = _read_log(recipe)
+    folder = open_folder(recipe.output.path)
+    claim_folder(folder, dump_recipe(resolve(recipe)))
+    found = work()
+    write_evaluation(folder, found, _describe(recipe, device), curves)
+    return EvaluateResult(str(folder), found)
+
+
+def prepare_evaluation(recipe: EvaluateRecipe, device: str) -> Callable[[], Evaluation]:
+    """Return what evaluates, with all that can be checked before the work checked; nothing is
+    written.
+
+    Raises:
+        LatentkitError: something is missing, or doesn't fit.
+    """
+    prepare = _prepare_model if recipe.latents is None else _prepare_latents
+    work: Callable[[], Evaluation] = prepare(recipe, device)
+    return work
+
+
+def open_metrics(uses: Sequence[MetricUse], context: BuildContext) -> list[NamedMetric]:
+    """The metrics of a recipe, each with a name of its own.
+
+    Args:
+        context: with the model's `input`.
+
+    Raises:
+        LatentkitError: a plugin or a file that a metric needs isn't there.
+    """
+    from latentkit.evaluation.evaluate import NamedMetric
+
+    names = label_metrics([(use.use, use.with_) for use in uses])
+    specs = [METRICS[use.use] for use in uses]
+    built = [
+        spec.build(configure_metric(use.use, use.with_), context)
+        for spec, use in zip(specs, uses, strict=True)
+    ]
+    return [
+        NamedMetric(name, metric, spec.needs, spec.name, spec.better)
+        for name, metric, spec in zip(names, built, specs, strict=True)
+    ]
+
+
+def _prepare_model(recipe: EvaluateRecipe, device: str) -> Any:
+    """What evaluates a model, with all that can be checked before the work checked."""
+    from latentkit.contracts import Decodes
+    from latentkit.evaluation.evaluate import check_metrics, evaluate_model
+    from latentkit.runtime.source_remarks import remarks_of, say_remarks
+
+    plugins = {plugin.where: plugin for plugin in check_recipe(recipe, discover())}
+
+    def build(where: str, spec: InputSpec | None = None) -> Any:
+        context = BuildContext(
+            device, recipe.seed, recipe.base_dir, spec, plugins["modality"].provided.spec.name
+        )
+        return plugins[where].provided.spec.build(plugins[where].config, context)
+
+    source, model = build("source"), build("model")
+    wanted, got = model.modality, plugins["modality"].provided.spec.name
+    if wanted != got:
+        raise RecipeError(f"{recipe.origin}: modality.use: the model takes {wanted!r}, got {got!r}")
+    modality = build("modality", model.input)
+    context = BuildContext(
+        device=device, seed=recipe.seed, recipe_dir=recipe.base_dir, input=model.input
+    )
+    metrics = open_metrics(recipe.metrics, context)
+    try:
+        check_metrics(metrics, model.layout, recipe.posterior, isinstance(model, Decodes), modality)
+    except RecipeError as error:
+        raise _placed(error, recipe) from error
+    say_remarks(remarks_of(source))
+    return lambda: evaluate_model(model, source, modality, metrics, _settings(recipe, device))
+
+
+def _prepare_latents(recipe: EvaluateRecipe, device: str) -> Any:
+    """What evaluates a latent dataset."""
+    from latentkit.evaluation.evaluate import check_metrics, evaluate_latents
+
+    check_recipe(recipe, discover())
+    assert recipe.latents is not None
+    dataset = _open_latents(recipe.latents)
+    metrics = open_metrics(
+        recipe.metrics, BuildContext(device=device, seed=recipe.seed, recipe_dir=recipe.base_dir)
+    )
+    try:
+        check_metrics(metrics, dataset.layout, recipe.posterior, False, None, dataset.has_moments)
+    except RecipeError as error:
+        raise _placed(error, recipe) from error
+    return lambda: evaluate_latents(dataset, metrics, _settings(recipe, device))
+
+
+def _placed(error: RecipeError, recipe: EvaluateRecipe) -> RecipeError:
+    """The error with the recipe's file before every line."""
+    return RecipeError("\n".join(f"{recipe.origin}: {line}" for line in str(error).splitlines()))
+
+
+def _open_latents(path: str) -> LatentDataset:
+    from latentkit.reading.dataset import open_dataset
+
+    dataset = open_dataset(path)
+    return open_dataset(path, posterior="moments") if dataset.has_moments else dataset
+
+
+def _settings(recipe: EvaluateRecipe, device: str) -> EvaluateSettings:
+    from latentkit.evaluation.batches import BadSamples
+    from latentkit.evaluation.evaluate import EvaluateSettings
+
+    bad = BadSamples(recipe.on_bad_sample, recipe.max_bad)
+    return EvaluateSettings(
+        recipe.posterior,
+        recipe.batch_size,
+        recipe.seed,
+        device,
+        bad,
+        NUM_PICTURES,
+        show_progress=True,
+    )
+
+
+def _read_log(recipe: EvaluateRecipe) -> str:
+    if recipe.training_log is None:
+        return ""
+    where = f"{recipe.origin}: training_log: {recipe.training_log}"
+    try:
+        text = Path(recipe.training_log).read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise StoreError(f"{where} can't be read: {error.strerror}") from error
+    if text and not text.startswith('{"step": '):
+        raise StoreError(f"{where} isn't a training run's log; expected its log.jsonl")
+    return text
+
+
+def _describe(recipe: EvaluateRecipe, device: str) -> dict[str, Any]:
+    """What was evaluated, and with what."""
+    import torch
+
+    if recipe.model is not None:
+        model = recipe.model.with_.get("model") or recipe.model.with_.get("config")
+        subject = f"{recipe.model.use} {model}" if model else recipe.model.use
+    else:
+        subject = str(recipe.latents)
+    source = {} if recipe.source is None else {"source": recipe.source.model_dump(by_alias=True)}
+    settings = {
+        "posterior": recipe.posterior,
+        "batch_size": recipe.batch_size,
+        "seed": recipe.seed,
+        "device": device,
+    }
+    return {
+        "evaluated": subject,
+        **source,
+        **settings,
+        "latentkit": __version__,
+        "torch": torch.__version__,
+    }

@@ -1,0 +1,41 @@
+"""The decoder of a latent dataset, by its recipe.yaml."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from latentkit.contracts import Decodes
+from latentkit.errors import EncoderError, FingerprintError
+from latentkit.store.fingerprint import fingerprinted_parts
+from latentkit.store.folder import Folder
+from latentkit.tasks.build_parts import configured_encode_of
+
+
+def open_decoder(folder: Folder, made_with: Mapping[str, str], device: str) -> Decodes:
+    """The encoder of the dataset's recipe.yaml, to decode with: in float32 where it has a choice.
+
+    Args:
+        folder: of the dataset.
+        made_with: the dataset's fingerprint parts.
+        device: such as "cpu" or "cuda:0".
+
+    Raises:
+        EncoderError: it can't decode.
+        FingerprintError: it is not the one that made the dataset.
+    """
+    line = configured_encode_of(folder)
+    opener = line.encoder_opener()
+    encoder = opener(device)
+    decoder = (opener.in_float32() or opener)(device)  # as half precision may overflow
+    if not isinstance(decoder, Decodes):
+        name = line.encoder.provided.spec.name
+        raise EncoderError(f"the encoder {name!r} of {folder} can't decode")
+    there, now = fingerprinted_parts(made_with), fingerprinted_parts(
+        line.fingerprint_parts(encoder)
+    )
+    names = sorted(name for name in {*there, *now} if name.startswith("encoder."))
+    different = ", ".join(name for name in names if there.get(name) != now.get(name))
+    if different:
+        problem = f"{folder} was made by another encoder than its recipe now opens"
+        raise FingerprintError(f"{problem}: {different} differ")
+    return decoder

@@ -1,0 +1,184 @@
+"""The preview of a dataset, such as preview.png: samples beside what their latents decode to, or
+alone where the encoder can't decode.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from latentkit.contracts import Decodes, Encoder, Modality, Prepared, Sample, Source, StreamSource
+from latentkit.errors import EncoderError, LatentkitError, PluginError, RecipeError, StoreError
+from latentkit.reading.dataset import LatentDataset, open_dataset
+from latentkit.runtime.masks import mask_of, without_mask
+from latentkit.runtime.plugin_faults import faults_become
+from latentkit.store.columns import escape
+from latentkit.store.folder import Folder
+
+
+def write_preview(
+    folder: Folder,
+    source: Source | StreamSource | None,
+    modality: Modality,
+    encoder: Encoder,
+    path: Path,
+    num_rows: int,
+) -> bool:
+    """Whether a preview was written at `path`: up to `num_rows` samples, spread over the dataset,
+    each beside its decoded latents.
+
+    Args:
+        source: None, or a sample that is gone from it, leaves the decoded latents alone.
+        encoder: one that can't decode leaves the samples alone, as they were prepared for it;
+            without any there is no preview. Give the one that computes in float32: half precision
+            may overflow into black.
+    """
+    dataset = open_dataset(str(folder), posterior="mean")
+    chosen = np.unique(np.linspace(0, len(dataset) - 1, num_rows).round().astype(int)).tolist()
+    if isinstance(source, StreamSource):  # which can only be read from its start
+        chosen = list(range(min(num_rows, len(dataset))))
+    items = [dataset[index] for index in chosen]
+    pictures = _source_pictures(source, modality, [item["key"] for item in items])
+    rows = []
+    for item in items:
+        picture = pictures.get((item["key"], item["view"]))
+        row = [] if picture is None else [picture]
+        if isinstance(encoder, Decodes):
+            with faults_become(PluginError, encoder, "no preview is written"):
+                decoded = _decode(dataset, encoder, item[dataset.output_name])
+            row.append(
+                decoded
+                if picture is None
+                else decoded[tuple(slice(size) for size in picture.shape)]
+            )  # its padding goes
+        if row:
+            rows.append(row)
+    if not rows:
+        return False
+    part = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        with faults_become(PluginError, modality, "no preview is written"):
+            modality.render(rows, part)
+        os.replace(part, path)
+    except OSError as error:
+        raise StoreError(f"{path} can't be written: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
+    return True
+
+
+def preview_suffix(modality: Modality) -> str:
+    """What the name of a preview ends in, such as ".png" or ".mp4"."""
+    suffix: str = getattr(modality, "preview_suffix", ".png")
+    return suffix
+
+
+def store_preview(
+    folder: Folder,
+    source: Source | StreamSource,
+    modality: Modality,
+    encoder: Encoder,
+    name: str,
+    num_rows: int,
+) -> bool:
+    """Whether a preview was put into the dataset's own folder, under `name`."""
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / name
+        made = write_preview(folder, source, modality, encoder, path, num_rows)
+        if made:
+            folder.replace(name, path.read_bytes())
+        return made
+
+
+def preview_dataset(path: str, output: Path, num_rows: int, device: str = "auto") -> bool:
+    """Write the preview of a finished latent dataset, by the recipe inside it; whether its encoder
+    can decode, so that latents are in it.
+
+    Raises:
+        StoreError, RecipeError: the dataset can't be read, its encoder can't be had, or `output` is
+            named like another kind of file than the modality makes.
+        EncoderError: the encoder can't decode, and none of the samples can be read any more.
+    """
+    from latentkit.runtime.device import choose_device
+    from latentkit.tasks.build_parts import configured_encode_of
+
+    dataset = open_dataset(path)
+    line = configured_encode_of(dataset.folder)
+    opener = line.encoder_opener()
+    encoder = (opener.in_float32() or opener)(choose_device(device))
+    modality = line.open_modality(encoder)
+    if output.suffix.lower() != (suffix := preview_suffix(modality)):
+        name = line.modality.provided.spec.name
+        raise RecipeError(
+            f"{output}: previews of the modality {name!r} are {suffix} files; expected a name that"
+            f" ends in {suffix}"
+        )
+    try:
+        source = line.open_source()
+    except LatentkitError:
+        source = None
+    if not write_preview(dataset.folder, source, modality, encoder, output, num_rows):
+        name = line.encoder.provided.spec.name
+        raise EncoderError(
+            f"no preview: the encoder {name!r} can't decode, and none of the samples can be read"
+            " from the source any more"
+        )
+    return isinstance(encoder, Decodes)
+
+
+def _decode(dataset: LatentDataset, encoder: Decodes, latent: Tensor) -> Tensor:
+    is_raw = dataset.layout.kind == "quantised"
+    raw = (
+        latent[None] if is_raw else dataset.normalization.invert(latent[None], dataset.layout.axes)
+    )
+    low, high = encoder.input.range if isinstance(encoder, Encoder) else (-1.0, 1.0)
+    return encoder.decode(raw)[0].float().cpu().clamp(low, high)
+
+
+def _source_pictures(
+    source: Source | StreamSource | None, modality: Modality, keys: Sequence[str]
+) -> dict[tuple[str, str], Tensor]:
+    """Prepared tensors by (key, view) of the samples that are still there."""
+    pictures: dict[tuple[str, str], Tensor] = {}
+    try:
+        for sample in _find(source, set(keys)):
+            for view in modality.prepare(sample):
+                if (picture := _counted(view)) is not None:
+                    pictures[escape(sample.key), view.view] = picture
+    except (LatentkitError, OSError):
+        return pictures  # the latents are shown alone
+    return pictures
+
+
+def _counted(view: Prepared) -> Tensor | None:
+    """A prepared tensor without the padding at its end; None where the row is made of several."""
+    tensor, mask = without_mask(view.tensor), mask_of(view.tensor)
+    if tensor is None or mask is None or mask.ndim != 1:
+        return tensor
+    count = int(mask.nonzero().max()) + 1 if bool(mask.any()) else len(mask)
+    return tensor[:, :count] if tensor.ndim > 1 else tensor[:count]  # tokens have no channels
+
+
+def _find(source: Source | StreamSource | None, keys: set[str]) -> Iterator[Sample]:
+    if source is None:
+        return
+    if isinstance(source, StreamSource):
+        left = set(keys)
+        for shard in source.shards():
+            for sample in source.read(shard):
+                if escape(sample.key) in left:
+                    left.discard(escape(sample.key))
+                    yield sample
+                if not left:
+                    return
+        return
+    for index, entry in enumerate(source.entries()):
+        if escape(entry.key) in keys:
+            yield source[index]

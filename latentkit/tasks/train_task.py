@@ -1,0 +1,487 @@
+"""A train recipe to built objects to the training loop."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from latentkit.contracts import BuildContext, LossSpec
+from latentkit.errors import FingerprintError, RecipeError, StoreError, TrainingError
+from latentkit.plugins import Registry, discover
+from latentkit.recipe.parts import Evaluate, Optimizer
+from latentkit.recipe.schema import TrainRecipe, dump_recipe, load_recipe, resolve
+from latentkit.tasks.build_parts import EncoderOpener, configured_encode_of
+from latentkit.tasks.check_recipe import ConfiguredPlugin, check_recipe, find_odd_weights
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from latentkit.contracts import Modality
+    from latentkit.evaluation.images import Gallery
+    from latentkit.store.local_folder import LocalFolder
+    from latentkit.training.loop import OptimizerSettings, TrainResult, TrainSettings, WeightedLoss
+    from latentkit.training.settings import TrainEvaluation
+    from latentkit.training.stored_moments import StoredMoments
+
+NUM_PICTURES = 6
+"""Reconstructions in the grid of one evaluation."""
+
+RECIPE = "recipe.yaml"
+CLAIM = "training"
+"""Held by the process that writes to a run's folder."""
+SAME_RUN = ("task", "source", "modality", "latents", "sizes", "model", "losses", "seed")
+"""Keys of a recipe that can't change between the starts of one training run."""
+
+
+def run_training(recipe: TrainRecipe, is_first_process: bool, device: str = "auto") -> TrainResult:
+    """Train as the recipe says, or go on where its run stopped.
+
+    Raises:
+        LatentkitError: whatever the user can mend.
+    """
+    from latentkit.runtime.processes import run_on_first
+    from latentkit.runtime.source_remarks import remarks_of, say_remarks
+    from latentkit.training.loop import train
+    from latentkit.training.start import join_processes
+
+    recipe, remarks = _follow_launcher(recipe)
+    registry = discover()
+    plugins = {plugin.where: plugin for plugin in check_recipe(recipe, registry)}
+    parts = _Parts(recipe, registry, plugins, str(join_processes(device)))
+    with contextlib.ExitStack() as held:
+        run_on_first(lambda: held.enter_context(_keep_others_out(recipe)))
+        source, model = parts.build("source"), parts.build("model")
+        prepare = (
+            parts.modalities(model)
+            if recipe.latents is None
+            else parts.stored_moments(recipe.latents, model)
+        )
+        losses, folder = parts.losses(model), _open_run(recipe)
+        tried = run_on_first(lambda: _try_samples(recipe, source, prepare, folder))
+        for warning in [*remarks, *find_odd_weights(recipe), *tried] if is_first_process else []:
+            print(f"warning: {warning}", file=sys.stderr)
+        if is_first_process:
+            say_remarks(remarks_of(source))
+        wanted = recipe.evaluate
+        evaluation = parts.evaluation(wanted, model, folder, is_first_process) if wanted else None
+        return train(model, source, prepare, losses, _settings(recipe), folder, evaluation, device)
+
+
+def open_training(recipe: TrainRecipe) -> None:
+    """Open all that a run would open before its first step, on the CPU; write nothing."""
+    from latentkit.training.start import check_trackers
+
+    registry = discover()
+    plugins = {plugin.where: plugin for plugin in check_recipe(recipe, registry)}
+    parts = _Parts(recipe, registry, plugins, "cpu")
+    parts.build("source")
+    model = parts.build("model")
+    (
+        parts.modalities(model)
+        if recipe.latents is None
+        else parts.stored_moments(recipe.latents, model)
+    )
+    parts.losses(model)
+    if recipe.evaluate:
+        parts.evaluation(recipe.evaluate, model, Path(recipe.output.path), False)
+    check_trackers(_settings(recipe).trackers)
+
+
+def export_checkpoint(
+    run: str, output: str, step: int | None = None, weights: str | None = None
+) -> str:
+    """Write the model of a run's checkpoint as a folder of its own; return a line about it.
+
+    Args:
+        run: folder of the run.
+        output: folder that is missing or empty.
+        step: of the checkpoint; None: the newest.
+        weights: "average" or "raw"; None: the average where there is one.
+
+    Raises:
+        LatentkitError: there is no such checkpoint, it is damaged, or the output can't be written.
+    """
+    from latentkit.training.checkpoint import pick_checkpoint, read_weights
+    from latentkit.training.result import save_result
+
+    path, chosen, is_average = pick_checkpoint(Path(run), step, weights)
+    recipe = load_recipe(Path(run) / RECIPE)
+    if not isinstance(recipe, TrainRecipe):
+        raise TrainingError(
+            f"{run}: expected the folder of a training run, its {RECIPE} has the task {recipe.task}"
+        )
+    target = Path(os.path.abspath(os.path.expanduser(output)))
+    if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
+        raise TrainingError(
+            f"{output} is there already; expected a folder that is missing or empty"
+        )
+    registry, use = discover(), recipe.model
+    config = registry.configure("encoder", use.use, use.with_, "model", recipe.origin)
+    plugin = ConfiguredPlugin("model", "encoder", registry.find("encoder", use.use), config)
+    model = _Parts(recipe, registry, {"model": plugin}, "cpu").build("model")
+    try:
+        model.module.load_state_dict(read_weights(path, raw=not is_average))
+    except RuntimeError as error:
+        raise TrainingError(
+            f"{path} is not of the model that {recipe.origin} names; restore that model. {error}"
+        ) from error
+    save_result(model, None, target)
+    told = f"{output}: step {chosen} with {'averaged' if is_average else 'raw'} weights"
+    if recipe.model.train == "decoder" or chosen == 0:  # then the encoder is as it was
+        return told
+    return f"{told}; its config has the statistics of latents from before training"
+
+
+def _keep_others_out(recipe: TrainRecipe) -> contextlib.AbstractContextManager[None]:
+    """Hold the output folder, unless the run is finished: then nothing is written there.
+
+    Raises:
+        StoreError: another run writes there, says which; or the folder can't be written.
+    """
+    from latentkit.store.claims import sole_writer
+    from latentkit.training.result import finished_steps
+
+    folder = _open_output(recipe)
+    is_finished = finished_steps(folder.path) >= recipe.steps
+    return contextlib.nullcontext() if is_finished else sole_writer(folder, CLAIM)
+
+
+def _follow_launcher(recipe: TrainRecipe) -> tuple[TrainRecipe, list[str]]:
+    """The recipe, in the launcher's precision where it names none, and remarks about what counts.
+
+    Raises:
+        LatentkitError: the launcher asks for a precision that no recipe has.
+    """
+    from latentkit.runtime.launcher import ignored_accumulation, launched_precision
+
+    asked, passes, remarks = launched_precision(), ignored_accumulation(), []
+    if asked and "precision" not in recipe.model_fields_set:
+        recipe = recipe.model_copy(update={"precision": asked})
+        remarks.append(f"the recipe names no precision, so it is the launcher's: {asked}")
+    elif asked and asked != recipe.precision:
+        own = f"the recipe for {recipe.precision}, which is what counts"
+        remarks.append(f"the launcher asks for mixed precision {asked}, {own}")
+    if passes not in (1, recipe.accumulate):
+        own = f"the recipe for {recipe.accumulate}, which is what counts"
+        remarks.append(f"the launcher asks for {passes} passes per step, {own}")
+    return recipe, remarks
+
+
+def _try_samples(recipe: TrainRecipe, source: Any, prepare: Any, folder: Path) -> list[str]:
+    """Warnings about samples that are tried before the first step of a run.
+
+    Raises:
+        SourceError: too many of them can't be used.
+    """
+    from latentkit.contracts import Source
+    from latentkit.training.batches import SampleLocation
+    from latentkit.training.try_samples import try_samples
+
+    if not isinstance(source, Source) or not len(source) or (folder / "checkpoints").exists():
+        return []
+    view = (
+        prepare[0].prepare
+        if isinstance(prepare, list)
+        else lambda sample: prepare(sample, SampleLocation(0, 0))
+    )
+    return try_samples(source, view, recipe.on_bad_sample, recipe.max_bad)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What a recipe names, to be built."""
+
+    recipe: TrainRecipe
+    registry: Registry
+    plugins: Mapping[str, ConfiguredPlugin]
+    device: str
+
+    def build(self, where: str, model: Any = None) -> Any:
+        """The object of one plugin, told what the model takes if it is given; random weights that
+        it draws follow from the seed.
+        """
+        import torch
+
+        torch.manual_seed(self.recipe.seed)
+        plugin = self.plugins[where]
+        return plugin.provided.spec.build(plugin.config, self._context(model))
+
+    def modalities(self, model: Any) -> list[Modality]:
+        """One per size.
+
+        Raises:
+            RecipeError: a modality or sizes that the model doesn't take, or `sizes` with a modality
+                that has no option size.
+        """
+        plugin, context = self.plugins["modality"], self._context(model)
+        if model.modality != plugin.provided.spec.name:
+            wrong = (
+                f"modality.use: the model takes {model.modality!r}, got"
+                f" {plugin.provided.spec.name!r}"
+            )
+            raise RecipeError(f"{self.recipe.origin}: {wrong}")
+        if not self.recipe.sizes:
+            return [plugin.provided.spec.build(plugin.config, context)]
+        use = self.recipe.modality
+        configs = [
+            self.registry.configure(
+                "modality", use.use, {**use.with_, "size": size}, "modality", self.recipe.origin
+            )
+            for size in self.recipe.sizes
+        ]
+        return [plugin.provided.spec.build(config, context) for config in configs]
+
+    def stored_moments(self, path: str, model: Any) -> StoredMoments:
+        """What pairs the source with the latent dataset at `path`.
+
+        Raises:
+            FingerprintError: another encoder than the model's made it; names what differs.
+            StoreError, TrainingError: it can't be read, or has no moments.
+        """
+        from latentkit.store.dataset_json import read_dataset
+        from latentkit.store.fingerprint import fingerprinted_parts
+        from latentkit.store.open_folder import open_folder
+        from latentkit.training.stored_moments import StoredMoments
+
+        folder = open_folder(path)
+        made_by = fingerprinted_parts(read_dataset(folder)["parts"])
+        line = configured_encode_of(folder)
+        # Weights are hashed in the type that they compute in, so the model is opened with the
+        # options of the dataset's encoder.
+        own, theirs = self.plugins["model"], line.encoder
+        same = {
+            name: getattr(theirs.config, name)
+            for name in ("dtype", "tiling")
+            if name in type(theirs.config).model_fields
+        }
+        known = {
+            name: value for name, value in same.items() if name in type(own.config).model_fields
+        }
+        candidate = replace(line, encoder=replace(own, config=own.config.model_copy(update=known)))
+        opener = EncoderOpener(
+            candidate.encoder,
+            self.recipe.seed,
+            self.recipe.base_dir,
+            line.modality.provided.spec.name,
+        )
+        now = fingerprinted_parts(candidate.fingerprint_parts(opener(self.device)))
+        names = sorted(
+            name
+            for name in {*made_by, *now}
+            if name.startswith("encoder.") and made_by.get(name) != now.get(name)
+        )
+        if names:
+            raise FingerprintError(
+                f"{self.recipe.origin}: latents: {folder} was made by another encoder than the"
+                f" model's: {', '.join(names)} differ; encode the source with this model first"
+            )
+        return StoredMoments(path, line.open_modality(model))
+
+    def losses(self, model: Any) -> list[WeightedLoss]:
+        """All losses, each with a name of its own, for what the model takes."""
+        from latentkit.training.loop import WeightedLoss, WeightSchedule
+
+        losses = []
+        for number, (name, use) in enumerate(_named_losses(self.recipe)):
+            spec = self.plugins[f"losses[{number}]"].provided.spec
+            assert isinstance(spec, LossSpec)
+            schedule = WeightSchedule(**use.schedule.model_dump())
+            optimizer = _optimizer(use.optimizer) if use.optimizer else None
+            loss = self.build(f"losses[{number}]", model)
+            losses.append(
+                WeightedLoss(name, loss, use.weight, spec.role, use.adaptive, schedule, optimizer)
+            )
+        return losses
+
+    def evaluation(
+        self, wanted: Evaluate, model: Any, folder: Path, is_first_process: bool
+    ) -> TrainEvaluation:
+        """Return what measures the model while it trains, in the first process.
+
+        Reconstructions to look at or hear go to evaluations/.
+
+        Raises:
+            RecipeError: a metric that the model or the modality can't have, or that no checkpoint
+                can be the best by.
+        """
+        from latentkit.evaluation.evaluate import (
+            EvaluateSettings,
+            ModuleCodec,
+            check_metrics,
+            evaluate_model,
+        )
+        from latentkit.tasks.evaluate_task import open_metrics
+        from latentkit.training.settings import TrainEvaluation
+
+        context = self._context(model)
+        metrics = open_metrics(wanted.metrics, context)
+        plugin = self.plugins["modality" if wanted.modality is None else "evaluate.modality"]
+        modality, source = plugin.provided.spec.build(plugin.config, context), self.build(
+            "evaluate.source"
+        )
+        check_metrics(metrics, model.layout, "mean", True, modality)
+        better = {metric.name: metric.better for metric in metrics}
+        if wanted.best is not None and not better.get(wanted.best):
+            known = ", ".join(name for name, direction in better.items() if direction) or "none"
+            expected = f"expected a metric with a better side, here {known}; got {wanted.best!r}"
+            raise RecipeError(f"{self.recipe.origin}: evaluate.best: {expected}")
+        batch_size = wanted.batch_size or self.recipe.batch_size
+        settings = EvaluateSettings(
+            "mean", batch_size, self.recipe.seed, self.device, num_pictures=NUM_PICTURES
+        )
+        settings = replace(settings, keep_tensors=model.input.axes != "CHW")  # no pictures
+
+        def measure(module: nn.Module, step: int) -> Mapping[str, float]:
+            if not is_first_process:
+                return {}
+            shown = replace(settings, show_always=hasattr(module, "decode"))
+            codec = ModuleCodec(module, model.input, model.layout)
+            found = evaluate_model(codec, source, modality, metrics, shown)
+            _show(found.gallery, modality, folder / "evaluations" / f"{step:08d}")
+            return found.values()
+
+        return TrainEvaluation(
+            wanted.every, measure, wanted.best, better.get(wanted.best or "") != "lower"
+        )
+
+    def _context(self, model: Any = None) -> BuildContext:
+        modality = "" if self.recipe.latents is not None else self.recipe.modality.use
+        taken = None if model is None else model.input
+        return BuildContext(self.device, self.recipe.seed, self.recipe.base_dir, taken, modality)
+
+
+def _show(gallery: Gallery, modality: Modality, path: Path) -> None:
+    """Write a file to look at or hear: a grid of pictures, or what the modality renders."""
+    from latentkit.evaluation.images import save_grid
+    from latentkit.tasks.preview import preview_suffix
+
+    if gallery.pairs:
+        modality.render(gallery.pairs, path.with_suffix(preview_suffix(modality)))
+    else:
+        save_grid(gallery, path.with_suffix(".png"))
+
+
+def _settings(recipe: TrainRecipe) -> TrainSettings:
+    from latentkit.training.loop import TrainSettings
+
+    alike = [
+        "steps",
+        "batch_size",
+        "accumulate",
+        "precision",
+        "on_bad_sample",
+        "max_bad",
+        "max_bad_steps",
+    ]
+    alike += ["gradient_checkpointing", "compile", "seed"]
+    return TrainSettings(
+        **{name: getattr(recipe, name) for name in alike},
+        optimizer=_optimizer(recipe.optimizer),
+        train=recipe.model.train,
+        ema_decay=recipe.ema.decay if recipe.ema else None,
+        checkpoint_every=recipe.output.checkpoint_every,
+        keep=recipe.output.keep,
+        trackers=recipe.log,
+    )
+
+
+def _optimizer(values: Optimizer) -> OptimizerSettings:
+    from latentkit.training.loop import OptimizerSettings
+
+    return OptimizerSettings(**values.model_dump())
+
+
+def _named_losses(recipe: TrainRecipe) -> Sequence[tuple[str, Any]]:
+    """A name for each loss: the plugin's, numbered where it is used more than once."""
+    uses = [loss.use for loss in recipe.losses]
+    return [
+        (
+            (
+                loss.use
+                if uses.count(loss.use) == 1
+                else f"{loss.use}-{uses[: number + 1].count(loss.use)}"
+            ),
+            loss,
+        )
+        for number, loss in enumerate(recipe.losses)
+    ]
+
+
+def _open_run(recipe: TrainRecipe) -> Path:
+    """The run's folder, with its recipe.yaml; that of the first process alone counts.
+
+    Raises:
+        RecipeError: its path is a URL.
+        StoreError: the folder can't be written, or holds something else.
+        TrainingError: it holds another run; names the values that differ.
+    """
+    from latentkit.runtime.processes import run_on_first
+
+    folder = _open_output(recipe)
+    run_on_first(lambda: _claim(folder, recipe))
+    return folder.path
+
+
+def _open_output(recipe: TrainRecipe) -> LocalFolder:
+    from latentkit.store.local_folder import LocalFolder
+    from latentkit.store.open_folder import open_folder
+
+    folder = open_folder(recipe.output.path)
+    if not isinstance(folder, LocalFolder):
+        raise RecipeError(
+            f"{recipe.origin}: output.path: {folder}: training writes to a local folder"
+        )
+    return folder
+
+
+def _claim(folder: LocalFolder, recipe: TrainRecipe) -> None:
+    from latentkit.store.folder import ASIDE
+    from latentkit.training.result import finished_steps
+
+    text, written, before = dump_recipe(resolve(recipe)), None, {}
+    if folder.exists(RECIPE):
+        before = resolve(load_recipe(folder.path / RECIPE))
+        written = dump_recipe(before)
+    elif any(not name.startswith(".") and name != ASIDE for name in folder.top_names()):
+        raise StoreError(
+            f"{folder} holds something else and no {RECIPE}; give the run a folder of its own"
+        )
+    is_ours = (
+        written is None or folder.read(RECIPE).decode() == written
+    )  # else somebody wrote it by hand
+    is_begun = (folder.path / "checkpoints").exists() or (folder.path / "model").exists()
+    different = list(_differences(before, resolve(recipe))) if before else []
+    if any(re.split(r"\W", line)[0] in SAME_RUN for line in different) and (
+        is_begun or not is_ours
+    ):
+        raise TrainingError(
+            f"{folder} holds another run: {'; '.join(different)}; give another output.path"
+        )
+    if finished_steps(folder.path) >= recipe.steps:
+        for line in different:
+            print(
+                f"warning: {folder} is finished, so this changes nothing: {line}", file=sys.stderr
+            )
+    elif is_ours and written != text:
+        folder.replace(RECIPE, text.encode())
+        folder.discard_if_empty()
+
+
+def _differences(before: Any, now: Any, where: str = "") -> Iterator[str]:
+    """A line per value of a recipe that isn't what it was."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in {**before, **now}:
+            yield from _differences(
+                before.get(key), now.get(key), f"{where}.{key}" if where else key
+            )
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for number, pair in enumerate(zip(before, now, strict=True)):
+            yield from _differences(*pair, f"{where}[{number}]")
+    elif before != now:
+        yield f"{where} was {before!r} and is {now!r}"

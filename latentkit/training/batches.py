@@ -1,0 +1,332 @@
+"""Batches of a training run: full ones of one shape, prepared ahead in threads, from any position
+on.
+
+The samples of all epochs stand in one endless row, each epoch in an order that its number and the
+seed decide, and of n processes each takes every n-th. It groups its samples by shape, of which
+aspect-ratio buckets give several, and a full group is a batch; samples that don't fill one wait, in
+memory, for those of the next epoch. So every batch is full, no process runs out of batches, no
+sample is left out, and where a process stands is said by the number of its next sample and those of
+the few that wait."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from latentkit.contracts import Modality, Prepared, Sample, Source
+from latentkit.errors import SampleError, SourceError, TrainingError
+from latentkit.preparing.media_retry import retried
+from latentkit.runtime.bad_samples import are_too_many
+from latentkit.runtime.cores import share_of_cores
+from latentkit.runtime.plugin_faults import faults_cost_the_sample
+
+AHEAD = 3
+"""Batches in preparation while one is trained on."""
+MAX_SHAPES = 256
+"""Of groups that wait: more are no buckets, but samples of any shape."""
+ORDER, VIEW, SIZE = 1, 2, 3
+"""What is drawn: streams of random numbers of one seed."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a process stands in its own row of samples.
+
+    Args:
+        number: of its next sample, from 0.
+        waiting: numbers of earlier ones, rising, that are not in a batch yet.
+    """
+
+    number: int = 0
+    waiting: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class SampleLocation:
+    """A sample's place in the row of a process.
+
+    Args:
+        epoch: that it is of.
+        index: in the source.
+        block: number of the batch that it would be in if all were of one shape; the same in all
+            processes at a time.
+    """
+
+    epoch: int
+    index: int
+    block: int = 0
+
+
+@dataclass(frozen=True)
+class Example:
+    """One view of a sample, (C, ...) float32 in the encoder's range; stored `moments`, (2 C, h, w),
+    are used instead of the encoder.
+    """
+
+    inputs: Tensor
+    moments: Tensor | None = None
+
+
+Prepare = Callable[[Sample, SampleLocation], Sequence[Example]]
+"""Every view of a sample.
+
+Called from several threads at once; raises `SampleError` and `OSError` as a `Modality` does.
+"""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prepared samples, (N, C, ...) float32 in the encoder's range, their stored moments (N, 2 C,
+    h, w), and the position behind them.
+    """
+
+    inputs: Tensor
+    after: Position
+    moments: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """What decides the batches of one process. `on_bad_sample` and `max_bad` are the recipe's."""
+
+    batch_size: int
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+    on_bad_sample: str = "skip"
+    max_bad: float = 0.05
+
+
+@dataclass
+class BadSamples:
+    """Places in the source of samples that could not be used, with the reason; grows while batches
+    are read.
+    """
+
+    reasons: dict[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FreshViews:
+    """A `Prepare` that draws anew each epoch: the modality is told the epoch in the sample's key,
+    behind a "#".
+
+    Args:
+        modalities: alike but for the size that they prepare to; seed and block decide which of them
+            prepares a sample, so that all processes have one size at a time.
+        seed: of that draw.
+    """
+
+    modalities: Sequence[Modality]
+    seed: int
+
+    def __call__(self, sample: Sample, place: SampleLocation) -> list[Example]:
+        chosen = self.modalities[_draw(len(self.modalities), self.seed, SIZE, place.block)]
+        with faults_cost_the_sample(chosen, sample.key):
+            views = list(chosen.prepare(replace(sample, key=f"{sample.key}#{place.epoch}")))
+        return [Example(_one_tensor(view, sample.key)) for view in views]
+
+
+# ---------------------------------------------------------------- the order
+
+
+@dataclass(frozen=True)
+class Order:
+    """The rows of all processes.
+
+    Args:
+        num_samples: of the source.
+        settings: batch size, seed, and which process of how many this is.
+
+    Raises:
+        TrainingError: fewer samples than one batch for each process.
+    """
+
+    num_samples: int
+    settings: BatchSettings
+
+    def __post_init__(self) -> None:
+        batch_size, world_size = self.settings.batch_size, self.settings.world_size
+        if self.num_samples < batch_size * world_size:
+            shares = f"batch_size {batch_size}" + (
+                f" on {world_size} processes" if world_size > 1 else ""
+            )
+            few = f"the source has {self.num_samples} samples, fewer than one batch ({shares})"
+            raise TrainingError(f"{few}; lower batch_size, or add samples")
+
+    def place(self, number: int) -> SampleLocation:
+        """Of the sample of that number of this process."""
+        epoch, place = divmod(
+            number * self.settings.world_size + self.settings.rank, self.num_samples
+        )
+        return SampleLocation(
+            epoch,
+            int(_permutation(self.num_samples, self.settings.seed, epoch)[place]),
+            number // self.settings.batch_size,
+        )
+
+    def start_of(self, epoch: int) -> Position:
+        """Before this process's first sample of an epoch."""
+        return Position(
+            -(-(epoch * self.num_samples - self.settings.rank) // self.settings.world_size)
+        )
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(num_samples: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    return np.random.default_rng([seed, ORDER, epoch]).permutation(num_samples)
+
+
+def _draw(count: int, *key: int) -> int:
+    """A number below `count`, by seed and stream."""
+    if (
+        count == 1
+    ):  # the usual case, in which a generator would cost as much as half of the preparation
+        return 0
+    return int(np.random.default_rng(key).integers(count))
+
+
+# ---------------------------------------------------------------- reading
+
+
+def read_batches(
+    source: Source,
+    prepare: Prepare,
+    settings: BatchSettings,
+    start: Position,
+    bad: BadSamples | None = None,
+) -> Generator[Batch]:
+    """Batches from a position on, without end; a bad sample is left out.
+
+    Which view of a sample is taken depends on seed, epoch and the sample's place in the source.
+
+    Raises:
+        TrainingError: too few samples for a batch, samples of too many shapes, or a modality that
+            gives several tensors.
+        SourceError: media out of reach, no usable sample in an epoch, or more bad ones than
+            allowed.
+    """
+    bad = bad if bad is not None else BadSamples()
+    waiting: dict[tuple[int, ...], dict[int, Example]] = {}  # shape to number to example
+    num_bad_in_row = 0
+    with contextlib.closing(
+        _prepare_ahead(source, prepare, Order(len(source), settings), start)
+    ) as prepared:
+        for number, index, example in prepared:
+            if isinstance(example, str):
+                bad.reasons[index] = example
+                num_bad_in_row += 1
+                _check_bad(
+                    source, bad, settings, num_bad_in_row * settings.world_size >= len(source)
+                )
+                continue
+            num_bad_in_row = 0
+            shape = tuple(example.inputs.shape)
+            group = waiting.setdefault(shape, {})
+            group[number] = example
+            if len(group) == settings.batch_size:
+                del waiting[shape]
+                left = sorted(itertools.chain.from_iterable(waiting.values()))
+                yield _stack(
+                    list(group.values()), Position(max(number + 1, start.number), tuple(left))
+                )
+            elif len(waiting) > MAX_SHAPES:
+                shapes = " and ".join("x".join(map(str, shape)) for shape in sorted(waiting)[:2])
+                few = f"samples come in more than {MAX_SHAPES} shapes, such as {shapes}"
+                raise TrainingError(
+                    f"{few}; prepare them to one size or to a few buckets (modality.with)"
+                )
+
+
+def _prepare_ahead(
+    source: Source, prepare: Prepare, order: Order, start: Position
+) -> Generator[tuple[int, int, Example | str]]:
+    """Number, place in the source, and example of one sample after the other, without end; of a bad
+    sample the reason.
+    """
+    seed, num_ahead = order.settings.seed, AHEAD * order.settings.batch_size
+    pool = ThreadPoolExecutor(max(share_of_cores(), 2), thread_name_prefix="prepare")
+    ahead: deque[tuple[int, int, Future[Example | str]]] = deque()
+    try:
+        for number in itertools.chain(start.waiting, itertools.count(start.number)):
+            place = order.place(number)
+            ahead.append(
+                (number, place.index, pool.submit(_prepare_one, source, prepare, seed, place))
+            )
+            if len(ahead) > num_ahead:
+                first, index, example = ahead.popleft()
+                yield first, index, example.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _prepare_one(
+    source: Source, prepare: Prepare, seed: int, place: SampleLocation
+) -> Example | str:
+    """One view of one sample; of a bad one the reason."""
+
+    def prepare_sample() -> Sequence[Example]:
+        with faults_cost_the_sample(source):
+            sample = source[place.index]
+        return prepare(sample, place)
+
+    try:
+        views = retried(prepare_sample, f"sample {place.index}")
+    except SampleError as error:
+        return str(error)
+    return (
+        views[_draw(len(views), seed, VIEW, place.epoch, place.index)]
+        if views
+        else "the modality gave no view of it"
+    )
+
+
+def _one_tensor(view: Prepared, key: str) -> Tensor:
+    if not isinstance(view.tensor, Tensor):
+        names = ", ".join(view.tensor)
+        raise TrainingError(
+            f"training takes modalities that give one tensor a sample; for {key!r} this one gives"
+            f" {names}"
+        )
+    return view.tensor
+
+
+def _stack(examples: Sequence[Example], after: Position) -> Batch:
+    moments = [example.moments for example in examples if example.moments is not None]
+    return Batch(
+        torch.stack([example.inputs for example in examples]),
+        after,
+        torch.stack(moments) if moments else None,
+    )
+
+
+def _check_bad(source: Source, bad: BadSamples, settings: BatchSettings, are_all_bad: bool) -> None:
+    count = len(bad.reasons)
+    if settings.on_bad_sample == "fail":
+        raise SourceError(
+            f"a sample can't be used, {_example(source, bad)}; remove it, or set on_bad_sample:"
+            " skip"
+        )
+    if are_too_many(count, len(source), settings.max_bad):
+        allowed = f"more than max_bad: {settings.max_bad:g} allows"
+        raise SourceError(
+            f"{count} of {len(source)} samples can't be used, {allowed}, {_example(source, bad)}"
+        )
+    if are_all_bad:
+        raise SourceError(f"no sample of the source can be used, {_example(source, bad)}")
+
+
+def _example(source: Source, bad: BadSamples) -> str:
+    index, reason = min(bad.reasons.items())
+    entry = next(itertools.islice(source.entries(), index, None))
+    return f"such as {entry.key!r}: {reason}"

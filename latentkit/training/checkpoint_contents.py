@@ -1,0 +1,296 @@
+"""Everything of a training run that changes with a step: to a checkpoint and back, exactly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from latentkit.errors import TrainingError
+from latentkit.runtime.device import kind_of, random_state, set_random_state
+from latentkit.runtime.processes import run_on_first, share
+from latentkit.training.batches import BatchSettings, Order, Position
+from latentkit.training.checkpoint import Checkpoint, pack_optimizer, unpack_optimizer
+from latentkit.training.ema import WeightAverage
+from latentkit.training.settings import OptimizerSettings, TrainSettings
+
+ORDER_VERSION = 2
+"""Of what positions in the data mean; 1 dropped what didn't fill an epoch's last batches."""
+
+
+@dataclass
+class Discriminator:
+    """A discriminator with what trains it.
+
+    Args:
+        module: frozen but for its own pass.
+        parameters: those of it that are trained.
+        optimizer: of those alone.
+        settings: of that optimizer.
+        num_steps: that it will have done at the end of the run.
+        step: optimizer steps it has done, which is what its learning rate goes by.
+        num_skipped_steps: steps of the run in which its loss or gradient wasn't finite.
+    """
+
+    module: nn.Module
+    parameters: list[nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    settings: OptimizerSettings
+    num_steps: int
+    step: int = 0
+    num_skipped_steps: int = 0
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best evaluation so far: after which step, the metric's value, and its name."""
+
+    step: int
+    value: float
+    metric: str = ""
+
+
+@dataclass
+class TrainState:
+    """A run as it stands; `step` counts optimizer steps done, `position` is this process's in the
+    data.
+
+    `loss_modules` and `discriminators` go by the name of their loss; `evaluated` is the step of the
+    newest evaluation. `is_whole` is False while optimizers change weights, which are then neither
+    those of this step nor of the next.
+    """
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    average: WeightAverage | None
+    loss_modules: Mapping[str, nn.Module] = field(default_factory=dict)
+    discriminators: Mapping[str, Discriminator] = field(default_factory=dict)
+    step: int = 0
+    position: Position = field(default_factory=Position)
+    num_skipped_steps: int = 0
+    best: Best | None = None
+    evaluated: int | None = None
+    is_whole: bool = True
+
+
+def remember(state: TrainState, accelerator: Accelerator) -> Callable[[], None]:
+    """What takes position and random numbers of this process back to how they are now."""
+    position, random = state.position, _random_states(accelerator)
+
+    def go_back() -> None:
+        state.position = position
+        _restore_random(
+            {name: value.expand(accelerator.num_processes, -1) for name, value in random.items()},
+            accelerator,
+        )
+
+    return go_back
+
+
+def pack(
+    state: TrainState, settings: TrainSettings, num_samples: int, accelerator: Accelerator
+) -> Checkpoint:
+    """The state of all processes; every process must call it."""
+    random = {
+        name: accelerator.gather(value[None].to(accelerator.device))
+        for name, value in _random_states(accelerator).items()
+    }
+    tensors: dict[str, Mapping[str, Tensor]] = {
+        "model": state.module.state_dict(),
+        "optimizer": pack_optimizer(state.optimizer),
+        "random": random,
+    }
+    values: dict[str, Any] = {
+        "positions": gather_object([[state.position.number, *state.position.waiting]]),
+        "data": _data_order(settings, num_samples, accelerator),
+        "num_skipped_steps": state.num_skipped_steps,
+        "num_threads": torch.get_num_threads(),
+        "scaler": state.scaler.state_dict(),
+        **pack_evaluation(state),
+        "discriminators": {
+            name: {"step": found.step, "num_skipped_steps": found.num_skipped_steps}
+            for name, found in state.discriminators.items()
+        },
+        "settings": asdict(settings),
+        "torch": torch.__version__,
+    }
+    if state.average is not None:
+        tensors["average"] = state.average.tensors
+        values["num_average_updates"] = state.average.num_updates
+    tensors |= {f"loss.{name}": module.state_dict() for name, module in state.loss_modules.items()}
+    for name, found in state.discriminators.items():
+        tensors |= {
+            f"discriminator.{name}": found.module.state_dict(),
+            f"discriminator-optimizer.{name}": pack_optimizer(found.optimizer),
+        }
+    return Checkpoint(state.step, tensors, values)
+
+
+def pack_evaluation(state: TrainState) -> dict[str, Any]:
+    """What an evaluation changes in a checkpoint."""
+    return {"best": asdict(state.best) if state.best else None, "evaluated": state.evaluated}
+
+
+def read_together(read: Callable[[], Checkpoint | None]) -> Checkpoint | None:
+    """Return, in every process, the checkpoint that `read` gives in the first one.
+
+    No other process looks at its disk. Tensors are sent one by one, never pickled.
+
+    Raises:
+        TrainingError: of `read`.
+    """
+    own: list[Checkpoint] = []
+
+    def outline() -> tuple[int, dict[str, Any], Mapping[str, Any]] | None:
+        found = read()
+        if found is None:
+            return None
+        own.append(found)
+        forms = {
+            stem: {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+            for stem, tensors in found.tensors.items()
+        }
+        return found.step, forms, found.state
+
+    sent = run_on_first(outline)
+    if sent is None or PartialState().num_processes == 1:
+        return own[0] if own else None
+    step, forms, values = sent
+    tensors = {
+        stem: {
+            name: share(own[0].tensors[stem][name] if own else None, shape, dtype)
+            for name, (shape, dtype) in parts.items()
+        }
+        for stem, parts in forms.items()
+    }
+    return Checkpoint(step, tensors, values)
+
+
+def restore(
+    state: TrainState,
+    checkpoint: Checkpoint,
+    settings: TrainSettings,
+    num_samples: int,
+    accelerator: Accelerator,
+) -> list[str]:
+    """Lines about where the run goes on, and what differs from it so far; the state is then the
+    checkpoint's.
+
+    With another batch size, seed, number of samples or number of processes the order of the data is
+    another one, and the run goes on with the next epoch.
+
+    Raises:
+        TrainingError: the checkpoint is of another model, or of other losses.
+    """
+    values = checkpoint.state
+    try:
+        _restore_tensors(state, checkpoint)
+    except (RuntimeError, KeyError, IndexError, ValueError) as error:
+        raise TrainingError(
+            "the output folder holds a run of another model; give another output.path, or that"
+            f" model. {error}"
+        ) from error
+    if values["scaler"] and state.scaler.is_enabled():
+        state.scaler.load_state_dict(values["scaler"])
+    state.step, state.num_skipped_steps = checkpoint.step, values["num_skipped_steps"]
+    state.best = Best(**values["best"]) if values["best"] else None
+    state.evaluated = values.get(
+        "evaluated", checkpoint.step
+    )  # older versions evaluated before they wrote
+    if accelerator.device.type == "cpu":
+        torch.set_num_threads(values["num_threads"])  # another number adds up in another order
+    notes = [f"going on from step {state.step}", *_changes(values["settings"], asdict(settings))]
+    if values["data"] == _data_order(settings, num_samples, accelerator):
+        number, *waiting = values["positions"][accelerator.process_index]
+        state.position = Position(number, tuple(waiting))
+        _restore_random(checkpoint.tensors["random"], accelerator)
+        return notes
+    before, most = values["data"], max(number for number, *_ in values["positions"])
+    # The next epoch that isn't begun; positions were once pairs of epoch and batch.
+    epoch = (
+        math.ceil(most * before["num_processes"] / before["num_samples"])
+        if "version" in before
+        else most + 1
+    )
+    state.position = Order(num_samples, batches_of(settings, accelerator)).start_of(epoch)
+    torch.manual_seed(
+        settings.seed
+        + 1_000_003 * (state.step * accelerator.num_processes + accelerator.process_index)
+    )
+    return [*notes, f"the data comes in another order than before; going on with epoch {epoch}"]
+
+
+def _restore_tensors(state: TrainState, checkpoint: Checkpoint) -> None:
+    tensors, values = checkpoint.tensors, checkpoint.state
+    state.module.load_state_dict(dict(tensors["model"]))
+    unpack_optimizer(state.optimizer, tensors["optimizer"])
+    if state.average is not None:
+        state.average.load(
+            tensors.get("average", tensors["model"]), values.get("num_average_updates", 0)
+        )
+    for name, module in state.loss_modules.items():
+        module.load_state_dict(dict(tensors[f"loss.{name}"]))
+    for name, found in state.discriminators.items():
+        found.module.load_state_dict(dict(tensors[f"discriminator.{name}"]))
+        unpack_optimizer(found.optimizer, tensors[f"discriminator-optimizer.{name}"])
+        counts = values["discriminators"][name]
+        found.step, found.num_skipped_steps = counts["step"], counts["num_skipped_steps"]
+
+
+def batches_of(settings: TrainSettings, accelerator: Accelerator) -> BatchSettings:
+    """What this process reads."""
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    return BatchSettings(
+        settings.batch_size,
+        settings.seed,
+        rank,
+        world_size,
+        settings.on_bad_sample,
+        settings.max_bad,
+    )
+
+
+def _data_order(
+    settings: TrainSettings, num_samples: int, accelerator: Accelerator
+) -> dict[str, int]:
+    return {
+        "version": ORDER_VERSION,
+        "num_samples": num_samples,
+        "batch_size": settings.batch_size,
+        "seed": settings.seed,
+        "num_processes": accelerator.num_processes,
+    }
+
+
+def _random_states(accelerator: Accelerator) -> dict[str, Tensor]:
+    """States of the CPU's generator and of the device's own, by kind of device."""
+    return {kind_of(device): random_state(device) for device in ("cpu", accelerator.device)}
+
+
+def _restore_random(states: Mapping[str, Tensor], accelerator: Accelerator) -> None:
+    # cloned, since torch reads a state from the start of its storage, which is another process's
+    # row
+    for device in ("cpu", accelerator.device):
+        if kind_of(device) in states:
+            set_random_state(
+                device, states[kind_of(device)][accelerator.process_index].cpu().clone()
+            )
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """One line per setting that isn't what it was."""
+    lines: list[str] = []
+    for name, value in now.items():
+        old = before.get(name)
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            lines += _changes(old, value, f"{prefix}{name}.")
+        elif (list(value) if isinstance(value, tuple) else value) != old:
+            lines.append(f"{prefix}{name} was {old!r} and is {value!r} from here on")
+    return lines

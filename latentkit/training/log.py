@@ -1,0 +1,236 @@
+"""What a training run tells: log.jsonl, trackers, the live line, and what its KL weight means."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from latentkit.errors import TrainingError
+from latentkit.losses.kl_weight import describe_kl
+from latentkit.runtime.progress import Progress
+from latentkit.training.settings import WeightedLoss
+
+
+class TrainingLog:
+    """Averages what steps saw, appends it to log.jsonl, hands it to trackers, and prints progress
+    to stderr; in the first process only.
+
+    Args:
+        path: of log.jsonl.
+        num_steps: of the whole run.
+        accelerator: says which process this is, and has the trackers.
+        losses: of the run.
+    """
+
+    def __init__(
+        self, path: Path, num_steps: int, accelerator: Accelerator, losses: Sequence[WeightedLoss]
+    ) -> None:
+        self._path, self._num_steps, self._accelerator, self._losses = (
+            path,
+            num_steps,
+            accelerator,
+            losses,
+        )
+        self._progress: Progress | None = None
+        self._described = False
+        self._clear()
+
+    def begin(
+        self,
+        step: int,
+        settings: Mapping[str, Any],
+        evaluated: int | None = None,
+        sums: Mapping[str, tuple[float, int]] | None = None,
+    ) -> None:
+        """Start trackers and clock after `step` done steps; drop lines of later ones.
+
+        Args:
+            settings: for trackers.
+            evaluated: step of the newest evaluation; lines of later ones are dropped too.
+            sums: as the property had them when the run stopped.
+        """
+        if self._accelerator.log_with:
+            texts = {name: str(value) for name, value in settings.items()}
+            self._accelerator.init_trackers(
+                self._path.parent.name, texts, {"tensorboard": {"purge_step": step + 1}}
+            )
+        self._progress = Progress(
+            self._num_steps, "steps", self._accelerator.is_main_process, before=step
+        )
+        self._num_samples = 0.0
+        self._clear()
+        self._sums |= {name: (total, count) for name, (total, count) in (sums or {}).items()}
+        if self._accelerator.is_main_process:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            _drop_later(self._path, step, -1 if evaluated is None else evaluated)
+
+    @property
+    def sums(self) -> dict[str, tuple[float, int]]:
+        """Sum and count of every value since the last line, but for what the rate is of."""
+        return {name: found for name, found in self._sums.items() if name != "num_samples"}
+
+    def note(self, text: str) -> None:
+        """Print a line."""
+        if self._progress is not None:
+            self._progress.note(text)
+        elif self._accelerator.is_main_process:
+            print(text, file=sys.stderr, flush=True)
+
+    def add(self, values: Mapping[str, float]) -> None:
+        """Count a step in.
+
+        Args:
+            values: averages over the step: "loss", "losses.NAME" (unweighted) with "weighted.NAME",
+                "kl_nats" of a sample, "num_values" of one and "num_latent_values" of its posterior,
+                and what else the log should have; "num_samples" counts those of the step.
+        """
+        for name, value in values.items():
+            if math.isfinite(value):  # a loss of weight 0 may be anything
+                total, count = self._sums.get(name, (0.0, 0))
+                self._sums[name] = total + value, count + 1
+        if not self._described:
+            self._described = True
+            fixed = [
+                (loss.name, loss.loss, loss.weight) for loss in self._losses if not loss.adaptive
+            ]
+            for line in describe_kl(
+                fixed, round(values["num_values"]), round(values.get("num_latent_values", 0))
+            ):
+                self.note(line)
+        self._show(values)
+
+    def write(self, step: int, epoch: int, num_skipped_steps: int) -> None:
+        """Append the averages since the last line; those of the last step are printed as well.
+
+        Raises:
+            TrainingError: the file can't be written.
+        """
+        record = {
+            "step": step,
+            "epoch": epoch,
+            "num_skipped_steps": num_skipped_steps,
+            **self._averages(),
+        }
+        self._append(record)
+        self._clear()
+        if step == self._num_steps:
+            self.note(f"step {step}/{self._num_steps}  loss {record['loss']:.5f}")
+
+    def write_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append an evaluation, {"step", "metrics"}, and print it; a metric that isn't finite is
+        null.
+
+        Raises:
+            TrainingError: the file can't be written.
+        """
+        self._append(
+            {
+                "step": step,
+                "metrics": {
+                    name: value if math.isfinite(value) else None for name, value in metrics.items()
+                },
+            }
+        )
+        when = f"step {step}/{self._num_steps}" if step else "before the first step"
+        self.note(f"{when}  " + "  ".join(f"{name} {value:.5g}" for name, value in metrics.items()))
+
+    def read_metrics(self) -> dict[int, dict[str, float | None]]:
+        """The metrics of every evaluation, by its step."""
+        if not self._path.exists():  # a finished run whose log was removed
+            return {}
+        lines = [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
+        return {line["step"]: line["metrics"] for line in lines if "metrics" in line}
+
+    def close(self) -> None:
+        """End trackers and live line."""
+        if self._progress is not None:
+            self._progress.close()
+            self._progress = None
+        if self._accelerator.is_main_process:
+            for tracker in self._accelerator.trackers:
+                tracker.finish()
+
+    def _append(self, record: Mapping[str, Any]) -> None:
+        if not self._accelerator.is_main_process:
+            return
+        try:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(record, allow_nan=False) + "\n")
+        except OSError as error:
+            raise TrainingError(
+                f"{self._path} can't be written: {error.strerror}; the run goes on from its last"
+                " checkpoint"
+            ) from error
+        self._accelerator.log(
+            {name: value for name, value in _flat(record) if name != "step"}, step=record["step"]
+        )
+
+    def _clear(self) -> None:
+        self._sums: dict[str, tuple[float, int]] = {}
+        self._cleared = time.monotonic()
+
+    def _averages(self) -> dict[str, Any]:
+        """Means over the steps in which there was such a value: a loss doesn't count in every step.
+        """
+        seconds = max(time.monotonic() - self._cleared, 1e-9)
+        means = {name: total / count for name, (total, count) in self._sums.items()}
+        num_samples = self._sums["num_samples"][0]
+        means.pop("num_samples")
+        num_values = means.pop("num_values")
+        means.pop("num_latent_values", None)
+        plain = {name: value for name, value in means.items() if "." not in name}
+        if "kl_nats" in plain:
+            plain["kl_bits_per_dim"] = plain["kl_nats"] / (math.log(2) * num_values)
+        losses: dict[str, dict[str, float]] = {}
+        parts: dict[str, Any] = {"losses": losses}
+        for name, value in means.items():
+            kind, _, rest = name.partition(".")
+            if kind in ("losses", "weighted", "adaptive"):
+                losses.setdefault(rest, {})["value" if kind == "losses" else kind] = value
+            elif kind == "discriminators":
+                owner, _, part = rest.rpartition(".")
+                parts.setdefault(kind, {}).setdefault(owner, {})[part] = value
+        return {**plain, **parts, "samples_per_second": num_samples / seconds}
+
+    def _show(self, values: Mapping[str, float]) -> None:
+        """The live line: rates since the run went on, the loss since the last line of the log."""
+        assert self._progress is not None
+        self._num_samples += values["num_samples"]
+        total, count = self._sums["loss"]
+        rate = self._num_samples / max(self._progress.seconds, 1e-9)
+        self._progress.update(1, remark=f"loss {total / count:.5f}, {rate:.1f} samples/s")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Dotted name and value of every number."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        elif value is not None:
+            yield f"{prefix}{name}", value
+
+
+def _drop_later(path: Path, step: int, evaluated: int) -> None:
+    """Keep lines of steps up to `step`, of evaluations up to `evaluated`; none cut off by a kill.
+    """
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+            if record["step"] <= (evaluated if "metrics" in record else step):
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            break
+    aside = path.with_suffix(".part")
+    aside.write_text("".join(kept), encoding="utf-8")
+    os.replace(aside, path)

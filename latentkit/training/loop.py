@@ -1,0 +1,377 @@
+"""The training loop: built objects in, the folder of a trained model out.
+
+Read `train` first, then `training_step.take_step`. Weights stay float32; the forward pass runs
+under autocast, losses outside it in float32. A run that was killed goes on from its newest
+checkpoint and ends, on a CPU, with the same weights bit for bit.
+
+    model/, model-last/   the best step's weights where evaluations say which is the best, and the
+                          last step's; else model/ alone, of the last step; averaged weights where
+                          there are any, with measured statistics
+    checkpoints/          see `checkpoint`
+    log.jsonl             averages of steps, and metrics, of which step 0 has those before training
+    result.json           steps, metrics and files of each model; samples that the first process
+    left
+                          out since it last began, and why
+
+An error and a signal (SIGTERM, Ctrl-C) end a run with a checkpoint of its newest whole step. An
+error in one of several processes loses the steps since the newest checkpoint: each has random
+numbers and a place in the data of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate.utils import broadcast
+
+from latentkit.contracts import Modality, Source, Trainable
+from latentkit.errors import TrainingError
+from latentkit.runtime.device import forked_random, is_out_of_memory
+from latentkit.runtime.numerics import many_graphs
+from latentkit.runtime.processes import run_on_first
+from latentkit.training.batches import BadSamples, Batch, FreshViews, Order, Prepare, read_batches
+from latentkit.training.checkpoint import Checkpoint, list_checkpoints, read_newest, step_of
+from latentkit.training.checkpoint_contents import (
+    Best,
+    TrainState,
+    batches_of,
+    read_together,
+    remember,
+    restore,
+)
+from latentkit.training.log import TrainingLog
+from latentkit.training.result import finish, finished_steps
+from latentkit.training.settings import (
+    OptimizerSettings,
+    TrainEvaluation,
+    TrainSettings,
+    WeightedLoss,
+    WeightSchedule,
+)
+from latentkit.training.shared_state import Run, Saver
+from latentkit.training.start import check, open_accelerator, rehearse, start
+from latentkit.training.step import copy_buffers, put_back, take_step
+
+__all__ = [
+    "OptimizerSettings",
+    "TrainEvaluation",
+    "TrainResult",
+    "TrainSettings",
+    "WeightSchedule",
+    "WeightedLoss",
+    "train",
+]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run made.
+
+    Args:
+        model: folder of the model.
+        steps: optimizer steps done in all.
+        num_bad_samples: samples that this process could not use.
+        num_skipped_steps: steps not taken because loss or gradient were not finite.
+        finished_before: the run was done already, and nothing was computed.
+        best: the evaluation that the model is of; None: the model is that of the last step.
+    """
+
+    model: Path
+    steps: int
+    num_bad_samples: int = 0
+    num_skipped_steps: int = 0
+    finished_before: bool = False
+    best: Best | None = None
+
+
+def train(
+    model: Trainable,
+    source: Source,
+    prepare: Modality | Sequence[Modality] | Prepare,
+    losses: Sequence[WeightedLoss],
+    settings: TrainSettings,
+    folder: Path,
+    evaluate: TrainEvaluation | None = None,
+    device: str = "auto",
+) -> TrainResult:
+    """Train `model` on `source`; again with the same folder goes on from the newest whole
+    checkpoint, or does nothing when all is done.
+
+    Args:
+        model: its weights are changed in place; at the end they are the result's.
+        source: read by position, in an order drawn anew each epoch.
+        prepare: a modality, which gives one view of each sample, all of one shape; several, of
+            which each batch draws one; or a `Prepare`.
+        losses, settings: their weighted sum is what training makes small; every number.
+        folder: gets what this module's docstring lists.
+        evaluate: measures the model before the first step and now and then.
+        device: as `choose_device` takes it.
+
+    Raises:
+        TrainingError: it can't start or go on; says from where it can be resumed.
+        SourceError: media out of reach, or too few usable samples.
+    """
+    check(source, losses, settings, evaluate)
+    accelerator, settings = open_accelerator(settings, folder, device)
+    log = TrainingLog(folder / "log.jsonl", settings.steps, accelerator, losses)
+    newest = read_together(lambda: _find_newest(folder, log))
+    finished = run_on_first(lambda: finished_steps(folder))
+    if newest is not None and newest.step >= settings.steps and finished == newest.step:
+        return _finished(newest, folder / "model")
+    views = _views(prepare, settings.seed)
+    bad, shares = BadSamples(), batches_of(settings, accelerator)
+    order = Order(len(source), shares)  # too few samples are refused before the model is touched
+    run = start(model, losses, settings, accelerator, log)
+    saver = _begin(run, newest, folder / "checkpoints", len(source), evaluate)
+    with (
+        contextlib.closing(log),
+        run.stop.watching(),
+        _explain_memory(run.state),
+        many_graphs(settings.compile),
+    ):
+        with contextlib.closing(
+            read_batches(source, views, shares, run.state.position, bad)
+        ) as batches:
+            _train_steps(run, rehearse(run, batches), saver, order, evaluate)
+        finish(run, model, source, views, folder, _left_out(source, bad))
+    path, state = folder / "model", run.state
+    return TrainResult(path, state.step, len(bad.reasons), state.num_skipped_steps, best=state.best)
+
+
+def _left_out(source: Source, bad: BadSamples) -> dict[str, str]:
+    """Key to reason of the bad samples; not by `source[index]`, which may be what fails."""
+    entries = enumerate(source.entries()) if bad.reasons else ()
+    return {entry.key: bad.reasons[index] for index, entry in entries if index in bad.reasons}
+
+
+def _find_newest(folder: Path, log: TrainingLog) -> Checkpoint | None:
+    """The checkpoint to go on from; None for a new run.
+
+    Raises:
+        TrainingError: the folder has a model, but nothing that says it came from such a run.
+    """
+    newest = read_newest(folder / "checkpoints", log.note)
+    if newest is None and (folder / "model").exists():
+        raise TrainingError(
+            f"{folder / 'model'} is there, but no checkpoint that it came from; give another"
+            " output.path, or move it away"
+        )
+    return newest
+
+
+def _finished(last: Checkpoint, model: Path) -> TrainResult:
+    best = last.state["best"]
+    found = Best(**best) if best else None
+    return TrainResult(model, last.step, finished_before=True, best=found)
+
+
+def _begin(
+    run: Run,
+    newest: Checkpoint | None,
+    folder: Path,
+    num_samples: int,
+    evaluate: TrainEvaluation | None,
+) -> Saver:
+    """Take up the newest checkpoint's state, if there is one, and begin the log where that ends."""
+    state, log = run.state, run.log
+    for text in (
+        restore(state, newest, run.settings, num_samples, run.accelerator) if newest else []
+    ):
+        log.note(text)
+    wanted = evaluate.best if evaluate else None
+    if state.best is not None and (wanted is None or state.best.metric not in ("", wanted)):
+        then = "the best is looked for from here on" if wanted else "the model is of the last step"
+        log.note(f"evaluate.best was {state.best.metric!r} and is {wanted!r}: {then}")
+        state.best = None
+    kept = run_on_first(lambda: [step_of(path) for path in list_checkpoints(folder)])
+    if state.best is not None and state.best.step not in kept:
+        log.note(
+            f"the checkpoint of the best step, {state.best.step}, is gone: the best is looked for"
+            " from here on"
+        )
+        state.best = None
+    log.begin(
+        state.step,
+        vars(run.settings),
+        state.evaluated,
+        newest.state.get("unlogged") if newest else None,
+    )
+    return Saver(run, folder, num_samples, newest.step if newest else None)
+
+
+def _views(prepare: Modality | Sequence[Modality] | Prepare, seed: int) -> Prepare:
+    modalities = [prepare] if isinstance(prepare, Modality) else prepare
+    return FreshViews(modalities, seed) if isinstance(modalities, Sequence) else modalities
+
+
+# ---------------------------------------------------------------- steps
+
+
+def _train_steps(
+    run: Run, batches: Iterator[Batch], saver: Saver, order: Order, evaluate: TrainEvaluation | None
+) -> None:
+    """Take all steps that are left; a step's checkpoint comes before its evaluation."""
+    state, settings = run.state, run.settings
+    if evaluate is not None and (state.evaluated is None or _is_due(run, evaluate)):
+        _evaluate(run, evaluate, saver)
+    skipped_in_row = 0
+    while state.step < settings.steps:
+        with run.stop.holding():
+            skipped = _advance(run, batches, saver, order)
+            skipped_in_row = skipped_in_row + 1 if skipped else 0
+            if skipped_in_row == settings.max_bad_steps:
+                raise TrainingError(
+                    _diverged(state.step, skipped, settings.max_bad_steps, saver.folder)
+                )
+            is_due = evaluate is not None and "the model" not in skipped and _is_due(run, evaluate)
+            is_saved = state.step == settings.steps or state.step % settings.checkpoint_every == 0
+            if run.stop.is_agreed or is_due or (is_saved and "the model" not in skipped):
+                saver.save()
+        if run.stop.is_agreed:
+            run.stop.end()
+        if evaluate is not None and is_due:
+            _evaluate(run, evaluate, saver)
+
+
+def _advance(run: Run, batches: Iterator[Batch], saver: Saver, order: Order) -> list[str]:
+    """What was skipped in a step that has been taken, and logged unless it is the model's."""
+    state, settings = run.state, run.settings
+    with saver.saving_on_failure():
+        values, skipped = _take_whole_step(run, batches)
+        if values is not None:
+            run.log.add(values)
+            if state.step == settings.steps or state.step % settings.log_every == 0:
+                run.log.write(
+                    state.step,
+                    order.place(max(state.position.number - 1, 0)).epoch,
+                    state.num_skipped_steps,
+                )
+    return skipped
+
+
+def _take_whole_step(
+    run: Run, batches: Iterator[Batch]
+) -> tuple[dict[str, float] | None, list[str]]:
+    """Take a step; one that fails before any weight has changed leaves no trace, to be saved."""
+    state = run.state
+    go_back = remember(state, run.accelerator)
+    buffers = copy_buffers(
+        [
+            state.module,
+            *state.loss_modules.values(),
+            *(found.module for found in state.discriminators.values()),
+        ]
+    )
+    try:
+        return take_step(run, batches)
+    except BaseException:
+        if state.is_whole:
+            go_back()
+            put_back(buffers)
+        raise
+
+
+# ---------------------------------------------------------------- evaluations
+
+
+def _is_due(run: Run, evaluate: TrainEvaluation) -> bool:
+    step = run.state.step
+    return step != run.state.evaluated and (
+        step == run.settings.steps or step % evaluate.every == 0
+    )
+
+
+def _evaluate(run: Run, evaluate: TrainEvaluation, saver: Saver) -> None:
+    """Measure the model, with averaged weights where there are any; remember the best.
+
+    Raises:
+        Exception: it can't be measured, in any process; or that metric isn't among those measured.
+    """
+    state = run.state
+    metrics = _measure(run, evaluate)
+    state.evaluated = state.step
+    if evaluate.best is not None:
+        value = _agree(run, evaluate.best, metrics)
+        sign = 1 if evaluate.higher_is_better else -1
+        if math.isfinite(value) and (state.best is None or sign * value > sign * state.best.value):
+            state.best = Best(state.step, value, evaluate.best)
+    run.log.write_metrics(state.step, metrics)
+    saver.save_evaluation()
+
+
+def _measure(run: Run, evaluate: TrainEvaluation) -> Mapping[str, float]:
+    state, device = run.state, run.accelerator.device
+    metrics: Mapping[str, float] = {}
+    failure: Exception | None = None
+    state.module.eval()
+    with contextlib.ExitStack() as stack:
+        stack.callback(state.module.train)
+        stack.enter_context(forked_random(device))
+        stack.enter_context(torch.no_grad())
+        if state.average is not None:
+            stack.enter_context(state.average.swapped_in(state.module))
+        try:
+            metrics = evaluate.measure(state.module, state.step)
+        except Exception as error:  # noqa: BLE001  raised in all processes, below
+            failure = error
+    _raise_together(failure, device)
+    return metrics
+
+
+def _agree(run: Run, best: str, metrics: Mapping[str, float]) -> float:
+    """The first process's value of the metric that counts."""
+    device = run.accelerator.device
+    failure = None
+    if best not in metrics and run.accelerator.is_main_process:
+        failure = TrainingError(
+            f"evaluate.best: {best!r} isn't measured, which are {', '.join(metrics) or 'none'}"
+        )
+    _raise_together(failure, device)
+    # As the bits of a float64, which not every device has.
+    value = torch.tensor(metrics.get(best, math.nan), dtype=torch.float64).view(torch.int64)
+    return float(broadcast(value.to(device)).cpu().view(torch.float64))
+
+
+def _raise_together(failure: Exception | None, device: torch.device) -> None:
+    """Raise the first process's failure, in all: the others would wait for it at the next
+    checkpoint.
+    """
+    if float(broadcast(torch.tensor(float(failure is not None), device=device))):
+        raise failure or TrainingError("the first process could not measure the model; it says why")
+
+
+@contextlib.contextmanager
+def _explain_memory(state: TrainState) -> Iterator[None]:
+    """Say what to turn down when memory runs out."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingError(
+            f"out of memory after step {state.step}:"
+            f" {str(error).splitlines()[0] if str(error) else type(error).__name__}. Lower"
+            " batch_size and raise accumulate by as much, which trains the same; or set"
+            " gradient_checkpointing: true; or prepare smaller samples (modality.with.size)"
+        ) from error
+
+
+def _diverged(step: int, skipped: Sequence[str], count: int, checkpoints: Path) -> str:
+    kept = list_checkpoints(checkpoints)
+    good = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
+    if kept and step_of(kept[-1]) == step:  # no step was finite since
+        good = f"nothing was finite since the checkpoint {kept[-1]}"
+        good += (
+            f"; the last good one may be {kept[-2]}: move the newer away to go on from there"
+            if kept[1:]
+            else ""
+        )
+    return (
+        f"loss or gradient of {' and '.join(skipped)} were not finite {count} times running after"
+        f" step {step}; {good}. Lower optimizer.lr, set optimizer.clip or precision: float32, then"
+        " run again"
+    )

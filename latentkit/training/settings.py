@@ -1,0 +1,163 @@
+"""The numbers of a training run; learning rate and loss weights as functions of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import nn
+
+from latentkit.contracts import Loss, LossRole
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """AdamW and its learning rate; the recipe's `optimizer`.
+
+    Args:
+        lr: learning rate after the warm-up.
+        betas: decay of the running mean and of the running square of gradients, per step.
+        weight_decay: decoupled, as a factor of the learning rate.
+        schedule: how the learning rate falls to 0 at the last step.
+        warmup: optimizer steps in which the learning rate rises from 0.
+        clip: largest norm of all gradients together; None: any.
+    """
+
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.5, 0.9)
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    warmup: int = 0
+    clip: float | None = 1.0
+
+
+@dataclass(frozen=True)
+class WeightSchedule:
+    """When a loss counts; the recipe's `losses[i].schedule`.
+
+    Args:
+        start: optimizer steps done before it first counts; until then it isn't computed.
+        warmup: optimizer steps, from `start` on, in which its weight rises to the whole one.
+        until: optimizer steps done from which on it no longer counts; None: it counts to the end.
+    """
+
+    start: int = 0
+    warmup: int = 0
+    until: int | None = None
+
+    def is_active(self, step: int) -> bool:
+        """Whether the loss is computed in the step that follows `step` done ones."""
+        return step >= self.start and (self.until is None or step < self.until)
+
+    def factor(self, step: int) -> float:
+        """Of the weight, from 0 to 1, in the step that follows `step` done ones."""
+        if not self.is_active(step):
+            return 0.0
+        return min((step - self.start + 1) / self.warmup, 1.0) if self.warmup else 1.0
+
+
+@dataclass(frozen=True)
+class WeightedLoss:
+    """One loss of a run.
+
+    Args:
+        name: what log and messages call it; unique in the run.
+        loss: gives (N,), unweighted, per input value.
+        weight: factor in the sum.
+        role: `LossSpec.role`.
+        adaptive: multiply the weight by the ratio of the reconstruction losses' gradient to its
+            own, at the layer that both reach last.
+        schedule: when it counts.
+        optimizer: of its discriminator; None: the model's settings. Only losses with a
+            discriminator have one.
+    """
+
+    name: str
+    loss: Loss
+    weight: float = 1.0
+    role: LossRole = "reconstruction"
+    adaptive: bool = False
+    schedule: WeightSchedule = field(default_factory=WeightSchedule)
+    optimizer: OptimizerSettings | None = None
+
+
+@dataclass(frozen=True)
+class TrainEvaluation:
+    """What measures the model while it trains.
+
+    Args:
+        every: optimizer steps from one evaluation to the next; there is one before the first step
+            and one after the last too.
+        measure: called in every process with the bare module (averaged weights where there are any,
+            eval mode, no gradients) and the number of steps done; gives metrics by name, of which
+            those of the first process count. Random numbers it draws are not missed.
+        best: metric by which one evaluated step is the best: its checkpoint is kept, and the model
+            is of it; None: of the last step.
+        higher_is_better: of that metric.
+    """
+
+    every: int
+    measure: Callable[[nn.Module, int], Mapping[str, float]]
+    best: str | None = None
+    higher_is_better: bool = True
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Every number of a run; the recipe's keys of the same names.
+
+    Args:
+        steps: optimizer steps of the whole run.
+        batch_size: samples per process and forward pass.
+        accumulate: forward passes per optimizer step.
+        precision: the network computes in this; weights and losses stay float32.
+        optimizer: of the model.
+        train: which half of the model is trained.
+        ema_decay: share of the weights' moving average that one step keeps; None: no average.
+        checkpoint_every: optimizer steps from one checkpoint to the next; the last step has one
+            too.
+        keep: newest checkpoints that are kept.
+        log_every: optimizer steps that a line of the log averages over.
+        trackers: names of trackers of Accelerate's that get what the log gets.
+        on_bad_sample: what happens at a sample that can't be used.
+        max_bad: share of bad samples above which the run fails, when they are more than 10.
+        max_bad_steps: steps in a row whose loss or gradient isn't finite, after which the run ends.
+        gradient_checkpointing: compute activations again in the backward pass instead of keeping
+            them.
+        compile: compile the model.
+        seed: of every random draw.
+    """
+
+    steps: int
+    batch_size: int = 8
+    accumulate: int = 1
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    train: Literal["all", "encoder", "decoder"] = "all"
+    ema_decay: float | None = None
+    checkpoint_every: int = 1000
+    keep: int = 2
+    log_every: int = 50
+    trackers: Sequence[str] = ()
+    on_bad_sample: Literal["skip", "fail"] = "skip"
+    max_bad: float = 0.05
+    max_bad_steps: int = 10
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    seed: int = 0
+
+
+def learning_rate(settings: OptimizerSettings, step: int, num_steps: int) -> float:
+    """Learning rate of the step that follows `step` done ones: risen over the warm-up, then along
+    the schedule to 0 at `num_steps`.
+    """
+    if step < settings.warmup:
+        return settings.lr * (step + 1) / settings.warmup
+    if settings.schedule == "constant":
+        return settings.lr
+    progress = (step - settings.warmup) / max(num_steps - settings.warmup, 1)
+    if settings.schedule == "linear":
+        return settings.lr * (1 - progress)
+    return settings.lr * 0.5 * (1 + math.cos(math.pi * progress))

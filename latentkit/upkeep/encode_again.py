@@ -1,0 +1,201 @@
+"""Units of a latent dataset encoded once more, with the settings they were made with, into a folder
+beside it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from latentkit.contracts import Entry, Modality, Sample, Source, StreamSource, Unit
+from latentkit.encoding.encode_source import all_parts, check_parts, make_job
+from latentkit.encoding.make_plan import effective_settings
+from latentkit.encoding.unit_workers import make_worker
+from latentkit.errors import SampleError, SourceError, StoreError
+from latentkit.recipe.schema import EncodeRecipe
+from latentkit.store.index import ReadUnit
+from latentkit.store.local_folder import LocalFolder
+from latentkit.store.plan import Plan, PlanSettings
+from latentkit.tasks.build_parts import configured_encode_of
+from latentkit.tasks.encode_task import BuiltEncode, RunOptions, build_encode
+from latentkit.upkeep.verify import Verification
+
+NO_LONGER_NEEDED = "superseded by a later run, and left out when its unit was encoded again"
+
+
+def build_encode_of(found: Verification, device: str = "auto") -> BuiltEncode:
+    """Source, encoder and settings that made the dataset, the encoder on a device as
+    `choose_device` takes it.
+
+    Raises:
+        FingerprintError: they would make other latents now.
+        LatentkitError: the recipe, the source or the encoder is gone.
+    """
+    if not found.plans:
+        raise StoreError(f"{found.folder} has no plan that can be read")
+    line = configured_encode_of(found.folder)
+    assert isinstance(line.recipe, EncodeRecipe)
+    opened = replace(
+        build_encode(line, line.recipe, RunOptions(device=device)), folder=found.folder
+    )
+    check_parts(
+        found.folder,
+        found.plans[found.newest].settings.parts,
+        all_parts(opened.inputs, opened.settings),
+        opened.inputs.defaults,
+    )
+    return opened
+
+
+def encode_again(
+    found: Verification, opened: BuiltEncode, names: Collection[str], workspace: Path
+) -> LocalFolder:
+    """A folder at `workspace` with the units of these names, encoded now; media are decoded without
+    seeking, where that can be.
+
+    Raises:
+        SourceError: samples of theirs are gone from the source.
+    """
+    again = LocalFolder(workspace)
+    modality = without_seeking(opened.inputs.modality)
+    for plan in found.plans.values():
+        units = [unit for unit in plan.units() if unit.name in names]
+        if not units:
+            continue
+        source = _as_planned(found, plan, units, opened)
+        job = make_job(
+            again,
+            plan,
+            replace(opened.inputs, source=source, modality=modality),
+            opened.settings,
+            False,
+        )
+        for unit in units:
+            settings = _settings_of(
+                found.units.get(unit.name), effective_settings(plan.settings, opened.settings)
+            )
+            for _ in make_worker(
+                replace(job, settings=settings, on_bad_sample="skip"), opened.device
+            )(iter([unit])):
+                pass
+    return again
+
+
+def without_seeking(modality: Modality) -> Modality:
+    """The modality that decodes each file from its start, where this one has such a form; else
+    itself.
+
+    A unit must not be checked by the seek that may have gone wrong when it was made.
+    """
+    make = getattr(modality, "without_seeking", None)
+    return modality if make is None else cast(Modality, make())
+
+
+def _settings_of(unit: ReadUnit | None, planned: PlanSettings) -> PlanSettings:
+    """What a unit was made with, by its own header where that can be read."""
+    recorded = json.loads(unit.header.metadata.get("settings", "{}")) if unit else {}
+    return replace(
+        planned,
+        **{
+            name: recorded[name]
+            for name in ("batch_size", "threads", "compile")
+            if name in recorded
+        },
+    )
+
+
+@dataclass(frozen=True)
+class PlannedSource:
+    """A source as a plan knew it: by row of the plan's work, under the keys of then; what nothing
+    needs any more is a bad sample.
+    """
+
+    source: Source
+    keys: Sequence[str]
+    stamps: Sequence[str]
+    places: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> Sample:
+        place = int(self.places[index])
+        if place < 0:
+            raise SampleError(NO_LONGER_NEEDED)
+        return replace(self.source[place], key=self.keys[index])
+
+    def entries(self) -> Iterator[Entry]:
+        """What the plan has."""
+        yield from map(Entry, self.keys, self.stamps)
+
+
+def _as_planned(
+    found: Verification, plan: Plan, units: Sequence[Unit], opened: BuiltEncode
+) -> Source | StreamSource:
+    """The source to encode units of an earlier or the newest plan from.
+
+    Raises:
+        SourceError: it no longer has samples that are needed.
+    """
+    source, now = opened.inputs.source, opened.inputs.entries
+    needed = np.zeros(plan.num_samples, np.bool_)
+    for unit in units:
+        needed[unit.start : unit.stop] = True
+    if isinstance(source, StreamSource):
+        there = set(_shards(now))
+        _refuse(
+            found,
+            [
+                shard[0]
+                for shard in _shards(plan.work.filter(pa.array(needed)))
+                if shard not in there
+            ],
+        )
+        return source
+    keys = _keys_now(found, plan)
+    places = (
+        pc.fill_null(pc.index_in(keys, value_set=now["key"].combine_chunks(), skip_nulls=True), -1)
+        .to_numpy()
+        .astype(np.int64)
+    )
+    gone = needed & (places < 0) & keys.is_valid().to_numpy()
+    _refuse(found, plan.work["key"].filter(pa.array(gone)).to_pylist())
+    return PlannedSource(
+        source, plan.work["key"].to_pylist(), plan.work["stamp"].to_pylist(), places
+    )
+
+
+def _shards(table: pa.Table) -> Iterator[tuple[str, str]]:
+    return zip(table["key"].to_pylist(), table["stamp"].to_pylist(), strict=True)
+
+
+def _refuse(found: Verification, gone: Sequence[str]) -> None:
+    if gone:
+        what = (
+            f"{len(gone)} samples of units that have to be encoded again are gone from the source"
+            f" or changed, such as {gone[0]!r}"
+        )
+        raise SourceError(f"{found.folder}: {what}; put them back, or encode into another folder")
+
+
+def _keys_now(found: Verification, plan: Plan) -> pa.ChunkedArray:
+    """Under which key the newest plan has each sample of a plan's work; null where it has none, or
+    has its latents from a later unit.
+    """
+    keys = plan.work["key"]
+    for number in range(plan.number + 1, found.newest + 1):
+        later = found.plans.get(number)
+        if later is None or later.settings.compacts:
+            continue
+        keys = later.table["key"].take(
+            pc.index_in(keys, value_set=later.table["previous"].combine_chunks(), skip_nulls=True)
+        )
+    return keys

@@ -1,0 +1,510 @@
+"""Every promise of a latent dataset on disk, checked without its encoder: what is missing, damaged,
+foreign or left over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import psutil
+import pyarrow as pa
+
+from latentkit.contracts import LatentLayout, Normalization
+from latentkit.errors import DamagedError, SourceError, StoreError
+from latentkit.runtime.cores import share_of_cores
+from latentkit.runtime.paths import in_shell
+from latentkit.store.claims import PART, Claims
+from latentkit.store.columns import read_parquet
+from latentkit.store.contents import counted
+from latentkit.store.dataset_json import (
+    DATASET,
+    RECIPE,
+    Description,
+    accepts_statistics,
+    check_complete,
+    dataset_json,
+    newest_number,
+    read_dataset,
+)
+from latentkit.store.folder import ASIDE, Folder, host
+from latentkit.store.index import ReadUnit, committed, index_bytes, index_of_chain
+from latentkit.store.open_folder import open_folder
+from latentkit.store.plan import Plan, number_of, plan_name, plan_numbers, read_plan
+from latentkit.store.writer import unit_name
+from latentkit.upkeep.unit_checks import WantedUnit, num_bytes_of, plan_of_unit, read_whole
+
+Part = Literal["dataset.json", "plan", "index", "unit", "foreign", "remark"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that isn't as it should be.
+
+    Args:
+        part: what kind of file; "foreign" is nobody's, a "remark" is no damage.
+        file: its name within the folder.
+        what: is wrong.
+        mend: what mends it; "" when nothing has to be done.
+    """
+
+    part: Part
+    file: str
+    what: str
+    mend: str
+
+    def __str__(self) -> str:
+        return "; ".join(filter(None, [f"{self.file}: {self.what}", self.mend]))
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a check of a dataset found.
+
+    Args:
+        folder: its path or URL.
+        state: "finished", or how far it is.
+        findings: in the order of plans, units, index, dataset.json, and the rest.
+        num_units, num_rows, num_bytes: units that were read whole, their ledger rows, and their
+            size.
+    """
+
+    folder: str
+    state: str
+    findings: tuple[Finding, ...]
+    num_units: int
+    num_rows: int
+    num_bytes: int
+
+    @property
+    def damage(self) -> tuple[Finding, ...]:
+        """Findings that break a promise."""
+        return tuple(finding for finding in self.findings if finding.part != "remark")
+
+    def names(self, part: Part) -> list[str]:
+        """Files of one kind that something is wrong with."""
+        return [finding.file for finding in self.findings if finding.part == part]
+
+    def __str__(self) -> str:
+        checked = (
+            f"{counted(self.num_units, 'unit')}, {counted(self.num_rows, 'row')},"
+            f" {self.num_bytes / 1e6:.1f} MB"
+        )
+        verdict = f"{len(self.damage)} found broken" if self.damage else "nothing broken"
+        lines = [f"{self.folder}/{finding}" for finding in self.findings]
+        return "\n".join([*lines, f"{self.folder}: {self.state}; {checked} read; {verdict}"])
+
+
+@dataclass
+class Verification:
+    """A dataset as it was found: what could be read of it, and what is wrong.
+
+    Args:
+        document: dataset.json; None when it isn't there or can't be trusted.
+        plans: readable ones that count, by number.
+        units: sound ones, by name.
+        left: names of units that an unfinished run has still to make.
+    """
+
+    folder: Folder
+    document: dict[str, Any] | None = None
+    plans: dict[int, Plan] = field(default_factory=dict)
+    units: dict[str, ReadUnit] = field(default_factory=dict)
+    left: list[str] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+
+    def add(self, part: Part, file: str, what: str, mend: str | None = None) -> None:
+        """One more finding; without `mend`, `--repair` is what mends it."""
+        self.findings.append(
+            Finding(
+                part,
+                file,
+                what,
+                mend or f"`latentkit verify {in_shell(self.folder)} --repair` makes it again",
+            )
+        )
+
+    def names(self, part: Part) -> list[str]:
+        """Files of one kind that something is wrong with."""
+        return [finding.file for finding in self.findings if finding.part == part]
+
+    @property
+    def newest(self) -> int:
+        """Number of the newest plan that can be read; -1 when there is none."""
+        return max(self.plans, default=-1)
+
+    @property
+    def described(self) -> int:
+        """Number of the plan that dataset.json was written for; -1 when there is none."""
+        return newest_number(self.document) if self.document else -1
+
+    def chain(self, number: int) -> list[Plan] | None:
+        """The plan of a number and all that it builds on, from the oldest; None when one can't be
+        read.
+        """
+        chain: list[Plan] = []
+        for wanted in range(number, -1, -1):
+            if wanted not in self.plans:
+                return None
+            chain.insert(0, self.plans[wanted])
+            if chain[0].settings.compacts:
+                break
+        return chain or None
+
+    def report(self) -> Report:
+        """What to tell."""
+        state = "finished"
+        if self.left:
+            done = sum(name.startswith(f"{self.newest:03d}-") for name in self.units)
+            state = (
+                f"unfinished, {done} of {done + len(self.left)} units of plan {self.newest:03d} are"
+                " done"
+            )
+        num_rows = sum(unit.rows.num_rows for unit in self.units.values())
+        num_bytes = sum(num_bytes_of(unit.header) for unit in self.units.values())
+        return Report(
+            str(self.folder), state, tuple(self.findings), len(self.units), num_rows, num_bytes
+        )
+
+
+def verify_dataset(path: str | os.PathLike[str]) -> Report:
+    """Everything that is wrong with the latent dataset at `path`, a folder or URL; all of it is
+    read, nothing written.
+
+    Raises:
+        StoreError: there is no latent dataset, or it can't be reached.
+    """
+    return verify_folder(open_folder(os.fspath(path))).report()
+
+
+def verify_folder(folder: Folder) -> Verification:
+    """As `verify_dataset`, with what was read.
+
+    Raises:
+        StoreError: there is no latent dataset, or it can't be reached.
+    """
+    if not folder.top_names() & {DATASET, "plans", "units"}:
+        raise StoreError(f"{folder} is not a latent dataset: there is neither {DATASET} nor plans")
+    found = Verification(folder)
+    document_problem = _read_document(found)
+    _read_plans(found)
+    _read_units(found)
+    _check_index(found)
+    _check_document(found, document_problem)
+    _list_foreign(found)
+    _list_left_over(found)
+    return found
+
+
+def _read_document(found: Verification) -> str | None:
+    """What is wrong with dataset.json by itself; None when nothing is, or there is none."""
+    if not found.folder.exists(DATASET):
+        return None
+    try:
+        found.document = read_dataset(found.folder)
+    except DamagedError as error:
+        return str(error).removeprefix(f"{found.folder}/{DATASET}").lstrip(": ")
+    return None
+
+
+# ---------------------------------------------------------------- plans
+
+
+def _read_plans(found: Verification) -> None:
+    """The newest plans, back to the last compaction that is done; and those that dataset.json
+    names.
+    """
+    there, stated = plan_numbers(found.folder), (
+        dict(found.document["plans"]) if found.document else {}
+    )
+    done = committed(found.folder)
+    known = sorted({*there, *map(number_of, stated)}, reverse=True)
+    for number in known:
+        name = plan_name(number)
+        try:
+            content = found.folder.read(name) if number in there else None
+            if content is None:
+                raise DamagedError("missing")
+            if name in stated and hashlib.sha256(content).hexdigest() != stated[name]:
+                raise DamagedError(f"not the plan that {DATASET} describes, by its sha256")
+            plan = found.plans[number] = read_plan(found.folder, number)
+        except StoreError as error:
+            found.add("plan", name, _short(found.folder, name, error), _restore(found.folder))
+            continue
+        if plan.settings.compacts and all(unit.name in done for unit in plan.units()):
+            break  # older ones were replaced
+    else:
+        _find_gaps(found, known)
+    if found.document and any(
+        found.plans[number].settings.fingerprint != found.document["fingerprint"]
+        for number in found.plans
+    ):
+        found.add("dataset.json", DATASET, "of another dataset than its plans, by its fingerprint")
+        found.document = None
+
+
+def _find_gaps(found: Verification, known: Sequence[int]) -> None:
+    """Plans that are not there although a later one builds on them; `known` from the newest."""
+    for number, older in zip(known, [*known[1:], -1], strict=False):  # there may be none
+        if older < number - 1 and not (
+            number in found.plans and found.plans[number].settings.compacts
+        ):
+            found.add(
+                "plan",
+                plan_name(number - 1),
+                f"missing, though {plan_name(number)} builds on it",
+                _restore(found.folder),
+            )
+
+
+def _restore(folder: Folder) -> str:
+    repair = f"`latentkit verify {in_shell(folder)} --repair`"
+    return f"{repair} makes it again where the index still says what was in it; else copy it back"
+
+
+# ---------------------------------------------------------------- units
+
+
+def _read_units(found: Verification) -> None:
+    there = committed(found.folder)
+    wanted = {
+        unit.name: WantedUnit(unit.name, unit, plan, None)
+        for plan in found.plans.values()
+        for unit in plan.units()
+    }
+    for name, stated in (found.document["units"] if found.document else {}).items():
+        known = wanted.get(name)
+        wanted[name] = WantedUnit(
+            name, known.unit if known else None, known.plan if known else None, stated
+        )
+    missing = [name for name in sorted(wanted) if name not in there]
+    if found.newest > found.described:
+        found.left = [name for name in missing if plan_of_unit(name) == found.newest]
+    for name in sorted({*missing} - {*found.left}):
+        found.add("unit", unit_name(name), "missing")
+    headers = {
+        stated["header_sha256"]: name
+        for name, stated in (found.document["units"] if found.document else {}).items()
+    }
+    present = [wanted[name] for name in sorted(wanted) if name in there]
+    with ThreadPoolExecutor(share_of_cores()) as pool:
+        for one, result in zip(
+            present,
+            pool.map(lambda one: _read_or_error(found.folder, one, headers), present),
+            strict=True,
+        ):
+            if isinstance(result, ReadUnit):
+                found.units[one.name] = result
+            else:
+                found.add(
+                    "unit", unit_name(one.name), _short(found.folder, unit_name(one.name), result)
+                )
+
+
+def _read_or_error(
+    folder: Folder, wanted: WantedUnit, headers: Mapping[str, str]
+) -> ReadUnit | StoreError:
+    try:
+        return read_whole(folder, wanted, headers)
+    except StoreError as error:
+        return error
+
+
+# ---------------------------------------------------------------- index and dataset.json
+
+
+def _check_index(found: Verification) -> None:
+    """The index that dataset.json names, held to its sha256."""
+    if not found.document:
+        return
+    name, stated = found.document["index"]["name"], found.document["index"]["sha256"]
+    if not found.folder.exists(name):
+        found.add("index", name, "missing")
+    elif hashlib.sha256(found.folder.read(name)).hexdigest() != stated:
+        found.add("index", name, f"not the index that {DATASET} describes, by its sha256")
+
+
+def _check_document(found: Verification, problem: str | None) -> None:
+    """dataset.json, held to what plans and units say where all of those are sound."""
+    folder = found.folder
+    run = f"`latentkit run {in_shell(f'{folder}/{RECIPE}')}` writes it"
+    if problem:
+        found.add("dataset.json", DATASET, problem)
+    elif not found.document:
+        if not found.left and not any(
+            finding.part in ("plan", "unit", "dataset.json") for finding in found.findings
+        ):
+            found.add("dataset.json", DATASET, "missing, though every unit is there", run)
+    else:
+        if found.newest > found.described and not found.left:
+            older = (
+                f"of an older run: plan {found.newest:03d} is newer, and all of its units are there"
+            )
+            found.add("dataset.json", DATASET, older, run)
+        chain = found.chain(found.described)
+        if chain and all(unit.name in found.units for plan in chain for unit in plan.units()):
+            _compare(found, chain, found.document)
+
+
+def _compare(found: Verification, chain: Sequence[Plan], document: Mapping[str, Any]) -> None:
+    """Index and dataset.json, held to what they would be if they were written now."""
+    units = {unit.name: found.units[unit.name] for plan in chain for unit in plan.units()}
+    name = document["index"]["name"]
+    described = describe_again(document)
+    try:
+        index = index_of_chain(chain, units)
+        check_complete(found.folder, chain[-1], index, described.views)
+    except (DamagedError, SourceError) as error:
+        found.add("index", name, str(error).removeprefix(f"{found.folder}: "))
+        return
+    if not found.names("index") and not _same_table(found.folder.read(name), index):
+        found.add("index", name, "not what plans and units say")
+    # The index's own sha256 is compared above: another version of Parquet's library may write other
+    # bytes.
+    try:
+        expected = json.loads(dataset_json(found.folder, chain, units, described, index, name, b""))
+    except (ValueError, StoreError) as error:
+        found.add(
+            "unit",
+            unit_name(chain[0].units()[0].name),
+            f"the headers of units don't make a {DATASET} ({error})",
+        )
+        return
+    skipped = {"index", "sha256"}
+    expected |= {
+        key: value for key, value in chain[-1].settings.parts.items() if key in ("store", "dtype")
+    }
+    if accepts_statistics(document, units, index):
+        expected["statistics"] = document["statistics"]
+    different = sorted(
+        key for key in {*expected, *document} - skipped if expected.get(key) != document.get(key)
+    )
+    if different:
+        found.add(
+            "dataset.json", DATASET, f"not what plans and units say: {', '.join(different)} differ"
+        )
+
+
+def _same_table(content: bytes, index: pa.Table) -> bool:
+    written = index_bytes(index)
+    if written == content:
+        return True
+    try:
+        return bool(read_parquet(content).equals(read_parquet(written)))
+    except (pa.ArrowException, OSError):
+        return False
+
+
+def describe_again(document: Mapping[str, Any]) -> Description:
+    """What dataset.json says besides what follows from plans and units."""
+    layout, normalization = LatentLayout(**document["layout"]), Normalization(
+        **document["normalization"]
+    )
+    decoded = {
+        name: value for name, value in (document.get("quantisation") or {}).items() if name != "rms"
+    }
+    return Description(
+        layout,
+        normalization,
+        document["store"],
+        document["dtype"],
+        document["source"],
+        document["views"],
+        decoded,
+    )
+
+
+# ---------------------------------------------------------------- what else lies there
+
+
+def _list_foreign(found: Verification) -> None:
+    """Files among plans, units and indexes that belong to none of the plans; those a compaction
+    replaced are a remark.
+    """
+    unreadable = {number_of(name) for name in found.names("plan")}
+    numbers = {*found.plans, *unreadable}
+    oldest = min(numbers, default=0)
+    units = {unit_name(name) for name in _all_units(found)}
+    expected = {
+        *map(plan_name, numbers),
+        *(f"index/{number:03d}.parquet" for number in numbers),
+        *units,
+    }
+    replaced = []
+    for part in ("plans", "units", "index"):
+        for name in found.folder.list(part):
+            file = f"{part}/{name}"
+            if file in expected:
+                continue
+            number = name.removesuffix(".parquet").split("-")[0]
+            if number.isdecimal() and int(number) < oldest:
+                replaced.append(file)
+            elif not (part == "units" and number.isdecimal() and int(number) in unreadable):
+                found.add(
+                    "foreign", file, "belongs to no plan of this dataset", "move it elsewhere"
+                )
+    if replaced:
+        what = (
+            f"and {len(replaced) - 1} more files of plans that a compaction replaced"
+            if replaced[1:]
+            else "of a plan that was replaced"
+        )
+        found.add(
+            "remark",
+            replaced[0],
+            what,
+            f"`latentkit compact {in_shell(found.folder)}` removes what is left",
+        )
+
+
+def _all_units(found: Verification) -> Iterable[str]:
+    yield from (unit.name for plan in found.plans.values() for unit in plan.units())
+    yield from (found.document["units"] if found.document else {})
+
+
+def _list_left_over(found: Verification) -> None:
+    if not found.folder.exists(RECIPE):
+        found.add(
+            "remark",
+            RECIPE,
+            "missing",
+            "decoding and mending need it; run the recipe it was made with once more",
+        )
+    left = list(_dead(found.folder))
+    if left:
+        what = (
+            "left by a process that is gone"
+            if len(left) == 1
+            else f"and {len(left) - 1} more files left by processes that are gone"
+        )
+        found.add("remark", f"{ASIDE}/{left[0]}", what, "the next run sweeps them away")
+
+
+def _dead(folder: Folder) -> Iterator[str]:
+    """Files among the claims whose process is gone; of files in the making, those of this host's
+    processes.
+    """
+    claims = Claims(folder)
+    for name in folder.list(ASIDE):
+        match = PART.search(name)
+        is_dead_part = (
+            match is not None
+            and match["host"] == host()
+            and not psutil.pid_exists(int(match["pid"]))
+        )
+        if (
+            is_dead_part
+            or name.endswith(".stale")
+            or (name.endswith(".json") and claims.is_free(name.removesuffix(".json")))
+        ):
+            yield name
+
+
+def _short(folder: Folder, name: str, error: StoreError) -> str:
+    """An error's text without the path, which the finding has already."""
+    return str(error).removeprefix(f"{folder}/{name}").lstrip(": ")
