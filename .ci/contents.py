@@ -1,4 +1,4 @@
-"""What sdists and wheels hold: `python contents.py DIST`, the folder with those of the package and a plugin."""
+"""What sdists and wheels hold, of the package and of a plugin: `python contents.py FOLDER`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,15 @@ RECIPES = ("quickstart.yaml", "train-kl-f8-gan.yaml", "kl-f8.json", "train_flow_
 SOURCE = {
     *CORE,
     *(f"recipes/{name}" for name in RECIPES),
-    *("LICENSE", "NOTICE", "README.md", "CHANGELOG.md", "pyproject.toml", "constraints.txt", "constraints-lowest.txt"),
+    *(
+        "LICENSE",
+        "NOTICE",
+        "README.md",
+        "CHANGELOG.md",
+        "pyproject.toml",
+        "constraints.txt",
+        "constraints-lowest.txt",
+    ),
     *("tests/conftest.py", "tests/golden/v1/dataset.json", "docs/plugins.md"),
     *("plugins/latentkit-video/pyproject.toml", "examples/latentkit-sqlite/pyproject.toml"),
 }
@@ -57,9 +65,15 @@ def check_wheel(folder: Path, distribution: str, wanted: set[str]) -> None:
 def main(folder: Path) -> None:
     """Check the four files."""
     check("sdist", list_files(folder, "latentkit_diffusion-*.tar.gz"), SOURCE)
-    check_wheel(folder, "latentkit_diffusion", CORE | {f"latentkit/recipes/{name}" for name in RECIPES})
+    check_wheel(
+        folder, "latentkit_diffusion", CORE | {f"latentkit/recipes/{name}" for name in RECIPES}
+    )
     own = {"latentkit_perceptual/__init__.py", "latentkit_perceptual/py.typed"}
-    check("sdist of a plugin", list_files(folder, "latentkit_perceptual-*.tar.gz"), {*own, "LICENSE", "pyproject.toml"})
+    check(
+        "sdist of a plugin",
+        list_files(folder, "latentkit_perceptual-*.tar.gz"),
+        {*own, "LICENSE", "pyproject.toml"},
+    )
     check_wheel(folder, "latentkit_perceptual", own)
 
 
