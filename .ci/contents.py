@@ -27,7 +27,7 @@ SOURCE = {
         "constraints.txt",
         "constraints-lowest.txt",
     ),
-    *("tests/conftest.py", "tests/golden/v1/dataset.json", "docs/plugins.md"),
+    *("tests/conftest.py", "tests/golden/v1/dataset.json", "docs/contract.md"),
     *("plugins/latentkit-video/pyproject.toml", "examples/latentkit-sqlite/pyproject.toml"),
 }
 UNWANTED = ("/.venv", "/.git/", "/.github", "/.ci", "__pycache__", "_cache/")

@@ -213,7 +213,10 @@ def test_two_providers_of_a_name_are_named_with_versions_and_only_that_name_fail
 ) -> None:
     advice = "; uninstall one, or leave one out with LATENTKIT_DISABLE=DISTRIBUTION"
     twins = "source 'twin' is provided by acme-twin-a 1.0 and acme-twin-b 1.1" + advice
-    folder = f"source 'folder' is provided by latentkit-diffusion {__version__} and acme-clash 3.0" + advice
+    folder = (
+        f"source 'folder' is provided by latentkit-diffusion {__version__} and acme-clash 3.0"
+        + advice
+    )
     assert everything["found"]["source twin"] == twins
     assert everything["found"]["source only-a"][0] == "acme-twin-a"
     assert everything["found"]["source only-b"][0] == "acme-twin-b"
