@@ -12,6 +12,9 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 from trove_classifiers import classifiers as known_classifiers
 
+import latentkit
+from latentkit.plugins.new_plugin import new_plugin
+
 ROOT = Path(__file__).parents[2]
 PARTS = (*ROOT.glob("plugins/*/pyproject.toml"), *ROOT.glob("examples/*/pyproject.toml"))
 FOLDERS = [ROOT, *sorted(path.parent for path in PARTS)]
@@ -60,6 +63,26 @@ def test_distribution_says_whose_it_is_and_where(folder: Path) -> None:
 def test_distribution_is_typed(folder: Path) -> None:
     name = "latentkit" if folder == ROOT else folder.name.replace("-", "_")
     assert (folder / name / "py.typed").is_file()
+
+
+@pytest.mark.parametrize("folder", FOLDERS[1:], ids=lambda folder: folder.name)
+def test_plugin_depends_on_the_package_by_the_name_of_its_distribution(folder: Path) -> None:
+    names = [Requirement(line).name for line in read_project(folder)["dependencies"]]
+    assert names[0] == read_project(ROOT)["name"] == "latentkit-diffusion"
+    assert "latentkit" not in names
+
+
+def test_scaffold_depends_on_the_package_and_names_a_license(tmp_path: Path) -> None:
+    project = read_project(new_plugin("soft-edges", "loss", tmp_path))
+    assert project["dependencies"] == [f"latentkit-diffusion>={latentkit.__version__}"]
+    assert project["license"] == "Apache-2.0"
+
+
+def test_version_is_that_of_the_module() -> None:
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert pyproject["project"]["dynamic"] == ["version"]
+    file = ROOT / pyproject["tool"]["hatch"]["version"]["path"]
+    assert f'__version__ = "{latentkit.__version__}"' in file.read_text(encoding="utf-8")
 
 
 def test_photographs_of_the_shipped_weights_are_attributed() -> None:
