@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import shlex
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -240,6 +242,34 @@ def test_wrong_command_lines_are_found(line: str, tmp_path: Path) -> None:
     with pytest.raises((AssertionError, SystemExit, LatentkitError, OSError, ValueError, KeyError)):
         for command in commands_of(line):
             check_command(command, tmp_path)
+
+
+JOBS = [block for block in SHELL if block.code.startswith("#!")]
+SLURM = {
+    "SLURM_CPUS_PER_TASK": "8",
+    "SLURM_JOB_ID": "7",
+    "SLURM_NNODES": "2",
+    "SLURM_JOB_NODELIST": "a,b",
+    **{"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0"},
+}
+
+
+@pytest.mark.parametrize("block", JOBS, ids=name_of)
+@pytest.mark.parametrize("code", [0, 143, 2])
+def test_a_job_goes_back_to_the_queue_only_where_it_was_stopped(
+    block: Block, code: int, tmp_path: Path
+) -> None:
+    for name, text in {"srun": f"exit {code}", "scontrol": 'echo "$@" >> queue'}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    if code != 143:  # a training run that is done, or gave up for good
+        (tmp_path / "runs" / "vae").mkdir(parents=True)
+        (tmp_path / "runs" / "vae" / "result.json").touch()
+    environment = {**os.environ, **SLURM, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run(["bash", "-u", "-c", block.code], cwd=tmp_path, env=environment)
+    queue = tmp_path / "queue"
+    asked = queue.read_text() if queue.exists() else ""
+    assert asked.count("requeue 7") == (code == 143)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
