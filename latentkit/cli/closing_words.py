@@ -59,8 +59,8 @@ def report(result: EncodeRun | TrainResult | EvaluateResult) -> str:
             f" {_near(result.model.parent / 'result.json')} says why"
         )
     return (
-        f"{_near(result.model)}: {done}{skipped}{left_out}\n  encode with it:"
-        f" {_encoding_with(result.model)}"
+        f"{_near(result.model)}: {done}{skipped}{left_out}\n"
+        f"  encode with it: {_encoding_with(result.model)}"
     )
 
 

@@ -93,7 +93,7 @@ def put_statistics(model: Any, traits: ModelTraits, mean: Tensor, std: Tensor) -
     `scaling_factor`, so one pair over all channels is what every one of them, the oldest included,
     gets right: the per-channel fields stay empty. A class without any place for them is left alone.
     Either way a training run writes what it measured of each channel to `latent_statistics.json` in
-    the model's folder (`latentkit.training_result`)."""
+    the model's folder (`latentkit.training.result`)."""
     mean, std = mean.double(), std.double()
     center = float(mean.mean())
     spread = float((std.square() + (mean - center).square()).mean().sqrt())

@@ -1,7 +1,7 @@
 """One YAML file to a validated, frozen `Recipe`, and back.
 
 Every error names the file, the key, what was expected and what was found. What stands under `with:`
-is a plugin's: its own config class checks it, in `latentkit.check`."""
+is a plugin's: its own config class checks it, in `latentkit.tasks.check_recipe`."""
 
 from __future__ import annotations
 

@@ -28,8 +28,11 @@ FAST = [
     "threads=1",
 ]
 RECIPE = (
-    "task: encode\nsource: {use: sample-photos}\nmodality: {use: image}\nencoder: {use:"
-    " tiny-kl}\noutput: {path: out}\n"
+    "task: encode\n"
+    "source: {use: sample-photos}\n"
+    "modality: {use: image}\n"
+    "encoder: {use: tiny-kl}\n"
+    "output: {path: out}\n"
 )
 HEAVY = ("torch", "diffusers", "accelerate", "datasets", "numpy", "pyarrow", "PIL")
 
@@ -47,9 +50,11 @@ def width(picture: Path) -> int:
 def loaded_after(*arguments: str) -> set[str]:
     """Which heavy modules one command loads, in a process of its own."""
     code = (
-        "import sys, contextlib, io\nfrom latentkit.cli import main\nwith"
-        " contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):"
-        f" main({list(arguments)!r})\nprint(*[name for name in {HEAVY!r} if name in sys.modules])"
+        "import sys, contextlib, io\n"
+        "from latentkit.cli import main\n"
+        "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):"
+        f" main({list(arguments)!r})\n"
+        f"print(*[name for name in {HEAVY!r} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True)
     return set(done.stdout.split())
@@ -351,8 +356,13 @@ def test_check_of_a_training_recipe_finds_a_tracker_that_is_not_installed(
 ) -> None:
     recipe = tmp_path / "vae.yaml"
     recipe.write_text(
-        "task: train\nsource: {use: sample-photos}\nmodality: {use: image}\nmodel: {use:"
-        " tiny-kl}\nlosses: [{use: mse}]\nsteps: 1\noutput: {path: run}\n"
+        "task: train\n"
+        "source: {use: sample-photos}\n"
+        "modality: {use: image}\n"
+        "model: {use: tiny-kl}\n"
+        "losses: [{use: mse}]\n"
+        "steps: 1\n"
+        "output: {path: run}\n"
     )
     assert cli.main(["check", str(recipe)]) == 0
     assert cli.main(["check", str(recipe), "--set", "log=[nowhere-to-be-had]"]) == 2

@@ -395,9 +395,12 @@ def test_the_command_prints_every_number_and_where_to_look(
     make_photos(2)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "evaluate.yaml").write_text(
-        "task: evaluate\nsource: {use: folder, with: {path: photos}}\nmodality: {use: image, with:"
-        " {size: 32}}\nmodel: {use: tiny-kl}\nmetrics: [{use: psnr}, {use: kl}]\noutput: {path:"
-        " out}\n"
+        "task: evaluate\n"
+        "source: {use: folder, with: {path: photos}}\n"
+        "modality: {use: image, with: {size: 32}}\n"
+        "model: {use: tiny-kl}\n"
+        "metrics: [{use: psnr}, {use: kl}]\n"
+        "output: {path: out}\n"
     )
     assert cli.main(["check", "evaluate.yaml"]) == 0
     assert cli.main(["run", "evaluate.yaml"]) == 0

@@ -36,7 +36,8 @@ OPTIONS = [
 ]
 IMPATIENT = (
     "import sys; from latentkit.cli import main; from latentkit.store import outage\n"
-    "outage.GIVE_UP_AFTER_SECONDS = 1.0\nsys.exit(main())"
+    "outage.GIVE_UP_AFTER_SECONDS = 1.0\n"
+    "sys.exit(main())"
 )
 
 

@@ -53,7 +53,7 @@ except FileExistsError:
 RACE = """
 import hashlib, os, sys, time
 from pathlib import Path
-from latentkit.store.folder import LocalFolder
+from latentkit.store.local_folder import LocalFolder
 folder, number = LocalFolder(Path("out")), sys.argv[1]
 Path(f"ready-{number}").touch()
 while not Path("go").exists():
@@ -69,7 +69,7 @@ for name in (f"units/{place}" for place in range(40)):
 COMMIT = """
 import os, signal, sys
 from pathlib import Path
-from latentkit.store.folder import LocalFolder
+from latentkit.store.local_folder import LocalFolder
 if sys.argv[1] == "stopped":
     replace = os.replace
     os.replace = lambda *paths: (os.kill(os.getpid(), signal.SIGSTOP), replace(*paths))

@@ -121,7 +121,8 @@ class OnApple:
     def encode(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
         raise NotImplementedError(
             "The operator 'aten::grid_sampler_3d' is not currently implemented for the MPS"
-            " device.\nAs a temporary fix, ..."
+            " device.\n"
+            "As a temporary fix, ..."
         )
 
 

@@ -105,11 +105,15 @@ def test_claim_is_exclusive_until_dropped(tmp_path: Path) -> None:
 
 def test_claim_and_part_of_a_dead_process_are_taken_over_and_swept(tmp_path: Path) -> None:
     code = (
-        "import os, sys\nfrom pathlib import Path\nfrom latentkit.store.claims import Claims\nfrom"
-        " latentkit.store.folder import LocalFolder\nfolder ="
-        " LocalFolder(Path(sys.argv[1]))\nassert Claims(folder).take('unit') and"
-        " Claims(folder).take('other')\nopened ="
-        " folder.create('units/a')\nopened.__enter__().write(b'half')\nos._exit(1)"
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from latentkit.store.claims import Claims\n"
+        "from latentkit.store.local_folder import LocalFolder\n"
+        "folder = LocalFolder(Path(sys.argv[1]))\n"
+        "assert Claims(folder).take('unit') and Claims(folder).take('other')\n"
+        "opened = folder.create('units/a')\n"
+        "opened.__enter__().write(b'half')\n"
+        "os._exit(1)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)]).returncode == 1
     assert len(list((tmp_path / "claims").iterdir())) == 3
@@ -124,9 +128,12 @@ def test_claim_of_a_process_that_ended_and_that_nobody_waited_for_is_taken_over(
     tmp_path: Path,
 ) -> None:
     code = (
-        "import os, sys\nfrom pathlib import Path\nfrom latentkit.store.claims import Claims\nfrom"
-        " latentkit.store.folder import LocalFolder\nassert"
-        " Claims(LocalFolder(Path(sys.argv[1]))).take('unit')\nos._exit(0)"
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from latentkit.store.claims import Claims\n"
+        "from latentkit.store.local_folder import LocalFolder\n"
+        "assert Claims(LocalFolder(Path(sys.argv[1]))).take('unit')\n"
+        "os._exit(0)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) as process:
         while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:

@@ -169,10 +169,10 @@ def test_random_crop_is_the_same_in_another_process(tmp_path: Path) -> None:
     pickled = tmp_path / "modality.pickle"
     pickled.write_bytes(pickle.dumps(modality))
     program = (
-        "import pickle, sys; from pathlib import Path; from latentkit.contracts import"
-        " Sample\nmodality = pickle.loads(Path(sys.argv[1]).read_bytes())\nfor view in"
-        " modality.prepare(Sample('a', Path(sys.argv[2]))): print(view.geometry['crop'],"
-        " view.tensor.double().sum().item())"
+        "import pickle, sys; from pathlib import Path; from latentkit.contracts import Sample\n"
+        "modality = pickle.loads(Path(sys.argv[1]).read_bytes())\n"
+        "for view in modality.prepare(Sample('a', Path(sys.argv[2]))):"
+        " print(view.geometry['crop'], view.tensor.double().sum().item())"
     )
     command = [sys.executable, "-c", program, str(pickled), str(file)]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()

@@ -231,11 +231,11 @@ def test_processes_killed_while_nothing_is_in_flight_end_the_run_with_the_same_m
 PARENT = """
 import sys, time
 import psutil
-from latentkit.builtin import FolderConfig, ImageConfig
+from latentkit.sources.options import FolderConfig; from latentkit.modalities.options import ImageConfig
 from latentkit.contracts import BuildContext, InputSpec
 from latentkit.modalities.image import ImageModality
-from latentkit.preparing import Preparer, Task
-from latentkit.preparing_processes import open_processes, prepare_in_child
+from latentkit.preparing.sample_preparer import Preparer, Task
+from latentkit.preparing.processes import open_processes, prepare_in_child
 from latentkit.sources.folder import FolderSource
 
 if __name__ == "__main__":

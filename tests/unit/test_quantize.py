@@ -124,7 +124,7 @@ def test_summary_tells_means_from_logvars_over_all_units() -> None:
     ],
 )
 def test_damaged_entry_is_damage(text: str) -> None:
-    with pytest.raises(DamagedError, match="quantization entry is damaged"):
+    with pytest.raises(DamagedError, match="quantisation entry is damaged"):
         summarize_error([{"quantisation": text}])
 
 

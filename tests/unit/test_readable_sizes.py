@@ -23,7 +23,6 @@ from latentkit.contracts import (
     SizeRule,
 )
 from latentkit.contracts.encoder_description import readable_input
-from latentkit.contracts.normalization import apply
 from latentkit.encoding.encode_source import encode_source
 from latentkit.encoding.make_plan import EncodeInputs, EncodeSettings
 from latentkit.errors import EncoderError
@@ -92,9 +91,9 @@ def test_short_latents_take_the_first_of_the_statistics_and_longer_ones_are_refu
             torch.tensor([2.0, 4.0, 8.0][:frames]),
         )
         expected = (z - shift.view(1, 1, -1, 1, 1)) * scale.view(1, 1, -1, 1, 1)
-        assert torch.equal(apply(PER_FRAME, z, "CTHW"), expected)
+        assert torch.equal(PER_FRAME.apply(z, "CTHW"), expected)
         assert torch.equal(Normalizer(PER_FRAME, layout)(z.clone()), expected)
-    for call in (lambda z: apply(PER_FRAME, z, "CTHW"), Normalizer(PER_FRAME, layout)):
+    for call in (lambda z: PER_FRAME.apply(z, "CTHW"), Normalizer(PER_FRAME, layout)):
         with pytest.raises(
             ValueError, match="axis T of size 4 is longer than its shifts and scales, which are 3"
         ):

@@ -229,7 +229,7 @@ def test_missing_labels_have_no_name(tmp_path: Path) -> None:
 
 PROGRAM = """
 import sys
-from latentkit.builtin import DatasetsConfig
+from latentkit.sources.options import DatasetsConfig
 from latentkit.contracts import BuildContext
 from latentkit.sources.datasets import open_datasets
 print([entry.stamp for entry in open_datasets(DatasetsConfig(path=sys.argv[1]), BuildContext()).entries()])

@@ -52,10 +52,13 @@ def hub_without_data_sets() -> Iterator[str]:
 def open_elsewhere(path: str, tmp_path: Path, **environment: str) -> str:
     """What a process of its own prints, whose hub is where the environment says."""
     program = (
-        "import sys; from latentkit.builtin import DatasetsConfig; from latentkit.contracts import"
-        " BuildContext\nfrom latentkit.errors import SourceError; from latentkit.sources.datasets"
-        " import open_datasets\ntry: print(len(open_datasets(DatasetsConfig(path=sys.argv[1]),"
-        " BuildContext())), 'rows')\nexcept SourceError as err: print(err)"
+        "import sys; from latentkit.sources.options import DatasetsConfig; from"
+        " latentkit.contracts import BuildContext\n"
+        "from latentkit.errors import SourceError; from latentkit.sources.datasets import"
+        " open_datasets\n"
+        "try: print(len(open_datasets(DatasetsConfig(path=sys.argv[1]), BuildContext())),"
+        " 'rows')\n"
+        "except SourceError as err: print(err)"
     )
     variables = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     variables |= {"HF_HOME": str(tmp_path / "home"), **environment}

@@ -168,10 +168,13 @@ def test_stream_is_the_same_in_another_process(tmp_path: Path) -> None:
     for number in range(3):
         write_parquet(tmp_path / "photos" / f"{number}.parquet", [f"{number}", "x"])
     program = (
-        "import sys; from latentkit.builtin import DatasetsConfig; from latentkit.contracts import"
-        " BuildContext\nfrom latentkit.sources.datasets import open_datasets\nstream ="
-        " open_datasets(DatasetsConfig(path=sys.argv[1], streaming=True), BuildContext())\nfor"
-        " shard in stream.shards():\n    for sample in stream.read(shard): print(sample)"
+        "import sys; from latentkit.sources.options import DatasetsConfig; from"
+        " latentkit.contracts import BuildContext\n"
+        "from latentkit.sources.datasets import open_datasets\n"
+        "stream = open_datasets(DatasetsConfig(path=sys.argv[1], streaming=True),"
+        " BuildContext())\n"
+        "for shard in stream.shards():\n"
+        "    for sample in stream.read(shard): print(sample)"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "photos")]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()

@@ -155,9 +155,12 @@ def test_claim_is_exclusive_until_dropped_and_found_again_by_its_owner(url: str)
 
 def test_claim_of_a_killed_process_is_taken_over_and_swept(s3_server: object) -> None:
     code = (
-        "import os\nfrom latentkit.store.claims import Claims\nfrom latentkit.store.folder import"
-        f" open_folder\nclaims = Claims(open_folder({S3!r}))\nassert claims.take('unit') and"
-        " claims.take('other')\nos._exit(1)"
+        "import os\n"
+        "from latentkit.store.claims import Claims\n"
+        "from latentkit.store.open_folder import open_folder\n"
+        f"claims = Claims(open_folder({S3!r}))\n"
+        "assert claims.take('unit') and claims.take('other')\n"
+        "os._exit(1)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 1
     folder = open_folder(S3)
@@ -355,7 +358,7 @@ def test_url_that_leads_nowhere_is_explained(s3_server: object) -> None:
 
 ASK = """
 import sys
-from latentkit.store.folder import open_folder
+from latentkit.store.open_folder import open_folder
 
 folder = open_folder(sys.argv[1])
 folder.ask_each(folder.read, [f"units/{number}" for number in range(500)])

@@ -35,9 +35,13 @@ def photos(tmp_path: Path) -> Path:
 def recipe(photos: Path, output: Path, model: Path) -> Path:
     path = output.with_suffix(".yaml")
     path.write_text(
-        f"task: encode\nsource: {{use: folder, with: {{path: {photos}}}}}\nmodality: {{use:"
-        f" text}}\nencoder: {{use: text-encoder, with: {{model: {model}}}}}\noutput: {{path:"
-        f" {output}, dtype: float32}}\nbatch_size: 2\nthreads: 1\n"
+        "task: encode\n"
+        f"source: {{use: folder, with: {{path: {photos}}}}}\n"
+        f"modality: {{use: text}}\n"
+        f"encoder: {{use: text-encoder, with: {{model: {model}}}}}\n"
+        f"output: {{path: {output}, dtype: float32}}\n"
+        "batch_size: 2\n"
+        "threads: 1\n"
     )
     return path
 

@@ -25,7 +25,6 @@ from latentkit.encoders.diffusers_table import TRAITS
 from latentkit.errors import EncoderError
 from latentkit.losses.kl import kl
 from latentkit.losses.reconstruction import mse
-from latentkit.training import loop as training
 from latentkit.training import result as training_result
 from latentkit.training.loop import OptimizerSettings, TrainSettings, WeightedLoss, train
 
@@ -167,7 +166,7 @@ def main(folder: Path) -> None:
     """One of two processes, on every class; each has an output folder of its own, as on machines
     without a shared disk.
     """
-    training.MAX_MEASURED_SAMPLES = training_result.MAX_PASSES = (
+    training_result.MAX_MEASURED_SAMPLES = training_result.MAX_PASSES = (
         1  # the statistics of latents don't matter here
     )
     rank = os.environ["RANK"]
