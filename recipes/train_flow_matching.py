@@ -1,5 +1,4 @@
-"""Train a small diffusion model by flow matching on a latent dataset: what a trainer has to do to
-read one.
+"""Train a small diffusion model by flow matching: what a trainer has to do to read latents.
 
     python recipes/train_flow_matching.py latents/quickstart [--steps 300]
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentkit.errors import LatentkitError, StoreError
+from latentkit.errors import StoreError
 from latentkit.plugins import Registry
 from latentkit.recipe.schema import EncodeRecipe, EvaluateRecipe, Recipe, TrainRecipe, load_recipe
 from latentkit.runtime.paths import in_shell, is_url
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from latentkit.tasks.evaluate_task import EvaluateResult
     from latentkit.training.loop import TrainResult
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 MOST_REASONS = 4
 """Lines about skipped samples; the last one stands for several reasons where there are more."""
 MOST_KEYS = 3
@@ -265,23 +264,3 @@ def plugins_as_json(registry: Registry) -> str:
         ],
     }
     return json.dumps(listing, indent=1)
-
-
-def list_recipes() -> str:
-    """Path and first line of each recipe of a source checkout.
-
-    Raises:
-        LatentkitError: there is none beside this installation.
-    """
-    files = sorted(RECIPES.glob("*.yaml"))
-    if not files:
-        raise LatentkitError(
-            "no recipes lie beside this installation; they are in the folder recipes/ of the source"
-        )
-    width = max(len(_near(file)) for file in files)
-    return "\n".join(f"{_near(file):<{width}}  {_headline(file)}" for file in files)
-
-
-def _headline(file: Path) -> str:
-    first = file.read_text(encoding="utf-8").splitlines()[0]
-    return first.lstrip("# ") if first.startswith("#") else ""

@@ -26,6 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
     if isinstance(sys.stdout, TextIOWrapper):  # a pipe of Windows can't encode every caption
         sys.stdout.reconfigure(errors="backslashreplace")
+    if "LatentDataset" not in getattr(sys.modules["latentkit"], "__all__", ()):
+        from latentkit.runtime.other_distribution import explain_lost_files
+
+        print(f"latentkit: {explain_lost_files()}", file=sys.stderr)
+        return 2
     words = sys.argv[1:] if arguments is None else list(arguments)
     if not words:
         parser().print_help()
@@ -133,7 +138,7 @@ def parser() -> argparse.ArgumentParser:
 
     _add_plugin_commands(commands)
 
-    _command(commands, "recipes", _recipes, "list the recipes beside the package")
+    _add_recipe_commands(commands)
     return top
 
 
@@ -252,6 +257,25 @@ def _add_plugin_commands(commands: Any) -> None:
     )
 
 
+def _add_recipe_commands(commands: Any) -> None:
+    """What is done with the recipes that come with the package: listing them, or copying one."""
+    summary = "list the recipes that come with the package, or copy one"
+    recipes = _command(commands, "recipes", _recipes, summary)
+    below = recipes.add_subparsers(metavar="[copy]")
+    copy = _command(
+        below, "copy", _copy_recipe, "write a recipe to a folder, to run or to change it"
+    )
+    copy.add_argument("name", metavar="NAME", help="as listed, such as quickstart")
+    copy.add_argument(
+        "folder",
+        metavar="FOLDER",
+        nargs="?",
+        type=Path,
+        default=Path("recipes"),
+        help="folder to write it to (default: recipes)",
+    )
+
+
 def _command(commands: Any, name: str, function: Any, summary: str) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(
         name, help=summary, description=summary[0].upper() + summary[1:] + "."
@@ -331,6 +355,7 @@ def _run_recipe(recipe: Any, options: Any) -> int:
 def _check(options: argparse.Namespace) -> int:
     from latentkit.plugins import discover
     from latentkit.recipe.schema import load_recipe
+    from latentkit.runtime.other_distribution import explain_other, find_other_version
     from latentkit.tasks.check_recipe import check_recipe, find_odd_weights
 
     recipe = load_recipe(options.recipe, options.set)
@@ -341,6 +366,8 @@ def _check(options: argparse.Namespace) -> int:
         )
     for warning in find_odd_weights(recipe):
         print(f"warning: {warning}")
+    if (other := find_other_version()) is not None:
+        print(f"warning: {explain_other(other)}")
     from latentkit.tasks.run_recipe import open_parts
 
     if unseen := open_parts(recipe):
@@ -454,7 +481,18 @@ def _new_plugin(options: argparse.Namespace) -> int:
 
 
 def _recipes(options: argparse.Namespace) -> int:
-    from latentkit.cli.closing_words import list_recipes
+    from latentkit.cli.shipped_recipes import list_recipes
 
     print(list_recipes())
+    return 0
+
+
+def _copy_recipe(options: argparse.Namespace) -> int:
+    from latentkit.cli.shipped_recipes import copy_recipe
+    from latentkit.runtime.paths import in_shell
+
+    recipe, *beside = copy_recipe(options.name, options.folder)
+    print(printable("\n".join(f"wrote {path}" for path in (recipe, *beside))))
+    command = "latentkit run" if recipe.suffix == ".yaml" else "python"
+    print(printable(f"  run it  {command} {in_shell(recipe)}"))
     return 0

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from latentkit._version import __version__
 from latentkit.contracts import (
     Encoder,
     Entry,
@@ -58,7 +59,7 @@ DRAWING_PARTS = frozenset({"seed", "modality.seed"})
 """Parts that are there when latents hang on draws, which hang on the sample's key: under another
 key they are other latents."""
 
-LIBRARIES = ("latentkit", "torch", "diffusers", "pillow")
+LIBRARIES = ("torch", "diffusers", "pillow")
 
 
 @dataclass(frozen=True)
@@ -226,7 +227,7 @@ def _make_next(
     planned = replace(
         effective_settings(newest.settings, settings),
         unit_size=unit_size,
-        versions=_versions(),
+        versions=library_versions(),
         compacts=False,
     )
     return plan_of(newest.number + 1, inputs.entries, planned, changes.previous)
@@ -291,13 +292,15 @@ def effective_settings(planned: PlanSettings, settings: EncodeSettings) -> PlanS
     return replace(planned, **given)
 
 
-def _versions() -> dict[str, str]:
-    return {name: metadata.version(name) for name in LIBRARIES}
+def library_versions() -> dict[str, str]:
+    """Return the versions of what may change the last bits of a latent, as plans record them."""
+    # The package's own stands under its import name, whatever its distribution is called.
+    return {"latentkit": __version__, **{name: metadata.version(name) for name in LIBRARIES}}
 
 
 def say_other_versions(folder: Folder, planned: PlanSettings) -> None:
     """Libraries don't count in the fingerprint, but may change the last bits of a latent."""
-    now = _versions()
+    now = library_versions()
     then = planned.versions
     different = [
         f"{name} {then[name]} then, {now[name]} now"
@@ -327,7 +330,7 @@ def _make_first(
         is_long = num_entries * num_views * measured.seconds_per_row > COMPILE_FROM_SECONDS
         compiled = is_long and kind_of(device) != "cpu" and can_compile(device)
     planned = PlanSettings(
-        parts, measured.batch_size, unit_size, threads, compiled, _versions(), stream
+        parts, measured.batch_size, unit_size, threads, compiled, library_versions(), stream
     )
     return plan_of(0, inputs.entries, planned, pa.nulls(num_entries, pa.string()))
 

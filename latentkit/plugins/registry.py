@@ -35,8 +35,9 @@ from latentkit.contracts import (
 )
 from latentkit.errors import PluginError
 from latentkit.runtime.key_errors import suggest, validate
+from latentkit.runtime.other_distribution import OTHER, explain_other, find_other_version
 
-CORE = "latentkit"
+CORE = "latentkit-diffusion"
 GROUP = "latentkit"
 DISABLE = "LATENTKIT_DISABLE"
 REQUIRES = "requires_contract"
@@ -195,10 +196,7 @@ class Registry:
             f" {', '.join(known) or 'none'}"
         ]
         if name in COMPANIONS:
-            lines.append(
-                f"  {name} is in {COMPANIONS[name]}: pip install ./plugins/{COMPANIONS[name]} in a"
-                " clone of latentkit"
-            )
+            lines.append(f"  {name} is in {COMPANIONS[name]}: pip install {COMPANIONS[name]}")
         if self.disabled:
             lines.append(
                 f"  left out by {DISABLE}: {', '.join(' '.join(one) for one in self.disabled)}"
@@ -235,6 +233,8 @@ def discover() -> Registry:
         problems.append(
             Problem(name, "", DISABLE, "no installed distribution of this name has plugins")
         )
+    if (other := find_other_version()) is not None:
+        problems.append(Problem(OTHER, other, "its files", explain_other(other)))
     return Registry(tuple(provided), (*problems, *_find_clashes(provided)), tuple(disabled.items()))
 
 
@@ -317,10 +317,10 @@ def _load_entry(entry: metadata.EntryPoint) -> Any:
                 f"{module.__name__}.{REQUIRES}: expected a whole number from 1, got {wanted!r}"
             )
         if wanted > hooks.CONTRACT:
-            mine = f"this is latentkit {__version__}, which has version {hooks.CONTRACT}"
+            mine = f"this is {CORE} {__version__}, which has version {hooks.CONTRACT}"
             raise PluginError(
                 f"made for version {wanted} of the plugin contract; {mine}: install a newer"
-                " latentkit, or an older plugin"
+                f" {CORE}, or an older plugin"
             )
     return entry.load()
 

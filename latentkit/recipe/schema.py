@@ -206,7 +206,7 @@ class TrainRecipe(Recipe):
         [],
         description=(
             "trackers of Accelerate's that get what log.jsonl gets, such as tensorboard (pip"
-            " install latentkit[tensorboard])"
+            " install latentkit-diffusion[tensorboard])"
         ),
     )
     output: TrainOutput = Field(description="where the model goes")

@@ -82,4 +82,4 @@ def how_to_read(ending: str) -> str:
             f"take them with --set modality.use={modality} --set 'source.with.suffixes=[{ending}]'"
         )
     plugin = COMPANIONS[modality]
-    return f"read by {plugin}: pip install ./plugins/{plugin} in a clone of latentkit"
+    return f"read by {plugin}: pip install {plugin}"

@@ -67,7 +67,8 @@ def open_sample_photos() -> SamplePhotos:
     spec = find_spec("skimage")
     if spec is None or not spec.submodule_search_locations:
         raise SourceError(
-            'source sample-photos: scikit-image is not installed; pip install "latentkit[demo]"'
+            "source sample-photos: scikit-image is not installed;"
+            ' pip install "latentkit-diffusion[demo]"'
         )
     folder = Path(spec.submodule_search_locations[0]) / "data"
     try:
@@ -75,13 +76,13 @@ def open_sample_photos() -> SamplePhotos:
     except PackageNotFoundError as err:
         raise SourceError(
             f"source sample-photos: {folder.parent} is not an installed scikit-image; pip install"
-            ' "latentkit[demo]"'
+            ' "latentkit-diffusion[demo]"'
         ) from err
     missing = [name for name in CAPTIONS if not (folder / name).is_file()]
     if missing:
         raise SourceError(
             f"source sample-photos: scikit-image {photos.package_version} has no"
             f" {', '.join(missing)} in {folder}; install it anew: pip install --force-reinstall"
-            ' "latentkit[demo]"'
+            ' "latentkit-diffusion[demo]"'
         )
     return photos

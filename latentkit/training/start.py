@@ -288,7 +288,7 @@ def check_trackers(names: Sequence[str]) -> None:
                 f" {known}"
             )
         if name not in installed:
-            package = '"latentkit[tensorboard]"' if name == "tensorboard" else name
+            package = '"latentkit-diffusion[tensorboard]"' if name == "tensorboard" else name
             advice = f"pip install {package}, or leave it out (log.jsonl is written anyway)"
             raise TrainingError(f"log: the tracker {name!r} isn't installed; {advice}")
 

@@ -10,14 +10,13 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentkit.encoding.encode_source import describe
-from latentkit.encoding.make_plan import LIBRARIES
+from latentkit.encoding.make_plan import library_versions
 from latentkit.errors import LatentkitError, StoreError
 from latentkit.store.claims import Claims
 from latentkit.store.dataset_json import DATASET, finalize, read_index
@@ -242,7 +241,9 @@ def _settings(found: Verification, number: int, units: pa.Array) -> PlanSettings
     )
     sizes = pc.value_counts(units.drop_null()).field("counts")
     made_with = {"batch_size": 1, "threads": 1, "compile": False, **json.loads(recorded)}
-    versions = {name: metadata.version(name) for name in LIBRARIES}
     return PlanSettings(
-        document["parts"], unit_size=pc.max(sizes).as_py() or 1, versions=versions, **made_with
+        document["parts"],
+        unit_size=pc.max(sizes).as_py() or 1,
+        versions=library_versions(),
+        **made_with,
     )

@@ -82,6 +82,7 @@ def test_commands_and_options_are_these(capsys: pytest.CaptureFixture[str]) -> N
         "plugins": ["--json"],
         "plugins new": ["NAME", "--kind", "--path"],
         "recipes": [],
+        "recipes copy": ["NAME", "FOLDER"],
     }
     for command, arguments in frozen.items():
         with pytest.raises(SystemExit) as stopped:

@@ -136,7 +136,7 @@ def test_a_plugin_for_a_newer_contract_is_refused_in_one_line_and_costs_nobody_e
         "problem   acme-newer 2.0: newer = acme_newer.plugin: made for version 99 of the plugin"
         " contract; this is"
     )
-    assert f"which has version {hooks.CONTRACT}: install a newer latentkit" in problem
+    assert f"which has version {hooks.CONTRACT}: install a newer latentkit-diffusion" in problem
     assert "good-count" in done.stdout
 
 

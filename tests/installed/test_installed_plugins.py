@@ -182,7 +182,7 @@ def test_no_broken_plugin_stops_another_name_from_being_found(
     found = everything["found"]
     assert found["source good-count"] == ["acme-good", "1.2", "counts"]
     assert found["loss good-loss"][0] == "acme-good"
-    builtin = {name for name, answer in found.items() if answer[0] == "latentkit"}
+    builtin = {name for name, answer in found.items() if answer[0] == "latentkit-diffusion"}
     assert builtin >= {
         "source datasets",
         "source sample-photos",
@@ -213,7 +213,10 @@ def test_two_providers_of_a_name_are_named_with_versions_and_only_that_name_fail
 ) -> None:
     advice = "; uninstall one, or leave one out with LATENTKIT_DISABLE=DISTRIBUTION"
     twins = "source 'twin' is provided by acme-twin-a 1.0 and acme-twin-b 1.1" + advice
-    folder = f"source 'folder' is provided by latentkit {__version__} and acme-clash 3.0" + advice
+    folder = (
+        f"source 'folder' is provided by latentkit-diffusion {__version__} and acme-clash 3.0"
+        + advice
+    )
     assert everything["found"]["source twin"] == twins
     assert everything["found"]["source only-a"][0] == "acme-twin-a"
     assert everything["found"]["source only-b"][0] == "acme-twin-b"
@@ -287,7 +290,7 @@ def test_a_disabled_distribution_is_left_out_and_listed() -> None:
 def test_each_broken_plugin_alone_costs_only_itself(folder: str) -> None:
     report = run_python(REPORT, folder, "good")
     assert report["found"]["source good-count"][0] == "acme-good"
-    assert report["found"]["encoder diffusers"][0] == "latentkit"
+    assert report["found"]["encoder diffusers"][0] == "latentkit-diffusion"
     assert {problem[0] for problem in report["problems"]} == {BROKEN[folder][0]}
 
 

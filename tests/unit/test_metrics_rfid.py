@@ -163,9 +163,8 @@ def test_a_file_of_something_else_is_named_with_what_is_wrong(
 
 def save_program(path: Path) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # of the format, in which such networks are still handed around
+        # of the format, in which such networks are still handed around
+        warnings.simplefilter("ignore")
         torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), path)  # type: ignore[no-untyped-call]
 
 

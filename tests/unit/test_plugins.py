@@ -80,7 +80,9 @@ def test_there_is_a_spec_for_every_hook_and_a_hook_for_every_spec() -> None:
 def test_core_has_no_problem_of_its_own() -> None:
     registry = discover()
     assert registry is discover()
-    assert [problem for problem in registry.problems if problem.distribution == "latentkit"] == []
+    assert [
+        problem for problem in registry.problems if problem.distribution == "latentkit-diffusion"
+    ] == []
     assert registry.find("encoder", "tiny-kl").spec.config.__name__ == "TinyKLConfig"
 
 

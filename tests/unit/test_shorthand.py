@@ -28,7 +28,7 @@ def with_sounds() -> Registry:
     spec = ModalitySpec(
         "sound", "sounds", NoConfig, lambda config, context: None, suffixes=[".wav", ".nii.gz"]
     )
-    own = [one for one in discover().provided if one.distribution == "latentkit"]
+    own = [one for one in discover().provided if one.distribution == "latentkit-diffusion"]
     return Registry([*own, Provided(spec, "acme-sound", "1")])
 
 

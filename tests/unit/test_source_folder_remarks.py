@@ -117,7 +117,7 @@ def test_a_folder_of_another_modality_says_what_reads_it(tmp_path: Path) -> None
         FolderSource(FolderConfig(path=str(tmp_path)), BuildContext())
     assert "others there: .mkv (2), .part (1); .mkv: " in str(caught.value)
     installed = "take them with --set modality.use=video"
-    assert installed in str(caught.value) or "pip install ./plugins/latentkit-video" in str(
+    assert installed in str(caught.value) or "pip install latentkit-video" in str(
         caught.value
     )
 

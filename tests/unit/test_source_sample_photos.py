@@ -56,5 +56,5 @@ def test_missing_package_is_named_with_the_command_that_brings_it(
 ) -> None:
     monkeypatch.setattr(sys, "path", [])
     monkeypatch.delitem(sys.modules, "skimage", raising=False)
-    with pytest.raises(SourceError, match=r'pip install "latentkit\[demo\]"'):
+    with pytest.raises(SourceError, match=r'pip install "latentkit-diffusion\[demo\]"'):
         open_sample_photos()

@@ -1,7 +1,6 @@
-"""docs/autoencoders.md and the README's shorter table, made from the table of classes and from what
-is tested of each.
+"""docs/autoencoders.md, made from the table of classes and from what is tested of each.
 
-python tests/unit/autoencoders/page.py        rewrites both
+python tests/unit/autoencoders/page.py        rewrites it
 """
 
 from __future__ import annotations
@@ -18,14 +17,16 @@ import latentkit.encoders
 from latentkit.encoders.diffusers_table import TRAITS, ModelTraits
 
 PAGE = Path(__file__).parents[3] / "docs" / "autoencoders.md"
-README = Path(__file__).parents[3] / "README.md"
-START, END = "<!-- autoencoders: start -->", "<!-- autoencoders: end -->"
 MODELS = json.loads(Path(__file__).with_name("models.json").read_text())
 PUBLISHED = json.loads(Path(__file__).with_name("published.json").read_text())
 SHIPPED = Path(latentkit.encoders.__file__).parent / "published"
 FILES = Path(__file__).parents[1] / "weights" / "test_original_names.py"
 
-HEAD = """# The autoencoders of diffusers
+HEAD = """---
+hide: [navigation, toc]
+---
+
+# The autoencoders of diffusers
 
 The encoder `diffusers` drives every autoencoder class that diffusers 0.42.1 exports under that name, 31 of 32, and a few more; the last
 can't be an encoder of samples, for the reason given. This page is made by `tests/unit/autoencoders/page.py` from
@@ -101,23 +102,6 @@ def page() -> str:
     classes = "".join(f"| {' | '.join(_row(name, traits))} |\n" for name, traits in TRAITS.items())
     published = "".join(f"| {' | '.join(_published_row(name))} |\n" for name in PUBLISHED)
     return HEAD + classes + TAIL + PUBLISHED_HEAD + published
-
-
-def readme() -> str:
-    """The whole of README.md, with the table between its markers as it should be."""
-    before, _, rest = README.read_text().partition(START)
-    return f"{before}{START}\n\n{_short_table()}\n{END}{rest.partition(END)[2]}"
-
-
-def _short_table() -> str:
-    rows = [
-        "| class | takes | latents | what normalized latents are held to |",
-        "|---|---|---|---|",
-    ]
-    for name, traits in TRAITS.items():
-        _, takes, _, _, latents, _, held_to = _row(name, traits)
-        rows.append(f"| `{name}` | {takes} | {latents} | {held_to} |")
-    return "".join(f"{row}\n" for row in rows)
 
 
 def _row(name: str, traits: ModelTraits) -> Iterator[str]:
@@ -204,4 +188,3 @@ def _sizes(traits: ModelTraits) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page())
-    README.write_text(readme())

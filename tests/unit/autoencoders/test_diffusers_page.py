@@ -1,4 +1,4 @@
-"""docs/autoencoders.md and the README's table say what the code does."""
+"""docs/autoencoders.md says what the code does."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 
 
-def test_the_page_and_the_readme_are_those_of_the_table() -> None:
+def test_the_page_is_that_of_the_table() -> None:
     spec = importlib.util.spec_from_file_location(
         "autoencoders_page", Path(__file__).with_name("page.py")
     )
@@ -15,6 +15,3 @@ def test_the_page_and_the_readme_are_those_of_the_table() -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.PAGE.read_text() == module.page(), "run python tests/unit/autoencoders/page.py"
-    assert (
-        module.README.read_text() == module.readme()
-    ), "run python tests/unit/autoencoders/page.py"
