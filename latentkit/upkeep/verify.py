@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -31,25 +30,14 @@ from latentkit.store.dataset_json import (
 )
 from latentkit.store.folder import ASIDE, Folder, host
 from latentkit.store.index import ReadUnit, committed, index_bytes, index_of_chain
-from latentkit.store.open_folder import open_folder
 from latentkit.store.plan import Plan, number_of, plan_name, plan_numbers, read_plan
 from latentkit.store.writer import unit_name
-from latentkit.upkeep.findings import Report, Verification
+from latentkit.upkeep.findings import Verification
 from latentkit.upkeep.unit_checks import WantedUnit, plan_of_unit, read_whole
 
 
-def verify_dataset(path: str | os.PathLike[str]) -> Report:
-    """Everything that is wrong with the latent dataset at `path`, a folder or URL; all of it is
-    read, nothing written.
-
-    Raises:
-        StoreError: there is no latent dataset, or it can't be reached.
-    """
-    return verify_folder(open_folder(os.fspath(path))).report()
-
-
 def verify_folder(folder: Folder) -> Verification:
-    """As `verify_dataset`, with what was read.
+    """Return everything that is wrong with a latent dataset; all of it is read, nothing written.
 
     Raises:
         StoreError: there is no latent dataset, or it can't be reached.

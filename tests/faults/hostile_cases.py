@@ -27,6 +27,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from verified import verify_dataset
 
 import latentkit as lk
 from latentkit.contracts import Entry, LatentLayout, Normalization
@@ -34,9 +35,8 @@ from latentkit.errors import StoreError
 from latentkit.store.dataset_json import Description, finalize
 from latentkit.store.folder import canonical_json
 from latentkit.store.local_folder import LocalFolder
-from latentkit.store.plan import PlanSettings, build_plan, write_plan
+from latentkit.store.plan import PlanSettings, list_entries, plan_of, write_plan
 from latentkit.store.writer import RowLabel, UnitWriter
-from latentkit.upkeep.verify import verify_dataset
 
 MORE_MEMORY = 512 << 20
 LONGEST_SECONDS = 10.0
@@ -96,7 +96,7 @@ def make(folder: Path) -> None:
     entries = (
         Entry(f"photos/{i}.png", f"{i}-0", {"text": f"caption {i}", "label": i}) for i in range(6)
     )
-    plan = build_plan(0, entries, settings)
+    plan = plan_of(0, list_entries(entries), settings)
     write_plan(store, plan)
     generator = torch.Generator().manual_seed(0)
     for unit in plan.units():

@@ -155,7 +155,7 @@ def test_claim_is_exclusive_until_dropped_and_found_again_by_its_owner(url: str)
 
 def test_claim_of_a_killed_process_is_taken_over_and_swept(s3_server: object) -> None:
     code = (
-        "import os\nfrom latentkit.store.claims import Claims\nfrom latentkit.store.folder import"
+        "import os\nfrom latentkit.store.claims import Claims\nfrom latentkit.store.open_folder import"
         f" open_folder\nclaims = Claims(open_folder({S3!r}))\nassert claims.take('unit') and"
         " claims.take('other')\nos._exit(1)"
     )
@@ -182,18 +182,6 @@ def test_claim_of_another_host_is_dead_when_it_is_not_touched(
     assert not Claims(ours).take("unit")
     monkeypatch.setattr(claims_module, "DEAD_AFTER_SECONDS", 0.0)
     assert Claims(ours).take("unit")
-
-
-def test_log_keeps_every_line_also_beside_an_earlier_process_of_its_number(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(url_folder, "LOG_PART_BYTES", 8)
-    folder = open_folder(url)
-    for line in ("one", "two", "three", "four"):
-        folder.append("events/1.jsonl", line)
-    open_folder(url).append("events/1.jsonl", "five")
-    parts = ["events/1.jsonl", "events/1.1.jsonl", "events/1.2.jsonl"]
-    assert [folder.read(part) for part in parts] == [b"one\ntwo\nthree\n", b"four\n", b"five\n"]
 
 
 def test_folder_goes_to_other_processes(url: str) -> None:
@@ -355,7 +343,7 @@ def test_url_that_leads_nowhere_is_explained(s3_server: object) -> None:
 
 ASK = """
 import sys
-from latentkit.store.folder import open_folder
+from latentkit.store.open_folder import open_folder
 
 folder = open_folder(sys.argv[1])
 folder.ask_each(folder.read, [f"units/{number}" for number in range(500)])
