@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from latentkit.evaluation.charts import LineChart, Points, plot_lines, short
 from latentkit.evaluation.evaluate import Evaluation
 from latentkit.evaluation.images import DIFFERENCE_GAIN, SHOWN_SIDE
+from latentkit.runtime.nested import flatten
 from latentkit.store.columns import escape
 
 PLOTTED_POINTS = 400
@@ -100,14 +101,7 @@ def read_curves(text: str) -> dict[str, Points]:
             step = float(record.pop("step"))
         except (ValueError, KeyError, TypeError, AttributeError):
             continue
-        for name, value in _numbers(record, ""):
-            series.setdefault(name, []).append((step, value))
+        for name, value in flatten(record):
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                series.setdefault(name, []).append((step, float(value)))
     return {name: points for name, points in series.items() if len(points) > 1}
-
-
-def _numbers(record: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
-    for name, value in record.items():
-        if isinstance(value, Mapping):
-            yield from _numbers(value, f"{prefix}{name}.")
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            yield prefix + name, float(value)

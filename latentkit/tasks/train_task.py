@@ -16,7 +16,7 @@ from latentkit.errors import FingerprintError, RecipeError, StoreError, Training
 from latentkit.plugins import Registry, discover
 from latentkit.recipe.parts import Evaluate, Optimizer
 from latentkit.recipe.schema import TrainRecipe, dump_recipe, load_recipe, resolve
-from latentkit.runtime.differences import find_differences
+from latentkit.runtime.nested import find_differences
 from latentkit.tasks.build_parts import EncoderOpener, configured_encode_of
 from latentkit.tasks.check_recipe import ConfiguredPlugin, check_recipe, find_odd_weights
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from latentkit.errors import TrainingError
 from latentkit.runtime.device import kind_of, random_state, set_random_state
-from latentkit.runtime.differences import find_differences
+from latentkit.runtime.nested import find_differences
 from latentkit.runtime.processes import run_on_first, share
 from latentkit.training.batches import BatchSettings, Order, Position
 from latentkit.training.checkpoint import Checkpoint, pack_optimizer, unpack_optimizer

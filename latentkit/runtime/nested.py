@@ -1,9 +1,18 @@
-"""What differs between two sets of settings."""
+"""Values in mappings of mappings, by their dotted keys."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+
+def flatten(values: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield dotted key and value of all that isn't itself a mapping."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{start}{name}.")
+        else:
+            yield start + name, value
 
 
 def find_differences(before: Any, now: Any, where: str = "") -> Iterator[str]:
