@@ -14,9 +14,12 @@ from latentkit.runtime.hub_places import WEIGHT_SUFFIXES
 STEM = "diffusion_pytorch_model"
 FILE = re.compile(
     STEM
-    + r"(?:\.(?P<before>[\w-]+?))?(?:-\d+-of-\d+)?(?:\.(?P<after>[\w-]+))?"
-    + r"\.(?P<form>safetensors|bin)"
+    + r"(?:\.(?P<before>[\w-]+?))?(?:-\d+-of-(?P<parts>\d+))?(?:\.(?P<after>[\w-]+))?"
+    + r"\.(?P<form>safetensors|bin)",
+    re.IGNORECASE,
 )
+"""The variant stands before or after the numbers of a shard."""
+
 INDEX = re.compile(STEM + r"\.(?P<form>safetensors|bin)\.index(?:\.(?P<after>[\w-]+))?\.json")
 
 
@@ -39,6 +42,30 @@ def find_weights(names: Collection[str], any_name: bool = False) -> list[str]:
     return sorted(name for name in names if FILE.fullmatch(name))
 
 
+def forms_of(names: Collection[str]) -> dict[Form, list[str]]:
+    """Return the names of weights, and of the index of several files, by form and sorted; only
+    forms that have weights.
+    """
+    forms: defaultdict[Form, list[str]] = defaultdict(list)
+    for name in sorted(names):
+        if found := FILE.fullmatch(name) or INDEX.fullmatch(name):
+            parts = found.groupdict()
+            form = Form(parts.get("before") or parts["after"] or "", parts["form"].lower())
+            forms[form].append(name)
+    return {form: files for form, files in forms.items() if find_weights(files)}
+
+
+def choose_form(forms: Collection[Form], wanted: str | None) -> Form | None:
+    """Return the form to take: the plain one before a lone variant, safetensors before .bin; None
+    where there is no such variant, or nothing but variants, and more than one.
+    """
+    variants = {form.variant for form in forms if wanted is None or form.variant == wanted}
+    if "" not in variants and len(variants) != 1:
+        return None
+    variant = "" if "" in variants else variants.pop()
+    return max((form for form in forms if form.variant == variant), key=lambda form: form.ending)
+
+
 def choose_weights(names: Collection[str], where: str, wanted: str | None = None) -> list[str]:
     """The files of one form: plain before a variant, safetensors before .bin; with the index of
     several files, if there is one.
@@ -51,27 +78,21 @@ def choose_weights(names: Collection[str], where: str, wanted: str | None = None
     Raises:
         EncoderError: there is no such variant, or nothing but variants, and more than one.
     """
-    forms: defaultdict[Form, list[str]] = defaultdict(list)
-    for name in sorted(names):
-        if found := FILE.fullmatch(name) or INDEX.fullmatch(name):
-            parts = found.groupdict()
-            forms[Form(parts.get("before") or parts["after"] or "", parts["form"])].append(name)
-    held = {form: files for form, files in forms.items() if find_weights(files)}
-    variants = sorted({form.variant for form in held})
-    if wanted is not None and wanted not in variants:
-        there = ", ".join(name or "plain" for name in variants)
-        raise EncoderError(f"{where} has no variant {wanted!r} of the weights; there is {there}")
-    if wanted is None and "" not in variants and len(variants) > 1:
+    forms = forms_of(names)
+    chosen = choose_form(forms, wanted)
+    if chosen is None:
+        variants = sorted({form.variant for form in forms})
+        if wanted is not None:
+            there = ", ".join(name or "plain" for name in variants)
+            raise EncoderError(
+                f"{where} has no variant {wanted!r} of the weights; there is {there}"
+            )
         advice = f"choose by the option variant, such as variant: {variants[0]}"
         raise EncoderError(f"{where} has its weights as {' and '.join(variants)} only; {advice}")
-    variant = wanted if wanted is not None else "" if "" in variants else variants[0]
-    ending = "safetensors" if Form(variant, "safetensors") in held else "bin"
-    files_of_form = held[Form(variant, ending)]
-    index = [name for name in files_of_form if name.endswith(".json")]
-    whole = [name for name in files_of_form if not name.endswith(".json") and "-of-" not in name]
-    if index or not whole:
-        return files_of_form
-    return whole
+    files = forms[chosen]
+    whole = [name for name in files if "-of-" not in name]
+    has_index = any(name.endswith(".json") for name in files)
+    return files if has_index or not whole else whole
 
 
 def shards_of(index: Any, chosen: Collection[str], where: str) -> list[str]:

@@ -5,25 +5,20 @@ folder, in shards and variants.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 from latentkit.contracts.samples import Remark
+from latentkit.encoders.hub_weights import FILE, STEM, choose_form, forms_of
+from latentkit.encoders.hub_weights import find_weights as list_weights
 from latentkit.encoders.weight_files import read_all_tensors
 from latentkit.errors import EncoderError
 
-STEM = "diffusion_pytorch_model"
 SUFFIXES = (".safetensors", ".sft", ".bin", ".ckpt", ".pt", ".pth")
 """Endings by which weights are found in a folder; a file that is named may have any, or none."""
-
-NAME = re.compile(
-    rf"{STEM}(?:\.(?P<variant>[\w-]+?))?(?:-(?P<part>\d{{5}})-of-(?P<parts>\d{{5}}))?(?:\.(?P<variant_after>\w+))?"
-    r"\.(?P<kind>safetensors|bin)",
-    re.IGNORECASE,
-)
-"""As diffusers names weights, the variant before or after the numbers of a shard."""
 
 HALVES = re.compile(r"\d+\.")
 """Names in a file of one half of TAESD."""
@@ -70,55 +65,40 @@ def find_weights(path: Path, variant: str | None) -> WeightFiles:
     """
     if path.is_file():
         return WeightFiles((path,))
-    groups = _list_groups(path)
-    if not groups:
+    forms = forms_of(list_weights([file.name for file in path.iterdir()]))
+    if not forms:
         return WeightFiles((_only_file(path),))
-    variants = {name: files for name, files in groups.items() if variant is None or name == variant}
-    if not variants:
+    chosen = choose_form(forms, variant)
+    if chosen is None:
+        there = ", ".join(sorted({form.variant or "the plain ones" for form in forms}))
+        if variant is not None:
+            raise EncoderError(
+                f"{path}: there is no variant {variant!r} of the weights; there is {there}"
+            )
         raise EncoderError(
-            f"{path}: there is no variant {variant!r} of the weights; there is {_variants(groups)}"
+            f"{path}: the weights are there as {there}: choose by the option variant, such as"
+            " variant: fp16"
         )
-    if "" in variants or len(variants) == 1:
-        name = "" if "" in variants else next(iter(variants))
-        text = f"there are no plain weights in {path.name}: the variant {name} is taken"
-        return WeightFiles(variants[name], name, Remark(text) if name and variant is None else None)
-    raise EncoderError(
-        f"{path}: the weights are there as {_variants(groups)}: choose by the option variant, such"
-        " as variant: fp16"
-    )
+    name = chosen.variant
+    text = f"there are no plain weights in {path.name}: the variant {name} is taken"
+    remark = Remark(text) if name and variant is None else None
+    return WeightFiles(_whole(path, forms[chosen]), name, remark)
 
 
-def _list_groups(folder: Path) -> dict[str, tuple[Path, ...]]:
-    """Weights under diffusers' names by their variant, "" for the plain ones; of one variant in
-    both kinds the safetensors.
+def _whole(folder: Path, names: Sequence[str]) -> tuple[Path, ...]:
+    """The one file of a form, else its shards.
+
+    Raises:
+        EncoderError: shards are missing.
     """
-    found: dict[tuple[str, str], dict[str, list[Path]]] = {}
-    for file in sorted(folder.iterdir()):
-        match = NAME.fullmatch(file.name)
-        if match:
-            variant = match["variant"] or match["variant_after"] or ""
-            shards = found.setdefault((variant, match["kind"].lower()), {})
-            shards.setdefault(match["parts"] or "", []).append(file)
-    groups: dict[str, tuple[Path, ...]] = {}
-    for (variant, _), shards in sorted(
-        found.items(), key=lambda one: one[0][1], reverse=True
-    ):  # safetensors first
-        if variant not in groups:
-            groups[variant] = _whole(folder, shards)
-    return groups
-
-
-def _whole(folder: Path, shards: dict[str, list[Path]]) -> tuple[Path, ...]:
-    if "" in shards:
-        return tuple(shards[""])
-    parts, files = next(iter(shards.items()))
-    if len(files) != int(parts):
-        there = ", ".join(file.name for file in files)
+    single = [name for name in names if "-of-" not in name]
+    parts = FILE.fullmatch(names[0])
+    if not single and parts and len(names) != int(parts["parts"]):
         raise EncoderError(
-            f"{folder}: {len(files)} of {int(parts)} parts of the weights are there ({there}); get"
-            " the others too"
+            f"{folder}: {len(names)} of {int(parts['parts'])} parts of the weights are there"
+            f" ({', '.join(names)}); get the others too"
         )
-    return tuple(files)
+    return tuple(folder / name for name in single or names)
 
 
 def _only_file(folder: Path) -> Path:
@@ -145,10 +125,6 @@ def _only_file(folder: Path) -> Path:
     raise EncoderError(
         f"{folder}: there is a config.json but no weights; expected {STEM}.safetensors{there}"
     )
-
-
-def _variants(groups: dict[str, tuple[Path, ...]]) -> str:
-    return ", ".join(sorted(name or "the plain ones" for name in groups))
 
 
 def _other_half(file: Path) -> Path:

@@ -5,8 +5,6 @@ resumable at any point.
 from __future__ import annotations
 
 import functools
-import json
-import os
 import sys
 import time
 from collections import Counter
@@ -48,7 +46,7 @@ from latentkit.store.dataset_json import (
     read_dataset,
 )
 from latentkit.store.fingerprint import fingerprinted_parts
-from latentkit.store.folder import Folder, host
+from latentkit.store.folder import Folder
 from latentkit.store.index import committed, first_rows, reason_by_key
 from latentkit.store.plan import Plan, read_chain
 
@@ -349,7 +347,7 @@ def _run_units(job: EncodeJob, executor: Executor, settings: EncodeSettings) -> 
 def add_result(
     job: EncodeJob, summary: EncodeSummary, result: UnitResult, max_bad: float
 ) -> EncodeSummary:
-    """The summary with one unit more, which is noted in this process's log.
+    """The summary with one unit more.
 
     Raises:
         SourceError: by now too many samples can't be used.
@@ -357,7 +355,6 @@ def add_result(
     summary += EncodeSummary(
         result.num_ok, result.num_skipped, 0.0, result.waited_seconds, result.num_slots
     )
-    _log(job.folder, result)
     num_gone = 0 if job.places is None else int((job.places < 0).sum())
     num_bad, num_samples = summary.num_skipped // len(job.views) - num_gone, job.plan.table.num_rows
     if not job.plan.settings.stream and are_too_many(num_bad, num_samples, max_bad):
@@ -376,17 +373,6 @@ def _bad_so_far(job: EncodeJob) -> dict[str, str]:
         gone = set(job.plan.work["key"].filter(pa.array(job.places < 0)).to_pylist())
         found = {key: reason for key, reason in found.items() if key not in gone}
     return found
-
-
-def _log(folder: Folder, result: UnitResult) -> None:
-    """A line in this process's log; what it holds is never compared."""
-    line = {"unit": result.unit.name, "ok": result.num_ok, "skipped": result.num_skipped}
-    line |= {
-        "seconds": round(result.seconds, 3),
-        "waited_seconds": round(result.waited_seconds, 3),
-        "time": round(time.time(), 3),
-    }
-    folder.append(f"events/{host()}-{os.getpid()}.jsonl", json.dumps(line))
 
 
 def _most_common(bad: Mapping[str, str]) -> str:

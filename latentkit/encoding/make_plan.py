@@ -332,7 +332,7 @@ def _make_first(
     planned = PlanSettings(
         parts, measured.batch_size, unit_size, threads, compiled, library_versions(), stream
     )
-    return plan_of(0, inputs.entries, planned, pa.nulls(num_entries, pa.string()))
+    return plan_of(0, inputs.entries, planned)
 
 
 def _measure(inputs: EncodeInputs, device: str, settings: EncodeSettings, threads: int) -> Measured:

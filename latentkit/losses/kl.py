@@ -63,10 +63,6 @@ class Kl:
         return nats / num_values(batch.inputs, batch.mask)
 
 
-kl = Kl()
-"""The loss without options."""
-
-
 def kl_nats(moments: Moments) -> Tensor:
     """KL(q || N(0, I)) of each sample summed over its latent values, (N,) float32, in nats; any
     number of axes.

@@ -62,7 +62,7 @@ class JoinedDataset(BatchedRows):
 
     Attributes:
         datasets: all of them, in the order given.
-        first, second: of them.
+        first: of them.
         names: of the tensor of each.
         left_out: how many keys of each dataset are not here, because others lack them.
     """
@@ -73,7 +73,7 @@ class JoinedDataset(BatchedRows):
         _check_datasets(datasets)
         shared_of = _shared(on)
         self.datasets = datasets
-        self.first, self.second = datasets[:2]
+        self.first = datasets[0]
         super().__init__(self.first.seed, "+".join(data.index_hash for data in datasets))
         self.names = _checked_names(datasets, names)
         shared = [_shared_names(data, shared_of) for data in datasets]

@@ -156,7 +156,7 @@ class LatentMaker:
 
     def __init__(self, normalization: Normalization, layout: LatentLayout) -> None:
         self._normalize = Normalizer(normalization, layout)
-        self._axes, self._fold = layout.axes, normalization.fold
+        self._fold = normalization.fold
         channels = layout.channels * math.prod(normalization.fold.values())
         for name in ("shift", "scale"):
             value = getattr(normalization, name)

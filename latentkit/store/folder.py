@@ -100,10 +100,6 @@ class Folder(ABC):
         """Remove a file; nothing happens when it isn't there."""
 
     @abstractmethod
-    def append(self, name: str, line: str) -> None:
-        """Add a line to a log that no other process writes."""
-
-    @abstractmethod
     def discard_if_empty(self) -> None:
         """Remove the folder when nothing has been written to it."""
 

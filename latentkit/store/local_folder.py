@@ -97,12 +97,6 @@ class LocalFolder(Folder):
         with self._explained(name):
             patiently((self.path / name).unlink, missing_ok=True)
 
-    def append(self, name: str, line: str) -> None:
-        with self._explained(name):
-            (self.path / name).parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path / name, "a", encoding="utf-8") as file:
-                file.write(line + "\n")
-
     def claim(self, name: str, content: str) -> bool:
         with self._explained(name):
             try:

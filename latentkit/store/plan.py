@@ -140,18 +140,12 @@ def list_entries(entries: Iterable[Entry]) -> pa.Table:
     )
 
 
-def build_plan(number: int, entries: Iterable[Entry], settings: PlanSettings) -> Plan:
-    """A plan that encodes all entries, in the source's order.
-
-    Raises:
-        SourceError: no entry, or one key twice.
-    """
-    table = list_entries(entries)
-    return plan_of(number, table, settings, pa.nulls(table.num_rows, pa.string()))
-
-
-def plan_of(number: int, entries: pa.Table, settings: PlanSettings, previous: pa.Array) -> Plan:
-    """A plan of the entries of `list_entries`; units go to those without `previous`."""
+def plan_of(
+    number: int, entries: pa.Table, settings: PlanSettings, previous: pa.Array | None = None
+) -> Plan:
+    """Return a plan of the entries of `list_entries`; units go to those without `previous`."""
+    if previous is None:
+        previous = pa.nulls(entries.num_rows, pa.string())
     to_encode = previous.is_null().to_numpy(zero_copy_only=False)
     units = (np.cumsum(to_encode) - 1) // settings.unit_size
     return with_units(

@@ -47,10 +47,6 @@ BLOCK_BYTES = 4 << 20
 MOST_ASKED = 32
 """Files looked at at once, each of which takes a few requests one after the other."""
 
-LOG_PART_BYTES = 64 << 10
-"""An object can't be added to, so a log's last part is written anew with every line; a longer one
-is left and the next begun."""
-
 CLOCK_SKEW_SECONDS = 900.0
 """What this machine's clock and the store's may differ by; S3 refuses requests from a clock that is
 further off."""
@@ -65,7 +61,6 @@ class UrlFolder(Folder):
         self._outage = Outage(self.url)
         self._claims: dict[str, str] = {}
         self._claims_seen: dict[str, tuple[str, float]] = {}
-        self._logs: dict[str, tuple[int, str]] = {}
         self._found_bucket = False
         self._connect()
 
@@ -223,22 +218,6 @@ class UrlFolder(Folder):
         self._claims.pop(name, None)
         with suppress(FileNotFoundError):
             self._ask(name, self.fs.rm_file, self._path(name))
-
-    def append(self, name: str, line: str) -> None:
-        part, text = self._logs.get(name) or (self._free_log(name, 0), "")
-        if len(text) > LOG_PART_BYTES:
-            part, text = self._free_log(name, part + 1), ""
-        text += line + "\n"
-        self.replace(_log_name(name, part), text.encode())
-        self._logs[name] = part, text
-
-    def _free_log(self, name: str, part: int) -> int:
-        """The first part of a log, from `part` on, that an earlier process of that number didn't
-        write.
-        """
-        while self.exists(_log_name(name, part)):
-            part += 1
-        return part
 
     def discard_if_empty(self) -> None:
         """Nothing: object stores have no folders."""
@@ -431,7 +410,3 @@ def _put_file(source: str, driver: Any, path: str, **mode: str) -> None:
 
 def _put_bytes(content: bytes, driver: Any, path: str, **mode: str) -> None:
     driver.pipe_file(path, content, **mode)
-
-
-def _log_name(name: str, part: int) -> str:
-    return str(PurePosixPath(name).with_suffix(f".{part}.jsonl")) if part else name

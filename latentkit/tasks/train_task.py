@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from latentkit.errors import FingerprintError, RecipeError, StoreError, Training
 from latentkit.plugins import Registry, discover
 from latentkit.recipe.parts import Evaluate, Optimizer
 from latentkit.recipe.schema import TrainRecipe, dump_recipe, load_recipe, resolve
+from latentkit.runtime.nested import find_differences
 from latentkit.tasks.build_parts import EncoderOpener, configured_encode_of
 from latentkit.tasks.check_recipe import ConfiguredPlugin, check_recipe, find_odd_weights
 
@@ -69,7 +70,7 @@ def run_training(recipe: TrainRecipe, is_first_process: bool, device: str = "aut
         if is_first_process:
             say_remarks(remarks_of(source))
         wanted = recipe.evaluate
-        evaluation = parts.evaluation(wanted, model, folder, is_first_process) if wanted else None
+        evaluation = parts.evaluation(wanted, model, folder) if wanted else None
         return train(model, source, prepare, losses, _settings(recipe), folder, evaluation, device)
 
 
@@ -89,7 +90,7 @@ def open_training(recipe: TrainRecipe) -> None:
     )
     parts.losses(model)
     if recipe.evaluate:
-        parts.evaluation(recipe.evaluate, model, Path(recipe.output.path), False)
+        parts.evaluation(recipe.evaluate, model, Path(recipe.output.path))
     check_trackers(_settings(recipe).trackers)
 
 
@@ -299,9 +300,7 @@ class _Parts:
             )
         return losses
 
-    def evaluation(
-        self, wanted: Evaluate, model: Any, folder: Path, is_first_process: bool
-    ) -> TrainEvaluation:
+    def evaluation(self, wanted: Evaluate, model: Any, folder: Path) -> TrainEvaluation:
         """Return what measures the model while it trains, in the first process.
 
         Reconstructions to look at or hear go to evaluations/.
@@ -338,8 +337,6 @@ class _Parts:
         settings = replace(settings, keep_tensors=model.input.axes != "CHW")  # no pictures
 
         def measure(module: nn.Module, step: int) -> Mapping[str, float]:
-            if not is_first_process:
-                return {}
             shown = replace(settings, show_always=hasattr(module, "decode"))
             codec = ModuleCodec(module, model.input, model.layout)
             found = evaluate_model(codec, source, modality, metrics, shown)
@@ -456,7 +453,7 @@ def _claim(folder: LocalFolder, recipe: TrainRecipe) -> None:
         written is None or folder.read(RECIPE).decode() == written
     )  # else somebody wrote it by hand
     is_begun = (folder.path / "checkpoints").exists() or (folder.path / "model").exists()
-    different = list(_differences(before, resolve(recipe))) if before else []
+    different = list(find_differences(before, resolve(recipe))) if before else []
     if any(re.split(r"\W", line)[0] in SAME_RUN for line in different) and (
         is_begun or not is_ours
     ):
@@ -471,17 +468,3 @@ def _claim(folder: LocalFolder, recipe: TrainRecipe) -> None:
     elif is_ours and written != text:
         folder.replace(RECIPE, text.encode())
         folder.discard_if_empty()
-
-
-def _differences(before: Any, now: Any, where: str = "") -> Iterator[str]:
-    """A line per value of a recipe that isn't what it was."""
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        for key in {**before, **now}:
-            yield from _differences(
-                before.get(key), now.get(key), f"{where}.{key}" if where else key
-            )
-    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        for number, pair in enumerate(zip(before, now, strict=True)):
-            yield from _differences(*pair, f"{where}[{number}]")
-    elif before != now:
-        yield f"{where} was {before!r} and is {now!r}"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import pickle
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 from unittest import mock
@@ -17,7 +16,6 @@ from latentkit.contracts import (
     Decodes,
     Encoder,
     EncoderSpec,
-    LatentLayout,
     Normalization,
     PluginSpec,
     Reconstruction,
@@ -25,7 +23,6 @@ from latentkit.contracts import (
 )
 from latentkit.encoding.batch_tensors import check_layout, encode_batch
 from latentkit.errors import EncoderError
-from latentkit.runtime.masks import masked_axes
 from latentkit.testing.batches import (
     Batch,
     allowed_sizes,
@@ -39,14 +36,20 @@ from latentkit.testing.batches import (
     row_of,
     values_of,
 )
+from latentkit.testing.latents import (
+    are_equal,
+    assert_close,
+    counted_of,
+    deciding_parts,
+    encode_without_mask,
+    flip_bit,
+    raised_by,
+    random_state,
+)
 from latentkit.testing.plugin import PluginContract
 
 NAMES = {"gaussian": {"mean", "logvar"}, "deterministic": {"latent"}, "quantised": {"indices"}}
 LOGVAR_RANGE = (-30.0, 20.0)
-BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-Latents = Mapping[str, Tensor]
-
 
 class EncoderContract(PluginContract):
     """What an `Encoder` promises; what `Decodes` and `Trainable` promise, where it has their
@@ -342,10 +345,8 @@ class EncoderContract(PluginContract):
         `encode`.
         """
         encoder = self.make_encoder(tmp_path)
-        torch.rand(
-            1
-            # away from where a seed puts them, which encode might do
-        ), np.random.rand(), random.random()
+        # Away from where a seed puts them, which encode might do.
+        torch.rand(1), np.random.rand(), random.random()
         before = random_state()
         self.encode(encoder)
         assert random_state() == before, (
@@ -488,68 +489,3 @@ class EncoderContract(PluginContract):
         return next(
             latents[name] for name in ("mean", "latent", "indices") if name in latents
         ).clone()
-
-
-def encode_without_mask(encoder: Encoder, batch: Batch) -> dict[str, Tensor]:
-    """What `encode` gives for a batch, but "mask"."""
-    given: Any = batch
-    return {name: tensor for name, tensor in encoder.encode(given).items() if name != "mask"}
-
-
-def counted_of(latents: Tensor, mask: Tensor, layout: LatentLayout) -> Tensor:
-    """The positions of latents that a mask counts."""
-    places = [layout.axes.index(axis) + 1 for axis in masked_axes(layout, mask.ndim - 1)]
-    return latents.cpu().movedim(places, list(range(1, len(places) + 1)))[mask]
-
-
-def flip_bit(weight: Tensor) -> None:
-    """Change the lowest bit of the first value of a weight, in place."""
-    first = (0,) * weight.ndim
-    with torch.inference_mode():  # weights loaded in that mode can be changed in that mode only
-        bits = weight[first].clone().reshape(1).view(BITS[weight.element_size()])
-        weight[first] = (bits ^ 1).view(weight.dtype)[0]
-
-
-def deciding_parts(encoder: Encoder) -> dict[str, str]:
-    """The part of an encoder's fingerprint that decides latents: not the decoder's, nor where it
-    came from.
-    """
-    return {
-        name: part
-        for name, part in encoder.fingerprint().items()
-        if not name.startswith(("decoder", "hub_commit"))
-    }
-
-
-def are_equal(first: Latents, second: Latents) -> bool:
-    """Whether two encodings agree bit for bit; nan equals nan."""
-    return first.keys() == second.keys() and all(
-        torch.equal(first[name].nan_to_num(), second[name].nan_to_num()) for name in first
-    )
-
-
-def assert_close(actual: Tensor, expected: Tensor, tolerance: float, message: str) -> None:
-    """Raise `AssertionError` with the message where two tensors differ by more than the tolerance.
-    """
-    close = torch.allclose(
-        actual.double(), expected.double(), rtol=tolerance, atol=tolerance, equal_nan=True
-    )
-    assert close, message
-
-
-def random_state() -> list[bytes]:
-    """Where the global generators of torch, NumPy and Python stand."""
-    return [
-        torch.random.get_rng_state().numpy().tobytes(),
-        pickle.dumps(np.random.get_state()),
-        pickle.dumps(random.getstate()),
-    ]
-
-
-def raised_by(encoder: Encoder, batch: Batch) -> Exception | None:
-    """What encoding a batch raises; None when it gives something."""
-    try:
-        encode_without_mask(encoder, batch)
-    except Exception as error:  # noqa: BLE001 (plugin boundary)
-        return error
-    return None

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from latentkit.errors import TrainingError
 from latentkit.runtime.device import kind_of, random_state, set_random_state
+from latentkit.runtime.nested import find_differences
 from latentkit.runtime.processes import run_on_first, share
 from latentkit.training.batches import BatchSettings, Order, Position
 from latentkit.training.checkpoint import Checkpoint, pack_optimizer, unpack_optimizer
@@ -206,7 +207,10 @@ def restore(
     )  # older versions evaluated before they wrote
     if accelerator.device.type == "cpu":
         torch.set_num_threads(values["num_threads"])  # another number adds up in another order
-    notes = [f"going on from step {state.step}", *_changes(values["settings"], asdict(settings))]
+    now = asdict(settings)
+    then = {name: values["settings"].get(name) for name in now}
+    changes = [f"{line} from here on" for line in find_differences(then, now)]
+    notes = [f"going on from step {state.step}", *changes]
     if values["data"] == _data_order(settings, num_samples, accelerator):
         number, *waiting = values["positions"][accelerator.process_index]
         state.position = Position(number, tuple(waiting))
@@ -282,15 +286,3 @@ def _restore_random(states: Mapping[str, Tensor], accelerator: Accelerator) -> N
             set_random_state(
                 device, states[kind_of(device)][accelerator.process_index].cpu().clone()
             )
-
-
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """One line per setting that isn't what it was."""
-    lines: list[str] = []
-    for name, value in now.items():
-        old = before.get(name)
-        if isinstance(value, Mapping) and isinstance(old, Mapping):
-            lines += _changes(old, value, f"{prefix}{name}.")
-        elif (list(value) if isinstance(value, tuple) else value) != old:
-            lines.append(f"{prefix}{name} was {old!r} and is {value!r} from here on")
-    return lines

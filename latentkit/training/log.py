@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from accelerate import Accelerator
 
 from latentkit.errors import TrainingError
 from latentkit.losses.kl_weight import describe_kl
+from latentkit.runtime.nested import flatten
 from latentkit.runtime.progress import Progress
 from latentkit.training.settings import WeightedLoss
 
@@ -169,9 +170,8 @@ class TrainingLog:
                 f"{self._path} can't be written: {error.strerror}; the run goes on from its last"
                 " checkpoint"
             ) from error
-        self._accelerator.log(
-            {name: value for name, value in _flat(record) if name != "step"}, step=record["step"]
-        )
+        numbers = {name: value for name, value in flatten(record) if value is not None}
+        self._accelerator.log(numbers, step=numbers.pop("step"))
 
     def _clear(self) -> None:
         self._sums: dict[str, tuple[float, int]] = {}
@@ -207,15 +207,6 @@ class TrainingLog:
         total, count = self._sums["loss"]
         rate = self._num_samples / max(self._progress.seconds, 1e-9)
         self._progress.update(1, remark=f"loss {total / count:.5f}, {rate:.1f} samples/s")
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Dotted name and value of every number."""
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        elif value is not None:
-            yield f"{prefix}{name}", value
 
 
 def _drop_later(path: Path, step: int, evaluated: int) -> None:

@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate.utils import broadcast
 
 from latentkit.contracts import Modality, Source, Trainable
 from latentkit.errors import TrainingError
@@ -289,13 +288,13 @@ def _evaluate(run: Run, evaluate: TrainEvaluation, saver: Saver) -> None:
     """Measure the model, with averaged weights where there are any; remember the best.
 
     Raises:
-        Exception: it can't be measured, in any process; or that metric isn't among those measured.
+        Exception: it can't be measured, or the metric that counts isn't among those measured.
     """
     state = run.state
-    metrics = _measure(run, evaluate)
+    metrics = run_on_first(lambda: _measure(run, evaluate))
     state.evaluated = state.step
     if evaluate.best is not None:
-        value = _agree(run, evaluate.best, metrics)
+        value = metrics[evaluate.best]
         sign = 1 if evaluate.higher_is_better else -1
         if math.isfinite(value) and (state.best is None or sign * value > sign * state.best.value):
             state.best = Best(state.step, value, evaluate.best)
@@ -304,44 +303,20 @@ def _evaluate(run: Run, evaluate: TrainEvaluation, saver: Saver) -> None:
 
 
 def _measure(run: Run, evaluate: TrainEvaluation) -> Mapping[str, float]:
-    state, device = run.state, run.accelerator.device
-    metrics: Mapping[str, float] = {}
-    failure: Exception | None = None
+    state, best = run.state, evaluate.best
     state.module.eval()
     with contextlib.ExitStack() as stack:
         stack.callback(state.module.train)
-        stack.enter_context(forked_random(device))
+        stack.enter_context(forked_random(run.accelerator.device))
         stack.enter_context(torch.no_grad())
         if state.average is not None:
             stack.enter_context(state.average.swapped_in(state.module))
-        try:
-            metrics = evaluate.measure(state.module, state.step)
-        except Exception as error:  # noqa: BLE001  raised in all processes, below
-            failure = error
-    _raise_together(failure, device)
-    return metrics
-
-
-def _agree(run: Run, best: str, metrics: Mapping[str, float]) -> float:
-    """The first process's value of the metric that counts."""
-    device = run.accelerator.device
-    failure = None
-    if best not in metrics and run.accelerator.is_main_process:
-        failure = TrainingError(
+        metrics = evaluate.measure(state.module, state.step)
+    if best is not None and best not in metrics:
+        raise TrainingError(
             f"evaluate.best: {best!r} isn't measured, which are {', '.join(metrics) or 'none'}"
         )
-    _raise_together(failure, device)
-    # As the bits of a float64, which not every device has.
-    value = torch.tensor(metrics.get(best, math.nan), dtype=torch.float64).view(torch.int64)
-    return float(broadcast(value.to(device)).cpu().view(torch.float64))
-
-
-def _raise_together(failure: Exception | None, device: torch.device) -> None:
-    """Raise the first process's failure, in all: the others would wait for it at the next
-    checkpoint.
-    """
-    if float(broadcast(torch.tensor(float(failure is not None), device=device))):
-        raise failure or TrainingError("the first process could not measure the model; it says why")
+    return metrics
 
 
 @contextlib.contextmanager

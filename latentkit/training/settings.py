@@ -90,9 +90,9 @@ class TrainEvaluation:
     Args:
         every: optimizer steps from one evaluation to the next; there is one before the first step
             and one after the last too.
-        measure: called in every process with the bare module (averaged weights where there are any,
-            eval mode, no gradients) and the number of steps done; gives metrics by name, of which
-            those of the first process count. Random numbers it draws are not missed.
+        measure: called in the first process with the bare module (averaged weights where there are
+            any, eval mode, no gradients) and the number of steps done; gives metrics by name.
+            Random numbers it draws are not missed.
         best: metric by which one evaluated step is the best: its checkpoint is kept, and the model
             is of it; None: of the last step.
         higher_is_better: of that metric.

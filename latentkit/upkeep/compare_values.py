@@ -28,7 +28,8 @@ from latentkit.store.local_folder import LocalFolder
 from latentkit.store.ragged import OFFSETS
 from latentkit.store.writer import unit_name
 from latentkit.upkeep.encode_again import NO_LONGER_NEEDED, build_encode_of, encode_again
-from latentkit.upkeep.verify import Finding, Verification, describe_again
+from latentkit.upkeep.findings import Finding, Verification
+from latentkit.upkeep.verify import describe_again
 
 SHARE = 0.01
 

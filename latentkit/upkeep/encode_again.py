@@ -26,7 +26,7 @@ from latentkit.store.local_folder import LocalFolder
 from latentkit.store.plan import Plan, PlanSettings
 from latentkit.tasks.build_parts import configured_encode_of
 from latentkit.tasks.encode_task import BuiltEncode, RunOptions, build_encode
-from latentkit.upkeep.verify import Verification
+from latentkit.upkeep.findings import Verification
 
 NO_LONGER_NEEDED = "superseded by a later run, and left out when its unit was encoded again"
 

@@ -28,7 +28,8 @@ from latentkit.store.plan import Plan, PlanSettings, number_of, plan_name, with_
 from latentkit.store.writer import unit_name
 from latentkit.tasks.encode_task import BuiltEncode
 from latentkit.upkeep.encode_again import build_encode_of, encode_again
-from latentkit.upkeep.verify import Finding, Report, Verification, describe_again, verify_folder
+from latentkit.upkeep.findings import Finding, Report, Verification
+from latentkit.upkeep.verify import describe_again, verify_folder
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import psutil
 import pyarrow as pa
@@ -21,7 +19,6 @@ from latentkit.runtime.cores import share_of_cores
 from latentkit.runtime.paths import in_shell
 from latentkit.store.claims import PART, Claims
 from latentkit.store.columns import read_parquet
-from latentkit.store.contents import counted
 from latentkit.store.dataset_json import (
     DATASET,
     RECIPE,
@@ -29,161 +26,18 @@ from latentkit.store.dataset_json import (
     accepts_statistics,
     check_complete,
     dataset_json,
-    newest_number,
     read_dataset,
 )
 from latentkit.store.folder import ASIDE, Folder, host
 from latentkit.store.index import ReadUnit, committed, index_bytes, index_of_chain
-from latentkit.store.open_folder import open_folder
 from latentkit.store.plan import Plan, number_of, plan_name, plan_numbers, read_plan
 from latentkit.store.writer import unit_name
-from latentkit.upkeep.unit_checks import WantedUnit, num_bytes_of, plan_of_unit, read_whole
-
-Part = Literal["dataset.json", "plan", "index", "unit", "foreign", "remark"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something that isn't as it should be.
-
-    Args:
-        part: what kind of file; "foreign" is nobody's, a "remark" is no damage.
-        file: its name within the folder.
-        what: is wrong.
-        mend: what mends it; "" when nothing has to be done.
-    """
-
-    part: Part
-    file: str
-    what: str
-    mend: str
-
-    def __str__(self) -> str:
-        return "; ".join(filter(None, [f"{self.file}: {self.what}", self.mend]))
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a check of a dataset found.
-
-    Args:
-        folder: its path or URL.
-        state: "finished", or how far it is.
-        findings: in the order of plans, units, index, dataset.json, and the rest.
-        num_units, num_rows, num_bytes: units that were read whole, their ledger rows, and their
-            size.
-    """
-
-    folder: str
-    state: str
-    findings: tuple[Finding, ...]
-    num_units: int
-    num_rows: int
-    num_bytes: int
-
-    @property
-    def damage(self) -> tuple[Finding, ...]:
-        """Findings that break a promise."""
-        return tuple(finding for finding in self.findings if finding.part != "remark")
-
-    def names(self, part: Part) -> list[str]:
-        """Files of one kind that something is wrong with."""
-        return [finding.file for finding in self.findings if finding.part == part]
-
-    def __str__(self) -> str:
-        checked = (
-            f"{counted(self.num_units, 'unit')}, {counted(self.num_rows, 'row')},"
-            f" {self.num_bytes / 1e6:.1f} MB"
-        )
-        verdict = f"{len(self.damage)} found broken" if self.damage else "nothing broken"
-        lines = [f"{self.folder}/{finding}" for finding in self.findings]
-        return "\n".join([*lines, f"{self.folder}: {self.state}; {checked} read; {verdict}"])
-
-
-@dataclass
-class Verification:
-    """A dataset as it was found: what could be read of it, and what is wrong.
-
-    Args:
-        document: dataset.json; None when it isn't there or can't be trusted.
-        plans: readable ones that count, by number.
-        units: sound ones, by name.
-        left: names of units that an unfinished run has still to make.
-    """
-
-    folder: Folder
-    document: dict[str, Any] | None = None
-    plans: dict[int, Plan] = field(default_factory=dict)
-    units: dict[str, ReadUnit] = field(default_factory=dict)
-    left: list[str] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
-
-    def add(self, part: Part, file: str, what: str, mend: str | None = None) -> None:
-        """One more finding; without `mend`, `--repair` is what mends it."""
-        self.findings.append(
-            Finding(
-                part,
-                file,
-                what,
-                mend or f"`latentkit verify {in_shell(self.folder)} --repair` makes it again",
-            )
-        )
-
-    def names(self, part: Part) -> list[str]:
-        """Files of one kind that something is wrong with."""
-        return [finding.file for finding in self.findings if finding.part == part]
-
-    @property
-    def newest(self) -> int:
-        """Number of the newest plan that can be read; -1 when there is none."""
-        return max(self.plans, default=-1)
-
-    @property
-    def described(self) -> int:
-        """Number of the plan that dataset.json was written for; -1 when there is none."""
-        return newest_number(self.document) if self.document else -1
-
-    def chain(self, number: int) -> list[Plan] | None:
-        """The plan of a number and all that it builds on, from the oldest; None when one can't be
-        read.
-        """
-        chain: list[Plan] = []
-        for wanted in range(number, -1, -1):
-            if wanted not in self.plans:
-                return None
-            chain.insert(0, self.plans[wanted])
-            if chain[0].settings.compacts:
-                break
-        return chain or None
-
-    def report(self) -> Report:
-        """What to tell."""
-        state = "finished"
-        if self.left:
-            done = sum(name.startswith(f"{self.newest:03d}-") for name in self.units)
-            state = (
-                f"unfinished, {done} of {done + len(self.left)} units of plan {self.newest:03d} are"
-                " done"
-            )
-        num_rows = sum(unit.rows.num_rows for unit in self.units.values())
-        num_bytes = sum(num_bytes_of(unit.header) for unit in self.units.values())
-        return Report(
-            str(self.folder), state, tuple(self.findings), len(self.units), num_rows, num_bytes
-        )
-
-
-def verify_dataset(path: str | os.PathLike[str]) -> Report:
-    """Everything that is wrong with the latent dataset at `path`, a folder or URL; all of it is
-    read, nothing written.
-
-    Raises:
-        StoreError: there is no latent dataset, or it can't be reached.
-    """
-    return verify_folder(open_folder(os.fspath(path))).report()
+from latentkit.upkeep.findings import Verification
+from latentkit.upkeep.unit_checks import WantedUnit, plan_of_unit, read_whole
 
 
 def verify_folder(folder: Folder) -> Verification:
-    """As `verify_dataset`, with what was read.
+    """Return everything that is wrong with a latent dataset; all of it is read, nothing written.
 
     Raises:
         StoreError: there is no latent dataset, or it can't be reached.

@@ -14,7 +14,7 @@ import torch
 from latentkit.contracts import Entry, LatentLayout, Normalization
 from latentkit.store.dataset_json import Description, finalize
 from latentkit.store.local_folder import LocalFolder
-from latentkit.store.plan import PlanSettings, build_plan, write_plan
+from latentkit.store.plan import PlanSettings, list_entries, plan_of, write_plan
 from latentkit.store.writer import RowLabel, UnitWriter
 
 BATCH = 256
@@ -38,11 +38,8 @@ def make_dataset(path: Path, num_rows: int, channels: int, side: int, unit_size:
         False,
         {},
     )
-    plan = build_plan(
-        0,
-        (Entry(f"{i:08d}", "", {"text": caption(i), "label": i}) for i in range(num_rows)),
-        settings,
-    )
+    entries = (Entry(f"{i:08d}", "", {"text": caption(i), "label": i}) for i in range(num_rows))
+    plan = plan_of(0, list_entries(entries), settings)
     write_plan(folder, plan)
     noise = torch.randn(BATCH, 2 * channels, side, side).half()
     for unit in plan.units():

@@ -161,9 +161,10 @@ def inspect(path: Path, count: int) -> None:
 
 
 def verify(path: Path, count: int) -> None:
-    from latentkit.upkeep.verify import verify_dataset
+    from latentkit.store.open_folder import open_folder
+    from latentkit.upkeep.verify import verify_folder
 
-    found = verify_dataset(str(path))
+    found = verify_folder(open_folder(str(path))).report()
     assert not found.damage, found.damage
 
 

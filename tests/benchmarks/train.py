@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from latentkit.contracts import BuildContext, Reconstruction
-from latentkit.losses.kl import kl
+from latentkit.losses.kl import Kl
 from latentkit.losses.patch_gan import PatchDiscriminator, PatchGan
 from latentkit.losses.reconstruction import l1
 from latentkit.plugins import discover
@@ -164,7 +164,7 @@ def own_step(
     """
     settings = TrainSettings(steps=10**6, batch_size=options.batch, precision=precision, train=half)
     accelerator = Accelerator(mixed_precision="no", cpu=options.device == "cpu")
-    losses = [WeightedLoss("l1", l1), WeightedLoss("kl", kl, KL_WEIGHT, "latent")]
+    losses = [WeightedLoss("l1", l1), WeightedLoss("kl", Kl(), KL_WEIGHT, "latent")]
     if disc_start is not None:
         critic = PatchGan(PatchDiscriminator(3, 64, 3, "batch"))
         losses.append(

@@ -72,7 +72,7 @@ def content(folder: Path) -> dict[str, bytes]:
     kept = [
         path
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.parent.name not in ("events", "claims")
+        if path.is_file() and path.parent.name != "claims"
     ]
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 import yaml
+from verified import verify_dataset
 
 import latentkit as lk
 from latentkit.store.dataset_json import read_dataset
 from latentkit.store.index import committed
 from latentkit.store.local_folder import LocalFolder
-from latentkit.upkeep.verify import verify_dataset
 
 COUNT = 40
 ENCODERS: dict[str, dict[str, Any]] = {

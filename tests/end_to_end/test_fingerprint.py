@@ -14,13 +14,13 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from verified import verify_dataset
 
 import latentkit as lk
 from latentkit import cli
 from latentkit.contracts import Normalization
 from latentkit.errors import FingerprintError, SourceError
 from latentkit.store.fingerprint import fingerprint_of, fingerprinted_parts
-from latentkit.upkeep.verify import verify_dataset
 
 FIXED = {"batch_size": 2, "threads": 1, "output.unit_size": 2, "preview": 0}
 NUM_PHOTOS = 6

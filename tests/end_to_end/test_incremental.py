@@ -4,10 +4,10 @@ that of doing all of it.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ from PIL import Image
 
 import latentkit as lk
 from latentkit.cli.main import main
+from latentkit.contracts import UnitResult
+from latentkit.encoding import encode_source
+from latentkit.encoding.unit_workers import EncodeJob
 from latentkit.errors import SourceError, StoreError
 from latentkit.upkeep.inspect_dataset import inspect_dataset
 
@@ -52,12 +55,25 @@ def units(output: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted((output / "units").iterdir())}
 
 
+ENCODED: Counter[str] = Counter()
+
+
+@pytest.fixture(autouse=True)
+def count_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Count the rows of each unit that a run has done, by the run's output."""
+    add_result = encode_source.add_result
+
+    def counted(job: EncodeJob, summary: Any, result: UnitResult, max_bad: float) -> Any:
+        ENCODED[str(job.folder)] += result.num_ok + result.num_skipped
+        return add_result(job, summary, result, max_bad)
+
+    ENCODED.clear()
+    monkeypatch.setattr(encode_source, "add_result", counted)
+
+
 def num_encoded(output: Path) -> int:
     """Rows that any run has stored or skipped."""
-    lines = [
-        line for file in (output / "events").iterdir() for line in file.read_text().splitlines()
-    ]
-    return sum(json.loads(line)["ok"] + json.loads(line)["skipped"] for line in lines)
+    return ENCODED[str(output)]
 
 
 def values(data: lk.LatentDataset) -> dict[tuple[str, str], tuple[str, torch.Tensor]]:

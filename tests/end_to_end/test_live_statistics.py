@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
+from verified import verify_dataset
 
 import latentkit as lk
 from latentkit.store.dataset_json import read_dataset, read_index, read_units
@@ -19,7 +20,6 @@ from latentkit.store.folder import canonical_json
 from latentkit.store.live_statistics import measure_live
 from latentkit.store.open_folder import open_folder
 from latentkit.store.plan import read_chain
-from latentkit.upkeep.verify import verify_dataset
 
 MakePhotos = Callable[..., Path]
 NAMES = ("mean", "mean_std", "std")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
+from verified import verify_dataset
 
 import latentkit as lk
 from latentkit.errors import EncoderError, PluginError, RecipeError
@@ -23,7 +24,7 @@ from latentkit.tasks.preview import preview_dataset
 from latentkit.upkeep.compare_values import compare_values
 from latentkit.upkeep.inspect_dataset import describe, inspect_dataset
 from latentkit.upkeep.repair import repair_dataset
-from latentkit.upkeep.verify import verify_dataset, verify_folder
+from latentkit.upkeep.verify import verify_folder
 
 COUNT = 12
 SHIFT, SCALE = np.array([0.5, 0.25, 0.125]), np.array([2.0, 4.0, 8.0])

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from verified import verify_dataset
 
 import latentkit as lk
 from latentkit.store.index import committed
 from latentkit.store.local_folder import LocalFolder
-from latentkit.upkeep.verify import verify_dataset
 
 COUNT = 120
 UNITS = COUNT // 4

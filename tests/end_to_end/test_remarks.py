@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from PIL import Image
+from verified import verify_dataset
 
 import latentkit as lk
 from latentkit.cli.main import main
@@ -27,7 +28,6 @@ from latentkit.store.compact import compact
 from latentkit.store.contents import column_filling, describe_filling, row_remarks
 from latentkit.upkeep.inspect_dataset import inspect_dataset
 from latentkit.upkeep.repair import repair_dataset
-from latentkit.upkeep.verify import verify_dataset
 
 LEFT_OUT = "left out by their ending .heic"
 MISSING = "a caption that names no file"

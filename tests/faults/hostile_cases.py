@@ -34,9 +34,9 @@ from latentkit.errors import StoreError
 from latentkit.store.dataset_json import Description, finalize
 from latentkit.store.folder import canonical_json
 from latentkit.store.local_folder import LocalFolder
-from latentkit.store.plan import PlanSettings, build_plan, write_plan
+from latentkit.store.plan import PlanSettings, list_entries, plan_of, write_plan
 from latentkit.store.writer import RowLabel, UnitWriter
-from latentkit.upkeep.verify import verify_dataset
+from latentkit.upkeep.verify import verify_folder
 
 MORE_MEMORY = 512 << 20
 LONGEST_SECONDS = 10.0
@@ -96,7 +96,7 @@ def make(folder: Path) -> None:
     entries = (
         Entry(f"photos/{i}.png", f"{i}-0", {"text": f"caption {i}", "label": i}) for i in range(6)
     )
-    plan = build_plan(0, entries, settings)
+    plan = plan_of(0, list_entries(entries), settings)
     write_plan(store, plan)
     generator = torch.Generator().manual_seed(0)
     for unit in plan.units():
@@ -342,7 +342,7 @@ def judge(folder: Path, case: Case, base: Files, right: Any) -> str | None:
             raise
         answer = None
     try:
-        sound = not verify_dataset(folder).damage
+        sound = not verify_folder(LocalFolder(folder)).report().damage
     except StoreError:
         sound = False
     if not changed:
@@ -397,7 +397,7 @@ def main(place: str, seed: int, count: int) -> int:
     make(folder)
     base = {name: (folder / name).read_bytes() for name in (DATASET, INDEX, PLAN, *UNITS)}
     right = read(folder)
-    assert not verify_dataset(folder).damage
+    assert not verify_folder(LocalFolder(folder)).report().damage
     signal.signal(signal.SIGALRM, stop)
     space, resident = in_use()
     resource.setrlimit(resource.RLIMIT_AS, (space + MORE_MEMORY, resource.RLIM_INFINITY))

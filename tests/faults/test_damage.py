@@ -17,6 +17,7 @@ import fsspec
 import pyarrow.parquet as pq
 import pytest
 import torch
+from verified import verify_dataset
 
 import latentkit as lk
 from latentkit.errors import FingerprintError, SourceError, StoreError
@@ -24,7 +25,6 @@ from latentkit.store.claims import Claims
 from latentkit.store.folder import canonical_json
 from latentkit.store.local_folder import LocalFolder
 from latentkit.upkeep.repair import repair_dataset
-from latentkit.upkeep.verify import verify_dataset
 
 FIXED = {
     "batch_size": 3,

@@ -20,6 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from verified import verify_dataset
 
 import latentkit as lk
 from latentkit.errors import StoreError
@@ -32,7 +33,6 @@ from latentkit.store.local_folder import LocalFolder
 from latentkit.store.plan import read_plan
 from latentkit.tasks.preview import preview_dataset
 from latentkit.upkeep.inspect_dataset import describe, inspect_dataset
-from latentkit.upkeep.verify import verify_dataset
 
 MUTATIONS = int(os.environ.get("LATENTKIT_MUTATIONS", "10000"))
 PROGRAM = Path(__file__).with_name("hostile_cases.py")

@@ -21,8 +21,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-
-from latentkit.upkeep.verify import verify_dataset
+from verified import verify_dataset
 
 KILLS = int(os.environ.get("LATENTKIT_KILLS", "9"))
 SEED = int(os.environ.get("LATENTKIT_KILL_SEED", "0"))

@@ -14,7 +14,7 @@ import torch
 from latentkit.contracts import Entry, LatentLayout, Normalization
 from latentkit.store.dataset_json import VERSION, Description, finalize
 from latentkit.store.local_folder import LocalFolder
-from latentkit.store.plan import PlanSettings, build_plan, write_plan
+from latentkit.store.plan import PlanSettings, list_entries, plan_of, write_plan
 from latentkit.store.writer import RowLabel, UnitWriter
 
 CAPTIONS = ("a cat", "два кота", None, "../../etc/passwd", "")
@@ -60,9 +60,10 @@ def make_sounds(name: str, layout: LatentLayout) -> None:
     settings = PlanSettings(
         {"encoder.name": f"golden-{name}"}, 2, 3, 1, False, {"latentkit": "0.1.0"}
     )
-    plan = build_plan(
+    entries = [Entry(f"{row}.wav", f"stamp-{row}", {"row": row}) for row in range(len(LENGTHS))]
+    plan = plan_of(
         0,
-        [Entry(f"{row}.wav", f"stamp-{row}", {"row": row}) for row in range(len(LENGTHS))],
+        list_entries(entries),
         settings,
     )
     write_plan(folder, plan)
@@ -101,7 +102,7 @@ def make_pictures() -> None:
         Entry(f"folder/{row}.png", f"stamp-{row}", {"text": text, "row": row})
         for row, text in enumerate(CAPTIONS)
     ]
-    plan = build_plan(0, entries, settings)
+    plan = plan_of(0, list_entries(entries), settings)
     write_plan(folder, plan)
     for unit in plan.units():
         writer = UnitWriter(unit)

@@ -1,11 +1,14 @@
 """What unit tests share: a training run of six drawn pictures and an autoencoder of two
-convolutions; a store in memory.
+convolutions; a launch of two processes; a store in memory.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +113,40 @@ class SmallTraining:
 @pytest.fixture
 def small() -> SmallTraining:
     return SmallTraining()
+
+
+Launch = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def launch_two() -> Launch:
+    """Runs a script, with a folder as its argument, in two processes of one launch; processes that
+    take longer than `seconds` wait for each other, and are ended.
+    """
+
+    def launch(
+        script: str | Path, folder: Path, seconds: float | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        # on CPUs, accelerate's own launcher starts one process, whatever it is told
+        line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+        line += [str(script), str(folder)]
+        environment = os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "ACCELERATE_USE_CPU": "true",
+            "CUDA_VISIBLE_DEVICES": "",
+        }
+        pipe = subprocess.PIPE
+        with subprocess.Popen(
+            line, env=environment, stdout=pipe, stderr=pipe, text=True
+        ) as launched:
+            try:
+                output, errors = launched.communicate(timeout=seconds)
+            except subprocess.TimeoutExpired:
+                launched.terminate()  # the launcher then ends both, and its exit status says so
+                output, errors = launched.communicate()
+        return subprocess.CompletedProcess(line, launched.returncode, output, errors)
+
+    return launch
 
 
 @pytest.fixture

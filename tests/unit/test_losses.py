@@ -11,7 +11,7 @@ from torch.distributions import Normal, kl_divergence
 
 from latentkit.contracts import LossBatch, Moments, Reconstruction
 from latentkit.errors import TrainingError
-from latentkit.losses.kl import kl, kl_nats
+from latentkit.losses.kl import Kl, kl_nats
 from latentkit.losses.reconstruction import l1, mse
 
 
@@ -54,7 +54,7 @@ def test_masked_values_dont_count() -> None:
     batch = loss_batch(inputs, output, Moments(torch.ones(2, 3), torch.zeros(2, 3)), mask)
     assert l1(batch).tolist() == [2.0, 6.0]
     assert mse(batch).tolist() == pytest.approx([28 / 6, 37.0])
-    assert kl(batch).tolist() == pytest.approx(
+    assert Kl()(batch).tolist() == pytest.approx(
         [1.5 / 6, 1.5 / 2]
     ), "KL is shared out among the values that count"
 
@@ -79,7 +79,7 @@ def test_kl_is_that_of_torch_distributions_for_any_number_of_axes(axes: tuple[in
     torch.testing.assert_close(kl_nats(Moments(mean, logvar)), expected)
     inputs = torch.zeros(3, 3, 16, 16)
     torch.testing.assert_close(
-        kl(loss_batch(inputs, inputs, Moments(mean, logvar))), expected / 768
+        Kl()(loss_batch(inputs, inputs, Moments(mean, logvar))), expected / 768
     )
 
 
@@ -99,7 +99,7 @@ def test_an_extreme_logvar_gives_a_finite_kl() -> None:
 
 def test_kl_of_a_model_without_posterior_says_so() -> None:
     with pytest.raises(TrainingError, match="no posterior"):
-        kl(loss_batch(torch.zeros(1, 1), torch.zeros(1, 1)))
+        Kl()(loss_batch(torch.zeros(1, 1), torch.zeros(1, 1)))
 
 
 def test_losses_are_float32_whatever_the_reconstruction_is() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from verified import verify_dataset
 
 import latentkit as lk
 from latentkit.contracts import Entry, LatentLayout, Normalization, Unit
@@ -18,11 +19,10 @@ from latentkit.runtime.buffers import BufferPool
 from latentkit.store.compact import compact
 from latentkit.store.dataset_json import Description, finalize, read_dataset
 from latentkit.store.local_folder import LocalFolder
-from latentkit.store.plan import PlanSettings, build_plan, write_plan
+from latentkit.store.plan import PlanSettings, list_entries, plan_of, write_plan
 from latentkit.store.quantize import dequantize, quantize
 from latentkit.store.ragged import are_offsets, offsets_of, pad, starts_of
 from latentkit.store.writer import RowLabel, UnitWriter
-from latentkit.upkeep.verify import verify_dataset
 
 LENGTHS = [3, 1, 4]
 
@@ -114,7 +114,7 @@ def test_units_without_a_mask_count_whole_also_when_compacted(tmp_path: Path) ->
     folder, settings = LocalFolder(tmp_path / "out"), PlanSettings(
         {"encoder.name": "x"}, 3, 3, 1, False, {}
     )
-    plan = build_plan(0, [Entry(f"{row}") for row in range(9)], settings)
+    plan = plan_of(0, list_entries(Entry(f"{row}") for row in range(9)), settings)
     write_plan(folder, plan)
     for unit in plan.units():
         writer, given = UnitWriter(unit), batch(3, 2, 5)

@@ -29,7 +29,7 @@ from latentkit.encoders.options import TinyKLConfig
 from latentkit.encoders.tiny_kl import WEIGHTS_NAME, TinyKLEncoder, open_tiny_kl
 from latentkit.encoders.tiny_kl_network import TinyKL
 from latentkit.errors import EncoderError, PluginError, SourceError, TrainingError
-from latentkit.losses.kl import kl
+from latentkit.losses.kl import Kl
 from latentkit.losses.reconstruction import l1, mse
 from latentkit.training.checkpoint import list_checkpoints
 from latentkit.training.loop import (
@@ -42,7 +42,7 @@ from latentkit.training.loop import (
 from latentkit.training.settings import learning_rate
 
 QUICK = OptimizerSettings(lr=3e-3, betas=(0.9, 0.99))
-MSE_KL = (WeightedLoss("mse", mse), WeightedLoss("kl", kl, 1e-6, "latent"))
+MSE_KL = (WeightedLoss("mse", mse), WeightedLoss("kl", Kl(), 1e-6, "latent"))
 
 
 class Names:

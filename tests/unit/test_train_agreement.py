@@ -39,19 +39,13 @@ def recipe(photos: Path, output: Path, steps: int = 1) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def launched(tmp_path_factory: pytest.TempPathFactory, write_photos: Callable[..., Path]) -> Path:
+def launched(
+    tmp_path_factory: pytest.TempPathFactory, write_photos: Callable[..., Path], launch_two: Callable[..., subprocess.CompletedProcess[str]]
+) -> Path:
     """A folder with what two processes wrote: CASE-RANK.txt."""
     folder = tmp_path_factory.mktemp("launched")
     write_photos(folder / "photos", 4)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "true",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    done = subprocess.run(
-        [*launch, __file__, str(folder)], env=environment, capture_output=True, text=True
-    )
+    done = launch_two(__file__, folder)
     assert done.returncode == 0, done.stderr
     return folder
 

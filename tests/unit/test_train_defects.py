@@ -6,9 +6,7 @@ script."""
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +24,7 @@ from latentkit.cli.main import main
 from latentkit.contracts import Entry, LossBatch, Prepared, Sample
 from latentkit.encoders.tiny_kl import TinyKLEncoder
 from latentkit.encoders.tiny_kl_network import TinyKL
-from latentkit.losses.kl import kl
+from latentkit.losses.kl import Kl
 from latentkit.losses.reconstruction import mse
 from latentkit.training.batches import Batch, Position
 from latentkit.training.checkpoint import list_checkpoints, read_checkpoint
@@ -148,7 +146,7 @@ def small_model() -> Any:
 def all_losses(critic: Critic, first_step: int = 0) -> list[WeightedLoss]:
     return [
         WeightedLoss("own", LearnedScale()),
-        WeightedLoss("kl", kl, 1e-4, "latent"),
+        WeightedLoss("kl", Kl(), 1e-4, "latent"),
         WeightedLoss(
             "critic", critic, 0.5, "adversarial", adaptive=True, schedule=WeightSchedule(first_step)
         ),
@@ -258,24 +256,15 @@ PATIENCE = 180
 
 
 @pytest.fixture(scope="module")
-def launched(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.Popen[bytes], Path]:
+def launched(
+    tmp_path_factory: pytest.TempPathFactory, launch_two: Callable[..., subprocess.CompletedProcess[str]]
+) -> tuple[subprocess.CompletedProcess[str], Path]:
     """Two processes, which have ended, and the folder with a run of each case, CASE, and each
     process's weights, CASE-RANK.safetensors.
     """
     folder = tmp_path_factory.mktemp("launched")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "true",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
     script = Path(__file__).with_name("test_train_processes.py")
-    with subprocess.Popen([*launcher, str(script), str(folder)], env=environment) as launch:
-        try:
-            launch.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            launch.terminate()  # the launcher then ends both, and its exit status says so
-    return launch, folder
+    return launch_two(script, folder, PATIENCE), folder
 
 
 def test_4_processes_keep_the_same_weights_also_when_a_loss_runs_the_model_again(

@@ -17,7 +17,7 @@ from latentkit.contracts import LossBatch, Moments, Reconstruction
 from latentkit.encoders.tiny_kl import TinyKLEncoder
 from latentkit.encoders.tiny_kl_network import TinyKL
 from latentkit.errors import TrainingError
-from latentkit.losses.kl import kl
+from latentkit.losses.kl import Kl
 from latentkit.losses.reconstruction import l1, mse
 from latentkit.training.loop import OptimizerSettings, TrainSettings, WeightedLoss, WeightSchedule
 
@@ -226,7 +226,7 @@ def no_posterior(batch: LossBatch) -> Tensor:
             "'l1' is adversarial, but it has no discriminator",
         ),
         (
-            [WeightedLoss("kl", kl, adaptive=True, role="latent")],
+            [WeightedLoss("kl", Kl(), adaptive=True, role="latent")],
             {"train": "decoder"},
             "'kl' can't be adaptive: the layer .* isn't",
         ),

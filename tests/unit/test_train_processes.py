@@ -10,7 +10,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -238,19 +238,10 @@ def run(name: str, world_size: int, folder: Path) -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def launched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def launched(tmp_path_factory: pytest.TempPathFactory, launch_two: Callable[..., subprocess.CompletedProcess[str]]) -> Path:
     """A folder with the weights of two processes, by case: CASE-RANK.safetensors."""
     folder = tmp_path_factory.mktemp("launched")
-    # on CPUs, accelerate's own launcher starts one process, whatever it is told
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "true",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    done = subprocess.run(
-        [*launch, __file__, str(folder)], env=environment, capture_output=True, text=True
-    )
+    done = launch_two(__file__, folder)
     assert done.returncode == 0, done.stderr
     return folder
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from latentkit.contracts import Entry, LossBatch, Prepared, Sample
 from latentkit.encoders.tiny_kl import TinyKLEncoder
 from latentkit.encoders.tiny_kl_network import TinyKL
-from latentkit.losses.kl import kl
+from latentkit.losses.kl import Kl
 from latentkit.losses.reconstruction import mse
 from latentkit.training.checkpoint import list_checkpoints, read_checkpoint
 from latentkit.training.loop import (
@@ -105,7 +105,7 @@ def run(
 
     torch.manual_seed(0)
     model: Any = TinyKLEncoder(TinyKL((4, 8), (1, 1), (4, 8), (1, 1)), None, torch.float32, "cpu")
-    losses = [WeightedLoss("mse", reconstruction), WeightedLoss("kl", kl, 1e-4, "latent")]
+    losses = [WeightedLoss("mse", reconstruction), WeightedLoss("kl", Kl(), 1e-4, "latent")]
     return train(model, Numbers(), Noise(seconds), losses, settings, folder)
 
 

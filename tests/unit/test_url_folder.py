@@ -187,18 +187,6 @@ def test_claim_of_another_host_is_dead_when_it_is_not_touched(
     assert Claims(ours).take("unit")
 
 
-def test_log_keeps_every_line_also_beside_an_earlier_process_of_its_number(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(url_folder, "LOG_PART_BYTES", 8)
-    folder = open_folder(url)
-    for line in ("one", "two", "three", "four"):
-        folder.append("events/1.jsonl", line)
-    open_folder(url).append("events/1.jsonl", "five")
-    parts = ["events/1.jsonl", "events/1.1.jsonl", "events/1.2.jsonl"]
-    assert [folder.read(part) for part in parts] == [b"one\ntwo\nthree\n", b"four\n", b"five\n"]
-
-
 def test_folder_goes_to_other_processes(url: str) -> None:
     folder = open_folder(url)
     write(folder, "units/a", b"x")

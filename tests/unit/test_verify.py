@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from verified import verify_dataset
 
 import latentkit as lk
 from latentkit import cli
@@ -26,12 +27,12 @@ from latentkit.modalities.image import ImageModality
 from latentkit.store.compact import compact
 from latentkit.store.format import TensorToWrite, write_unit
 from latentkit.store.local_folder import LocalFolder
-from latentkit.store.plan import PlanSettings, build_plan, read_chain, write_plan
+from latentkit.store.plan import PlanSettings, list_entries, plan_of, read_chain, write_plan
 from latentkit.store.writer import COLUMNS, RowLabel, UnitWriter
 from latentkit.upkeep.compare_values import compare_values
 from latentkit.upkeep.repair import repair_dataset
 from latentkit.upkeep.unit_checks import WantedUnit, read_whole
-from latentkit.upkeep.verify import verify_dataset, verify_folder
+from latentkit.upkeep.verify import verify_folder
 
 SETTINGS = PlanSettings({"encoder.name": "random"}, 2, 4, 1, False, {})
 FIXED = {
@@ -64,7 +65,7 @@ def ledger(**changes: list[Any]) -> bytes:
 
 def write(folder: Path, dtype: str, latents: bytes, rows: bytes) -> WantedUnit:
     """A unit whose hashes are right: (2, 4) values of one bucket."""
-    plan = build_plan(0, [Entry("a"), Entry("b")], SETTINGS)
+    plan = plan_of(0, list_entries([Entry("a"), Entry("b")]), SETTINGS)
     (folder / "units").mkdir()
     tensors = [
         TensorToWrite("8x8/latent", dtype, (2, 4), [latents]),
@@ -146,7 +147,7 @@ def test_folder_of_something_else_is_refused(tmp_path: Path) -> None:
 def test_plan_that_others_build_on_is_missed(tmp_path: Path) -> None:
     folder = LocalFolder(tmp_path)
     for number in (0, 1, 3, 4):
-        write_plan(folder, build_plan(number, [Entry("a")], SETTINGS))
+        write_plan(folder, plan_of(number, list_entries([Entry("a")]), SETTINGS))
     assert verify_folder(folder).names("plan") == ["plans/002.parquet"]
     with pytest.raises(DamagedError, match=r"002\.parquet is missing"):
         read_chain(folder)
@@ -190,6 +191,15 @@ def test_unit_without_a_plan_is_foreign_and_what_a_compaction_replaced_a_remark(
     assert [finding.file for finding in verify_dataset(encoded).damage] == [
         "units/002-000000.safetensors"
     ]
+
+
+def test_logs_that_older_versions_left_are_no_damage(encoded: Path) -> None:
+    (encoded / "events").mkdir()
+    (encoded / "events" / "host-1.jsonl").write_text('{"unit": "000-000000", "ok": 2}\n')
+    assert verify_dataset(encoded).findings == ()
+    assert len(lk.open(encoded)) == 6
+    lk.run(encoded / "recipe.yaml")
+    assert [path.name for path in (encoded / "events").iterdir()] == ["host-1.jsonl"]
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from latentkit.contracts import Entry, Prepared, Sample
 from latentkit.encoders.diffusers import DiffusersEncoder
 from latentkit.encoders.diffusers_table import TRAITS
 from latentkit.errors import EncoderError
-from latentkit.losses.kl import kl
+from latentkit.losses.kl import Kl
 from latentkit.losses.reconstruction import mse
 from latentkit.training import result as training_result
 from latentkit.training.loop import OptimizerSettings, TrainSettings, WeightedLoss, train
@@ -79,7 +79,7 @@ def train_steps(job: dict[str, Any], steps: int, output: Path) -> dict[str, Tens
     model = DiffusersEncoder(folder, None, torch.float32, False, "cpu", modality=modality)
     noise = Noise(job["shape"], *model.input.range)
     losses = [WeightedLoss("mse", mse)] + (
-        [WeightedLoss("kl", kl, 1e-6, "latent")] if model.layout.kind == "gaussian" else []
+        [WeightedLoss("kl", Kl(), 1e-6, "latent")] if model.layout.kind == "gaussian" else []
     )
     optimizer = OptimizerSettings(lr=1e-3, weight_decay=0.1)
     train(
@@ -122,19 +122,11 @@ def jobs(tiny: Any) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.timeout(600)  # about a minute on two free cores
 def test_every_class_trains_in_two_processes_to_equal_weights_also_after_a_resume(
-    jobs: dict[str, Any], tmp_path: Path
+    jobs: dict[str, Any], tmp_path: Path, launch_two: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     assert {name for name, traits in TRAITS.items() if not traits.refused} <= {*jobs, *REFUSED}
     (tmp_path / "jobs.json").write_text(json.dumps(jobs))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "true",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    done = subprocess.run(
-        [*launch, __file__, str(tmp_path)], env=environment, capture_output=True, text=True
-    )
+    done = launch_two(__file__, tmp_path)
     assert done.returncode == 0, done.stderr
     for job in jobs:
         before, after = (
