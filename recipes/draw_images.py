@@ -3,7 +3,7 @@ screenshots.
 
     python recipes/draw_images.py FOLDER
 
-Writes 31 PNG files of 768 x 768 pixels, the same ones every time. tiny-kl and tiny-kl-16 are
+Writes 43 PNG files of 768 x 768 pixels, the same ones every time. tiny-kl and tiny-kl-16 are
 trained on them together with photographs: an autoencoder that has seen photographs only falls apart
 on a plain blue.
 """
@@ -41,6 +41,15 @@ def flat(rng: random.Random) -> Image.Image:
     number = rng.choice((1, 2, 2, 3, 3, 4, 4, 6, 12))
     mosaic = Image.new("RGB", (number, number))
     mosaic.putdata([draw_color(rng) for _ in range(number * number)])
+    return mosaic.resize((SIZE, SIZE), Image.Resampling.NEAREST)
+
+
+def tints(rng: random.Random) -> Image.Image:
+    """A mosaic of up to 9 pale colors: near white, with one or two channels at the top."""
+    number = rng.choice((1, 2, 3))
+    mosaic = Image.new("RGB", (number, number))
+    pale = [rng.choice((255, rng.randrange(150, 256))) for _ in range(3 * number * number)]
+    mosaic.putdata(list(zip(pale[::3], pale[1::3], pale[2::3], strict=True)))
     return mosaic.resize((SIZE, SIZE), Image.Resampling.NEAREST)
 
 
@@ -171,6 +180,7 @@ def _write(
 
 COUNTS: dict[Callable[[random.Random], Image.Image], int] = {
     flat: 24,
+    tints: 12,
     gradient: 3,
     shapes: 1,
     lines: 1,
