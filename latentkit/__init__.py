@@ -13,10 +13,10 @@ from latentkit._version import __version__
 if TYPE_CHECKING:
     from latentkit.api import encode, run
     from latentkit.api import open_dataset as open
-    from latentkit.reading.batches import collate
     from latentkit.reading.dataset import LatentDataset
     from latentkit.reading.joined_dataset import JoinedDataset
     from latentkit.reading.joined_dataset import join_datasets as join
+    from latentkit.reading.loaded_rows import collate
 
 __all__ = [
     "JoinedDataset",
@@ -33,7 +33,7 @@ _PLACES = {
     "encode": ("latentkit.api", "encode"),
     "run": ("latentkit.api", "run"),
     "open": ("latentkit.api", "open_dataset"),
-    "collate": ("latentkit.reading.batches", "collate"),
+    "collate": ("latentkit.reading.loaded_rows", "collate"),
     "join": ("latentkit.reading.joined_dataset", "join_datasets"),
     "LatentDataset": ("latentkit.reading.dataset", "LatentDataset"),
     "JoinedDataset": ("latentkit.reading.joined_dataset", "JoinedDataset"),

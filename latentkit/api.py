@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from latentkit.reading.dataset import LatentDataset
     from latentkit.reading.posterior import Posterior
     from latentkit.reading.rows import Views
+    from latentkit.reading.selecting import Keys
     from latentkit.recipe.overrides import Overrides
     from latentkit.store.folder import Folder
     from latentkit.store.unit_cache import Cache
@@ -109,6 +110,7 @@ def open_dataset(
     columns: str | Sequence[str] = (),
     seed: int = 0,
     cache: Cache = None,
+    keys: Keys | None = None,
 ) -> LatentDataset:
     """The latent dataset at `path`.
 
@@ -125,14 +127,16 @@ def open_dataset(
         seed: of all draws and shuffles.
         cache: where whole units of a URL are kept: a limit in bytes, a folder, or both; None is 64
             GiB in the user's cache folder.
+        keys: only the rows with these keys, in the dataset's order: a list, or the path of a text
+            file with a key on each line. Keys of skipped samples are passed over.
 
     Raises:
         StoreError: missing, unfinished or damaged.
-        ValueError: a posterior that isn't stored, a view or column that isn't there.
+        ValueError: a posterior that isn't stored, a view, column or key that isn't there.
     """
     from latentkit.reading.dataset import open_dataset as open_files
 
-    return open_files(path, posterior, views, columns, seed, cache, _open_decoder)
+    return open_files(path, posterior, views, columns, seed, cache, _open_decoder, keys)
 
 
 def _open_decoder(folder: Folder, made_with: Mapping[str, str], device: str) -> Decodes:
