@@ -12,7 +12,7 @@ from latentkit import builtin
 from latentkit.contracts import Encoder, EncoderSpec
 from latentkit.encoders.options import DiffusersConfig
 from latentkit.testing import EncoderContract
-from latentkit.testing.encoder import flip_bit
+from latentkit.testing.encoder_contract import flip_bit
 
 MODELS = json.loads(Path(__file__).with_name("models.json").read_text())
 
