@@ -13,17 +13,23 @@ from latentkit._version import __version__
 if TYPE_CHECKING:
     from latentkit.api import encode, run
     from latentkit.api import open_dataset as open
-    from latentkit.reading.batches import collate
+    from latentkit.api import open_encoder as encoder
+    from latentkit.encoding.encoded_latents import EncodedLatents
+    from latentkit.encoding.latent_encoder import LatentEncoder
     from latentkit.reading.dataset import LatentDataset
     from latentkit.reading.joined_dataset import JoinedDataset
     from latentkit.reading.joined_dataset import join_datasets as join
+    from latentkit.reading.loaded_rows import collate
 
 __all__ = [
+    "EncodedLatents",
     "JoinedDataset",
     "LatentDataset",
+    "LatentEncoder",
     "__version__",
     "collate",
     "encode",
+    "encoder",
     "join",
     "open",
     "run",
@@ -33,9 +39,12 @@ _PLACES = {
     "encode": ("latentkit.api", "encode"),
     "run": ("latentkit.api", "run"),
     "open": ("latentkit.api", "open_dataset"),
-    "collate": ("latentkit.reading.batches", "collate"),
+    "encoder": ("latentkit.api", "open_encoder"),
+    "collate": ("latentkit.reading.loaded_rows", "collate"),
     "join": ("latentkit.reading.joined_dataset", "join_datasets"),
     "LatentDataset": ("latentkit.reading.dataset", "LatentDataset"),
+    "EncodedLatents": ("latentkit.encoding.encoded_latents", "EncodedLatents"),
+    "LatentEncoder": ("latentkit.encoding.latent_encoder", "LatentEncoder"),
     "JoinedDataset": ("latentkit.reading.joined_dataset", "JoinedDataset"),
 }
 

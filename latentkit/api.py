@@ -1,4 +1,4 @@
-"""The public functions `latentkit.encode`, `latentkit.run` and `latentkit.open`."""
+"""The public functions `latentkit.encode`, `run`, `open` and `encoder`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
+
     from latentkit.contracts import Decodes
+    from latentkit.encoding.latent_encoder import LatentEncoder
     from latentkit.reading.dataset import LatentDataset
     from latentkit.reading.posterior import Posterior
     from latentkit.reading.rows import Views
+    from latentkit.reading.selecting import Keys
     from latentkit.recipe.overrides import Overrides
     from latentkit.store.folder import Folder
     from latentkit.store.unit_cache import Cache
@@ -102,6 +106,42 @@ def run(
     return result
 
 
+def open_encoder(
+    name: str | os.PathLike[str],
+    *,
+    device: str = "auto",
+    dtype: str | torch.dtype | None = None,
+    modality: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    **more_options: Any,
+) -> LatentEncoder:
+    """The encoder of that name, with its decoder, to use by hand.
+
+    Args:
+        name: what `encode` takes as `encoder`: name of an encoder plugin, a path, or a hub id.
+        device: "auto", a kind such as "cuda", or one device such as "cuda:1".
+        dtype: in which it encodes, such as "bfloat16" or torch.bfloat16; None is its default. It
+            decodes in float32.
+        modality: for an encoder that takes several, such as pictures and videos; None is its usual
+            one.
+        options: of the encoder, as under `encoder.with` in a recipe; they can also be given as
+            keywords.
+
+    Raises:
+        LatentkitError: whatever the user can fix, such as an option that it doesn't have.
+        ValueError: an option given twice.
+    """
+    from latentkit.tasks.open_encoder import open_encoder as open_by_word
+
+    given = [*(options or {}), *more_options, *(() if dtype is None else ("dtype",))]
+    if twice := {one for one in given if given.count(one) > 1}:
+        raise ValueError(f"the options {', '.join(sorted(twice))} are given twice")
+    every = {**(options or {}), **more_options}
+    if dtype is not None:
+        every["dtype"] = str(dtype).removeprefix("torch.")
+    return open_by_word(os.fspath(name), every, modality, device)
+
+
 def open_dataset(
     path: str | os.PathLike[str],
     posterior: Posterior | None = None,
@@ -109,6 +149,7 @@ def open_dataset(
     columns: str | Sequence[str] = (),
     seed: int = 0,
     cache: Cache = None,
+    keys: Keys | None = None,
 ) -> LatentDataset:
     """The latent dataset at `path`.
 
@@ -125,14 +166,16 @@ def open_dataset(
         seed: of all draws and shuffles.
         cache: where whole units of a URL are kept: a limit in bytes, a folder, or both; None is 64
             GiB in the user's cache folder.
+        keys: only the rows with these keys, in the dataset's order: a list, or the path of a text
+            file with a key on each line. Keys of skipped samples are passed over.
 
     Raises:
         StoreError: missing, unfinished or damaged.
-        ValueError: a posterior that isn't stored, a view or column that isn't there.
+        ValueError: a posterior that isn't stored, a view, column or key that isn't there.
     """
     from latentkit.reading.dataset import open_dataset as open_files
 
-    return open_files(path, posterior, views, columns, seed, cache, _open_decoder)
+    return open_files(path, posterior, views, columns, seed, cache, _open_decoder, keys)
 
 
 def _open_decoder(folder: Folder, made_with: Mapping[str, str], device: str) -> Decodes:

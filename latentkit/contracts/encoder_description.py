@@ -41,6 +41,13 @@ class SizeRule:
         fitting = [other for other in range(1, last + 1) if self.allows(other)]
         return min(fitting, key=lambda other: abs(other - size), default=size)
 
+    def neighbors(self, size: int) -> list[int]:
+        """The next smaller and the next larger size that is allowed, as far as there are any."""
+        smaller = (other for other in range(size - 1, 0, -1) if self.allows(other))
+        last = max(size, self.minimum) + self.multiple
+        larger = (other for other in range(size + 1, last + 1) if self.allows(other))
+        return [found for found in (next(smaller, None), next(larger, None)) if found is not None]
+
     def __str__(self) -> str:
         text = (
             f"{self.multiple} * k + {self.offset}"

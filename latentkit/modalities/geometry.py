@@ -122,10 +122,4 @@ def left_out_share(
 
 def nearest_allowed(size: int, rule: SizeRule) -> Sequence[int]:
     """The next smaller and the next larger size that a rule allows, as far as there are any."""
-    smaller = (other for other in range(size - 1, 0, -1) if rule.allows(other))
-    larger = (
-        other
-        for other in range(size + 1, max(size, rule.minimum) + rule.multiple + 1)
-        if rule.allows(other)
-    )
-    return [found for found in (next(smaller, None), next(larger, None)) if found is not None]
+    return rule.neighbors(size)

@@ -4,30 +4,32 @@ size; and what has such batches.
 
 from __future__ import annotations
 
+import copy
 import sys
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from latentkit.reading.draws import ITEM_DRAW, Draw, Epochs
+from latentkit.reading.loaded_rows import LoadedRows
 from latentkit.reading.order import Shuffle, Tail, epoch_batches
 from latentkit.reading.readahead import ReadAhead
+from latentkit.reading.selecting import RowIndex, SelectableRows
 from latentkit.runtime.buffers import BufferPool
 from latentkit.runtime.cores import share_of_cores
 from latentkit.runtime.device import choose_device, pins_memory
 from latentkit.store.columns import Rows
 
 
-class BatchedRows(ABC):
+class BatchedRows(SelectableRows):
     """Rows by position, one by one or in batches: what `LatentDataset` and `JoinedDataset` have in
     common.
 
@@ -82,7 +84,7 @@ class BatchedRows(ABC):
         """
         self.epochs.set(epoch)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: RowIndex) -> dict[str, Any]:
         """One row: {"latent": (C, h, w) float32, "key", "view", and the columns asked for}; with
         posterior="moments", "moments".
 
@@ -90,7 +92,21 @@ class BatchedRows(ABC):
         repeats with `torch.manual_seed`. After `set_epoch` it is that epoch's.
 
         Of joined datasets: the tensor of each by its name, "key", "view", and the columns of each.
+
+        Args:
+            index: a position; a key, of whose views the first is given; or (key, view). A slice,
+                integers or a boolean for each row give those rows as one batch, as `batches()` has
+                them: {"latent": (N, C, h, w), "key": [...], ...}; `select` makes a dataset of them.
+
+        Raises:
+            KeyError, IndexError, TypeError: there is no such row; see `positions`.
+            ValueError: no row is chosen, or some of several shapes.
         """
+        if not isinstance(index, int):
+            found = self.positions(index)
+            if not isinstance(found, int):
+                return self.load(found, self.item_draw(found), BufferPool(False))
+            index = found
         if not -len(self) <= index < len(self):
             raise IndexError(f"row {index} of a latent dataset of {len(self)}")
         item = np.array([index % len(self)])
@@ -114,6 +130,14 @@ class BatchedRows(ABC):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[index] for index in range(len(self)))
+
+    def _copied(self, index_hash: str) -> Self:
+        """A copy with epochs of its own, which begin with the one that was set here, if any was."""
+        part = copy.copy(self)
+        part.index_hash, part.epochs = index_hash, Epochs()
+        if self.epoch is not None:
+            part.set_epoch(self.epoch)
+        return part
 
     def batches(
         self,
@@ -271,7 +295,12 @@ class Batches:
             pairs = ", ".join(
                 f"{name} {state.get(name)!r} (here {own[name]!r})" for name in different
             )
-            raise ValueError(f"the state doesn't belong to these batches: {pairs}")
+            rows = (
+                "; it was taken of other rows: select, filter or split the dataset as then"
+                if "index" in different
+                else ""
+            )
+            raise ValueError(f"the state doesn't belong to these batches: {pairs}{rows}")
         times_set = self.dataset.epochs.times_set
         self._stand = _Stand(int(state["epoch"]), int(state["batches"]), times_set)
 
@@ -350,57 +379,6 @@ class _Stand:
     batches: int
     times_set: int
     is_begun: bool = False
-
-
-class LoadedRows(Sequence[dict[str, Any]]):
-    """A loaded batch that also looks like the list of its items, for collate functions that expect
-    one.
-    """
-
-    def __init__(self, batch: dict[str, Any]) -> None:
-        self.batch = batch
-
-    def __len__(self) -> int:
-        return len(self.batch["key"])
-
-    @overload
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
-    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(len(self))[index]]
-        return {name: values[index] for name, values in self.batch.items()}
-
-
-def collate(rows: LoadedRows | Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """`collate_fn` for a torch `DataLoader` over a latent dataset: whole batches pass untouched,
-    single items are stacked.
-
-    Items that have a mask are padded with zeros, as in a batch.
-    """
-    if isinstance(rows, LoadedRows):
-        return rows.batch
-    names = {name for name in rows[0] if f"{name}_mask" in rows[0]}
-    padded = names | {f"{name}_mask" for name in names}
-    batch: dict[str, Any] = {}
-    for name, value in rows[0].items():
-        values = [row[name] for row in rows]
-        batch[name] = (
-            _pad(values)
-            if name in padded
-            else torch.stack(values) if isinstance(value, Tensor) else values
-        )
-    return batch
-
-
-def _pad(rows: Sequence[Tensor]) -> Tensor:
-    """Rows as one tensor, each with zeros at the ends of axes in which another is longer."""
-    sizes = [max(sizes) for sizes in zip(*(row.shape for row in rows), strict=True)]
-    out = rows[0].new_zeros((len(rows), *sizes))
-    for target, row in zip(out, rows, strict=True):
-        target[tuple(slice(size) for size in row.shape)] = row
-    return out
 
 
 def _can_pin() -> bool:

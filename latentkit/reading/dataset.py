@@ -5,10 +5,11 @@ Nothing here needs the source media, the encoder or a plugin.
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +17,14 @@ import torch
 from torch import Tensor
 
 from latentkit.contracts import Decodes, LatentLayout, Normalization, Remark
-from latentkit.errors import DamagedError, EncoderError
+from latentkit.errors import DamagedError, EncoderError, StoreError
 from latentkit.reading.batches import BatchedRows
+from latentkit.reading.description import describe_dataset
 from latentkit.reading.draws import Draw
 from latentkit.reading.posterior import LatentMaker, Posterior, to_float32
+from latentkit.reading.raw_latents import find_raw_latents
 from latentkit.reading.rows import Codes, ReadableRows, Views
+from latentkit.reading.selecting import Keys, read_keys
 from latentkit.reading.stored_rows import StoredRows
 from latentkit.runtime.buffers import BufferPool, as_tensor
 from latentkit.runtime.device import choose_device
@@ -45,18 +49,20 @@ def open_dataset(
     seed: int = 0,
     cache: Cache = None,
     open_decoder: OpenDecoder | None = None,
+    keys: Keys | None = None,
 ) -> LatentDataset:
     """The latent dataset at `path`, as `latentkit.open` has it.
 
     Args:
-        path, posterior, views, columns, seed, cache: see `latentkit.open`.
+        path, posterior, views, columns, seed, cache, keys: see `latentkit.open`.
         open_decoder: what `LatentDataset.decode` opens its decoder with; None: it can't decode.
 
     Raises:
         StoreError, ValueError: as `latentkit.open`.
     """
     folder = open_folder(os.fspath(path), cache)
-    return LatentDataset(folder, posterior, views, columns, seed, open_decoder)
+    data = LatentDataset(folder, posterior, views, columns, seed, open_decoder)
+    return data if keys is None else data.select_keys(read_keys(keys))
 
 
 class LatentDataset(BatchedRows):
@@ -88,14 +94,14 @@ class LatentDataset(BatchedRows):
             raise DamagedError(
                 f"{folder}/{DATASET}: the normalization doesn't fit the layout: {error}"
             ) from error
-        self._parts, self._store, self._dtype = (
-            document["parts"],
-            document["store"],
-            document["dtype"],
-        )
+        self._parts, self._store = document["parts"], document["store"]
+        self.stored_dtype: str = document["dtype"]
         self.has_masks = self.layout.ragged_axis is not None or bool(document.get("masked"))
         self.posterior = self._check_posterior(posterior)
+        self.index_name: str = document["index"]["name"]
+        self._whole_hash = self.index_hash
         self._index = ReadableRows(folder, document, views, self.columns)
+        self.num_whole = len(self._index)
         self._stored = StoredRows(folder, document, self.layout, self.tensor_name, self._index)
         self._scratch = BufferPool(False)
         self._open_decoder = open_decoder
@@ -106,10 +112,23 @@ class LatentDataset(BatchedRows):
     def __len__(self) -> int:
         return len(self._index)
 
+    def __repr__(self) -> str:
+        return describe_dataset(self)
+
     @cached_property
     def keys(self) -> list[str]:
         """Key of every row, in order."""
         return self._index.keys()
+
+    @property
+    def views(self) -> list[str]:
+        """Names of the views that rows have."""
+        return self._index.view_names
+
+    @property
+    def draws_views(self) -> bool:
+        """Whether a row's view is drawn, as with views="random"."""
+        return self._index.views() is None
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -157,27 +176,58 @@ class LatentDataset(BatchedRows):
             else "latent"
         )
 
-    def moments(self, index: int) -> dict[str, Tensor]:
-        """{"mean", "logvar"}, each (C, h, w), raw and in the stored dtype; float32 where int8 is
-        stored. Not padded.
+    def moments(self, index: int | str | tuple[str, str]) -> dict[str, Tensor]:
+        """{"mean", "logvar"} of one row, each (C, h, w), raw and in the stored dtype; float32 where
+        int8 is stored. Not padded.
+
+        Args:
+            index: a position, a key, or (key, view).
 
         Raises:
             ValueError: the dataset holds no moments.
+            IndexError, KeyError: there is no such row.
         """
         if not self.has_moments:
             raise ValueError(
                 f"{self.folder} stores no moments (kind {self.layout.kind}, store {self._store!r})"
             )
-        item = np.array([range(len(self))[index]])
+        place = self.positions(index)
+        if not isinstance(place, int):
+            raise TypeError(f"moments takes one row, got {index!r:.80}")
+        item = np.array([place])
         rows = self.choose(item, self.item_draw(item))
         mean, logvar = self._as_stored(rows, BufferPool(False))[0][0].chunk(2)
         return {"mean": mean, "logvar": logvar}
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what can be had again."""
-        return {name: value for name, value in self.__dict__.items() if name != "keys"} | {
-            "_opened_decoder": None
-        }
+        return super().__getstate__() | {"_opened_decoder": None}
+
+    # ------------------------------------------------------------ some of its rows
+
+    def _passed_over(self) -> Collection[str]:
+        return self.skipped.keys()
+
+    def row_columns(self) -> Iterator[dict[str, Any]]:
+        """Return key, view (unless it is drawn) and all columns of each row; see `filter`.
+
+        Raises:
+            StoreError: the index is missing, damaged, or another than was opened.
+        """
+        document = read_dataset(self.folder)
+        if document["index"]["sha256"] != self._whole_hash:
+            raise StoreError(f"{self.folder} was changed since it was opened; open it again")
+        index = read_index(self.folder, document, ["key", "view", "attributes"])
+        return self._index.columns_in(index)
+
+    def _row_views(self) -> list[str] | None:
+        return self._index.views()
+
+    def _only(self, items: Rows) -> Self:
+        index = self._index.only(items)
+        part = self._copied(f"{self._whole_hash}:{index.hash()}")
+        part._index, part._stored = index, self._stored.only(index)
+        return part
 
     # ------------------------------------------------------------ batches
 
@@ -241,22 +291,26 @@ class LatentDataset(BatchedRows):
         """Tell the kernel that `load_rows` will ask for these rows of the index."""
         self._stored.will_need(rows, self._means_only)
 
-    def decode(self, latents: Tensor, device: str = "auto") -> Tensor:
+    def decode(self, latents: Tensor | Mapping[str, Any], device: str = "auto") -> Tensor:
         """Latents as `data[i]` gives them, (N, C, h, w), to a batch in the encoder's range, (N, 3,
         H, W) in [-1, 1], with the encoder they came from, in float32.
 
         Args:
-            latents: on any device.
+            latents: a batch, or a single row, which gives a single output (3, H, W). Normalized
+                latents, or stored moments (N, 2C, h, w), of which the mean is decoded; or a
+                mapping: an item, a batch, or what `moments` gave. On any device.
             device: to decode on; "auto" is a GPU where there is one.
 
         Raises:
+            ValueError: another shape than this dataset's latents have, or a mapping without any.
             FingerprintError: the encoder's weights are no longer those that made this dataset.
             EncoderError: it can't be loaded, or can't decode.
         """
-        is_raw = self.layout.kind == "quantised"
-        return self._decoder(device).decode(
-            latents if is_raw else self.normalization.invert(latents, self.layout.axes)
-        )
+        is_twice = math.prod(self.normalization.fold.values()) == 2
+        takes_moments = self.has_moments and (self.posterior == "moments" or not is_twice)
+        raw, is_single = find_raw_latents(latents, self.layout, self.normalization, takes_moments)
+        decoded = self._decoder(device).decode(raw)
+        return decoded[0] if is_single else decoded
 
     # ------------------------------------------------------------ inside
 
@@ -286,7 +340,7 @@ class LatentDataset(BatchedRows):
         int8 is stored; and their mask.
         """
         is_ragged, lengths = self.layout.ragged_axis is not None, None
-        raw = self._scratch if is_ragged or self._dtype == "int8" else pool
+        raw = self._scratch if is_ragged or self.stored_dtype == "int8" else pool
         if is_ragged:
             stored, scales, lengths = self._stored.gather_ragged(rows, raw)
         else:

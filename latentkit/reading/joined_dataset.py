@@ -4,13 +4,12 @@ encoders, say.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +17,7 @@ import numpy.typing as npt
 from latentkit.reading.batches import BatchedRows
 from latentkit.reading.dataset import LatentDataset
 from latentkit.reading.draws import Draw
+from latentkit.reading.selecting import hash_rows
 from latentkit.runtime.buffers import BufferPool
 from latentkit.store.columns import Rows
 from latentkit.store.contents import counted
@@ -104,8 +104,8 @@ class JoinedDataset(BatchedRows):
         self.left_out = tuple(len(set(found)) - kept for found in shared)
         self._on = on if isinstance(on, str) else getattr(on, "__name__", repr(on))
         if on != "key":  # a state must not be taken for one of other pairs
-            pairs = hashlib.sha256(b"".join(rows.tobytes() for rows in self._places)).hexdigest()
-            self.index_hash = f"{self.index_hash}+{pairs}"
+            self.index_hash = f"{self.index_hash}+{hash_rows(*self._places)}"
+        self._whole_hash = self.index_hash
 
     def __repr__(self) -> str:
         parts = zip(self.datasets, self.names, self.left_out, strict=True)
@@ -123,6 +123,35 @@ class JoinedDataset(BatchedRows):
         """Key of every row, in order."""
         keys = self.first.keys
         return [keys[place] for place in self._places[0]]
+
+    def row_columns(self) -> Iterator[dict[str, Any]]:
+        """Return key and view of the first dataset, and the columns of all: of columns of one name
+        that of the dataset opened with it, else of the first that has it.
+
+        Raises:
+            StoreError: an index is missing, damaged, or another than was opened.
+        """
+        rows = [list(data.row_columns()) for data in self.datasets]
+        for places in zip(*(places.tolist() for places in self._places), strict=True):
+            found = [own[place] for own, place in zip(rows, places, strict=True)]
+            columns: dict[str, Any] = {}
+            for one in reversed(found):
+                columns |= one
+            for data, one in zip(self.datasets, found, strict=True):
+                columns |= {name: one[name] for name in data.columns}
+            if "view" not in found[0]:
+                columns.pop("view", None)
+            yield columns
+
+    def _row_views(self) -> list[str] | None:
+        views = self.first._row_views()
+        return None if views is None else [views[place] for place in self._places[0]]
+
+    def _only(self, items: Rows) -> Self:
+        places = [places[items] for places in self._places]
+        part = self._copied(f"{self._whole_hash}:{hash_rows(*places)}")
+        part._places = places
+        return part
 
     def groups(self, epoch: int) -> tuple[Rows, npt.NDArray[np.integer]]:
         """A number for what may stand in one batch, ascending with the first dataset's buckets, and

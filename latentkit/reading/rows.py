@@ -5,10 +5,11 @@ What the index promises is checked here, once.
 
 from __future__ import annotations
 
+import copy
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ import pyarrow.compute as pc
 
 from latentkit.errors import DamagedError, StoreError
 from latentkit.reading.draws import Draw
+from latentkit.reading.selecting import hash_rows
 from latentkit.runtime.paths import in_shell
 from latentkit.store.columns import Rows
 from latentkit.store.dataset_json import read_index
@@ -38,6 +40,16 @@ TEXT = pa.large_string()
 MOST_LISTED = 1 << 20
 """Rows whose keys and columns are kept as Python's own objects, some 100 bytes each; above, they
 stay in Arrow's memory."""
+
+LISTED_AT_ONCE = 1 << 16
+PER_ROW = (
+    "unit_of_row",
+    "bucket_of_row",
+    "row_in_unit",
+    "group_of_row",
+    "_view_of_row",
+    "_place_in_index",
+)
 
 NEEDED = pa.schema(
     {"key": TEXT, "view": TEXT, "status": TEXT, "unit": TEXT, "bucket": TEXT, "row": pa.int64()}
@@ -72,7 +84,10 @@ class ReadableRows:
     ) -> None:
         self._where = f"{folder}/{document['index']['name']}"
         _check_views(views, document["views"], folder)
-        table = self._good(self._read(folder, document, columns), views)
+        table = self._read(folder, document, columns)
+        self._place_in_index = self._good(table, views)
+        if len(self._place_in_index) < table.num_rows:
+            table = table.take(_arrow(self._place_in_index))
         if not table.num_rows:
             raise StoreError(
                 f"{folder}: no latents; every sample was skipped (`latentkit inspect"
@@ -92,7 +107,7 @@ class ReadableRows:
         if self.row_in_unit.min() < 0:
             raise DamagedError(f"{self._where} names row {self.row_in_unit.min()} of a unit")
         self.groups, self.group_of_row = self._grouped(units)
-        self._views, self._view_of_row = _coded(table["view"].combine_chunks())
+        self.view_names, self._view_of_row = _coded(table["view"].combine_chunks())
         places = {"key": "key"} | {name: f"attributes.{name}" for name in columns}
         self._labels = {name: table[place].combine_chunks() for name, place in places.items()}
         self._starts: Rows = np.arange(table.num_rows)
@@ -103,6 +118,30 @@ class ReadableRows:
 
     def __len__(self) -> int:
         return len(self._starts)
+
+    def only(self, items: Rows) -> Self:
+        """Return the rows at some positions alone, in this order."""
+        part = copy.copy(self)
+        part.__dict__.pop("_listed", None)
+        part._drawn = None
+        rows, part._starts = self._starts[items], np.arange(len(items))
+        if self._counts is not None:
+            part._counts = counts = self._counts[items]
+            part._starts = np.cumsum(counts) - counts
+            rows = np.repeat(rows - part._starts, counts) + np.arange(counts.sum())
+        for name in PER_ROW:
+            setattr(part, name, getattr(self, name)[rows])
+        views, numbers = np.unique(part._view_of_row, return_inverse=True)
+        part._view_of_row = numbers.astype(np.int32)
+        part.view_names = [self.view_names[view] for view in views.tolist()]
+        taken = _arrow(rows)
+        part._labels = {name: column.take(taken) for name, column in self._labels.items()}
+        return part
+
+    def hash(self) -> str:
+        """Return a hash of what is read at each position: where it lies, by unit, bucket and row.
+        """
+        return hash_rows(self.unit_of_row, self.bucket_of_row, self.row_in_unit, self._starts)
 
     def choose(self, items: Rows | slice, seed: int, draw: Draw) -> Rows:
         """Row of the index for each position; with views="random", of the view that is drawn."""
@@ -125,7 +164,7 @@ class ReadableRows:
 
         None where `other` draws no views, or doesn't have all of those here.
         """
-        if other._counts is None or not {*self._views} <= {*other._views}:
+        if other._counts is None or not {*self.view_names} <= {*other.view_names}:
             return None
         return _numbers(
             pc.fill_null(pc.index_in(self._names(shared_of), value_set=other._names(shared_of)), -1)
@@ -140,8 +179,30 @@ class ReadableRows:
         keys = self._labels["key"]
         if shared_of is not None:
             keys = pa.array(map(shared_of, keys.to_pylist()), TEXT)
-        views = pa.array(self._views, TEXT).take(_arrow(self._view_of_row.astype(np.int64)))
+        views = pa.array(self.view_names, TEXT).take(_arrow(self._view_of_row.astype(np.int64)))
         return pc.binary_join_element_wise(keys, views, pa.scalar("\0", TEXT))
+
+    def views(self) -> list[str] | None:
+        """View of every position; None where it is drawn."""
+        if self._counts is not None:
+            return None
+        return [self.view_names[view] for view in self._view_of_row.tolist()]
+
+    def columns_in(self, index: pa.Table) -> Iterator[dict[str, Any]]:
+        """Key, view (where it isn't drawn) and attributes of every position, from the whole index.
+        """
+        names = ["key"] if self._counts is not None else ["key", "view"]
+        columns = [index[name] for name in names]
+        attributes = index["attributes"] if "attributes" in index.column_names else None
+        if attributes is not None and pa.types.is_struct(attributes.type):
+            fields = [one.name for one in attributes.type if one.name not in ("key", "view")]
+            columns += [pc.struct_field(attributes, name) for name in fields]
+            names += fields
+        rows = self._place_in_index[self._starts]
+        for start in range(0, len(rows), LISTED_AT_ONCE):
+            taken = _arrow(rows[start : start + LISTED_AT_ONCE])
+            for values in zip(*(column.take(taken).to_pylist() for column in columns), strict=True):
+                yield dict(zip(names, values, strict=True))
 
     def keys(self) -> list[str]:
         """Key of every position."""
@@ -157,9 +218,10 @@ class ReadableRows:
         else:
             taken = _arrow(rows)
             labels = {name: column.take(taken).to_pylist() for name, column in self._labels.items()}
-        if len(self._views) == 1:
-            return labels | {"view": self._views * len(rows)}
-        return labels | {"view": [self._views[view] for view in self._view_of_row[rows].tolist()]}
+        if len(self.view_names) == 1:
+            return labels | {"view": self.view_names * len(rows)}
+        views = self._view_of_row[rows].tolist()
+        return labels | {"view": [self.view_names[view] for view in views]}
 
     @functools.cached_property
     def _listed(self) -> dict[str, list[Any]]:
@@ -196,7 +258,8 @@ class ReadableRows:
             )
         return flat
 
-    def _good(self, table: pa.Table, views: Views) -> pa.Table:
+    def _good(self, table: pa.Table, views: Views) -> Rows:
+        """Rows of the table that are stored, of the views asked for."""
         statuses, status_of_row = _coded(table["status"].combine_chunks())
         wanted = np.isin(
             status_of_row, [code for code, name in enumerate(statuses) if name == "ok"]
@@ -206,9 +269,7 @@ class ReadableRows:
             wanted &= np.isin(
                 view_of_row, [code for code, name in enumerate(names) if name in views]
             )
-        if not wanted.all():
-            table = table.take(_arrow(np.flatnonzero(wanted)))
-        return table
+        return np.flatnonzero(wanted)
 
     def _grouped(self, units: Sequence[str]) -> tuple[list[Group], Codes]:
         """The groups, in order of unit and then bucket, and the number of each row's."""

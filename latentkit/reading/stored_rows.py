@@ -7,12 +7,13 @@ measured in tests/benchmarks/read.py."""
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -104,6 +105,12 @@ class StoredRows:
     def __getstate__(self) -> dict[str, Any]:
         """Without memory maps, which would be pickled as the data they show."""
         return {**self.__dict__, "_units": {}, "_groups": {}}
+
+    def only(self, rows: ReadableRows) -> Self:
+        """Return what reads these rows of the same groups; units stay mapped once for both."""
+        part = copy.copy(self)
+        part._units, part._groups, part._index = self._units, self._groups, rows
+        return part
 
     def gather(
         self, rows: Rows, pool: BufferPool, means_only: bool = False

@@ -16,8 +16,6 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any
 
-import psutil
-
 from latentkit.errors import StoreError
 from latentkit.store.folder import ASIDE, Folder, host
 
@@ -135,6 +133,8 @@ class Claims:
         """Remove what dead processes left in the claims folder; of files in the making, those of
         this host's processes.
         """
+        import psutil  # here, so that reading does without it
+
         for name in self._names():
             if self._is_dead(_file(name)):
                 self.folder.remove(_file(name))
@@ -211,6 +211,8 @@ def _identity(pid: object) -> dict[str, Any]:
     started; it then counts as the one meant."""
     if not isinstance(pid, int) or not 0 < pid < 1 << 31:
         return {}
+    import psutil
+
     try:
         process = psutil.Process(pid)
         if process.status() == psutil.STATUS_ZOMBIE:

@@ -192,17 +192,7 @@ class ConfiguredEncode:
 
     def fingerprint_parts(self, encoder: Encoder) -> dict[str, str]:
         """Name to value of everything in encoder and modality that decides a latent's value."""
-        parts: dict[str, str] = {}
-        for kind, plugin in (("encoder", self.encoder), ("modality", self.modality)):
-            parts |= {
-                f"{kind}.name": plugin.provided.spec.name,
-                f"{kind}.version": str(plugin.provided.spec.version),
-            }
-            parts |= {
-                f"{kind}.with.{name}": value
-                for name, value in fingerprint_fields(plugin.config).items()
-            }
-        parts |= {f"encoder.{name}": value for name, value in encoder.fingerprint().items()}
+        parts = _option_parts(self.encoder) | _option_parts(self.modality) | _own_parts(encoder)
         if getattr(self.modality.config, "crop", None) == "random" or any(
             "-" in view for view in self.views
         ):
@@ -225,6 +215,22 @@ class ConfiguredEncode:
         return BuildContext(
             seed=self.recipe.seed, recipe_dir=self.recipe.base_dir, input=taken, modality=modality
         )
+
+
+def encoder_parts(plugin: ConfiguredPlugin, encoder: Encoder) -> dict[str, str]:
+    """Name to value of everything in an encoder that decides a latent's value."""
+    return _option_parts(plugin) | _own_parts(encoder)
+
+
+def _option_parts(plugin: ConfiguredPlugin) -> dict[str, str]:
+    kind, spec = plugin.kind, plugin.provided.spec
+    fields = fingerprint_fields(plugin.config)
+    options = {f"{kind}.with.{name}": value for name, value in fields.items()}
+    return {f"{kind}.name": spec.name, f"{kind}.version": str(spec.version)} | options
+
+
+def _own_parts(encoder: Encoder) -> dict[str, str]:
+    return {f"encoder.{name}": value for name, value in encoder.fingerprint().items()}
 
 
 def configured_encodes(recipe: EncodeRecipe) -> list[ConfiguredEncode]:

@@ -54,7 +54,7 @@ def encode_recipe(
         RecipeError: source or encoder is none of these.
     """
     remarks: list[str] = []
-    use_encoder = _encoder(encoder or "tiny-kl", remarks)
+    use_encoder = encoder_from_word(encoder or "tiny-kl", remarks)
     wanted = functools.partial(
         _modality_wanted, use_encoder if encoder else None, dict(split_overrides(overrides))
     )
@@ -349,7 +349,16 @@ def _names(path: Path) -> list[str]:
     return names
 
 
-def _encoder(encoder: str, remarks: list[str]) -> dict[str, Any]:
+def encoder_from_word(encoder: str, remarks: list[str]) -> dict[str, Any]:
+    """The `encoder:` of a recipe, by the name of a plugin, a path, or a hub id.
+
+    Args:
+        encoder: the word.
+        remarks: one is added where it could mean something else too.
+
+    Raises:
+        RecipeError: it is none of these.
+    """
     if _names_plugin("encoder", encoder, remarks):
         return {"use": encoder}
     path = Path(encoder).expanduser()

@@ -20,7 +20,7 @@ contract without pytest."""
 
 from __future__ import annotations
 
-from latentkit.testing.encoder import EncoderContract
+from latentkit.testing.encoder_contract import EncoderContract
 from latentkit.testing.executor import ExecutorContract
 from latentkit.testing.exporter import ExporterContract
 from latentkit.testing.loss import LossContract

@@ -49,8 +49,8 @@ MAY_IMPORT = {
         "upkeep": f"{READING} recipe modalities encoding tasks",
         "testing": f"{READING} executors encoding tasks",
         "cli": f"{READING} plugins recipe encoding training evaluation tasks upkeep",
-        "api": f"{READING} recipe tasks",
-        "__init__": f"{READING} api",
+        "api": f"{READING} recipe encoding tasks",
+        "__init__": f"{READING} encoding api",
         "__main__": "cli",
     }.items()
 }
@@ -71,6 +71,7 @@ LIGHT = [
     "tasks.train_task",
     "tasks.evaluate_task",
     "tasks.build_parts",
+    "tasks.open_encoder",
     "tasks.recipe_from_arguments",
     "plugins.new_plugin",
     "recipe.schema",

@@ -1,0 +1,304 @@
+"""Choosing rows of a dataset: by position, by key, by their columns, or by a split that stays as
+the source grows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import operator
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Self, SupportsIndex
+
+import fsspec
+import numpy as np
+import numpy.typing as npt
+
+from latentkit.runtime.key_errors import suggest
+from latentkit.store.columns import Rows
+
+Keys = str | os.PathLike[str] | Iterable[str]
+"""Path of a text file with a key on each line, or the keys themselves."""
+
+Predicate = Callable[[Mapping[str, Any]], object]
+
+RowIndex = (
+    SupportsIndex
+    | str
+    | tuple[str, str]
+    | slice
+    | Sequence[int]
+    | Sequence[bool]
+    | npt.NDArray[np.integer]
+    | npt.NDArray[np.bool_]
+)
+"""What stands between the brackets of a dataset; an integer or boolean tensor is taken too."""
+
+MOST_NEAR = 10_000
+"""Keys among which one near to an unknown one is looked for."""
+
+
+class SelectableRows(ABC):
+    """Rows by position, of which some can be chosen; each choice is a dataset like the whole."""
+
+    index_hash: str
+    """Changes with the rows or their order."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def keys(self) -> list[str]:
+        """Key of every row, in order."""
+
+    @abstractmethod
+    def row_columns(self) -> Iterator[dict[str, Any]]:
+        """Return of each row, in order, "key", "view" (not with views="random", which draws it) and
+        all columns that the dataset has, whether it was opened with them or not.
+
+        Raises:
+            StoreError: the index is missing, damaged, or another than was opened.
+        """
+
+    @abstractmethod
+    def _row_views(self) -> list[str] | None:
+        """View of every row, in order; None where views are drawn."""
+
+    @abstractmethod
+    def _only(self, items: Rows) -> Self:
+        """Return a copy with the rows at these positions alone, which has an `index_hash` and
+        epochs of its own.
+        """
+
+    def _passed_over(self) -> Collection[str]:
+        """Keys that are known and have no row."""
+        return ()
+
+    # ------------------------------------------------------------ subsets
+
+    def select(self, rows: RowIndex) -> Self:
+        """Return a dataset of some rows, in the order given.
+
+        It has `batches()`, states, ranks, buckets and `decode` as the whole has, and shuffles and
+        draws by itself: a state of the whole, or of other rows, is refused. `statistics` stay those
+        of the whole. A row given twice is there twice.
+
+        Args:
+            rows: positions (negative ones count from the end), a slice, or a boolean for each row.
+
+        Raises:
+            IndexError: a position outside the dataset, or not as many booleans as rows.
+            ValueError: no row at all.
+        """
+        found = self.positions(rows)
+        return self._only(np.array([found]) if isinstance(found, int) else found)
+
+    def select_keys(self, keys: Iterable[str]) -> Self:
+        """Return a dataset of all rows with these keys, in their order here; otherwise as `select`.
+
+        Keys of samples that were skipped are passed over.
+
+        Raises:
+            ValueError: a key that is not known here, or no row is left.
+        """
+        wanted = set(keys)
+        unknown = wanted.difference(self.keys)
+        if unknown and (unknown := unknown.difference(self._passed_over())):
+            first = min(unknown)
+            raise ValueError(
+                f"no row here has the key {first!r}{suggest(first, self.keys[:MOST_NEAR])}"
+                f" ({len(unknown)} of {len(wanted)} keys are not there)"
+            )
+        return self._only(self._some([i for i, key in enumerate(self.keys) if key in wanted]))
+
+    def filter(self, predicate: Predicate | None = None, /, **equal: Any) -> Self:
+        """Return a dataset of the rows for which `predicate` is true and all `equal` hold, in
+        order; otherwise as `select`.
+
+        Args:
+            predicate: called with a mapping of a row's key, view and columns, those too that the
+                dataset wasn't opened with: `data.filter(lambda row: row["width"] >= 512)`. With
+                views="random" there is no view.
+            equal: columns and the value that each must have: `data.filter(label="cat")`.
+
+        Raises:
+            ValueError: a column that isn't there, or no row is left.
+        """
+        if predicate is None and not equal:
+            raise ValueError("filter needs a function of a row's columns, or column=value")
+        items = [
+            place
+            for place, row in enumerate(self.row_columns())
+            if _has(row, equal) and (predicate is None or predicate(row))
+        ]
+        return self._only(self._some(items))
+
+    def split(self, fraction: float, *, by: str = "key", seed: int = 0) -> tuple[Self, Self]:
+        """Return two datasets, of about `fraction` of the rows and of the others; otherwise as
+        `select`.
+
+        A row's side hangs on nothing but `seed` and its value of `by`: views of one sample are on
+        one side, and a sample stays on its side when the source grows.
+
+        Args:
+            fraction: between 0 and 1; how many rows that makes is left to chance.
+            by: "key", or a column whose equal values must not be parted, such as an id of the
+                scene; rows without a value stay together.
+            seed: another one makes another split.
+
+        Raises:
+            ValueError: a column that isn't there, a fraction out of range, or a side without rows.
+        """
+        if not 0 < fraction < 1:
+            raise ValueError(f"a split needs a fraction between 0 and 1, got {fraction}")
+        values = self.keys if by == "key" else [_value(row, by) for row in self.row_columns()]
+        texts = [_text(value) for value in values]
+        place_of = {text: _place(text, seed) for text in dict.fromkeys(texts)}
+        is_first = np.array([place_of[text] < fraction for text in texts])
+        if is_first.all() or not is_first.any():
+            raise ValueError(
+                f"split({fraction}, by={by!r}, seed={seed}) of {len(self)} rows with"
+                f" {len(place_of)} values of {by!r} leaves one side empty; take another fraction or"
+                " seed"
+            )
+        return self._only(np.flatnonzero(is_first)), self._only(np.flatnonzero(~is_first))
+
+    # ------------------------------------------------------------ positions
+
+    def positions(self, index: RowIndex) -> int | Rows:
+        """Return the position of one row (an integer, a key, a key and a view), or the positions of
+        several; all from 0 on.
+
+        Raises:
+            KeyError: there is no such key, or not with that view.
+            IndexError: a position outside the dataset, or not as many booleans as rows.
+            ValueError: no row at all.
+            TypeError: none of all these.
+        """
+        if isinstance(index, str):
+            return self._find(index, self._place_of_key)
+        if isinstance(index, tuple) and len(index) == 2 and {*map(type, index)} == {str}:
+            return self._find(index, self._place_of_view)
+        if isinstance(index, slice):
+            return self._some(range(len(self))[index])
+        values = np.asarray(index if hasattr(index, "__len__") else _integer(index))
+        if values.dtype == np.bool_ and values.ndim == 1:
+            if len(values) != len(self):
+                raise IndexError(
+                    f"{len(values)} booleans for a latent dataset of {len(self)} rows; expected one"
+                    " for each"
+                )
+            return self._some(np.flatnonzero(values))
+        if values.ndim > 1 or (values.size and not np.issubdtype(values.dtype, np.integer)):
+            raise _no_rows(index)
+        wrong = values[(values < -len(self)) | (values >= len(self))]
+        if wrong.size:
+            raise IndexError(f"row {wrong.flat[0]} of a latent dataset of {len(self)}")
+        found = values.astype(np.int64) % len(self)
+        return self._some(found) if values.ndim else int(found)
+
+    def _some(self, items: Sequence[int] | Rows) -> Rows:
+        """The positions, of which there must be one."""
+        if not len(items):
+            raise ValueError(f"none of the {len(self)} rows is chosen; a dataset has at least one")
+        return np.asarray(items, np.int64)
+
+    def _find(self, name: Any, places: Mapping[Any, int]) -> int:
+        if name in places:
+            return places[name]
+        key, view = (name, None) if isinstance(name, str) else name
+        if key not in self._place_of_key:
+            near = suggest(key, list(self._place_of_key)[:MOST_NEAR])
+            raise KeyError(f"no row here has the key {key!r}{near}")
+        if not places:
+            raise KeyError(f"no view {view!r} of {key!r}: with views='random' the view is drawn")
+        raise KeyError(f"no row here has the view {view!r} of the key {key!r}")
+
+    @cached_property
+    def _place_of_key(self) -> Mapping[str, int]:
+        """The first row of each key."""
+        keys = self.keys
+        return dict(zip(reversed(keys), range(len(keys) - 1, -1, -1), strict=True))
+
+    @cached_property
+    def _place_of_view(self) -> Mapping[tuple[str, str], int]:
+        """The first row of each key and view; empty where views are drawn."""
+        views = self._row_views()
+        pairs = [] if views is None else list(zip(self.keys, views, strict=True))
+        return dict(zip(reversed(pairs), range(len(pairs) - 1, -1, -1), strict=True))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what can be had again."""
+        made = ("keys", "_place_of_key", "_place_of_view")
+        return {name: value for name, value in self.__dict__.items() if name not in made}
+
+
+def hash_rows(*arrays: npt.NDArray[Any]) -> str:
+    """Return a hash of what says which rows are chosen, in their order."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def read_keys(keys: Keys) -> list[str]:
+    """Return the keys of a text file (UTF-8, one on each line, empty lines left out), or those
+    given, each once.
+
+    Raises:
+        ValueError: there is no such file, or it isn't text.
+        TypeError: a key that isn't text.
+    """
+    if not isinstance(keys, str | os.PathLike):
+        listed = list(dict.fromkeys(keys))
+        if wrong := [key for key in listed if not isinstance(key, str)]:
+            raise TypeError(f"keys are texts, got {wrong[0]!r:.80}")
+        return listed
+    try:
+        with fsspec.open(os.fspath(keys), "r", encoding="utf-8-sig", newline="") as file:
+            lines = file.read().replace("\r\n", "\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"keys={os.fspath(keys)!r}: {error}; expected a text file with a key on each line, or a"
+            " list of keys"
+        ) from error
+    return [line for line in dict.fromkeys(lines) if line]
+
+
+def _integer(index: object) -> int:
+    try:
+        return operator.index(index)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise _no_rows(index) from error
+
+
+def _no_rows(index: object) -> TypeError:
+    return TypeError(
+        "rows are an integer, a key, (key, view), a slice, integers or booleans; got"
+        f" {index!r:.80}"
+    )
+
+
+def _value(row: Mapping[str, Any], name: str) -> Any:
+    if name not in row:
+        drawn = "; with views='random' the view is drawn" if name == "view" else ""
+        raise ValueError(f"column {name!r} is not there; there are {list(row)}{drawn}")
+    return row[name]
+
+
+def _has(row: Mapping[str, Any], equal: Mapping[str, Any]) -> bool:
+    return [_value(row, name) for name in equal] == list(equal.values())
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+
+
+def _place(text: str, seed: int) -> float:
+    """A number in [0, 1) that nothing but text and seed decides."""
+    digest = hashlib.sha256(f"{seed}\0{text}".encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64

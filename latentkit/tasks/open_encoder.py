@@ -1,0 +1,91 @@
+"""An encoder by the word that `latentkit encode --encoder` takes, to use by hand."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from latentkit.contracts import BuildContext, Encoder, Modality
+from latentkit.contracts.encoder_description import readable_input
+from latentkit.errors import RecipeError
+from latentkit.plugins.registry import discover
+from latentkit.recipe.overrides import anchor
+from latentkit.tasks.build_parts import EncoderOpener, encoder_parts
+from latentkit.tasks.check_recipe import ConfiguredPlugin
+from latentkit.tasks.encode_task import say
+from latentkit.tasks.recipe_from_arguments import encoder_from_word
+
+if TYPE_CHECKING:
+    from latentkit.encoding.latent_encoder import LatentEncoder
+
+
+def open_encoder(
+    word: str, options: Mapping[str, Any], modality: str | None, device: str
+) -> LatentEncoder:
+    """The encoder that a word names, on a device.
+
+    Args:
+        word: name of an encoder plugin, a path, or a hub id.
+        options: of the plugin, as under `encoder.with`; relative paths start from the working
+            directory.
+        modality: for an encoder that takes several; None is its usual one.
+        device: "auto", a kind such as "cuda", or one device such as "cuda:1".
+
+    Raises:
+        RecipeError: there is no such encoder, it has no such option, or takes another modality.
+        PluginError, EncoderError, DeviceError: it can't be opened.
+    """
+    from latentkit.encoding.latent_encoder import LatentEncoder
+    from latentkit.runtime.device import choose_device
+
+    remarks: list[str] = []
+    plugin = _configured(encoder_from_word(word, remarks), options)
+    opener = EncoderOpener(plugin, 0, Path.cwd(), modality or "")
+    found = choose_device(device)
+    encoder = opener(found)
+    if modality not in (None, encoder.modality):
+        raise RecipeError(
+            f"the encoder {word} takes the modality {encoder.modality}, got {modality}"
+        )
+    for remark in [*remarks, *(one.text for one in getattr(encoder, "remarks", tuple)())]:
+        say(remark)
+    float32 = opener.in_float32() or opener
+    return LatentEncoder(
+        word,
+        encoder,
+        found,
+        str(getattr(plugin.config, "dtype", "")),
+        functools.partial(float32, found),
+        functools.partial(_open_modality, encoder),
+        functools.partial(encoder_parts, plugin, encoder),
+        _takes_texts(encoder.modality),
+    )
+
+
+def _configured(use: Mapping[str, Any], options: Mapping[str, Any]) -> ConfiguredPlugin:
+    registry, name = discover(), use["use"]
+    given = {**use.get("with", {}), **anchor(options, ("encoder", "with"), Path.cwd())}
+    config = registry.configure("encoder", name, given, "encoder")
+    return ConfiguredPlugin("encoder", "encoder", registry.find("encoder", name), config)
+
+
+def _open_modality(encoder: Encoder, size: Any) -> Modality:
+    """The modality that prepares files for an encoder, as `latentkit encode` would."""
+    registry, name = discover(), encoder.modality
+    given = {} if size is None else {"size": size}
+    taken = readable_input(encoder.input, encoder.layout, encoder.normalization)
+    config = registry.configure("modality", name, given, "modality")
+    if fitted := config.fitted(taken) if hasattr(config, "fitted") else {}:
+        config = registry.configure("modality", name, {**given, **fitted}, "modality")
+    context = BuildContext(recipe_dir=Path.cwd(), input=taken, modality=name)
+    modality: Modality = registry.find("modality", name).spec.build(config, context)
+    return modality
+
+
+def _takes_texts(modality: str) -> bool:
+    """Whether texts are the media of a modality, by the option that says in which column they are.
+    """
+    found = [row for row in discover().provided if row.spec.name == modality]
+    return any(hasattr(one.spec.config, "media_attribute") for one in found)
