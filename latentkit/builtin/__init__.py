@@ -5,6 +5,7 @@ A `build` function imports the module that does the work, and nothing here does 
 
 from latentkit.builtin.exporters import latentkit_exporters
 from latentkit.builtin.losses import latentkit_losses
+from latentkit.builtin.metrics import latentkit_metrics
 from latentkit.builtin.plugins import (
     latentkit_encoders,
     latentkit_executors,
@@ -21,6 +22,7 @@ __all__ = [
     "latentkit_executors",
     "latentkit_exporters",
     "latentkit_losses",
+    "latentkit_metrics",
     "latentkit_modalities",
     "latentkit_sources",
 ]

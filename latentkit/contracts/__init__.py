@@ -13,6 +13,13 @@ from latentkit.contracts.encoder_description import (
     Normalization,
     SizeRule,
 )
+from latentkit.contracts.metric_protocol import (
+    Figure,
+    Measured,
+    Metric,
+    MetricBatch,
+    MetricSetting,
+)
 from latentkit.contracts.plugin_specs import (
     BuildContext,
     Config,
@@ -66,6 +73,7 @@ __all__ = [
     "ExecutorSpec",
     "Exporter",
     "ExporterSpec",
+    "Figure",
     "HasModule",
     "InputSpec",
     "LatentLayout",
@@ -73,7 +81,11 @@ __all__ = [
     "LossBatch",
     "LossRole",
     "LossSpec",
+    "Measured",
     "MelSpec",
+    "Metric",
+    "MetricBatch",
+    "MetricSetting",
     "MetricSpec",
     "Modality",
     "ModalitySpec",

@@ -212,16 +212,20 @@ Better = Literal["higher", "lower", ""]
 
 @dataclass(frozen=True)
 class MetricSpec(PluginSpec):
-    """A metric; `build` gives a `latentkit.metrics.metric.Metric`.
+    """A metric; `build` gives a `Metric`. Returned by the hook `latentkit_metrics`.
 
     Args:
         needs: "decoder" (reconstructions of a source), "posterior" (mean and logvar), "continuous"
-            (latents that are numbers, not indices), "modality" (`Modality.metrics` names it).
+            (latents that are numbers, not indices), "modality" (`Modality.metrics` names it, or
+            `modalities` the modality).
         better: which way the figure that has the metric's own name is better; empty where there is
             none, or neither way is.
+        modalities: names of those for which it makes sense although their own list of metrics
+            doesn't have it, for a metric that needs "modality".
     """
 
     needs: tuple[Need, ...] = ()
     better: Better = ""
+    modalities: Sequence[str] = ()
 
     kind: ClassVar[str] = "metric"

@@ -104,7 +104,8 @@ class Modality(Protocol):
     """
 
     metrics: Sequence[str]
-    """Names of the metrics that make sense for it, such as "psnr"."""
+    """Names of the metrics that need to know it and make sense for it, such as "psnr"; a metric of
+    another plugin names its modalities itself, see `MetricSpec.modalities`."""
 
     def prepare(self, sample: Sample) -> Iterator[Prepared]:
         """Every view of the sample from one decode, on the CPU.

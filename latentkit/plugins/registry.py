@@ -29,6 +29,7 @@ from latentkit.contracts import (
     ExecutorSpec,
     ExporterSpec,
     LossSpec,
+    MetricSpec,
     ModalitySpec,
     PluginSpec,
     SourceSpec,
@@ -62,6 +63,7 @@ HOOKS: dict[str, type[PluginSpec]] = {
     "latentkit_losses": LossSpec,
     "latentkit_executors": ExecutorSpec,
     "latentkit_exporters": ExporterSpec,
+    "latentkit_metrics": MetricSpec,
 }
 KINDS = tuple(spec.kind for spec in HOOKS.values())
 

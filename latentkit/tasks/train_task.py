@@ -319,9 +319,9 @@ class _Parts:
         from latentkit.tasks.evaluate_task import open_metrics
         from latentkit.training.settings import TrainEvaluation
 
-        context = self._context(model)
-        metrics = open_metrics(wanted.metrics, context)
         plugin = self.plugins["modality" if wanted.modality is None else "evaluate.modality"]
+        context = replace(self._context(model), modality=plugin.provided.spec.name)
+        metrics = open_metrics(list(self.plugins.values()), context)
         modality, source = plugin.provided.spec.build(plugin.config, context), self.build(
             "evaluate.source"
         )

@@ -24,6 +24,7 @@ from latentkit.testing.encoder import EncoderContract
 from latentkit.testing.executor import ExecutorContract
 from latentkit.testing.exporter import ExporterContract
 from latentkit.testing.loss import LossContract
+from latentkit.testing.metric import MetricContract
 from latentkit.testing.modality import ModalityContract
 from latentkit.testing.plugin import PluginContract, check_names, find_failures
 from latentkit.testing.source import SourceContract, StreamSourceContract
@@ -33,6 +34,7 @@ __all__ = [
     "ExecutorContract",
     "ExporterContract",
     "LossContract",
+    "MetricContract",
     "ModalityContract",
     "PluginContract",
     "SourceContract",

@@ -15,7 +15,6 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from latentkit import builtin, hooks
-from latentkit.builtin.metrics import METRICS
 from latentkit.cli.main import parser
 from latentkit.contracts import PluginSpec
 from latentkit.recipe.schema import TASKS
@@ -36,7 +35,7 @@ def reference() -> str:
             "|---|---|---|",
             *_rows(model, ""),
         ]
-    for spec in (*_specs(), *METRICS.values()):
+    for spec in _specs():
         rows = list(_rows(spec.config, ""))
         parts += [
             "",
@@ -108,7 +107,7 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def _specs() -> Iterator[PluginSpec]:
-    for hook in ("sources", "modalities", "encoders", "losses", "executors", "exporters"):
+    for hook in ("sources", "modalities", "encoders", "losses", "executors", "exporters", "metrics"):
         yield from getattr(builtin, f"latentkit_{hook}")()
 
 

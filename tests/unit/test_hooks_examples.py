@@ -109,6 +109,19 @@ def use_exporter(exporter: Any, folder: Path) -> None:
     assert np.load(folder / "000001.npy").tolist() == [3.0]
 
 
+def use_metric(metric: Any, folder: Path) -> None:
+    assert isinstance(metric, contracts.Metric)
+    inputs = torch.zeros(2, 3, 4, 4)
+    output = inputs + torch.tensor([1.0, -2.0]).view(2, 1, 1, 1)
+    layout = contracts.LatentLayout("latent", "deterministic", "CHW", 3, 1)
+    for _ in range(2):  # the second time from the start
+        metric.start(contracts.MetricSetting((-1.0, 1.0), layout, "the latents"))
+        metric.add(contracts.MetricBatch([0, 1], inputs, None, inputs, output))
+        found = metric.finish()
+    assert found.figures[""].value == -0.5
+    assert found.per_sample[""].tolist() == [1.0, -2.0]
+
+
 USES: Mapping[str, tuple[str, dict[str, Any], Callable[[Any, Path], None]]] = {
     "latentkit_sources": ("words", {"words": ["one", "two"]}, use_source),
     "latentkit_modalities": ("bytes", {}, use_modality),
@@ -116,6 +129,7 @@ USES: Mapping[str, tuple[str, dict[str, Any], Callable[[Any, Path], None]]] = {
     "latentkit_losses": ("cube", {}, use_loss),
     "latentkit_executors": ("backwards", {}, use_executor),
     "latentkit_exporters": ("npy", {}, use_exporter),
+    "latentkit_metrics": ("offset", {}, use_metric),
 }
 
 
