@@ -7,6 +7,7 @@ lower case (h, w) in latent space.
 from __future__ import annotations
 
 from latentkit.contracts.encoder_description import (
+    LOGVAR_RANGE,
     InputSpec,
     LatentLayout,
     MelSpec,
@@ -62,6 +63,7 @@ from latentkit.contracts.samples import (
 )
 
 __all__ = [
+    "LOGVAR_RANGE",
     "Adversarial",
     "BuildContext",
     "Config",
