@@ -23,6 +23,7 @@ from collections.abc import Iterable
 import pluggy
 
 from latentkit.contracts import (
+    CommandSpec,
     EncoderSpec,
     ExecutorSpec,
     ExporterSpec,
@@ -246,5 +247,28 @@ def latentkit_metrics() -> MetricSpec | Iterable[MetricSpec]:
     @hookimpl
     def latentkit_metrics():
         return MetricSpec("offset", "mean error", OffsetConfig, build, needs=("decoder",))
+    """
+    raise AssertionError("a hook specification is never called")
+
+
+@hookspec
+def latentkit_commands() -> CommandSpec | Iterable[CommandSpec]:
+    """Commands that this plugin adds; see `latentkit.contracts.CommandSpec`.
+
+    from latentkit.contracts import CommandSpec
+    from latentkit.hooks import hookimpl
+
+    def add_arguments(parser):
+        parser.add_argument("path", metavar="PATH", help="folder of the latent dataset")
+
+    def run(options):
+        import latentkit
+        for key in latentkit.open(options.path).keys:
+            print(key)
+        return 0
+
+    @hookimpl
+    def latentkit_commands():
+        return CommandSpec("keys", "print the keys of a latent dataset", add_arguments, run)
     """
     raise AssertionError("a hook specification is never called")

@@ -3,6 +3,7 @@
 A `build` function imports the module that does the work, and nothing here does any.
 """
 
+from latentkit.builtin.commands import latentkit_commands
 from latentkit.builtin.exporters import latentkit_exporters
 from latentkit.builtin.losses import latentkit_losses
 from latentkit.builtin.metrics import latentkit_metrics
@@ -18,6 +19,7 @@ from latentkit.sources.options import FolderConfig
 __all__ = [
     "FolderConfig",
     "FramingConfig",
+    "latentkit_commands",
     "latentkit_encoders",
     "latentkit_executors",
     "latentkit_exporters",

@@ -23,6 +23,7 @@ from latentkit.contracts.metric_protocol import (
 )
 from latentkit.contracts.plugin_specs import (
     BuildContext,
+    CommandSpec,
     Config,
     EncoderSpec,
     ExecutorSpec,
@@ -31,6 +32,7 @@ from latentkit.contracts.plugin_specs import (
     LossSpec,
     MetricSpec,
     ModalitySpec,
+    NamedSpec,
     PluginSpec,
     SourceSpec,
     neutral,
@@ -66,6 +68,7 @@ __all__ = [
     "LOGVAR_RANGE",
     "Adversarial",
     "BuildContext",
+    "CommandSpec",
     "Config",
     "Decodes",
     "Encoder",
@@ -92,6 +95,7 @@ __all__ = [
     "Modality",
     "ModalitySpec",
     "Moments",
+    "NamedSpec",
     "Normalization",
     "PluginSpec",
     "Prepared",

@@ -20,6 +20,7 @@ contract without pytest."""
 
 from __future__ import annotations
 
+from latentkit.testing.command import CommandContract
 from latentkit.testing.encoder import EncoderContract
 from latentkit.testing.executor import ExecutorContract
 from latentkit.testing.exporter import ExporterContract
@@ -30,6 +31,7 @@ from latentkit.testing.plugin import PluginContract, check_names, find_failures
 from latentkit.testing.source import SourceContract, StreamSourceContract
 
 __all__ = [
+    "CommandContract",
     "EncoderContract",
     "ExecutorContract",
     "ExporterContract",

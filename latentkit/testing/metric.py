@@ -21,7 +21,7 @@ from latentkit.contracts import (
     MetricSetting,
     MetricSpec,
     Moments,
-    PluginSpec,
+    NamedSpec,
 )
 from latentkit.testing.plugin import PluginContract
 
@@ -32,7 +32,7 @@ DOWNSCALE = 8
 class MetricContract(PluginContract):
     """What a `Metric` promises. Give `spec`; `make_samples` for values that aren't pictures."""
 
-    spec_type: ClassVar[type[PluginSpec]] = MetricSpec
+    spec_type: ClassVar[type[NamedSpec]] = MetricSpec
     protocols: ClassVar[tuple[type, ...]] = (Metric,)
 
     spec: MetricSpec

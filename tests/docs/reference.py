@@ -60,7 +60,8 @@ def _commands_of(command: argparse.ArgumentParser, prefix: str) -> Iterator[str]
         action for action in command._actions if isinstance(action, argparse._SubParsersAction)
     ):
         summaries = {choice.dest: choice.help for choice in group._choices_actions}
-        for name, below in group.choices.items():
+        for name in summaries:
+            below = group.choices[name]
             words = [
                 _argument(action)
                 for action in below._actions

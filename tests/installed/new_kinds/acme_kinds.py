@@ -1,5 +1,6 @@
-"""A plugin of the kinds that version 3 of the contract added: a metric."""
+"""A plugin of the kinds that version 3 of the contract added: a metric and commands."""
 
+import argparse
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,6 +8,7 @@ from pydantic import Field
 
 from latentkit.contracts import (
     BuildContext,
+    CommandSpec,
     Config,
     Figure,
     Measured,
@@ -14,6 +16,7 @@ from latentkit.contracts import (
     MetricSetting,
     MetricSpec,
 )
+from latentkit.errors import LatentkitError
 from latentkit.hooks import hookimpl
 
 requires_contract = 3
@@ -52,3 +55,25 @@ def latentkit_metrics() -> Iterator[MetricSpec]:
         "offset", "mean error", OffsetConfig, build_offset, 1, needs, modalities=["image"]
     )
     yield MetricSpec("nowhere", "of no modality", OffsetConfig, build_offset, 1, needs)
+
+
+def add_greet(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="who is greeted")
+    parser.add_argument("--times", type=int, default=1, metavar="N", help="how often")
+
+
+def greet(options: argparse.Namespace) -> int:
+    if options.times < 1:
+        raise LatentkitError(f"--times {options.times}: expected at least 1")
+    print(f"hello {options.name}\n" * options.times, end="")
+    return 0
+
+
+def encode(options: argparse.Namespace) -> int:
+    raise AssertionError("core's command goes before")
+
+
+@hookimpl
+def latentkit_commands() -> Iterator[CommandSpec]:
+    yield CommandSpec("greet", "say hello", add_greet, greet)
+    yield CommandSpec("encode", "never run", add_greet, encode)
