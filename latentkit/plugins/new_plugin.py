@@ -25,12 +25,12 @@ LINE_LENGTH = 100
 USAGE = {
     "source": "    source: {use: $name, with: {path: list.txt}}      # in a recipe",
     "modality": (
-        "    modality: {use: $name, with: {size: 64}}      # in a recipe, for an encoder whose"
-        ' modality is "$name"'
+        "    modality: {use: $name, with: {size: 64}}      # in a recipe, for an\n"
+        '    # encoder whose modality is "$name"'
     ),
     "encoder": (
-        "    encoder: {use: $name, with: {channels: 4}}      # in a recipe; or: latentkit encode"
-        " photos out --encoder $name"
+        "    encoder: {use: $name, with: {channels: 4}}      # in a recipe; or:\n"
+        "    latentkit encode photos out --encoder $name"
     ),
     "loss": "    losses: [{use: $name, with: {power: 1.5}}]      # in a recipe",
     "executor": "    executor: {use: $name, with: {device: cpu}}      # in a recipe",
