@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import latentkit as lk
-from latentkit.errors import EncoderError, PluginError, RecipeError
+from latentkit.errors import PluginError, RecipeError
 
 MakePhotos = Callable[..., Path]
 
@@ -92,14 +92,3 @@ def test_what_can_not_be_measured_is_said_before_the_first_step(
     with pytest.raises((RecipeError, PluginError), match=message):
         lk.run(recipe(photos, tmp_path / "run", evaluate=evaluate(photos, **change)))
     assert not (tmp_path / "run" / "checkpoints").exists()
-
-
-def test_a_module_that_can_not_decode_is_refused_before_anything_is_written(
-    make_photos: MakePhotos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delattr("latentkit.encoders.tiny_kl_network.TinyKL.decode")
-    photos = make_photos(2)
-    wanted = recipe(photos, tmp_path / "out", evaluate=evaluate(photos))
-    with pytest.raises(EncoderError, match="its module has no method decode"):
-        lk.run(wanted)
-    assert not (tmp_path / "out" / "checkpoints").exists()
