@@ -327,7 +327,7 @@ class _Parts:
         )
         check_metrics(metrics, model.layout, "mean", True, modality)
         needs_decoder = any("decoder" in metric.needs for metric in metrics)
-        module = getattr(model, "module", None)  # of a model that can't be trained, training says so
+        module = getattr(model, "module", None)  # without one, training itself refuses
         if needs_decoder and module is not None and not hasattr(module, "decode"):
             raise EncoderError(
                 f"{self.recipe.origin}: model: this model can't be evaluated while it trains: its"
