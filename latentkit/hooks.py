@@ -1,14 +1,17 @@
-"""The six hooks a plugin may implement; each docstring is a complete plugin that a test runs.
+"""The hooks a plugin may implement; each docstring is a complete plugin that a test runs.
 
-A plugin is any installed distribution with an entry point in the group `latentkit` that names a module:
+A plugin is any installed distribution with an entry point in the group `latentkit` that names a
+module:
 
     [project.entry-points.latentkit]
     my-plugin = "my_package.plugin"
 
-Hooks take no argument and return declarations: one spec, or an iterable of them (a generator will do). They are called once, when the
-first name is looked up, so heavy imports belong inside `build`. Core's own parts come through the same hooks. Hooks are only ever added,
-never changed; docs/contract.md says how the contract grows. A package that needs what a newer version of it added says so, in its
-`__init__.py` or in the module itself, and is then refused by an older latentkit with one clear message:
+Hooks take no argument and return declarations: one spec, or an iterable of them (a generator will
+do). They are called once, when the first name is looked up, so heavy imports belong inside `build`.
+Core's own parts come through the same hooks. Hooks are only ever added, never changed;
+docs/contract.md says how the contract grows. A package that needs what a newer version of it added
+says so, in its `__init__.py` or in the module itself, and is then refused by an older latentkit
+with one clear message:
 
     requires_contract = 2
 """
@@ -20,10 +23,12 @@ from collections.abc import Iterable
 import pluggy
 
 from latentkit.contracts import (
+    CommandSpec,
     EncoderSpec,
     ExecutorSpec,
     ExporterSpec,
     LossSpec,
+    MetricSpec,
     ModalitySpec,
     SourceSpec,
 )
@@ -31,7 +36,8 @@ from latentkit.contracts import (
 PROJECT = "latentkit"
 
 CONTRACT = 3
-"""Version of the contract between latentkit and plugins: raised by each addition, never by a change; docs/contract.md lists them."""
+"""Version of the contract between latentkit and plugins: raised by each addition, never by a
+change; docs/contract.md lists them."""
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
@@ -60,9 +66,12 @@ def latentkit_sources() -> SourceSpec | Iterable[SourceSpec]:
         def entries(self) -> Iterator[Entry]:
             return (Entry(key=str(i), stamp=word) for i, word in enumerate(self.words))
 
+    def build(config, context):
+        return WordsSource(config.words)
+
     @hookimpl
     def latentkit_sources():
-        yield SourceSpec("words", "texts written in the recipe", WordsConfig, lambda config, context: WordsSource(config.words))
+        yield SourceSpec("words", "texts written in the recipe", WordsConfig, build)
     """
     raise AssertionError("a hook specification is never called")
 
@@ -84,10 +93,12 @@ def latentkit_modalities() -> ModalitySpec | Iterable[ModalitySpec]:
         def prepare(self, sample):
             import torch
             row = torch.frombuffer(bytearray(sample.read()), dtype=torch.uint8)[None] / 255
-            yield Prepared(view="plain", bucket=str(row.shape[-1]), tensor=self.low + row * (self.high - self.low))
+            row = self.low + row * (self.high - self.low)
+            yield Prepared(view="plain", bucket=str(row.shape[-1]), tensor=row)
         def render(self, tensors, path):
             scale = 255 / (self.high - self.low)
-            path.write_bytes(b"".join(bytes(((t - self.low) * scale).round().byte().flatten()) for row in tensors for t in row))
+            values = [(tensor - self.low) * scale for row in tensors for tensor in row]
+            path.write_bytes(b"".join(bytes(row.round().byte().flatten()) for row in values))
 
     def build(config, context):
         return BytesModality(*(context.input.range if context.input else (-1.0, 1.0)))
@@ -101,9 +112,10 @@ def latentkit_modalities() -> ModalitySpec | Iterable[ModalitySpec]:
 
 @hookspec
 def latentkit_encoders() -> EncoderSpec | Iterable[EncoderSpec]:
-    """Encoders that this plugin adds; see `latentkit.contracts.EncoderSpec`, `Encoder`, `Decodes` and `Trainable`.
+    """Encoders of this plugin; see `latentkit.contracts.EncoderSpec`, `Encoder`, `Trainable`.
 
-    from latentkit.contracts import Config, EncoderSpec, InputSpec, LatentLayout, Normalization, SizeRule
+    from latentkit.contracts import Config, EncoderSpec, InputSpec, LatentLayout, Normalization
+    from latentkit.contracts import SizeRule
     from latentkit.hooks import hookimpl
 
     class ShrinkConfig(Config):
@@ -112,26 +124,29 @@ def latentkit_encoders() -> EncoderSpec | Iterable[EncoderSpec]:
     class ShrinkEncoder:
         modality = "image"
         input = InputSpec(channels=3, sizes={"H": SizeRule(multiple=8), "W": SizeRule(multiple=8)})
-        layout = LatentLayout(name="latent", kind="deterministic", axes="CHW", channels=3, downscale=8)
+        layout = LatentLayout("latent", "deterministic", axes="CHW", channels=3, downscale=8)
         normalization = Normalization()
         def encode(self, batch):
             from torch.nn.functional import avg_pool2d
             if batch.shape[2] % 8 or batch.shape[3] % 8:
-                raise ValueError(f"height and width must be multiples of 8, got {tuple(batch.shape[2:])}")
+                raise ValueError(f"expected multiples of 8, got {tuple(batch.shape[2:])}")
             return {"latent": avg_pool2d(batch, 8)}
         def fingerprint(self):
             return {"weights": "none"}
 
+    def build(config, context):
+        return ShrinkEncoder()
+
     @hookimpl
     def latentkit_encoders():
-        return EncoderSpec("shrink", "mean of 8 x 8 pixels", ShrinkConfig, lambda config, context: ShrinkEncoder())
+        return EncoderSpec("shrink", "mean of 8 x 8 pixels", ShrinkConfig, build)
     """
     raise AssertionError("a hook specification is never called")
 
 
 @hookspec
 def latentkit_losses() -> LossSpec | Iterable[LossSpec]:
-    """Losses that this plugin adds; see `latentkit.contracts.LossSpec`, `Loss`, `HasModule` and `Adversarial`.
+    """Losses that this plugin adds; see `contracts.LossSpec`, `Loss`, `HasModule`, `Adversarial`.
 
     from latentkit.contracts import Config, LossSpec
     from latentkit.hooks import hookimpl
@@ -144,9 +159,12 @@ def latentkit_losses() -> LossSpec | Iterable[LossSpec]:
         mask = 1 if batch.mask is None else batch.mask.expand_as(cubed)
         return (cubed * mask).flatten(1).sum(1) / (mask + 0 * cubed).flatten(1).sum(1)
 
+    def build(config, context):
+        return cube
+
     @hookimpl
     def latentkit_losses():
-        return LossSpec("cube", "mean cubed error", CubeConfig, lambda config, context: cube, role="reconstruction")
+        return LossSpec("cube", "mean cubed error", CubeConfig, build, role="reconstruction")
     """
     raise AssertionError("a hook specification is never called")
 
@@ -165,9 +183,12 @@ def latentkit_executors() -> ExecutorSpec | Iterable[ExecutorSpec]:
         def run(self, units, make_worker):
             yield from make_worker("cpu")(reversed(units))
 
+    def build(config, context):
+        return BackwardsExecutor()
+
     @hookimpl
     def latentkit_executors():
-        return ExecutorSpec("backwards", "last unit first, on the CPU", BackwardsConfig, lambda config, context: BackwardsExecutor())
+        return ExecutorSpec("backwards", "last unit first, on the CPU", BackwardsConfig, build)
     """
     raise AssertionError("a hook specification is never called")
 
@@ -188,8 +209,66 @@ def latentkit_exporters() -> ExporterSpec | Iterable[ExporterSpec]:
             for number in range(len(dataset)):
                 numpy.save(folder / f"{number:06d}.npy", dataset[number]["latent"].numpy())
 
+    def build(config, context):
+        return NpyExporter()
+
     @hookimpl
     def latentkit_exporters():
-        return ExporterSpec("npy", "one .npy a row", NpyConfig, lambda config, context: NpyExporter())
+        return ExporterSpec("npy", "one .npy a row", NpyConfig, build)
+    """
+    raise AssertionError("a hook specification is never called")
+
+
+@hookspec
+def latentkit_metrics() -> MetricSpec | Iterable[MetricSpec]:
+    """Metrics that this plugin adds; see `latentkit.contracts.MetricSpec` and `Metric`.
+
+    from latentkit.contracts import Config, Figure, Measured, MetricSpec
+    from latentkit.hooks import hookimpl
+
+    class OffsetConfig(Config):
+        pass
+
+    class Offset:
+        def start(self, setting):
+            self.values = []
+        def add(self, batch):
+            inputs, output = batch.pair()
+            self.values += (output - inputs).flatten(1).mean(1).tolist()
+        def finish(self):
+            import numpy
+            values = numpy.array(self.values)
+            figure = Figure(values.mean(), "units of the input", "mean of output - input")
+            return Measured({"": figure}, {"": values})
+
+    def build(config, context):
+        return Offset()
+
+    @hookimpl
+    def latentkit_metrics():
+        return MetricSpec("offset", "mean error", OffsetConfig, build, needs=("decoder",))
+    """
+    raise AssertionError("a hook specification is never called")
+
+
+@hookspec
+def latentkit_commands() -> CommandSpec | Iterable[CommandSpec]:
+    """Commands that this plugin adds; see `latentkit.contracts.CommandSpec`.
+
+    from latentkit.contracts import CommandSpec
+    from latentkit.hooks import hookimpl
+
+    def add_arguments(parser):
+        parser.add_argument("path", metavar="PATH", help="folder of the latent dataset")
+
+    def run(options):
+        import latentkit
+        for key in latentkit.open(options.path).keys:
+            print(key)
+        return 0
+
+    @hookimpl
+    def latentkit_commands():
+        return CommandSpec("keys", "print the keys of a latent dataset", add_arguments, run)
     """
     raise AssertionError("a hook specification is never called")

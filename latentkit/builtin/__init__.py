@@ -3,8 +3,10 @@
 A `build` function imports the module that does the work, and nothing here does any.
 """
 
+from latentkit.builtin.commands import latentkit_commands
 from latentkit.builtin.exporters import latentkit_exporters
 from latentkit.builtin.losses import latentkit_losses
+from latentkit.builtin.metrics import latentkit_metrics
 from latentkit.builtin.plugins import (
     latentkit_encoders,
     latentkit_executors,
@@ -17,10 +19,12 @@ from latentkit.sources.options import FolderConfig
 __all__ = [
     "FolderConfig",
     "FramingConfig",
+    "latentkit_commands",
     "latentkit_encoders",
     "latentkit_executors",
     "latentkit_exporters",
     "latentkit_losses",
+    "latentkit_metrics",
     "latentkit_modalities",
     "latentkit_sources",
 ]

@@ -5,11 +5,9 @@ Loads no torch; `build` opens what does the work.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-from latentkit.contracts.plugin_specs import BuildContext, Config, MetricSpec, Need
-from latentkit.errors import RecipeError
+from latentkit.contracts import BuildContext, Metric, MetricSpec
+from latentkit.contracts.plugin_specs import Need
+from latentkit.hooks import hookimpl
 from latentkit.metrics.options import (
     ActiveUnitsConfig,
     ElboConfig,
@@ -20,48 +18,47 @@ from latentkit.metrics.options import (
     RfidConfig,
     SpectrumConfig,
 )
-from latentkit.runtime.key_errors import suggest, validate
 
 # ---------------------------------------------------------------- declarations
 
 
-def _build_mse(config: PlainConfig, context: BuildContext) -> Any:
+def _build_mse(config: PlainConfig, context: BuildContext) -> Metric:
     from latentkit.metrics.pixels import mse
 
     return mse()
 
 
-def _build_l1(config: PlainConfig, context: BuildContext) -> Any:
+def _build_l1(config: PlainConfig, context: BuildContext) -> Metric:
     from latentkit.metrics.pixels import l1
 
     return l1()
 
 
-def _build_psnr(config: PictureConfig, context: BuildContext) -> Any:
+def _build_psnr(config: PictureConfig, context: BuildContext) -> Metric:
     from latentkit.metrics.pixels import psnr
 
     return psnr(config.rounding == "uint8")
 
 
-def _build_ssim(config: PictureConfig, context: BuildContext) -> Any:
+def _build_ssim(config: PictureConfig, context: BuildContext) -> Metric:
     from latentkit.metrics.structure import ssim
 
     return ssim(config.rounding == "uint8")
 
 
-def _build_ms_ssim(config: PictureConfig, context: BuildContext) -> Any:
+def _build_ms_ssim(config: PictureConfig, context: BuildContext) -> Metric:
     from latentkit.metrics.structure import ms_ssim
 
     return ms_ssim(config.rounding == "uint8")
 
 
-def _build_kl(config: PlainConfig, context: BuildContext) -> Any:
+def _build_kl(config: PlainConfig, context: BuildContext) -> Metric:
     from latentkit.metrics.likelihood import Kl
 
     return Kl()
 
 
-def _build_elbo(config: ElboConfig, context: BuildContext) -> Any:
+def _build_elbo(config: ElboConfig, context: BuildContext) -> Metric:
     from latentkit.metrics.likelihood import Elbo
 
     return Elbo(
@@ -69,38 +66,38 @@ def _build_elbo(config: ElboConfig, context: BuildContext) -> Any:
     )
 
 
-def _build_iwae(config: IwaeConfig, context: BuildContext) -> Any:
+def _build_iwae(config: IwaeConfig, context: BuildContext) -> Metric:
     from latentkit.metrics.likelihood import Iwae
 
     return Iwae(config.likelihood, config.scale, config.draws, config.chunk)
 
 
-def _build_active_units(config: ActiveUnitsConfig, context: BuildContext) -> Any:
+def _build_active_units(config: ActiveUnitsConfig, context: BuildContext) -> Metric:
     from latentkit.metrics.latents import ActiveUnits
 
     return ActiveUnits(config.threshold)
 
 
-def _build_latent_statistics(config: PlainConfig, context: BuildContext) -> Any:
+def _build_latent_statistics(config: PlainConfig, context: BuildContext) -> Metric:
     from latentkit.metrics.latents import LatentStatistics
 
     return LatentStatistics()
 
 
-def _build_latent_spectrum(config: SpectrumConfig, context: BuildContext) -> Any:
+def _build_latent_spectrum(config: SpectrumConfig, context: BuildContext) -> Metric:
     from latentkit.metrics.spectrum import LatentSpectrum
 
     return LatentSpectrum(config.bins)
 
 
-def _build_rfid(config: RfidConfig, context: BuildContext) -> Any:
+def _build_rfid(config: RfidConfig, context: BuildContext) -> Metric:
     from latentkit.metrics.feature_networks import open_features
     from latentkit.metrics.frechet import Rfid
 
     return Rfid(open_features(config, context))
 
 
-def _build_loss(config: LossMetricConfig, context: BuildContext) -> Any:
+def _build_loss(config: LossMetricConfig, context: BuildContext) -> Metric:
     from latentkit.metrics.from_loss import open_loss
 
     return open_loss(config, context)
@@ -231,28 +228,7 @@ METRICS = {
 """By name, in the order that the README has them in."""
 
 
-def configure_metric(name: str, options: Mapping[str, Any]) -> Config:
-    """The validated options of a metric.
-
-    Raises:
-        RecipeError: there is no such metric, or it refuses its options; one line per problem, which
-            starts at the metric's own keys.
-    """
-    if name not in METRICS:
-        raise RecipeError(
-            f"use: no metric {name!r}{suggest(name, METRICS) or '; known: ' + ', '.join(METRICS)}"
-        )
-    config = validate(METRICS[name].config, options, where="with")
-    assert isinstance(config, Config)
-    return config
-
-
-def label_metrics(uses: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
-    """What the figures of each metric (its name and options) are called: its name, or its loss's;
-    numbered where that comes twice.
-    """
-    names = [str(options["use"]) if name == "loss" else name for name, options in uses]
-    return [
-        name if names.count(name) == 1 else f"{name}-{names[: number + 1].count(name)}"
-        for number, name in enumerate(names)
-    ]
+@hookimpl
+def latentkit_metrics() -> list[MetricSpec]:
+    """All of them."""
+    return list(METRICS.values())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentkit.errors import StoreError
-from latentkit.plugins import Registry
 from latentkit.recipe.schema import EncodeRecipe, EvaluateRecipe, Recipe, TrainRecipe, load_recipe
 from latentkit.runtime.paths import in_shell, is_url
 
@@ -236,31 +234,3 @@ def _near(path: str | Path) -> str:
         return str(path)
     absolute, here = Path(os.path.abspath(path)), Path.cwd()
     return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(path)
-
-
-def plugins_as_text(registry: Registry) -> str:
-    """A table of what is provided, then every problem."""
-    rows = [
-        (row.kind, row.name, f"{row.provider} {row.version}", row.summary)
-        for row in registry.rows()
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)] if rows else [0] * 3
-    lines = [
-        "  ".join([*(text.ljust(width) for text, width in zip(row, widths, strict=False)), row[3]])
-        for row in rows
-    ]
-    lines += [f"disabled  {name} {version}" for name, version in registry.disabled]
-    lines += [f"problem   {problem}" for problem in registry.problems]
-    return "\n".join(lines)
-
-
-def plugins_as_json(registry: Registry) -> str:
-    """{"plugins": [...], "problems": [...], "disabled": [...]}."""
-    listing: dict[str, Any] = {
-        "plugins": [dataclasses.asdict(row) for row in registry.rows()],
-        "problems": [dataclasses.asdict(problem) for problem in registry.problems],
-        "disabled": [
-            {"distribution": name, "version": version} for name, version in registry.disabled
-        ],
-    }
-    return json.dumps(listing, indent=1)

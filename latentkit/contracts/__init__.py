@@ -7,14 +7,23 @@ lower case (h, w) in latent space.
 from __future__ import annotations
 
 from latentkit.contracts.encoder_description import (
+    LOGVAR_RANGE,
     InputSpec,
     LatentLayout,
     MelSpec,
     Normalization,
     SizeRule,
 )
+from latentkit.contracts.metric_protocol import (
+    Figure,
+    Measured,
+    Metric,
+    MetricBatch,
+    MetricSetting,
+)
 from latentkit.contracts.plugin_specs import (
     BuildContext,
+    CommandSpec,
     Config,
     EncoderSpec,
     ExecutorSpec,
@@ -23,6 +32,7 @@ from latentkit.contracts.plugin_specs import (
     LossSpec,
     MetricSpec,
     ModalitySpec,
+    NamedSpec,
     PluginSpec,
     SourceSpec,
     neutral,
@@ -55,8 +65,10 @@ from latentkit.contracts.samples import (
 )
 
 __all__ = [
+    "LOGVAR_RANGE",
     "Adversarial",
     "BuildContext",
+    "CommandSpec",
     "Config",
     "Decodes",
     "Encoder",
@@ -66,6 +78,7 @@ __all__ = [
     "ExecutorSpec",
     "Exporter",
     "ExporterSpec",
+    "Figure",
     "HasModule",
     "InputSpec",
     "LatentLayout",
@@ -73,11 +86,16 @@ __all__ = [
     "LossBatch",
     "LossRole",
     "LossSpec",
+    "Measured",
     "MelSpec",
+    "Metric",
+    "MetricBatch",
+    "MetricSetting",
     "MetricSpec",
     "Modality",
     "ModalitySpec",
     "Moments",
+    "NamedSpec",
     "Normalization",
     "PluginSpec",
     "Prepared",

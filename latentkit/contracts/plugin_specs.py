@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 if TYPE_CHECKING:
+    import argparse
+
     from latentkit.contracts.encoder_description import InputSpec
 
 
@@ -60,8 +62,43 @@ NAME_PATTERN = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
 
 @dataclass(frozen=True)
-class PluginSpec:
-    """A declaration returned by a hook. Checks itself when made.
+class NamedSpec:
+    """What every declaration has. Checks itself when made.
+
+    Args:
+        name: kebab-case name used by recipes or on the command line.
+        summary: one line for `latentkit plugins`.
+
+    Raises:
+        ValueError: a name that is not kebab-case, a summary of several lines.
+    """
+
+    name: str
+    summary: str
+
+    kind: ClassVar[str] = "plugin"
+
+    def __post_init__(self) -> None:
+        where = self._where()
+        if not isinstance(self.name, str) or not NAME_PATTERN.fullmatch(self.name):
+            raise ValueError(f"{where}: name must be kebab-case, such as 'my-{self.kind}'")
+        if not isinstance(self.summary, str) or not self.summary.strip() or "\n" in self.summary:
+            raise ValueError(f"{where}: summary must be one line of text, got {self.summary!r}")
+
+    def _where(self) -> str:
+        return f"{type(self).__name__}({self.name!r})"
+
+    def _check_callable(self, name: str) -> None:
+        value = getattr(self, name)
+        if not callable(value):
+            raise TypeError(
+                f"{self._where()}: {name} must be callable, got {type(value).__name__}"
+            )
+
+
+@dataclass(frozen=True)
+class PluginSpec(NamedSpec):
+    """A declaration of something that is built from options. Checks itself when made.
 
     Args:
         name: kebab-case name used by recipes.
@@ -77,22 +114,14 @@ class PluginSpec:
         TypeError: a part of the wrong type.
     """
 
-    name: str
-    summary: str
     config: type[BaseModel]
     build: Callable[[Any, BuildContext], Any]
     version: int = 1
 
-    kind: ClassVar[str] = "plugin"
-
     def __post_init__(self) -> None:
-        where = f"{type(self).__name__}({self.name!r})"
-        if not isinstance(self.name, str) or not NAME_PATTERN.fullmatch(self.name):
-            raise ValueError(f"{where}: name must be kebab-case, such as 'my-{self.kind}'")
-        if not isinstance(self.summary, str) or not self.summary.strip() or "\n" in self.summary:
-            raise ValueError(f"{where}: summary must be one line of text, got {self.summary!r}")
-        if not callable(self.build):
-            raise TypeError(f"{where}: build must be callable, got {type(self.build).__name__}")
+        super().__post_init__()
+        where = self._where()
+        self._check_callable("build")
         if isinstance(self.version, bool) or not isinstance(self.version, int) or self.version < 1:
             raise ValueError(
                 f"{where}: version must be a whole number from 1, got {self.version!r}"
@@ -212,16 +241,44 @@ Better = Literal["higher", "lower", ""]
 
 @dataclass(frozen=True)
 class MetricSpec(PluginSpec):
-    """A metric; `build` gives a `latentkit.metrics.metric.Metric`.
+    """A metric; `build` gives a `Metric`. Returned by the hook `latentkit_metrics`.
 
     Args:
         needs: "decoder" (reconstructions of a source), "posterior" (mean and logvar), "continuous"
-            (latents that are numbers, not indices), "modality" (`Modality.metrics` names it).
+            (latents that are numbers, not indices), "modality" (`Modality.metrics` names it, or
+            `modalities` the modality).
         better: which way the figure that has the metric's own name is better; empty where there is
             none, or neither way is.
+        modalities: names of those for which it makes sense although their own list of metrics
+            doesn't have it, for a metric that needs "modality".
     """
 
     needs: tuple[Need, ...] = ()
     better: Better = ""
+    modalities: Sequence[str] = ()
 
     kind: ClassVar[str] = "metric"
+
+
+@dataclass(frozen=True)
+class CommandSpec(NamedSpec):
+    """A command: `latentkit NAME ...`. Returned by the hook `latentkit_commands`.
+
+    A command of core's goes before a plugin's of the same name.
+
+    Args:
+        add_arguments: adds its arguments to a parser.
+        run: does it with the parsed arguments, and gives the exit code: 0 done, 1 for what it
+            found wrong. A `LatentkitError` that it raises is printed as one message, and the exit
+            code is 2.
+    """
+
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+    kind: ClassVar[str] = "command"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_callable("add_arguments")
+        self._check_callable("run")

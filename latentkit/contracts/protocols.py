@@ -104,7 +104,8 @@ class Modality(Protocol):
     """
 
     metrics: Sequence[str]
-    """Names of the metrics that make sense for it, such as "psnr"."""
+    """Names of the metrics that need to know it and make sense for it, such as "psnr"; a metric of
+    another plugin names its modalities itself, see `MetricSpec.modalities`."""
 
     def prepare(self, sample: Sample) -> Iterator[Prepared]:
         """Every view of the sample from one decode, on the CPU.
@@ -186,10 +187,18 @@ class Reconstruction:
 
 @runtime_checkable
 class Trainable(Protocol):
-    """An encoder whose weights can be trained."""
+    """An encoder whose weights can be trained.
+
+    An optional method `set_statistics(mean, std)` is called after training, before `save`, with
+    mean and standard deviation of raw latents per channel, each (C,) float64: for what `save`
+    writes, so that `normalization` of the loaded model suits the new latents. Without it the model
+    keeps the normalization that it had.
+    """
 
     module: nn.Module
-    """Its forward takes a batch in the input's range and gives a `Reconstruction`."""
+    """Its forward takes a batch in the input's range and gives a `Reconstruction`. To be evaluated
+    while it trains, and for losses that call `LossBatch.decode`, it also has a method `decode`: raw
+    latents (N, C, h, w) to a batch in the input's range, with a gradient."""
 
     def last_layer(self) -> nn.Parameter:
         """The weight of the decoder's last layer, where adaptive loss weights are measured."""

@@ -16,8 +16,13 @@ from torch import Tensor, nn
 
 from latentkit.contracts import (
     Decodes,
+    Figure,
     InputSpec,
     LatentLayout,
+    Measured,
+    Metric,
+    MetricBatch,
+    MetricSetting,
     Modality,
     Moments,
     Reconstruction,
@@ -36,16 +41,7 @@ from latentkit.evaluation.batches import (
     tensors_of,
 )
 from latentkit.evaluation.images import Gallery
-from latentkit.metrics.metric import (
-    POSTERIOR_STREAM,
-    Figure,
-    Floats,
-    Measured,
-    Metric,
-    MetricBatch,
-    Setting,
-    draw,
-)
+from latentkit.metrics.metric import POSTERIOR_STREAM, Floats, draw, noise_for
 from latentkit.reading.dataset import LatentDataset
 from latentkit.runtime.device import forked_random
 from latentkit.runtime.numerics import fixed_numerics
@@ -210,7 +206,7 @@ def evaluate_model(
             "the posterior's mean" if settings.posterior == "mean" else "a draw from the posterior"
         )
     num_samples = count_samples(source)
-    setting = Setting(model.input.range, model.layout, decoded_from, num_samples)
+    setting = MetricSetting(model.input.range, model.layout, decoded_from, num_samples)
     for named in metrics:
         named.metric.start(setting)
     gallery = Gallery(settings.num_pictures, model.input.range, num_samples, settings.keep_tensors)
@@ -254,7 +250,7 @@ def evaluate_latents(
     layout = dataset.layout
     check_metrics(metrics, layout, settings.posterior, False, None, has_moments=dataset.has_moments)
     words = {"mean": "the posterior's mean", "sample": "a draw from the posterior"}
-    setting = Setting(
+    setting = MetricSetting(
         (-1.0, 1.0),
         layout,
         words[settings.posterior] if dataset.has_moments else "latents as stored",
@@ -387,7 +383,7 @@ def _with_moments(
     batch = MetricBatch(positions, mean, moments, seed=settings.seed)
     if settings.posterior == "mean":
         return batch
-    latents = draw(moments, batch.draws(POSTERIOR_STREAM).take(1)[0])
+    latents = draw(moments, noise_for(batch, POSTERIOR_STREAM).take(1)[0])
     return MetricBatch(positions, latents, moments, is_draw=True, seed=settings.seed)
 
 

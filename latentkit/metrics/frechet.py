@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from latentkit.contracts import Figure, Measured, MetricBatch, MetricSetting
 from latentkit.errors import SourceError
 from latentkit.metrics.feature_networks import FeatureNetwork
-from latentkit.metrics.metric import Figure, Measured, MetricBatch, Setting
 from latentkit.metrics.pixels import PEAK, levels
 
 USUAL_SAMPLES = 50_000
@@ -29,7 +29,7 @@ class Rfid:
     def __init__(self, network: FeatureNetwork) -> None:
         self._network = network
 
-    def start(self, setting: Setting) -> None:
+    def start(self, setting: MetricSetting) -> None:
         """See `Metric`."""
         if setting.num_samples is not None and setting.num_samples < 2:
             raise SourceError(

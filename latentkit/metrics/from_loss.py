@@ -8,9 +8,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from latentkit.contracts import BuildContext, HasModule, Loss, LossBatch, LossSpec, Reconstruction
+from latentkit.contracts import (
+    BuildContext,
+    HasModule,
+    Loss,
+    LossBatch,
+    LossSpec,
+    MetricBatch,
+    MetricSetting,
+    Reconstruction,
+)
 from latentkit.errors import PluginError, RecipeError
-from latentkit.metrics.metric import MetricBatch, PerSample, Setting
+from latentkit.metrics.metric import PerSample
 from latentkit.metrics.pixels import ROUNDED
 from latentkit.plugins import discover
 
@@ -38,7 +47,7 @@ def open_loss(config: LossMetricConfig, context: BuildContext) -> PerSample:
     if isinstance(loss, HasModule):
         loss.module.eval().to(context.device)
 
-    def measure(batch: MetricBatch, setting: Setting) -> Tensor:
+    def measure(batch: MetricBatch, setting: MetricSetting) -> Tensor:
         return measure_loss(config.use, loss, batch, setting)
 
     protocol = (
@@ -48,7 +57,7 @@ def open_loss(config: LossMetricConfig, context: BuildContext) -> PerSample:
     return PerSample(measure, "", "lower", protocol)
 
 
-def measure_loss(name: str, loss: Loss, batch: MetricBatch, setting: Setting) -> Tensor:
+def measure_loss(name: str, loss: Loss, batch: MetricBatch, setting: MetricSetting) -> Tensor:
     """The loss of each sample, (N,), of the clamped reconstruction.
 
     Raises:

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from latentkit.contracts import Figure, Measured, MetricBatch, MetricSetting
 from latentkit.errors import SourceError
-from latentkit.metrics.metric import Figure, Floats, Measured, MetricBatch, Setting
+from latentkit.metrics.metric import Floats
 from latentkit.store.statistics import ChannelStatistics, measure, merge
 
 HISTOGRAM_BINS = 128
@@ -20,7 +21,7 @@ class LatentStatistics:
     model's config has for them.
     """
 
-    def start(self, setting: Setting) -> None:
+    def start(self, setting: MetricSetting) -> None:
         """See `Metric`."""
         self._pieces: list[ChannelStatistics] = []
         self._histograms: dict[int, Histogram] = {}
@@ -136,7 +137,7 @@ class ActiveUnits:
     def __init__(self, threshold: float) -> None:
         self._threshold = threshold
 
-    def start(self, setting: Setting) -> None:
+    def start(self, setting: MetricSetting) -> None:
         """See `Metric`."""
         self._pieces: list[ChannelStatistics] = []
         self._shape: tuple[int, ...] = ()

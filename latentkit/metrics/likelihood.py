@@ -11,21 +11,18 @@ import math
 import torch
 from torch import Tensor
 
-from latentkit.contracts import Moments
+from latentkit.contracts import Figure, Measured, MetricBatch, MetricSetting, Moments
+from latentkit.contracts.plugin_specs import Better
 from latentkit.losses.kl import kl_nats
 from latentkit.losses.likelihood import GAUSSIAN, LAPLACE, Family
 from latentkit.metrics.metric import (
     ELBO_STREAM,
     IWAE_STREAM,
-    Better,
-    Figure,
     Floats,
-    Measured,
-    MetricBatch,
-    Setting,
     concatenate,
     draw,
     mean,
+    noise_for,
     show_range,
 )
 from latentkit.runtime.device import to_float64
@@ -38,7 +35,7 @@ BITS = "bits_per_dim"
 class Kl:
     """KL(q || N(0, I)) of each posterior: the rate."""
 
-    def start(self, setting: Setting) -> None:
+    def start(self, setting: MetricSetting) -> None:
         """See `Metric`."""
         self._nats, self._sizes = list[Tensor](), list[Tensor]()
 
@@ -73,7 +70,7 @@ class Elbo:
     def __init__(self, likelihood: str, scale: float | None, num_draws: int) -> None:
         self._likelihood, self._scale, self._num_draws = likelihood, scale, num_draws
 
-    def start(self, setting: Setting) -> None:
+    def start(self, setting: MetricSetting) -> None:
         """See `Metric`."""
         self._setting = setting
         self._nats, self._sizes, self._distances = list[Tensor](), list[Tensor](), list[Tensor]()
@@ -81,7 +78,7 @@ class Elbo:
     def add(self, batch: MetricBatch) -> None:
         """See `Metric`."""
         inputs, output = batch.pair()
-        noise = batch.draws(ELBO_STREAM)
+        noise = noise_for(batch, ELBO_STREAM)
         total = torch.zeros(len(inputs), dtype=torch.float64)
         for number in range(self._num_draws):
             if number or not batch.is_draw:
@@ -145,7 +142,7 @@ class Iwae:
             chunk,
         )
 
-    def start(self, setting: Setting) -> None:
+    def start(self, setting: MetricSetting) -> None:
         """See `Metric`."""
         self._setting = setting
         self._nats, self._sizes = list[Tensor](), list[Tensor]()
@@ -153,7 +150,7 @@ class Iwae:
     def add(self, batch: MetricBatch) -> None:
         """See `Metric`."""
         inputs, moments = batch.pair()[0], batch.posterior()
-        noise = batch.draws(IWAE_STREAM)
+        noise = noise_for(batch, IWAE_STREAM)
         weights = []
         for start in range(0, self._num_draws, self._chunk):
             drawn = noise.take(min(self._chunk, self._num_draws - start))
@@ -190,7 +187,7 @@ def _log_ratio(latents: Tensor, drawn: Tensor, moments: Moments) -> Tensor:
     return 0.5 * (noise.square() - z.square() + to_float64(moments.logvar)).flatten(2).sum(dim=2)
 
 
-def _distance(likelihood: str, inputs: Tensor, output: Tensor, setting: Setting) -> Tensor:
+def _distance(likelihood: str, inputs: Tensor, output: Tensor, setting: MetricSetting) -> Tensor:
     """What the density of each sample depends on, (N,) float64: the sum of |error|^power, or of a
     Bernoulli's nats.
     """
@@ -235,7 +232,7 @@ def _nats_of_distances(
     return nats
 
 
-def _describe_likelihood(likelihood: str, scale: float | None, setting: Setting) -> str:
+def _describe_likelihood(likelihood: str, scale: float | None, setting: MetricSetting) -> str:
     if scale is None:
         return (
             f"bernoulli likelihood of inputs mapped from {show_range(setting.input_range)} to"

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from latentkit.metrics.metric import MetricBatch, PerSample, Setting
+from latentkit.contracts import MetricBatch, MetricSetting
+from latentkit.metrics.metric import PerSample
 from latentkit.runtime.device import to_float64
 
 PEAK = 255.0
@@ -38,7 +39,7 @@ def l1() -> PerSample:
 def psnr(rounded: bool) -> PerSample:
     """Peak signal-to-noise ratio; infinite for a perfect copy."""
 
-    def measure(batch: MetricBatch, setting: Setting) -> Tensor:
+    def measure(batch: MetricBatch, setting: MetricSetting) -> Tensor:
         inputs, output = (levels(values, setting.input_range, rounded) for values in batch.pair())
         errors = (inputs - output).square().flatten(1).mean(dim=1)
         return 10 * torch.log10(PEAK**2 / errors)
@@ -51,7 +52,7 @@ def psnr(rounded: bool) -> PerSample:
 
 
 def _distance(function: Callable[[Tensor], Tensor], unit: str, name: str) -> PerSample:
-    def measure(batch: MetricBatch, setting: Setting) -> Tensor:
+    def measure(batch: MetricBatch, setting: MetricSetting) -> Tensor:
         inputs, output = batch.pair()
         return (
             function(to_float64(inputs) - to_float64(output).clamp(*setting.input_range))

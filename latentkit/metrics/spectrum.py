@@ -8,8 +8,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from latentkit.contracts import Figure, Measured, MetricBatch, MetricSetting
 from latentkit.errors import RecipeError
-from latentkit.metrics.metric import Figure, Floats, Measured, MetricBatch, Setting
+from latentkit.metrics.metric import Floats
 from latentkit.runtime.device import to_float64
 
 HIGHEST = 0.5
@@ -28,7 +29,7 @@ class LatentSpectrum:
     def __init__(self, num_bins: int | None) -> None:
         self._num_bins = num_bins
 
-    def start(self, setting: Setting) -> None:
+    def start(self, setting: MetricSetting) -> None:
         """See `Metric`."""
         if setting.layout.axes != "CHW":
             raise RecipeError(

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
+from latentkit.contracts import MetricBatch, MetricSetting
 from latentkit.errors import SourceError
-from latentkit.metrics.metric import MetricBatch, PerSample, Setting
+from latentkit.metrics.metric import PerSample
 from latentkit.metrics.pixels import PEAK, ROUNDED, levels
 
 SIGMA, WINDOW = 1.5, 11
@@ -38,7 +39,7 @@ HOW = (
 def ssim(rounded: bool) -> PerSample:
     """Structural similarity, at most 1."""
 
-    def measure(batch: MetricBatch, setting: Setting) -> Tensor:
+    def measure(batch: MetricBatch, setting: MetricSetting) -> Tensor:
         inputs, output = _pictures(batch, setting, rounded, "ssim", WINDOW)
         luminance, contrast = _similarities(inputs, output)
         return (luminance * contrast).flatten(1).mean(dim=1)
@@ -53,7 +54,7 @@ def ssim(rounded: bool) -> PerSample:
 def ms_ssim(rounded: bool) -> PerSample:
     """Structural similarity at five scales, at most 1."""
 
-    def measure(batch: MetricBatch, setting: Setting) -> Tensor:
+    def measure(batch: MetricBatch, setting: MetricSetting) -> Tensor:
         inputs, output = _pictures(
             batch, setting, rounded, "ms-ssim", WINDOW * 2 ** (len(SCALE_WEIGHTS) - 1)
         )
@@ -75,7 +76,7 @@ def ms_ssim(rounded: bool) -> PerSample:
 
 
 def _pictures(
-    batch: MetricBatch, setting: Setting, rounded: bool, name: str, smallest: int
+    batch: MetricBatch, setting: MetricSetting, rounded: bool, name: str, smallest: int
 ) -> tuple[Tensor, Tensor]:
     inputs, output = batch.pair()
     if inputs.ndim != 4 or min(inputs.shape[2:]) < smallest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 from string import Template
@@ -17,20 +18,24 @@ PREFIX = "latentkit-"
 TEMPLATES = Path(__file__).parent / "scaffolds"
 SUFFIX = ".in"
 MAX_NAME = 40
-"""Characters; the lines of the templates are made for names up to here."""
+"""Characters of a name."""
+LINE_LENGTH = 100
+"""Of a new package, as its pyproject.toml has it."""
 
 USAGE = {
     "source": "    source: {use: $name, with: {path: list.txt}}      # in a recipe",
     "modality": (
-        "    modality: {use: $name, with: {size: 64}}      # in a recipe, for an encoder whose"
-        ' modality is "$name"'
+        "    modality: {use: $name, with: {size: 64}}      # in a recipe, for an\n"
+        '    # encoder whose modality is "$name"'
     ),
     "encoder": (
-        "    encoder: {use: $name, with: {channels: 4}}      # in a recipe; or: latentkit encode"
-        " photos out --encoder $name"
+        "    encoder: {use: $name, with: {channels: 4}}      # in a recipe; or:\n"
+        "    latentkit encode photos out --encoder $name"
     ),
     "loss": "    losses: [{use: $name, with: {power: 1.5}}]      # in a recipe",
     "executor": "    executor: {use: $name, with: {device: cpu}}      # in a recipe",
+    "metric": "    metrics: [{use: $name, with: {power: 1.5}}]      # in a recipe",
+    "command": "    latentkit $name latents/photos --limit 5",
     "exporter": "    latentkit export latents/photos OUT --to $name --set dtype=float16",
 }
 
@@ -41,7 +46,8 @@ def new_plugin(name: str, kind: str, parent: Path) -> Path:
     Args:
         name: as recipes will use it, kebab-case; "latentkit-" before it is the distribution's and
             left out.
-        kind: "source", "modality", "encoder", "loss", "executor" or "exporter".
+        kind: "source", "modality", "encoder", "loss", "executor", "exporter", "metric" or
+            "command".
         parent: folder to make it in; made where it is missing.
 
     Raises:
@@ -70,9 +76,8 @@ def new_plugin(name: str, kind: str, parent: Path) -> Path:
         for template, place in _list_templates(kind):
             target = folder / place.replace("package/", f"{package}/", 1)
             target.parent.mkdir(exist_ok=True)
-            target.write_text(
-                Template(template.read_text(encoding="utf-8")).substitute(words), encoding="utf-8"
-            )
+            text = Template(template.read_text(encoding="utf-8")).substitute(words)
+            target.write_text(_wrap_imports(text), encoding="utf-8")
     except FileExistsError as error:
         raise LatentkitError(
             f"{folder} is there already; choose another name, or another --path"
@@ -80,6 +85,19 @@ def new_plugin(name: str, kind: str, parent: Path) -> Path:
     except OSError as error:
         raise LatentkitError(f"{folder} can't be written: {error.strerror or error}") from error
     return folder
+
+
+def _wrap_imports(text: str) -> str:
+    """The text with each import that is too long on several lines, as isort has it."""
+
+    def wrap(found: re.Match[str]) -> str:
+        line, indent, module, names = found.group(0, 1, 2, 3)
+        if len(line) <= LINE_LENGTH:
+            return line
+        inside = "".join(f"{indent}    {name},\n" for name in names.split(", "))
+        return f"{indent}from {module} import (\n{inside}{indent})"
+
+    return re.sub(r"^( *)from (\S+) import (\w.*)$", wrap, text, flags=re.MULTILINE)
 
 
 def describe_new(folder: Path) -> str:

@@ -25,12 +25,14 @@ from pydantic_core import to_jsonable_python
 from latentkit import hooks
 from latentkit._version import __version__
 from latentkit.contracts import (
+    CommandSpec,
     EncoderSpec,
     ExecutorSpec,
     ExporterSpec,
     LossSpec,
+    MetricSpec,
     ModalitySpec,
-    PluginSpec,
+    NamedSpec,
     SourceSpec,
 )
 from latentkit.errors import PluginError
@@ -56,13 +58,15 @@ COMPANIONS = {
 }
 """Names that the packages beside this one provide, for who hasn't installed them."""
 
-HOOKS: dict[str, type[PluginSpec]] = {
+HOOKS: dict[str, type[NamedSpec]] = {
     "latentkit_sources": SourceSpec,
     "latentkit_modalities": ModalitySpec,
     "latentkit_encoders": EncoderSpec,
     "latentkit_losses": LossSpec,
     "latentkit_executors": ExecutorSpec,
     "latentkit_exporters": ExporterSpec,
+    "latentkit_metrics": MetricSpec,
+    "latentkit_commands": CommandSpec,
 }
 KINDS = tuple(spec.kind for spec in HOOKS.values())
 
@@ -82,9 +86,9 @@ class Problem:
 
 @dataclass(frozen=True)
 class Provided:
-    """A spec, and the distribution that provides it."""
+    """A spec (a `NamedSpec`, of its kind's class), and the distribution that provides it."""
 
-    spec: PluginSpec
+    spec: Any
     distribution: str
     version: str
 
@@ -366,7 +370,7 @@ def _find_hook_functions(module: Any) -> dict[str, Callable[[], Any]]:
     return {name: getattr(module, name) for name in names}
 
 
-def _call_hook(name: str, function: Callable[[], Any]) -> list[PluginSpec]:
+def _call_hook(name: str, function: Callable[[], Any]) -> list[NamedSpec]:
     """The specs that one hook implementation returns, all of the right kind.
 
     A plugin manager of its own checks it, so that one that pluggy refuses costs nobody else's.
@@ -391,21 +395,21 @@ def _call_hook(name: str, function: Callable[[], Any]) -> list[PluginSpec]:
         ) from err
     if not manager.get_hookcallers(holder):
         raise PluginError("not marked with @hookimpl (latentkit.hooks)")
-    specs: list[PluginSpec] = []
+    specs: list[NamedSpec] = []
     for hook, kind in HOOKS.items():
         for implementation in getattr(manager.hook, hook).get_hookimpls():
             specs += _check_specs(implementation.function(), kind)
     return specs
 
 
-def _check_specs(result: Any, kind: type[PluginSpec]) -> list[PluginSpec]:
+def _check_specs(result: Any, kind: type[NamedSpec]) -> list[NamedSpec]:
     if result is None:
         return []
-    if not isinstance(result, PluginSpec) and not isinstance(result, Iterable):
+    if not isinstance(result, NamedSpec) and not isinstance(result, Iterable):
         raise PluginError(
             f"expected {kind.__name__} or an iterable of them, got {type(result).__name__}"
         )
-    specs = [result] if isinstance(result, PluginSpec) else list(result)
+    specs = [result] if isinstance(result, NamedSpec) else list(result)
     for spec in specs:
         if not isinstance(spec, kind):
             raise PluginError(f"expected {kind.__name__}, got {type(spec).__name__}")

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-
-from latentkit.builtin.metrics import configure_metric
-from latentkit.errors import RecipeError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 Auto = Literal["auto"]
 AtLeastOne = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Finite = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+NAMED_BY_METRIC = {"loss": ("loss", ""), "rfid": ("encoder", "encoder")}
+"""Metrics whose options name a plugin: its kind, and the option that does; "" for all of them."""
 
 
 class Part(BaseModel):
@@ -152,20 +154,15 @@ class MetricUse(Use):
 
     use: str = Field(min_length=1, description="name of the metric")
 
-    @model_validator(mode="after")
-    def _configured(self) -> Self:
-        try:
-            configure_metric(self.use, self.with_)
-        except RecipeError as error:
-            raise ValueError("; ".join(str(error).splitlines())) from error
-        return self
-
     def uses(self, where: str) -> Iterator[tuple[str, str, Use]]:
-        """The plugin that the metric itself names, if any; see `Recipe.uses`."""
-        if self.use == "loss":
-            yield "loss", f"{where}.with", Use.model_validate(self.with_)
-        elif self.use == "rfid" and self.with_.get("encoder"):
-            yield "encoder", f"{where}.with.encoder", Use.model_validate(self.with_["encoder"])
+        """The metric, and the plugin that its options name, if any; see `Recipe.uses`."""
+        yield "metric", where, self
+        kind, key = NAMED_BY_METRIC.get(self.use, ("", ""))
+        named = self.with_.get(key) if key else self.with_
+        if kind and named:
+            with contextlib.suppress(ValidationError):  # of which the metric's own config complains
+                use = Use.model_validate(named)
+                yield kind, f"{where}.with.{key}".rstrip("."), use
 
 
 class EvaluateOutput(Part):

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentkit._version import __version__
-from latentkit.builtin.metrics import METRICS, configure_metric, label_metrics
-from latentkit.contracts import BuildContext, InputSpec
+from latentkit.contracts import BuildContext, InputSpec, MetricSpec
 from latentkit.errors import RecipeError, StoreError
 from latentkit.plugins import discover
-from latentkit.recipe.parts import MetricUse
 from latentkit.recipe.schema import EvaluateRecipe, dump_recipe, resolve
-from latentkit.tasks.check_recipe import check_recipe
+from latentkit.tasks.check_recipe import ConfiguredPlugin, check_recipe
 
 if TYPE_CHECKING:
     from latentkit.evaluation.evaluate import EvaluateSettings, Evaluation, NamedMetric
@@ -76,26 +74,40 @@ def prepare_evaluation(recipe: EvaluateRecipe, device: str) -> Callable[[], Eval
     return work
 
 
-def open_metrics(uses: Sequence[MetricUse], context: BuildContext) -> list[NamedMetric]:
-    """The metrics of a recipe, each with a name of its own.
+def open_metrics(
+    plugins: Sequence[ConfiguredPlugin], context: BuildContext
+) -> list[NamedMetric]:
+    """The metrics among a recipe's plugins, each with a name of its own.
 
     Args:
-        context: with the model's `input`.
+        context: with the model's `input`, and the name of the modality.
 
     Raises:
         LatentkitError: a plugin or a file that a metric needs isn't there.
     """
     from latentkit.evaluation.evaluate import NamedMetric
 
-    names = label_metrics([(use.use, use.with_) for use in uses])
-    specs = [METRICS[use.use] for use in uses]
-    built = [
-        spec.build(configure_metric(use.use, use.with_), context)
-        for spec, use in zip(specs, uses, strict=True)
-    ]
+    used = [plugin for plugin in plugins if plugin.kind == "metric"]
+    names = label_metrics([(one.provided.spec.name, dict(one.config)) for one in used])
+    found = []
+    for name, plugin in zip(names, used, strict=True):
+        spec = plugin.provided.spec
+        assert isinstance(spec, MetricSpec)
+        met = {"modality"} if context.modality in spec.modalities else set()
+        needs = [need for need in spec.needs if need not in met]
+        metric = spec.build(plugin.config, context)
+        found.append(NamedMetric(name, metric, needs, spec.name, spec.better))
+    return found
+
+
+def label_metrics(uses: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    """What the figures of each metric (its name and options) are called: its name, or its loss's;
+    numbered where that comes twice.
+    """
+    names = [str(options["use"]) if name == "loss" else name for name, options in uses]
     return [
-        NamedMetric(name, metric, spec.needs, spec.name, spec.better)
-        for name, metric, spec in zip(names, built, specs, strict=True)
+        name if names.count(name) == 1 else f"{name}-{names[: number + 1].count(name)}"
+        for number, name in enumerate(names)
     ]
 
 
@@ -118,10 +130,8 @@ def _prepare_model(recipe: EvaluateRecipe, device: str) -> Any:
     if wanted != got:
         raise RecipeError(f"{recipe.origin}: modality.use: the model takes {wanted!r}, got {got!r}")
     modality = build("modality", model.input)
-    context = BuildContext(
-        device=device, seed=recipe.seed, recipe_dir=recipe.base_dir, input=model.input
-    )
-    metrics = open_metrics(recipe.metrics, context)
+    context = BuildContext(device, recipe.seed, recipe.base_dir, model.input, got)
+    metrics = open_metrics(list(plugins.values()), context)
     try:
         check_metrics(metrics, model.layout, recipe.posterior, isinstance(model, Decodes), modality)
     except RecipeError as error:
@@ -134,12 +144,10 @@ def _prepare_latents(recipe: EvaluateRecipe, device: str) -> Any:
     """What evaluates a latent dataset."""
     from latentkit.evaluation.evaluate import check_metrics, evaluate_latents
 
-    check_recipe(recipe, discover())
+    plugins = check_recipe(recipe, discover())
     assert recipe.latents is not None
     dataset = _open_latents(recipe.latents)
-    metrics = open_metrics(
-        recipe.metrics, BuildContext(device=device, seed=recipe.seed, recipe_dir=recipe.base_dir)
-    )
+    metrics = open_metrics(plugins, BuildContext(device, recipe.seed, recipe.base_dir))
     try:
         check_metrics(metrics, dataset.layout, recipe.posterior, False, None, dataset.has_moments)
     except RecipeError as error:

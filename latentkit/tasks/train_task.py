@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentkit.contracts import BuildContext, LossSpec
-from latentkit.errors import FingerprintError, RecipeError, StoreError, TrainingError
+from latentkit.errors import EncoderError, FingerprintError, RecipeError, StoreError, TrainingError
 from latentkit.plugins import Registry, discover
 from latentkit.recipe.parts import Evaluate, Optimizer
 from latentkit.recipe.schema import TrainRecipe, dump_recipe, load_recipe, resolve
@@ -318,13 +318,20 @@ class _Parts:
         from latentkit.tasks.evaluate_task import open_metrics
         from latentkit.training.settings import TrainEvaluation
 
-        context = self._context(model)
-        metrics = open_metrics(wanted.metrics, context)
         plugin = self.plugins["modality" if wanted.modality is None else "evaluate.modality"]
+        context = replace(self._context(model), modality=plugin.provided.spec.name)
+        metrics = open_metrics(list(self.plugins.values()), context)
         modality, source = plugin.provided.spec.build(plugin.config, context), self.build(
             "evaluate.source"
         )
         check_metrics(metrics, model.layout, "mean", True, modality)
+        needs_decoder = any("decoder" in metric.needs for metric in metrics)
+        module = getattr(model, "module", None)  # without one, training itself refuses
+        if needs_decoder and module is not None and not hasattr(module, "decode"):
+            raise EncoderError(
+                f"{self.recipe.origin}: model: this model can't be evaluated while it trains: its"
+                " module has no method decode"
+            )
         better = {metric.name: metric.better for metric in metrics}
         if wanted.best is not None and not better.get(wanted.best):
             known = ", ".join(name for name, direction in better.items() if direction) or "none"

@@ -20,19 +20,23 @@ contract without pytest."""
 
 from __future__ import annotations
 
+from latentkit.testing.command import CommandContract
 from latentkit.testing.encoder_contract import EncoderContract
 from latentkit.testing.executor import ExecutorContract
 from latentkit.testing.exporter import ExporterContract
 from latentkit.testing.loss import LossContract
+from latentkit.testing.metric import MetricContract
 from latentkit.testing.modality import ModalityContract
 from latentkit.testing.plugin import PluginContract, check_names, find_failures
 from latentkit.testing.source import SourceContract, StreamSourceContract
 
 __all__ = [
+    "CommandContract",
     "EncoderContract",
     "ExecutorContract",
     "ExporterContract",
     "LossContract",
+    "MetricContract",
     "ModalityContract",
     "PluginContract",
     "SourceContract",

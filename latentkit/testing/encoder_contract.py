@@ -16,8 +16,8 @@ from latentkit.contracts import (
     Decodes,
     Encoder,
     EncoderSpec,
+    NamedSpec,
     Normalization,
-    PluginSpec,
     Reconstruction,
     Trainable,
 )
@@ -58,7 +58,7 @@ class EncoderContract(PluginContract):
     Give `spec`, and `make_config` with small random weights: no check asks how good the latents
     are."""
 
-    spec_type: ClassVar[type[PluginSpec]] = EncoderSpec
+    spec_type: ClassVar[type[NamedSpec]] = EncoderSpec
     protocols: ClassVar[tuple[type, ...]] = (Encoder,)
 
     tolerance: float = 1e-4

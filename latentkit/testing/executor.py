@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from latentkit.contracts import Executor, ExecutorSpec, PluginSpec, Unit, UnitResult, Worker
+from latentkit.contracts import Executor, ExecutorSpec, NamedSpec, Unit, UnitResult, Worker
 from latentkit.errors import SourceError
 from latentkit.testing.plugin import PluginContract
 
@@ -51,7 +51,7 @@ class ExecutorContract(PluginContract):
     Give `spec`, and `make_config` with what it needs to run on this machine alone.
     """
 
-    spec_type: ClassVar[type[PluginSpec]] = ExecutorSpec
+    spec_type: ClassVar[type[NamedSpec]] = ExecutorSpec
     protocols: ClassVar[tuple[type, ...]] = (Executor,)
 
     def make_executor(self, tmp_path: Path) -> Executor:

@@ -20,8 +20,8 @@ from latentkit.contracts import (
     ExporterSpec,
     InputSpec,
     LatentLayout,
+    NamedSpec,
     Normalization,
-    PluginSpec,
     Prepared,
     Sample,
 )
@@ -39,7 +39,7 @@ DATASET = "latents"
 class ExporterContract(PluginContract, ABC):
     """What an `Exporter` promises. Give `spec` and `read`."""
 
-    spec_type: ClassVar[type[PluginSpec]] = ExporterSpec
+    spec_type: ClassVar[type[NamedSpec]] = ExporterSpec
     protocols: ClassVar[tuple[type, ...]] = (Exporter,)
 
     tolerance: float = 1e-6
@@ -125,12 +125,18 @@ class ExporterContract(PluginContract, ABC):
         """
         from latentkit.tasks.export import open_for_export
 
-        shutil.copytree(_made_dataset(), tmp_path / DATASET)
+        copy_dataset(tmp_path / DATASET)
         dataset, folder = open_for_export(str(tmp_path / DATASET)), tmp_path / "export"
         folder.mkdir()
         exporter: Exporter = self.build(tmp_path)
         exporter.export(dataset, folder)
         return dataset, folder
+
+
+def copy_dataset(folder: Path) -> Path:
+    """A finished latent dataset of 12 rows, copied to a folder that isn't there yet; the folder."""
+    shutil.copytree(_made_dataset(), folder)
+    return folder
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

@@ -19,7 +19,7 @@ from latentkit.contracts import (
     LossBatch,
     LossSpec,
     Moments,
-    PluginSpec,
+    NamedSpec,
     Reconstruction,
 )
 from latentkit.testing.plugin import PluginContract
@@ -36,7 +36,7 @@ class LossContract(PluginContract):
     """
 
     spec: LossSpec
-    spec_type: ClassVar[type[PluginSpec]] = LossSpec
+    spec_type: ClassVar[type[NamedSpec]] = LossSpec
     protocols: ClassVar[tuple[type, ...]] = (Loss,)
 
     tolerance: float = 1e-4

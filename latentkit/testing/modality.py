@@ -20,7 +20,7 @@ from latentkit.contracts import (
     InputSpec,
     Modality,
     ModalitySpec,
-    PluginSpec,
+    NamedSpec,
     Prepared,
     Sample,
 )
@@ -46,7 +46,7 @@ class ModalityContract(PluginContract, ABC):
     Let the config ask for several views, and the samples for several shapes, where the modality has
     them."""
 
-    spec_type: ClassVar[type[PluginSpec]] = ModalitySpec
+    spec_type: ClassVar[type[NamedSpec]] = ModalitySpec
     protocols: ClassVar[tuple[type, ...]] = (Modality,)
 
     input: InputSpec = InputSpec(channels=3)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel
 
-from latentkit.contracts import BuildContext, PluginSpec
+from latentkit.contracts import BuildContext, NamedSpec, PluginSpec
 
 HEAVY = ("torch", "diffusers", "accelerate", "datasets", "transformers")
 """Modules that take seconds to import, which commands such as `latentkit plugins` must not have to
@@ -27,16 +27,58 @@ print(",".join(name for name in sys.argv[2:] if name in sys.modules))
 """
 
 
-class PluginContract:
-    """What every plugin promises. Subclass one of the contracts below it, not this one.
+class SpecContract:
+    """What every declaration promises. Subclass a contract below it, not this one.
 
     `tmp_path`, in every method that takes it, is an empty folder that is the test's own.
+    """
+
+    spec: NamedSpec
+    """The declaration that the plugin's hook returns."""
+
+    spec_type: ClassVar[type[NamedSpec]] = NamedSpec
+
+    def entry_point(self) -> str | None:
+        """Name of the module that the plugin's entry point names; None for a spec that no module
+        but a test declares.
+        """
+        raise NotImplementedError
+
+    def test_spec_is_of_the_kind_that_its_hook_returns(self, tmp_path: Path) -> None:
+        """A source is declared by a `SourceSpec`, an encoder by an `EncoderSpec`, and so on."""
+        wanted, got = self.spec_type.__name__, type(self.spec).__name__
+        assert isinstance(
+            self.spec, self.spec_type
+        ), f"spec is a {got}: declare this plugin with {wanted}(name, summary, ...)"
+
+    def test_importing_the_plugin_loads_nothing_heavy(self, tmp_path: Path) -> None:
+        """Importing the module that declares the plugin loads no torch: `latentkit plugins` imports
+        every plugin there is.
+        """
+        module = self.entry_point()
+        if module is None:
+            return
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        command = [sys.executable, "-c", IMPORT_PROGRAM, module, *HEAVY]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        advice = "override entry_point() to name the module of the plugin's entry point"
+        assert done.returncode == 0, f"{module} can't be imported by name; {advice}:\n{done.stderr}"
+        loaded = done.stdout.strip()
+        assert not loaded, (
+            f"importing {module} loads {loaded}: import it inside `build`, or in a module that"
+            " `build` imports"
+        )
+
+
+class PluginContract(SpecContract):
+    """What every plugin promises that is built from options. Subclass one of the contracts below
+    it, not this one.
     """
 
     spec: PluginSpec
     """The declaration that the plugin's hook returns."""
 
-    spec_type: ClassVar[type[PluginSpec]] = PluginSpec
+    spec_type: ClassVar[type[NamedSpec]] = PluginSpec
     protocols: ClassVar[tuple[type, ...]] = ()
 
     # ------------------------------------------------------------ what a plugin author overrides
@@ -69,13 +111,6 @@ class PluginContract:
         return self.spec.build(config, context), self.spec.build(config, context)
 
     # ------------------------------------------------------------ checks
-
-    def test_spec_is_of_the_kind_that_its_hook_returns(self, tmp_path: Path) -> None:
-        """A source is declared by a `SourceSpec`, an encoder by an `EncoderSpec`, and so on."""
-        wanted, got = self.spec_type.__name__, type(self.spec).__name__
-        assert isinstance(
-            self.spec, self.spec_type
-        ), f"spec is a {got}: declare this plugin with {wanted}(name, summary, config, build)"
 
     def test_config_is_described_to_its_depths(self, tmp_path: Path) -> None:
         """Every field of the config, and of each model inside it, has a description; unknown keys
@@ -113,24 +148,6 @@ class PluginContract:
         assert isinstance(built, self.protocols), (
             f"build gave a {type(built).__name__}, which lacks members of"
             f" latentkit.contracts.{names}"
-        )
-
-    def test_importing_the_plugin_loads_nothing_heavy(self, tmp_path: Path) -> None:
-        """Importing the module that declares the plugin loads no torch: `latentkit plugins` imports
-        every plugin there is.
-        """
-        module = self.entry_point()
-        if module is None:
-            return
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        command = [sys.executable, "-c", IMPORT_PROGRAM, module, *HEAVY]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        advice = "override entry_point() to name the module of the plugin's entry point"
-        assert done.returncode == 0, f"{module} can't be imported by name; {advice}:\n{done.stderr}"
-        loaded = done.stdout.strip()
-        assert not loaded, (
-            f"importing {module} loads {loaded}: import it inside `build`, or in a module that"
-            " `build` imports"
         )
 
 
@@ -186,12 +203,12 @@ def find_unplain(values: Mapping[str, object]) -> list[str]:
 # ---------------------------------------------------------------- without pytest
 
 
-def check_names(contract: type[PluginContract]) -> list[str]:
+def check_names(contract: type[SpecContract]) -> list[str]:
     """Names of a contract's checks, in alphabetical order."""
     return [name for name in dir(contract) if name.startswith("test_")]
 
 
-def find_failures(contract: PluginContract, folder: Path) -> dict[str, Exception]:
+def find_failures(contract: SpecContract, folder: Path) -> dict[str, Exception]:
     """Name of each check that fails, with what it raised; empty for a plugin that keeps its
     contract.
 

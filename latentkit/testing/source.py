@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
-from latentkit.contracts import PluginSpec, Sample, Source, SourceSpec, StreamSource
+from latentkit.contracts import NamedSpec, Sample, Source, SourceSpec, StreamSource
 from latentkit.testing.plugin import PluginContract, find_unplain, is_storable
 
 NUM_THREADS = 8
@@ -26,7 +26,7 @@ class SampleContract(PluginContract, ABC):
     Subclass `SourceContract` or `StreamSourceContract`.
     """
 
-    spec_type: ClassVar[type[PluginSpec]] = SourceSpec
+    spec_type: ClassVar[type[NamedSpec]] = SourceSpec
 
     @abstractmethod
     def read_all(self, source: Any) -> list[Sample]:

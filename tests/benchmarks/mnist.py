@@ -47,7 +47,7 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from latentkit.builtin.losses import latentkit_losses
-from latentkit.builtin.metrics import METRICS, configure_metric
+from latentkit.builtin.metrics import METRICS
 from latentkit.contracts import (
     BuildContext,
     Entry,
@@ -65,6 +65,7 @@ from latentkit.evaluation.evaluate import (
     NamedMetric,
     evaluate_model,
 )
+from latentkit.plugins import discover
 from latentkit.training.loop import (
     OptimizerSettings,
     TrainEvaluation,
@@ -265,7 +266,7 @@ def evaluate(
         named.append(
             NamedMetric(
                 name,
-                spec.build(configure_metric(name, given), BuildContext(input=INPUT)),
+                spec.build(discover().configure("metric", name, given, "metric"), BuildContext(input=INPUT)),
                 spec.needs,
                 name,
                 spec.better,

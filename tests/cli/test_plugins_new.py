@@ -68,7 +68,9 @@ def test_no_placeholder_is_left_in_any_file(kind: str, tmp_path: Path) -> None:
         if "$" in text or "package/" in text.replace("latentkit_soft_edges", "")
     ] == []
     assert "soft-edges" in texts["README.md"]
-    assert "class SoftEdges" in texts["plugin.py"]
+    assert "soft-edges" in texts["plugin.py"]
+    assert kind == "command" or "class SoftEdges" in texts["plugin.py"]
+    assert [line for text in texts.values() for line in text.splitlines() if len(line) > 100] == []
 
 
 def test_the_prefix_of_distributions_is_not_doubled_and_the_kind_not_said_twice(
@@ -102,8 +104,8 @@ def test_the_prefix_of_distributions_is_not_doubled_and_the_kind_not_said_twice(
             "--kind los: there is no such kind of plugin, did you mean 'loss'?",
         ),
         (
-            ["soft-edges", "--kind", "metric"],
-            "known: source, modality, encoder, loss, executor, exporter",
+            ["soft-edges", "--kind", "kernel"],
+            "known: source, modality, encoder, loss, executor, exporter, metric, command",
         ),
         (["l1", "--kind", "loss"], "provides the loss 'l1' already; choose another name"),
         (["latentkit-folder", "--kind", "source"], "provides the source 'folder' already"),

@@ -18,7 +18,6 @@ from pydantic_core import PydanticUndefined
 
 import latentkit
 from latentkit import builtin, contracts, errors, hooks, testing
-from latentkit.builtin.metrics import METRICS
 from latentkit.cli.main import parser
 from latentkit.contracts import PluginSpec
 from latentkit.errors import InterruptedRunError, LatentkitError
@@ -119,7 +118,7 @@ def _options() -> Iterator[str]:
         "What each part that comes with latentkit takes under `with`. Packages in `plugins/` have",
         "theirs in a README of their own; `latentkit plugins` lists every part that is installed.",
     ]
-    for kind, specs in groupby([*_specs(), *METRICS.values()], key=lambda spec: spec.kind):
+    for kind, specs in groupby(_specs(), key=lambda spec: spec.kind):
         yield from ["", f"## {PLURALS[kind]}"]
         for spec in specs:
             rows = list(_rows(spec.config, ""))
@@ -168,7 +167,7 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def _specs() -> Iterator[PluginSpec]:
-    for hook in ("sources", "modalities", "encoders", "losses", "executors", "exporters"):
+    for hook in ("sources", "modalities", "encoders", "losses", "executors", "exporters", "metrics"):
         yield from getattr(builtin, f"latentkit_{hook}")()
 
 

@@ -19,9 +19,10 @@ from skimage.metrics import peak_signal_noise_ratio
 
 import latentkit
 from latentkit import cli
-from latentkit.builtin.metrics import METRICS, label_metrics
+from latentkit.builtin.metrics import METRICS
 from latentkit.errors import LatentkitError, RecipeError, SourceError, StoreError
 from latentkit.store.columns import read_parquet
+from latentkit.tasks.evaluate_task import label_metrics
 
 MakePhotos = Callable[..., Path]
 
@@ -313,16 +314,16 @@ def change(values: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
     [
         (
             {"metrics": [{"use": "pnsr"}]},
-            r"metrics\[0\]: use: no metric 'pnsr', did you mean 'psnr'?",
+            r"metrics\[0\]\.use: no metric is named 'pnsr', did you mean 'psnr'?",
         ),
         (
             {"metrics": [{"use": "psnr", "with": {"round": 1}}]},
-            r"metrics\[0\]: with.round: unknown key",
+            r"metrics\[0\]\.with.round: unknown key",
         ),
-        ({"metrics": [{"use": "rfid"}]}, r"metrics\[0\]: with: expected features"),
+        ({"metrics": [{"use": "rfid"}]}, r"metrics\[0\]\.with: expected features"),
         (
             {"metrics": [{"use": "iwae"}]},
-            r"metrics\[0\]: with: a gaussian likelihood needs a scale",
+            r"metrics\[0\]\.with: a gaussian likelihood needs a scale",
         ),
         ({"metrics": [{"use": "loss", "with": {"use": "l3"}}]}, r"metrics\[0\]\.with\.use: .*l3"),
         (

@@ -126,6 +126,7 @@ OTHERS = (
     "good",
     "first_contract",
     "lying_layout",
+    "new_kinds",
     "twin_a",
     "twin_b",
     "clash_with_builtin",

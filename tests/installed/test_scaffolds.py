@@ -26,6 +26,8 @@ NAMES = {
     "loss": "a-name-as-long-as-they-may-be-and-a-loss",
     "executor": "executor",
     "exporter": "half-precision",
+    "metric": "metric",
+    "command": "list-rows",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import sys
 import textwrap
@@ -109,6 +110,32 @@ def use_exporter(exporter: Any, folder: Path) -> None:
     assert np.load(folder / "000001.npy").tolist() == [3.0]
 
 
+def use_metric(metric: Any, folder: Path) -> None:
+    assert isinstance(metric, contracts.Metric)
+    inputs = torch.zeros(2, 3, 4, 4)
+    output = inputs + torch.tensor([1.0, -2.0]).view(2, 1, 1, 1)
+    layout = contracts.LatentLayout("latent", "deterministic", "CHW", 3, 1)
+    for _ in range(2):  # the second time from the start
+        metric.start(contracts.MetricSetting((-1.0, 1.0), layout, "the latents"))
+        metric.add(contracts.MetricBatch([0, 1], inputs, None, inputs, output))
+        found = metric.finish()
+    assert found.figures[""].value == -0.5
+    assert found.per_sample[""].tolist() == [1.0, -2.0]
+
+
+def use_command(spec: contracts.CommandSpec, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    spec.add_arguments(parser)
+
+    class Dataset:
+        keys = ("a", "b")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("latentkit.open", lambda path: Dataset() if path == "there" else None)
+        assert spec.run(parser.parse_args(["there"])) == 0
+    assert capsys.readouterr().out == "a\nb\n"
+
+
 USES: Mapping[str, tuple[str, dict[str, Any], Callable[[Any, Path], None]]] = {
     "latentkit_sources": ("words", {"words": ["one", "two"]}, use_source),
     "latentkit_modalities": ("bytes", {}, use_modality),
@@ -116,11 +143,12 @@ USES: Mapping[str, tuple[str, dict[str, Any], Callable[[Any, Path], None]]] = {
     "latentkit_losses": ("cube", {}, use_loss),
     "latentkit_executors": ("backwards", {}, use_executor),
     "latentkit_exporters": ("npy", {}, use_exporter),
+    "latentkit_metrics": ("offset", {}, use_metric),
 }
 
 
 def test_every_hook_has_an_example_here() -> None:
-    assert set(USES) == set(HOOKS)
+    assert {*USES, "latentkit_commands"} == set(HOOKS)
 
 
 @pytest.mark.parametrize("hook", USES)
@@ -134,3 +162,11 @@ def test_the_docstring_of_a_hook_is_a_plugin_that_works(
     found: Provided = registry.find(kind, name)
     assert (found.distribution, found.version) == ("docstring", "1.0")
     use(found.spec.build(registry.configure(kind, name, options, kind), BuildContext()), tmp_path)
+
+
+def test_the_docstring_of_the_hook_of_commands_is_a_plugin_that_works(
+    install: Callable[[str], Registry], capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = install(read_example("latentkit_commands")).find("command", "keys")
+    assert found.distribution == "docstring"
+    use_command(found.spec, capsys)

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentkit.contracts import LatentLayout, Moments
+from latentkit.contracts import LatentLayout, Measured, Metric, MetricBatch, MetricSetting, Moments
 from latentkit.errors import RecipeError, SourceError
 from latentkit.metrics.latents import ActiveUnits, Histogram, LatentStatistics
-from latentkit.metrics.metric import Measured, Metric, MetricBatch, NoiseRows, Setting
+from latentkit.metrics.metric import NoiseRows
 from latentkit.metrics.spectrum import LatentSpectrum
 
 LAYOUT = LatentLayout("latent", "gaussian", "CHW", 3, 8)
@@ -23,7 +23,7 @@ LAYOUT = LatentLayout("latent", "gaussian", "CHW", 3, 8)
 def measure(
     metric: Metric, batches: Sequence[MetricBatch], layout: LatentLayout = LAYOUT
 ) -> Measured:
-    metric.start(Setting((-1.0, 1.0), layout, "the posterior's mean"))
+    metric.start(MetricSetting((-1.0, 1.0), layout, "the posterior's mean"))
     for batch in batches:
         metric.add(batch)
     return metric.finish()

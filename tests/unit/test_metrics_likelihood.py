@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from latentkit.builtin.metrics import METRICS, configure_metric
+from latentkit.builtin.metrics import METRICS
 from latentkit.contracts import (
     BuildContext,
     Entry,
@@ -32,6 +32,7 @@ from latentkit.evaluation.evaluate import EvaluateSettings, ModuleCodec, NamedMe
 from latentkit.losses.kl import Kl
 from latentkit.losses.likelihood import GAUSSIAN, open_nll
 from latentkit.losses.options import KlConfig, LikelihoodConfig
+from latentkit.plugins import discover
 
 NUM_SAMPLES, NUM_VALUES, NUM_LATENTS = 400, 12, 3
 Floats = npt.NDArray[np.float64]
@@ -141,7 +142,7 @@ def evaluate(
         named.append(
             NamedMetric(
                 name,
-                spec.build(configure_metric(spec.name, options), BuildContext(input=SPEC)),
+                spec.build(discover().configure("metric", spec.name, options, "metric"), BuildContext(input=SPEC)),
                 spec.needs,
                 spec.name,
             )
@@ -229,7 +230,7 @@ def test_a_bernoulli_likelihood_is_the_cross_entropy_of_bits() -> None:
     bits = np.where(np.arange(NUM_VALUES) < 4, 1, -1).astype(np.float32)
     spec = METRICS["iwae"]
     metric = spec.build(
-        configure_metric("iwae", {"likelihood": "bernoulli", "draws": 3}), BuildContext(input=SPEC)
+        discover().configure("metric", "iwae", {"likelihood": "bernoulli", "draws": 3}, "metric"), BuildContext(input=SPEC)
     )
     codec = ModuleCodec(Coin(), SPEC, LAYOUT)
     found = evaluate_model(

@@ -14,7 +14,7 @@ from scipy.ndimage import gaussian_filter
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor, nn
 
-from latentkit.builtin.metrics import METRICS, configure_metric
+from latentkit.builtin.metrics import METRICS
 from latentkit.contracts import BuildContext, InputSpec, LatentLayout, Moments, Reconstruction
 from latentkit.errors import EncoderError, RecipeError, SourceError
 from latentkit.evaluation.evaluate import (
@@ -28,6 +28,7 @@ from latentkit.evaluation.evaluate import (
 from latentkit.evaluation.output import summarize
 from latentkit.modalities.image import ImageModality
 from latentkit.modalities.options import ImageConfig
+from latentkit.plugins import discover
 from latentkit.sources.sample_photos import open_sample_photos
 
 SIDE = 192
@@ -54,7 +55,7 @@ def named(*uses: str, **options: Any) -> list[NamedMetric]:
     return [
         NamedMetric(
             use,
-            METRICS[use].build(configure_metric(use, options), context),
+            METRICS[use].build(discover().configure("metric", use, options, "metric"), context),
             METRICS[use].needs,
             METRICS[use].name,
         )

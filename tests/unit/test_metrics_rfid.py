@@ -15,16 +15,15 @@ from safetensors.torch import save_file
 from scipy.linalg import sqrtm
 from torch import Tensor
 
-from latentkit.builtin.metrics import configure_metric
-from latentkit.contracts import BuildContext, LatentLayout
+from latentkit.contracts import BuildContext, LatentLayout, MetricBatch, MetricSetting
 from latentkit.errors import EncoderError, LatentkitError, PluginError, RecipeError, SourceError
 from latentkit.metrics.feature_networks import FeatureNetwork, open_features
 from latentkit.metrics.frechet import Gaussian, Rfid, frechet_distance
 from latentkit.metrics.inception import Inception, build_inception
-from latentkit.metrics.metric import MetricBatch, Setting
 from latentkit.metrics.options import RfidConfig
+from latentkit.plugins import discover
 
-SETTING = Setting((-1.0, 1.0), LatentLayout("latent", "deterministic", "CHW", 3, 8), "the latents")
+SETTING = MetricSetting((-1.0, 1.0), LatentLayout("latent", "deterministic", "CHW", 3, 8), "the latents")
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -97,14 +96,14 @@ def test_identical_reconstructions_are_at_distance_zero_and_few_samples_are_warn
 def test_one_sample_is_refused_before_the_work() -> None:
     metric = Rfid(FeatureNetwork("means", lambda pictures: pictures.mean(dim=(2, 3))))
     with pytest.raises(SourceError, match="needs 2 samples"):
-        metric.start(Setting((-1.0, 1.0), SETTING.layout, "the latents", num_samples=1))
+        metric.start(MetricSetting((-1.0, 1.0), SETTING.layout, "the latents", num_samples=1))
 
 
 # ---------------------------------------------------------------- networks
 
 
 def open_from(tmp_path: Path, **options: Any) -> FeatureNetwork:
-    config = configure_metric("rfid", options)
+    config = discover().configure("metric", "rfid", options, "metric")
     assert isinstance(config, RfidConfig)
     return open_features(config, BuildContext(recipe_dir=tmp_path))
 

@@ -9,7 +9,15 @@ import pytest
 from pydantic import Field
 
 from latentkit import contracts, hooks
-from latentkit.contracts import BuildContext, Config, EncoderSpec, LossSpec, PluginSpec, neutral
+from latentkit.contracts import (
+    BuildContext,
+    Config,
+    EncoderSpec,
+    LossSpec,
+    NamedSpec,
+    PluginSpec,
+    neutral,
+)
 from latentkit.encoders.options import DiffusersConfig
 from latentkit.errors import PluginError, RecipeError
 from latentkit.modalities.options import ImageConfig
@@ -65,7 +73,7 @@ def test_there_is_a_spec_for_every_hook_and_a_hook_for_every_spec() -> None:
     specs = {
         spec
         for spec in vars(contracts).values()
-        if isinstance(spec, type) and issubclass(spec, PluginSpec) and spec is not PluginSpec
+        if isinstance(spec, type) and issubclass(spec, NamedSpec) and spec not in (NamedSpec, PluginSpec)
     }
     assert set(HOOKS) == declared
     assert set(HOOKS.values()) == specs
@@ -97,7 +105,7 @@ def test_an_unknown_kind_is_a_misuse() -> None:
         ValueError,
         match=(
             "unknown kind of plugin 'losses'; known: source, modality, encoder, loss, executor,"
-            " exporter"
+            " exporter, metric, command"
         ),
     ):
         Registry().find("losses", "l1")
@@ -218,7 +226,7 @@ def test_rows_go_by_kind_then_name_and_hold_what_the_listing_shows() -> None:
         Row("loss", "net", "acme-net", "1.0", "a network's distance"),
         Row("loss", "net", "acme-too", "2.0", "another's"),
     ]
-    assert KINDS == ("source", "modality", "encoder", "loss", "executor", "exporter")
+    assert KINDS == ("source", "modality", "encoder", "loss", "executor", "exporter", "metric", "command")
 
 
 def test_a_field_at_its_default_is_no_part_of_a_fingerprint_given_or_not() -> None:

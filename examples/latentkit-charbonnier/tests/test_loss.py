@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from latentkit.contracts import BuildContext, LossBatch, Reconstruction
-from latentkit.plugins import discover
+from latentkit.kit import discover
 from latentkit.testing import LossContract
 
 from latentkit_charbonnier.plugin import CharbonnierConfig, latentkit_losses

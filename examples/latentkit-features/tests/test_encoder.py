@@ -13,7 +13,7 @@ import pytest
 import torch
 from latentkit.contracts import BuildContext
 from latentkit.errors import EncoderError
-from latentkit.plugins import discover
+from latentkit.kit import discover
 from latentkit.testing import EncoderContract
 from PIL import Image
 from safetensors.torch import save_file

@@ -13,7 +13,7 @@ import latentkit as lk
 import pytest
 from latentkit.contracts import BuildContext
 from latentkit.errors import SampleError, SourceError
-from latentkit.plugins import discover
+from latentkit.kit import discover
 from latentkit.testing import SourceContract
 from PIL import Image
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from latentkit.contracts import BuildContext, Sample, Source
-from latentkit.sources.folder import FolderSource
+from latentkit.kit import FolderSource
 from latentkit.sources.spans import TOLERANCE, Span, SpanSource, equal_spans
 from latentkit_audio.files import open_sound
 from latentkit_audio.plugin import AudioClipsConfig

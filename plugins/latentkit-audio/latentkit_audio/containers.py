@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from latentkit.contracts import Sample
-from latentkit.contracts.samples import file_state
 from latentkit.errors import SampleError
+from latentkit.kit import file_state
 from latentkit_audio.forward import Frames
 from latentkit_audio.sndfile import id3_size, open_media, read_bytes
 

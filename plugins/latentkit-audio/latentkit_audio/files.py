@@ -14,9 +14,8 @@ import numpy as np
 import soundfile
 
 from latentkit.contracts import Sample
-from latentkit.contracts.samples import file_state
 from latentkit.errors import SampleError
-from latentkit.runtime.buffers import BufferPool
+from latentkit.kit import BufferPool, file_state
 from latentkit_audio.containers import decode_container, find_container, read_facts
 from latentkit_audio.forward import Chunks, Frames, open_forward
 from latentkit_audio.sndfile import (

@@ -15,7 +15,7 @@ import torch
 
 from latentkit.contracts import BuildContext, InputSpec, Prepared, Sample, SizeRule
 from latentkit.errors import RecipeError, SampleError
-from latentkit.runtime.buffers import BufferPool, prepared_memory
+from latentkit.kit import BufferPool, prepared_memory
 from latentkit_audio.files import Facts, Sound, open_sound
 from latentkit_audio.forward import Frames
 from latentkit_audio.lengths import Cut, LengthRule, draw_fraction, find_cut, resampled_count

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from latentkit.contracts import BuildContext, Config, Modality, ModalitySpec, Source, SourceSpec
 from latentkit.hooks import hookimpl
-from latentkit.sources.options import FolderConfig
+from latentkit.kit import FolderConfig
 
 SOUND_SUFFIXES = (
     *(

@@ -15,9 +15,8 @@ import numpy as np
 import soundfile
 
 from latentkit.contracts import Sample
-from latentkit.contracts.samples import file_state
 from latentkit.errors import SampleError
-from latentkit.runtime.buffers import BufferPool
+from latentkit.kit import BufferPool, file_state
 from latentkit_audio.forward import Frames
 
 CHUNK_FRAMES = 1 << 16

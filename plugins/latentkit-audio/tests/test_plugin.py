@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from latentkit.contracts import InputSpec, MelSpec, Sample, SizeRule
 from latentkit.errors import RecipeError
-from latentkit.plugins import discover
+from latentkit.kit import discover
 from latentkit.testing import ModalityContract, SourceContract
 
 WAVEFORM = InputSpec(

@@ -9,7 +9,7 @@ import pytest
 from latentkit_perceptual.plugin import PerceptualConfig, latentkit_losses
 from pydantic import ValidationError
 
-from latentkit.plugins import discover
+from latentkit.kit import discover
 from latentkit.testing import LossContract
 
 

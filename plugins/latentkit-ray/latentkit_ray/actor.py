@@ -12,7 +12,7 @@ from queue import SimpleQueue
 
 from latentkit.contracts import Unit, UnitResult, Worker
 from latentkit.errors import DeviceError
-from latentkit.runtime.device import choose_device
+from latentkit.kit import choose_device
 
 
 class Signal(Enum):

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from latentkit.contracts import Unit, UnitResult, Worker
-from latentkit.runtime.device import choose_device, free_memory
-from latentkit.runtime.progress import Progress
+from latentkit.kit import Progress, choose_device, free_memory
 from latentkit_ray.cluster import check_room, connected, living_nodes, share_of
 from latentkit_ray.plugin import RayConfig
 from latentkit_ray.worker_pool import WorkerPool

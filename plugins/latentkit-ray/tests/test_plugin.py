@@ -12,7 +12,7 @@ from latentkit_ray.plugin import RayConfig, latentkit_executors
 from pydantic import BaseModel, ValidationError
 
 from latentkit.contracts import Executor, ExecutorSpec
-from latentkit.plugins import discover
+from latentkit.kit import discover
 from latentkit.testing import PluginContract
 
 

@@ -13,8 +13,8 @@ import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
 
 from latentkit.contracts import BuildContext
-from latentkit.encoders.hub import find_model_path
 from latentkit.errors import EncoderError
+from latentkit.kit import find_model_path
 from latentkit_text.encoder import TextEncoder
 from latentkit_text.tokens import Tokenizer
 

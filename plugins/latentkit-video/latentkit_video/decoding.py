@@ -18,8 +18,8 @@ from av.packet import Packet
 from av.video import VideoFrame, VideoStream
 
 from latentkit.contracts import Sample
-from latentkit.contracts.samples import file_state
 from latentkit.errors import SampleError
+from latentkit.kit import file_state
 from latentkit_video.color import refuse_hdr
 from latentkit_video.packets import (
     PacketList,

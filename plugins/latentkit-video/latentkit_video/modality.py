@@ -16,16 +16,17 @@ from torch import Tensor
 
 from latentkit.contracts import BuildContext, InputSpec, Prepared, Sample
 from latentkit.errors import RecipeError
-from latentkit.modalities.buckets import nearest_shape
-from latentkit.modalities.framing import (
+from latentkit.kit import (
+    BufferPool,
     check_small,
     enlarged_remarks,
+    nearest_shape,
+    prepared_memory,
+    refuse_beyond_memory,
     target_shapes,
     unflipped,
     view_box,
 )
-from latentkit.runtime.buffers import BufferPool, prepared_memory
-from latentkit.runtime.memory import refuse_beyond_memory
 from latentkit_video.color import color_remarks, refuse_hdr
 from latentkit_video.decoding import Shown, Video, open_video
 from latentkit_video.packets import UnprovenSeekError

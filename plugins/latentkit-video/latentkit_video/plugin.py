@@ -17,8 +17,7 @@ from latentkit.contracts import (
     neutral,
 )
 from latentkit.hooks import hookimpl
-from latentkit.modalities.options import FramingConfig
-from latentkit.sources.options import FolderConfig
+from latentkit.kit import FolderConfig, FramingConfig
 
 VIDEO_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".qt", ".mkv", ".webm", ".avi", ".divx", ".mpg", ".mpeg", ".mpe"),

@@ -14,7 +14,7 @@ from av.video import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace
 from torch import Tensor
 
-from latentkit.modalities.geometry import Shape
+from latentkit.kit import Shape
 from latentkit_video.scaling import Pixels
 
 ENCODER: Literal["libx264", "mpeg4"] = "libx264" if "libx264" in av.codecs_available else "mpeg4"

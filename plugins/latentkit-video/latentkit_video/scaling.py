@@ -14,7 +14,7 @@ from av.sidedata.sidedata import Type
 from av.video import VideoFrame
 
 from latentkit.errors import SampleError
-from latentkit.modalities.geometry import Box, Shape
+from latentkit.kit import Box, Shape
 from latentkit_video.color import Untagged, matrix_of
 
 Pixels = npt.NDArray[np.uint8]

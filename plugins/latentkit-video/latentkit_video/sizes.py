@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING
 
 from latentkit.contracts import InputSpec, SizeRule
 from latentkit.errors import RecipeError
-from latentkit.modalities.framing import target_shapes
-from latentkit.modalities.geometry import nearest_allowed
+from latentkit.kit import nearest_allowed, target_shapes
 
 if TYPE_CHECKING:
-    from latentkit.modalities.options import FramingConfig
+    from latentkit.kit import FramingConfig
 
 
 def check_sizes(config: FramingConfig, frames: int, spec: InputSpec) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from latentkit.contracts import BuildContext, Sample
-from latentkit.sources.folder import FolderSource
+from latentkit.kit import FolderSource
 from latentkit.sources.spans import TOLERANCE, Span, SpanSource, equal_spans
 from latentkit_video.decoding import open_video
 from latentkit_video.plugin import VideoClipsConfig

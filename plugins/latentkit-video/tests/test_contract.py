@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from videos import encode, numbered
 
 from latentkit.contracts import InputSpec, Sample, SizeRule
-from latentkit.plugins import discover
+from latentkit.kit import discover
 from latentkit.testing import ModalityContract, SourceContract
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from latentkit.contracts import BuildContext, InputSpec, LatentLayout, Normalization, SizeRule
 from latentkit.encoders.hashing import hash_tensors
 from latentkit.errors import EncoderError
-from latentkit.runtime.device import memory_format
+from latentkit.kit import memory_format
 from latentkit_volume.network import Architecture, VolumeKL
 from latentkit_volume.plugin import VolumeKLConfig
 

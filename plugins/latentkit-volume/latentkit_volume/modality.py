@@ -13,8 +13,7 @@ import torch
 
 from latentkit.contracts import BuildContext, InputSpec, Prepared, Sample
 from latentkit.errors import RecipeError, SampleError
-from latentkit.modalities.geometry import draw_fractions, nearest_allowed
-from latentkit.runtime.memory import refuse_beyond_memory
+from latentkit.kit import draw_fractions, nearest_allowed, refuse_beyond_memory
 from latentkit_volume.reading import read_any
 from latentkit_volume.resampling import make_grid, sample_patch
 from latentkit_volume.slices import draw_sheet

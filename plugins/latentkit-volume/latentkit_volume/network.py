@@ -20,8 +20,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from latentkit.contracts import Config, Moments, Reconstruction
-from latentkit.contracts.encoder_description import LOGVAR_RANGE
+from latentkit.contracts import LOGVAR_RANGE, Config, Moments, Reconstruction
 
 BRANCH_GAIN = 0.2
 """Factor of what the residual networks add to the linear maps: behind a layer that starts at zero,

@@ -13,11 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentkit.contracts import BuildContext, Entry, Sample
-from latentkit.contracts.samples import Remark
+from latentkit.contracts import BuildContext, Entry, Remark, Sample
 from latentkit.errors import SampleError, SourceError
-from latentkit.sources.endings import is_clutter
-from latentkit.sources.files import LocalFiles
+from latentkit.kit import LocalFiles, is_clutter
 from latentkit_volume.dicom import BROKEN, DICOM_START, INSTALL, PREAMBLE_BYTES
 from latentkit_volume.plugin import DICOM_SUFFIXES
 

@@ -20,7 +20,7 @@ from latentkit_volume.plugin import (
 )
 
 from latentkit.contracts import BuildContext, Encoder, InputSpec, Sample, SizeRule
-from latentkit.plugins import discover
+from latentkit.kit import discover
 from latentkit.testing import EncoderContract, ModalityContract
 
 OBLIQUE = np.array([[-0.9, 0.1, 0.3, 4], [0.2, 0.8, -0.9, 5], [0.1, 0.2, 2.8, -6], [0, 0, 0, 1]])

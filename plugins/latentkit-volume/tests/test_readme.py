@@ -10,7 +10,7 @@ import pytest
 from latentkit_volume.plugin import VolumeConfig, VolumeKLConfig
 from pydantic import BaseModel
 
-from latentkit.plugins import discover
+from latentkit.kit import discover
 from latentkit.recipe.schema import load_recipe
 from latentkit.tasks.check_recipe import check_recipe
 

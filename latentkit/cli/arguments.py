@@ -1,0 +1,57 @@
+"""What one command is, and the options that several share. Loads nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import NamedTuple
+
+
+class Command(NamedTuple):
+    """A command of core: what a `CommandSpec` says, without the classes that take long to load.
+
+    Args:
+        name: the word on the command line.
+        summary: one line, in lower case.
+        add_arguments: adds its arguments to a parser.
+        run: does it, and gives the exit code.
+    """
+
+    name: str
+    summary: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+def printable(text: str) -> str:
+    """Text that can't move a terminal's cursor or change its colors: control characters of file
+    names and captions are escaped.
+    """
+    return "".join(
+        char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text
+    )
+
+
+def add_set(command: argparse.ArgumentParser) -> None:
+    summary = "override one key of the recipe, such as encoder.with.dtype=bfloat16"
+    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=summary)
+
+
+def add_device(command: argparse.ArgumentParser) -> None:
+    summary = (
+        "auto (an accelerator if there is one), a kind such as cuda or mps, or one device, such as"
+        " cuda:1"
+    )
+    command.add_argument("--device", default="auto", metavar="D", help=summary)
+
+
+def add_devices(command: argparse.ArgumentParser) -> None:
+    summary = (
+        "encode on these, a process each, such as 0,1 (default: all accelerators of this machine)"
+    )
+    command.add_argument("--devices", default="", metavar="D,D", help=summary)
+
+
+def split_devices(options: argparse.Namespace) -> tuple[str, ...]:
+    """The names in `--devices`."""
+    return tuple(name.strip() for name in options.devices.split(",")) if options.devices else ()

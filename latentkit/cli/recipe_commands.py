@@ -1,0 +1,147 @@
+"""The commands that work by a recipe: `encode`, `run`, `check`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from latentkit.cli.arguments import (
+    Command,
+    add_device,
+    add_devices,
+    add_set,
+    printable,
+    split_devices,
+)
+from latentkit.errors import InterruptedRunError
+
+
+def _add_encode(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="a folder or file, owner/name on the hub, or the name of a source plugin",
+    )
+    command.add_argument("output", metavar="OUT", help="folder of the latent dataset")
+    command.add_argument(
+        "--encoder",
+        metavar="E",
+        help="a folder or file, a hub id, or the name of an encoder plugin (default: tiny-kl)",
+    )
+    command.add_argument("--size", type=int, metavar="N", help="side of the pictures, in pixels")
+    add_set(command)
+    add_device(command)
+    add_devices(command)
+
+
+def _add_run(command: argparse.ArgumentParser) -> None:
+    command.add_argument("recipe", metavar="RECIPE", help="a YAML file")
+    add_set(command)
+    add_device(command)
+    add_devices(command)
+    command.add_argument(
+        "--dry-run", action="store_true", help="say what would be encoded, and write nothing"
+    )
+    command.add_argument(
+        "--prune",
+        action="store_true",
+        help="leave out samples that are gone from the source, also when they are most of it",
+    )
+    command.add_argument(
+        "--retry-skipped",
+        action="store_true",
+        help="encode once more the samples that were skipped",
+    )
+
+
+def _add_check(command: argparse.ArgumentParser) -> None:
+    command.add_argument("recipe", metavar="RECIPE", help="a YAML file")
+    add_set(command)
+
+
+def _encode(options: argparse.Namespace) -> int:
+    from latentkit.recipe.schema import parse_recipe
+    from latentkit.tasks.recipe_from_arguments import encode_recipe
+
+    values, remarks = encode_recipe(
+        options.source, options.output, options.encoder, options.size, options.set
+    )
+    for remark in remarks:
+        print(remark, file=sys.stderr)
+    from latentkit.tasks.encode_task import RunOptions
+
+    recipe = parse_recipe(values, "encode", Path.cwd(), options.set)
+    return _run_recipe(
+        recipe, RunOptions(device=options.device, devices=split_devices(options), fits=True)
+    )
+
+
+def _run(options: argparse.Namespace) -> int:
+    from latentkit.recipe.schema import load_recipe
+    from latentkit.tasks.encode_task import RunOptions
+
+    run_options = RunOptions(
+        options.dry_run,
+        options.prune,
+        options.retry_skipped,
+        options.device,
+        split_devices(options),
+    )
+    return _run_recipe(load_recipe(options.recipe, options.set), run_options)
+
+
+def _run_recipe(recipe: Any, options: Any) -> int:
+    from latentkit.cli.closing_words import go_on_with, report
+    from latentkit.tasks.encode_task import is_first_process
+    from latentkit.tasks.run_recipe import run_recipe
+
+    try:
+        result = run_recipe(recipe, options)
+    except InterruptedRunError as error:
+        raise InterruptedRunError(f"{error}; {go_on_with(recipe)}", error.exit_code) from None
+    if is_first_process():
+        print(printable(result if isinstance(result, str) else report(result)))
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from latentkit.plugins import discover
+    from latentkit.recipe.schema import load_recipe
+    from latentkit.runtime.other_distribution import explain_other, find_other_version
+    from latentkit.tasks.check_recipe import check_recipe, find_odd_weights
+
+    recipe = load_recipe(options.recipe, options.set)
+    for plugin in check_recipe(recipe, discover()):
+        print(
+            f"{plugin.where}: {plugin.kind} {plugin.provided.spec.name}"
+            f" ({plugin.provided.distribution} {plugin.provided.version})"
+        )
+    for warning in find_odd_weights(recipe):
+        print(f"warning: {warning}")
+    if (other := find_other_version()) is not None:
+        print(f"warning: {explain_other(other)}")
+    from latentkit.tasks.run_recipe import open_parts
+
+    if unseen := open_parts(recipe):
+        print(unseen)
+    print(f"{options.recipe}: a valid {recipe.task} recipe")
+    return 0
+
+
+COMMANDS = (
+    Command(
+        "encode",
+        "encode a source into a latent dataset, without writing a recipe",
+        _add_encode,
+        _encode,
+    ),
+    Command("run", "run a recipe; again goes on where it stopped", _add_run, _run),
+    Command(
+        "check",
+        "validate a recipe, and open all that it names; write nothing",
+        _add_check,
+        _check,
+    ),
+)
