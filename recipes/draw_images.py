@@ -1,11 +1,9 @@
-"""Draw images of what photographs lack: saturated flat colors, gradients, shapes, lines, text,
-screenshots.
+"""Draw what photographs lack, to train an autoencoder on: flat saturated colors, lines, text.
 
     python recipes/draw_images.py FOLDER
 
-Writes 43 PNG files of 768 x 768 pixels, the same ones every time. tiny-kl and tiny-kl-16 are
-trained on them together with photographs: an autoencoder that has seen photographs only falls apart
-on a plain blue.
+Writes 43 PNG files of 768 x 768 pixels, the same ones every time. An autoencoder that has seen
+photographs only falls apart on a plain blue; tiny-kl and tiny-kl-16 are trained on these too.
 """
 
 from __future__ import annotations

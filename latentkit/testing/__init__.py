@@ -23,9 +23,9 @@ from __future__ import annotations
 from latentkit.testing.command import CommandContract
 from latentkit.testing.encoder_contract import EncoderContract
 from latentkit.testing.executor import ExecutorContract
-from latentkit.testing.exporter import ExporterContract
+from latentkit.testing.exporter import ExporterContract, copy_dataset
 from latentkit.testing.loss import LossContract
-from latentkit.testing.metric import MetricContract
+from latentkit.testing.metric import MetricContract, make_pictures
 from latentkit.testing.modality import ModalityContract
 from latentkit.testing.plugin import PluginContract, check_names, find_failures
 from latentkit.testing.source import SourceContract, StreamSourceContract
@@ -42,5 +42,7 @@ __all__ = [
     "SourceContract",
     "StreamSourceContract",
     "check_names",
+    "copy_dataset",
     "find_failures",
+    "make_pictures",
 ]

@@ -19,7 +19,7 @@ def test_all_recipes_are_listed_by_name_with_their_headline(
     assert main(["recipes"]) == 0
     lines = capsys.readouterr().out.splitlines()
     names = {file.stem for file in (ROOT / "recipes").glob("*.yaml")}
-    assert names | {"train_flow_matching.py"} == {line.split()[0] for line in lines[:-1]}
+    assert names | {"draw_images.py", "train_flow_matching.py"} == {line.split()[0] for line in lines[:-1]}
     (quickstart,) = [line for line in lines if line.startswith("quickstart ")]
     assert "Photographs of scikit-image" in quickstart
     assert lines[-1].startswith("`latentkit recipes copy NAME`")

@@ -21,6 +21,7 @@ from latentkit import builtin, contracts, errors, hooks, testing
 from latentkit.cli.main import parser
 from latentkit.contracts import PluginSpec
 from latentkit.errors import InterruptedRunError, LatentkitError
+from latentkit.reading.batches import Batches
 from latentkit.recipe.schema import TASKS
 
 FOLDER = Path(__file__).parents[2] / "docs" / "reference"
@@ -69,7 +70,8 @@ def _commands_of(
     for group in command._actions:
         if isinstance(group, argparse._SubParsersAction):
             summaries = {choice.dest: choice.help or "" for choice in group._choices_actions}
-            for name, below in group.choices.items():
+            for name in summaries:  # not those that only spell out another
+                below = group.choices[name]
                 yield prefix + name, below, summaries[name]
                 yield from _commands_of(below, f"{prefix}{name} ")
 
@@ -223,8 +225,7 @@ def _python() -> Iterator[str]:
         function = getattr(latentkit, name)
         yield from ["", f"## lk.{name}", "", "```text", f"lk.{name}{_signature(function)}"]
         yield from ["```", "", *_object(function)]
-    batches = inspect.getmodule(latentkit.collate).Batches  # type: ignore[union-attr]
-    for found in (latentkit.LatentDataset, latentkit.JoinedDataset, batches):
+    for found in (latentkit.LatentDataset, latentkit.JoinedDataset, Batches):
         yield from ["", f"## {found.__name__}", "", *_object(found, MEMBERS[found.__name__])]
 
 

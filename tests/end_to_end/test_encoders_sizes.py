@@ -170,7 +170,8 @@ def test_what_prepares_for_several_goes_to_other_processes(
     assert isinstance(parsed, EncodeRecipe)
     lines = {line.name: line for line in configured_encodes(parsed)}
     inputs = {name: build_encode(line, parsed).inputs for name, line in lines.items()}
-    (group,) = group_by_input(lines, inputs, "cpu")
+    builders = {name: line.build_modality for name, line in lines.items()}
+    (group,) = group_by_input(builders, inputs, "cpu")
     (view,) = pickle.loads(pickle.dumps(group.modality)).prepare(inputs["f2"].source[0])
     (expected,) = inputs["f2"].modality.prepare(inputs["f2"].source[0])
     assert torch.equal(view.tensor, expected.tensor)
