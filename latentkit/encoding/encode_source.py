@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentkit.contracts import Encoder, Executor, StreamSource, UnitResult
+from latentkit.encoding.encode_job import EncodeJob
 from latentkit.encoding.gone_shards import WithGoneShards
 from latentkit.encoding.int8_psnr import measure_psnr
 from latentkit.encoding.make_plan import (
@@ -31,7 +32,7 @@ from latentkit.encoding.make_plan import (
     preview_views,
     say_other_versions,
 )
-from latentkit.encoding.unit_workers import EncodeJob, make_worker
+from latentkit.encoding.unit_workers import make_worker
 from latentkit.errors import DamagedError, FingerprintError, SourceError, StoreError
 from latentkit.runtime.bad_samples import advise, are_too_many
 from latentkit.runtime.masks import without_mask
