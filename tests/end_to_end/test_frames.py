@@ -5,7 +5,7 @@ What a user reads in a traceback, and steps through in a debugger, is these fram
 
 from __future__ import annotations
 
-import inspect
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,9 @@ ABOVE_RUN_RECIPE = 2
 
 def frames_below_run_recipe() -> list[str]:
     """Names of latentkit's functions that are running, from `run_recipe` on."""
-    names = [frame.function for frame in inspect.stack() if frame.filename.startswith(ROOT)]
+    stack = traceback.walk_stack(None)  # inspect.stack reads the source of every frame
+    codes = [frame.f_code for frame, _ in stack]
+    names = [code.co_name for code in codes if code.co_filename.startswith(ROOT)]
     return names[: names.index("run_recipe") + 1][::-1]
 
 
