@@ -4,8 +4,8 @@ overflowed, out of memory explained.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from latentkit.encoding.batch_tensors import (
     check_layout,
     check_readable,
     encode_batch,
+    hold_to_layout,
+    input_of,
     num_rows_of,
     select_rows,
 )
@@ -65,20 +67,25 @@ class BatchEncoder:
             EncoderError: they aren't what the layout says, couldn't be read back, or memory ran
                 out.
         """
-        if self._encoder is None:
-            self._encoder = self._open_encoder()
-            check_layout(self._encoder)
-            self.layout = self._encoder.layout
-            if self._compiled and hasattr(self._encoder, "compile"):
-                self._encoder.compile()
+        encoder = self._open() if self._encoder is None else self._encoder
         doing = f"encoding {num_rows_of(batch)} rows of {bucket}, the first of sample {first_key!r}"
-        with faults_name(self._encoder, doing):
-            latents = self._run(self._encoder, batch, bucket)
+        with faults_name(encoder, doing), self._running(batch, bucket):
+            given = encoder.encode(input_of(encoder.input, batch))
+            latents = hold_to_layout(encoder, given, batch)
         shape = tuple(next(iter(latents.values())).shape[1:])
         if shape not in self._readable:
-            check_readable(self._encoder, latents)
+            check_readable(encoder, latents)
             self._readable.add(shape)
         return latents if self._open_float32 is None else self._mended(latents, batch, bucket)
+
+    def _open(self) -> Encoder:
+        """Open the encoder, and hold its layout to itself."""
+        self._encoder = encoder = self._open_encoder()
+        check_layout(encoder)
+        self.layout = encoder.layout
+        if self._compiled and hasattr(encoder, "compile"):
+            encoder.compile()
+        return encoder
 
     def _mended(self, latents: dict[str, Tensor], batch: Any, bucket: str) -> dict[str, Tensor]:
         """The latents in float32, rows that weren't finite as the encoder gives them in float32; as
@@ -93,7 +100,9 @@ class BatchEncoder:
         if self._float32 is None:
             assert self._open_float32 is not None
             self._float32 = self._open_float32()
-        again = self._run(self._float32, select_rows(batch, ~finite), bucket)
+        chosen = select_rows(batch, ~finite)
+        with self._running(chosen, bucket):
+            again = encode_batch(self._float32, chosen)
         places = torch.nonzero(~finite).flatten()
         mended = {
             name: tensor.float().index_copy(0, places, again[name].float())
@@ -102,16 +111,18 @@ class BatchEncoder:
         }
         return latents | mended
 
-    def _run(self, encoder: Encoder, batch: Any, bucket: str) -> dict[str, Tensor]:
+    @contextmanager
+    def _running(self, batch: Any, bucket: str) -> Iterator[None]:
+        """Run full batches compiled where that is wanted; say what to do when memory runs out."""
         num_rows = num_rows_of(batch)
+        is_compiled = self._compiled and num_rows == self._batch_size
         try:
-            is_compiled = self._compiled and num_rows == self._batch_size
             with (
                 nullcontext()
                 if is_compiled or not self._compiled
                 else torch.compiler.set_stance("force_eager")
             ):
-                return encode_batch(encoder, batch)
+                yield
         except (RuntimeError, MemoryError) as error:
             if is_unsupported(error):
                 raise EncoderError(

@@ -47,7 +47,15 @@ def encode_batch(encoder: Encoder, batch: Any) -> dict[str, Tensor]:
         EncoderError: the latents aren't what the encoder declares, or it takes one tensor and the
             rows are several.
     """
-    given_latents = encoder.encode(_input_of(encoder.input, batch))
+    return hold_to_layout(encoder, encoder.encode(input_of(encoder.input, batch)), batch)
+
+
+def hold_to_layout(encoder: Encoder, given_latents: Any, batch: Any) -> dict[str, Tensor]:
+    """What the encoder gave for `input_of` a batch, as `encode_batch` returns it.
+
+    Raises:
+        EncoderError: it isn't what the encoder declares.
+    """
     if not isinstance(given_latents, Mapping):
         expected = "expected a mapping such as {'mean': ..., 'logvar': ...} or {'latent': ...}"
         raise EncoderError(
@@ -82,7 +90,12 @@ def _pooled(mask: Tensor, encoder: Encoder) -> Tensor:
     return pool_mask(mask, [downscale[axis] for axis in axes], causal)
 
 
-def _input_of(spec: InputSpec, batch: Any) -> Any:
+def input_of(spec: InputSpec, batch: Any) -> Any:
+    """What an encoder takes of a batch.
+
+    Raises:
+        EncoderError: it takes one tensor and the rows are several, or a mask that they lack.
+    """
     if spec.takes_mask:
         if isinstance(batch, Mapping) and MASK in batch:
             return batch

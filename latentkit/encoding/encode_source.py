@@ -4,10 +4,10 @@ resumable at any point.
 
 from __future__ import annotations
 
+import enum
 import functools
 import sys
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 
@@ -17,6 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentkit.contracts import Encoder, Executor, StreamSource, UnitResult
+from latentkit.encoding.bad_so_far import check_index, check_so_far
+from latentkit.encoding.encode_job import EncodeJob
 from latentkit.encoding.gone_shards import WithGoneShards
 from latentkit.encoding.int8_psnr import measure_psnr
 from latentkit.encoding.make_plan import (
@@ -29,14 +31,12 @@ from latentkit.encoding.make_plan import (
     preview_views,
     say_other_versions,
 )
-from latentkit.encoding.unit_workers import EncodeJob, make_worker
+from latentkit.encoding.unit_workers import make_worker
 from latentkit.errors import DamagedError, FingerprintError, SourceError, StoreError
-from latentkit.runtime.bad_samples import advise, are_too_many
 from latentkit.runtime.masks import without_mask
 from latentkit.runtime.numerics import fixed_numerics
 from latentkit.store.claims import Claims
 from latentkit.store.compact import finish_compaction
-from latentkit.store.contents import skipped_so_far
 from latentkit.store.dataset_json import (
     DATASET,
     RECIPE,
@@ -47,7 +47,7 @@ from latentkit.store.dataset_json import (
 )
 from latentkit.store.fingerprint import fingerprinted_parts
 from latentkit.store.folder import Folder
-from latentkit.store.index import committed, first_rows, reason_by_key
+from latentkit.store.index import committed
 from latentkit.store.plan import Plan, read_chain
 
 
@@ -74,6 +74,30 @@ class EncodeSummary:
         )
 
 
+class State(enum.Enum):
+    """Where a folder stands, and what `encode_source` does about it.
+
+    | state      | the folder holds                     | so                      | then           |
+    |------------|--------------------------------------|-------------------------|----------------|
+    | NO_PLAN    | nothing                              | make the first plan, or | UNFINISHED     |
+    |            |                                      | take another process's  |                |
+    | UNFINISHED | a plan, whoever made it, without all | do what nobody does,    | FINISHED if an |
+    |            | its units or its dataset.json        | wait for others, close  | earlier run's  |
+    |            |                                      |                         | plan, or DONE  |
+    | COMPACTING | the plan of a compaction, likewise   | finish the copy         | likewise       |
+    | FINISHED   | a dataset of an earlier run, not yet | changed: make the next  | UNFINISHED     |
+    |            | compared with the source             | plan, or take another's |                |
+    |            |                                      | unchanged: leave it     | DONE           |
+    | DONE       | a dataset of the source as it is     |                         |                |
+    """
+
+    NO_PLAN = enum.auto()
+    UNFINISHED = enum.auto()
+    COMPACTING = enum.auto()
+    FINISHED = enum.auto()
+    DONE = enum.auto()
+
+
 def encode_source(
     folder: Folder,
     inputs: EncodeInputs,
@@ -85,45 +109,51 @@ def encode_source(
     show_progress: bool = True,
     is_compared: bool = False,
 ) -> EncodeSummary:
-    """Encode everything that isn't yet, and write index and dataset.json when all units are there.
-
-    Finishes the newest plan first; if that is an earlier run's, then does what has changed since.
-    Returns when the dataset is closed.
+    """Encode everything that isn't yet, as `State` says; return when the dataset is closed.
 
     Args:
         folder: of the latent dataset; missing, empty, or left by an earlier run.
         executor, device: what runs units, and the device this process measures on.
-        recipe_text: content of the dataset's recipe.yaml.
-        show_progress: whether to print the live line.
+        recipe_text, show_progress: the content of recipe.yaml; whether to print the live line.
         is_compared: whether the newest plan is known to be of the source as it is now.
 
     Raises:
-        FingerprintError: the folder holds latents made with other weights or settings.
-        SourceError: the source is empty, changed half-way, mostly gone, of another kind than
-            before, can't be reached, or too many of its samples are bad.
-        StoreError: the folder can't be used.
+        FingerprintError, StoreError: the folder holds other latents, or can't be used.
+        SourceError: the source is empty, changed half-way, mostly gone or bad, or out of reach.
     """
-    chain = chain_there(folder, inputs, settings)
-    found = chain[-1].number if chain else None
-    chain = chain or plans_there(folder, inputs, device, settings)
-    if found is not None and show_progress:
+    chain, summary = chain_there(folder, inputs, settings), EncodeSummary()
+    to_compare = chain[-1].number if chain and not is_compared else None
+    if chain and show_progress:
         say_other_versions(folder, chain[-1].settings)
-    summary = EncodeSummary()
-    while True:
-        if not is_finished(folder, chain[-1]):
+    while (state := _find_state(folder, chain, to_compare)) is not State.DONE:
+        if state is State.NO_PLAN:
+            chain = plans_there(folder, inputs, device, settings)
+        elif state is State.FINISHED:
+            to_compare = None
+            if next_plan(folder, chain[-1], inputs, settings) is not None:
+                chain = read_chain(folder)
+        else:
             job = make_job(folder, chain[-1], inputs, settings, show_progress)
             write_recipe(folder, recipe_text)  # before any work, but not when that is refused
-            summary += _finish_plan(job, chain, inputs, executor, device, settings)
-        if (
-            is_compared
-            or chain[-1].number != found
-            or next_plan(folder, chain[-1], inputs, settings) is None
-        ):
-            break
-        chain = read_chain(folder)
+            if state is State.COMPACTING:
+                finish_compaction(folder, chain[-1])
+            else:
+                summary += _run_units(job, executor, settings)
+                _close(folder, chain, inputs, device, settings)
     write_recipe(folder, recipe_text)
     Claims(folder).sweep()
     return summary
+
+
+def _find_state(folder: Folder, chain: Sequence[Plan], to_compare: int | None) -> State:
+    """Where the folder with these plans stands; `to_compare` is the number of a plan of an earlier
+    run.
+    """
+    if not chain:
+        return State.NO_PLAN
+    if not is_finished(folder, chain[-1]):
+        return State.COMPACTING if chain[-1].settings.compacts else State.UNFINISHED
+    return State.FINISHED if chain[-1].number == to_compare else State.DONE
 
 
 def plans_there(
@@ -198,23 +228,6 @@ def describe(
 # ---------------------------------------------------------------- the units
 
 
-def _finish_plan(
-    job: EncodeJob,
-    chain: Sequence[Plan],
-    inputs: EncodeInputs,
-    executor: Executor,
-    device: str,
-    settings: EncodeSettings,
-) -> EncodeSummary:
-    """Do this process's share of the newest plan, wait for the others', and close the dataset."""
-    if chain[-1].settings.compacts:
-        finish_compaction(job.folder, chain[-1])
-        return EncodeSummary()
-    summary = _run_units(job, executor, settings)
-    _close(job.folder, chain, inputs, device, settings)
-    return summary
-
-
 def _close(
     folder: Folder,
     chain: Sequence[Plan],
@@ -239,7 +252,7 @@ def _close(
                 folder,
                 chain,
                 described,
-                functools.partial(_check_bad, folder, inputs, settings.max_bad),
+                functools.partial(check_index, folder, inputs, settings.max_bad),
             )
 
 
@@ -355,56 +368,8 @@ def add_result(
     summary += EncodeSummary(
         result.num_ok, result.num_skipped, 0.0, result.waited_seconds, result.num_slots
     )
-    num_gone = 0 if job.places is None else int((job.places < 0).sum())
-    num_bad, num_samples = summary.num_skipped // len(job.views) - num_gone, job.plan.table.num_rows
-    if not job.plan.settings.stream and are_too_many(num_bad, num_samples, max_bad):
-        bad = _bad_so_far(job)
-        raise SourceError(
-            f"{len(bad)} of {num_samples} samples could not be used so"
-            f" far{_more_than(max_bad, job.folder, bad)}"
-        )
+    check_so_far(job, summary.num_skipped, max_bad)
     return summary
-
-
-def _bad_so_far(job: EncodeJob) -> dict[str, str]:
-    """Key to reason of each bad sample, of this run or an earlier one; of none that is gone."""
-    found = skipped_so_far(job.folder, job.plan)
-    if job.places is not None:
-        gone = set(job.plan.work["key"].filter(pa.array(job.places < 0)).to_pylist())
-        found = {key: reason for key, reason in found.items() if key not in gone}
-    return found
-
-
-def _most_common(bad: Mapping[str, str]) -> str:
-    return "; ".join(
-        f"{why} ({count} times)" for why, count in Counter(bad.values()).most_common(3)
-    )
-
-
-def _more_than(max_bad: float, folder: Folder, bad: Mapping[str, str]) -> str:
-    allowed = f"more than max_bad ({max_bad:g}) allows, such as {', '.join(list(bad)[:3])}"
-    return f": {_most_common(bad)}, {allowed}. {advise(set(bad.values()), str(folder))}"
-
-
-def _check_bad(folder: Folder, inputs: EncodeInputs, max_bad: float, index: pa.Table) -> None:
-    """Refuse to finish a dataset of mostly bad samples; those that the source no longer has don't
-    count, the next plan drops them.
-    """
-    if not isinstance(inputs.source, StreamSource):
-        index = index.filter(
-            pc.is_in(index["key"], value_set=inputs.entries["key"].combine_chunks())
-        )
-    num_samples, bad = first_rows(index).num_rows, reason_by_key(index)
-    if num_samples and len(bad) == num_samples:
-        raise SourceError(
-            f"none of the {num_samples} samples could be used: {_most_common(bad)}, such as"
-            f" {next(iter(bad))}"
-        )
-    if are_too_many(len(bad), num_samples, max_bad):
-        raise SourceError(
-            f"{len(bad)} of {num_samples} samples could not be"
-            f" used{_more_than(max_bad, folder, bad)}"
-        )
 
 
 # ---------------------------------------------------------------- what is there already

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from latentkit.contracts import Executor, InputSpec, Modality, SizeRule, Unit
 from latentkit.contracts.encoder_description import readable_input
+from latentkit.encoding.encode_job import EncodeJob, JobResult
 from latentkit.encoding.encode_source import (
     EncodeSummary,
     add_result,
@@ -25,7 +26,7 @@ from latentkit.encoding.encode_source import (
     write_recipe,
 )
 from latentkit.encoding.make_plan import EncodeInputs, EncodeSettings, next_plan, preview_views
-from latentkit.encoding.unit_workers import EncodeJob, JobResult, make_shared_worker
+from latentkit.encoding.unit_workers import make_shared_worker
 from latentkit.errors import PluginError
 from latentkit.store.claims import Claims
 from latentkit.store.folder import Folder

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
-from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from latentkit.contracts import Modality, Sample, Source, StreamSource
 from latentkit.errors import RecipeError, SampleError, SourceError
 from latentkit.preparing.media_retry import retried
+from latentkit.preparing.threads_ahead import prepare_in_order
 from latentkit.preparing.unit_samples import read_shard
 from latentkit.runtime.bad_samples import are_too_many
 from latentkit.runtime.cores import share_of_cores
@@ -58,24 +59,19 @@ def read_rows(source: Source | StreamSource, modality: Modality, bad: BadSamples
         SourceError: media out of reach, no usable sample, or more bad ones than allowed.
         RecipeError: the modality gives several tensors for a sample.
     """
-    pool = ThreadPoolExecutor(share_of_cores(), "prepare")
-    ahead: deque[Future[list[Row]]] = deque()
+    num_threads = share_of_cores()
+    prepare = functools.partial(_prepare, source, modality)
+    num_ahead = AHEAD_PER_CORE * num_threads - 1
     num_good, num_bad, position = 0, 0, itertools.count()
-    try:
-        samples = _positions(source)
-        while True:
-            for sample in itertools.islice(samples, AHEAD_PER_CORE * share_of_cores() - len(ahead)):
-                ahead.append(pool.submit(_prepare, source, modality, sample))
-            if not ahead:
-                break
-            rows = ahead.popleft().result()
+    with contextlib.closing(
+        prepare_in_order(_positions(source), prepare, num_ahead, num_threads)
+    ) as ahead:
+        for rows in ahead:
             num_good += not rows[0].reason
             num_bad += bool(rows[0].reason)
             _check_bad(rows[0], num_bad, bad, count_samples(source))
             for row in rows:
                 yield Row(next(position), row.key, row.view, row.bucket, row.tensor, row.reason)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
     if not num_good:
         raise SourceError(
             "no sample of the source can be used"

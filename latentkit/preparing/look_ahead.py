@@ -12,17 +12,18 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, Generic, Self, TypeVar
 
 from torch import Tensor
 
-from latentkit.contracts import Unit
 from latentkit.preparing.processes import as_tensors, explained, open_processes, prepare_in_child
 from latentkit.preparing.sample_preparer import PreparedSample, Preparer, Row, Task
 from latentkit.preparing.stack import stack
 from latentkit.runtime.buffers import BatchMemory, BufferPool, as_tensor
 from latentkit.runtime.cores import share_of_cores
 from latentkit.runtime.masks import MASK
+
+T = TypeVar("T")
 
 AHEAD_BYTES = 1 << 30
 """Of prepared tensors, or of media that a stream brought."""
@@ -62,14 +63,14 @@ def _with_masks(values: Tensor, rows: Sequence[Row], pool: BufferPool) -> Any:
 # ---------------------------------------------------------------- ahead of the encoder
 
 
-class LookAhead:
+class LookAhead(Generic[T]):
     """The outcomes of all units in order, prepared ahead of whoever iterates; to be used as a
     context.
 
     Args:
         preparer: what runs in the pool.
-        tasks: the samples of a unit.
-        units: called from a thread of its own.
+        units: each a token, such as the unit, that its outcomes come with, and its samples; called
+            from a thread of its own.
         batch_size: rows per batch, which begin anew with each unit.
         pool: of the batches' memory.
     """
@@ -77,7 +78,7 @@ class LookAhead:
     def __init__(
         self,
         preparer: Preparer,
-        units: Iterable[tuple[Unit, Iterator[Task]]],
+        units: Iterable[tuple[T, Iterator[Task]]],
         batch_size: int,
         pool: BufferPool,
     ) -> None:
@@ -92,7 +93,7 @@ class LookAhead:
         self._samples_per_batch = -(-batch_size // num_views)
         self._most_samples = max(2 * self._samples_per_batch, 4 * share_of_cores())
         self._group = _group_size(self._most_samples, num_views, batch_size)
-        self._ahead: deque[tuple[Unit, Future[list[PreparedSample]] | None]] = deque()
+        self._ahead: deque[tuple[T, Future[list[PreparedSample]] | None]] = deque()
         self._num_ahead = 0
         self._largest_bytes = 0
         """Of a sample; unknown at first, so no more than a batch is ahead then."""
@@ -101,7 +102,7 @@ class LookAhead:
         self._is_closed = False
         self._changed = threading.Condition()
 
-    def __enter__(self) -> LookAhead:
+    def __enter__(self) -> Self:
         self._workers: Executor = (
             open_processes(self._preparer)
             if self._in_processes
@@ -119,7 +120,7 @@ class LookAhead:
         self._feeder.shutdown(wait=True)
         self._workers.shutdown(wait=True, cancel_futures=True)
 
-    def __iter__(self) -> Iterator[tuple[Unit, list[PreparedSample] | None]]:
+    def __iter__(self) -> Iterator[tuple[T, list[PreparedSample] | None]]:
         """Outcomes with their unit, group by group; None at a unit's end.
 
         Raises:
@@ -167,7 +168,7 @@ class LookAhead:
                 self._ahead.append((unit, None))
                 self._changed.notify_all()
 
-    def _put(self, unit: Unit, group: list[Task], memory: BatchMemory, row: int) -> bool:
+    def _put(self, unit: T, group: list[Task], memory: BatchMemory, row: int) -> bool:
         """Whether the group was put into work, as soon as there was room."""
         media = [
             len(task.sample.media)

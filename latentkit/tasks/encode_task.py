@@ -102,6 +102,7 @@ def is_first_process() -> bool:
 
 
 def run_encode(recipe: EncodeRecipe, options: RunOptions) -> EncodeRun:
+    from latentkit.encoding.encode_source import encode_source
     from latentkit.runtime.source_remarks import remarks_of, say_remarks
 
     folders, summaries, previews, remarks = {}, {}, {}, {}
@@ -110,8 +111,21 @@ def run_encode(recipe: EncodeRecipe, options: RunOptions) -> EncodeRun:
     shared = _encode_together(lines, opened) if len(lines) > 1 else {}
     for name, line in lines.items():
         folders[name] = _output(recipe, line)
-        parts = opened.pop(name)
-        summaries[name], preview = _encode_line(parts, shared.get(name))
+        parts, passed = opened.pop(name), shared.get(name)
+        before = _read_description(parts.folder)
+        summaries[name] = encode_source(
+            parts.folder,
+            parts.inputs,
+            parts.executor,
+            parts.device,
+            parts.settings,
+            _recipe_text(parts.line.recipe, parts.line),
+            show_progress=is_first_process(),
+            is_compared=passed is not None and passed.is_compared,
+        )
+        if passed is not None:
+            summaries[name] = passed.summary + summaries[name]
+        preview = _complete(parts, before)
         remarks[name] = remarks_of(parts.inputs.source)
         if (
             not is_first_process()
@@ -243,37 +257,30 @@ def build_encode(
     return BuiltEncode(line, folder, executor, device, inputs, settings)
 
 
-def _encode_line(
-    opened: BuiltEncode, passed: SharedPassResult | None
-) -> tuple[EncodeSummary, str | None]:
+def _read_description(folder: Folder) -> bytes | None:
+    """The dataset.json that is there; None in an unfinished dataset."""
+    from latentkit.store.dataset_json import DATASET
+
+    return folder.read(DATASET) if folder.exists(DATASET) else None
+
+
+def _complete(opened: BuiltEncode, before: bytes | None) -> str | None:
+    """Bring a finished dataset's description up to date; return its preview, if it has one.
+
+    `before` is the dataset.json that was there before the run."""
     from latentkit.contracts import StreamSource
-    from latentkit.encoding.encode_source import encode_source
     from latentkit.runtime.device import is_out_of_memory
     from latentkit.store.dataset_json import DATASET, compare_normalizations, restate
     from latentkit.tasks.preview import preview_suffix, store_preview
 
-    folder, inputs, recipe = opened.folder, opened.inputs, opened.line.recipe
-    before = folder.read(DATASET) if folder.exists(DATASET) else None
-    text = _recipe_text(recipe, opened.line)
-    shown, is_compared = is_first_process(), passed is not None and passed.is_compared
-    summary = encode_source(
-        folder,
-        inputs,
-        opened.executor,
-        opened.device,
-        opened.settings,
-        text,
-        show_progress=shown,
-        is_compared=is_compared,
-    )
+    folder, inputs = opened.folder, opened.inputs
     is_stream = isinstance(inputs.source, StreamSource)
     remarks = None if is_stream else [asdict(remark) for remark in inputs.remarks]
     restate(folder, inputs.open_encoder(opened.device).normalization, remarks)
     if before and (difference := compare_normalizations(before, folder.read(DATASET))):
         say(f"{folder}: {difference}")
-    summary = summary if passed is None else passed.summary + summary
-    if not opened.settings.preview or not shown:
-        return summary, None
+    if not opened.settings.preview or not is_first_process():
+        return None
     name = f"preview{preview_suffix(inputs.modality)}"
     is_current = folder.exists(name) and folder.read(DATASET) == before
     try:
@@ -288,7 +295,7 @@ def _encode_line(
         reason = " ".join(str(error).split())
         say(f"{folder}: no preview: {reason}; the dataset is complete without it")
         made = False
-    return summary, f"{folder}/{name}" if made else None
+    return f"{folder}/{name}" if made else None
 
 
 def _recipe_text(recipe: Recipe, line: ConfiguredEncode) -> str:

@@ -13,9 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -26,6 +24,7 @@ from torch import Tensor
 from latentkit.contracts import Modality, Prepared, Sample, Source
 from latentkit.errors import SampleError, SourceError, TrainingError
 from latentkit.preparing.media_retry import retried
+from latentkit.preparing.threads_ahead import prepare_in_order
 from latentkit.runtime.bad_samples import are_too_many
 from latentkit.runtime.cores import share_of_cores
 from latentkit.runtime.plugin_faults import faults_cost_the_sample
@@ -254,20 +253,19 @@ def _prepare_ahead(
     """Number, place in the source, and example of one sample after the other, without end; of a bad
     sample the reason.
     """
-    seed, num_ahead = order.settings.seed, AHEAD * order.settings.batch_size
-    pool = ThreadPoolExecutor(max(share_of_cores(), 2), thread_name_prefix="prepare")
-    ahead: deque[tuple[int, int, Future[Example | str]]] = deque()
-    try:
-        for number in itertools.chain(start.waiting, itertools.count(start.number)):
-            place = order.place(number)
-            ahead.append(
-                (number, place.index, pool.submit(_prepare_one, source, prepare, seed, place))
-            )
-            if len(ahead) > num_ahead:
-                first, index, example = ahead.popleft()
-                yield first, index, example.result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    seed = order.settings.seed
+
+    def prepare_sample(located: tuple[int, SampleLocation]) -> tuple[int, int, Example | str]:
+        number, place = located
+        return number, place.index, _prepare_one(source, prepare, seed, place)
+
+    numbers = itertools.chain(start.waiting, itertools.count(start.number))
+    return prepare_in_order(
+        ((number, order.place(number)) for number in numbers),
+        prepare_sample,
+        AHEAD * order.settings.batch_size,
+        max(share_of_cores(), 2),
+    )
 
 
 def _prepare_one(

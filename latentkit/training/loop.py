@@ -220,7 +220,10 @@ def _train_steps(
     skipped_in_row = 0
     while state.step < settings.steps:
         with run.stop.holding():
-            skipped = _advance(run, batches, saver, order)
+            with saver.saving_on_failure():
+                with _leaving_no_trace(run):
+                    values, skipped = take_step(run, batches)
+                _log(run, values, order)
             skipped_in_row = skipped_in_row + 1 if skipped else 0
             if skipped_in_row == settings.max_bad_steps:
                 raise TrainingError(
@@ -236,26 +239,22 @@ def _train_steps(
             _evaluate(run, evaluate, saver)
 
 
-def _advance(run: Run, batches: Iterator[Batch], saver: Saver, order: Order) -> list[str]:
-    """What was skipped in a step that has been taken, and logged unless it is the model's."""
+def _log(run: Run, values: dict[str, float] | None, order: Order) -> None:
+    """Log a step that was taken; None: the model's was skipped."""
     state, settings = run.state, run.settings
-    with saver.saving_on_failure():
-        values, skipped = _take_whole_step(run, batches)
-        if values is not None:
-            run.log.add(values)
-            if state.step == settings.steps or state.step % settings.log_every == 0:
-                run.log.write(
-                    state.step,
-                    order.place(max(state.position.number - 1, 0)).epoch,
-                    state.num_skipped_steps,
-                )
-    return skipped
+    if values is None:
+        return
+    run.log.add(values)
+    if state.step == settings.steps or state.step % settings.log_every == 0:
+        epoch = order.place(max(state.position.number - 1, 0)).epoch
+        run.log.write(state.step, epoch, state.num_skipped_steps)
 
 
-def _take_whole_step(
-    run: Run, batches: Iterator[Batch]
-) -> tuple[dict[str, float] | None, list[str]]:
-    """Take a step; one that fails before any weight has changed leaves no trace, to be saved."""
+@contextlib.contextmanager
+def _leaving_no_trace(run: Run) -> Iterator[None]:
+    """Undo a step that fails before any weight has changed, so that what was before it can
+    be saved.
+    """
     state = run.state
     go_back = remember(state, run.accelerator)
     buffers = copy_buffers(
@@ -266,7 +265,7 @@ def _take_whole_step(
         ]
     )
     try:
-        return take_step(run, batches)
+        yield
     except BaseException:
         if state.is_whole:
             go_back()

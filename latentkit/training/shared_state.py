@@ -46,17 +46,9 @@ class Run:
 
     def forward(self, values: Tensor) -> Reconstruction:
         """The model's forward, computed in the precision asked for and given in float32."""
-        with self._autocast():
+        with self.autocast():
             found: Reconstruction = self.state.module(values)
-        moments = found.moments
-        return Reconstruction(
-            output=found.output.float(),
-            latents=found.latents.float(),
-            moments=(
-                None if moments is None else Moments(moments.mean.float(), moments.logvar.float())
-            ),
-            extra_losses={name: value.float() for name, value in found.extra_losses.items()},
-        )
+        return in_float32(found)
 
     def decode_moments(self, moments: Moments) -> Reconstruction:
         """As `forward`, from a posterior that was computed before: only the decoder runs."""
@@ -79,7 +71,7 @@ class Run:
             raise TrainingError(
                 "this run decodes latents, but the model's module has no method decode"
             )
-        with self._autocast():
+        with self.autocast():
             decoded: Tensor = decode(latents)
         return decoded.float()
 
@@ -87,9 +79,21 @@ class Run:
         """The losses that count in the next step."""
         return [loss for loss in self.losses if loss.schedule.is_active(self.state.step)]
 
-    def _autocast(self) -> torch.autocast:
+    def autocast(self) -> torch.autocast:
+        """The context in which the model computes in the precision asked for."""
         dtype = AUTOCAST[self.settings.precision]
         return torch.autocast(self.accelerator.device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def in_float32(found: Reconstruction) -> Reconstruction:
+    """What a model's forward gave, in float32."""
+    moments = found.moments
+    return Reconstruction(
+        output=found.output.float(),
+        latents=found.latents.float(),
+        moments=None if moments is None else Moments(moments.mean.float(), moments.logvar.float()),
+        extra_losses={name: value.float() for name, value in found.extra_losses.items()},
+    )
 
 
 # ---------------------------------------------------------------- checkpoints

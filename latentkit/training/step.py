@@ -24,7 +24,7 @@ from latentkit.training.adaptive_weight import gradient_ratio
 from latentkit.training.batches import Batch
 from latentkit.training.checkpoint_contents import Discriminator
 from latentkit.training.settings import WeightedLoss, learning_rate
-from latentkit.training.shared_state import Run
+from latentkit.training.shared_state import Run, in_float32
 
 NUM_NAMED = 4
 """Weights that a message names."""
@@ -117,7 +117,9 @@ def model_pass(
     """
     inputs = to_device(prepared.inputs, run.accelerator)
     if prepared.moments is None:
-        found = run.forward(inputs)
+        with run.autocast():
+            found = run.state.module(inputs)
+        found = in_float32(found)
     else:
         mean, logvar = prepared.moments.to(
             run.accelerator.device, torch.float32, non_blocking=True

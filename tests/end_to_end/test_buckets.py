@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from latentkit.contracts import BuildContext, InputSpec, LatentLayout, Normalization
-from latentkit.encoding import unit_workers as pipeline
+from latentkit.encoding import filling_batches as pipeline
 from latentkit.encoding.encode_source import EncodeSummary, encode_source
 from latentkit.encoding.make_plan import EncodeInputs, EncodeSettings
 from latentkit.errors import LatentkitError

@@ -1,0 +1,113 @@
+"""Fourth stage: what the encoder gave to the writers of units, on a thread of its own."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from latentkit.contracts import Unit
+from latentkit.encoding.encode_job import EncodeJob
+from latentkit.encoding.encode_stage import EncodedBatch
+from latentkit.encoding.filling_batches import FillingBatches
+from latentkit.errors import SourceError
+from latentkit.preparing.sample_preparer import GONE, PreparedSample
+from latentkit.store.writer import NOT_FINITE, UnitWriter
+
+MAX_WRITES_WAITING = 8
+
+
+@dataclass
+class OpenUnit:
+    """A unit that is being encoded: its writer, its batches that are filling up, what is still to
+    be written of it, and its times.
+    """
+
+    unit: Unit
+    writer: UnitWriter
+    filling: FillingBatches
+    writes: list[Future[None]] = field(default_factory=list)
+    num_slots: int = 0
+    started: float = field(default_factory=time.monotonic)
+    waited_seconds: float = 0.0
+
+
+class WriteStage:
+    """Writes the rows of one job's units, in order; at most `MAX_WRITES_WAITING` batches wait. To
+    be used as a context, whose end drops units that were not committed.
+    """
+
+    def __init__(self, job: EncodeJob) -> None:
+        self._job = job
+        self._thread = ThreadPoolExecutor(1, "write")
+        self._open: dict[Unit, OpenUnit] = {}
+        self._waiting: deque[Future[None]] = deque()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(wait=True)
+        for unit in self._open.values():
+            unit.writer.close()
+
+    def open(self, unit: Unit) -> OpenUnit:
+        """Return the unit, opened with the first call."""
+        if unit not in self._open:
+            job = self._job
+            quantize = {"quantize": True} if job.dtype == "int8" else {}
+            writer = UnitWriter(unit, job.plan.settings.stream, **quantize)
+            filling = FillingBatches(job.settings.batch_size)
+            self._open[unit] = OpenUnit(unit, writer, filling)
+        return self._open[unit]
+
+    def forget(self, unit: Unit) -> None:
+        """Let go of a unit that was committed."""
+        del self._open[unit]
+
+    def skip(self, unit: OpenUnit, outcome: PreparedSample) -> None:
+        """Have the views recorded that can't be had.
+
+        Raises:
+            SourceError: on_bad_sample is "fail".
+        """
+        for label in outcome.skipped:
+            if self._job.on_bad_sample == "fail" and outcome.reason != GONE:
+                said = f"sample {self._job.key_of(label)!r}: {outcome.reason}"
+                raise SourceError(
+                    f"{said}; with on_bad_sample: skip it would be recorded and left out"
+                )
+            self._put(unit, unit.writer.skip, label, outcome.reason)
+
+    def add(self, unit: OpenUnit, batch: EncodedBatch) -> None:
+        """Have a batch written."""
+        unit.num_slots += self._job.settings.batch_size
+        self._put(unit, self._add, unit, batch)
+
+    def run(self, function: Callable[..., None], *args: Any) -> None:
+        """Call a function on the writing thread, when it comes to it."""
+        self._thread.submit(function, *args)
+
+    def _put(self, unit: OpenUnit, function: Callable[..., None], *args: Any) -> None:
+        write = self._thread.submit(function, *args)
+        unit.writes.append(write)
+        self._waiting.append(write)
+        while self._waiting and (
+            len(self._waiting) > MAX_WRITES_WAITING or self._waiting[0].done()
+        ):
+            self._waiting.popleft().result()
+
+    def _add(self, unit: OpenUnit, batch: EncodedBatch) -> None:
+        """Runs on the writing thread."""
+        batch.wait()
+        unit.waited_seconds += batch.idle_seconds()
+        writer, num_skipped = unit.writer, unit.writer.num_skipped
+        writer.add(batch.bucket, batch.labels, batch.tensors, batch.ragged_axis, batch.measured)
+        if self._job.on_bad_sample == "fail" and writer.num_skipped > num_skipped:
+            raise SourceError(
+                f"{NOT_FINITE}; with on_bad_sample: skip those samples would be recorded and"
+                " left out"
+            )
