@@ -43,7 +43,7 @@ def encode(
         device, devices: see `RunOptions`.
 
     Raises:
-        LatentkitError: whatever the user can mend; the message says how.
+        LatentkitError: whatever the user can fix; the message says how.
     """
     from latentkit.recipe.schema import EncodeRecipe, parse_recipe
     from latentkit.tasks.encode_task import RunOptions, run_encode, say
@@ -88,7 +88,7 @@ def run(
         be done.
 
     Raises:
-        LatentkitError: whatever the user can mend; the message says how.
+        LatentkitError: whatever the user can fix; the message says how.
     """
     from latentkit.recipe.schema import load_recipe, parse_recipe
     from latentkit.tasks.encode_task import EncodeRun, RunOptions
@@ -155,7 +155,7 @@ def open_dataset(
 
     Args:
         path: folder that `encode` wrote, or its URL.
-        posterior: "sample" draws from the posterior, anew each epoch; "mean"; "moments" gives them
+        posterior: "sample" draws from the posterior, again each epoch; "mean"; "moments" gives them
             as stored, raw, under the name "moments". None: "sample" where there are moments, else
             "mean", which is the latent as stored.
         views: "all" gives a row per sample and view, a list only those views, "random" a row per

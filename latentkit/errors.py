@@ -1,14 +1,15 @@
 """Every exception of latentkit, on one page.
 
-A `LatentkitError` is something the user can mend: the command line prints its one message and exits
+A `LatentkitError` is something the user can fix: the command line prints its one message and exits
 with 2. The message says what failed, where, what was expected and what was found, and what to do.
-Anything else that escapes is a bug of ours and keeps its traceback (exit 1)."""
+Anything else that escapes is a bug of ours and keeps its traceback (exit 1).
+"""
 
 from __future__ import annotations
 
 
 class LatentkitError(Exception):
-    """Base of every error a user can mend."""
+    """Base of every error a user can fix."""
 
 
 class RecipeError(LatentkitError):
@@ -56,7 +57,8 @@ class SampleError(LatentkitError):
     Raised by a modality or a source; the reason becomes a row of the ledger.
 
     The text is stored, so it holds no memory addresses, no times and no absolute paths: the same
-    bad sample must give the same reason in every run."""
+    bad sample must give the same reason in every run.
+    """
 
 
 class InterruptedRunError(BaseException):

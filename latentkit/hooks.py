@@ -37,7 +37,8 @@ PROJECT = "latentkit"
 
 CONTRACT = 3
 """Version of the contract between latentkit and plugins: raised by each addition, never by a
-change; docs/contract.md lists them."""
+change; docs/contract.md lists them.
+"""
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)

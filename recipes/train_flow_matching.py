@@ -4,7 +4,8 @@
 
 All it knows of latentkit is `latentkit.open`: no source media, no autoencoder. Rectified flow (Liu
 et al., "Flow Straight and Fast", 2022): the network sees x_t = (1 - t) * noise + t * latent and
-predicts latent - noise."""
+predicts latent - noise.
+"""
 
 from __future__ import annotations
 

@@ -67,7 +67,8 @@ class FakeHub:
     """The server; use it as a context manager.
 
     `downloads` holds the files sent so far, as "owner/name/path", and `requests` all lines of
-    requests."""
+    requests.
+    """
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}

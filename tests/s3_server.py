@@ -7,7 +7,8 @@ the other; and a request whose sender was killed before its body was whole has n
 
 `/requests?delay=SECONDS` lets each request take so long from now on, as those to a store far away
 do, and answers how many were under way at one time since it was asked last. `/log` answers all
-requests since then, a line each."""
+requests since then, a line each.
+"""
 
 from __future__ import annotations
 

@@ -26,7 +26,8 @@ MOST_REMARKS = 6
 MOST_COLUMNS = 4
 SLOW_SECONDS, SLOW_WAITED, SLOW_FULL = 60.0, 0.3, 0.7
 """From how many seconds on a run is told what slowed it: an encoder that waited this share of the
-time, and batches less full than this."""
+time, and batches less full than this.
+"""
 KNOWN_BY_CONFIG = ("diffusers", "tiny-kl", "tiny-kl-16")
 """Encoders whose model folders `latentkit encode` tells apart by their config.json."""
 

@@ -118,7 +118,7 @@ class LatentLayout:
         axes: one letter per axis of one latent, without the batch: "CHW", "CTHW", "CL", "LC".
         channels: C of the latent.
         downscale: input size over latent size, one number for all axes but C, or one per axis but
-            C, in their order; a latent axis has the quotient rounded up, so that 4 fits films of 4
+            C, in their order; a latent axis has the quotient rounded up, so that 4 fits videos of 4
             k + 1 frames.
         ragged_axis: letter of the axis whose length differs from row to row; None when there is
             none.

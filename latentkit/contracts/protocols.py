@@ -3,7 +3,8 @@
 Loads no torch.
 
 Shape letters used throughout: N batch, C channels, T frames, H rows, W columns, L audio samples;
-lower case (h, w) in latent space."""
+lower case (h, w) in latent space.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ class Prepared:
         bucket: the shape it was prepared to, such as "256x256"; a batch holds one bucket.
         tensor: one row without the batch axis, in the encoder's `InputSpec` (images: (C, H, W)
             float32 in its range); or a dict of such tensors with "mask", 1 where a value counts,
-            which covers the first axes after the channels: (L,) of a sound (C, L), (T,) of a film
+            which covers the first axes after the channels: (L,) of a sound (C, L), (T,) of a video
             (C, T, H, W).
         geometry: how the view was cut from the media (original size, resize, crop box); JSON-like
             scalars or lists.
@@ -64,7 +65,8 @@ class Source(Protocol):
     """Samples in a fixed order, by position. Picklable, and safe to read from several threads.
 
     An optional method `remarks() -> Iterable[Remark]` says what it found and does not use; a stream
-    may have one too."""
+    may have one too.
+    """
 
     def __len__(self) -> int: ...
 
@@ -105,7 +107,8 @@ class Modality(Protocol):
 
     metrics: Sequence[str]
     """Names of the metrics that need to know it and make sense for it, such as "psnr"; a metric of
-    another plugin names its modalities itself, see `MetricSpec.modalities`."""
+    another plugin names its modalities itself, see `MetricSpec.modalities`.
+    """
 
     def prepare(self, sample: Sample) -> Iterator[Prepared]:
         """Every view of the sample from one decode, on the CPU.
@@ -147,7 +150,8 @@ class Encoder(Protocol):
         (deterministic) or "indices" (quantized).
 
         An encoder that knows better than `layout.downscale` which positions count may add "mask",
-        bool or 1 and 0."""
+        bool or 1 and 0.
+        """
         ...
 
     def fingerprint(self) -> dict[str, str]:
@@ -155,7 +159,8 @@ class Encoder(Protocol):
         `encode` uses, compute dtype, tiling.
 
         A key that starts with "decoder" or "hub_commit" is recorded, but not part of the
-        fingerprint."""
+        fingerprint.
+        """
         ...
 
 
@@ -198,7 +203,8 @@ class Trainable(Protocol):
     module: nn.Module
     """Its forward takes a batch in the input's range and gives a `Reconstruction`. To be evaluated
     while it trains, and for losses that call `LossBatch.decode`, it also has a method `decode`: raw
-    latents (N, C, h, w) to a batch in the input's range, with a gradient."""
+    latents (N, C, h, w) to a batch in the input's range, with a gradient.
+    """
 
     def last_layer(self) -> nn.Parameter:
         """The weight of the decoder's last layer, where adaptive loss weights are measured."""
@@ -283,7 +289,8 @@ class Unit:
 @dataclass(frozen=True)
 class UnitResult:
     """What became of one unit: rows stored and skipped, seconds it took, seconds of those in which
-    the encoder waited, and the rows that its batches had room for (0: not counted)."""
+    the encoder waited, and the rows that its batches had room for (0: not counted).
+    """
 
     unit: Unit
     num_ok: int
@@ -306,8 +313,9 @@ class Executor(Protocol):
         """Give every unit to a worker made by `make_worker(device)` (picklable), and yield results
         as they come.
 
-        A worker leaves out units that another process committed or is at work on, so handing one
-        unit to two workers is waste, not damage."""
+        A worker leaves out units that another process committed or is working on, so handing one
+        unit to two workers is waste, not damage.
+        """
         ...
 
 

@@ -199,7 +199,8 @@ class DiffusersEncoder:
         tiling.
 
         Recorded only: "decoder", and of a model of the hub "hub_commit", which is
-        owner/name@commit."""
+        owner/name@commit.
+        """
         text = json.dumps(
             computing_config(self._complete_config, self._traits, self._tiling), sort_keys=True
         )
@@ -305,7 +306,7 @@ class DiffusersEncoder:
             if size != channels and not per_frame:
                 raise EncoderError(
                     f"{self._config_place}: by it {name} has {size} values for latents of"
-                    f" {channels} channels, so that they can't be normalized; mend the config"
+                    f" {channels} channels, so that they can't be normalized; fix the config"
                 )
 
     def _check(self, batch: Tensor) -> None:

@@ -74,7 +74,8 @@ def _normalization(
 
 def _per_frame(values: Sequence[float], layout: LatentLayout) -> list[Any]:
     """Values per channel; or (C, frames, 1, 1) where a config has them per channel and latent
-    frame, as `CosmosVideoToWorldPipeline` reads them, of which pictures have the first."""
+    frame, as `CosmosVideoToWorldPipeline` reads them, of which pictures have the first.
+    """
     frames = max(1, len(values) // layout.channels)
     rows = [
         [float(value) for value in values[start : start + frames]]
@@ -93,7 +94,8 @@ def put_statistics(model: Any, traits: ModelTraits, mean: Tensor, std: Tensor) -
     `scaling_factor`, so one pair over all channels is what every one of them, the oldest included,
     gets right: the per-channel fields stay empty. A class without any place for them is left alone.
     Either way a training run writes what it measured of each channel to `latent_statistics.json` in
-    the model's folder (`latentkit.training.result`)."""
+    the model's folder (`latentkit.training.result`).
+    """
     mean, std = mean.double(), std.double()
     center = float(mean.mean())
     spread = float((std.square() + (mean - center).square()).mean().sqrt())

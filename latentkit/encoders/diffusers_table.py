@@ -3,7 +3,8 @@ its config: one row per class.
 
 `docs/autoencoders.md` is this table in words. A class without a row is tried as `UNLISTED` says,
 and driven when its `encode` takes one tensor and gives a `latent_dist`, `latent`, `latents` or a
-tuple."""
+tuple.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +47,7 @@ class ModelTraits:
         decode_options: further arguments of `decode`.
         decodes_frames_first: `decode` gives (N, T, C, H, W).
         one_by_one: a batch can't be encoded, or its rows would change each other.
-        recover: method that mends the model after `encode` failed.
+        recover: method that repairs the model after `encode` failed.
         statistics: where its pipelines take shift and scale of a latent from; "scale" is the
             config's scaling_factor alone, "inside" means that `encode` has applied them already.
         fold: factors of the latent's axes that are moved into channels before; 0 stands for the

@@ -70,7 +70,8 @@ ARCHITECTURES = (
     ("flux.1", "flux1"),
 )
 """Starts of `modelspec.architecture` in a safetensors file, as the ModelSpec of Stability AI has
-it."""
+it.
+"""
 
 
 def list_published() -> list[str]:

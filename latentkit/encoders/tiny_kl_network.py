@@ -6,7 +6,8 @@ residual network whose output starts at zero. The linear maps start as functions
 cosine transform: luma, its two slowest waves, one color difference, and so on. So training starts
 near the quality of principal components and spends its time on what linear algebra can't do.
 Normalization is over the channels of one place only, so a picture's latents don't depend on what
-lies far away in it."""
+lies far away in it.
+"""
 
 from __future__ import annotations
 
@@ -45,18 +46,21 @@ START = (
 )
 """What each latent channel starts as: color, waves down and across an 8 x 8 patch, and about the
 standard deviation of photographs' coefficients, by which it is divided, so that latents start near
-unit variance. In falling order of that."""
+unit variance. In falling order of that.
+"""
 BRANCH_GAIN = 0.2
 """Factor of what the residual networks add to the linear maps.
 
 Adam's first steps move every weight by the learning rate, however small its gradient is, and behind
 a layer that starts at zero that is a jump; the factor makes it a small one, so that a higher rate
-is stable."""
+is stable.
+"""
 START_LOGVAR, LOGVAR_GAIN = -12.0, 0.05
 """Of an untrained network, and factor of what is added to it.
 
 A logvar that jumps up for a rare picture drowns its latents in noise, and the loss explodes; so it
-starts low and moves slowly."""
+starts low and moves slowly.
+"""
 
 
 class Residual(nn.Module):

@@ -4,7 +4,8 @@ No code of a pickle is run.
 
 A pickle may name any function and have it called. Here a name is only ever looked up in
 `REBUILDING`; every other name becomes a class that does nothing, so that the tensors beside a
-trainer's own objects can be read."""
+trainer's own objects can be read.
+"""
 
 from __future__ import annotations
 

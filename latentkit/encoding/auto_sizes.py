@@ -23,7 +23,8 @@ CANDIDATES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 BUDGET_SECONDS = 20.0
 WORSE = 1.1
 """A batch whose samples cost this much more than the best so far ends the search: on a CPU larger
-is often slower."""
+is often slower.
+"""
 
 UNIT_BYTES = 256 << 20
 UNIT_SECONDS = 60.0

@@ -104,12 +104,12 @@ class BatchEncoder:
         with self._running(chosen, bucket):
             again = encode_batch(self._float32, chosen)
         places = torch.nonzero(~finite).flatten()
-        mended = {
+        repaired = {
             name: tensor.float().index_copy(0, places, again[name].float())
             for name, tensor in latents.items()
             if name != MASK
         }
-        return latents | mended
+        return latents | repaired
 
     @contextmanager
     def _running(self, batch: Any, bucket: str) -> Iterator[None]:

@@ -119,7 +119,7 @@ def _fitting(mask: Tensor, values: Tensor, layout: LatentLayout) -> Tensor:
     if tuple(mask.shape) != expected:
         raise EncoderError(
             f"the mask at the latents' size has shape {tuple(mask.shape)} for latents of"
-            f" {tuple(values.shape)}, axes {layout.axes}; expected {expected}: mend"
+            f" {tuple(values.shape)}, axes {layout.axes}; expected {expected}: fix"
             " layout.downscale, or let encode return its own 'mask'"
         )
     return mask.bool()

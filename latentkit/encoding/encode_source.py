@@ -317,7 +317,7 @@ def _places(folder: Folder, plan: Plan, inputs: EncodeInputs) -> npt.NDArray[np.
     stamps = now["stamp"].take(pa.array(np.maximum(places, 0)))
     has_changed = left & (places >= 0) & pc.not_equal(stamps, planned["stamp"]).to_numpy()
     num_gone, num_changed = int(is_gone.sum()), int(has_changed.sum())
-    # A few mended pictures are what the user meant; mostly others are another source under the same
+    # A few repaired images are what the user meant; mostly others are another source of the same
     # names.
     if num_gone or 2 * num_changed > int(left.sum()):
         example = planned["key"][
@@ -351,7 +351,7 @@ def _run_units(job: EncodeJob, executor: Executor, settings: EncodeSettings) -> 
             holders = claims.holders()
             if holders and not said_waiting:
                 print(
-                    f"waiting for {', '.join(holders)}, at work on the last units", file=sys.stderr
+                    f"waiting for {', '.join(holders)}, working on the last units", file=sys.stderr
                 )
                 said_waiting = True
             time.sleep(POLL_SECONDS)

@@ -8,7 +8,8 @@ from latentkit.preparing.sample_preparer import Row
 
 FILLING_BYTES = 1 << 30
 """Most bytes of a unit's partly filled batches. One full batch, and as much again in other buckets,
-is always allowed."""
+is always allowed.
+"""
 
 
 class FillingBatches:

@@ -29,7 +29,8 @@ OpenModality = Callable[[Any], Modality]
 
 BEYOND_RANGE = 0.5
 """How far a picture's values may leave the range, over its width: resampling overshoots a little,
-and 0 to 255 is a mistake."""
+and 0 to 255 is a mistake.
+"""
 
 
 class LatentEncoder:

@@ -57,7 +57,8 @@ COMPILE_FROM_SECONDS = 600.0
 
 DRAWING_PARTS = frozenset({"seed", "modality.seed"})
 """Parts that are there when latents hang on draws, which hang on the sample's key: under another
-key they are other latents."""
+key they are other latents.
+"""
 
 LIBRARIES = ("torch", "diffusers", "pillow")
 

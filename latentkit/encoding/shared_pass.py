@@ -2,8 +2,9 @@
 that lack its latents.
 
 Every encoder has a latent dataset, plan and fingerprint of its own. The pass commits units of them,
-and what it leaves (because one was finished before, or another process is at work on it)
-`encode_source` does for each as if there were no other."""
+and what it leaves (because one was finished before, or another process is working on it)
+`encode_source` does for each as if there were no other.
+"""
 
 from __future__ import annotations
 
@@ -197,7 +198,7 @@ def _are_alike(one: EncodeJob, other: EncodeJob) -> bool:
 
 
 def _lacked_by_several(jobs: Sequence[EncodeJob]) -> list[Unit]:
-    """The first job's units of those numbers that nobody is at work on and several jobs lack."""
+    """The first job's units of those numbers that nobody is working on and several jobs lack."""
     num_lacking: Counter[int] = Counter()
     for job in jobs:
         done = committed(job.folder)
@@ -259,7 +260,8 @@ def _sizeless(
     nothing of the rules, save answers on single sizes that are the same for all, while it is built,
     prepares the same whichever of the specs it has. So this one is used for the pass: it can't go
     wrong unseen. The first samples show whether it asks for more while it prepares; where none is
-    usable, nothing is known."""
+    usable, nothing is known.
+    """
     axes = {
         axis: [spec.sizes.get(axis, SizeRule()) for spec in specs]
         for spec in specs

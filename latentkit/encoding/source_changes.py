@@ -80,7 +80,8 @@ def compare_samples(
     source's entries.
 
     Media are read where a stamp changed, and with `find_renamed` those of added samples when others
-    are gone: a renamed one is found by its content."""
+    are gone: a renamed one is found by its content.
+    """
     old = first_rows(index)
     place: Rows = (
         pc.fill_null(pc.index_in(entries["key"], value_set=old["key"].combine_chunks()), -1)

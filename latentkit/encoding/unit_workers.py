@@ -12,7 +12,8 @@
 
 The head of the next unit is prepared while the tail of the last one is encoded and written. The
 order of rows and the batches depend on the plan alone. A worker with several jobs claims and
-prepares for all of them, and has the other stages once for each."""
+prepares for all of them, and has the other stages once for each.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ def make_shared_worker(jobs: Sequence[EncodeJob], device: str) -> Worker:
     encodes it for every job that lacks its unit.
 
     Its units are the first job's; the jobs' plans have the same samples in the same units. It gives
-    a `JobResult` per unit and job."""
+    a `JobResult` per unit and job.
+    """
     return functools.partial(_work, tuple(jobs), device)
 
 

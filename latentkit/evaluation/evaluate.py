@@ -2,7 +2,8 @@
 latent dataset.
 
 Pure: weights, train or eval mode and torch's random numbers are left as they were, and each
-sample's draws depend on the seed and its place alone, whatever the batch size."""
+sample's draws depend on the seed and its place alone, whatever the batch size.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +57,7 @@ class NamedMetric:
 
     Args:
         name: what its figures are called; unique in the evaluation.
-        metric: starts anew with each evaluation.
+        metric: starts again with each evaluation.
         needs, better: see `MetricSpec`.
         use: its name in recipes, by which a modality knows it.
     """

@@ -7,7 +7,8 @@ all through its own pipes.
 
 A worker that is killed costs only its units in flight: nobody waits for it, and the next look at
 the folder finds them free. One whose parent is killed finds its pipe closed, commits what it is
-encoding, and ends."""
+encoding, and ends.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@ decoder's output is their chance of being 1.
 
 D. P. Kingma and M. Welling 2014, "Auto-Encoding Variational Bayes", appendix C.1. The lowest value
 of the input's range stands for 0, the highest for 1. With it a weight of 1 for `kl` gives the ELBO,
-of which metric `iwae` with likelihood bernoulli is the tighter estimate."""
+of which metric `iwae` with likelihood bernoulli is the tighter estimate.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@ turned.
 
 Kouzelis et al. 2025, "EQ-VAE: Equivariance Regularized Latent Space for Improved Generative Image
 Modeling". They change the latents of a batch in place of the plain reconstruction; here it is a
-term beside it, with a weight of its own."""
+term beside it, with a weight of its own.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 Yao et al. 2025, "Reconstruction vs. Generation: Taming Optimization Dilemma in Latent Diffusion
 Models" (VA-VAE), section 3.2: the sum of the marginal distance matrix similarity loss and the
-marginal cosine similarity loss. Their adaptive weight is the training loop's."""
+marginal cosine similarity loss. Their adaptive weight is the training loop's.
+"""
 
 from __future__ import annotations
 

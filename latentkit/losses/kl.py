@@ -3,7 +3,8 @@
 The unit makes weights comparable: with reconstruction losses that are means over a sample's values,
 the weight of `kl` is the beta of the summed objective (Higgins et al. 2017, "beta-VAE", eq. 4), and
 1e-6 means what it means in Rombach et al. 2022, "High-Resolution Image Synthesis with Latent
-Diffusion Models", whose code sums both terms."""
+Diffusion Models", whose code sums both terms.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +94,8 @@ def anneal_factor(anneal: AnnealConfig, step: int) -> float:
 
     A line (Bowman et al. 2016), or lines that start again: Fu et al. 2019, "Cyclical Annealing
     Schedule", eq. 6 and 7. A cycle that would begin between two steps begins, at 0, with the
-    second; eq. 7 rounds the lengths of all cycles up instead, and so may have fewer."""
+    second; eq. 7 rounds the lengths of all cycles up instead, and so may have fewer.
+    """
     if step >= anneal.steps:
         return 1.0
     if anneal.kind == "linear":

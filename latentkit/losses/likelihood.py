@@ -8,7 +8,8 @@ nats below 0.
 The scale of the errors is fixed, learned as one parameter (Rombach et al. 2022, whose code starts
 it at 1), or each batch's own best one (Rybkin et al. 2021, "Simple and Effective VAE Training with
 Calibrated Decoders": the variance is the mean squared error). A batch is what one process passes
-forward at once. Computed and learned scales stay above e^-6, as in that paper's code."""
+forward at once. Computed and learned scales stay above e^-6, as in that paper's code.
+"""
 
 from __future__ import annotations
 
@@ -85,7 +86,8 @@ class OptimalScale:
     """Negative log likelihood with the scale at which the batch's own is smallest.
 
     The scale is taken as a constant: there the derivative for it is zero, so that the gradient of
-    the batch's mean is the same."""
+    the batch's mean is the same.
+    """
 
     family: Family
 

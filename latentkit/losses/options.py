@@ -10,7 +10,8 @@ from latentkit.contracts import Config
 
 LOWEST_LOG_SCALE = -6.0
 """Natural log of the smallest scale that is learned or computed: e^-6 = 0.0025, the deviation that
-rounding to 8 bits adds in [-1, 1]."""
+rounding to 8 bits adds in [-1, 1].
+"""
 
 # ---------------------------------------------------------------- reconstruction
 

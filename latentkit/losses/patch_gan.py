@@ -2,7 +2,8 @@
 
 Isola et al. 2017, "Image-to-Image Translation with Conditional Adversarial Networks", section
 3.2.2, in the size of Rombach et al. 2022. The adaptive weight, the start step and the
-discriminator's optimizer are the training loop's."""
+discriminator's optimizer are the training loop's.
+"""
 
 from __future__ import annotations
 
@@ -156,7 +157,8 @@ class LogitAverages(nn.Module):
         evenly, so that nothing starts at 0.
 
         A pass in which one of them isn't finite, in any process, changes nothing: the averages
-        would never be finite again."""
+        would never be finite again.
+        """
         means = _over_processes(torch.stack([real.mean(), generated.mean()]))
         counts = (
             means.isfinite().all()

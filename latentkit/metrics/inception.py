@@ -2,7 +2,8 @@
 
 C. Szegedy et al., "Rethinking the Inception Architecture for Computer Vision" (2016). Weights made
 from TensorFlow's FID graph of 2015 (recognized by their 1,008 classes) pool as that graph does:
-averages leave padding out, and the last block takes a maximum."""
+averages leave padding out, and the last block takes a maximum.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 estimate of the likelihood.
 
 Likelihoods are densities of continuous values in the model's range (or probabilities of bits), so
-that nats depend on that range; sums are float64."""
+that nats depend on that range; sums are float64.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Metric `latent-spectrum`: how the power of latents is spread over spatial frequencies.
 
 White noise of variance v has power v at every frequency; latents in which high frequencies carry as
-much as low ones are hard to diffuse."""
+much as low ones are hard to diffuse.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 Z. Wang, A. C. Bovik, H. R. Sheikh and E. P. Simoncelli, "Image Quality Assessment: From Error
 Visibility to Structural Similarity" (2004), eq. 13, with an 11 x 11 Gaussian window of sigma 1.5;
-the mean is over the windows that lie wholly inside the picture."""
+the mean is over the windows that lie wholly inside the picture.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 The filter is a matrix with few numbers beside its diagonal. It is cut into blocks of a few rows of
 the result, each of which is a small dense product: what processors do fastest. Sums are float32,
-and only the result is rounded to levels, so it is nearer to the ideal than Pillow's, too."""
+and only the result is rounded to levels, so it is nearer to the ideal than Pillow's, too.
+"""
 
 from __future__ import annotations
 

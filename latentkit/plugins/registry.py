@@ -2,7 +2,8 @@
 
 A plugin is an entry point in the group `latentkit` that names a module (see `latentkit.hooks`).
 Whatever one of them gets wrong becomes a recorded `Problem`; the others, and its own good hooks, go
-on working. Core's own part, `latentkit.builtin`, is loaded the same way."""
+on working. Core's own part, `latentkit.builtin`, is loaded the same way.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@ order and within bounds.
 
 A thread of its own claims units, reads shards and hands small groups of samples to a pool of
 threads (or processes, where a modality asks for them). What is ahead is limited in samples and in
-bytes, but a batch always fits."""
+bytes, but a batch always fits.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ AHEAD_BYTES = 1 << 30
 
 GROUP_SAMPLES = 8
 """Samples that a thread prepares at one go, at most: handing over costs about as much as hashing a
-picture."""
+picture.
+"""
 
 
 def gather(rows: Sequence[Row], pool: BufferPool) -> Any:
@@ -71,7 +73,7 @@ class LookAhead(Generic[T]):
         preparer: what runs in the pool.
         units: each a token, such as the unit, that its outcomes come with, and its samples; called
             from a thread of its own.
-        batch_size: rows per batch, which begin anew with each unit.
+        batch_size: rows per batch, which begin again with each unit.
         pool: of the batches' memory.
     """
 

@@ -22,11 +22,13 @@ from latentkit.store.writer import RowLabel
 
 GONE = "gone from the source"
 """Why a sample of an incremental plan can be missing without any fault; the next comparison drops
-it."""
+it.
+"""
 
 HELD_BYTES = 64 << 20
 """Media files up to this size are read whole; larger ones, and those that samples are spans of,
-stay paths, for the modality to stream."""
+stay paths, for the modality to stream.
+"""
 
 
 # ---------------------------------------------------------------- one sample

@@ -259,7 +259,8 @@ class LatentDataset(BatchedRows):
     ) -> tuple[Rows, npt.NDArray[np.bool_]] | None:
         """The partner's row with the key and view of each row of the index here, and for which
         positions there is one whichever view is drawn; None where the views have nothing to do with
-        each other. `shared_of` a key stands for it."""
+        each other. `shared_of` a key stands for it.
+        """
         twins = self._index.twins(partner._index, shared_of)
         return None if twins is None else (twins, self._index.lowest(twins) >= 0)
 

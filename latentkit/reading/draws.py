@@ -28,7 +28,7 @@ class Draw:
     """What views and noise of some rows are drawn from, together with their dataset's seed.
 
     Attributes:
-        epoch: the same epoch gives the same draw; None draws from torch's generator, anew each
+        epoch: the same epoch gives the same draw; None draws from torch's generator, again each
             time, as a transform of any other torch dataset would.
         number: of the batch in its epoch.
         by_row: each row has noise of its own, whatever else is in the batch.
@@ -46,7 +46,8 @@ class Draw:
 
     def fractions(self, seed: int, count: int) -> npt.NDArray[np.float64]:
         """Uniform numbers in [0, 1) that choose views: in an epoch those of all `count` rows of the
-        dataset, by chance those of `count` rows."""
+        dataset, by chance those of `count` rows.
+        """
         if self.epoch is not None:
             return np.random.default_rng([seed, self.epoch, 1, self.partner]).random(count)
         # Ranks may have seeded torch alike, but `number` differs: by the first of their rows.
@@ -66,7 +67,7 @@ class Draw:
 def _chance() -> int:
     """A number from torch's generator, which is asked only where something is drawn.
 
-    A worker's generator is seeded by its DataLoader from that of the main process: anew for each
+    A worker's generator is seeded by its DataLoader from that of the main process: again for each
     epoch, and differently for each worker.
     """
     return int(torch.empty((), dtype=torch.int64, device="cpu").random_().item())

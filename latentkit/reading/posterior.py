@@ -3,7 +3,8 @@
 Whole batches; draws block by block, in the CPU's cache.
 
 Everything runs in the calling thread: the reader has threads of its own, and torch's would stand in
-their way."""
+their way.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +65,8 @@ class Noise:
 
     G. E. P. Box and M. E. Muller, "A Note on the Generation of Random Normal Deviates" (1958), on
     32 bits each of numpy's PCG64, whose stream numpy guarantees. In float32 and over whole blocks,
-    it takes 0.7 of the time of torch's own generator."""
+    it takes 0.7 of the time of torch's own generator.
+    """
 
     def __init__(self, *seed: int) -> None:
         self._bits = np.random.PCG64(seed)

@@ -4,7 +4,8 @@ its cost.
 Rows at random places of a file that isn't in memory are read one by one, each read waiting for the
 one before. Told of many at once, a disk serves them side by side. Where everything is in memory
 already the telling is a waste, so it happens only while reading causes disk traffic, which the
-kernel counts per thread."""
+kernel counts per thread.
+"""
 
 from __future__ import annotations
 

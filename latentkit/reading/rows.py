@@ -39,7 +39,8 @@ TEXT = pa.large_string()
 
 MOST_LISTED = 1 << 20
 """Rows whose keys and columns are kept as Python's own objects, some 100 bytes each; above, they
-stay in Arrow's memory."""
+stay in Arrow's memory.
+"""
 
 LISTED_AT_ONCE = 1 << 16
 PER_ROW = (

@@ -2,7 +2,8 @@
 into memory that is used again.
 
 Why it is done this way (fresh output memory and per-row objects cost more than the gather) is
-measured in tests/benchmarks/read.py."""
+measured in tests/benchmarks/read.py.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ class Mapped(NamedTuple):
     values lie in which file.
 
     Of ragged rows, `values` are their positions, and `offsets` say which are whose; `mask` is there
-    where rows have one."""
+    where rows have one.
+    """
 
     values: Array
     scales: Array | None

@@ -3,7 +3,8 @@ relative to.
 
 A path in a recipe starts from the recipe's folder, a typed one from the working directory.
 `output.path` is always a path. Under `with:`, the keys of `PATH_KEYS` hold one when
-`find_local_path` says so; any other key is the plugin's own affair."""
+`find_local_path` says so; any other key is the plugin's own affair.
+"""
 
 from __future__ import annotations
 

@@ -190,7 +190,7 @@ class Evaluate(Part):
     modality: Use | None = Field(
         None,
         description=(
-            "how media becomes a tensor; null: as in training, without its draws anew each epoch"
+            "how media becomes a tensor; null: as in training, without its draws again each epoch"
         ),
     )
     metrics: list[MetricUse] = Field(min_length=1, description="what is measured")

@@ -1,7 +1,8 @@
 """One YAML file to a validated, frozen `Recipe`, and back.
 
 Every error names the file, the key, what was expected and what was found. What stands under `with:`
-is a plugin's: its own config class checks it, in `latentkit.tasks.check_recipe`."""
+is a plugin's: its own config class checks it, in `latentkit.tasks.check_recipe`.
+"""
 
 from __future__ import annotations
 
@@ -382,7 +383,8 @@ def resolve(recipe: Recipe) -> dict[str, Any]:
     given.
 
     `output.path` is "." (a URL stays) and local paths under `with` are absolute; all else is as
-    given."""
+    given.
+    """
     given = recipe.model_dump(by_alias=True)
     absent = {
         key

@@ -80,7 +80,8 @@ def as_tensor(array: Array) -> torch.Tensor:
 
     What a pool has pinned becomes a view of torch's own storage: torch gives pinned memory away
     again once its storage is gone and the copies from it are done, and it takes note of a copy by
-    the storage."""
+    the storage.
+    """
     tensor = torch.from_numpy(array)
     owner = getattr(
         array.base, "base", None

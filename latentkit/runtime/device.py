@@ -15,7 +15,8 @@ triton | no | no | runs as written, said in one line | | random numbers of its o
 | yes | yes | |
 
 "asked" means tried on the device itself, once. A device of another kind, of a backend that torch
-doesn't ship, is asked for all of it."""
+doesn't ship, is asked for all of it.
+"""
 
 from __future__ import annotations
 

@@ -23,7 +23,8 @@ HUB_ERRORS: tuple[type[Exception], ...] = (
     getattr(errors, "RevisionResolutionError", OSError),
 )
 """What the hub's library may raise about a place: that it isn't there, can't be reached, or what
-answers is no hub."""
+answers is no hub.
+"""
 
 UNREADABLE = (
     ValueError,

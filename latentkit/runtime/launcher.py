@@ -18,7 +18,8 @@ REFUSED = {
     "ACCELERATE_IN_TPU_POD": "TPUs (--tpu)",
 }
 """Variables of `accelerate launch` that ask for what latentkit doesn't do, with what that is
-called."""
+called.
+"""
 
 Precision = Literal["float32", "bf16", "fp16"]
 

@@ -2,7 +2,8 @@
 
 A mask covers the first axes after the channels, (L,) of a row (C, L), (T,) of (C, T, H, W), (D, H,
 W) of (C, D, H, W); of a layout with a ragged axis, (L,) is that axis. Batches have one axis more,
-N."""
+N.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +43,8 @@ def pool_mask(mask: Tensor, factors: Sequence[int | float], causal: Sequence[boo
     Args:
         mask: (N, ...) bool.
         factors: positions of the input to one of the latents, for each axis but N.
-        causal: for each of these axes, whether its first position is a latent's own, as in films of
-            4 k + 1 frames at a factor of 4; empty for none.
+        causal: for each of these axes, whether its first position is a latent's own, as in videos
+            of 4 k + 1 frames at a factor of 4; empty for none.
 
     Raises:
         EncoderError: a factor isn't a whole number, so that only the encoder knows.

@@ -18,7 +18,8 @@ MAX_GRAPHS = 4096
 @contextmanager
 def frozen_garbage() -> Iterator[None]:
     """Keep what exists now out of Python's garbage collections: walking the objects of torch and
-    diffusers again and again costs several percent of decoding."""
+    diffusers again and again costs several percent of decoding.
+    """
     gc.freeze()
     try:
         yield

@@ -52,7 +52,8 @@ def find_local_path(text: str, base: Path) -> Path | None:
     """The absolute path that `text` names, or None where it is something else, such as a hub id.
 
     It is a path when it exists below `base`, is absolute, starts with `.` or `~`, or is a pattern
-    of files, which no hub id is."""
+    of files, which no hub id is.
+    """
     if not text or is_url(text):
         return None
     path = os.path.abspath(base / os.path.expanduser(text))

@@ -71,7 +71,8 @@ class WaitClock:
     computed.
 
     Without events nothing is measured: there calls return when all is computed, and the caller's
-    clock is right."""
+    clock is right.
+    """
 
     def __init__(self, device: str) -> None:
         self.has_events = has_streams(device)

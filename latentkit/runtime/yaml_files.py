@@ -3,7 +3,8 @@ says.
 
 PyYAML reads YAML 1.1, where `no` is false, `1e-6` is text and `1:30` is ninety. Here scalars follow
 the core schema of YAML 1.2.2 (section 10.3.2), and repeated keys, anchors, aliases, merge keys,
-tags and further documents are errors."""
+tags and further documents are errors.
+"""
 
 from __future__ import annotations
 

@@ -39,7 +39,8 @@ CAPTION_COLUMNS = (
 @dataclass(frozen=True, slots=True)
 class Beside:
     """The files with a caption beside one of media: one with its text, one with a JSON object;
-    empty where there is none."""
+    empty where there is none.
+    """
 
     text: str = ""
     record: str = ""
@@ -118,7 +119,8 @@ def read_beside(files: Files, beside: Beside) -> tuple[dict[str, Any], list[tupl
 
 def name_caption(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row's plain values, with its caption as "text": the first of `CAPTION_COLUMNS` that holds
-    one; an empty one is none."""
+    one; an empty one is none.
+    """
     by_name: dict[str, str] = {}
     for column in row:
         by_name.setdefault(column.strip().lower().replace(" ", "_"), column)
@@ -144,7 +146,8 @@ def _one_text(value: Any, name: str) -> str:
 
 def _record(text: str, path: str) -> dict[str, Any]:
     """What a JSON file says of the media beside it; nothing where it has no caption, as notes of
-    other programs."""
+    other programs.
+    """
     try:
         found = json.loads(text)
     except ValueError as err:

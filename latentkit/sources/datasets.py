@@ -1,7 +1,8 @@
 """Source `datasets`: anything the library `datasets` opens, by position or as a stream of shards.
 
 Map-style sources keep one Arrow copy of parquet, csv, json and tar files in the library's own
-cache; streams copy nothing."""
+cache; streams copy nothing.
+"""
 
 from __future__ import annotations
 

@@ -51,7 +51,8 @@ NOT_CENTRAL_EUROPEAN = re.compile(
     re.VERBOSE,
 )
 """Where letters of Polish, Czech, Slovak, Hungarian and Romanian never stand; in their place are
-those of Windows-1252, such as in "à", "año", "São", "où" and "être"."""
+those of Windows-1252, such as in "à", "año", "São", "où" and "être".
+"""
 
 SURE_HANGUL = 10
 """Syllables of Korean from which on a text is not Chinese, whose characters are as often others."""
@@ -124,7 +125,8 @@ def _tell(content: bytes) -> tuple[str, str]:
 
 def _is_latin(text: str) -> bool:
     """Words of Western Europe: some ASCII letter in every longer one, no capital after a small
-    letter, no sign inside."""
+    letter, no sign inside.
+    """
     accented = [word for word in WORD.findall(text) if not word.isascii()]
     has_ascii = all(len(word) == 1 or any(letter.isascii() for letter in word) for word in accented)
     return (
@@ -138,7 +140,8 @@ def _is_latin(text: str) -> bool:
 
 def _is_central_european(text: str) -> bool:
     """As `_is_latin`, with letters only in the places that they have in the languages of
-    Windows-1250."""
+    Windows-1250.
+    """
     return _is_latin(text) and not NOT_CENTRAL_EUROPEAN.search(text.lower())
 
 
@@ -150,7 +153,8 @@ def _is_hebrew(text: str) -> bool:
 
 def _is_greek(text: str) -> bool:
     """Words all Greek or all ASCII, with a vowel, and of one accent each where they are long; a
-    final sigma ends words, another does not."""
+    final sigma ends words, another does not.
+    """
     words = [word for word in WORD.findall(text) if not word.isascii()]
     return _are_most(words, text) and all(
         GREEK_WORD.fullmatch(word)
@@ -168,7 +172,8 @@ def _are_most(words: list[str], text: str) -> bool:
 
 def _is_cyrillic(text: str) -> bool:
     """Words all Cyrillic or all Latin, most of the letters Cyrillic and small, with no signs
-    between them such as lines of boxes."""
+    between them such as lines of boxes.
+    """
     if not _signs(text) <= CYRILLIC_SIGNS:
         return False
     words = WORD.findall(text)
@@ -184,7 +189,8 @@ def _is_cyrillic(text: str) -> bool:
 
 def _is_common_russian(text: str) -> bool:
     """As `_is_cyrillic`, of Russian letters, half of them or more the most common ones; a text of
-    one of these encodings read as another has few of those."""
+    one of these encodings read as another has few of those.
+    """
     letters = [letter for letter in "".join(WORD.findall(text)).lower() if not letter.isascii()]
     return (
         _is_cyrillic(text)
@@ -203,7 +209,8 @@ def _has_plain_case(word: str) -> bool:
 
 def _is_common(codec: str, lowest: int, highest: int) -> Callable[[str], bool]:
     """Whether nearly all of a text's East Asian characters are the common ones: with a first byte
-    from `lowest` to `highest`."""
+    from `lowest` to `highest`.
+    """
 
     def can_be_words(text: str) -> bool:
         runs = CJK_RUN.findall(text)

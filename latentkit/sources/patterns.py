@@ -1,5 +1,6 @@
 """Files by pattern: with `*`, `?`, `**`, and braces such as {00000..00012} or {a,b}, as
-webdataset's lists of shards are written."""
+webdataset's lists of shards are written.
+"""
 
 from __future__ import annotations
 

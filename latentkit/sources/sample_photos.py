@@ -82,7 +82,7 @@ def open_sample_photos() -> SamplePhotos:
     if missing:
         raise SourceError(
             f"source sample-photos: scikit-image {photos.package_version} has no"
-            f" {', '.join(missing)} in {folder}; install it anew: pip install --force-reinstall"
+            f" {', '.join(missing)} in {folder}; install it again: pip install --force-reinstall"
             ' "latentkit-diffusion[demo]"'
         )
     return photos

@@ -23,7 +23,8 @@ from latentkit.sources.tars import Member, Tar
 
 TEXT_FIELDS = ("text", "txt", "caption", "prompt", "transcript")
 """Endings of texts; the first that a sample has is its caption, before what a JSON object of it
-says."""
+says.
+"""
 NUMBER_FIELDS = ("cls", "cls2", "index", "inx", "id")
 JSON_FIELDS = ("json", "jsn")
 
@@ -79,7 +80,8 @@ def group_members(members: Iterable[Member]) -> tuple[list[Group], list[str]]:
 
 def _unlike_keys(numbered: Iterable[tuple[str, int]]) -> Iterator[str]:
     """The keys of samples with the number of each among those of its name; a name that stands in
-    the tar, such as "a#2", is no other's."""
+    the tar, such as "a#2", is no other's.
+    """
     numbered = list(numbered)
     taken = {key for key, _ in numbered}
     for key, number in numbered:
@@ -210,7 +212,8 @@ def choose_attributes(
     file: IO[bytes], group: Group, values: Mapping[str, Any], names: Sequence[str]
 ) -> dict[str, Any]:
     """Of `read_attributes` those that a recipe names, where the field of a JSON object stands for
-    its text."""
+    its text.
+    """
     texts = {
         name: group.fields[name]
         for name in names

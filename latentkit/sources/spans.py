@@ -1,4 +1,4 @@
-"""Long films and sounds as many samples: the files of another source, each cut into spans of time.
+"""Long videos and sounds as many samples: the files of another source, each cut into spans of time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Span = tuple[float, float]
 """Start and end in seconds."""
 
 TOLERANCE = 1e-6
-"""Seconds by which a film may end before a span does."""
+"""Seconds by which a video may end before a span does."""
 
 
 SHORTENED = "what lies behind the last span is left out (tail: drop)"

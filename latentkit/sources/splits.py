@@ -29,7 +29,8 @@ SPLIT_WORD = re.compile(
 
 def split_files(names: Sequence[str]) -> dict[str, list[str]]:
     """Names of splits to those of their files, in order; the last word of a path counts, and
-    without one it is "train"."""
+    without one it is "train".
+    """
     splits: defaultdict[str, list[str]] = defaultdict(list)
     for name in names:
         words = SPLIT_WORD.findall(name.lower())

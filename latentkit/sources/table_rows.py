@@ -1,5 +1,6 @@
 """The rows of a table in any form that people keep them in: CSV and its kin, JSON, JSON lines,
-Parquet."""
+Parquet.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +52,8 @@ class Table:
 
     def without_names(self) -> Table:
         """The same, where the first line of a text is a row too, as in LJSpeech; the columns are
-        file_name, text, column_3 ..."""
+        file_name, text, column_3 ...
+        """
         names = self.columns()
         new = [PATH_OF_ENTRY, "text", *(f"column_{number}" for number in range(3, len(names) + 1))]
         rows = [("line 1", dict(self.first_line)), *self.rows]
@@ -192,7 +194,8 @@ def _line_rows(name: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _json_rows(name: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Of a list of objects; of an object with an entry for each file; of one that holds such a
-    list; or of JSON lines."""
+    list; or of JSON lines.
+    """
     try:
         found = json.loads(text)
     except ValueError:
@@ -212,7 +215,8 @@ def _json_rows(name: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _list_in(found: dict[str, Any]) -> Any:
     """The rows of COCO's captions, of a list under a name such as "data", and of columns as pandas
-    writes them; else the object."""
+    writes them; else the object.
+    """
     lists = {
         key: value
         for key, value in found.items()
@@ -236,7 +240,8 @@ def _list_in(found: dict[str, Any]) -> Any:
 
 def _entry(key: str, value: Any) -> dict[str, Any]:
     """A row of an object such as sd-scripts' {path: {"caption": ..., "tags": ...}}, or {path:
-    caption}."""
+    caption}.
+    """
     return {**(value if isinstance(value, dict) else {"text": value}), PATH_OF_ENTRY: key}
 
 
@@ -246,7 +251,8 @@ def _entry(key: str, value: Any) -> dict[str, Any]:
 @contextlib.contextmanager
 def _long_fields() -> Iterator[None]:
     """A field may be longer than the 131,072 characters that the library `csv` allows, as masks
-    are."""
+    are.
+    """
     before = csv.field_size_limit(MAX_FIELD)
     try:
         yield
@@ -256,7 +262,8 @@ def _long_fields() -> Iterator[None]:
 
 def _csv_rows(name: str, text: str) -> tuple[dict[str, str], list[tuple[str, dict[str, Any]]]]:
     """Where tabs or bars part the columns, quotes may be plain signs, as in `"Hello" sign`: they
-    are where the rows fit the first line only so, or one would hold the end of another."""
+    are where the rows fit the first line only so, or one would hold the end of another.
+    """
     sign = _delimiter(name, text)
     try:
         (names, rows), problem = _parted_rows(name, text, sign, csv.QUOTE_MINIMAL), None
@@ -306,7 +313,8 @@ def _parted_rows(
 
 def _delimiter(name: str, text: str) -> str:
     """What parts the first lines into equally many columns, as many as can be; a comma where there
-    is one column."""
+    is one column.
+    """
     if name.lower().endswith(".tsv"):
         return "\t"
     lines = text.lstrip("\r\n").splitlines()[:SNIFFED_LINES]

@@ -1,5 +1,6 @@
 """Tables that say something of files: which column names the file, which file a name means, and
-what the rows say of it."""
+what the rows say of it.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ TABLE_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet", "metadata.t
 """Tables that must fit the files; others are read where they do."""
 MAX_TABLES = 64
 """Tables of other names that are looked at; where there are more, they are rather notes on single
-files."""
+files.
+"""
 MAX_TABLE_BYTES = 1 << 28
 """Of a table of another name; COCO's annotations of objects are larger, and no captions."""
 MAX_LISTED = 6
@@ -73,14 +75,16 @@ FILE_COLUMNS = (
     "url",
 )
 """Usual names of the column that names a file, in any case, in the order in which they are
-tried."""
+tried.
+"""
 
 FILE_ENDING = re.compile(r"\.[A-Za-z0-9]{2,5}$")
 
 
 class FindsFiles(Protocol):
     """Finds the files that a name in a table of `folder` may mean; more than one where it can't be
-    told."""
+    told.
+    """
 
     def find(self, name: str, folder: str) -> list[str]: ...
 
@@ -110,7 +114,8 @@ class FileNames:
 
     def find(self, name: str, folder: str) -> list[str]:
         """Paths of the files that a name in a table in `folder` may mean; more than one where it
-        can't be told."""
+        can't be told.
+        """
         spellings = dict.fromkeys(
             self._relative(one, folder) for one in (name, name.replace("\\", "/"))
         )
@@ -131,7 +136,8 @@ class FileNames:
 
     def find_elsewhere(self, name: str, folder: str) -> list[str]:
         """Paths below `folder` that end as the name does: a bare name in another folder, or a path
-        of another machine."""
+        of another machine.
+        """
         if folder not in self._tails:
             self._tails[folder] = self._list_tails(f"{folder}/" if folder else "")
         tails = self._tails[folder]

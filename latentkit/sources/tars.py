@@ -1,5 +1,6 @@
 """The files in a tar, by their place in it, so that any of them is read without the others;
-compressed ones are unpacked once."""
+compressed ones are unpacked once.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +47,8 @@ MAX_HEADER_BYTES = 1 << 20
 @dataclass(frozen=True, slots=True)
 class Member:
     """A file in a tar: its name without a leading "./", where its bytes begin, how many they are,
-    and whether all are there."""
+    and whether all are there.
+    """
 
     name: str
     offset: int
@@ -149,7 +151,8 @@ def open_tar(files: Files, name: str, stamp: str) -> Tar:
 
 def _unpack(packed: IO[bytes], target: Path) -> None:
     """Write what can be read of it; where it is cut off or damaged, the copy ends, and a note
-    beside it says why."""
+    beside it says why.
+    """
     handle, partial = tempfile.mkstemp(dir=target.parent, prefix=".unpacking-")
     try:
         with os.fdopen(handle, "wb") as copy:
@@ -279,7 +282,8 @@ def _read_block(file: IO[bytes], offset: int) -> bytes:
 
 def _pax_records(content: bytes) -> dict[str, str]:
     """Path and size out of records such as b"18 path=folder/a\\n", which begin with their
-    length."""
+    length.
+    """
     found = {}
     while content:
         digits, _, _ = content.partition(b" ")

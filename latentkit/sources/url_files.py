@@ -24,7 +24,8 @@ from latentkit.store.url_folder import UrlFolder
 
 SMALL_BYTES = 64 << 10
 """Files up to this size that are read one after the other, as captions are, are fetched many at
-once and kept."""
+once and kept.
+"""
 
 ONE_REQUEST_BYTES = 32 << 20
 """A larger file may be fetched in parts, several at once."""

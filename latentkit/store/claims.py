@@ -1,8 +1,9 @@
-"""Who is at work on what: claims/<name>.json, made by exclusive creation and kept alive by
+"""Who is working on what: claims/<name>.json, made by exclusive creation and kept alive by
 touching.
 
-Claims only save work. Two processes at work on one unit is waste, never damage: the first commit
-wins."""
+Claims only save work. Two processes working on one unit is waste, never damage: the first commit
+wins.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +23,16 @@ from latentkit.store.folder import ASIDE, Folder, host
 HEARTBEAT_SECONDS = 5.0
 DEAD_AFTER_SECONDS = 60.0
 """A claim from another host that nobody touched for so long is dead; on this host the process
-itself is looked up."""
+itself is looked up.
+"""
 
 PART = re.compile(r"~(?P<host>[^~]*)~(?P<pid>\d{1,9})~[0-9a-f]+\.part")
 """Name of a file in the making, as `Folder` gives it."""
 
 _living_tokens: set[str] = set()
 """Of the claims that this process holds: one of ours that isn't here was left behind, when a folder
-couldn't be reached."""
+couldn't be reached.
+"""
 
 
 class Claims:
@@ -114,12 +117,12 @@ class Claims:
         return f"process {found.get('pid')} on {found.get('host')}, begun at {since}"
 
     def is_free(self, name: str) -> bool:
-        """Whether nobody else is at work on it."""
+        """Whether nobody else is working on it."""
         file = _file(name)
         return name in self._held or not self.folder.exists(file) or self._is_dead(file)
 
     def find_free(self, names: Iterable[str]) -> set[str]:
-        """Those of `names` that nobody else is at work on, by one look at the folder and one at
+        """Those of `names` that nobody else is working on, by one look at the folder and one at
         each claim there is.
         """
         taken = {
@@ -208,7 +211,8 @@ def _identity(pid: object) -> dict[str, Any]:
 
     The time tells a process from a later one with its number. A process that has ended and that
     nobody waited for (a zombie) is none. Some systems don't say when another user's process
-    started; it then counts as the one meant."""
+    started; it then counts as the one meant.
+    """
     if not isinstance(pid, int) or not 0 < pid < 1 << 31:
         return {}
     import psutil

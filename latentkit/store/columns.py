@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 
 MAX_ROWS_PER_BYTE = 64
 """Keys are distinct, so that no honest file comes near; a dishonest one must not make us ask for
-terabytes."""
+terabytes.
+"""
 
 
 def read_parquet(content: bytes, columns: Sequence[str] | None = None) -> pa.Table:
@@ -53,7 +54,8 @@ class StructBuilder:
         """One struct per row; fields are the union of all keys, sorted.
 
         A field whose values have no common Arrow type is stored as text. All rows empty: a column
-        of nulls, since Parquet has no empty struct."""
+        of nulls, since Parquet has no empty struct.
+        """
         count = len(self._missing)
         if not self._fields:
             return pa.nulls(count)

@@ -2,7 +2,8 @@
 nothing names any more.
 
 A stream's units are copied as they are: merged ones would be encoded again as a whole when one of
-their shards changes."""
+their shards changes.
+"""
 
 from __future__ import annotations
 
@@ -72,14 +73,14 @@ def compact(folder: Folder) -> Compacted:
     """Drop superseded rows and merge small units; what was in the way of neither stays as it is.
 
     Raises:
-        StoreError: the dataset is unfinished, damaged, or somebody is at work on it.
+        StoreError: the dataset is unfinished, damaged, or somebody is working on it.
     """
     read_dataset(folder)  # where there is none, no claim makes a folder
     claims = Claims(folder)
     with claims.heartbeat():
         if not claims.take("plan"):
             raise StoreError(
-                f"{folder}: {', '.join(claims.holders())} is at work on it; compact it afterwards"
+                f"{folder}: {', '.join(claims.holders())} is working on it; compact it afterwards"
             )
         return _compact(folder)
 
@@ -190,7 +191,7 @@ def _copy_all(folder: Folder, plan: Plan, document: Mapping[str, Any]) -> None:
         if not is_whole:
             raise DamagedError(
                 f"{folder}/{unit_name(name)} is damaged; `latentkit verify {in_shell(folder)}"
-                " --repair` mends it"
+                " --repair` repairs it"
             )
     index = index_of_chain(chain, units)
     opened = folder.ask_each(lambda name: MappedUnit(folder, name, document["units"][name]), units)

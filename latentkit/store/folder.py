@@ -115,7 +115,7 @@ class Folder(ABC):
         return [ask(item) for item in items]
 
     # ------------------------------------------------------------ claims: small files that say who
-    # is at work
+    # is working
 
     @abstractmethod
     def claim(self, name: str, content: str) -> bool:

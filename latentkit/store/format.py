@@ -3,7 +3,8 @@ few pages as it can.
 
 Any safetensors reader opens it. The gaps between tensors are themselves tensors named "_pad/<n>",
 because the format allows no holes; the header is padded with spaces. Format:
-https://github.com/huggingface/safetensors#format."""
+https://github.com/huggingface/safetensors#format.
+"""
 
 from __future__ import annotations
 

@@ -23,7 +23,8 @@ LONGEST_PAUSE_SECONDS = 15.0
 
 GIVE_UP_AFTER_SECONDS = 120.0
 """Counted from the first request that failed, whoever sent it; a new one that fails so long after
-the last counts anew."""
+the last counts again.
+"""
 
 SAY_AFTER_SECONDS = 2.0
 """Shorter outages, such as being told to slow down, aren't worth a line."""

@@ -3,7 +3,8 @@
 A row per sample (for a stream: per shard): key, stamp, attributes, unit. The file's metadata holds
 every setting that could change a bit. A later plan, of a source that changed, has all of its
 samples again: those whose latents are there already have no unit, but `previous`, the key under
-which the plan before knew them (streams: the unit that holds the shard)."""
+which the plan before knew them (streams: the unit that holds the shard).
+"""
 
 from __future__ import annotations
 
@@ -272,7 +273,8 @@ def newest_plan(folder: Folder) -> Plan | None:
 
 def read_chain(folder: Folder, before: int | None = None) -> list[Plan]:
     """The plans that the newest one (of those with a number below `before`) builds on, from the
-    oldest, and itself: since the last compaction, or from the first."""
+    oldest, and itself: since the last compaction, or from the first.
+    """
     chain: list[Plan] = []
     for number in reversed(plan_numbers(folder)):
         if before is not None and number >= before:

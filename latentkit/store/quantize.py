@@ -2,7 +2,8 @@
 
 Symmetric, so that zero stays zero: scale = max|x| / 127 over all values of one row's channel, and a
 value is its integer times the scale. A row's numbers depend on that row alone, whatever batch it
-came in."""
+came in.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ SCALE = ".scale"
 
 METADATA = "quantisation"
 """Where a unit's header has the error of its rows; a unit without quantized latents has no such
-entry."""
+entry.
+"""
 
 
 def quantize(

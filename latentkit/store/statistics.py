@@ -2,7 +2,8 @@
 number of processes.
 
 Pieces are merged by the parallel formula of Chan, Golub and LeVeque, "Updating Formulae and a
-Pairwise Algorithm for Computing Sample Variances" (1979), eq. 2.1."""
+Pairwise Algorithm for Computing Sample Variances" (1979), eq. 2.1.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +68,8 @@ class ChannelStatistics:
         """For dataset.json, in raw latent space, per channel.
 
         "mean" and "mean_std" are of the posterior means (or latents); "std" is of a draw: Var[z] =
-        Var[mean] + E[variance]."""
+        Var[mean] + E[variance].
+        """
         count = max(self.count, 1)
         spread = self.squares / count
         return {

@@ -77,7 +77,8 @@ class UnitCache:
         """Remove what was used longest ago until `size` bytes fit.
 
         A unit that somebody has mapped stays readable when its name is gone, as POSIX promises; its
-        space is free when the map is."""
+        space is free when the map is.
+        """
         files = sorted(self._files(), key=lambda file: file[1].st_mtime)
         excess = sum(stat.st_size for _, stat in files) + size - self.limit_bytes
         for path, stat in files:

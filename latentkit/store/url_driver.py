@@ -12,7 +12,7 @@ from latentkit.store.outage import explained
 
 
 def open_driver(url: str) -> tuple[Any, str]:
-    """fsspec's driver for a URL, and the URL as the driver's own path; listings are asked for anew
+    """fsspec's driver for a URL, and the URL as the driver's own path; listings are asked for again
     every time.
 
     Raises:

@@ -8,7 +8,8 @@ written aside, looked for, and moved: two processes that commit one name in the 
 believe they were first.
 
 How a driver logs in is its own affair: environment, configuration files (AWS_ENDPOINT_URL,
-AWS_PROFILE, ...) or fsspec's own."""
+AWS_PROFILE, ...) or fsspec's own.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +50,8 @@ MOST_ASKED = 32
 
 CLOCK_SKEW_SECONDS = 900.0
 """What this machine's clock and the store's may differ by; S3 refuses requests from a clock that is
-further off."""
+further off.
+"""
 
 
 class UrlFolder(Folder):
@@ -355,7 +357,7 @@ class UrlFolder(Folder):
             ):  # s3fs 2025.3 to 2025.9 have no info on one that is empty
                 return
             raise StoreError(
-                f"{self.url}: there is no bucket {bucket!r}; make it first, or mend the URL"
+                f"{self.url}: there is no bucket {bucket!r}; make it first, or fix the URL"
             ) from error
         except StoreError:
             return  # who may use a part of a bucket need not be allowed to look at all of it

@@ -95,7 +95,8 @@ def find_odd_weights(recipe: Recipe) -> list[str]:
     meant, but rather is in another unit.
 
     Without an opinion: a `kl` with a target, whose weight is no beta, and one with an adaptive
-    weight."""
+    weight.
+    """
     losses = recipe.losses if isinstance(recipe, TrainRecipe) else []
     fixed = [loss for loss in losses if loss.weight > 0 and not loss.adaptive]
     likelihoods = [loss for loss in fixed if loss.use.endswith("-nll")]

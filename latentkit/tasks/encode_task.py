@@ -267,7 +267,8 @@ def _read_description(folder: Folder) -> bytes | None:
 def _complete(opened: BuiltEncode, before: bytes | None) -> str | None:
     """Bring a finished dataset's description up to date; return its preview, if it has one.
 
-    `before` is the dataset.json that was there before the run."""
+    `before` is the dataset.json that was there before the run.
+    """
     from latentkit.contracts import StreamSource
     from latentkit.runtime.device import is_out_of_memory
     from latentkit.store.dataset_json import DATASET, compare_normalizations, restate

@@ -44,7 +44,7 @@ def run_evaluating(
             samples together. The others are done.
 
     Raises:
-        LatentkitError: whatever the user can mend.
+        LatentkitError: whatever the user can fix.
     """
     from latentkit.evaluation.output import claim_folder, write_evaluation
     from latentkit.runtime.device import choose_device

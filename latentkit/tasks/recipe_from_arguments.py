@@ -83,7 +83,8 @@ def _modality_wanted(encoder: dict[str, Any] | None, overrides: Mapping[str, Any
     where neither tells.
 
     A model of the class `diffusers` is not opened for this: it may be gigabytes, on the hub, and
-    take several."""
+    take several.
+    """
     if "modality.use" in overrides:
         return str(overrides["modality.use"])
     if encoder is None or encoder["use"] == "diffusers":
@@ -185,7 +186,7 @@ def _source_for(
     """`folder` for media of the modality that reads most of them; `datasets` for tars and tables.
 
     Raises:
-        RecipeError: a single picture, film ...
+        RecipeError: a single picture, video ...
     """
     if path.is_file():
         _refuse_media(path, _endings())
@@ -282,7 +283,7 @@ def _start(file: Path) -> bytes:
 
 
 def _refuse_media(file: Path, endings: Mapping[str, tuple[str, ...]]) -> None:
-    """Say what to give instead of a single picture, film ..., which only a folder of them is a
+    """Say what to give instead of a single picture, video ..., which only a folder of them is a
     source of.
     """
     name = file.name.lower()

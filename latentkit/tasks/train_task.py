@@ -44,7 +44,7 @@ def run_training(recipe: TrainRecipe, is_first_process: bool, device: str = "aut
     """Train as the recipe says, or go on where its run stopped.
 
     Raises:
-        LatentkitError: whatever the user can mend.
+        LatentkitError: whatever the user can fix.
     """
     from latentkit.runtime.processes import run_on_first
     from latentkit.runtime.source_remarks import remarks_of, say_remarks

@@ -16,7 +16,8 @@ plugin.
 Each check is a method `test_...` whose docstring says the property, and whose message says what to
 do. What a plugin gives besides its `spec` are methods and attributes of the contract, at its top. A
 check that can't hold for a good reason is overridden, with the reason. `find_failures` runs a
-contract without pytest."""
+contract without pytest.
+"""
 
 from __future__ import annotations
 

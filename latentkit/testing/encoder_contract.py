@@ -56,14 +56,16 @@ class EncoderContract(PluginContract):
     members.
 
     Give `spec`, and `make_config` with small random weights: no check asks how good the latents
-    are."""
+    are.
+    """
 
     spec_type: ClassVar[type[NamedSpec]] = EncoderSpec
     protocols: ClassVar[tuple[type, ...]] = (Encoder,)
 
     tolerance: float = 1e-4
     """Largest difference, absolute and relative, of what batches of other sizes may change; larger
-    for half precision."""
+    for half precision.
+    """
 
     # ------------------------------------------------------------ what a plugin author overrides
 
@@ -87,7 +89,8 @@ class EncoderContract(PluginContract):
         float32 in its range.
 
         For an encoder that takes a mask, a mapping of "values" and "mask", (N, sizes[0]), 1 where a
-        position counts."""
+        position counts.
+        """
         low, high = encoder.input.range
         channels = (encoder.input.channels,) if "C" in encoder.input.axes else ()
         noise = torch.rand(
@@ -105,7 +108,8 @@ class EncoderContract(PluginContract):
         for one without weights.
 
         Unless overridden: the first parameter of the first module among the encoder's attributes,
-        after a first `encode`."""
+        after a first `encode`.
+        """
         modules = [value for value in vars(encoder).values() if isinstance(value, nn.Module)]
         parameters = [
             parameter

@@ -87,7 +87,7 @@ class ExecutorContract(PluginContract):
 
     def test_the_error_of_a_worker_is_the_error_of_the_run(self, tmp_path: Path) -> None:
         """What a worker raises comes out of `run`, of the same class and with the same message: it
-        tells the user what to mend.
+        tells the user what to fix.
         """
         raised: Exception | None = None
         try:

@@ -30,7 +30,8 @@ from latentkit.testing.plugin import PluginContract
 
 KEYS = ("a.png", "b/a.png", "../up.png", "zoë, 'x'\n.png", "con.tar.gz", "bad.png", "a")
 """As sources give them: in folders, climbing, with quotes, line ends and dots, one the beginning of
-another, one that is skipped."""
+another, one that is skipped.
+"""
 SIDES = ((16, 16), (16, 32))
 VIEWS = ("plain", "hflip")
 DATASET = "latents"
@@ -44,7 +45,8 @@ class ExporterContract(PluginContract, ABC):
 
     tolerance: float = 1e-6
     """Largest difference, absolute and relative, of what is read back; larger for a format of half
-    precision."""
+    precision.
+    """
 
     # ------------------------------------------------------------ what a plugin author overrides
 

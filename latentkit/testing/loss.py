@@ -44,7 +44,8 @@ class LossContract(PluginContract):
 
     side: int = SIDE
     """Height and width of the pictures in `make_batch`, a multiple of 8 pixels; more for a loss
-    that needs larger ones."""
+    that needs larger ones.
+    """
 
     # ------------------------------------------------------------ what a plugin author overrides
 

@@ -44,7 +44,8 @@ class ModalityContract(PluginContract, ABC):
     Give `spec` and `make_samples`, and `input` as an encoder would declare it.
 
     Let the config ask for several views, and the samples for several shapes, where the modality has
-    them."""
+    them.
+    """
 
     spec_type: ClassVar[type[NamedSpec]] = ModalitySpec
     protocols: ClassVar[tuple[type, ...]] = (Modality,)

@@ -18,7 +18,8 @@ from latentkit.contracts import BuildContext, NamedSpec, PluginSpec
 
 HEAVY = ("torch", "diffusers", "accelerate", "datasets", "transformers")
 """Modules that take seconds to import, which commands such as `latentkit plugins` must not have to
-wait for."""
+wait for.
+"""
 
 IMPORT_PROGRAM = """
 import importlib, sys

@@ -193,7 +193,7 @@ class SourceContract(SampleContract):
             found = facts_of(pool.map(source.__getitem__, positions))
         assert found == [
             expected[index] for index in positions
-        ], "threads got other samples: open files anew in each __getitem__, or lock"
+        ], "threads got other samples: open files again in each __getitem__, or lock"
 
     def test_a_position_beyond_the_ends_raises_index_error(self, tmp_path: Path) -> None:
         """`source[len(source)]` and `source[-len(source) - 1]` raise `IndexError`; so does

@@ -22,7 +22,8 @@ def gradient_ratio(run: Run, reference: Tensor, value: Tensor, loss: WeightedLos
     that both reach; clamped, no gradient.
 
     Gradients are averaged over processes first, as those of the step are. A loss may leave out a
-    step, in some processes or in all."""
+    step, in some processes or in all.
+    """
     layer, scale = run.last_layers[loss.role], run.state.scaler.get_scale()
     gradients = [
         gradient_at(layer, part * scale, loss.name).flatten() for part in (reference, value)

@@ -6,7 +6,8 @@ seed decide, and of n processes each takes every n-th. It groups its samples by 
 aspect-ratio buckets give several, and a full group is a batch; samples that don't fill one wait, in
 memory, for those of the next epoch. So every batch is full, no process runs out of batches, no
 sample is left out, and where a process stands is said by the number of its next sample and those of
-the few that wait."""
+the few that wait.
+"""
 
 from __future__ import annotations
 
@@ -117,7 +118,7 @@ class BadSamples:
 
 @dataclass(frozen=True)
 class FreshViews:
-    """A `Prepare` that draws anew each epoch: the modality is told the epoch in the sample's key,
+    """A `Prepare` that draws again each epoch: the modality is told the epoch in the sample's key,
     behind a "#".
 
     Args:

@@ -11,7 +11,8 @@
 
 A checkpoint is written aside, flushed to disk and renamed, so a killed process leaves none that is
 half written. It is written before the model is evaluated; what the evaluation found is then put
-into state.json, which is replaced in one step."""
+into state.json, which is replaced in one step.
+"""
 
 from __future__ import annotations
 
@@ -215,7 +216,7 @@ def read_newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
             warn(f"{error}; going back to the one before")
     if paths:
         raise TrainingError(
-            f"every checkpoint in {folder} is damaged; move that folder away to start anew"
+            f"every checkpoint in {folder} is damaged; move that folder away to start again"
         )
     return None
 

@@ -14,7 +14,8 @@ def warmed_decay(decay: float, num_updates: int) -> float:
     most `decay`.
 
     The early average then forgets the random start; from TensorFlow's
-    `ExponentialMovingAverage(num_updates=...)`."""
+    `ExponentialMovingAverage(num_updates=...)`.
+    """
     return min(decay, (1 + num_updates) / (10 + num_updates))
 
 

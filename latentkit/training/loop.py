@@ -102,7 +102,7 @@ def train(
 
     Args:
         model: its weights are changed in place; at the end they are the result's.
-        source: read by position, in an order drawn anew each epoch.
+        source: read by position, in an order drawn again each epoch.
         prepare: a modality, which gives one view of each sample, all of one shape; several, of
             which each batch draws one; or a `Prepare`.
         losses, settings: their weighted sum is what training makes small; every number.

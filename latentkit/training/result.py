@@ -2,7 +2,8 @@
 
 What a model's own config has room for is put there (`TakesStatistics`); all that was measured is in
 `latent_statistics.json` beside it, whatever the model. Nothing reads that file back, and no
-fingerprint depends on it."""
+fingerprint depends on it.
+"""
 
 from __future__ import annotations
 

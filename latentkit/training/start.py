@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 # Before there is a process group: imported later, its functions keep the group as a default
-# argument. Then destroying the group doesn't end its threads, and one that is still at work while
+# argument. Then destroying the group doesn't end its threads, and one that is still running while
 # the interpreter ends aborts the process.
 import torch.distributed.nn.functional
 from accelerate import Accelerator, PartialState
@@ -51,11 +51,13 @@ from latentkit.training.step import compute, to_device
 
 LONGEST_WAIT = timedelta(hours=2)
 """For the other processes: the first one measures alone, which takes longer than torch's ten
-minutes on a large hold-out set."""
+minutes on a large hold-out set.
+"""
 
 GROUPED_KINDS = {"cuda", "xpu", "npu", "mlu", "musa", "sdaa", "hpu", "neuron"}
 """Kinds of devices over which accelerate makes a process group; processes with others talk to each
-other over the CPU."""
+other over the CPU.
+"""
 
 HALVES = {"encoder": {"encoder", "quant_conv"}, "decoder": {"decoder", "post_quant_conv"}}
 """Names, in a parameter's path, that belong to one half of an autoencoder, here and in diffusers.

@@ -4,7 +4,8 @@ inputs detached.
 The two never mix: a discriminator's weights are frozen in the model's pass, so that no gradient is
 left in them, and it sees reconstructions that are cut off from the model. Before a loss counts,
 nothing of it is computed. Discriminators and losses compute in float32, also under fp16: only the
-model's loss is scaled, and a discriminator needs no scaler of its own."""
+model's loss is scaled, and a discriminator needs no scaler of its own.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ def take_step(run: Run, batches: Iterator[Batch]) -> tuple[dict[str, float] | No
     step was skipped.
 
     The list names what was skipped, its loss or gradient not being finite: "the model",
-    discriminators by their loss."""
+    discriminators by their loss.
+    """
     state, settings, accelerator = run.state, run.settings, run.accelerator
     losses = run.active_losses()
     discriminators = {

@@ -82,8 +82,8 @@ def try_samples(
 
 
 def _is_enlarged(view: object) -> bool:
-    """Whether a view of a picture or film is of more pixels than that had, by its geometry's height
-    and width.
+    """Whether a view of a picture or video is of more pixels than that had, by its geometry's
+    height and width.
     """
     if (
         not isinstance(view, Prepared)

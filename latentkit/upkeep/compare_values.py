@@ -37,7 +37,8 @@ TOLERANCE = {"float32": 0.01}
 OTHER_TOLERANCE = 0.1
 """Root mean square difference of a row, in standard deviations of its channel, that other hardware
 or thread counts explain, by the dtype that the encoder computes in; another model or picture is
-above 1."""
+above 1.
+"""
 
 COMPARED_ROWS = 256
 
@@ -83,14 +84,14 @@ def _compare_description(found: Verification, encoder: Any) -> Iterator[Finding]
             ("normalization", described.normalization, encoder.normalization),
         ):
             if _plain(there) != _plain(now):
-                mend = (
+                fix = (
                     f"`latentkit verify {in_shell(found.folder)} --deep --repair` writes it again"
                 )
                 yield Finding(
                     "dataset.json",
                     "dataset.json",
                     f"its {name} is not the encoder's: {there} there, {now} now",
-                    mend,
+                    fix,
                 )
 
 
@@ -127,14 +128,14 @@ def _judge(found: Verification, name: str, difference: Difference, tolerance: fl
         f"differ by up to {difference.largest:.2g} standard deviations of their channel, by"
         f" {difference.row_rms:.2g} over a row"
     )
-    mend = (
+    fix = (
         f"`latentkit verify {in_shell(found.folder)} --deep --repair` puts in what the encoder"
         " gives"
     )
     if difference.problem:
-        return Finding("unit", unit_name(name), f"{rows}: {difference.problem}", mend)
+        return Finding("unit", unit_name(name), f"{rows}: {difference.problem}", fix)
     if difference.row_rms > tolerance:
-        return Finding("unit", unit_name(name), f"{rows}: the values {largest}", mend)
+        return Finding("unit", unit_name(name), f"{rows}: the values {largest}", fix)
     same = (
         "equal bit for bit"
         if difference.largest == 0
@@ -225,7 +226,8 @@ def _difference(
     of the value's channel.
 
     Of moments, those of the means, and those that the logvars make to the standard deviation of a
-    draw."""
+    draw.
+    """
     if all(torch.equal(stored[name], fresh[name]) for name in stored):
         return 0.0, 0.0
     name = next(name for name in stored if name != MASK and not name.endswith(quantize.SCALE))

@@ -24,16 +24,16 @@ class Finding:
         part: what kind of file; "foreign" is nobody's, a "remark" is no damage.
         file: its name within the folder.
         what: is wrong.
-        mend: what mends it; "" when nothing has to be done.
+        fix: what repairs it; "" when nothing has to be done.
     """
 
     part: Part
     file: str
     what: str
-    mend: str
+    fix: str
 
     def __str__(self) -> str:
-        return "; ".join(filter(None, [f"{self.file}: {self.what}", self.mend]))
+        return "; ".join(filter(None, [f"{self.file}: {self.what}", self.fix]))
 
 
 @dataclass(frozen=True)
@@ -92,14 +92,14 @@ class Verification:
     left: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
-    def add(self, part: Part, file: str, what: str, mend: str | None = None) -> None:
-        """One more finding; without `mend`, `--repair` is what mends it."""
+    def add(self, part: Part, file: str, what: str, fix: str | None = None) -> None:
+        """One more finding; without `fix`, `--repair` is what repairs it."""
         self.findings.append(
             Finding(
                 part,
                 file,
                 what,
-                mend or f"`latentkit verify {in_shell(self.folder)} --repair` makes it again",
+                fix or f"`latentkit verify {in_shell(self.folder)} --repair` makes it again",
             )
         )
 

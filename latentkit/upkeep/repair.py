@@ -60,7 +60,7 @@ class Repair:
 
 
 def repair_dataset(path: str, also: Sequence[Finding] = (), device: str = "auto") -> Repair:
-    """Mend the latent dataset at `path`: encode damaged units again, and write index and
+    """Repair the latent dataset at `path`: encode damaged units again, and write index and
     dataset.json again where they are wrong.
 
     No unit is removed before what takes its place has been made. Files that belong to no plan stay
@@ -73,7 +73,7 @@ def repair_dataset(path: str, also: Sequence[Finding] = (), device: str = "auto"
     Raises:
         FingerprintError: the encoder is no longer the one that made the dataset.
         SourceError: samples of damaged units are gone.
-        StoreError: somebody is at work on the dataset, or a plan is lost for good.
+        StoreError: somebody is working on the dataset, or a plan is lost for good.
     """
     folder = open_folder(path)
     found = verify_folder(folder)
@@ -84,7 +84,7 @@ def repair_dataset(path: str, also: Sequence[Finding] = (), device: str = "auto"
     with claims.heartbeat():
         if not claims.take("plan") or claims.holders():
             raise StoreError(
-                f"{folder}: {', '.join(claims.holders())} is at work on it; mend it afterwards"
+                f"{folder}: {', '.join(claims.holders())} is working on it; fix it afterwards"
             )
         plans = _restore_plans(found)
         if plans:
@@ -184,7 +184,7 @@ def _restore_plans(found: Verification) -> list[str]:
             raise StoreError(
                 f"{found.folder}/{name} can't be made again: {DATASET} and index don't say all that"
                 " was in it. Copy it back from where you have one; without it the latents can"
-                " still be read, but neither mended nor added to"
+                " still be read, but neither repaired nor added to"
             )
         found.folder.remove(name)
         write_plan(found.folder, plan)

@@ -2,7 +2,8 @@
 numbers.
 
 python tests/benchmarks/make_dataset.py PATH [--rows 1000000] [--channels 4] [--side 16]
-[--unit-size 65536]"""
+[--unit-size 65536]
+"""
 
 from __future__ import annotations
 

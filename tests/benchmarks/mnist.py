@@ -25,7 +25,8 @@ in nats per digit:
     all 10,000      5,000   88.92 +-0.23  93.54   25.25     the figure to compare
 
 21 of 50 latents are active. It is not over-fitted: the last epoch's -ELBO on training digits is
-93.24. What is missing are steps."""
+93.24. What is missing are steps.
+"""
 
 from __future__ import annotations
 
@@ -123,8 +124,9 @@ def draw_noise(num_digits: int, seed: int, epoch: int) -> Digits:
 class Bits:
     """A modality: a pixel is 1 with a chance of its gray value over 255.
 
-    The training loop puts the epoch behind a sample's key, so that each epoch draws anew
-    ("dynamic"); "static" doesn't look at it. Samples of an evaluation have one draw."""
+    The training loop puts the epoch behind a sample's key, so that each epoch draws again
+    ("dynamic"); "static" doesn't look at it. Samples of an evaluation have one draw.
+    """
 
     metrics: Sequence[str] = ()
 

@@ -9,7 +9,8 @@ limit as most would write it.
 Random batches of 256 with captions, one process and no workers. Warm: both files are read from
 front to back first. Cold: the page cache lets go of both files before each contender; the raw
 memmap is read without a DataLoader. Contenders take turns in every round; a ratio is formed inside
-a round, and the medians over the rounds are printed."""
+a round, and the medians over the rounds are printed.
+"""
 
 from __future__ import annotations
 
@@ -134,7 +135,7 @@ def cold_contenders(
     def plain() -> Iterable[Mapping[str, Any]]:
         limit = RawMemmap(
             raw, rows, shape
-        )  # mapped anew: pages of a map that is open stay in memory
+        )  # mapped again: pages of a map that is open stay in memory
         shuffled = order.permutation(rows).tolist()
         return (
             limit.__getitems__(shuffled[start : start + BATCH]) for start in range(0, rows, BATCH)

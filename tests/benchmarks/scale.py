@@ -6,7 +6,8 @@ million samples of 4 KiB.
 The source is synthetic, the encoder is none: the latents are random and written through the store.
 Every stage runs in a process of its own; its seconds don't count the start of Python and torch, its
 memory is the most that the whole process ever held, torch's own 0.4 GiB included. The budget for a
-million: plan and resume under 20 s, open under 1.5 s, verify under 60 s, each under 1.5 GiB."""
+million: plan and resume under 20 s, open under 1.5 s, verify under 60 s, each under 1.5 GiB.
+"""
 
 from __future__ import annotations
 

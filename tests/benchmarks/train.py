@@ -11,7 +11,8 @@ The model is Stable Diffusion's autoencoder with random weights; losses are L1 a
 is AdamW, gradients are clipped. Both loops take turns in one process, so that whatever else the
 machine does disturbs them alike; the ratio is of medians. Pictures are made beforehand. On a CPU
 the clock is that of this process's own CPU time, which other programs disturb less. Peak memory is
-measured in a process each: on a GPU what torch held, on a CPU the resident memory."""
+measured in a process each: on a GPU what torch held, on a CPU the resident memory.
+"""
 
 from __future__ import annotations
 

@@ -4,7 +4,8 @@
 
 Rows are moments of the shape (2C, h, w) in float16, in batches of 64, as a GPU's copies leave them.
 "on the CPU": the writing thread looks for values that are not finite and takes statistics; "on the
-device": both came along with the batch. Each round runs both."""
+device": both came along with the batch. Each round runs both.
+"""
 
 from __future__ import annotations
 

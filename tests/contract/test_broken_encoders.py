@@ -167,7 +167,7 @@ class PaddedMeans(Means):
 
 
 class Clips(Means):
-    """A good encoder of films."""
+    """A good encoder of videos."""
 
     modality = "video"
     input = InputSpec(

@@ -27,14 +27,15 @@ from latentkit.tasks.encode_task import build_encode
 COUNT = 14
 PROBED = 3
 """Samples that are prepared to see whether sizes matter, besides one per dataset from which its
-plan is made."""
+plan is made.
+"""
 
 
 @pytest.fixture(scope="module")
 def encoders(
     tmp_path_factory: pytest.TempPathFactory, kl_folder: Path
 ) -> dict[str, dict[str, Any]]:
-    """Autoencoders of colors, of which one is for films, and of grays; each takes multiples of its
+    """Autoencoders of colors, of which one is for videos, and of grays; each takes multiples of its
     own factor.
     """
     import diffusers
@@ -51,7 +52,7 @@ def encoders(
         )
 
     torch.manual_seed(0)
-    film = diffusers.AutoencoderKLWan(
+    video = diffusers.AutoencoderKLWan(
         base_dim=4,
         z_dim=4,
         dim_mult=[1, 1, 1, 1],
@@ -60,7 +61,7 @@ def encoders(
         latents_mean=[0.1, 0.2, 0.3, 0.4],
         latents_std=[1.0, 2.0, 3.0, 4.0],
     )
-    models = {"f2": kl(2, 3), "film": film, "gray-f2": kl(2, 1), "gray-f4": kl(3, 1)}
+    models = {"f2": kl(2, 3), "video": video, "gray-f2": kl(2, 1), "gray-f4": kl(3, 1)}
     folder = tmp_path_factory.mktemp("encoders")
     for name, model in models.items():
         model.save_pretrained(folder / name)
@@ -142,7 +143,7 @@ def test_pictures_are_prepared_once_for_f2_f4_f8_and_a_film_encoder(
     def make(output: Path, chosen: dict[str, Any]) -> dict[str, Any]:
         return recipe(photos, output, chosen, **FRAMES[frame])
 
-    chosen = {name: encoders[name] for name in ("f2", "f4", "f8", "film")}
+    chosen = {name: encoders[name] for name in ("f2", "f4", "f8", "video")}
     lk.run(make(tmp_path / "one", chosen))
     assert prepared.total() == COUNT + PROBED + len(chosen)
     assert "different inputs" not in capsys.readouterr().err

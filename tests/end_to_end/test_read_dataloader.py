@@ -1,4 +1,4 @@
-"""A torch `DataLoader` over a latent dataset, in every way people write one: each pass draws anew,
+"""A torch `DataLoader` over a latent dataset, in every way people write one: each pass draws again,
 and seeds repeat it.
 """
 
@@ -283,11 +283,11 @@ def test_trainer_of_transformers_draws_anew(
 
 
 class Stream(IterableDataset[Any]):
-    """`batches()` as people wrap it, made anew for each pass or once."""
+    """`batches()` as people wrap it, made again for each pass or once."""
 
-    def __init__(self, data: Any, anew: bool, **options: Any) -> None:
+    def __init__(self, data: Any, again: bool, **options: Any) -> None:
         self.data, self.options = data, options
-        self.batches = None if anew else data.batches(5, shuffle=True, **options)
+        self.batches = None if again else data.batches(5, shuffle=True, **options)
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.batches or self.data.batches(5, shuffle=True, **self.options))
@@ -296,16 +296,16 @@ class Stream(IterableDataset[Any]):
 @pytest.mark.filterwarnings(
     "ignore:This process .* is multi-threaded, use of fork:DeprecationWarning"
 )
-@pytest.mark.parametrize("anew", [True, False])
+@pytest.mark.parametrize("again", [True, False])
 @pytest.mark.parametrize("persistent", [True, False])
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_workers_share_out_the_batches_of_each_epoch(
-    folder: Path, anew: bool, persistent: bool, num_workers: int
+    folder: Path, again: bool, persistent: bool, num_workers: int
 ) -> None:
     data = lk.open(folder, views="random")
     list(data.batches(5, shuffle=True))
     loader = DataLoader(
-        Stream(data, anew), None, num_workers=num_workers, persistent_workers=persistent
+        Stream(data, again), None, num_workers=num_workers, persistent_workers=persistent
     )
     passes = [read(loader) for _ in range(3)]
     check_passes(passes, data.keys)

@@ -35,7 +35,7 @@ def read(batches: Iterable[Mapping[str, Any]], most: int | None = None) -> Pass:
 
 @pytest.fixture
 def epochs(dataset: Path) -> list[Pass]:
-    """The first five, each in another order and drawn anew."""
+    """The first five, each in another order and drawn again."""
     passes = [read(lk.open(dataset).batches(8, shuffle=True, epoch=epoch)) for epoch in range(5)]
     assert len({row for rows in passes for row in rows}) == 5 * 40
     return passes

@@ -121,7 +121,7 @@ def test_compaction_is_refused_while_somebody_plans(
     claims = Claims(folder)
     with claims.heartbeat():
         assert claims.take("plan")
-        with pytest.raises(StoreError, match="at work on it"):
+        with pytest.raises(StoreError, match="working on it"):
             compact(folder)
 
 

@@ -5,7 +5,8 @@ in this process.
 
 prints a line for every case in which something else happened than a `StoreError`, a finding, or the
 unchanged right answer, and exits with 1 when there was one. Memory is limited to what is in use at
-the beginning and 512 MiB."""
+the beginning and 512 MiB.
+"""
 
 from __future__ import annotations
 

@@ -236,7 +236,7 @@ def test_foreign_files_are_named_and_left_alone(output: Path) -> None:
         (output / name).write_text("precious")
     assert sorted(finding.file for finding in verify_dataset(output).damage) == sorted(names)
     repair = repair_dataset(str(output))
-    assert [finding.mend for finding in repair.report.damage] == ["move it elsewhere"] * 4
+    assert [finding.fix for finding in repair.report.damage] == ["move it elsewhere"] * 4
     assert all((output / name).read_text() == "precious" for name in names)
 
 
@@ -260,7 +260,7 @@ def test_repair_that_can_not_be_done_takes_nothing_away(
     with Claims(LocalFolder(output)).heartbeat():
         other = Claims(LocalFolder(output))
         assert other.take("plan")
-        with pytest.raises(StoreError, match="is at work on it"):
+        with pytest.raises(StoreError, match="is working on it"):
             repair_dataset(str(output))
         other.drop("plan")
     assert (output / SECOND).read_bytes() == before

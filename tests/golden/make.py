@@ -2,7 +2,8 @@
 read.
 
 python tests/golden/make.py        into tests/golden/v<version>*; never run again for a version that
-was released"""
+was released
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Entry points as an installed distribution has them, one folder beside this file per way to fail.
 
 Each folder holds a module and its `.dist-info`; put on the path of a new interpreter, it is what
-`pip install` leaves behind."""
+`pip install` leaves behind.
+"""
 
 from __future__ import annotations
 

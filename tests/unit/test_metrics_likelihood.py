@@ -2,7 +2,8 @@
 
 M. E. Tipping and C. M. Bishop, "Probabilistic Principal Component Analysis" (1999): with
 eigenvalues L and eigenvectors U of the data's covariance, W = U (L - s^2)^(1/2), the posterior of z
-is N(W' (x - m) / L, s^2 / L), and x is N(m, W W' + s^2)."""
+is N(W' (x - m) / L, s^2 / L), and x is N(m, W W' + s^2).
+"""
 
 from __future__ import annotations
 

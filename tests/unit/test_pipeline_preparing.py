@@ -282,7 +282,7 @@ class Files:
 
 class Opened:
     """The first byte of a file, which it opens itself; the first time it sees a file, that is
-    written anew before it looks.
+    written again before it looks.
     """
 
     metrics: Sequence[str] = ()

@@ -261,12 +261,12 @@ def fail_with(monkeypatch: pytest.MonkeyPatch, method: str, error: Exception, ti
 def test_requests_that_fail_in_passing_are_sent_again(
     memory: Memory, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    fill(memory, {"p/a.mp4": b"film", "p/a.txt": "text"})
+    fill(memory, {"p/a.mp4": b"video", "p/a.txt": "text"})
     fail_with(monkeypatch, method, TimeoutError("slow"), 1)
     source = open_at("memory://p", suffixes=[".mp4"])
     sample = source[0]
     assert sample.attributes["text"] == "text"
-    assert Path(os.fspath(sample.media)).read_bytes() == sample.read() == b"film"  # type: ignore[call-overload]
+    assert Path(os.fspath(sample.media)).read_bytes() == sample.read() == b"video"  # type: ignore[call-overload]
 
 
 @pytest.mark.usefixtures("impatient")

@@ -1,7 +1,8 @@
 """Twelve defects that trainers of autoencoders were found to have, each shown to be absent here.
 
 Two of them need several processes, which are those of test_train_processes.py, launched as a
-script."""
+script.
+"""
 
 from __future__ import annotations
 

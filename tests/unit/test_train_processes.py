@@ -263,7 +263,7 @@ def test_two_processes_have_the_same_weights_and_those_of_one_with_the_doubled_b
 
 
 def test_no_thread_of_the_process_group_outlives_a_process(launched: Path) -> None:
-    """One that is at work while the interpreter ends aborts the process, once in some twenty
+    """One that is working while the interpreter ends aborts the process, once in some twenty
     launches.
     """
     for rank in range(2):

@@ -17,7 +17,8 @@ from torch import Tensor
 
 UNUSED = "pooler."
 """Weights behind the last hidden state: folders often have none, and transformers then draws them
-at random."""
+at random.
+"""
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 

@@ -2,4 +2,5 @@
 
 requires_contract = 2
 """The version of latentkit's plugin contract that this was made for; an older latentkit refuses it
-with one clear message."""
+with one clear message.
+"""

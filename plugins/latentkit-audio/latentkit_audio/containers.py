@@ -1,5 +1,6 @@
 """The sound of containers that libsndfile doesn't know, by FFmpeg (PyAV): m4a, webm, wma, amr, and
-videos."""
+videos.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ SIGNATURES = (
     *((4, name, "mov") for name in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")),
 )
 """Where, what, and FFmpeg's name of the container. No other is opened: FFmpeg also reads
-playlists, which name other files and addresses."""
+playlists, which name other files and addresses.
+"""
 
 TRANSPORT_PACKET_BYTES = 188
 
@@ -255,7 +257,8 @@ def _open(sample: Sample, container: str, stack: ExitStack) -> Track:
 @contextmanager
 def _explained(what: str) -> Iterator[None]:
     """Turn what FFmpeg raises about a file into a `SampleError` whose text is the same in every
-    run."""
+    run.
+    """
     import av
 
     try:

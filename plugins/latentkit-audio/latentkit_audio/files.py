@@ -1,5 +1,6 @@
 """Sound files: what they hold, and any part of them, equal to that part of the whole decoded from
-its start."""
+its start.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ MP3_TOLERANCE_SECONDS = 0.1
 
 CONTEXT_SECONDS = 2
 """In front of a span, where its first part may begin: resampling reads at most 0.24 s of context,
-and begins on a frame that both rates share, of which there is at least one per second."""
+and begins on a frame that both rates share, of which there is at least one per second.
+"""
 
 
 class Facts(Protocol):
@@ -158,7 +160,8 @@ def _check(facts: Facts) -> None:
 
 def _forward(sample: Sample, facts: Facts, chunks: Chunks, stack: ExitStack) -> Read:
     """What reads a file from its start; that of a file with spans goes on where this thread's last
-    one ended."""
+    one ended.
+    """
     media, name = sample.media, None
     if sample.span is not None and isinstance(media, os.PathLike):
         name = os.fspath(media), file_state(media)

@@ -11,7 +11,8 @@ from latentkit.contracts import MelSpec, SizeRule
 
 CONTEXT_SAMPLES = 240
 """Of the lower rate, read beyond both ends of a part that is resampled, so that it is the same
-part of the whole resampled: the best filter of soxr reaches 160 of them, by measurement."""
+part of the whole resampled: the best filter of soxr reaches 160 of them, by measurement.
+"""
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ class Cut:
 
 def resampled_count(num_frames: int, from_hz: int, to_hz: int) -> int:
     """Frames that so many become at another rate: rounded to the nearest, halves by the floats
-    that soxr has there."""
+    that soxr has there.
+    """
     return int(num_frames / (from_hz / to_hz) + 0.5)
 
 

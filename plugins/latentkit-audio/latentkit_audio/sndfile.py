@@ -24,23 +24,27 @@ CHUNK_FRAMES = 1 << 16
 SEEKABLE = {"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"}
 """Encodings whose values stand alone, FLAC's too: a seek leads to the frame it says. Of Ogg
 Vorbis, libsndfile's leads elsewhere now and then, and what others decode depends on what came
-before."""
+before.
+"""
 
 MP3_PREROLL_FRAMES = 16_384
 """Decoded and dropped in front of a part of an mp3 file: after a seek its bits begin in frames
 before, which libsndfile doesn't look for. Ten frames of 576 at 8 kbit/s fill that reservoir, the
-most there can be."""
+most there can be.
+"""
 
 COUNTED = "mp3 without a Xing header: its length is counted, the encoder's lead-in stays in front"
 GUESSED = "mp3 without a Xing header: its length is a guess, and what may follow is left out"
 
 MP3_TAGS = (b"Xing", b"Info", b"VBRI")
 """In the first frame of an mp3 file that says its length; otherwise libsndfile works it out from
-the size."""
+the size.
+"""
 
 ID3_TAG = b"ID3\x04\x00\x00\x00\x00\x00\x20" + bytes(32)
 """An empty one: libsndfile knows an mp3 file by it, or by the ending of its name; a frame in
-stereo alone it doesn't know."""
+stereo alone it doesn't know.
+"""
 
 OGG_PAGE_BYTES = 65_307
 """The most a page has (RFC 3533, section 6)."""
@@ -49,14 +53,16 @@ STATED_SIZE = re.compile(
     r"^ *(?:data|SSND|Data Size|Riff size|riff) *: (\d+) \(should be (\d+)\)$", re.MULTILINE
 )
 """In libsndfile's log: the bytes of sound by the header of a wav, aiff, au, rf64 or w64 file, and
-the bytes that are there. It opens such a file as a shorter one, and says so nowhere else."""
+the bytes that are there. It opens such a file as a shorter one, and says so nowhere else.
+"""
 
 SIZE_TOLERANCE_BYTES = 64
 """By which a stated size is believed to be the writer's mistake: some count the header too."""
 
 UNKNOWN_SIZE_BYTES = 0x7F00_0000
 """From which on a size isn't believed: what programs that write to a pipe state, ffmpeg all ones,
-sox a little under 2 GiB."""
+sox a little under 2 GiB.
+"""
 
 ENDLESS_FRAMES = 2**62
 """libsndfile states 2 ** 63 - 1 where it doesn't know."""
@@ -163,7 +169,8 @@ def decode_forward(sample: Sample, stack: ExitStack) -> Iterator[Frames]:
 
 def explained(error: soundfile.LibsndfileError, what: str) -> Exception:
     """The error to raise. Not libsndfile's own text as a whole: it holds the file's name, or an
-    address."""
+    address.
+    """
     if error.code == SYSTEM_ERROR:
         return OSError(f"{what}: {error.error_string}")
     return SampleError(f"{what}: {error.error_string}")
@@ -221,7 +228,8 @@ def read_bytes(sample: Sample, num_bytes: int, start: int = 0) -> bytes:
 
 def _begins_with_mp3(sample: Sample) -> bool:
     """Whether the first bytes are those of a frame of layer III: 11 bits of ones, a version, and
-    the layer (ISO 11172-3, 2.4.1.3)."""
+    the layer (ISO 11172-3, 2.4.1.3).
+    """
     head = read_bytes(sample, 2)
     return len(head) == 2 and head[0] == 0xFF and head[1] & 0xE6 == 0xE2
 
@@ -249,7 +257,8 @@ def _says_its_length(mp3: Sample) -> bool:
 
 def _measured_frames(sample: Sample, file: soundfile.SoundFile) -> tuple[int, tuple[str, ...]]:
     """Frames of an mp3 file that doesn't say them: what there are up to libsndfile's guess, and
-    what to say of a file that may go on; of a file that many samples are spans of, found once."""
+    what to say of a file that may go on; of a file that many samples are spans of, found once.
+    """
     media, facts = sample.media, (file.frames, file.samplerate)
     if isinstance(media, os.PathLike):
         return _measured_of_file(Path(media), file_state(media), *facts)
@@ -283,7 +292,8 @@ def _measure(sample: Sample, guess: int, behind: int) -> tuple[int, tuple[str, .
 
 def _remarks(sample: Sample, file: soundfile.SoundFile) -> tuple[str, ...]:
     """What to say of an Ogg file whose last page isn't marked as such (RFC 3533, section 6: flag
-    4)."""
+    4).
+    """
     if file.format != "OGG":
         return ()
     tail = read_bytes(sample, OGG_PAGE_BYTES, -OGG_PAGE_BYTES)

@@ -1,5 +1,6 @@
 """Containers that libsndfile doesn't know: the sound is as long as what was encoded, and begins
-where that began."""
+where that began.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ GAPLESS = [
 ]
 """Name, container, codec, rate, and by how many frames the length may be off: mp4 files state it
 in milliseconds where the last frame isn't cut, and Matroska not at all where the encoder pads
-it."""
+it.
+"""
 
 
 def chirp(num_frames: int, rate_hz: int) -> Any:
@@ -192,7 +194,8 @@ def test_the_sound_of_a_video_is_taken(
     tmp_path: Path, open_audio: Any, name: str, container: str
 ) -> None:
     """From its start where the container says where that is; else behind the lead-in of 256 frames
-    that AC-3 has."""
+    that AC-3 has.
+    """
     source = chirp(2 * OPUS_HZ, OPUS_HZ)
     (tmp_path / name).write_bytes(encode(source, OPUS_HZ, container, "ac3", with_picture=True))
     files = open_audio_clips(

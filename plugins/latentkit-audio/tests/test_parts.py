@@ -1,5 +1,6 @@
 """Each row equals what decoding the whole file from its start, resampling it and cutting gives, in
-every format and order of access."""
+every format and order of access.
+"""
 
 from __future__ import annotations
 
@@ -125,7 +126,8 @@ def resampled(whole: Any, from_hz: int, to_hz: int) -> Any:
 
 def difference(row: Any, part: Any) -> float:
     """The largest between a row and the part of the whole it should be, which is turned down where
-    it goes beyond full scale."""
+    it goes beyond full scale.
+    """
     return float(np.abs(row - part / np.float32(max(1.0, np.abs(part).max()))).max())
 
 
@@ -218,7 +220,8 @@ def test_parts_of_a_long_file_are_those_of_the_whole(
     tmp_path: Path, open_audio: Any, name: str
 ) -> None:
     """Long enough that a seek jumps: of Ogg Vorbis, libsndfile's then leads to another place now
-    and then."""
+    and then.
+    """
     path = write(Case(name), tmp_path, 30.0)
     whole, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
     expected, modality = (
@@ -238,7 +241,8 @@ def test_spans_in_order_decode_a_file_once(
     tmp_path: Path, open_audio: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What decodes from the start goes on where the last span ended: as many opened files for ten
-    spans as for one."""
+    spans as for one.
+    """
     path, opened = write(Case("a.ogg"), tmp_path), []
     original = soundfile.SoundFile.read
 

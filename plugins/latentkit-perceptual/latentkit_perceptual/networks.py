@@ -48,7 +48,8 @@ class Blur(nn.Module):
     Shift-Invariant Again".
 
     The border is reflected by two pixels on every side, as Ghildyal and Liu 2022, "Shift-tolerant
-    Perceptual Similarity Metric", have it."""
+    Perceptual Similarity Metric", have it.
+    """
 
     filt: Tensor
 

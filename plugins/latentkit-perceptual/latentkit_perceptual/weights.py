@@ -13,7 +13,8 @@ from torch import Tensor
 
 LAYER = re.compile(r"(?:features\.|(?:.*\.)?slice\d+\.)?(\d+)\.(weight|bias|filt)")
 """torchvision's "features.0.weight", LPIPS's "net.slice1.0.weight", also behind a prefix, or
-"0.weight"."""
+"0.weight".
+"""
 HEAD = re.compile(r"(?:.*\.)?lin(\d)\.model\.\d+\.weight")
 """LPIPS's "lin0.model.1.weight", also behind a prefix."""
 

@@ -2,7 +2,8 @@
 packages make of them.
 
 `python tests/made_weights.py` prints the values in test_values.py; it needs lpips 0.1.4,
-stlpips-pytorch 0.0.2 and what these import: torchvision, torchsummary and ipython."""
+stlpips-pytorch 0.0.2 and what these import: torchvision, torchsummary and ipython.
+"""
 
 from __future__ import annotations
 

@@ -26,7 +26,8 @@ ORIGINAL = {
     "st-lpips-alex": [0.005880820817377584, 1.04560782240124],
 }
 """What `python tests/made_weights.py` prints: lpips 0.1.4 and stlpips-pytorch 0.0.2 on the weights
-and pictures drawn there."""
+and pictures drawn there.
+"""
 
 WholeFile = Callable[[str], Path]
 TwoFiles = Callable[[str, Any, str], tuple[Path, Path]]
@@ -171,9 +172,9 @@ def test_masked_pixels_are_taken_as_right(distance: Lpips, pictures: tuple[Tenso
     mask = torch.ones(2, 1, 64, 48)
     mask[..., 24:] = 0
     output = torch.where(mask.bool(), pictures[1], 7.0)
-    mended = torch.where(mask.bool(), pictures[1], pictures[0])
+    repaired = torch.where(mask.bool(), pictures[1], pictures[0])
     torch.testing.assert_close(
-        Perceptual(distance)(make_batch(pictures[0], output, mask)), distance(mended, pictures[0])
+        Perceptual(distance)(make_batch(pictures[0], output, mask)), distance(repaired, pictures[0])
     )
     assert Perceptual(distance)(
         make_batch(pictures[0], output, torch.zeros(2, 1, 64, 48))

@@ -52,7 +52,7 @@ class UnitActor:
 
         Args:
             given: the answer to `Signal.WANTS`, a unit, or None when there is no more. Nothing
-                starts the worker where none is at work.
+                starts the worker where none is running.
 
         Raises:
             Exception: what the worker raised.

@@ -103,7 +103,8 @@ def _restore_sigterm() -> None:
     """Make SIGTERM call the program's own handler again.
 
     Ray's library has put one below it that prints a trace, calls the one above, and aborts the
-    process three seconds later."""
+    process three seconds later.
+    """
     handler = signal.getsignal(signal.SIGTERM)
     if threading.current_thread() is threading.main_thread() and handler is not None:
         signal.signal(signal.SIGTERM, handler)

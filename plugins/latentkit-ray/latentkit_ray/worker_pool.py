@@ -1,4 +1,4 @@
-"""The driver's half: who is at work on which units, and what happens when somebody is lost."""
+"""The driver's half: who is working on which units, and what happens when somebody is lost."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ class WorkerPool:
         say(f"lost a worker that had {names}, which goes to others: {reason}")
 
     def _dismiss(self) -> None:
-        """Break off what is at work, and end all actors."""
+        """Break off what is running, and end all actors."""
         stopping = [
             member.actor.stop.remote().future()
             for member in self._members

@@ -30,7 +30,8 @@ HDR_TRANSFERS = {16: "PQ", 18: "HLG"}
 HD_WIDTH, SD_HEIGHT = 1280, 576
 """From this width on, or above this height, a video without a tag is taken for BT.709, upright or
 not: that is how cameras write HD, and what players such as mpv take it for (video/csputils.c,
-mp_csp_guess_colorspace)."""
+mp_csp_guess_colorspace).
+"""
 
 
 def refuse_hdr(transfer: int) -> None:

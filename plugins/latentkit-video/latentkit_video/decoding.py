@@ -1,5 +1,6 @@
 """A video file to decoded frames with their times: everything FFmpeg has to be told, and nothing
-about sizes or clips."""
+about sizes or clips.
+"""
 
 from __future__ import annotations
 

@@ -21,7 +21,8 @@ Pixels = npt.NDArray[np.uint8]
 
 SCALING = "flags=lanczos+full_chroma_inp+full_chroma_int+accurate_rnd+bitexact"
 """Lanczos, which swscale widens by the factor that a picture shrinks by; colors at full resolution,
-all sums rounded."""
+all sums rounded.
+"""
 
 RGB_OF_PLANES = (2, 0, 1)
 """FFmpeg keeps planes in the order green, blue, red."""

@@ -28,7 +28,8 @@ LUMA_WEIGHTS = {
     9: (0.2627, 0.0593),
 }
 """Of red and blue, by the number of a matrix in ITU-T H.273, table 4; so BT.709-6, 3.2, BT.601-7,
-2.5.1, and BT.2020-2, table 4."""
+2.5.1, and BT.2020-2, table 4.
+"""
 
 
 def draw(height: int, width: int) -> Picture:

@@ -145,7 +145,8 @@ def write(
 @dataclass(frozen=True)
 class Whole:
     """All frames of a video, in the order a decoder gives them in from the start: their numbers,
-    and the seconds at which they are shown, from the first one on."""
+    and the seconds at which they are shown, from the first one on.
+    """
 
     numbers: list[int]
     starts: list[float]

@@ -38,7 +38,8 @@ LARGEST_VOXEL_BYTES = 8
 
 PLACE_TOLERANCE = 0.05
 """Of the distance between slices, by which one may lie elsewhere: scanners round positions. A
-slice that is missing is off by 1."""
+slice that is missing is off by 1.
+"""
 PLACE_TOLERANCE_MM = 0.01
 DIRECTION_TOLERANCE = 1e-3
 """Of the cosines of axes, by which slices of one volume may differ."""
@@ -208,7 +209,8 @@ def _check_unpacked(media: bytes, num_bytes: int, max_voxels: int) -> None:
 
 def _check_deflated(file: bytes, max_voxels: int) -> None:
     """Refuse a DICOM file that is packed as a whole (PS3.5, A.5) and unpacks to too much: pydicom
-    unpacks all of it before its header is known."""
+    unpacks all of it before its header is known.
+    """
     start = FILE_META + 12 + int.from_bytes(file[FILE_META + 8 : FILE_META + 12], "little")
     if DEFLATED in file[FILE_META:start]:
         most = len(file) + LARGEST_VOXEL_BYTES * max_voxels
@@ -307,7 +309,8 @@ def _rescaled(groups: Sequence[Any], header: Any, pixels: Any) -> Floats:
 
 def _groups(header: Any, number: int) -> list[Any]:
     """The functional groups of a frame, its own first, then those of all; none in a file of one
-    slice."""
+    slice.
+    """
     own = header.get("PerFrameFunctionalGroupsSequence")
     shared = header.get("SharedFunctionalGroupsSequence")
     return [*([own[number]] if own else []), *(shared or [])]

@@ -24,13 +24,16 @@ from latentkit.contracts import LOGVAR_RANGE, Config, Moments, Reconstruction
 
 BRANCH_GAIN = 0.2
 """Factor of what the residual networks add to the linear maps: behind a layer that starts at zero,
-the first steps are a jump, and this makes it a small one."""
+the first steps are a jump, and this makes it a small one.
+"""
 START_LOGVAR, LOGVAR_GAIN = -12.0, 0.05
 """Of an untrained network, and factor of what is added to it: a logvar that jumps drowns latents in
-noise."""
+noise.
+"""
 SPREAD, DECAY = 0.5, 2.0
 """About the standard deviation of a voxel in [-1, 1], and how fast that of waves falls with their
-squared number."""
+squared number.
+"""
 
 
 class Architecture(Config):
@@ -182,7 +185,8 @@ def start_waves(shape: Architecture) -> tuple[Tensor, Tensor]:
     deviation of volumes' coefficients in them.
 
     Waves are ordered by their squared number, those of all channels after each other; values as in
-    `space_to_depth`."""
+    `space_to_depth`.
+    """
     side = shape.downscale
     place = (torch.arange(side) + 0.5) * math.pi / side
     lines = [

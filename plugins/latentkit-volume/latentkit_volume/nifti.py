@@ -47,7 +47,8 @@ BROKEN = (
     zlib.error,
 )
 """What nibabel and gzip raise on damaged bytes, which are in memory: none of these is a file out of
-reach."""
+reach.
+"""
 
 
 def read_volume(media: bytes, frame: Frame, assume: str | None, max_voxels: int) -> Volume:

@@ -35,7 +35,8 @@ SPACES = {
     "left-posterior-superior": "LPS",
 }
 """Of the format's definition (teem.sourceforge.net/nrrd/format.html#space), without those of
-time."""
+time.
+"""
 
 BROKEN = (LookupError, TypeError, ValueError, OSError, EOFError, zlib.error)
 """What pynrrd and numpy raise on damaged bytes, which are in memory."""

@@ -61,7 +61,7 @@ def make_grid(
         degrees = math.degrees(math.asin(min(float(shear), 1.0)))
         raise SampleError(
             f"the volume's axes are {degrees:.1f} degrees off being perpendicular;"
-            " modality.with.align: patient mends it"
+            " modality.with.align: patient repairs it"
         )
     size = np.asarray(volume.voxels.shape[1:], np.float64)
     steps = own if spacing is None else np.broadcast_to(np.asarray(spacing, np.float64), 3)

@@ -144,7 +144,8 @@ class DicomSource:
 
     def _list(self) -> list[str]:
         """Paths of the files below the folder, each file once: files before folders, both in the
-        order of their names; nothing hidden."""
+        order of their names; nothing hidden.
+        """
         listing, paths = LocalFiles(self._root).list(True), {}
         real_root = os.path.realpath(self._root)
         self._leave_out(HIDDEN, *(path for path in sorted(listing.hidden) if not is_clutter(path)))
@@ -220,7 +221,8 @@ def _share_damaged(lost: list[tuple[str, int, int]], found: Iterable[Series]) ->
 
 def _should_have_pixels(header: Any, path: Path) -> bool:
     """Whether a file without Rows is a damaged picture: one by its class that ends before Rows, or
-    has pixels, or a file that ends before its class."""
+    has pixels, or a file that ends before its class.
+    """
     import pydicom
 
     kind = header.get("SOPClassUID")
@@ -238,7 +240,8 @@ def _should_have_pixels(header: Any, path: Path) -> bool:
 
 def _read_header(path: Path) -> Any:
     """The tags of a DICOM file that tell its series, none of one that can't be read; None of
-    another file."""
+    another file.
+    """
     try:
         import pydicom
         from pydicom.errors import BytesLengthException, InvalidDicomError

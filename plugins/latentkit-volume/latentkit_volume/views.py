@@ -49,7 +49,8 @@ def grid_fractions(view: str) -> tuple[float, float, float] | None:
     (1); None for another view.
 
     Patches are numbered along W first, then H, then D; the only one along an axis lies in its
-    middle."""
+    middle.
+    """
     grid = GRID.fullmatch(view)
     if grid is None:
         return None
@@ -67,7 +68,8 @@ def place_patch(volume: Shape, patch: Shape, fractions: Sequence[float]) -> Shap
     last (1), all along D, H and W.
 
     Where the volume is smaller than the patch, it lies in the patch's middle, and the first voxel's
-    number is negative."""
+    number is negative.
+    """
     room = [whole - part for whole, part in zip(volume, patch, strict=True)]
     first, second, third = (
         int(fraction * left + 0.5) if left > 0 else left // 2

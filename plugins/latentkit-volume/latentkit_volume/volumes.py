@@ -20,7 +20,8 @@ from latentkit.errors import SampleError
 
 FLATTEST = 1e-3
 """Least volume of a voxel over the product of its sides; what is flatter has no inverse worth
-having."""
+having.
+"""
 SIDES = (1e-6, 1e6)
 """Shortest and longest side of a voxel in millimetres: others come from damage."""
 LARGEST_VALUE = 1e30

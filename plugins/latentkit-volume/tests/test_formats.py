@@ -158,7 +158,8 @@ def assert_same(found: Volume, expected: Volume) -> None:
 )
 def test_a_series_is_the_volume_of_its_nifti_file(nifti: MakeFile, voxels: Any, axes: Any) -> None:
     """Whatever the order of its files, and wherever its slices are stacked to: the normal of the
-    slices may point against it."""
+    slices may point against it.
+    """
     affine = affine_of(axes)
     files = make_series(voxels, affine)
     expected = read(nifti(voxels, affine, slope=SLOPE, inter=INTERCEPT))
@@ -402,7 +403,8 @@ def test_a_slice_cut_in_its_header_refuses_its_series_alone(
     tmp_path: Path, voxels: Any, number: int
 ) -> None:
     """Wherever it is cut, and at the series' end too, where the others make a volume. Only in
-    front of its number of series it may belong to all series of its folder."""
+    front of its number of series it may belong to all series of its folder.
+    """
     write_series(tmp_path / "a", voxels)
     write_series(tmp_path / "a", voxels, "1.2.4", ending="")
     write_series(tmp_path / "b", voxels, "1.2.5")
@@ -525,7 +527,8 @@ def nrrd_file(
     **fields: str,
 ) -> bytes:
     """A .nrrd by hand: the header of teem.sourceforge.net/nrrd/format.html, then the first axis
-    fastest."""
+    fastest.
+    """
     wanted = ("right", "anterior", "superior")
     given = space.split("-") if space else wanted
     signs = np.array(

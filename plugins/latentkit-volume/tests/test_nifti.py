@@ -133,16 +133,18 @@ def test_gzip_and_nifti_2_hold_the_same_volume(nifti: MakeFile, voxels: Any) -> 
 
 
 def test_a_frame_of_a_4d_volume_is_taken(nifti: MakeFile) -> None:
-    film = np.arange(48, dtype=np.int16).reshape(4, 3, 2, 2)
+    video = np.arange(48, dtype=np.int16).reshape(4, 3, 2, 2)
     for frame in (0, 1):
         np.testing.assert_array_equal(
-            read(nifti(film), frame).voxels[0], film[..., frame].transpose(2, 1, 0)
+            read(nifti(video), frame).voxels[0], video[..., frame].transpose(2, 1, 0)
         )
 
 
 def test_frames_become_channels(nifti: MakeFile, voxels: Any) -> None:
-    film = np.arange(48, dtype=np.int16).reshape(4, 3, 2, 2)
-    np.testing.assert_array_equal(read(nifti(film), "channels").voxels, film.transpose(3, 2, 1, 0))
+    video = np.arange(48, dtype=np.int16).reshape(4, 3, 2, 2)
+    np.testing.assert_array_equal(
+        read(nifti(video), "channels").voxels, video.transpose(3, 2, 1, 0)
+    )
     assert read(nifti(voxels), "channels").voxels.shape == (1, 2, 3, 4)
 
 

@@ -182,14 +182,14 @@ def test_a_volume_of_one_value_has_no_percentiles(nifti: MakeFile) -> None:
 def test_frames_that_are_channels_have_windows_of_their_own(
     nifti: MakeFile, smooth: Callable[..., Any]
 ) -> None:
-    film = np.stack([smooth((4, 4, 4)), smooth((4, 4, 4)) * 5], -1)
-    [view] = prepare(nifti(film), InputSpec(channels=2, axes="CDHW"), size=4, frame="channels")
+    video = np.stack([smooth((4, 4, 4)), smooth((4, 4, 4)) * 5], -1)
+    [view] = prepare(nifti(video), InputSpec(channels=2, axes="CDHW"), size=4, frame="channels")
     assert isinstance(view.tensor, torch.Tensor)
     torch.testing.assert_close(view.tensor[0], view.tensor[1])
     with pytest.raises(
         SampleError, match=r"^a volume of 1 frames, and the encoder takes 2 channels$"
     ):
-        prepare(nifti(film[..., 0]), InputSpec(channels=2, axes="CDHW"), size=4, frame="channels")
+        prepare(nifti(video[..., 0]), InputSpec(channels=2, axes="CDHW"), size=4, frame="channels")
 
 
 @pytest.mark.parametrize(

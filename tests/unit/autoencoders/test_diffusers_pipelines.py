@@ -2,7 +2,8 @@
 pipeline, or by its formula.
 
 Paths are below diffusers/, lines those of diffusers 0.42.1. Where a pipeline only ever decodes, its
-formula is turned round."""
+formula is turned round.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@ and normalizes as its pipeline does.
 
 `published.json` has a line for each: sizes worked out by hand, the numbers its latents are scaled
 by, and the line of its pipeline below diffusers/ (0.42.1) that does it. The configs are those that
-latentkit ships, or stand in the table."""
+latentkit ships, or stand in the table.
+"""
 
 from __future__ import annotations
 
@@ -234,7 +235,8 @@ SCALED = {
     "wan2.2-5b": ("AutoencoderKLWan", None, None, None),
 }
 """Class, latent channels, scale and shift in the config.json of each alias's own model on the hub;
-None where it has none."""
+None where it has none.
+"""
 
 
 def test_an_alias_has_the_scale_of_its_own_model() -> None:

@@ -1,7 +1,8 @@
 """Published files in their authors' names: converted exactly, and recognized without a config.
 
 Every form is made by inverting the conversion, from the published names as they are written down
-here; the networks have random weights."""
+here; the networks have random weights.
+"""
 
 from __future__ import annotations
 

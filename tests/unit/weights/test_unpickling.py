@@ -220,7 +220,8 @@ CRASHES = {
     "bytearray beyond any memory": b"\x96" + (1 << 38).to_bytes(8, "little") + b"x",
 }
 """Programs that crash the process, or fill its memory, where a pickle's numbers are taken as they
-are."""
+are.
+"""
 
 
 def test_no_numbers_of_a_checkpoint_crash_the_process(
