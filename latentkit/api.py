@@ -155,16 +155,16 @@ def open_dataset(
 
     Args:
         path: folder that `encode` wrote, or its URL.
-        posterior: "sample" draws from the posterior, again each epoch; "mean"; "moments" gives them
-            as stored, raw, under the name "moments". None: "sample" where there are moments, else
-            "mean", which is the latent as stored.
+        posterior: "sample": a new draw from the posterior in each epoch. "mean": the posterior's
+            mean. "moments": mean and log-variance as stored, not normalized. None: "sample" where
+            there are moments, else "mean", which is the latent as stored.
         views: "all" gives a row per sample and view, a list only those views, "random" a row per
             sample whose view is drawn each epoch.
         columns: attributes to give with key and view, such as ["text"], or a single one. A row that
             lacks it has None, which `latentkit.collate` takes and torch's own collate function
             doesn't; `latentkit inspect` says how many rows have each.
         seed: of all draws and shuffles.
-        cache: where whole units of a URL are kept: a limit in bytes, a folder, or both; None is 64
+        cache: local cache for datasets at URLs: a limit in bytes, a folder, or both; None is 64
             GiB in the user's cache folder.
         keys: only the rows with these keys, in the dataset's order: a list, or the path of a text
             file with a key on each line. Keys of skipped samples are passed over.

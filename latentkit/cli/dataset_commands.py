@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from latentkit.cli.arguments import Command, add_device, printable
+from latentkit.cli.shared_arguments import Command, add_device, printable
 from latentkit.errors import LatentkitError
 
 

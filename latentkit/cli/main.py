@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from latentkit._version import __version__
 from latentkit.cli import dataset_commands, plugin_commands, recipe_commands
-from latentkit.cli.arguments import Command, printable
+from latentkit.cli.shared_arguments import Command, printable
 from latentkit.errors import InterruptedRunError, LatentkitError
 
 if TYPE_CHECKING:
@@ -38,9 +38,10 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code."""
-    if isinstance(sys.stdout, TextIOWrapper):  # a pipe of Windows can't encode every caption
+    """Run one command and return its exit code."""
+    if isinstance(sys.stdout, TextIOWrapper):  # pipes of Windows may not be UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
+    # Another package of the name latentkit may have replaced our __init__.py.
     if "LatentDataset" not in getattr(sys.modules["latentkit"], "__all__", ()):
         from latentkit.runtime.other_distribution import explain_lost_files
 

@@ -1,4 +1,4 @@
-"""The commands about what is there to use: `plugins` and `recipes`."""
+"""The command `plugins`: list them, say all about one, make a new one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from latentkit.cli.arguments import Command, printable
+from latentkit.cli.shared_arguments import Command, printable
 
 SHOW = "show"
 """What `plugins NAME` is to argparse, which takes a command below another or a name, not both."""
@@ -47,23 +47,6 @@ def _add_plugins(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_recipes(command: argparse.ArgumentParser) -> None:
-    summary = "write a recipe to a folder, to run or to change it"
-    copy = command.add_subparsers(metavar="[copy]").add_parser(
-        "copy", help=summary, description=f"{summary[0].upper()}{summary[1:]}."
-    )
-    copy.set_defaults(command=_copy_recipe)
-    copy.add_argument("name", metavar="NAME", help="as listed, such as quickstart")
-    copy.add_argument(
-        "folder",
-        metavar="FOLDER",
-        nargs="?",
-        type=Path,
-        default=Path("recipes"),
-        help="folder to write it to (default: recipes)",
-    )
-
-
 def _plugins(options: argparse.Namespace) -> int:
     from latentkit.cli.plugin_listing import plugins_as_json, plugins_as_text
     from latentkit.plugins import discover
@@ -89,35 +72,11 @@ def _new_plugin(options: argparse.Namespace) -> int:
     return 0
 
 
-def _recipes(options: argparse.Namespace) -> int:
-    from latentkit.cli.shipped_recipes import list_recipes
-
-    print(list_recipes())
-    return 0
-
-
-def _copy_recipe(options: argparse.Namespace) -> int:
-    from latentkit.cli.shipped_recipes import copy_recipe
-    from latentkit.runtime.paths import in_shell
-
-    recipe, *beside = copy_recipe(options.name, options.folder)
-    print(printable("\n".join(f"wrote {path}" for path in (recipe, *beside))))
-    command = "latentkit run" if recipe.suffix == ".yaml" else "python"
-    print(printable(f"  run it  {command} {in_shell(recipe)}"))
-    return 0
-
-
 COMMANDS = (
     Command(
         "plugins",
         "list plugins, and what is wrong with any; say all about one; or make a new one",
         _add_plugins,
         _plugins,
-    ),
-    Command(
-        "recipes",
-        "list the recipes that come with the package, or copy one",
-        _add_recipes,
-        _recipes,
     ),
 )

@@ -1,4 +1,4 @@
-"""The commands that work by a recipe: `encode`, `run`, `check`."""
+"""The commands about recipes: `encode`, `run`, `check`, `recipes`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from latentkit.cli.arguments import (
+from latentkit.cli.shared_arguments import (
     Command,
     add_device,
     add_devices,
@@ -59,6 +59,23 @@ def _add_run(command: argparse.ArgumentParser) -> None:
 def _add_check(command: argparse.ArgumentParser) -> None:
     command.add_argument("recipe", metavar="RECIPE", help="a YAML file")
     add_set(command)
+
+
+def _add_recipes(command: argparse.ArgumentParser) -> None:
+    summary = "write a recipe to a folder, to run or to change it"
+    copy = command.add_subparsers(metavar="[copy]").add_parser(
+        "copy", help=summary, description=f"{summary[0].upper()}{summary[1:]}."
+    )
+    copy.set_defaults(command=_copy_recipe)
+    copy.add_argument("name", metavar="NAME", help="as listed, such as quickstart")
+    copy.add_argument(
+        "folder",
+        metavar="FOLDER",
+        nargs="?",
+        type=Path,
+        default=Path("recipes"),
+        help="folder to write it to (default: recipes)",
+    )
 
 
 def _encode(options: argparse.Namespace) -> int:
@@ -124,9 +141,27 @@ def _check(options: argparse.Namespace) -> int:
         print(f"warning: {explain_other(other)}")
     from latentkit.tasks.run_recipe import open_parts
 
-    if unseen := open_parts(recipe):
-        print(unseen)
+    if not_checked := open_parts(recipe):
+        print(not_checked)
     print(f"{options.recipe}: a valid {recipe.task} recipe")
+    return 0
+
+
+def _recipes(options: argparse.Namespace) -> int:
+    from latentkit.cli.shipped_recipes import list_recipes
+
+    print(list_recipes())
+    return 0
+
+
+def _copy_recipe(options: argparse.Namespace) -> int:
+    from latentkit.cli.shipped_recipes import copy_recipe
+    from latentkit.runtime.paths import in_shell
+
+    recipe, *beside = copy_recipe(options.name, options.folder)
+    print(printable("\n".join(f"wrote {path}" for path in (recipe, *beside))))
+    command = "latentkit run" if recipe.suffix == ".yaml" else "python"
+    print(printable(f"  run it  {command} {in_shell(recipe)}"))
     return 0
 
 
@@ -143,5 +178,11 @@ COMMANDS = (
         "validate a recipe, and open all that it names; write nothing",
         _add_check,
         _check,
+    ),
+    Command(
+        "recipes",
+        "list the recipes that come with the package, or copy one",
+        _add_recipes,
+        _recipes,
     ),
 )

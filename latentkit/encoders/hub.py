@@ -182,7 +182,7 @@ class RepositoryFiles:
     def __init__(self, model: str, place: HubPlace, recipe_dir: Path) -> None:
         self.model, self.place = model, place
         self._recipe_dir = recipe_dir
-        self.silence: str | None = None
+        self.hub_error: str | None = None
         self._root: Path | None = None
         try:
             found = HfApi().model_info(
@@ -190,7 +190,7 @@ class RepositoryFiles:
             )
             self.names = {one.rfilename for one in found.siblings or []}
         except HUB_ERRORS as error:
-            self.silence = explain_hub_error(error, place)
+            self.hub_error = explain_hub_error(error, place)
             root = self._root = self._cached(error)
             self.names = {
                 file.relative_to(root).as_posix() for file in root.rglob("*") if file.is_file()
@@ -211,7 +211,7 @@ class RepositoryFiles:
         root = self._root
         try:
             if root is None or not all((root / name).is_file() for name in names):
-                root = self._root = self._fetch(names, self.silence is not None)
+                root = self._root = self._fetch(names, self.hub_error is not None)
         except HUB_ERRORS as error:
             raise EncoderError(self._failure(explain_hub_error(error, self.place))) from error
         missing = sorted(name for name in names if not (root / name).is_file())
@@ -228,7 +228,7 @@ class RepositoryFiles:
         try:
             return self._fetch([], True)
         except HUB_ERRORS:
-            raise EncoderError(self._failure(str(self.silence))) from error
+            raise EncoderError(self._failure(str(self.hub_error))) from error
 
     def _fetch(self, names: Collection[str], only_cached: bool) -> Path:
         revision = (
@@ -284,7 +284,7 @@ def _download_weights(files: RepositoryFiles, folder: str, variant: str | None) 
         return
     if not find_weights(here):
         missing = (
-            f"; only a part of it is in the cache, and {files.silence}" if files.silence else ""
+            f"; only a part of it is in the cache, and {files.hub_error}" if files.hub_error else ""
         )
         others = [name for name in here if "/" not in name and name != CONFIG]
         there = f"; the files there: {', '.join(sorted(others)[:8])}" if others else ""
@@ -308,7 +308,7 @@ def _offer(files: RepositoryFiles, place: HubPlace) -> str:
     offers = []
     sibling = f"{place.repository}-Diffusers"
     if (
-        files.silence is None
+        files.hub_error is None
         and not place.repository.lower().endswith("diffusers")
         and _is_model(sibling)
     ):

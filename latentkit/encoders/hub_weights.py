@@ -109,7 +109,7 @@ def shards_of(index: Any, chosen: Collection[str], where: str) -> list[str]:
     weight_map = index.get("weight_map") if isinstance(index, Mapping) else None
     if not isinstance(weight_map, Mapping) or not weight_map:
         raise EncoderError(
-            f"{where} has no weight_map; expected the index of weights in several files"
+            f"{where} has no weight_map; expected the index of a sharded checkpoint"
         )
     shards = sorted({str(name) for name in weight_map.values()})
     if missing := [name for name in shards if name not in chosen]:

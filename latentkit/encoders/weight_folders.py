@@ -45,7 +45,7 @@ class WeightFiles:
             EncoderError: a file can't be read, or is something else.
         """
         if len(self.files) == 1:
-            return _with_other_half(self.files[0], read_all_tensors(self.files[0]))
+            return _with_counterpart(self.files[0], read_all_tensors(self.files[0]))
         return {
             name: tensor for file in self.files for name, tensor in read_all_tensors(file).items()
         }
@@ -108,7 +108,7 @@ def _only_file(folder: Path) -> Path:
     )
     if len(files) == 1:
         return files[0]
-    encoders = [file for file in files if "encoder" in file.stem and _other_half(file) in files]
+    encoders = [file for file in files if "encoder" in file.stem and _counterpart(file) in files]
     if len(files) == 2 and encoders:
         return encoders[0]
     if files:
@@ -127,15 +127,16 @@ def _only_file(folder: Path) -> Path:
     )
 
 
-def _other_half(file: Path) -> Path:
-    """Where the decoder of a TAESD encoder lies, or the other way round; the file itself where its
-    name tells no half.
+def _counterpart(file: Path) -> Path:
+    """Path of the decoder that belongs to a TAESD encoder, or of the encoder to a decoder.
+
+    It is the same path where the name has neither word.
     """
     swap = {"encoder": "decoder", "decoder": "encoder"}
     return file.with_name(re.sub("encoder|decoder", lambda found: swap[found[0]], file.name))
 
 
-def _with_other_half(file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _with_counterpart(file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors, and those of the other half where one file of TAESD's two is given; each under
     the name of its half.
 
@@ -145,7 +146,7 @@ def _with_other_half(file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor
     if not all(HALVES.match(name) for name in tensors):
         return tensors
     is_encoder = any(name.startswith("0.") for name in tensors)
-    other = _other_half(file)
+    other = _counterpart(file)
     halves = {"encoder" if is_encoder else "decoder": tensors}
     if other != file and other.is_file():
         halves["decoder" if is_encoder else "encoder"] = read_all_tensors(other)

@@ -24,7 +24,7 @@ from latentkit.encoding.batch_tensors import (
 from latentkit.errors import EncoderError
 from latentkit.runtime.device import is_out_of_memory, is_unsupported
 from latentkit.runtime.masks import MASK
-from latentkit.runtime.plugin_faults import faults_name
+from latentkit.runtime.sample_faults import faults_name
 
 
 class BatchEncoder:

@@ -15,7 +15,7 @@ from latentkit.contracts.encoder_description import LOGVAR_RANGE
 from latentkit.errors import EncoderError
 from latentkit.reading.posterior import LatentMaker
 from latentkit.runtime.masks import MASK, mask_of, masked_axes, pool_mask, without_mask
-from latentkit.runtime.plugin_faults import name_of
+from latentkit.runtime.sample_faults import name_of
 from latentkit.store.ragged import per_position_layout
 
 

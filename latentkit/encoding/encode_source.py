@@ -8,7 +8,7 @@ import enum
 import functools
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
@@ -32,7 +32,7 @@ from latentkit.encoding.make_plan import (
     say_other_versions,
 )
 from latentkit.encoding.unit_workers import make_worker
-from latentkit.errors import DamagedError, FingerprintError, SourceError, StoreError
+from latentkit.errors import DamagedError, SourceError, StoreError
 from latentkit.runtime.masks import without_mask
 from latentkit.runtime.numerics import fixed_numerics
 from latentkit.store.claims import Claims
@@ -45,7 +45,7 @@ from latentkit.store.dataset_json import (
     newest_number,
     read_dataset,
 )
-from latentkit.store.fingerprint import fingerprinted_parts
+from latentkit.store.fingerprint import check_parts
 from latentkit.store.folder import Folder
 from latentkit.store.index import committed
 from latentkit.store.plan import Plan, read_chain
@@ -400,36 +400,3 @@ def chain_there(folder: Folder, inputs: EncodeInputs, settings: EncodeSettings) 
             " or set the source back"
         )
     return chain
-
-
-def check_parts(
-    folder: Folder, there: Mapping[str, str], wanted: Mapping[str, str], defaults: Mapping[str, str]
-) -> None:
-    """Hold what decides a latent's value to what the folder's latents were made with.
-
-    Raises:
-        FingerprintError: names every field that differs; an option in neither has its default.
-    """
-    there, wanted = fingerprinted_parts(there), fingerprinted_parts(wanted)
-    different = [name for name in sorted({*there, *wanted}) if there.get(name) != wanted.get(name)]
-    if different:
-        lines = [
-            f"  {name}: {_value(there, name, defaults)} there, {_value(wanted, name, defaults)} now"
-            for name in different
-        ]
-        raise FingerprintError(
-            "\n".join(
-                [
-                    f"{folder} holds latents that were made otherwise:",
-                    *lines,
-                    "Write to another output, or set these back",
-                ]
-            )
-        )
-
-
-def _value(parts: Mapping[str, str], name: str, defaults: Mapping[str, str]) -> str:
-    value = parts.get(name)
-    if value is None:
-        return f"{defaults[name]} (the default)" if name in defaults else "not set"
-    return value if len(value) <= 60 else f"{value[:16]}..."

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from latentkit.contracts import Decodes, Encoder
 from latentkit.encoding.batch_tensors import encode_batch, stored_tensors
-from latentkit.store.quantize import dequantize, quantize
+from latentkit.store.int8 import dequantize, quantize
 
 MOST_DB = 100.0
 """Beyond it two decodings are the same for every purpose, and equal ones would be infinite."""

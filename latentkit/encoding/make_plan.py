@@ -41,7 +41,7 @@ from latentkit.runtime.cores import num_cores
 from latentkit.runtime.device import can_compile, kind_of
 from latentkit.runtime.memory import available_bytes, describe_bytes
 from latentkit.runtime.numerics import fixed_numerics
-from latentkit.runtime.plugin_faults import faults_cost_the_sample
+from latentkit.runtime.sample_faults import faults_cost_the_sample
 from latentkit.runtime.source_remarks import remarks_of
 from latentkit.store.claims import Claims
 from latentkit.store.contents import column_filling, describe_filling

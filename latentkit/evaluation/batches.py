@@ -17,7 +17,7 @@ from latentkit.preparing.threads_ahead import prepare_in_order
 from latentkit.preparing.unit_samples import read_shard
 from latentkit.runtime.bad_samples import are_too_many
 from latentkit.runtime.cores import share_of_cores
-from latentkit.runtime.plugin_faults import faults_cost_the_sample
+from latentkit.runtime.sample_faults import faults_cost_the_sample
 
 AHEAD_PER_CORE = 4
 

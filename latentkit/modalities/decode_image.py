@@ -9,14 +9,14 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageCms, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from latentkit.errors import SampleError
 from latentkit.modalities.geometry import Shrink
+from latentkit.modalities.icc import to_srgb
 from latentkit.modalities.image_formats import (
     CONTENT_ERRORS,
     JXL_SIGNATURES,
@@ -41,7 +41,6 @@ UPRIGHT = {
 # picture has them.
 BOTTOM_FIRST, RIGHT_FIRST = (3, 4, 7, 8), (2, 3, 6, 7)
 
-COLOR_SPACE_MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 
 _pillow_limit_lock = threading.Lock()
 
@@ -132,7 +131,7 @@ def decode_picture(
             picture = _convert(_convert(picture, "LA") if picture.mode == "La" else picture, "RGBA")
             alpha = picture.getchannel("A")
         colors = _convert(picture, "L" if is_gray else "CMYK" if picture.mode == "CMYK" else "RGB")
-        return _blend(_to_srgb(colors, profile), alpha, mode, background)
+        return _blend(to_srgb(colors, profile), alpha, mode, background)
 
 
 def upright_shape(picture: Image.Image) -> tuple[int, int]:
@@ -236,48 +235,3 @@ def _blend(
         canvas.paste(colors, mask=alpha)
         colors = canvas
     return _convert(colors, mode)
-
-
-# ---------------------------------------------------------------- color profiles
-
-
-def _to_srgb(colors: Image.Image, profile: bytes | None) -> Image.Image:
-    """An "L", "RGB" or "CMYK" picture in sRGB ("L" or "RGB"); a profile that is broken or of
-    another kind of color counts for nothing.
-    """
-    transform = _srgb_transform(profile) if profile else None
-    if transform is not None:
-        if transform.input_mode == "RGB" and colors.mode == "L":
-            colors = colors.convert("RGB")
-        if transform.input_mode == colors.mode:
-            return ImageCms.applyTransform(colors, transform) or colors
-    return colors.convert("RGB") if colors.mode == "CMYK" else colors
-
-
-@lru_cache(maxsize=64)
-def _srgb_transform(profile: bytes) -> ImageCms.ImageCmsTransform | None:
-    """The way from a profile's colors to sRGB; None when it is broken, or sRGB already.
-
-    Threads may share it.
-    """
-    try:
-        opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        mode = COLOR_SPACE_MODES.get(opened.profile.xcolor_space)
-        if mode is None:
-            return None
-        transform = ImageCms.buildTransform(opened, ImageCms.createProfile("sRGB"), mode, "RGB")
-    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-        return None
-    return None if mode == "RGB" and _changes_nothing(transform) else transform
-
-
-def _changes_nothing(transform: ImageCms.ImageCmsTransform) -> bool:
-    """Whether no color of a 6 x 6 x 6 lattice moves by more than one level: one of sRGB's many
-    spellings, where converting only costs.
-    """
-    levels = np.arange(0, 256, 51, dtype=np.uint8)
-    lattice = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(
-        6, 36, 3
-    )
-    moved = np.asarray(ImageCms.applyTransform(Image.fromarray(lattice), transform))
-    return int(np.abs(moved.astype(np.int16) - lattice).max()) <= 1

@@ -1,14 +1,18 @@
-"""Write ICC profiles from primaries and a curve, for files that name colors in another way."""
+"""ICC profiles: from a file's colors to sRGB, and written for files that name colors otherwise."""
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
+from PIL import Image, ImageCms
 
 Point = tuple[float, float]
+
+COLOR_SPACE_MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 
 D65: Point = (0.3127, 0.3290)
 SRGB_PRIMARIES: tuple[Point, ...] = ((0.64, 0.33), (0.30, 0.60), (0.15, 0.06))
@@ -80,3 +84,45 @@ def _pack_profile(tags: dict[bytes, bytes]) -> bytes:
     kinds = b"mntr" + b"RGB " + b"XYZ "
     head = struct.pack(">I4xI12s12x4s28x", size, 0x04200000, kinds, b"acsp") + _pack_fixed(D50)
     return head.ljust(128, b"\0") + table + body
+
+
+def to_srgb(colors: Image.Image, profile: bytes | None) -> Image.Image:
+    """An "L", "RGB" or "CMYK" picture in sRGB ("L" or "RGB"); a profile that is broken or of
+    another kind of color counts for nothing.
+    """
+    transform = _srgb_transform(profile) if profile else None
+    if transform is not None:
+        if transform.input_mode == "RGB" and colors.mode == "L":
+            colors = colors.convert("RGB")
+        if transform.input_mode == colors.mode:
+            return ImageCms.applyTransform(colors, transform) or colors
+    return colors.convert("RGB") if colors.mode == "CMYK" else colors
+
+
+@lru_cache(maxsize=64)
+def _srgb_transform(profile: bytes) -> ImageCms.ImageCmsTransform | None:
+    """The way from a profile's colors to sRGB; None when it is broken, or sRGB already.
+
+    Threads may share it.
+    """
+    try:
+        opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        mode = COLOR_SPACE_MODES.get(opened.profile.xcolor_space)
+        if mode is None:
+            return None
+        transform = ImageCms.buildTransform(opened, ImageCms.createProfile("sRGB"), mode, "RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return None
+    return None if mode == "RGB" and _changes_nothing(transform) else transform
+
+
+def _changes_nothing(transform: ImageCms.ImageCmsTransform) -> bool:
+    """Whether no color of a 6 x 6 x 6 lattice moves by more than one level: one of sRGB's many
+    spellings, where converting only costs.
+    """
+    levels = np.arange(0, 256, 51, dtype=np.uint8)
+    lattice = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(
+        6, 36, 3
+    )
+    moved = np.asarray(ImageCms.applyTransform(Image.fromarray(lattice), transform))
+    return int(np.abs(moved.astype(np.int16) - lattice).max()) <= 1

@@ -16,7 +16,7 @@ from latentkit.preparing.media_retry import retried
 from latentkit.preparing.stack import num_bytes_of
 from latentkit.runtime.buffers import BatchMemory, preparing_into
 from latentkit.runtime.masks import without_mask
-from latentkit.runtime.plugin_faults import faults_cost_the_sample
+from latentkit.runtime.sample_faults import faults_cost_the_sample
 from latentkit.store.columns import escape
 from latentkit.store.writer import RowLabel
 

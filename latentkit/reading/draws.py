@@ -32,31 +32,34 @@ class Draw:
             time, as a transform of any other torch dataset would.
         number: of the batch in its epoch.
         by_row: each row has noise of its own, whatever else is in the batch.
-        partner: place of the dataset among joined ones, which draw independently of each other.
+        joined_index: place of the dataset among joined ones, which draw independently.
     """
 
     epoch: int | None
     number: int = ITEM_DRAW
     by_row: bool = False
-    partner: int = 0
+    joined_index: int = 0
 
-    def of_partner(self, place: int) -> Draw:
+    def of_joined(self, place: int) -> Draw:
         """The draw of the dataset at this place among joined ones."""
-        return replace(self, partner=place)
+        return replace(self, joined_index=place)
 
     def fractions(self, seed: int, count: int) -> npt.NDArray[np.float64]:
-        """Uniform numbers in [0, 1) that choose views: in an epoch those of all `count` rows of the
-        dataset, by chance those of `count` rows.
+        """Return `count` uniform numbers in [0, 1), which choose views.
+
+        In an epoch they are those of all rows of the dataset, so `count` is its length; without an
+        epoch, those of a batch.
         """
         if self.epoch is not None:
-            return np.random.default_rng([seed, self.epoch, 1, self.partner]).random(count)
+            return np.random.default_rng([seed, self.epoch, 1, self.joined_index]).random(count)
         # Ranks may have seeded torch alike, but `number` differs: by the first of their rows.
-        return np.random.default_rng([seed, _chance(), 1, self.partner, self.number]).random(count)
+        numbers = [seed, _random_seed(), 1, self.joined_index, self.number]
+        return np.random.default_rng(numbers).random(count)
 
     def noise(self, seed: int, items: Rows, lengths: Rows | None = None) -> Noise:
         """Noise of the rows at these positions; `lengths` of ragged rows says how long each is."""
-        epoch = _chance() if self.epoch is None else self.epoch
-        number = self.number + self.partner * PARTNER_DRAW
+        epoch = _random_seed() if self.epoch is None else self.epoch
+        number = self.number + self.joined_index * PARTNER_DRAW
         return (
             RowNoise((seed, epoch, number), items, lengths)
             if self.by_row
@@ -64,7 +67,7 @@ class Draw:
         )
 
 
-def _chance() -> int:
+def _random_seed() -> int:
     """A number from torch's generator, which is asked only where something is drawn.
 
     A worker's generator is seeded by its DataLoader from that of the main process: again for each

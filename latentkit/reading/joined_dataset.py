@@ -173,7 +173,7 @@ class JoinedDataset(BatchedRows):
         batch: dict[str, Any] = {}
         parts = zip(self.datasets, self.names, self._choose(items, draw), strict=True)
         for place, (data, name, rows) in enumerate(parts):
-            loaded = data.load_rows(rows, self._places[place][items], draw.of_partner(place), pool)
+            loaded = data.load_rows(rows, self._places[place][items], draw.of_joined(place), pool)
             batch |= {name + end: loaded[data.output_name + end] for end in _endings(data)}
             batch |= {
                 label: loaded[label]
@@ -191,7 +191,7 @@ class JoinedDataset(BatchedRows):
         chosen: list[Rows] = []
         for place, (data, twins) in enumerate(zip(self.datasets, self._twins, strict=True)):
             if twins is None:
-                chosen.append(data.choose(self._places[place][items], draw.of_partner(place)))
+                chosen.append(data.choose(self._places[place][items], draw.of_joined(place)))
             else:
                 chosen.append(twins[chosen[0]])
         return chosen

@@ -151,7 +151,7 @@ class ReadableRows:
         if draw.epoch is None:
             starts, counts = self._starts[items], self._counts[items]
             return starts + (draw.fractions(seed, len(starts)) * counts).astype(np.int64)
-        drawn, asked = self._drawn, (seed, draw.epoch, draw.partner)
+        drawn, asked = self._drawn, (seed, draw.epoch, draw.joined_index)
         if drawn is None or drawn[0] != asked:
             rows = self._starts + (draw.fractions(seed, len(self)) * self._counts).astype(np.int64)
             drawn = self._drawn = asked, rows

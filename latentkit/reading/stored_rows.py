@@ -27,9 +27,9 @@ from latentkit.runtime.masks import MASK
 from latentkit.store.columns import Rows
 from latentkit.store.dataset_json import read_dataset
 from latentkit.store.folder import Folder
+from latentkit.store.int8 import SCALE
 from latentkit.store.local_folder import LocalFolder
 from latentkit.store.mapped_unit import Array, MappedUnit
-from latentkit.store.quantize import SCALE
 from latentkit.store.ragged import starts_of
 
 CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "I8"}

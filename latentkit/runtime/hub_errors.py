@@ -39,7 +39,7 @@ UNREADABLE = (
 def explain_hub_error(error: Exception, place: HubPlace) -> str:
     """Why nothing came from a place on the hub, and what to do: text after "model NAME: "."""
     for cause in causes_of(error):
-        for explain in (_explain_refusal, _explain_status, _explain_silence):
+        for explain in (_explain_refusal, _explain_status, _explain_unreachable):
             if (text := explain(cause, place)) is not None:
                 return text
     return f"it can't be had from {constants.ENDPOINT}: {_words(error)}"
@@ -117,7 +117,7 @@ def _explain_status(error: BaseException, place: HubPlace) -> str | None:
     return None
 
 
-def _explain_silence(error: BaseException, place: HubPlace) -> str | None:
+def _explain_unreachable(error: BaseException, place: HubPlace) -> str | None:
     """Why the hub can't be asked, or what answers isn't one."""
     if isinstance(error, errors.OfflineModeIsEnabled) or constants.HF_HUB_OFFLINE:
         revision = f", revision {place.revision}," if place.revision else ""

@@ -22,8 +22,7 @@ from latentkit.contracts import LatentLayout, Normalization, Unit
 from latentkit.errors import DamagedError, StoreError
 from latentkit.runtime.masks import MASK
 from latentkit.runtime.paths import in_shell
-from latentkit.store import quantize as quantize
-from latentkit.store import statistics, writer
+from latentkit.store import int8, statistics, writer
 from latentkit.store.claims import Claims
 from latentkit.store.columns import Rows
 from latentkit.store.dataset_json import (
@@ -198,7 +197,7 @@ def _copy_all(folder: Folder, plan: Plan, document: Mapping[str, Any]) -> None:
     mapped = dict(zip(units, opened, strict=True))
     used = set(index["unit"].unique().to_pylist())
     # What was given is gone, so a unit's error stays whole though some of its rows may go.
-    errors = quantize.merge_errors(
+    errors = int8.merge_errors(
         unit.header.metadata for name, unit in units.items() if name in used
     )
     unit_of_rows = _unit_of_rows(plan, chain[-1], index)
@@ -246,7 +245,7 @@ def _copy_unit(
     unit: Unit,
     rows: pa.Table,
     mapped: Mapping[str, MappedUnit],
-    errors: Mapping[str, quantize.RoundingError],
+    errors: Mapping[str, int8.RoundingError],
 ) -> None:
     """Commit one unit with the latents and ledger of some rows of the index."""
     tensors, new_rows, pieces = [], np.zeros(rows.num_rows, np.int64), []
@@ -371,7 +370,7 @@ def _measure(bucket: str, copies: Mapping[str, _Copy]) -> list[statistics.Channe
     pieces = []
     for name in writer.LATENTS:
         latents, scales, masks = (
-            copies.get(f"{bucket}/{part}") for part in (name, name + quantize.SCALE, MASK)
+            copies.get(f"{bucket}/{part}") for part in (name, name + int8.SCALE, MASK)
         )
         if latents is None:
             continue

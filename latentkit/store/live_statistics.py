@@ -15,8 +15,7 @@ import pyarrow.compute as pc
 
 from latentkit.errors import DamagedError
 from latentkit.runtime.masks import MASK, counted_positions
-from latentkit.store import quantize as quantize
-from latentkit.store import statistics
+from latentkit.store import int8, statistics
 from latentkit.store.columns import Rows
 from latentkit.store.folder import Folder
 from latentkit.store.format import NUMPY_DTYPES, StoredTensor
@@ -88,7 +87,7 @@ def measure_stored(
     """
     if scales is not None:
         scales = scales if lengths is None else np.repeat(scales, lengths, axis=0)
-        numbers = quantize.dequantize(values, scales)
+        numbers = int8.dequantize(values, scales)
     else:
         numbers = _as_float32(values)
     if mask is not None:
@@ -173,7 +172,7 @@ def _measure_bucket(
         if place not in tensors:
             continue
         latents = _Reader(file, tensors, place)
-        scales = _Reader.of(file, tensors, place + quantize.SCALE)
+        scales = _Reader.of(file, tensors, place + int8.SCALE)
         mask = _Reader.of(file, tensors, f"{bucket}/{MASK}")
         for start in range(0, len(rows), latents.rows_at_once):
             some = rows[start : start + latents.rows_at_once]

@@ -20,12 +20,11 @@ from latentkit.contracts import Unit
 from latentkit.errors import PluginError, StoreError
 from latentkit.runtime.bad_samples import NOT_FINITE as NOT_FINITE
 from latentkit.runtime.masks import MASK, counted_positions
-from latentkit.store import quantize as quantize
-from latentkit.store import statistics
+from latentkit.store import int8, statistics
 from latentkit.store.columns import Rows, escape
 from latentkit.store.folder import Folder, canonical_json
 from latentkit.store.format import FORMAT_VERSION, TensorToWrite, write_unit
-from latentkit.store.quantize import RoundingError
+from latentkit.store.int8 import RoundingError
 from latentkit.store.ragged import OFFSETS, RowBatch, offsets_of, pack
 
 SPILL_BYTES = 256 << 20
@@ -284,7 +283,7 @@ class UnitWriter:
         for name in (name for name in LATENTS if name in stored.tensors):
             values = _as_read(stored, name)
             if self._quantize:
-                error = quantize.measure_error(values, _counted(given, given.tensors[name].numpy()))
+                error = int8.measure_error(values, _counted(given, given.tensors[name].numpy()))
                 self._errors[name] = self._errors[name] + error if name in self._errors else error
             channels = values.shape[1] // 2 if name == "moments" else values.shape[1]
             logvar = values[:, channels:] if name == "moments" else None
@@ -302,7 +301,7 @@ class UnitWriter:
                 tensors += [
                     TensorToWrite(f"{bucket}/{name}{OFFSETS}", "I64", offsets.shape, [content])
                     for name in filling.names
-                    if not name.endswith(quantize.SCALE)
+                    if not name.endswith(int8.SCALE)
                 ]
         rows = self._ledger.as_arrow()
         return [
@@ -381,7 +380,7 @@ def unit_header(
         "statistics": canonical_json(measured.as_json() if measured else None),
     }
     if errors:
-        header[quantize.METADATA] = canonical_json(
+        header[int8.METADATA] = canonical_json(
             {name: error.as_json() for name, error in errors.items()}
         )
     return header
@@ -401,20 +400,20 @@ def _quantized(rows: RowBatch) -> RowBatch:
     """
     stored = dict(rows.tensors)
     for name in (name for name in LATENTS if name in rows.tensors):
-        values, scale = quantize.quantize(rows.tensors[name].numpy(), rows.lengths)
-        stored |= {name: torch.from_numpy(values), name + quantize.SCALE: torch.from_numpy(scale)}
+        values, scale = int8.quantize(rows.tensors[name].numpy(), rows.lengths)
+        stored |= {name: torch.from_numpy(values), name + int8.SCALE: torch.from_numpy(scale)}
     return RowBatch(stored, rows.lengths)
 
 
 def _as_read(rows: RowBatch, name: str) -> npt.NDArray[np.float32]:
     """Stored moments or latents that count, (N, C, ...), as numbers."""
-    stored, scale = rows.tensors[name], rows.tensors.get(name + quantize.SCALE)
+    stored, scale = rows.tensors[name], rows.tensors.get(name + int8.SCALE)
     if scale is None:
         return _counted(rows, stored.float().numpy())
     scales = (
         scale.numpy() if rows.lengths is None else np.repeat(scale.numpy(), rows.lengths, axis=0)
     )
-    return _counted(rows, quantize.dequantize(stored.numpy(), scales))
+    return _counted(rows, int8.dequantize(stored.numpy(), scales))
 
 
 def _counted(rows: RowBatch, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from latentkit.contracts import Decodes
 from latentkit.errors import EncoderError, FingerprintError
-from latentkit.store.fingerprint import fingerprinted_parts
+from latentkit.store.fingerprint import different_parts
 from latentkit.store.folder import Folder
 from latentkit.tasks.build_parts import configured_encode_of
 
@@ -30,12 +30,8 @@ def open_decoder(folder: Folder, made_with: Mapping[str, str], device: str) -> D
     if not isinstance(decoder, Decodes):
         name = line.encoder.provided.spec.name
         raise EncoderError(f"the encoder {name!r} of {folder} can't decode")
-    there, now = fingerprinted_parts(made_with), fingerprinted_parts(
-        line.fingerprint_parts(encoder)
-    )
-    names = sorted(name for name in {*there, *now} if name.startswith("encoder."))
-    different = ", ".join(name for name in names if there.get(name) != now.get(name))
+    different = different_parts(made_with, line.fingerprint_parts(encoder), "encoder.")
     if different:
         problem = f"{folder} was made by another encoder than its recipe now opens"
-        raise FingerprintError(f"{problem}: {different} differ")
+        raise FingerprintError(f"{problem}: {', '.join(different)} differ")
     return decoder

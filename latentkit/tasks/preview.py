@@ -17,7 +17,7 @@ from latentkit.contracts import Decodes, Encoder, Modality, Prepared, Sample, So
 from latentkit.errors import EncoderError, LatentkitError, PluginError, RecipeError, StoreError
 from latentkit.reading.dataset import LatentDataset, open_dataset
 from latentkit.runtime.masks import mask_of, without_mask
-from latentkit.runtime.plugin_faults import faults_become
+from latentkit.runtime.sample_faults import faults_become
 from latentkit.store.columns import escape
 from latentkit.store.folder import Folder
 

@@ -246,12 +246,12 @@ class _Parts:
             StoreError, TrainingError: it can't be read, or has no moments.
         """
         from latentkit.store.dataset_json import read_dataset
-        from latentkit.store.fingerprint import fingerprinted_parts
+        from latentkit.store.fingerprint import different_parts
         from latentkit.store.open_folder import open_folder
         from latentkit.training.stored_moments import StoredMoments
 
         folder = open_folder(path)
-        made_by = fingerprinted_parts(read_dataset(folder)["parts"])
+        made_by = read_dataset(folder)["parts"]
         line = configured_encode_of(folder)
         # Weights are hashed in the type that they compute in, so the model is opened with the
         # options of the dataset's encoder.
@@ -271,12 +271,8 @@ class _Parts:
             self.recipe.base_dir,
             line.modality.provided.spec.name,
         )
-        now = fingerprinted_parts(candidate.fingerprint_parts(opener(self.device)))
-        names = sorted(
-            name
-            for name in {*made_by, *now}
-            if name.startswith("encoder.") and made_by.get(name) != now.get(name)
-        )
+        now = candidate.fingerprint_parts(opener(self.device))
+        names = different_parts(made_by, now, "encoder.")
         if names:
             raise FingerprintError(
                 f"{self.recipe.origin}: latents: {folder} was made by another encoder than the"
@@ -335,7 +331,7 @@ class _Parts:
         better = {metric.name: metric.better for metric in metrics}
         if wanted.best is not None and not better.get(wanted.best):
             known = ", ".join(name for name, direction in better.items() if direction) or "none"
-            expected = f"expected a metric with a better side, here {known}; got {wanted.best!r}"
+            expected = f"expected a metric with a better direction, here {known}; got {wanted.best!r}"
             raise RecipeError(f"{self.recipe.origin}: evaluate.best: {expected}")
         batch_size = wanted.batch_size or self.recipe.batch_size
         settings = EvaluateSettings(

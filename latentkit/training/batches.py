@@ -28,7 +28,7 @@ from latentkit.preparing.media_retry import retried
 from latentkit.preparing.threads_ahead import prepare_in_order
 from latentkit.runtime.bad_samples import are_too_many
 from latentkit.runtime.cores import share_of_cores
-from latentkit.runtime.plugin_faults import faults_cost_the_sample
+from latentkit.runtime.sample_faults import faults_cost_the_sample
 
 AHEAD = 3
 """Batches in preparation while one is trained on."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from latentkit.contracts import Modality, Sample
 from latentkit.errors import SampleError, TrainingError
 from latentkit.reading.dataset import open_dataset
-from latentkit.runtime.plugin_faults import faults_cost_the_sample
+from latentkit.runtime.sample_faults import faults_cost_the_sample
 from latentkit.store.dataset_json import read_dataset, read_index
 from latentkit.store.open_folder import open_folder
 from latentkit.training.batches import Example, SampleLocation

@@ -14,7 +14,7 @@ from latentkit.errors import SampleError, SourceError
 from latentkit.preparing.media_retry import retried
 from latentkit.runtime.bad_samples import are_too_many
 from latentkit.runtime.cores import share_of_cores
-from latentkit.runtime.plugin_faults import faults_cost_the_sample
+from latentkit.runtime.sample_faults import faults_cost_the_sample
 
 NUM_TRIED = 64
 

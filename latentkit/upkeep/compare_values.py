@@ -22,7 +22,7 @@ from torch import Tensor
 
 from latentkit.runtime.masks import MASK
 from latentkit.runtime.paths import in_shell
-from latentkit.store import quantize as quantize
+from latentkit.store import int8
 from latentkit.store.index import ReadUnit, read_unit
 from latentkit.store.local_folder import LocalFolder
 from latentkit.store.ragged import OFFSETS
@@ -230,7 +230,7 @@ def _difference(
     """
     if all(torch.equal(stored[name], fresh[name]) for name in stored):
         return 0.0, 0.0
-    name = next(name for name in stored if name != MASK and not name.endswith(quantize.SCALE))
+    name = next(name for name in stored if name != MASK and not name.endswith(int8.SCALE))
     same_mask = MASK not in stored or torch.equal(stored[MASK], fresh[MASK])
     if name == "indices" or stored[name].shape != fresh[name].shape or not same_mask:
         return math.inf, math.inf
@@ -252,8 +252,8 @@ def _difference(
 
 def _as_float(tensors: Mapping[str, Tensor], name: str) -> Tensor:
     """(N, C, ...) float64."""
-    if name + quantize.SCALE not in tensors:
+    if name + int8.SCALE not in tensors:
         return tensors[name].double()
     return torch.from_numpy(
-        quantize.dequantize(tensors[name].numpy(), tensors[name + quantize.SCALE].numpy())
+        int8.dequantize(tensors[name].numpy(), tensors[name + int8.SCALE].numpy())
     ).double()

@@ -16,11 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentkit.contracts import Entry, Modality, Sample, Source, StreamSource, Unit
-from latentkit.encoding.encode_source import all_parts, check_parts, make_job
+from latentkit.encoding.encode_source import all_parts, make_job
 from latentkit.encoding.make_plan import effective_settings
 from latentkit.encoding.unit_workers import make_worker
 from latentkit.errors import SampleError, SourceError, StoreError
 from latentkit.recipe.schema import EncodeRecipe
+from latentkit.store.fingerprint import check_parts
 from latentkit.store.index import ReadUnit
 from latentkit.store.local_folder import LocalFolder
 from latentkit.store.plan import Plan, PlanSettings

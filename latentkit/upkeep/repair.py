@@ -230,7 +230,7 @@ def _rebuild(found: Verification, number: int) -> Plan | None:
 
 
 def _settings(found: Verification, number: int, units: pa.Array) -> PlanSettings:
-    """What the plan's settings were if it was made with these libraries; its units say the rest."""
+    """Reconstruct the plan's settings from its units, assuming the installed library versions."""
     document = found.document or {}
     recorded = next(
         (

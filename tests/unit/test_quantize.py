@@ -18,7 +18,7 @@ from latentkit.encoders.options import TinyKLConfig
 from latentkit.encoders.tiny_kl import open_tiny_kl
 from latentkit.encoding.int8_psnr import measure_psnr
 from latentkit.errors import DamagedError
-from latentkit.store.quantize import (
+from latentkit.store.int8 import (
     RoundingError,
     dequantize,
     measure_error,

@@ -18,9 +18,9 @@ from latentkit.errors import PluginError
 from latentkit.runtime.buffers import BufferPool
 from latentkit.store.compact import compact
 from latentkit.store.dataset_json import Description, finalize, read_dataset
+from latentkit.store.int8 import dequantize, quantize
 from latentkit.store.local_folder import LocalFolder
 from latentkit.store.plan import PlanSettings, list_entries, plan_of, write_plan
-from latentkit.store.quantize import dequantize, quantize
 from latentkit.store.ragged import are_offsets, offsets_of, pad, starts_of
 from latentkit.store.writer import RowLabel, UnitWriter
 
