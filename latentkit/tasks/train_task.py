@@ -331,8 +331,9 @@ class _Parts:
         better = {metric.name: metric.better for metric in metrics}
         if wanted.best is not None and not better.get(wanted.best):
             known = ", ".join(name for name, direction in better.items() if direction) or "none"
-            expected = f"expected a metric with a better direction, here {known}; got {wanted.best!r}"
-            raise RecipeError(f"{self.recipe.origin}: evaluate.best: {expected}")
+            where = f"{self.recipe.origin}: evaluate.best"
+            expected = f"expected a metric with a better direction, here {known}"
+            raise RecipeError(f"{where}: {expected}; got {wanted.best!r}")
         batch_size = wanted.batch_size or self.recipe.batch_size
         settings = EvaluateSettings(
             "mean", batch_size, self.recipe.seed, self.device, num_pictures=NUM_PICTURES

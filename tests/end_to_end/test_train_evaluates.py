@@ -80,7 +80,7 @@ def test_evaluating_changes_nothing_that_is_trained(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"best": "ssim"}, "evaluate.best: expected a metric with a better side, here psnr"),
+        ({"best": "ssim"}, "evaluate.best: expected a metric with a better direction, here psnr"),
         ({"metrics": [{"use": "psnrr"}]}, "psnrr"),
         ({"source": {"use": "nowhere"}}, "nowhere"),
     ],
