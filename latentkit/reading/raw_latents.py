@@ -33,14 +33,15 @@ def find_raw_latents(
     """
     name, values = _find(given)
     is_single = values.ndim == len(layout.axes)
+    if layout.kind == "quantised" and values.ndim >= len(layout.axes):
+        # Its decoder knows which shapes it takes.
+        return (values[None] if is_single else values), is_single
     if values.ndim not in (len(layout.axes), len(layout.axes) + 1):
         raise ValueError(
             f"expected {name} of axes {layout.axes}, or a batch of them, got shape"
             f" {tuple(values.shape)}"
         )
     batch = values[None] if is_single else values
-    if layout.kind == "quantised":
-        return batch, is_single
     num_channels = batch.shape[1]
     normalized = layout.channels * math.prod(normalization.fold.values())
     expected = {"mean": layout.channels, "moments": 2 * layout.channels}.get(name, normalized)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,15 @@ def store(
 ) -> lk.LatentDataset:
     fixed = {**FIXED, **(overrides or {})}
     return lk.encode(photos[0].parent, folder, encoder=encoder, size=SIDE, overrides=fixed)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As many threads as the stored latents are made with: their number decides the last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(FIXED["threads"])
+    yield
+    torch.set_num_threads(before)
 
 
 def to_tensor(photo: Path) -> torch.Tensor:

@@ -68,7 +68,7 @@ def test_a_resumed_run_shows_each_step_once(small: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "package"),
-    [("tensorboard", r'"latentkit\[tensorboard\]"'), ("wandb", "wandb"), ("trackio", "trackio")],
+    [("tensorboard", r'"latentkit-diffusion\[tensorboard\]"'), ("wandb", "wandb"), ("trackio", "trackio")],
 )
 def test_a_tracker_that_isnt_installed_is_refused_before_the_first_step(
     small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, package: str
