@@ -344,7 +344,7 @@ class _Parts:
             shown = replace(settings, show_always=hasattr(module, "decode"))
             codec = ModuleCodec(module, model.input, model.layout)
             found = evaluate_model(codec, source, modality, metrics, shown)
-            _show(found.gallery, modality, folder / "evaluations" / f"{step:08d}")
+            show(found.gallery, modality, folder / "evaluations" / f"{step:08d}")
             return found.values()
 
         return TrainEvaluation(
@@ -357,12 +357,13 @@ class _Parts:
         return BuildContext(self.device, self.recipe.seed, self.recipe.base_dir, taken, modality)
 
 
-def _show(gallery: Gallery, modality: Modality, path: Path) -> None:
+def show(gallery: Gallery, modality: Modality, path: Path) -> None:
     """Write a file to look at or hear: a grid of pictures, or what the modality renders."""
     from latentkit.evaluation.images import save_grid
     from latentkit.tasks.preview import preview_suffix
 
     if gallery.pairs:
+        path.parent.mkdir(parents=True, exist_ok=True)  # not every modality makes it
         modality.render(gallery.pairs, path.with_suffix(preview_suffix(modality)))
     else:
         save_grid(gallery, path.with_suffix(".png"))

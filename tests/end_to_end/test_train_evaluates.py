@@ -7,14 +7,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file
 
 import latentkit as lk
 from latentkit.errors import PluginError, RecipeError
+from latentkit.evaluation.images import Gallery
+from latentkit.tasks.train_task import show
 
 MakePhotos = Callable[..., Path]
 
@@ -92,3 +96,17 @@ def test_what_can_not_be_measured_is_said_before_the_first_step(
     with pytest.raises((RecipeError, PluginError), match=message):
         lk.run(recipe(photos, tmp_path / "run", evaluate=evaluate(photos, **change)))
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_modality_that_makes_no_folder_draws_into_the_evaluations(tmp_path: Path) -> None:
+    class Plain:
+        preview_suffix = ".txt"
+
+        def render(self, tensors: Any, path: Path) -> None:
+            path.write_text(f"{len(tensors)} rows")
+
+    gallery = Gallery(2, (-1.0, 1.0), 2, keep_tensors=True)
+    row: Any = SimpleNamespace(position=0, key="a", view="plain")
+    gallery.add([row], torch.zeros(1, 1, 4), torch.zeros(1, 1, 4))
+    show(gallery, Plain(), tmp_path / "evaluations" / "00000000")  # type: ignore[arg-type]
+    assert (tmp_path / "evaluations" / "00000000.txt").read_text() == "1 rows"
