@@ -155,10 +155,10 @@ def half(kind: str, subtype: str) -> bytes:
 
 
 BAD = {
-    "no bytes": (b"", "not a sound file, or damaged: Format not recognized"),
+    "no bytes": (b"", "not a sound file, or damaged: Format not recognised"),
     "a text": (
         b"caption of a sound\n" * 100,
-        "not a sound file, or damaged: Format not recognized",
+        "not a sound file, or damaged: Format not recognised",
     ),
     "no frames": (written(np.zeros(0)), "a sound of zero length"),
     "a rate of 0": (with_rate(0), "not a sound file, or damaged"),
