@@ -79,7 +79,7 @@ def _report_encode(name: str, result: EncodeRun) -> str:
 
     found, folder = inspect_dataset(result.folders[name]), _near(result.folders[name])
     command = f"latentkit inspect {in_shell(folder)}"
-    lines = [f"{folder}: {_count_latents(found['rows'], result.summaries[name])}"]
+    lines = [f"{folder}: {count_latents(found['rows'], result.summaries[name])}"]
     lines += [f"  slow          {text}" for text in _slow(result.summaries[name])]
     lines += _skipped(found, command)
     lines += [
@@ -160,7 +160,7 @@ def _skipped_rows(rows: Sequence[Row], folder: str) -> list[str]:
     )
 
 
-def _count_latents(rows: Mapping[str, int], summary: EncodeSummary) -> str:
+def count_latents(rows: Mapping[str, int], summary: EncodeSummary) -> str:
     """Count the latents in the dataset, and those that this process encoded."""
     held = _latents(rows.get("ok", 0), rows.get("skipped", 0))
     if not summary.num_ok and not summary.num_skipped:

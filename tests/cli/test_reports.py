@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import latentkit as lk
-from latentkit.cli.closing_words import SLOW_SECONDS, _did, _slow
+from latentkit.cli.closing_words import SLOW_SECONDS, _slow, count_latents
 from latentkit.cli.main import main
 from latentkit.encoding.encode_source import EncodeSummary
 
@@ -127,7 +127,7 @@ def test_what_slows_a_run_is_said_with_what_to_do_where_it_cost_time() -> None:
     assert _slow(EncodeSummary(100, 0, SLOW_SECONDS / 2, SLOW_SECONDS / 4, 200)) == []
     assert _slow(EncodeSummary(100, 0, 2 * SLOW_SECONDS, 0.0, 100)) == []
     assert (
-        _did({"ok": 1}, EncodeSummary(1, 0, 2.0))
+        count_latents({"ok": 1}, EncodeSummary(1, 0, 2.0))
         == "1 latent in 2.0 s (0.5/s); the encoder waited 0% of the time"
     )
 
