@@ -18,7 +18,7 @@ from latentkit import kit
 from latentkit.contracts import Sample
 from latentkit.errors import SampleError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PROMISED = {
     "latentkit.contracts": None,
     "latentkit.errors": None,
