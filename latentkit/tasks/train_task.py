@@ -181,17 +181,19 @@ def _try_samples(recipe: TrainRecipe, source: Any, prepare: Any, folder: Path) -
         SourceError: too many of them can't be used.
     """
     from latentkit.contracts import Source
+    from latentkit.preparing.sample_trier import prepared_by
+    from latentkit.runtime.bad_samples import BadSamplePolicy
     from latentkit.training.batches import SampleLocation
     from latentkit.training.try_samples import try_samples
 
     if not isinstance(source, Source) or not len(source) or (folder / "checkpoints").exists():
         return []
     view = (
-        prepare[0].prepare
+        prepared_by(prepare[0])
         if isinstance(prepare, list)
         else lambda sample: prepare(sample, SampleLocation(0, 0))
     )
-    return try_samples(source, view, recipe.on_bad_sample, recipe.max_bad)
+    return try_samples(source, view, BadSamplePolicy(recipe.on_bad_sample, recipe.max_bad))
 
 
 @dataclass(frozen=True)
