@@ -11,8 +11,8 @@ from torch import Tensor
 
 from latentkit.contracts import Modality, Prepared, Sample, Source, StreamSource
 from latentkit.errors import RecipeError
+from latentkit.preparing.look_ahead import prepare_in_order
 from latentkit.preparing.sample_trier import SampleTrier, prepared_by
-from latentkit.preparing.threads_ahead import prepare_in_order
 from latentkit.preparing.unit_samples import read_shard
 from latentkit.runtime.bad_samples import BadSamplePolicy, refuse_all
 from latentkit.runtime.cores import share_of_cores

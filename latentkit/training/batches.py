@@ -24,8 +24,8 @@ from torch import Tensor
 
 from latentkit.contracts import Modality, Prepared, Sample, Source
 from latentkit.errors import TrainingError
+from latentkit.preparing.look_ahead import prepare_in_order
 from latentkit.preparing.sample_trier import SampleTrier, TriedSample, prepared_by
-from latentkit.preparing.threads_ahead import prepare_in_order
 from latentkit.runtime.bad_samples import BadSamplePolicy, refuse_all
 from latentkit.runtime.cores import share_of_cores
 
