@@ -13,7 +13,6 @@ from latentkit.metrics.options import (
     ElboConfig,
     IwaeConfig,
     LossMetricConfig,
-    PictureConfig,
     PlainConfig,
     RfidConfig,
     SpectrumConfig,
@@ -34,22 +33,22 @@ def _build_l1(config: PlainConfig, context: BuildContext) -> Metric:
     return l1()
 
 
-def _build_psnr(config: PictureConfig, context: BuildContext) -> Metric:
+def _build_psnr(config: PlainConfig, context: BuildContext) -> Metric:
     from latentkit.metrics.pixels import psnr
 
-    return psnr(config.rounding == "uint8")
+    return psnr()
 
 
-def _build_ssim(config: PictureConfig, context: BuildContext) -> Metric:
+def _build_ssim(config: PlainConfig, context: BuildContext) -> Metric:
     from latentkit.metrics.structure import ssim
 
-    return ssim(config.rounding == "uint8")
+    return ssim()
 
 
-def _build_ms_ssim(config: PictureConfig, context: BuildContext) -> Metric:
+def _build_ms_ssim(config: PlainConfig, context: BuildContext) -> Metric:
     from latentkit.metrics.structure import ms_ssim
 
-    return ms_ssim(config.rounding == "uint8")
+    return ms_ssim()
 
 
 def _build_kl(config: PlainConfig, context: BuildContext) -> Metric:
@@ -69,7 +68,7 @@ def _build_elbo(config: ElboConfig, context: BuildContext) -> Metric:
 def _build_iwae(config: IwaeConfig, context: BuildContext) -> Metric:
     from latentkit.metrics.likelihood import Iwae
 
-    return Iwae(config.likelihood, config.scale, config.draws, config.chunk)
+    return Iwae(config.likelihood, config.scale, config.draws)
 
 
 def _build_active_units(config: ActiveUnitsConfig, context: BuildContext) -> Metric:
@@ -112,7 +111,7 @@ METRICS = {
         MetricSpec(
             "psnr",
             "peak signal-to-noise ratio",
-            PictureConfig,
+            PlainConfig,
             _build_psnr,
             1,
             _ON_PICTURES,
@@ -121,7 +120,7 @@ METRICS = {
         MetricSpec(
             "ssim",
             "structural similarity (Wang et al. 2004)",
-            PictureConfig,
+            PlainConfig,
             _build_ssim,
             1,
             _ON_PICTURES,
@@ -130,7 +129,7 @@ METRICS = {
         MetricSpec(
             "ms-ssim",
             "structural similarity at five scales (Wang et al. 2003)",
-            PictureConfig,
+            PlainConfig,
             _build_ms_ssim,
             1,
             _ON_PICTURES,

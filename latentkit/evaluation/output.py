@@ -50,21 +50,18 @@ def claim_folder(folder: Folder, recipe: str) -> None:
     folder.replace(RECIPE, recipe.encode())
 
 
-def write_evaluation(
-    folder: Folder, found: Evaluation, about: Mapping[str, Any], curves: str = ""
-) -> None:
+def write_evaluation(folder: Folder, found: Evaluation, about: Mapping[str, Any]) -> None:
     """Write the three files; metrics.json comes last.
 
     Args:
         about: what was evaluated, with what: plain values that go into metrics.json and the report.
-        curves: text of a training run's log.jsonl; empty for none.
 
     Raises:
         StoreError: the disk is full, or the folder can't be written.
     """
     document = {**about, **summarize(found)}
     folder.replace(SAMPLES, samples_parquet(found))
-    folder.replace(REPORT, write_report(document, found, curves).encode())
+    folder.replace(REPORT, write_report(document, found).encode())
     folder.replace(
         METRICS,
         (json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode(),

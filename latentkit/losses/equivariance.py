@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate
 
 from latentkit.contracts import LossBatch
 from latentkit.errors import TrainingError
-from latentkit.losses.reconstruction import l1, mse
+from latentkit.losses.reconstruction import l1
 
 if TYPE_CHECKING:
     from latentkit.losses.options import EquivarianceConfig
@@ -45,10 +45,9 @@ class Equivariance:
             part / FINENESS for part in range(1, FINENESS + 1) if low <= part / FINENESS < high
         ] or [low]
         self._p, self._rotate, self._seed = config.p, config.rotate, seed
-        self._distance = l1 if config.distance == "l1" else mse
 
     def __call__(self, batch: LossBatch) -> Tensor:
-        """(N,) float32, in units of the input's range, or squared ones.
+        """(N,) float32, in units of the input's range.
 
         Raises:
             TrainingError: not pictures.
@@ -72,7 +71,7 @@ class Equivariance:
             if batch.mask is None
             else (change(batch.mask.float(), (size[0], size[1]), turns) >= 0.5).float()
         )
-        return self._distance(
+        return l1(
             replace(
                 batch,
                 inputs=inputs,

@@ -130,9 +130,6 @@ class EquivarianceConfig(Config):
         ),
     )
     rotate: bool = Field(True, description="turn by 0, 90, 180 or 270 degrees too")
-    distance: Literal["l1", "mse"] = Field(
-        "l1", description="how far the decoded picture is from the changed input"
-    )
 
     @field_validator("scales")
     @classmethod
@@ -201,7 +198,4 @@ class PatchGanConfig(Config):
         ge=0,
         allow_inf_nan=False,
         description="weight of the LeCam regularizer in the discriminator's loss",
-    )
-    lecam_decay: float = Field(
-        0.99, ge=0, lt=1, description="share of LeCam's moving averages that one pass keeps"
     )

@@ -42,11 +42,8 @@ class Rfid:
     def add(self, batch: MetricBatch) -> None:
         """See `Metric`."""
         for gaussian, values in zip((self._inputs, self._outputs), batch.pair(), strict=True):
-            gaussian.add(
-                self._network(
-                    levels(values, self._setting.input_range, rounded=True).float() / PEAK
-                )
-            )
+            pixels = levels(values, self._setting.input_range).float() / PEAK
+            gaussian.add(self._network(pixels))
 
     def finish(self) -> Measured:
         """See `Metric`."""

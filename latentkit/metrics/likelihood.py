@@ -31,6 +31,8 @@ from latentkit.runtime.device import to_float64
 FAMILIES: dict[str, Family] = {"gaussian": GAUSSIAN, "laplace": LAPLACE}
 SMALLEST_PROBABILITY = 1e-7
 BITS = "bits_per_dim"
+DRAWS_AT_ONCE = 10
+"""Importance samples of a whole batch that are decoded at once."""
 
 
 class Kl:
@@ -132,16 +134,10 @@ class Iwae:
         likelihood: as for `Elbo`.
         scale: of the errors; None for "bernoulli".
         num_draws: importance samples of each posterior.
-        chunk: draws of a batch that are decoded at once.
     """
 
-    def __init__(self, likelihood: str, scale: float | None, num_draws: int, chunk: int) -> None:
-        self._likelihood, self._scale, self._num_draws, self._chunk = (
-            likelihood,
-            scale,
-            num_draws,
-            chunk,
-        )
+    def __init__(self, likelihood: str, scale: float | None, num_draws: int) -> None:
+        self._likelihood, self._scale, self._num_draws = likelihood, scale, num_draws
 
     def start(self, setting: MetricSetting) -> None:
         """See `Metric`."""
@@ -153,8 +149,8 @@ class Iwae:
         inputs, moments = batch.pair()[0], batch.posterior()
         noise = noise_for(batch, IWAE_STREAM)
         weights = []
-        for start in range(0, self._num_draws, self._chunk):
-            drawn = noise.take(min(self._chunk, self._num_draws - start))
+        for start in range(0, self._num_draws, DRAWS_AT_ONCE):
+            drawn = noise.take(min(DRAWS_AT_ONCE, self._num_draws - start))
             latents = draw(moments, drawn)
             output = _decode(batch, latents.flatten(0, 1))
             repeated = inputs.expand(len(latents), *inputs.shape).flatten(0, 1)

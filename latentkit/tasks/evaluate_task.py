@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentkit._version import __version__
 from latentkit.contracts import BuildContext, InputSpec, MetricSpec
-from latentkit.errors import RecipeError, StoreError
+from latentkit.errors import RecipeError
 from latentkit.plugins import discover
 from latentkit.recipe.schema import EvaluateRecipe, dump_recipe, resolve
 from latentkit.tasks.check_recipe import ConfiguredPlugin, check_recipe
@@ -54,11 +53,10 @@ def run_evaluating(
         return EvaluateResult(recipe.output.path, None)
     device = choose_device(device)
     work = prepare_evaluation(recipe, device)
-    curves = _read_log(recipe)
     folder = open_folder(recipe.output.path)
     claim_folder(folder, dump_recipe(resolve(recipe)))
     found = work()
-    write_evaluation(folder, found, _describe(recipe, device), curves)
+    write_evaluation(folder, found, _describe(recipe, device))
     return EvaluateResult(str(folder), found)
 
 
@@ -181,19 +179,6 @@ def _settings(recipe: EvaluateRecipe, device: str) -> EvaluateSettings:
         NUM_PICTURES,
         show_progress=True,
     )
-
-
-def _read_log(recipe: EvaluateRecipe) -> str:
-    if recipe.training_log is None:
-        return ""
-    where = f"{recipe.origin}: training_log: {recipe.training_log}"
-    try:
-        text = Path(recipe.training_log).read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise StoreError(f"{where} can't be read: {error.strerror}") from error
-    if text and not text.startswith('{"step": '):
-        raise StoreError(f"{where} isn't a training run's log; expected its log.jsonl")
-    return text
 
 
 def _describe(recipe: EvaluateRecipe, device: str) -> dict[str, Any]:

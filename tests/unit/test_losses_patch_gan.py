@@ -95,12 +95,12 @@ def test_vanilla_is_cross_entropy_and_the_generators_term_does_not_saturate() ->
 
 def test_lecam_pulls_logits_towards_the_averages_of_the_other_side() -> None:
     """The first pass sets the averages, 0.375 and 0.625; the second, of other logits, moves them by
-    1 / 2, then by 1 - decay.
+    1 / 2, 1 / 3 ..., and in the end by 1 - decay.
     """
-    loss = pixel_gan(lecam=0.1, lecam_decay=0.6)
+    loss = pixel_gan(lecam=0.1)
     loss.discriminator_loss(make_batch(logits(REAL), logits(FAKE)))
     real_average, fake_average = REAL.mean(), FAKE.mean()
-    for share in (0.5, 0.4, 0.4):
+    for share in [max(1 / number, 0.01) for number in range(2, 121)]:
         real_average += share * ((REAL + 1).mean() - real_average)
         fake_average += share * ((2 * FAKE).mean() - fake_average)
         got = loss.discriminator_loss(make_batch(logits(REAL + 1), logits(2 * FAKE)))
