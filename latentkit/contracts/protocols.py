@@ -100,7 +100,9 @@ class Modality(Protocol):
     sample whose file changes meanwhile is prepared again. An optional method `without_seeking() ->
     Modality` gives one that prepares the same rows with each file decoded from its start; `verify
     --deep` and repairs use it, so that a row that a wrong seek made is found. An optional attribute
-    `preview_suffix`, such as ".mp4", says what `render` writes; without it, ".png". A property
+    `preview_suffix`, such as ".mp4", says what `render` writes; without it, ".png". `ignores_sizes
+    = True` says that what it prepares doesn't depend on `InputSpec.sizes`, which are only checked;
+    encoders that differ in nothing else then share one pass over the source. A property
     `media_attribute` of its config, such as "text", makes that attribute of samples their media; a
     sample then changes when that text does.
     """

@@ -292,10 +292,6 @@ def make_job(
 def _places(folder: Folder, plan: Plan, inputs: EncodeInputs) -> npt.NDArray[np.int64] | None:
     """Where each row of the plan's work now is in the source, by key: samples may have come since.
     -1: gone.
-
-    Raises:
-        SourceError: the plan is the first, and samples of the units that are left are gone, or most
-            of them changed.
     """
     if isinstance(inputs.source, StreamSource):
         return None

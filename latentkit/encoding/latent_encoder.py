@@ -214,11 +214,7 @@ class LatentEncoder:
         return self._modalities[key]
 
     def _check(self, batch: Tensor, shape: tuple[int, ...]) -> None:
-        """Refuse what the encoder would take for something else.
-
-        Raises:
-            ValueError: axes, channels, sizes, dtype or values.
-        """
+        """Refuse what the encoder would take for something else."""
         axes, channels = self.input.axes, self.input.channels
         wanted = ", ".join([str(channels), *axes[1:]])
         low, high = self.input.range

@@ -375,9 +375,6 @@ def _measure(inputs: EncodeInputs, device: str, settings: EncodeSettings, thread
 def _refuse_huge(prepared: Prepared, batch_size: int) -> None:
     """Refuse a batch that, by its input alone, can't fit: the kernel would kill the process without
     a word.
-
-    Raises:
-        RecipeError: says what it takes and what there is.
     """
     row_bytes = num_bytes_of(prepared.tensor)
     if (needed := row_bytes * batch_size) > (there := available_bytes()):

@@ -30,7 +30,6 @@ class Rfid:
         self._network = network
 
     def start(self, setting: MetricSetting) -> None:
-        """See `Metric`."""
         if setting.num_samples is not None and setting.num_samples < 2:
             raise SourceError(
                 "metric 'rfid' needs 2 samples, and far more to mean something; the source has"
@@ -40,13 +39,11 @@ class Rfid:
         self._inputs, self._outputs = Gaussian(), Gaussian()
 
     def add(self, batch: MetricBatch) -> None:
-        """See `Metric`."""
         for gaussian, values in zip((self._inputs, self._outputs), batch.pair(), strict=True):
             pixels = levels(values, self._setting.input_range).float() / PEAK
             gaussian.add(self._network(pixels))
 
     def finish(self) -> Measured:
-        """See `Metric`."""
         count, num_features = self._inputs.count, len(self._inputs.mean)
         if count < 2:
             raise SourceError(f"metric 'rfid' needs at least 2 samples, got {count}")

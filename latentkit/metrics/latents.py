@@ -22,12 +22,10 @@ class LatentStatistics:
     """
 
     def start(self, setting: MetricSetting) -> None:
-        """See `Metric`."""
         self._pieces: list[ChannelStatistics] = []
         self._histograms: dict[int, Histogram] = {}
 
     def add(self, batch: MetricBatch) -> None:
-        """See `Metric`."""
         latents = batch.latents.cpu().numpy()
         if batch.moments is None:
             self._pieces.append(measure(latents, None))
@@ -41,7 +39,6 @@ class LatentStatistics:
                 self._histograms.setdefault(number, Histogram(values)).add(values)
 
     def finish(self) -> Measured:
-        """See `Metric`."""
         statistics = merge(self._pieces)
         assert statistics is not None
         summary = statistics.summary()
@@ -138,12 +135,10 @@ class ActiveUnits:
         self._threshold = threshold
 
     def start(self, setting: MetricSetting) -> None:
-        """See `Metric`."""
         self._pieces: list[ChannelStatistics] = []
         self._shape: tuple[int, ...] = ()
 
     def add(self, batch: MetricBatch) -> None:
-        """See `Metric`."""
         means = batch.latents if batch.moments is None else batch.moments.mean
         self._shape = self._shape or tuple(means.shape[1:])
         if tuple(means.shape[1:]) != self._shape:
@@ -158,7 +153,6 @@ class ActiveUnits:
         self._pieces.append(measure(means.cpu().flatten(1).numpy(), None))
 
     def finish(self) -> Measured:
-        """See `Metric`."""
         statistics = merge(self._pieces)
         assert statistics is not None
         active = (statistics.squares / statistics.count > self._threshold).reshape(self._shape)

@@ -39,17 +39,14 @@ class Kl:
     """KL(q || N(0, I)) of each posterior: the rate."""
 
     def start(self, setting: MetricSetting) -> None:
-        """See `Metric`."""
         self._nats, self._sizes = list[Tensor](), list[Tensor]()
 
     def add(self, batch: MetricBatch) -> None:
-        """See `Metric`."""
         self._nats.append(kl_nats(batch.posterior()))
         if batch.inputs is not None:
             self._sizes.append(_sizes(batch.inputs))
 
     def finish(self) -> Measured:
-        """See `Metric`."""
         nats = concatenate(self._nats)
         protocol = (
             "mean over samples of the KL of the posterior from N(0, I), summed over latent values"
@@ -74,12 +71,10 @@ class Elbo:
         self._likelihood, self._scale, self._num_draws = likelihood, scale, num_draws
 
     def start(self, setting: MetricSetting) -> None:
-        """See `Metric`."""
         self._setting = setting
         self._nats, self._sizes, self._distances = list[Tensor](), list[Tensor](), list[Tensor]()
 
     def add(self, batch: MetricBatch) -> None:
-        """See `Metric`."""
         inputs, output = batch.pair()
         noise = noise_for(batch, ELBO_STREAM)
         total = torch.zeros(len(inputs), dtype=torch.float64)
@@ -92,7 +87,6 @@ class Elbo:
         self._sizes.append(_sizes(inputs))
 
     def finish(self) -> Measured:
-        """See `Metric`."""
         rates, distances, sizes = (
             concatenate(pieces) for pieces in (self._nats, self._distances, self._sizes)
         )
@@ -140,12 +134,10 @@ class Iwae:
         self._likelihood, self._scale, self._num_draws = likelihood, scale, num_draws
 
     def start(self, setting: MetricSetting) -> None:
-        """See `Metric`."""
         self._setting = setting
         self._nats, self._sizes = list[Tensor](), list[Tensor]()
 
     def add(self, batch: MetricBatch) -> None:
-        """See `Metric`."""
         inputs, moments = batch.pair()[0], batch.posterior()
         noise = noise_for(batch, IWAE_STREAM)
         weights = []
@@ -162,7 +154,6 @@ class Iwae:
         self._sizes.append(_sizes(inputs))
 
     def finish(self) -> Measured:
-        """See `Metric`."""
         density = _describe_likelihood(self._likelihood, self._scale, self._setting)
         protocol = (
             f"mean over samples of -log p(x) by {self._num_draws} importance samples of the"

@@ -59,6 +59,7 @@ class ImageModality:
     """
 
     metrics: Sequence[str] = ("psnr", "ssim", "ms-ssim", "rfid")
+    ignores_sizes = True
 
     def __init__(self, config: ImageConfig, context: BuildContext) -> None:
         self._config = config

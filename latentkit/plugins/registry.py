@@ -309,9 +309,6 @@ def _load_entry(entry: metadata.EntryPoint) -> Any:
     """What an entry point names.
 
     The packages that it lies in are asked first, before an import of something new can fail.
-
-    Raises:
-        PluginError: it says that it needs a newer contract.
     """
     names = entry.module.split(".")
     for depth in range(1, len(names) + 1):
@@ -375,10 +372,6 @@ def _call_hook(name: str, function: Callable[[], Any]) -> list[NamedSpec]:
     """The specs that one hook implementation returns, all of the right kind.
 
     A plugin manager of its own checks it, so that one that pluggy refuses costs nobody else's.
-
-    Raises:
-        PluginError: there is no such hook, it has no mark or takes an argument, or it returned
-            something else than specs.
     """
     manager = pluggy.PluginManager(hooks.PROJECT)
     manager.add_hookspecs(hooks)

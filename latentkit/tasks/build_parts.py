@@ -15,7 +15,6 @@ from latentkit.contracts import (
     BuildContext,
     Encoder,
     Executor,
-    InputSpec,
     Modality,
     Source,
     StreamSource,
@@ -57,11 +56,7 @@ class EncoderOpener:
         return self._opened[device]
 
     def _check_dtype(self, device: str) -> None:
-        """Refuse a dtype that the device has not: latents of another one would pass for these.
-
-        Raises:
-            DeviceError: says so.
-        """
+        """Refuse a dtype that the device has not: latents of another one would pass for these."""
         if getattr(self.plugin.config, "dtype", None) != "bfloat16":
             return
         from latentkit.runtime.device import has_bfloat16
@@ -150,11 +145,6 @@ class ConfiguredEncode:
             if str(error).startswith(str(self.recipe.origin)):
                 raise
             raise RecipeError(f"{self.recipe.origin}: {error}") from error
-
-    def build_modality(self, taken: InputSpec) -> Modality:
-        """The modality, told that the encoder takes this."""
-        context = replace(self._context(), input=taken)
-        return self.modality.provided.spec.build(self.modality.config, context)  # type: ignore[no-any-return]
 
     def fitted(self, encoder: Encoder) -> tuple[ConfiguredEncode, list[str]]:
         """The line, sizes that its recipe leaves open set to the nearest that the encoder takes.

@@ -63,11 +63,7 @@ def check_recipe(recipe: Recipe, registry: Registry) -> list[ConfiguredPlugin]:
 
 
 def _check_losses(recipe: TrainRecipe, plugins: Mapping[str, ConfiguredPlugin]) -> None:
-    """Nothing, if in every step a reconstruction loss counts, and every loss counts at some.
-
-    Raises:
-        RecipeError: names the loss, or the steps without any.
-    """
+    """Nothing, if in every step a reconstruction loss counts, and every loss counts at some."""
     spans = []
     for number, loss in enumerate(recipe.losses):
         where = f"{recipe.origin}: losses[{number}]"

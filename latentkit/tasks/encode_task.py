@@ -145,11 +145,7 @@ def _encode_together(
     from latentkit.encoding.shared_pass import EncodeTarget, encode_in_one_pass, group_by_input
 
     first = next(iter(opened.values()))
-    groups = group_by_input(
-        {name: line.build_modality for name, line in lines.items()},
-        {name: parts.inputs for name, parts in opened.items()},
-        first.device,
-    )
+    groups = group_by_input({name: one.inputs for name, one in opened.items()}, first.device)
     if len(groups) > 1:
         named = " | ".join(", ".join(group.names) for group in groups)
         say(

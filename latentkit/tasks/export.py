@@ -75,11 +75,7 @@ def open_for_export(path: str) -> LatentDataset:
 
 
 def _check_output(output: str, path: str) -> Path:
-    """The folder to write, absolute.
-
-    Raises:
-        LatentkitError: it is a URL, taken, or part of the dataset.
-    """
+    """The folder to write, absolute."""
     if is_url(output):
         raise LatentkitError(
             f"{output}: expected a local folder to export to; copy it to the URL afterwards"

@@ -184,9 +184,6 @@ def _source_for(
     path: Path, remarks: list[str], wanted: Callable[[], str]
 ) -> tuple[dict[str, Any], str]:
     """`folder` for media of the modality that reads most of them; `datasets` for tars and tables.
-
-    Raises:
-        RecipeError: a single picture, video ...
     """
     if path.is_file():
         _refuse_media(path, _endings())
@@ -373,11 +370,7 @@ def encoder_from_word(encoder: str, remarks: list[str]) -> dict[str, Any]:
 
 
 def _encoder_for(path: Path) -> str:
-    """The encoder that opens a model's folder or file, as far as a config.json tells.
-
-    Raises:
-        RecipeError: it doesn't tell.
-    """
+    """The encoder that opens a model's folder or file, as far as a config.json tells."""
     if _is_tiny_kl(path):
         return "tiny-kl"
     configs = [

@@ -140,11 +140,7 @@ def export_checkpoint(
 
 
 def _keep_others_out(recipe: TrainRecipe) -> contextlib.AbstractContextManager[None]:
-    """Hold the output folder, unless the run is finished: then nothing is written there.
-
-    Raises:
-        StoreError: another run writes there, says which; or the folder can't be written.
-    """
+    """Hold the output folder, unless the run is finished: then nothing is written there."""
     from latentkit.store.claims import sole_writer
     from latentkit.training.result import finished_steps
 
@@ -155,9 +151,6 @@ def _keep_others_out(recipe: TrainRecipe) -> contextlib.AbstractContextManager[N
 
 def _follow_launcher(recipe: TrainRecipe) -> tuple[TrainRecipe, list[str]]:
     """The recipe, in the launcher's precision where it names none, and remarks about what counts.
-
-    Raises:
-        LatentkitError: the launcher asks for a precision that no recipe has.
     """
     from latentkit.runtime.launcher import ignored_accumulation, launched_precision
 
@@ -175,11 +168,7 @@ def _follow_launcher(recipe: TrainRecipe) -> tuple[TrainRecipe, list[str]]:
 
 
 def _try_samples(recipe: TrainRecipe, source: Any, prepare: Any, folder: Path) -> list[str]:
-    """Warnings about samples that are tried before the first step of a run.
-
-    Raises:
-        SourceError: too many of them can't be used.
-    """
+    """Warnings about samples that are tried before the first step of a run."""
     from latentkit.contracts import Source
     from latentkit.training.batches import SampleLocation
     from latentkit.training.try_samples import try_samples
@@ -416,13 +405,7 @@ def _named_losses(recipe: TrainRecipe) -> Sequence[tuple[str, Any]]:
 
 
 def _open_run(recipe: TrainRecipe) -> Path:
-    """The run's folder, with its recipe.yaml; that of the first process alone counts.
-
-    Raises:
-        RecipeError: its path is a URL.
-        StoreError: the folder can't be written, or holds something else.
-        TrainingError: it holds another run; names the values that differ.
-    """
+    """The run's folder, with its recipe.yaml; that of the first process alone counts."""
     from latentkit.runtime.processes import run_on_first
 
     folder = _open_output(recipe)

@@ -148,11 +148,7 @@ def _left_out(source: Source, bad: BadSamples) -> dict[str, str]:
 
 
 def _find_newest(folder: Path, log: TrainingLog) -> Checkpoint | None:
-    """The checkpoint to go on from; None for a new run.
-
-    Raises:
-        TrainingError: the folder has a model, but nothing that says it came from such a run.
-    """
+    """The checkpoint to go on from; None for a new run."""
     newest = read_newest(folder / "checkpoints", log.note)
     if newest is None and (folder / "model").exists():
         raise TrainingError(
@@ -284,11 +280,7 @@ def _is_due(run: Run, evaluate: TrainEvaluation) -> bool:
 
 
 def _evaluate(run: Run, evaluate: TrainEvaluation, saver: Saver) -> None:
-    """Measure the model, with averaged weights where there are any; remember the best.
-
-    Raises:
-        Exception: it can't be measured, or the metric that counts isn't among those measured.
-    """
+    """Measure the model, with averaged weights where there are any; remember the best."""
     state = run.state
     metrics = run_on_first(lambda: _measure(run, evaluate))
     state.evaluated = state.step

@@ -205,11 +205,7 @@ def finish(
 
 
 def _load_best(run: Run, checkpoints: Path) -> dict[str, Tensor]:
-    """Give the module of every process the best step's weights; they come back on the CPU.
-
-    Raises:
-        TrainingError: that checkpoint is gone or damaged.
-    """
+    """Give the module of every process the best step's weights; they come back on the CPU."""
     best, module = run.state.best, run.state.module
     assert best is not None
 

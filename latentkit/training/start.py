@@ -296,11 +296,7 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 def _choose_parameters(module: nn.Module, half: str) -> list[nn.Parameter]:
-    """The parameters that are trained; the others are frozen.
-
-    Raises:
-        TrainingError: none belongs to that half.
-    """
+    """The parameters that are trained; the others are frozen."""
     chosen = []
     for name, parameter in module.named_parameters():
         wanted = half == "all" or _belongs(name, half)
@@ -318,9 +314,6 @@ def _belongs(name: str, half: str) -> bool:
 def _find_last_layers(model: Trainable, losses: Sequence[WeightedLoss]) -> dict[str, nn.Parameter]:
     """By role of an adaptive loss, the weight at which gradients are compared: the encoder's last
     for latent losses, else the decoder's.
-
-    Raises:
-        TrainingError: there is none, or it isn't trained.
     """
     layers: dict[str, nn.Parameter] = {}
     for loss in losses:

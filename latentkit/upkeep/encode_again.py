@@ -141,11 +141,7 @@ class PlannedSource:
 def _as_planned(
     found: Verification, plan: Plan, units: Sequence[Unit], opened: BuiltEncode
 ) -> Source | StreamSource:
-    """The source to encode units of an earlier or the newest plan from.
-
-    Raises:
-        SourceError: it no longer has samples that are needed.
-    """
+    """The source to encode units of an earlier or the newest plan from."""
     source, now = opened.inputs.source, opened.inputs.entries
     needed = np.zeros(plan.num_samples, np.bool_)
     for unit in units:

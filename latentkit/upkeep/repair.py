@@ -168,9 +168,6 @@ def _close(found: Verification, opened: BuiltEncode | None, differing: bool) -> 
 def _restore_plans(found: Verification) -> list[str]:
     """Make lost plans again, proven by their sha256 in dataset.json; take away damaged ones of
     which there is no unit.
-
-    Raises:
-        StoreError: the index doesn't say all that was in it.
     """
     names = found.names("plan")
     for name in names:
