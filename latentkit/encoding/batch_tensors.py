@@ -174,7 +174,6 @@ def check_latents(
     """Hold an encoder to its own layout.
 
     Args:
-        batch: what was encoded.
         input_axes: a letter for each axis of one of its rows.
 
     Raises:

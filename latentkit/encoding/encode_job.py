@@ -20,9 +20,7 @@ class EncodeJob:
     """All that a worker needs, in any process.
 
     Args:
-        folder: of the latent dataset.
         plan: what is to be done.
-        source, modality: built.
         views: names of the views that the modality gives of each sample.
         open_encoder: device to encoder; called when there is work.
         store, dtype: as in the recipe's `output`.

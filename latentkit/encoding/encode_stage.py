@@ -28,7 +28,6 @@ class EncodedBatch:
     """What is to be written of a batch.
 
     Args:
-        bucket, labels: of its rows.
         tensors: by name, on the CPU in their stored dtype; may be read after `wait`.
         ragged_axis: see `UnitWriter.add`.
         measured: statistics taken on the device; None where the writer takes them.
@@ -52,9 +51,7 @@ class EncodeStage:
     """Encodes the batches of one job.
 
     Args:
-        job, device: what and where.
         pool: memory of batches.
-        clock: of the device.
     """
 
     def __init__(self, job: EncodeJob, device: str, pool: BufferPool, clock: WaitClock) -> None:

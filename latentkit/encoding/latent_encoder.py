@@ -40,7 +40,6 @@ class LatentEncoder:
 
     Args:
         name: of the encoder, as the user gave it.
-        encoder: opened.
         device: on which it is, such as "cpu" or "cuda:0".
         dtype: in which it computes, such as "float32"; empty where it has no choice.
         open_decoder: gives the same encoder in float32, where it has a choice, as `data.decode`

@@ -87,7 +87,6 @@ class EncodeInputs:
     """What is encoded and by what.
 
     Args:
-        source, modality: built.
         views: names of the views that the modality gives of each sample.
         open_encoder: device to encoder; called again for the same device, it gives the same one.
         parts: name to value of all that decides a latent's value, besides what `settings` adds.

@@ -38,9 +38,7 @@ class EncodeTarget:
     """A latent dataset to make.
 
     Args:
-        folder: of the dataset.
         inputs, settings: as for `encode_source`; the source is the same for all targets of a pass.
-        recipe_text: content of its recipe.yaml.
     """
 
     folder: Folder
@@ -75,7 +73,6 @@ def group_by_input(inputs: Mapping[str, EncodeInputs], device: str) -> list[Grou
 
     Args:
         inputs: by name of the encoder.
-        device: of the encoders.
     """
     groups: list[Group] = []
     taken: list[InputSpec] = []

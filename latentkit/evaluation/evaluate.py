@@ -82,7 +82,6 @@ class EvaluateSettings:
         num_pictures: samples to keep pictures of, spread over the source; and as many of the worst.
         show_always: decode those spread over the source also where no metric needs that.
         keep_tensors: keep those spread over the source also as tensors, for a modality to render.
-        show_progress: print a live line.
     """
 
     posterior: Posterior = "mean"
@@ -152,7 +151,6 @@ class ModuleCodec:
 
     Args:
         module: its forward gives a `Reconstruction`, and it has a method `decode`.
-        input, layout: the model's.
     """
 
     module: nn.Module

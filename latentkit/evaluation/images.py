@@ -29,8 +29,6 @@ class GallerySample:
 
     Args:
         error: mean squared error on the scale of 8-bit pictures, by which samples are the worst.
-        position: of the row.
-        key, view: of the sample.
         images: PNG bytes of source, reconstruction, and difference (its size, four times).
     """
 

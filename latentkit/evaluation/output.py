@@ -29,9 +29,6 @@ def claim_folder(folder: Folder, recipe: str) -> None:
     """Make the folder this evaluation's: an earlier one's results go, so that none of another
     recipe is left beside the new one.
 
-    Args:
-        recipe: text of recipe.yaml.
-
     Raises:
         StoreError: it can't be written, or holds something else than an evaluation.
     """

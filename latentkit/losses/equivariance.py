@@ -33,10 +33,6 @@ class Equivariance:
     One draw holds for a batch, since it decides the shape. It comes from seed and step alone: every
     process draws the same, so that all call the model equally often, and a resumed run draws what
     it would have drawn.
-
-    Args:
-        config: of the recipe.
-        seed: of the draws.
     """
 
     def __init__(self, config: EquivarianceConfig, seed: int) -> None:

@@ -103,7 +103,6 @@ class PatchDiscriminator(nn.Module):
     ones.
 
     Args:
-        channels: C.
         width: channels of the first layer; each further one has twice as many, at most 8 times.
         num_layers: convolutions of stride 2.
         norm: "group", "batch" or "none", after all convolutions but the first and the last.

@@ -20,11 +20,7 @@ FEW_SAMPLES = 10_000
 
 
 class Rfid:
-    """Fréchet distance of features.
-
-    Args:
-        network: gives the features.
-    """
+    """Fréchet distance of features."""
 
     def __init__(self, network: FeatureNetwork) -> None:
         self._network = network

@@ -126,9 +126,6 @@ class ActiveUnits:
 
     Y. Burda, R. Grosse and R. Salakhutdinov, "Importance Weighted Autoencoders" (2016), section 5.
     Without a posterior the latent itself is taken.
-
-    Args:
-        threshold: of the variance.
     """
 
     def __init__(self, threshold: float) -> None:

@@ -64,7 +64,6 @@ class Elbo:
         likelihood: "gaussian", "laplace" or "bernoulli".
         scale: of the errors; None is that at which the bound is highest, one for all samples
             (Rybkin et al. 2021, eq. 5).
-        num_draws: from each posterior.
     """
 
     def __init__(self, likelihood: str, scale: float | None, num_draws: int) -> None:

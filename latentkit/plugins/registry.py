@@ -166,8 +166,6 @@ class Registry:
         """The validated config of a plugin, of the class its spec names.
 
         Args:
-            kind: of the plugin.
-            name: of the plugin.
             options: what stands under `with:`.
             where: key of the recipe that uses the plugin, such as "losses[1]".
             origin: the recipe's file, put before every line of an error.

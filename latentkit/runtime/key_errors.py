@@ -66,7 +66,6 @@ def validate(model: type[M], values: Mapping[str, Any], origin: str = "", where:
     is not 1.
 
     Args:
-        model: the pydantic model.
         values: what it is made from; paths are taken as text.
         origin: file that the values come from, put before every line of an error.
         where: key that the values stand under, such as "losses[1].with".

@@ -36,7 +36,6 @@ class EncoderOpener:
     """Device to encoder; each is built once per process. Pickles without what it has built.
 
     Args:
-        plugin, seed, recipe_dir: of the recipe.
         modality: name of the recipe's modality; empty where there is none.
     """
 
@@ -91,7 +90,6 @@ class ConfiguredEncode:
 
     Args:
         name: of the encoder in `encoders`; empty for the only one.
-        recipe: the whole of it.
     """
 
     name: str

@@ -30,7 +30,6 @@ class ConfiguredPlugin:
         where: key of the recipe that names it, such as "losses[1]".
         kind: of the plugin, such as "loss".
         provided: its spec and the distribution it is from.
-        config: the validated options.
     """
 
     where: str

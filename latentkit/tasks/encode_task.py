@@ -65,8 +65,6 @@ class EncodeRun:
     """What an encode task made, by name of the encoder ("" for the only one).
 
     Args:
-        folders: of the datasets.
-        summaries: what this process did.
         previews: files to look at, where there are any.
         remarks: what the source found and did not use; of a stream, as far as this process read it.
     """

@@ -28,7 +28,6 @@ def export_dataset(path: str, output: str, to: str, options: Mapping[str, Any]) 
         path: the latent dataset, a folder or a URL.
         output: folder that is missing or empty.
         to: name of an exporter plugin.
-        options: of that plugin.
 
     Raises:
         PluginError: there is no such exporter, or it wrote nothing.

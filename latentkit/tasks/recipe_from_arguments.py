@@ -351,7 +351,6 @@ def encoder_from_word(encoder: str, remarks: list[str]) -> dict[str, Any]:
     """The `encoder:` of a recipe, by the name of a plugin, a path, or a hub id.
 
     Args:
-        encoder: the word.
         remarks: one is added where it could mean something else too.
 
     Raises:

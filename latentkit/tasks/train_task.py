@@ -100,7 +100,6 @@ def export_checkpoint(
     """Write the model of a run's checkpoint as a folder of its own; return a line about it.
 
     Args:
-        run: folder of the run.
         output: folder that is missing or empty.
         step: of the checkpoint; None: the newest.
         weights: "average" or "raw"; None: the average where there is one.

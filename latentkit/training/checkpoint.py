@@ -174,7 +174,6 @@ def pick_checkpoint(run: Path, step: int | None, weights: str | None) -> tuple[P
     """Return folder and step of a run's checkpoint, and whether its averaged weights are meant.
 
     Args:
-        run: folder of the run.
         step: None for the newest.
         weights: "average", "raw", or None for the average where there is one.
 

@@ -32,8 +32,6 @@ class Discriminator:
     Args:
         module: frozen but for its own pass.
         parameters: those of it that are trained.
-        optimizer: of those alone.
-        settings: of that optimizer.
         num_steps: that it will have done at the end of the run.
         step: optimizer steps it has done, which is what its learning rate goes by.
         num_skipped_steps: steps of the run in which its loss or gradient wasn't finite.

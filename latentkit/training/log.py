@@ -25,10 +25,7 @@ class TrainingLog:
     to stderr; in the first process only.
 
     Args:
-        path: of log.jsonl.
-        num_steps: of the whole run.
         accelerator: says which process this is, and has the trackers.
-        losses: of the run.
     """
 
     def __init__(
@@ -54,7 +51,6 @@ class TrainingLog:
         """Start trackers and clock after `step` done steps; drop lines of later ones.
 
         Args:
-            settings: for trackers.
             evaluated: step of the newest evaluation; lines of later ones are dropped too.
             sums: as the property had them when the run stopped.
         """

@@ -71,7 +71,6 @@ class TrainResult:
     """What a run made.
 
     Args:
-        model: folder of the model.
         steps: optimizer steps done in all.
         num_bad_samples: samples that this process could not use.
         num_skipped_steps: steps not taken because loss or gradient were not finite.

@@ -91,7 +91,6 @@ def measure_latents(
     Args:
         module: gives `Reconstruction.latents`, raw, and `Reconstruction.moments`.
         batches: without end.
-        num_batches: of one pass.
         seed: of the draws; torch's own generators are left as they are.
 
     Raises:

@@ -28,9 +28,7 @@ def try_samples(
     """Warnings about up to 64 samples, evenly spread over the source: pictures that are enlarged.
 
     Args:
-        source: of the run.
         prepare: gives the views of a sample, `Prepared` where their geometry is to be looked at.
-        on_bad_sample: "skip" or "fail".
         max_bad: share of bad samples above which a run fails, when they are more than 10.
 
     Raises:

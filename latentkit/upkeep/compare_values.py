@@ -106,7 +106,6 @@ class Difference:
     value's channel.
 
     Args:
-        num_rows: rows that were compared.
         num_other: rows whose media have changed since.
         largest: of any value.
         row_rms: root mean square over a row, of the worst row.

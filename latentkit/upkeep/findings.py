@@ -41,7 +41,6 @@ class Report:
     """What a check of a dataset found.
 
     Args:
-        folder: its path or URL.
         state: "finished", or how far it is.
         findings: in the order of plans, units, index, dataset.json, and the rest.
         num_units, num_rows, num_bytes: units that were read whole, their ledger rows, and their

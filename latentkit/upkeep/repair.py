@@ -67,7 +67,6 @@ def repair_dataset(path: str, also: Sequence[Finding] = (), device: str = "auto"
     where they are.
 
     Args:
-        path: folder or URL.
         also: what `compare_values` found.
 
     Raises:
