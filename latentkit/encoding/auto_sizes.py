@@ -71,7 +71,7 @@ def measure_batches(
         encoder: takes `prepared`.
         prepared: a row.
         device: that the encoder is on.
-        store: "moments" or "sample", and
+        store: "moments" or "mean", and
         dtype: of what is stored, for its bytes.
         batch_size: the given one, at which or below which seconds are measured; None tries larger
             ones until they no longer pay, no longer fit, or take too long.
@@ -175,8 +175,7 @@ def _stored_bytes(encoder: Encoder, batch: object, store: str, dtype: torch.dtyp
     """Also the warm-up."""
     latents = encode_batch(encoder, batch)
     check_readable(encoder, latents)
-    draws = [0] * len(next(iter(latents.values()))) if store == "sample" else None
-    return sum(tensor.nbytes for tensor in stored_tensors(latents, store, dtype, draws).values())
+    return sum(tensor.nbytes for tensor in stored_tensors(latents, store, dtype).values())
 
 
 def _time(run: Callable[[], object], device: str) -> float:

@@ -193,10 +193,10 @@ def is_finished(folder: Folder, plan: Plan) -> bool:
 
 def all_parts(inputs: EncodeInputs, settings: EncodeSettings) -> dict[str, str]:
     """Name to value of everything that decides a latent's value."""
-    options = {"seed": str(settings.seed)} if settings.store == "sample" else {}
+    parts = {**inputs.parts, "store": settings.store, "dtype": settings.dtype}
     if settings.on_overflow != "skip":
-        options["on_overflow"] = settings.on_overflow
-    return {**inputs.parts, "store": settings.store, "dtype": settings.dtype, **options}
+        parts["on_overflow"] = settings.on_overflow
+    return parts
 
 
 def describe(
@@ -210,7 +210,7 @@ def describe(
                 without_mask(view.tensor) for view in preview_views(inputs, settings.preview)
             )
             rows = [tensor.to(device) for tensor in tensors if tensor is not None]
-            psnr = measure_psnr(encoder, rows, settings.store, inputs.open_decoder(device))
+            psnr = measure_psnr(encoder, rows, inputs.open_decoder(device))
         decoded = {} if psnr is None else {"psnr_db": psnr, "num_samples": len(rows)}
     remarks = {"remarks": [asdict(remark) for remark in inputs.remarks]} if inputs.remarks else {}
     source = {**inputs.described_source, **remarks}
@@ -279,7 +279,6 @@ def make_job(
         inputs.open_encoder,
         settings.store,
         settings.dtype,
-        settings.seed,
         settings.on_bad_sample,
         effective_settings(plan.settings, settings),
         _places(folder, plan, inputs),

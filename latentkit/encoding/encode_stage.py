@@ -79,12 +79,11 @@ class EncodeStage:
         job, bucket, labels = self._job, rows[0].view.bucket, [row.label for row in rows]
         batch = gather(rows, self._pool)
         copied = self._transfer.to_device(batch)
-        draws = [job.draw_seed(label) for label in labels] if job.store == "sample" else None
         with self._clock.computing() as idle_seconds:
             latents = self._encoder.encode(copied, bucket, job.key_of(labels[0]))
             layout = self._encoder.layout
             ragged_axis = axis_of(layout, layout.ragged_axis) if layout.ragged_axis else None
-            stored = stored_tensors(latents, job.store, self._dtype, draws, ragged_axis)
+            stored = stored_tensors(latents, job.store, self._dtype)
             measured = self._measure(stored)
             tensors, wait = self._transfer.to_host({**stored, **measured})
         found = {name: tensors.pop(name) for name in measured}

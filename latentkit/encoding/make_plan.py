@@ -55,11 +55,6 @@ MAX_PROBED = 1000
 COMPILE_FROM_SECONDS = 600.0
 """`compile: auto` compiles on a GPU when encoding is going to take so long."""
 
-DRAWING_PARTS = frozenset({"seed", "modality.seed"})
-"""Parts that are there when latents hang on draws, which hang on the sample's key: under another
-key they are other latents.
-"""
-
 LIBRARIES = ("torch", "diffusers", "pillow")
 
 
@@ -67,13 +62,12 @@ LIBRARIES = ("torch", "diffusers", "pillow")
 class EncodeSettings:
     """The numbers and words of an encode recipe; "auto" is measured when the first plan is made."""
 
-    store: Literal["moments", "mean", "sample"] = "moments"
+    store: Literal["moments", "mean"] = "moments"
     dtype: Literal["float16", "bfloat16", "float32", "int8"] = "float16"
     unit_size: int | Literal["auto"] = "auto"
     batch_size: int | Literal["auto"] = "auto"
     threads: int | Literal["auto"] = "auto"
     compile: bool | Literal["auto"] = "auto"
-    seed: int = 0
     on_bad_sample: Literal["skip", "fail"] = "skip"
     max_bad: float = 0.05
     on_overflow: Literal["skip", "retry-fp32"] = "skip"
@@ -182,7 +176,8 @@ def find_changes(
     if isinstance(inputs.source, StreamSource):
         skipped = index.filter(pc.equal(index["status"], "skipped"))["unit"].combine_chunks()
         return compare_shards(newest, inputs.entries, skipped if retry_skipped else skipped[:0])
-    find_renamed = DRAWING_PARTS.isdisjoint(newest.settings.parts)
+    # crops that are drawn hang on the sample's key: under another one they are other latents
+    find_renamed = "modality.seed" not in newest.settings.parts
     return compare_samples(
         index,
         inputs.entries,

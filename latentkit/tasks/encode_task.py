@@ -240,7 +240,6 @@ def build_encode(
         recipe.batch_size,
         recipe.threads,
         recipe.compile,
-        recipe.seed,
         recipe.on_bad_sample,
         recipe.max_bad,
         recipe.on_overflow,
