@@ -16,14 +16,6 @@ rounding to 8 bits adds in [-1, 1].
 # ---------------------------------------------------------------- reconstruction
 
 
-class L1Config(Config):
-    """Loss `l1`."""
-
-
-class MseConfig(Config):
-    """Loss `mse`."""
-
-
 class LikelihoodConfig(Config):
     """Losses `laplace-nll` and `gaussian-nll`."""
 
@@ -50,10 +42,6 @@ class LikelihoodConfig(Config):
         if "initial_scale" in self.model_fields_set and self.scale != "learned":
             raise ValueError("initial_scale has an effect with scale: learned only")
         return self
-
-
-class BernoulliConfig(Config):
-    """Loss `bernoulli-nll`."""
 
 
 class WaveletConfig(Config):

@@ -11,10 +11,6 @@ from latentkit.contracts.plugin_specs import Config
 # ---------------------------------------------------------------- options
 
 
-class PlainConfig(Config):
-    """Metrics without options."""
-
-
 class ElboConfig(Config):
     """Metric `elbo`."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +83,14 @@ def _check_losses(recipe: TrainRecipe, plugins: Mapping[str, ConfiguredPlugin]) 
             spans.append((loss.schedule.start, loss.schedule.until))
     if gap := describe_gap(spans, recipe.steps):
         raise RecipeError(f"{recipe.origin}: {gap}")
+
+
+def number_twins(names: Sequence[str]) -> list[str]:
+    """The names, those that come more than once with a number behind: l1-1, l1-2."""
+    return [
+        name if names.count(name) == 1 else f"{name}-{names[: number + 1].count(name)}"
+        for number, name in enumerate(names)
+    ]
 
 
 def find_odd_weights(recipe: Recipe) -> list[str]:

@@ -11,7 +11,7 @@ from latentkit.contracts import BuildContext, InputSpec, MetricSpec
 from latentkit.errors import RecipeError
 from latentkit.plugins import discover
 from latentkit.recipe.schema import EvaluateRecipe, dump_recipe, resolve
-from latentkit.tasks.check_recipe import ConfiguredPlugin, check_recipe
+from latentkit.tasks.check_recipe import ConfiguredPlugin, check_recipe, number_twins
 
 if TYPE_CHECKING:
     from latentkit.evaluation.evaluate import EvaluateSettings, Evaluation, NamedMetric
@@ -102,17 +102,15 @@ def label_metrics(uses: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
     """What the figures of each metric (its name and options) are called: its name, or its loss's;
     numbered where that comes twice.
     """
-    names = [str(options["use"]) if name == "loss" else name for name, options in uses]
-    return [
-        name if names.count(name) == 1 else f"{name}-{names[: number + 1].count(name)}"
-        for number, name in enumerate(names)
-    ]
+    return number_twins(
+        [str(options["use"]) if name == "loss" else name for name, options in uses]
+    )
 
 
 def _prepare_model(recipe: EvaluateRecipe, device: str) -> Any:
     """What evaluates a model, with all that can be checked before the work checked."""
     from latentkit.contracts import Decodes
-    from latentkit.evaluation.evaluate import check_metrics, evaluate_model
+    from latentkit.evaluation.evaluate import evaluate_model
     from latentkit.runtime.source_remarks import remarks_of, say_remarks
 
     plugins = {plugin.where: plugin for plugin in check_recipe(recipe, discover())}
@@ -130,32 +128,34 @@ def _prepare_model(recipe: EvaluateRecipe, device: str) -> Any:
     modality = build("modality", model.input)
     context = BuildContext(device, recipe.seed, recipe.base_dir, model.input, got)
     metrics = open_metrics(list(plugins.values()), context)
-    try:
-        check_metrics(metrics, model.layout, recipe.posterior, isinstance(model, Decodes), modality)
-    except RecipeError as error:
-        raise _placed(error, recipe) from error
+    _check(recipe, metrics, model.layout, recipe.posterior, isinstance(model, Decodes), modality)
     say_remarks(remarks_of(source))
     return lambda: evaluate_model(model, source, modality, metrics, _settings(recipe, device))
 
 
 def _prepare_latents(recipe: EvaluateRecipe, device: str) -> Any:
     """What evaluates a latent dataset."""
-    from latentkit.evaluation.evaluate import check_metrics, evaluate_latents
+    from latentkit.evaluation.evaluate import evaluate_latents
 
     plugins = check_recipe(recipe, discover())
     assert recipe.latents is not None
     dataset = _open_latents(recipe.latents)
     metrics = open_metrics(plugins, BuildContext(device, recipe.seed, recipe.base_dir))
-    try:
-        check_metrics(metrics, dataset.layout, recipe.posterior, False, None, dataset.has_moments)
-    except RecipeError as error:
-        raise _placed(error, recipe) from error
+    _check(
+        recipe, metrics, dataset.layout, recipe.posterior, False, None, dataset.has_moments
+    )
     return lambda: evaluate_latents(dataset, metrics, _settings(recipe, device))
 
 
-def _placed(error: RecipeError, recipe: EvaluateRecipe) -> RecipeError:
-    """The error with the recipe's file before every line."""
-    return RecipeError("\n".join(f"{recipe.origin}: {line}" for line in str(error).splitlines()))
+def _check(recipe: EvaluateRecipe, *arguments: Any) -> None:
+    """`check_metrics`, with the recipe's file before every line of its error."""
+    from latentkit.evaluation.evaluate import check_metrics
+
+    try:
+        check_metrics(*arguments)
+    except RecipeError as error:
+        lines = [f"{recipe.origin}: {line}" for line in str(error).splitlines()]
+        raise RecipeError("\n".join(lines)) from error
 
 
 def _open_latents(path: str) -> LatentDataset:

@@ -10,14 +10,13 @@ from torch import Tensor
 
 from latentkit.builtin.losses import latentkit_losses
 from latentkit.contracts import BuildContext, InputSpec, Loss, LossBatch, Reconstruction
-from latentkit.losses.options import BernoulliConfig
 from latentkit.testing import LossContract
 
 SPEC = next(spec for spec in latentkit_losses() if spec.name == "bernoulli-nll")
 
 
 def build(low: float, high: float) -> Loss:
-    loss: Loss = SPEC.build(BernoulliConfig(), BuildContext(input=InputSpec(1, (low, high))))
+    loss: Loss = SPEC.build(SPEC.config(), BuildContext(input=InputSpec(1, (low, high))))
     return loss
 
 
