@@ -204,7 +204,7 @@ def _have_views(dataset: LatentDataset, spans: Rows, views: Sequence[str]) -> Ro
         return spans
     names = dataset.row_views or []
     keep = [{*views} <= {*names[start:stop]} for start, stop in spans.tolist()]
-    return spans[np.array(keep, bool)]
+    return np.compress(keep, spans, axis=0)
 
 
 def _number_labels(dataset: LatentDataset, label: str) -> tuple[list[str], Rows | None]:
