@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from latentkit.plugins.registry import COMPANIONS, discover
 from latentkit.runtime.file_endings import PICTURE_SUFFIXES
@@ -77,9 +78,21 @@ def how_to_read(ending: str) -> str:
     modality = modality_of(ending)
     if modality is None:
         return explain_ending(ending)
-    if any(row.kind == "modality" and row.name == modality for row in discover().rows()):
-        return (
-            f"take them with --set modality.use={modality} --set 'source.with.suffixes=[{ending}]'"
-        )
-    plugin = COMPANIONS[modality]
-    return f"read by {plugin}: pip install {plugin}"
+    if plugin := missing_plugin(ending):
+        return f"read by {plugin}: pip install {plugin}"
+    return f"take them with --set modality.use={modality} --set 'source.with.suffixes=[{ending}]'"
+
+
+def missing_plugin(ending: str) -> str:
+    """The package that would read files of an ending; "" where what reads them is installed, or
+    nothing is known to.
+    """
+    modality = modality_of(ending)
+    installed = {row.name for row in discover().rows() if row.kind == "modality"}
+    return "" if modality is None or modality in installed else COMPANIONS[modality]
+
+
+def list_few(endings: Sequence[str], most: int = 4) -> str:
+    """The first few of many endings."""
+    rest = len(endings) - most
+    return ", ".join(endings[:most]) + (f" or {rest} other endings" if rest > 0 else "")
