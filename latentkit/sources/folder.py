@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from latentkit.contracts import BuildContext, Entry, Remark, Sample
 from latentkit.contracts.samples import one_line
@@ -18,15 +18,23 @@ from latentkit.runtime.file_endings import TABLE_ENDINGS
 from latentkit.runtime.paths import find_file_path, is_url
 from latentkit.runtime.source_remarks import summed
 from latentkit.sources.captions import (
+    CAPTION_COLUMNS,
     NOTHING_BESIDE,
     RECORD_ENDING,
     TEXT_ENDINGS,
     Beside,
+    Said,
     Sidecars,
     read_beside,
 )
 from latentkit.sources.encodings import UTF8
-from latentkit.sources.endings import ending_of, explain_ending, how_to_read, is_clutter
+from latentkit.sources.endings import (
+    ending_of,
+    explain_ending,
+    how_to_read,
+    is_clutter,
+    list_few,
+)
 from latentkit.sources.files import Files, LocalFiles
 from latentkit.sources.tables import (
     MAX_TABLES,
@@ -42,6 +50,8 @@ if TYPE_CHECKING:
 TOO_MANY_TABLES = (
     f"tables not looked at, being more than {MAX_TABLES}; name one in source.with.metadata"
 )
+
+NO_CAPTION = f"JSON files beside media without a caption ({', '.join(CAPTION_COLUMNS[:4])} ...)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +99,7 @@ class FolderSource:
         """
         file = self._files[index]
         return Sample(
-            file.key, self._folder.media(file.path), self._attributes(file)[0], file.stamp
+            file.key, self._folder.media(file.path), self._say(file).attributes, file.stamp
         )
 
     def entries(self) -> Iterator[Entry]:
@@ -100,9 +110,10 @@ class FolderSource:
         """
         encodings: Counter[str] = Counter()
         examples: dict[str, str] = {}
+        unused: list[str] = []
         for file in self._files:
             try:
-                attributes, read = self._attributes(file)
+                said = self._say(file)
             except SampleError as err:
                 yield Entry(file.key, f"{file.stamp} {err}")
                 continue
@@ -111,14 +122,15 @@ class FolderSource:
                     f"source folder: the caption of {self._folder.name(file.path)} can't be read:"
                     f" {err}"
                 ) from err
-            for path, encoding in read:
+            for path, encoding in said.encodings:
                 encodings[encoding] += 1
                 examples.setdefault(encoding, path)
-            yield Entry(file.key, file.stamp, attributes)
+            unused += [said.unused] * bool(said.unused)
+            yield Entry(file.key, file.stamp, said.attributes)
         del encodings[UTF8]
         self._caption_remarks = [
             encoding_remark(one, count, examples[one]) for one, count in sorted(encodings.items())
-        ]
+        ] + [Remark(NO_CAPTION, len(unused), path) for path in unused[:1]]
 
     def remarks(self) -> Iterable[Remark]:
         """What was found and is not used, or is read otherwise than expected."""
@@ -127,14 +139,13 @@ class FolderSource:
                 pass
         return summed([*self._remarks, *(self._caption_remarks or [])])
 
-    def _attributes(self, file: MediaFile) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-        """Of a file, and the encodings of the captions that were read for it."""
+    def _say(self, file: MediaFile) -> Said:
+        """What folder, captions and tables say of a file."""
         folder = os.path.dirname(file.path)
-        attributes = {"label": _storable(os.path.basename(folder))} if folder else {}
-        beside, read = (
-            ({}, []) if file.beside is NOTHING_BESIDE else read_beside(self._folder, file.beside)
-        )
-        return attributes | beside | self._columns.get(file.path, {}), read
+        label = {"label": _storable(os.path.basename(folder))} if folder else {}
+        said = Said() if file.beside is NOTHING_BESIDE else read_beside(self._folder, file.beside)
+        said.attributes = label | said.attributes | self._columns.get(file.path, {})
+        return said
 
 
 def _open_files(path: str, recipe_dir: Path) -> Files:
@@ -243,8 +254,7 @@ class _Scan:
             (f"{one}: {how}; " for one, _ in endings.most_common() if (how := how_to_read(one))), ""
         )
         depth = "below" if config.recursive else "directly in"
-        few, rest = config.suffixes[:4], len(config.suffixes) - 4
-        wanted = ", ".join(few) + (f" or {rest} other endings" if rest > 0 else "")
+        wanted = list_few(config.suffixes)
         return f"source folder: no file {depth} {self._folder.name('')} ends in {wanted}; " + (
             f"others there: {there}; {advice}name the ones to take in source.with.suffixes"
             if there

@@ -25,6 +25,7 @@ from latentkit.modalities.framing import ENLARGED, ENLARGED_FAR
 from latentkit.modalities.image import ImageModality
 from latentkit.modalities.options import BucketsConfig, ImageConfig
 from latentkit.plugins import fingerprint_fields
+from latentkit.runtime.key_errors import validate
 
 SIZES = {"H": SizeRule(multiple=8), "W": SizeRule(multiple=16, maximum=512)}
 
@@ -238,6 +239,14 @@ def test_buckets_listed_in_any_order_are_the_same_setting() -> None:
     }  # as ever
     assert ImageConfig(buckets="sdxl") == ImageConfig(buckets={"shapes": "sdxl"})
     assert (832, 1216) in ImageConfig(buckets="sdxl").buckets.shapes
+
+
+@pytest.mark.parametrize("shapes", [[[64, 64], [96, 48]], [[64, 64]]])
+def test_recipe_may_list_buckets_by_hand(shapes: list[list[int]]) -> None:
+    config = validate(ImageConfig, {"buckets": {"shapes": shapes}})
+    assert config == ImageConfig(buckets={"shapes": shapes})
+    with pytest.raises(RecipeError, match=r"buckets\.shapes\[0\]\[1\]: expected a whole number"):
+        validate(ImageConfig, {"buckets": {"shapes": [[64, "64"]]}})
 
 
 @pytest.mark.parametrize(
