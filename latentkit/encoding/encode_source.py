@@ -36,6 +36,7 @@ from latentkit.errors import DamagedError, SourceError, StoreError
 from latentkit.runtime.masks import without_mask
 from latentkit.runtime.numerics import fixed_numerics
 from latentkit.store.claims import Claims
+from latentkit.store.columns import find_places
 from latentkit.store.compact import finish_compaction
 from latentkit.store.dataset_json import (
     DATASET,
@@ -295,11 +296,7 @@ def _places(folder: Folder, plan: Plan, inputs: EncodeInputs) -> npt.NDArray[np.
     if isinstance(inputs.source, StreamSource):
         return None
     now, planned = inputs.entries, plan.work
-    places: npt.NDArray[np.int64] = (
-        pc.fill_null(pc.index_in(planned["key"], value_set=now["key"].combine_chunks()), -1)
-        .to_numpy()
-        .astype(np.int64)
-    )
+    places = find_places(planned["key"], now["key"])
     if (
         plan.number
     ):  # of a source that changes: what is gone is skipped, and then left out by the next plan

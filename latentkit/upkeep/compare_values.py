@@ -23,12 +23,12 @@ from torch import Tensor
 from latentkit.runtime.masks import MASK
 from latentkit.runtime.paths import in_shell
 from latentkit.store import int8
+from latentkit.store.dataset_json import describe_again
 from latentkit.store.format import OFFSETS, unit_name
 from latentkit.store.index import ReadUnit, read_unit
 from latentkit.store.local_folder import LocalFolder
 from latentkit.upkeep.encode_again import NO_LONGER_NEEDED, build_encode_of, encode_again
 from latentkit.upkeep.findings import Finding, Verification
-from latentkit.upkeep.verify import describe_again
 
 SHARE = 0.01
 

@@ -21,6 +21,7 @@ from latentkit.encoding.make_plan import effective_settings
 from latentkit.encoding.unit_workers import make_worker
 from latentkit.errors import SampleError, SourceError, StoreError
 from latentkit.recipe.schema import EncodeRecipe
+from latentkit.store.columns import find_places
 from latentkit.store.fingerprint import check_parts
 from latentkit.store.index import ReadUnit
 from latentkit.store.local_folder import LocalFolder
@@ -158,11 +159,7 @@ def _as_planned(
         )
         return source
     keys = _keys_now(found, plan)
-    places = (
-        pc.fill_null(pc.index_in(keys, value_set=now["key"].combine_chunks(), skip_nulls=True), -1)
-        .to_numpy()
-        .astype(np.int64)
-    )
+    places = find_places(keys, now["key"])
     gone = needed & (places < 0) & keys.is_valid().to_numpy()
     _refuse(found, plan.work["key"].filter(pa.array(gone)).to_pylist())
     return PlannedSource(

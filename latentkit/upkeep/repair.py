@@ -19,7 +19,7 @@ from latentkit.encoding.encode_source import describe
 from latentkit.encoding.make_plan import library_versions
 from latentkit.errors import LatentkitError, StoreError
 from latentkit.store.claims import Claims
-from latentkit.store.dataset_json import DATASET, finalize, read_index
+from latentkit.store.dataset_json import DATASET, describe_again, finalize, read_index
 from latentkit.store.folder import Folder
 from latentkit.store.format import unit_name
 from latentkit.store.index import committed, first_rows, read_unit
@@ -29,7 +29,7 @@ from latentkit.store.plan import Plan, PlanSettings, number_of, plan_name, with_
 from latentkit.tasks.encode_task import BuiltEncode
 from latentkit.upkeep.encode_again import build_encode_of, encode_again
 from latentkit.upkeep.findings import Finding, Report, Verification
-from latentkit.upkeep.verify import describe_again, verify_folder
+from latentkit.upkeep.verify import verify_folder
 
 
 @dataclass(frozen=True)
