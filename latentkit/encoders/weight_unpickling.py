@@ -66,16 +66,12 @@ REBUILDING: dict[tuple[str, str], Callable[..., Any]] = {
 
 
 def _drop_state(unpickler: Any) -> None:
-    """In the place of the opcode that sets attributes, of anything at hand, or calls its
-    `__setstate__`.
-    """
+    """Replace the opcode that sets attributes or calls `__setstate__`."""
     unpickler.stack.pop()
 
 
 def _make_stand_in(unpickler: Any) -> None:
-    """In the place of the opcode that makes an object by keywords, such as the address of an
-    allocator of a storage.
-    """
+    """Replace the opcode that makes an object by keywords."""
     del unpickler.stack[-2:]
     unpickler.stack[-1] = StandIn()
 

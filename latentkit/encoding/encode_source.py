@@ -147,9 +147,7 @@ def encode_source(
 
 
 def _find_state(folder: Folder, chain: Sequence[Plan], to_compare: int | None) -> State:
-    """Where the folder with these plans stands; `to_compare` is the number of a plan of an earlier
-    run.
-    """
+    """Return where the folder stands; `to_compare` numbers a plan of an earlier run."""
     if not chain:
         return State.NO_PLAN
     if not is_finished(folder, chain[-1]):
@@ -236,9 +234,7 @@ def _close(
     device: str,
     settings: EncodeSettings,
 ) -> None:
-    """Write index and dataset.json, in one process at a time: one that is late must not put an
-    older dataset.json over a newer one.
-    """
+    """Write index and dataset.json, one process at a time, so that none goes back to an older."""
     claims = Claims(folder)
     with claims.heartbeat():
         while not claims.take("finalize"):
@@ -290,9 +286,7 @@ def make_job(
 
 
 def _places(folder: Folder, plan: Plan, inputs: EncodeInputs) -> npt.NDArray[np.int64] | None:
-    """Where each row of the plan's work now is in the source, by key: samples may have come since.
-    -1: gone.
-    """
+    """Return where each row of the plan's work is in the source now, by key; -1: gone."""
     if isinstance(inputs.source, StreamSource):
         return None
     now, planned = inputs.entries, plan.work

@@ -188,9 +188,7 @@ def find_changes(
 
 
 def _agree(folder: Folder, known: int, make: Callable[[], Plan | None]) -> Plan | None:
-    """The committed plan with a number above `known`: ours, or that of another process that was
-    first.
-    """
+    """Return the committed plan with a number above `known`: ours, or another process's."""
     claims = Claims(folder)
     with claims.heartbeat():
         while True:
@@ -367,9 +365,7 @@ def _measure(inputs: EncodeInputs, device: str, settings: EncodeSettings, thread
 
 
 def _refuse_huge(prepared: Prepared, batch_size: int) -> None:
-    """Refuse a batch that, by its input alone, can't fit: the kernel would kill the process without
-    a word.
-    """
+    """Refuse a batch that can't fit: the kernel would kill the process without a word."""
     row_bytes = num_bytes_of(prepared.tensor)
     if (needed := row_bytes * batch_size) > (there := available_bytes()):
         fits = max(1, there // (4 * row_bytes))

@@ -166,9 +166,7 @@ def compare_shards(plan: Plan, entries: pa.Table, retried_units: pa.Array) -> Ch
 def _changed(
     old: pa.Table, entries: pa.Table, place: Rows, known: Rows, hash_media: HashMedia
 ) -> tuple[Rows, Rows]:
-    """Positions of entries with another stamp: those whose media are others too, and those whose
-    media are the same.
-    """
+    """Return positions of entries with another stamp: with other media, and with the same."""
     same_stamp = _equal(
         old["stamp"].take(pa.array(place[known])), entries["stamp"].take(pa.array(known))
     )

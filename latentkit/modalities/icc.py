@@ -117,9 +117,7 @@ def _srgb_transform(profile: bytes) -> ImageCms.ImageCmsTransform | None:
 
 
 def _changes_nothing(transform: ImageCms.ImageCmsTransform) -> bool:
-    """Whether no color of a 6 x 6 x 6 lattice moves by more than one level: one of sRGB's many
-    spellings, where converting only costs.
-    """
+    """Return whether no color of a 6 x 6 x 6 lattice moves by more than one level."""
     levels = np.arange(0, 256, 51, dtype=np.uint8)
     lattice = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(
         6, 36, 3

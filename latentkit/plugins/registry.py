@@ -247,9 +247,7 @@ def _normalize(name: str) -> str:
 
 
 def _find_plugins(problems: list[Problem]) -> list[_Plugin]:
-    """Core's own plugin, then those of installed distributions, sorted by distribution and by entry
-    point.
-    """
+    """Return core's plugin, then the installed ones by distribution and entry point."""
     found: dict[str, list[_Plugin]] = {}
     for distribution in metadata.distributions():
         try:
@@ -326,9 +324,7 @@ def _load_entry(entry: metadata.EntryPoint) -> Any:
 
 
 def _load(plugin: _Plugin, problems: list[Problem]) -> list[Provided]:
-    """What one plugin provides; whatever goes wrong is added to `problems`, and costs the hook it
-    happened in.
-    """
+    """Return what a plugin provides; what goes wrong is noted, and costs that hook alone."""
     try:
         module = plugin.load()
         functions = _find_hook_functions(module)
@@ -354,9 +350,7 @@ def _load(plugin: _Plugin, problems: list[Problem]) -> list[Provided]:
 
 
 def _find_hook_functions(module: Any) -> dict[str, Callable[[], Any]]:
-    """What pluggy takes for hook implementations, by name, and functions that have a hook's name
-    but no mark.
-    """
+    """Return hook implementations by name, and functions named so without a mark."""
     manager = pluggy.PluginManager(hooks.PROJECT)
     names = [
         name

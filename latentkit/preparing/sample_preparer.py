@@ -150,9 +150,7 @@ class Preparer:
         return "memory" in inspect.signature(self.modality.prepare).parameters
 
     def _held(self, sample: Sample) -> Sample:
-        """The sample with the bytes of its file, so that it is read once; with its path where the
-        modality takes that, or must.
-        """
+        """Return the sample with its bytes, read once; or its path where that is wanted."""
         takes_path = getattr(self.modality, "takes_paths", False) or sample.span is not None
         if (
             takes_path

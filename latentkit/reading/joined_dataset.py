@@ -215,11 +215,7 @@ def _shared(on: On) -> Callable[[str], str] | None:
 
 
 def _shared_names(data: LatentDataset, shared_of: Callable[[str], str] | None) -> list[str]:
-    """What each row is joined on.
-
-    Raises:
-        ValueError: two keys have the same.
-    """
+    """Return what each row is joined on."""
     if shared_of is None:
         return data.keys
     names, key_of = [], dict[str, str]()

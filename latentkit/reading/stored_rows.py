@@ -295,9 +295,7 @@ class StoredRows:
         return mask
 
     def _open(self, name: str) -> MappedUnit:
-        """The unit; those that a cache of limited size has let go since are let go here too, or
-        their disk space would stay taken.
-        """
+        """Return the unit; let go of those that a limited cache has let go of."""
         for attempt in range(MOST_ATTEMPTS):
             try:
                 unit = MappedUnit(self._folder, name, self._expected[name])
@@ -324,17 +322,14 @@ class StoredRows:
         return unit
 
     def _is_compacted_away(self, name: str) -> bool:
-        """Whether dataset.json no longer names a unit that it named when this dataset was opened.
-        """
+        """Return whether dataset.json no longer names a unit that it named."""
         try:
             return name not in read_dataset(self._folder)["units"]
         except StoreError:
             return False
 
     def _check(self, unit: MappedUnit, name: str, shape: tuple[int, ...], group: Group) -> None:
-        """That a tensor holds the rows that the index names, in the layout's shape and in that of
-        the bucket's other units.
-        """
+        """Hold a tensor to the index's rows, the layout, and the bucket's other units."""
         row_shape = self._row_shapes.setdefault(group.bucket, shape[1:])
         fits = self._channels is None or (
             len(row_shape) == self._num_axes and row_shape[0] == self._channels

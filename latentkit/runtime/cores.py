@@ -47,9 +47,7 @@ def shared_cores(num_processes: int) -> Iterator[None]:
 
 
 def _quota() -> int | None:
-    """Cores that the container's quota of processor time comes to, rounded up; None without a
-    quota.
-    """
+    """Return the cores of the container's quota, rounded up; None without a quota."""
     for name in QUOTA_FILES:
         try:
             words = Path(name).read_text(encoding="ascii").split()

@@ -171,9 +171,7 @@ def _got(value: Any, short: bool = True) -> str:
 
 
 def _fields_at(annotation: Any, path: KeyPath) -> dict[str, FieldInfo]:
-    """The fields, by the names recipes use, of every model that may stand at `path` below
-    `annotation`.
-    """
+    """Return the fields of every model that may stand at `path` below `annotation`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         fields = {info.alias or name: info for name, info in annotation.model_fields.items()}
         if not path:

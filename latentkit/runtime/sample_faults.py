@@ -81,9 +81,7 @@ def faults_name(plugin: object, doing: str) -> Iterator[None]:
 
 
 def _print_once(plugin: object, consequence: str, error: Exception) -> None:
-    """Print a traceback, unless one from the same line was: a fault of the code comes with every
-    sample.
-    """
+    """Print a traceback, once for each line that it comes from."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     kind = (type(error).__name__, last.filename, last.lineno or 0)
     if kind in _said:

@@ -145,9 +145,7 @@ def _one_text(value: Any, name: str) -> str:
 
 
 def _record(text: str, path: str) -> dict[str, Any]:
-    """What a JSON file says of the media beside it; nothing where it has no caption, as notes of
-    other programs.
-    """
+    """Return what a JSON file says of its media; {} where it has no caption."""
     try:
         found = json.loads(text)
     except ValueError as err:

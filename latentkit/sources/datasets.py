@@ -193,9 +193,7 @@ class DatasetsStream:
 
 
 def _read_rows(rows: datasets.IterableDataset, shard: str) -> Iterator[dict[str, Any]]:
-    """The rows of a shard; what is wrong with its content is told apart from what can't be reached
-    (`OSError`).
-    """
+    """Give the rows of a shard; wrong content is told apart from `OSError`."""
     try:
         yield from rows
     except REACH_ERRORS:  # some of which are ValueErrors too

@@ -123,9 +123,7 @@ def open_path_table(config: DatasetsConfig, files: Files, name: str) -> PathTabl
 
 
 def _may_name_files(table: Table, finder: _Finder, wanted: str | None) -> bool:
-    """Whether the first rows of a table name files here, or look as if they did; where not, the
-    rest of it isn't read.
-    """
+    """Return whether the first rows name files here, or look so; else no more are read."""
     if column_of_paths(table, wanted):
         return True
     try:
@@ -238,9 +236,7 @@ def _part(rows: list[Row], config: DatasetsConfig, name: str) -> list[Row]:
 
 
 class _Finder:
-    """Finds files that a table names; looks into a folder only where a name isn't there as it is
-    written.
-    """
+    """Finds files that a table names; lists a folder only where a name isn't there as is."""
 
     def __init__(self, files: Files) -> None:
         self._files = files

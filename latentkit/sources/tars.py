@@ -149,9 +149,7 @@ def open_tar(files: Files, name: str, stamp: str) -> Tar:
 
 
 def _unpack(packed: IO[bytes], target: Path) -> None:
-    """Write what can be read of it; where it is cut off or damaged, the copy ends, and a note
-    beside it says why.
-    """
+    """Write what can be read of it; where it is damaged, a note beside the copy says why."""
     handle, partial = tempfile.mkstemp(dir=target.parent, prefix=".unpacking-")
     try:
         with os.fdopen(handle, "wb") as copy:

@@ -344,9 +344,7 @@ class _Copies:
 
 
 class _ReadAhead:
-    """Small files that are read in the order of their paths, fetched together with those of the
-    same ending that follow.
-    """
+    """Fetches small files with those of the same ending that follow, by path."""
 
     def __init__(self, files: UrlFiles) -> None:
         self._files = files

@@ -173,9 +173,7 @@ class Claims:
         return self.folder.age_seconds(file) > DEAD_AFTER_SECONDS
 
     def _read(self, file: str) -> dict[str, Any]:
-        """What a claim says; nothing where it was just created and not yet written, is damaged, or
-        gone: then its age decides.
-        """
+        """Return what a claim says; {} where it is new, damaged or gone: then its age decides."""
         try:
             content = json.loads(self.folder.read(file))
         except (StoreError, ValueError, RecursionError):

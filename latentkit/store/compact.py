@@ -154,9 +154,7 @@ def remove_dead(folder: Folder, chain: Sequence[Plan]) -> None:
 
 
 def _plan_compaction(newest: Plan, index: pa.Table, document: Mapping[str, Any]) -> Plan:
-    """A plan of everything in the index, in units of about `UNIT_BYTES`; of a stream, in the units
-    that are still used.
-    """
+    """Return a plan of the whole index, in large units; of a stream, in those still used."""
     if newest.settings.stream:
         units = newest.unit_names().dictionary_encode().indices.to_numpy()
         order = np.argsort(units, kind="stable")
@@ -224,9 +222,7 @@ def _copy_all(folder: Folder, plan: Plan, document: Mapping[str, Any]) -> None:
 
 
 def _unit_of_rows(plan: Plan, old: Plan, index: pa.Table) -> Rows:
-    """Number of the plan's unit that each row of the index goes into, which never falls; `old` is
-    the plan that it compacts.
-    """
+    """Return the plan's unit for each row of the index; `old` is the plan it compacts."""
     keys = index["key"]
     if plan.settings.stream:  # any shard of the row's unit tells
         keys = old.table["key"].take(pc.index_in(index["unit"], value_set=old.unit_names()))

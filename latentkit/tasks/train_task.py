@@ -142,8 +142,7 @@ def _keep_others_out(recipe: TrainRecipe) -> contextlib.AbstractContextManager[N
 
 
 def _follow_launcher(recipe: TrainRecipe) -> tuple[TrainRecipe, list[str]]:
-    """The recipe, in the launcher's precision where it names none, and remarks about what counts.
-    """
+    """Return the recipe, in the launcher's precision where it has none, and remarks."""
     from latentkit.runtime.launcher import ignored_accumulation, launched_precision
 
     asked, passes, remarks = launched_precision(), ignored_accumulation(), []

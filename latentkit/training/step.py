@@ -320,9 +320,7 @@ def _note_unreached(run: Run) -> None:
 def _step_discriminator(
     discriminator: Discriminator, name: str, averages: dict[str, float], wanted: bool
 ) -> bool:
-    """Whether the discriminator's step was taken: the model's is (`wanted`), and its own loss and
-    gradient are finite.
-    """
+    """Take the discriminator's step where the model's is taken and all of it is finite."""
     names = [f"discriminators.{name}.loss", f"discriminators.{name}.grad_norm"]
     taken = wanted and all(math.isfinite(averages[part]) for part in names)
     if taken:

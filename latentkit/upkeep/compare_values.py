@@ -184,9 +184,7 @@ def _compare_unit(found: Verification, again: LocalFolder, unit: ReadUnit) -> Di
 def _blocks(
     bucket: str, first: Any, second: Any, rows: Sequence[Tensor]
 ) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
-    """The same rows of a bucket from both files, some at a time, ragged ones singly: tensors by
-    name, (N, C, ...).
-    """
+    """Give the same rows of both files: tensors by name, (N, C, ...), ragged rows singly."""
     keys = first.keys()  # of a file, no mapping
     names = [name for name in keys if name.startswith(f"{bucket}/")]
     ours, theirs = (

@@ -181,9 +181,7 @@ def _refuse(found: Verification, gone: Sequence[str]) -> None:
 
 
 def _keys_now(found: Verification, plan: Plan) -> pa.ChunkedArray:
-    """Under which key the newest plan has each sample of a plan's work; null where it has none, or
-    has its latents from a later unit.
-    """
+    """Return the key under which the newest plan has each sample of a plan; else null."""
     keys = plan.work["key"]
     for number in range(plan.number + 1, found.newest + 1):
         later = found.plans.get(number)

@@ -68,9 +68,7 @@ def _read_document(found: Verification) -> str | None:
 
 
 def _read_plans(found: Verification) -> None:
-    """The newest plans, back to the last compaction that is done; and those that dataset.json
-    names.
-    """
+    """Read the plans back to the last finished compaction, and those in dataset.json."""
     there, stated = plan_numbers(found.folder), (
         dict(found.document["plans"]) if found.document else {}
     )
@@ -256,9 +254,7 @@ def _same_table(content: bytes, index: pa.Table) -> bool:
 
 
 def _list_foreign(found: Verification) -> None:
-    """Files among plans, units and indexes that belong to none of the plans; those a compaction
-    replaced are a remark.
-    """
+    """List files that belong to none of the plans; those a compaction replaced as a remark."""
     unreadable = {number_of(name) for name in found.names("plan")}
     numbers = {*found.plans, *unreadable}
     oldest = min(numbers, default=0)
