@@ -197,8 +197,7 @@ class RepositoryFiles:
             }
 
     def below(self, folder: str) -> list[str]:
-        """The names of the files in a folder and below it, from there; "" is the repository's own.
-        """
+        """Return the names of files in a folder and below it; "" is the repository's."""
         start = f"{folder}/" if folder else ""
         return [name.removeprefix(start) for name in self.names if name.startswith(start)]
 

@@ -77,9 +77,7 @@ def _make_stand_in(unpickler: Any) -> None:
 
 
 class Unpickler(pickle._Unpickler):
-    """An unpickler that looks up no name but those of `REBUILDING` and torch's dtypes, and changes
-    no object.
-    """
+    """Looks up no name but those of `REBUILDING` and torch's dtypes; changes no object."""
 
     dispatch = {  # noqa: RUF012 (of Python's own class)
         **pickle._Unpickler.dispatch,

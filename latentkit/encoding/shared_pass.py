@@ -49,9 +49,7 @@ class EncodeTarget:
 
 @dataclass(frozen=True)
 class SharedPassResult:
-    """What the pass did for a target, and whether its newest plan is known to be of the source as
-    it is now.
-    """
+    """What the pass did for a target, and whether its plan was compared with the source."""
 
     summary: EncodeSummary
     is_compared: bool
@@ -59,9 +57,7 @@ class SharedPassResult:
 
 @dataclass(frozen=True)
 class Group:
-    """Names of encoders for which samples are prepared to the same tensors, and the modality that
-    prepares them.
-    """
+    """Names of encoders that take the same tensors, and the modality that prepares them."""
 
     names: list[str]
     modality: Modality

@@ -126,9 +126,7 @@ def compare_samples(
 
 
 def compare_shards(plan: Plan, entries: pa.Table, retried_units: pa.Array) -> Changes:
-    """Differences between a stream's newest plan and its shards; the shards of a unit are kept or
-    encoded again together.
-    """
+    """Compare a stream's newest plan with its shards; those of a unit stay together."""
     table = plan.table
     place = find_places(entries["key"], table["key"])
     known = np.flatnonzero(place >= 0)

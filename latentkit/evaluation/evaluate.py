@@ -131,8 +131,7 @@ class Evaluation:
 
 
 class Codec(Protocol):
-    """What is evaluated: an `Encoder` that `Decodes`, or a `Trainable`'s module by `ModuleCodec`.
-    """
+    """An `Encoder` that `Decodes`, or a `Trainable`'s module by `ModuleCodec`."""
 
     @property
     def input(self) -> InputSpec: ...

@@ -87,9 +87,7 @@ def _pack_profile(tags: dict[bytes, bytes]) -> bytes:
 
 
 def to_srgb(colors: Image.Image, profile: bytes | None) -> Image.Image:
-    """An "L", "RGB" or "CMYK" picture in sRGB ("L" or "RGB"); a profile that is broken or of
-    another kind of color counts for nothing.
-    """
+    """Convert "L", "RGB" or "CMYK" to sRGB ("L" or "RGB"); a broken profile counts for nothing."""
     transform = _srgb_transform(profile) if profile else None
     if transform is not None:
         if transform.input_mode == "RGB" and colors.mode == "L":

@@ -406,9 +406,7 @@ def _check_specs(result: Any, kind: type[NamedSpec]) -> list[NamedSpec]:
 
 
 def fingerprint_fields(config: BaseModel) -> dict[str, str]:
-    """Fields that can change a value and differ from their default: name to canonical JSON (sorted
-    keys, no spaces).
-    """
+    """Return fields that can change a value and aren't at their default, as canonical JSON."""
     return {
         name: json.dumps(value, sort_keys=True, separators=(",", ":"))
         for name, value in _changed_fields(config).items()
@@ -416,9 +414,7 @@ def fingerprint_fields(config: BaseModel) -> dict[str, str]:
 
 
 def default_fields(config: BaseModel) -> dict[str, str]:
-    """The defaults of all fields, in the form of `fingerprint_fields`; those of required ones are
-    left out.
-    """
+    """Return the defaults of optional fields, in the form of `fingerprint_fields`."""
     infos = type(config).model_fields.items()
     defaults = {
         name: info.get_default(call_default_factory=True)

@@ -67,8 +67,7 @@ class Row:
 
 @dataclass(frozen=True)
 class PreparedSample:
-    """What preparing a sample gave: a row per view, or the views that can't be had and the reason.
-    """
+    """What preparing a sample gave: a row per view, or missing views and the reason."""
 
     rows: Sequence[Row]
     skipped: Sequence[RowLabel] = ()

@@ -350,9 +350,7 @@ class StoredRows:
 
 
 def take(pieces: Sequence[tuple[Array, Rows, Rows | slice]], out: Array) -> None:
-    """Gather rows of several arrays into their places in `out`, (rows, ...) of the same row shape
-    and dtype.
-    """
+    """Gather rows of several arrays into `out`, (rows, ...) of one row shape and dtype."""
     for array, rows, places in pieces:
         if isinstance(places, slice):
             # mode="clip" writes straight into `out`, "raise" would go through a buffer; the rows
@@ -386,9 +384,7 @@ def _advise(mapped: Mapped, rows: Rows) -> None:
 
 
 def file_ranges(starts: Rows, lengths: Rows | int) -> Iterator[tuple[int, int]]:
-    """Ranges of a file with neighbors merged, none longer than what one piece of advice is good
-    for; `starts` ascend.
-    """
+    """Merge neighboring ranges of a file, up to one piece of advice; `starts` ascend."""
     stops = starts + lengths
     gaps = np.flatnonzero(starts[1:] > stops[:-1]) + 1
     firsts, lasts = starts[np.r_[0, gaps]], stops[np.r_[gaps - 1, len(starts) - 1]]

@@ -26,9 +26,7 @@ def num_cores() -> int:
 
 
 def share_of_cores() -> int:
-    """Return this process's share of them: a launcher's processes on one machine divide them among
-    themselves.
-    """
+    """Return this process's share of the cores, which a launcher's processes divide."""
     return max(1, num_cores() // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 

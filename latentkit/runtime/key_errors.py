@@ -46,9 +46,7 @@ _EXPECTED = {
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """A question such as ", did you mean 'x'?" with the nearest of `known`; empty when none is
-    near.
-    """
+    """Return ", did you mean 'x'?" with the nearest of `known`; "" when none is near."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f", did you mean {close[0]!r}?" if close else ""
 

@@ -65,9 +65,7 @@ def faults_become(kind: type[LatentkitError], plugin: object, consequence: str) 
 
 @contextmanager
 def faults_name(plugin: object, doing: str) -> Iterator[None]:
-    """Add to an exception that ends the run who raised it and on what; those that users can deal
-    with stay as they are.
-    """
+    """Add to an exception who raised it and on what; users' own stay as they are."""
     try:
         yield
     except LatentkitError:

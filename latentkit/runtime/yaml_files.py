@@ -185,9 +185,7 @@ def _explain(error: yaml.MarkedYAMLError) -> str:
 
 
 def dump_yaml(value: Mapping[str, Any]) -> str:
-    """YAML text of plain values that `parse_yaml` reads back equal; keys stay in their order,
-    leaves are written in one line.
-    """
+    """Return YAML that `parse_yaml` reads back equal, keys in order, leaves in one line."""
     return yaml.dump(
         value,
         Dumper=_Dumper,

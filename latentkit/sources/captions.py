@@ -38,9 +38,7 @@ CAPTION_COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """The files with a caption beside one of media: one with its text, one with a JSON object;
-    empty where there is none.
-    """
+    """Paths of a text and of a JSON object with the caption of media; "" where none is."""
 
     text: str = ""
     record: str = ""
@@ -118,9 +116,7 @@ def read_beside(files: Files, beside: Beside) -> tuple[dict[str, Any], list[tupl
 
 
 def name_caption(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row's plain values, with its caption as "text": the first of `CAPTION_COLUMNS` that holds
-    one; an empty one is none.
-    """
+    """Return a row's plain values, its caption (the first of `CAPTION_COLUMNS`) as "text"."""
     by_name: dict[str, str] = {}
     for column in row:
         by_name.setdefault(column.strip().lower().replace(" ", "_"), column)

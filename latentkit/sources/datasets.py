@@ -238,9 +238,7 @@ def _check_keys(keys: pa.ChunkedArray, column: str) -> None:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a data set is: `local` is an existing file or folder, or None for one at `place` on the
-    hub, or for files at a URL.
-    """
+    """Where a data set is: a `local` file or folder, a `place` on the hub, or `remote` files."""
 
     path: str
     local: Path | None

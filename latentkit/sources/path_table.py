@@ -35,9 +35,7 @@ MEDIA_PATH = re.compile(r".{1,1000}\.[A-Za-z0-9]{2,5}")
 
 @dataclass(frozen=True)
 class Row:
-    """A row: its key, the path of its file, the file's stamp, its attributes, and why it can't be
-    used, or "" where it can.
-    """
+    """A row's key, path, stamp and attributes, and why it can't be used, or ""."""
 
     key: str
     path: str
@@ -134,9 +132,7 @@ def _may_name_files(table: Table, finder: _Finder, wanted: str | None) -> bool:
 
 
 def column_of_paths(table: Table, wanted: str | None) -> bool:
-    """Whether the column that the recipe names, else one of a usual name, holds what looks like
-    paths of media or URLs.
-    """
+    """Return whether the named, or a usual, column holds what looks like paths or URLs."""
     columns = [
         one
         for one in table.columns()
@@ -246,8 +242,7 @@ class _Finder:
         self.stamps: dict[str, str] = {}
 
     def find(self, name: str, folder: str) -> list[str]:
-        """Paths that a name may mean, from the table's folder, or absolute; see `FileNames.find`.
-        """
+        """Return paths that a name may mean; see `FileNames.find`."""
         if not self._is_below(name):
             return []
         for spelling in dict.fromkeys((name, name.replace("\\", "/"))):

@@ -45,9 +45,7 @@ FILE_ENDING = re.compile(r"\.[A-Za-z0-9]{2,5}$")
 
 
 class FindsFiles(Protocol):
-    """Finds the files that a name in a table of `folder` may mean; more than one where it can't be
-    told.
-    """
+    """Finds the files that a name in a table of `folder` may mean; several where unsure."""
 
     def find(self, name: str, folder: str) -> list[str]: ...
 

@@ -45,9 +45,7 @@ MAX_GAPS = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A file in a tar: its name without a leading "./", where its bytes begin, how many they are,
-    and whether all are there.
-    """
+    """A file in a tar: name without "./", place of its bytes, size, and if all are there."""
 
     name: str
     offset: int

@@ -130,9 +130,7 @@ class SampleReader:
 
 
 class TarSource:
-    """The samples in tars, by position; keys are their names in the tar, behind the tar's own where
-    an earlier tar uses one.
-    """
+    """Samples in tars by position; a key that an earlier tar has gets the tar's name."""
 
     def __init__(
         self, tars: Sequence[IndexedTar], reader: SampleReader, remarks: list[Remark]
@@ -371,9 +369,7 @@ def _positions(split: str, lengths: dict[str, int]) -> list[int]:
 
 
 def with_unlike_keys(tar: IndexedTar, seen: set[str]) -> Iterator[Group]:
-    """The samples of a tar, those whose keys are `seen` under ones that begin with the tar's name;
-    another tar after it renames none.
-    """
+    """Give a tar's samples, those of `seen` keys under ones that begin with its name."""
     for group in tar.groups:
         key = group.key
         while key in seen:

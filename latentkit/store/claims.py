@@ -122,9 +122,7 @@ class Claims:
         return name in self._held or not self.folder.exists(file) or self._is_dead(file)
 
     def find_free(self, names: Iterable[str]) -> set[str]:
-        """Those of `names` that nobody else is working on, by one look at the folder and one at
-        each claim there is.
-        """
+        """Return those of `names` that nobody else is working on."""
         taken = {
             name
             for name in self._names()

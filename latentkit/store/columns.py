@@ -90,9 +90,7 @@ def structs_of_json(texts: pa.ChunkedArray) -> pa.Array:
 
 
 def concat_structs(a: pa.Array, b: pa.Array) -> pa.Array:
-    """Two columns of structs one after the other, with the fields of both; a field without a common
-    type becomes text.
-    """
+    """Join columns of structs; a field without a common type becomes text."""
     tables = [pa.table({"": column}) for column in (a, b)]
     try:
         merged = pa.concat_tables(tables, promote_options="permissive")[""].combine_chunks()
@@ -111,9 +109,7 @@ def _column(values: list[Any]) -> pa.Array:
 
 
 def escape(text: str) -> str:
-    """Text that UTF-8 can hold: lone surrogates (undecodable bytes of file names) become backslash
-    escapes.
-    """
+    """Return text that UTF-8 can hold: lone surrogates become backslash escapes."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

@@ -123,9 +123,7 @@ def _compact(folder: Folder) -> Compacted:
 
 
 def finish_compaction(folder: Folder, plan: Plan) -> None:
-    """Do what is left of a plan that compacts, or wait for the process that does; then remove what
-    it replaces.
-    """
+    """Do what is left of a plan that compacts, or wait for it; remove what it replaces."""
     claims = Claims(folder)
     with claims.heartbeat():
         while not claims.take("compact"):
@@ -324,9 +322,7 @@ class _Copy:
         return rows_at_once(num_rows, self._like.num_bytes)
 
     def chunks(self, at_once: int) -> Iterator[tuple[Array, Rows | None]]:
-        """Up to so many rows at a time, all of one unit; of ragged ones, positions end to end and
-        the length of each row.
-        """
+        """Give so many rows of one unit at a time; ragged ones end to end with lengths."""
         for unit, numbers in self._runs():
             array, offsets = self._tensor(unit, numbers), (
                 unit.offsets(self.name) if self.is_ragged else None

@@ -83,9 +83,7 @@ class UrlFolder(Folder):
 
     @property
     def fs(self) -> Any:
-        """The fsspec driver; a forked process gets one of its own, since a driver keeps connections
-        and a thread.
-        """
+        """Return the fsspec driver; a forked process gets one of its own."""
         if self._pid != os.getpid():
             self._connect()
         return self._fs

@@ -191,9 +191,7 @@ class _Parts:
         return cls(recipe, registry, plugins, device())
 
     def build(self, where: str, model: Any = None) -> Any:
-        """The object of one plugin, told what the model takes if it is given; random weights that
-        it draws follow from the seed.
-        """
+        """Build a plugin, told what the model takes; random weights follow from the seed."""
         import torch
 
         torch.manual_seed(self.recipe.seed)

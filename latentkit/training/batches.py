@@ -107,9 +107,7 @@ class BatchSettings:
 
 @dataclass
 class BadSamples:
-    """Places in the source of samples that could not be used, with the reason; grows while batches
-    are read.
-    """
+    """Reasons of samples that could not be used, by place; grows while batches are read."""
 
     reasons: dict[int, str] = field(default_factory=dict)
 

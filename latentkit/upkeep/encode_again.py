@@ -116,9 +116,7 @@ def _settings_of(unit: ReadUnit | None, planned: PlanSettings) -> PlanSettings:
 
 @dataclass(frozen=True)
 class PlannedSource:
-    """A source as a plan knew it: by row of the plan's work, under the keys of then; what nothing
-    needs any more is a bad sample.
-    """
+    """A source as a plan knew it, by row and key of then; unneeded rows are bad samples."""
 
     source: Source
     keys: Sequence[str]

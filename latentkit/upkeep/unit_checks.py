@@ -38,9 +38,7 @@ It and NaNs are the largest signed ones, and with the sign bit the largest unsig
 
 @dataclass(frozen=True)
 class WantedUnit:
-    """A unit that should be there: what its plan says (None: the plan can't be read), and what
-    dataset.json says of it.
-    """
+    """A unit that should be there, by its plan (None: unreadable) and by dataset.json."""
 
     name: str
     unit: Unit | None
