@@ -64,9 +64,7 @@ def report(result: EncodeRun | TrainResult | EvaluateResult) -> str:
 
 
 def _encoding_with(model: Path) -> str:
-    """How latents are made with a trained model: by the command that knows it by its config, or in
-    a recipe, as another plugin's.
-    """
+    """Say how latents are made with a trained model: by `encode`, or else in a recipe."""
     recipe = load_recipe(model.parent / "recipe.yaml")
     assert isinstance(recipe, TrainRecipe)
     if recipe.model.use in KNOWN_BY_CONFIG:
@@ -228,9 +226,7 @@ def _holds_recipe(output: str) -> bool:
 
 
 def _near(path: str | Path) -> str:
-    """A path as the user would type it: relative when it lies below the working directory; a URL as
-    it is.
-    """
+    """Return a path as the user would type it, relative where it lies here; a URL as it is."""
     if is_url(str(path)):
         return str(path)
     absolute, here = Path(os.path.abspath(path)), Path.cwd()

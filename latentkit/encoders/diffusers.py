@@ -272,12 +272,7 @@ class DiffusersEncoder:
     # ------------------------------------------------------------ inside
 
     def _check_statistics(self) -> None:
-        """Hold the number of shifts and scales, which the config decides without any weights, to
-        the latents.
-
-        Raises:
-            EncoderError: they don't fit.
-        """
+        """Hold the number of shifts and scales, which the config decides, to the latents."""
         traits, sizes = self._traits, {}
         if traits.statistics == "config" and not self._driver.indices:
             sizes = {

@@ -75,9 +75,7 @@ def build_shapes(config: Mapping[str, Any]) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence diffusers' warnings about what a `Fit` turns into errors, and torch's about what
-    diffusers uses of it.
-    """
+    """Silence warnings about what a `Fit` turns into errors, or diffusers uses of torch."""
     level = diffusers.utils.logging.get_verbosity()
     diffusers.utils.logging.set_verbosity(50)
     try:

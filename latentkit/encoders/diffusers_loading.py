@@ -56,8 +56,7 @@ def find_model(
 
 
 def _choose_folder(model: str, subfolder: str | None, modality: str, path: Path) -> Path:
-    """The folder of the autoencoder in the folder of a model or a pipeline, by its configs alone.
-    """
+    """Return the autoencoder's folder in that of a model or pipeline, by configs alone."""
     folders = _model_folders(path, subfolder)
     if not folders:
         if not subfolder and _has_weights(path):
@@ -86,9 +85,7 @@ def _choose_folder(model: str, subfolder: str | None, modality: str, path: Path)
 
 
 def _model_folders(path: Path, subfolder: str | None) -> list[Path]:
-    """Folders with a config.json, the likeliest autoencoder first: those named so, then any that
-    has one's class.
-    """
+    """Return folders with a config.json, the likeliest autoencoder first."""
     if subfolder:
         places = [path / subfolder]
     else:
@@ -110,9 +107,7 @@ def _is_driven(folder: Path) -> bool:
 
 
 def _takes(folder: Path, modality: str) -> bool:
-    """Whether a folder holds a model of this modality; a folder without one, or with one that can't
-    be driven, doesn't.
-    """
+    """Return whether a folder holds a model of this modality that can be driven."""
     try:
         config = read_config(folder)
     except EncoderError:

@@ -197,8 +197,7 @@ class RepositoryFiles:
             }
 
     def below(self, folder: str) -> list[str]:
-        """The names of the files in a folder and below it, from there; "" is the repository's own.
-        """
+        """Return the names of files in a folder and below it; "" is the repository's."""
         start = f"{folder}/" if folder else ""
         return [name.removeprefix(start) for name in self.names if name.startswith(start)]
 
@@ -254,9 +253,7 @@ class RepositoryFiles:
 
 
 def _configs(files: RepositoryFiles, path: str, subfolder: str | None) -> list[str]:
-    """The configs of a model or pipeline: in its folder, in those directly below, and in
-    `subfolder`.
-    """
+    """Return the configs in a folder, directly below it, and in `subfolder`."""
     below = f"{path}/" if path else ""
     mine = set(files.below(path))
     wanted = {
@@ -269,12 +266,7 @@ def _configs(files: RepositoryFiles, path: str, subfolder: str | None) -> list[s
 
 
 def _download_weights(files: RepositoryFiles, folder: str, variant: str | None) -> None:
-    """Fetch the weights of one folder: one form of them, and of a form in several files those that
-    its index names.
-
-    Raises:
-        EncoderError: there are none, or several forms with nothing to choose between them.
-    """
+    """Fetch one form of a folder's weights; of several files those that its index names."""
     below = "" if folder == "." else f"{folder}/"
     here = files.below(below.rstrip("/"))
     where = f"model {files.model}: {folder if below else 'its folder'}"
@@ -302,9 +294,7 @@ def _download_weights(files: RepositoryFiles, folder: str, variant: str | None) 
 
 
 def _offer(files: RepositoryFiles, place: HubPlace) -> str:
-    """What to give instead of a repository without an autoencoder that can be used: one in
-    diffusers' form, or a file in it.
-    """
+    """Say what to give instead: a repository in diffusers' form, or a file in this one."""
     offers = []
     sibling = f"{place.repository}-Diffusers"
     if (

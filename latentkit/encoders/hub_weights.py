@@ -43,9 +43,7 @@ def find_weights(names: Collection[str], any_name: bool = False) -> list[str]:
 
 
 def forms_of(names: Collection[str]) -> dict[Form, list[str]]:
-    """Return the names of weights, and of the index of several files, by form and sorted; only
-    forms that have weights.
-    """
+    """Return the names of weights and indexes, sorted, by form; only forms with weights."""
     forms: defaultdict[Form, list[str]] = defaultdict(list)
     for name in sorted(names):
         if found := FILE.fullmatch(name) or INDEX.fullmatch(name):

@@ -144,9 +144,7 @@ def _name_of(fit: Fit) -> str:
 
 
 def _find_meant(fits: Sequence[Fit], variant: str | None) -> list[Fit]:
-    """The fits of which a variant is the whole name; where there is none, those of which it is a
-    word.
-    """
+    """Return the fits of which a variant is the whole name, else a word of it."""
     if variant is None:
         return list(fits)
     named = [fit for fit in fits if variant == _name_of(fit)]

@@ -46,9 +46,7 @@ SHARE_OF_MEMORY = 0.8
 
 @dataclass(frozen=True)
 class Measured:
-    """The best batch size, seconds per row at it (0: nothing was measured), and bytes that a row
-    takes when stored.
-    """
+    """The best batch size, seconds per row (0: not measured), and bytes of a stored row."""
 
     batch_size: int
     seconds_per_row: float
@@ -134,9 +132,7 @@ class _Trials:
         return Measured(size, seconds / size, num_bytes // size)
 
     def can_afford(self, size: int, last: Measured) -> bool:
-        """Return whether a batch of this size, twice the last, is worth its time and fits memory,
-        if rows cost what they did then.
-        """
+        """Return whether a batch of this size is worth its time and fits memory."""
         if self._num_rows is not None and size > self._num_rows:
             return False
         seconds = self._spent_seconds + 2 * size * last.seconds_per_row
@@ -160,9 +156,7 @@ def _row_bytes(prepared: Prepared) -> int:
 
 
 def choose_unit_size(num_samples: int, rows_per_sample: int, measured: Measured) -> int:
-    """Samples per unit: at most 256 MiB and about a minute of work, at least a batch, and some
-    units to share out.
-    """
+    """Return samples per unit: 256 MiB or a minute at most, and some units to share out."""
     by_bytes = UNIT_BYTES // (measured.bytes_per_row * rows_per_sample)
     wanted = min(by_bytes, -(-num_samples // MIN_UNITS))
     if measured.seconds_per_row:

@@ -206,9 +206,7 @@ def check_latents(
 def _check_sizes(
     name: str, tensor: Tensor, layout: LatentLayout, values: Tensor, input_axes: str
 ) -> None:
-    """Each axis that input and latents share, by its letter, but the ragged one: the sizes, one
-    divided by the other's downscale.
-    """
+    """Hold the axes that input and latents share, but the ragged one, to the downscale."""
     letters = (
         input_axes
         if len(input_axes) == values.ndim - 1

@@ -36,6 +36,7 @@ from latentkit.errors import DamagedError, SourceError, StoreError
 from latentkit.runtime.masks import without_mask
 from latentkit.runtime.numerics import fixed_numerics
 from latentkit.store.claims import Claims
+from latentkit.store.columns import find_places
 from latentkit.store.compact import finish_compaction
 from latentkit.store.dataset_json import (
     DATASET,
@@ -146,9 +147,7 @@ def encode_source(
 
 
 def _find_state(folder: Folder, chain: Sequence[Plan], to_compare: int | None) -> State:
-    """Where the folder with these plans stands; `to_compare` is the number of a plan of an earlier
-    run.
-    """
+    """Return where the folder stands; `to_compare` numbers a plan of an earlier run."""
     if not chain:
         return State.NO_PLAN
     if not is_finished(folder, chain[-1]):
@@ -235,9 +234,7 @@ def _close(
     device: str,
     settings: EncodeSettings,
 ) -> None:
-    """Write index and dataset.json, in one process at a time: one that is late must not put an
-    older dataset.json over a newer one.
-    """
+    """Write index and dataset.json, one process at a time, so that none goes back to an older."""
     claims = Claims(folder)
     with claims.heartbeat():
         while not claims.take("finalize"):
@@ -289,17 +286,11 @@ def make_job(
 
 
 def _places(folder: Folder, plan: Plan, inputs: EncodeInputs) -> npt.NDArray[np.int64] | None:
-    """Where each row of the plan's work now is in the source, by key: samples may have come since.
-    -1: gone.
-    """
+    """Return where each row of the plan's work is in the source now, by key; -1: gone."""
     if isinstance(inputs.source, StreamSource):
         return None
     now, planned = inputs.entries, plan.work
-    places: npt.NDArray[np.int64] = (
-        pc.fill_null(pc.index_in(planned["key"], value_set=now["key"].combine_chunks()), -1)
-        .to_numpy()
-        .astype(np.int64)
-    )
+    places = find_places(planned["key"], now["key"])
     if (
         plan.number
     ):  # of a source that changes: what is gone is skipped, and then left out by the next plan

@@ -94,9 +94,7 @@ class EncodeStage:
         )
 
     def _measure(self, stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return statistics of plain rows, taken on the device where there is one with float64;
-        else none, and the writer takes them.
-        """
+        """Return statistics taken on a device with float64; {} where the writer takes them."""
         names = [name for name in LATENTS if name in stored and stored[name].device.type != "cpu"]
         if not names or MASK in stored or self._job.dtype == "int8" or not self._has_float64:
             return {}

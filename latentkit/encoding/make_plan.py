@@ -188,9 +188,7 @@ def find_changes(
 
 
 def _agree(folder: Folder, known: int, make: Callable[[], Plan | None]) -> Plan | None:
-    """The committed plan with a number above `known`: ours, or that of another process that was
-    first.
-    """
+    """Return the committed plan with a number above `known`: ours, or another process's."""
     claims = Claims(folder)
     with claims.heartbeat():
         while True:
@@ -247,8 +245,7 @@ def refuse_removal(folder: Folder, changes: Changes, prune: bool) -> None:
 
 
 def describe_entries(inputs: EncodeInputs) -> list[str]:
-    """A line for each attribute: how many samples have it; a stream doesn't say before it is read.
-    """
+    """Return a line for each attribute: how many samples have it; none of a stream."""
     if isinstance(inputs.source, StreamSource):
         return []
     return describe_filling(
@@ -276,9 +273,7 @@ def _hash_media(source: Source, positions: Sequence[int]) -> list[str | None]:
 
 
 def effective_settings(planned: PlanSettings, settings: EncodeSettings) -> PlanSettings:
-    """The plan's settings, with what the recipe now says explicitly; that holds for the units left
-    and each records it.
-    """
+    """Return the plan's settings with what the recipe says now; it holds for units left."""
     given = {
         name: value
         for name in ("batch_size", "threads", "compile")
@@ -367,9 +362,7 @@ def _measure(inputs: EncodeInputs, device: str, settings: EncodeSettings, thread
 
 
 def _refuse_huge(prepared: Prepared, batch_size: int) -> None:
-    """Refuse a batch that, by its input alone, can't fit: the kernel would kill the process without
-    a word.
-    """
+    """Refuse a batch that can't fit: the kernel would kill the process without a word."""
     row_bytes = num_bytes_of(prepared.tensor)
     if (needed := row_bytes * batch_size) > (there := available_bytes()):
         fits = max(1, there // (4 * row_bytes))
@@ -381,9 +374,7 @@ def _refuse_huge(prepared: Prepared, batch_size: int) -> None:
 
 
 def preview_views(inputs: EncodeInputs, count: int) -> list[Prepared]:
-    """The first view of up to `count` samples, spread over the source (of a stream: its first
-    ones); bad samples are left out.
-    """
+    """Return the first view of up to `count` good samples, spread over the source."""
     if isinstance(inputs.source, StreamSource):
         fetchers = list(itertools.islice(_first_samples(inputs.source), count))
     else:

@@ -49,9 +49,7 @@ class EncodeTarget:
 
 @dataclass(frozen=True)
 class SharedPassResult:
-    """What the pass did for a target, and whether its newest plan is known to be of the source as
-    it is now.
-    """
+    """What the pass did for a target, and whether its plan was compared with the source."""
 
     summary: EncodeSummary
     is_compared: bool
@@ -59,9 +57,7 @@ class SharedPassResult:
 
 @dataclass(frozen=True)
 class Group:
-    """Names of encoders for which samples are prepared to the same tensors, and the modality that
-    prepares them.
-    """
+    """Names of encoders that take the same tensors, and the modality that prepares them."""
 
     names: list[str]
     modality: Modality
@@ -147,9 +143,7 @@ def _agree_on_plans(targets: Sequence[EncodeTarget], device: str) -> list[tuple[
 def _shared_jobs(
     targets: Sequence[EncodeTarget], plans: Sequence[Plan], show_progress: bool
 ) -> dict[int, EncodeJob]:
-    """The jobs of unfinished targets by place, as far as their units hold the same samples as the
-    first one's.
-    """
+    """Return the unfinished jobs, by place, whose units hold the first one's samples."""
     jobs: dict[int, EncodeJob] = {}
     for place, (target, plan) in enumerate(zip(targets, plans, strict=True)):
         if not plan.settings.compacts and not is_finished(target.folder, plan):
@@ -161,8 +155,7 @@ def _shared_jobs(
 
 
 def _are_alike(one: EncodeJob, other: EncodeJob) -> bool:
-    """Whether the same units hold the same samples, and are encoded by the same number of threads.
-    """
+    """Return whether units hold the same samples, encoded by as many threads."""
     if (
         one.settings.threads != other.settings.threads
         or one.plan.settings.stream != other.plan.settings.stream

@@ -85,9 +85,7 @@ def read_rows(source: Source | StreamSource, modality: Modality, bad: BadSamples
 
 
 def batch_rows(rows: Iterable[Row], batch_size: int) -> Iterator[list[Row]]:
-    """Good rows in batches of one bucket; a batch is given as soon as it is full, and what doesn't
-    fill one at the end.
-    """
+    """Give good rows in batches of one bucket, as soon as full; the rest at the end."""
     waiting: dict[str, list[Row]] = {}
     for row in rows:
         group = waiting.setdefault(row.bucket, [])

@@ -34,9 +34,7 @@ class Axis:
         return (found - low) / (high - low) if high > low else 0.5
 
     def ticks(self) -> list[float]:
-        """Round values inside: powers of ten on a logarithmic scale that holds two of them, else
-        about four steps of 1, 2 or 5.
-        """
+        """Return round values inside: powers of ten, or about four steps of 1, 2 or 5."""
         if self.log:
             powers = [
                 10.0**power

@@ -67,9 +67,7 @@ def write_evaluation(folder: Folder, found: Evaluation, about: Mapping[str, Any]
 
 
 def summarize(found: Evaluation) -> dict[str, Any]:
-    """The contents of metrics.json; a number that isn't finite is the text "inf", "-inf" or "nan",
-    for which JSON has no number.
-    """
+    """Return metrics.json; JSON has no number for "inf", "-inf" and "nan", which are texts."""
     metrics = {}
     for name, figure in found.figures.items():
         spread = _spread(found.per_sample[name]) if name in found.per_sample else {}

@@ -86,9 +86,7 @@ class Equivariance:
 
 
 def change(values: Tensor, size: tuple[int, int], turns: int) -> Tensor:
-    """(N, C, H, W) resized to `size` with bilinear interpolation, then turned by `turns` times 90
-    degrees, anticlockwise.
-    """
+    """Resize (N, C, H, W) bilinearly, then turn it by `turns` times 90 degrees, anticlockwise."""
     return torch.rot90(
         interpolate(values, size, mode="bilinear", align_corners=False), turns, (2, 3)
     )

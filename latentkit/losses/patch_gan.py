@@ -27,8 +27,7 @@ LECAM_DECAY = 0.99
 
 
 def open_patch_gan(config: PatchGanConfig, channels: int, seed: int) -> PatchGan:
-    """The loss of a recipe, for pictures of `channels` channels; weights are drawn from the seed.
-    """
+    """Return the loss for images of `channels` channels; weights are drawn from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         discriminator = PatchDiscriminator(channels, config.width, config.num_layers, config.norm)

@@ -70,9 +70,7 @@ class Rfid:
 
 
 class Gaussian:
-    """Mean and covariance of vectors that come in batches, float64, merged as
-    `latentkit.store.statistics` merges variances.
-    """
+    """Mean and covariance of vectors in batches, float64, merged as `ChannelStatistics` are."""
 
     def __init__(self) -> None:
         self.count = 0

@@ -17,9 +17,7 @@ ENOUGH_LATENTS = 10_000
 
 
 class LatentStatistics:
-    """Mean and deviation of every channel, of posterior means and of draws, and the fields that a
-    model's config has for them.
-    """
+    """Mean and standard deviation per channel, of means and draws, and as config fields."""
 
     def start(self, setting: MetricSetting) -> None:
         self._pieces: list[ChannelStatistics] = []
@@ -84,9 +82,7 @@ class LatentStatistics:
 
 
 class Histogram:
-    """Counts of one channel's values; where a batch doesn't fit, bins double their width, two
-    becoming one.
-    """
+    """Counts of a channel's values; where a batch doesn't fit, bins double their width."""
 
     def __init__(self, values: Floats) -> None:
         low, high = float(values.min()), float(values.max())

@@ -167,17 +167,13 @@ class Iwae:
 
 
 def _log_ratio(latents: Tensor, drawn: Tensor, moments: Moments) -> Tensor:
-    """log p(z) - log q(z | x) of latents (K, N, ...) and the noise they were drawn with, (K, N)
-    float64.
-    """
+    """Return log p(z) - log q(z | x) of latents (K, N, ...) and their noise, (K, N) float64."""
     z, noise = to_float64(latents), to_float64(drawn)
     return 0.5 * (noise.square() - z.square() + to_float64(moments.logvar)).flatten(2).sum(dim=2)
 
 
 def _distance(likelihood: str, inputs: Tensor, output: Tensor, setting: MetricSetting) -> Tensor:
-    """What the density of each sample depends on, (N,) float64: the sum of |error|^power, or of a
-    Bernoulli's nats.
-    """
+    """Return the sum of |error|^power of each sample, or a Bernoulli's nats, (N,) float64."""
     if likelihood in FAMILIES:
         return (
             (to_float64(inputs) - to_float64(output))

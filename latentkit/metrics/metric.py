@@ -22,9 +22,7 @@ POSTERIOR_STREAM, ELBO_STREAM, IWAE_STREAM = 0, 1, 2
 
 
 class NoiseRows:
-    """Standard normal numbers that depend on seed, stream and each sample's number alone, whatever
-    the batches.
-    """
+    """Standard normal numbers by seed, stream and sample number, whatever the batches."""
 
     def __init__(
         self,

@@ -17,8 +17,7 @@ NOT_ROUNDED = "reconstruction clamped, not rounded"
 
 
 def levels(values: Tensor, limits: tuple[float, float]) -> Tensor:
-    """Values in the model's range as those of 8-bit pictures, [0, 255], float64: clamped, rounded.
-    """
+    """Return values as 8-bit images have them, [0, 255], float64: clamped and rounded."""
     scaled = (values.float() - limits[0]) * (PEAK / (limits[1] - limits[0]))
     return to_float64(scaled.clamp(0, PEAK).round())
 

@@ -82,9 +82,7 @@ class LatentSpectrum:
 
 
 def _slope(frequencies: Floats, power: Floats) -> float:
-    """Of the straight line through log power against log frequency, by least squares; 0 for a
-    single ring or no power.
-    """
+    """Fit log power against log frequency; 0 for a single ring or no power."""
     if len(frequencies) < 2 or not (power > 0).all():
         return 0.0
     x, y = np.log(frequencies), np.log(power)

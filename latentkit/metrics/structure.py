@@ -87,9 +87,7 @@ def _pictures(
 
 
 def _similarities(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Maps (N, C, H - 10, W - 10) of the luminance term, and of the product of contrast and
-    structure, of pictures (N, C, H, W).
-    """
+    """Return maps (N, C, H - 10, W - 10) of luminance, and of contrast times structure."""
     planes = torch.stack([a, b, a * a, b * b, a * b])
     mean_a, mean_b, square_a, square_b, product = _blur(planes)
     luminance = (2 * mean_a * mean_b + LUMINANCE_CONSTANT) / (

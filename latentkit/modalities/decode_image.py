@@ -160,9 +160,7 @@ def shrink_on_load(picture: Image.Image, factor: float) -> Shrink:
 
 
 def _turn_upright(picture: Image.Image) -> Image.Image:
-    """A decoded picture as its EXIF orientation says; as it lies where the EXIF data is broken,
-    like in any viewer.
-    """
+    """Turn a picture as its EXIF orientation says; broken EXIF data counts for nothing."""
     # Not ImageOps.exif_transpose: it refuses good pixels for bad EXIF data, which it also writes
     # again.
     method = UPRIGHT.get(_orientation(picture))
@@ -225,8 +223,7 @@ def _to_8_bits(picture: Image.Image, black: int, white: int) -> Image.Image:
 def _blend(
     colors: Image.Image, alpha: Image.Image | None, mode: str, background: tuple[int, int, int]
 ) -> Image.Image:
-    """Colors and their opacity in the mode wanted, over `background` where that mode has no alpha.
-    """
+    """Return colors in the mode wanted, over `background` where that has no alpha."""
     if alpha is not None and mode == "RGBA":
         colors = colors.convert("RGB")
         colors.putalpha(alpha)

@@ -71,9 +71,7 @@ def enlarged_remarks(box: Box, shape: Shape) -> list[str]:
 
 
 def unflipped(view: str) -> str:
-    """The view that a mirrored one mirrors: "plain" of "hflip", "crop-2" of "hflip-2"; any other
-    view is its own.
-    """
+    """Return the view that a mirrored one mirrors, such as "crop-2" of "hflip-2"; else its own."""
     return "plain" if view == "hflip" else view.replace("hflip-", "crop-")
 
 

@@ -39,9 +39,7 @@ class Shrink:
 
 @dataclass(frozen=True)
 class Box:
-    """A part of a picture, in pixels of the upright original; the corner counts from the top left
-    one.
-    """
+    """A part of an image, in pixels of the upright original, from its top left corner."""
 
     top: float
     left: float

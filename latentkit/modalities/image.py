@@ -103,9 +103,7 @@ class ImageModality:
         yield from self._views(sample.key, resizer, original, memory)
 
     def _cut(self, key: str, original: Shape) -> tuple[dict[str, Box], float]:
-        """The box of every crop, and how many pixels of the picture a pixel of the result covers at
-        least.
-        """
+        """Return each crop's box, and the fewest pixels that a pixel of the result covers."""
         shape = nearest_shape(self._shapes, original)
         crops = dict.fromkeys(unflipped(view) for view in self._config.views)
         boxes = {
@@ -206,9 +204,7 @@ def _allowed_shapes(config: ImageConfig, spec: InputSpec) -> list[Shape]:
 
 
 def _to_picture(tensor: Tensor, limits: tuple[float, float]) -> Image.Image:
-    """An "RGB" picture of a (C, H, W) tensor in `limits`; alpha is laid over the color of the
-    sheet.
-    """
+    """Return an "RGB" picture of a (C, H, W) tensor; alpha is laid over the sheet's color."""
     if tensor.ndim != 3 or tensor.shape[0] not in MODES:
         raise ValueError(
             "render takes (C, H, W) tensors with 1, 3 or 4 channels, got shape"
@@ -229,9 +225,7 @@ def _to_picture(tensor: Tensor, limits: tuple[float, float]) -> Image.Image:
 
 
 def _contact_sheet(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
-    """One picture with a row per inner sequence, pictures side by side, gaps between and around
-    them.
-    """
+    """Return one picture with a row per inner sequence, gaps between and around."""
     width = (
         max(sum(picture.width + SHEET_GAP_PIXELS for picture in row) for row in rows)
         + SHEET_GAP_PIXELS

@@ -154,9 +154,7 @@ class JoinedDataset(BatchedRows):
         return part
 
     def groups(self, epoch: int) -> tuple[Rows, npt.NDArray[np.integer]]:
-        """A number for what may stand in one batch, ascending with the first dataset's buckets, and
-        the unit number there.
-        """
+        """Return numbers of what may stand in one batch, by first bucket, and unit numbers."""
         chosen = self._choose(slice(None), Draw(epoch))
         buckets, units = self.first.groups_of_rows(chosen[0])
         others = zip(self.datasets[1:], chosen[1:], strict=True)
@@ -215,11 +213,7 @@ def _shared(on: On) -> Callable[[str], str] | None:
 
 
 def _shared_names(data: LatentDataset, shared_of: Callable[[str], str] | None) -> list[str]:
-    """What each row is joined on.
-
-    Raises:
-        ValueError: two keys have the same.
-    """
+    """Return what each row is joined on."""
     if shared_of is None:
         return data.keys
     names, key_of = [], dict[str, str]()

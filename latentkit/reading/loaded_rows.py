@@ -10,9 +10,7 @@ from torch import Tensor
 
 
 class LoadedRows(Sequence[dict[str, Any]]):
-    """A loaded batch that also looks like the list of its items, for collate functions that expect
-    one.
-    """
+    """A loaded batch that also looks like the list of its items, for collate functions."""
 
     def __init__(self, batch: dict[str, Any]) -> None:
         self.batch = batch

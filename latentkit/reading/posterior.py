@@ -131,8 +131,7 @@ class RowNoise(Noise):
 
 
 class Normalizer:
-    """`Normalization.apply` for float32 batches that may be overwritten, its constants made once.
-    """
+    """`Normalization.apply` for float32 batches that may be overwritten."""
 
     def __init__(self, normalization: Normalization, layout: LatentLayout) -> None:
         self.normalization = normalization

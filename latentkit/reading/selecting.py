@@ -70,9 +70,7 @@ class SelectableRows(ABC):
 
     @abstractmethod
     def _only(self, items: Rows) -> Self:
-        """Return a copy with the rows at these positions alone, which has an `index_hash` and
-        epochs of its own.
-        """
+        """Return a copy with these rows alone, with an `index_hash` and epochs of its own."""
 
     def _passed_over(self) -> Collection[str]:
         """Keys that are known and have no row."""

@@ -26,9 +26,7 @@ def num_cores() -> int:
 
 
 def share_of_cores() -> int:
-    """Return this process's share of them: a launcher's processes on one machine divide them among
-    themselves.
-    """
+    """Return this process's share of the cores, which a launcher's processes divide."""
     return max(1, num_cores() // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
@@ -47,9 +45,7 @@ def shared_cores(num_processes: int) -> Iterator[None]:
 
 
 def _quota() -> int | None:
-    """Cores that the container's quota of processor time comes to, rounded up; None without a
-    quota.
-    """
+    """Return the cores of the container's quota, rounded up; None without a quota."""
     for name in QUOTA_FILES:
         try:
             words = Path(name).read_text(encoding="ascii").split()

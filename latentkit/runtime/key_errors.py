@@ -46,9 +46,7 @@ _EXPECTED = {
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """A question such as ", did you mean 'x'?" with the nearest of `known`; empty when none is
-    near.
-    """
+    """Return ", did you mean 'x'?" with the nearest of `known`; "" when none is near."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f", did you mean {close[0]!r}?" if close else ""
 
@@ -171,9 +169,7 @@ def _got(value: Any, short: bool = True) -> str:
 
 
 def _fields_at(annotation: Any, path: KeyPath) -> dict[str, FieldInfo]:
-    """The fields, by the names recipes use, of every model that may stand at `path` below
-    `annotation`.
-    """
+    """Return the fields of every model that may stand at `path` below `annotation`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         fields = {info.alias or name: info for name, info in annotation.model_fields.items()}
         if not path:

@@ -65,9 +65,7 @@ def faults_become(kind: type[LatentkitError], plugin: object, consequence: str) 
 
 @contextmanager
 def faults_name(plugin: object, doing: str) -> Iterator[None]:
-    """Add to an exception that ends the run who raised it and on what; those that users can deal
-    with stay as they are.
-    """
+    """Add to an exception who raised it and on what; users' own stay as they are."""
     try:
         yield
     except LatentkitError:
@@ -81,9 +79,7 @@ def faults_name(plugin: object, doing: str) -> Iterator[None]:
 
 
 def _print_once(plugin: object, consequence: str, error: Exception) -> None:
-    """Print a traceback, unless one from the same line was: a fault of the code comes with every
-    sample.
-    """
+    """Print a traceback, once for each line that it comes from."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     kind = (type(error).__name__, last.filename, last.lineno or 0)
     if kind in _said:

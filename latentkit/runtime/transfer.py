@@ -31,9 +31,7 @@ class Transfer:
         self._stream = self._module.Stream(device=device) if self.runs_beside else None
 
     def to_device(self, batch: Any) -> Any:
-        """Return the batch, a tensor or a mapping of them, on the device; it must be kept until it
-        was used.
-        """
+        """Return the batch on the device; keep it until it was used."""
         if isinstance(batch, Mapping):
             return {name: self.to_device(part) for name, part in batch.items()}
         if self._stream is None:
@@ -48,9 +46,7 @@ class Transfer:
     def to_host(
         self, tensors: Mapping[str, Tensor]
     ) -> tuple[dict[str, Tensor], Callable[[], None]]:
-        """Return the tensors on the CPU, and what to call before they are read: copies may still be
-        under way.
-        """
+        """Return the tensors on the CPU, and what to call before they are read."""
         if not self.runs_beside or all(tensor.device.type == "cpu" for tensor in tensors.values()):
             return {name: tensor.cpu() for name, tensor in tensors.items()}, lambda: None
         pinned = pins_memory(self.device)
@@ -83,9 +79,7 @@ class WaitClock:
 
     @contextmanager
     def computing(self) -> Iterator[Callable[[], float]]:
-        """Yield what returns the seconds that the device was idle before the computation inside;
-        call it once that is done.
-        """
+        """Yield what returns the seconds that the device idled before; call it when done."""
         before, begin = self._idle_since, self._record()
 
         def idle_seconds() -> float:
@@ -98,9 +92,7 @@ class WaitClock:
         self._idle_since = self._record()
 
     def newly_waited(self, seconds: float) -> float:
-        """Return the seconds that the device was idle since this was last asked, or without events
-        the caller's own.
-        """
+        """Return the seconds that the device idled since last asked, or the caller's own."""
         if not self.has_events:
             return seconds
         with self._lock:

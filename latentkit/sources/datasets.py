@@ -195,9 +195,7 @@ class DatasetsStream:
 
 
 def _read_rows(rows: datasets.IterableDataset, shard: str) -> Iterator[dict[str, Any]]:
-    """The rows of a shard; what is wrong with its content is told apart from what can't be reached
-    (`OSError`).
-    """
+    """Give the rows of a shard; wrong content is told apart from `OSError`."""
     try:
         yield from rows
     except REACH_ERRORS:  # some of which are ValueErrors too
@@ -242,9 +240,7 @@ def _check_keys(keys: pa.ChunkedArray, column: str) -> None:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a data set is: `local` is an existing file or folder, or None for one at `place` on the
-    hub, or for files at a URL.
-    """
+    """Where a data set is: a `local` file or folder, a `place` on the hub, or `remote` files."""
 
     path: str
     local: Path | None

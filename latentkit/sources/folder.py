@@ -203,9 +203,7 @@ class _Scan:
         ]
 
     def _left_out(self) -> dict[str, list[str]]:
-        """Files that are neither media, nor captions, nor tables, in order, by what is to be said
-        of them.
-        """
+        """Return other files than media, captions and tables, by what is said of them."""
         others = (*TEXT_ENDINGS, RECORD_ENDING, *TABLE_ENDINGS)  # which are spoken of elsewhere
         found: dict[str, list[str]] = {}
         for path in sorted(self.others):
@@ -225,9 +223,7 @@ class _Scan:
         return MediaFile(_storable(path), path, self._folder.stamp(path), beside)
 
     def _find_tables(self, wanted: str | None) -> list[str]:
-        """Relative paths of the tables: those that the recipe names, else all that aren't notes on
-        single files.
-        """
+        """Return the tables that the recipe names, else all that aren't notes on single files."""
         if wanted is not None:
             named = [path for path in self.others if wanted in (path, _file_name(path))]
             if not named:

@@ -56,9 +56,7 @@ class RemoteData:
         return hashlib.sha256(repr(stamps).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
     def open_builder(self) -> datasets.DatasetBuilder:
-        """What reads the files; its cache is of these very files, since for the library many
-        protocols' never change.
-        """
+        """Return what reads the files, its cache of these versions alone."""
         ending = os.path.splitext(self.names[0])[1].lower()
         cache = os.path.join(datasets.config.HF_DATASETS_CACHE, "latentkit-urls", self.digest)
         options = {"sep": "\t"} if ending == ".tsv" else {}

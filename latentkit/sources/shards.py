@@ -216,9 +216,7 @@ def read_attributes(
 def choose_attributes(
     file: IO[bytes], group: Group, values: Mapping[str, Any], names: Sequence[str]
 ) -> dict[str, Any]:
-    """Of `read_attributes` those that a recipe names, where the field of a JSON object stands for
-    its text.
-    """
+    """Return the attributes that a recipe names; a JSON object's field stands for its text."""
     texts = {
         name: group.fields[name]
         for name in names

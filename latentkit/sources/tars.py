@@ -45,9 +45,7 @@ MAX_GAPS = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A file in a tar: its name without a leading "./", where its bytes begin, how many they are,
-    and whether all are there.
-    """
+    """A file in a tar: name without "./", place of its bytes, size, and if all are there."""
 
     name: str
     offset: int
@@ -149,9 +147,7 @@ def open_tar(files: Files, name: str, stamp: str) -> Tar:
 
 
 def _unpack(packed: IO[bytes], target: Path) -> None:
-    """Write what can be read of it; where it is cut off or damaged, the copy ends, and a note
-    beside it says why.
-    """
+    """Write what can be read of it; where it is damaged, a note beside the copy says why."""
     handle, partial = tempfile.mkstemp(dir=target.parent, prefix=".unpacking-")
     try:
         with os.fdopen(handle, "wb") as copy:

@@ -187,9 +187,7 @@ class UrlFiles:
         return self._folder.read(path)
 
     def fetch_each(self, paths: Sequence[str]) -> dict[str, bytes]:
-        """The bytes of several files but those that are gone, by as many requests at once as the
-        driver bears.
-        """
+        """Return the bytes of the files that are there, by many requests at once."""
         with _as_source_error():
             found = zip(paths, self._folder.ask_each(self._fetch_if_there, paths), strict=True)
         return {path: content for path, content in found if content is not None}
@@ -245,9 +243,7 @@ def _state(described: Mapping[str, Any]) -> tuple[str, int]:
 
 
 class RemoteFile(os.PathLike[str]):
-    """A file at a URL as media: its bytes in one request, or as a path a local copy that goes when
-    nobody uses it any more.
-    """
+    """A file at a URL: its bytes in one request, or a local copy while this is in use."""
 
     def __init__(self, files: UrlFiles, path: str) -> None:
         self._files, self._path = files, path
@@ -291,9 +287,7 @@ def _rebuild_file(url: str, path: str, state: tuple[str, int] | None) -> RemoteF
 
 
 class LocalCopy:
-    """A file of this machine that is removed with the last reference to this object, or when the
-    process ends.
-    """
+    """A local file, removed with the last reference to this or when the process ends."""
 
     def __init__(self, path: Path, num_bytes: int) -> None:
         self.path, self.num_bytes = path, num_bytes
@@ -344,9 +338,7 @@ class _Copies:
 
 
 class _ReadAhead:
-    """Small files that are read in the order of their paths, fetched together with those of the
-    same ending that follow.
-    """
+    """Fetches small files with those of the same ending that follow, by path."""
 
     def __init__(self, files: UrlFiles) -> None:
         self._files = files
@@ -358,8 +350,7 @@ class _ReadAhead:
         self._frontiers: dict[str, int] = {}
 
     def start(self, paths: Sequence[str]) -> None:
-        """Take these files, in their order, for those that will be read; what was kept is dropped.
-        """
+        """Take these files for those that will be read in this order; forget others."""
         for kept in (self._kept, self._order, self._places, self._frontiers):
             kept.clear()
         self._num_bytes = 0

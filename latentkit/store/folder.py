@@ -123,9 +123,7 @@ class Folder(ABC):
 
     @abstractmethod
     def take_over(self, name: str) -> None:
-        """Put a dead process's claim out of the way; of several that try, one succeeds or the file
-        is gone.
-        """
+        """Put a dead process's claim out of the way; of several that try, one succeeds."""
 
     @abstractmethod
     def touch(self, name: str) -> None:
@@ -137,9 +135,7 @@ class Folder(ABC):
 
 
 def part_name(name: str) -> str:
-    """Where this process writes a file aside; the name tells whose it is, so that a dead process's
-    can be swept.
-    """
+    """Return where this process writes a file aside, named so that others can sweep it."""
     return f"{ASIDE}/{name.replace('/', '-')}~{host()}~{os.getpid()}~{secrets.token_hex(4)}.part"
 
 

@@ -30,9 +30,7 @@ OWN = re.compile(r"[0-9a-f]{64}\.(unit|[0-9a-f]{8}\.part)")
 
 @dataclass(frozen=True)
 class UnitCache:
-    """A folder of downloaded files, of which those used last are kept, `limit_bytes` of them; a
-    larger file is kept alone.
-    """
+    """Downloaded files, of which those used last are kept, `limit_bytes` of them."""
 
     folder: Path
     limit_bytes: int

@@ -173,9 +173,7 @@ class ConfiguredEncode:
 
     @property
     def views(self) -> Sequence[str]:
-        """Names of the views that the modality gives of each sample: its option `views`, else
-        "plain".
-        """
+        """Return the views that the modality gives of each sample, else "plain"."""
         return list(getattr(self.modality.config, "views", ["plain"]))
 
     def fingerprint_parts(self, encoder: Encoder) -> dict[str, str]:

@@ -137,9 +137,7 @@ def run_encode(recipe: EncodeRecipe, options: RunOptions) -> EncodeRun:
 def _encode_together(
     lines: Mapping[str, ConfiguredEncode], opened: Mapping[str, BuiltEncode]
 ) -> dict[str, SharedPassResult]:
-    """What passes over the source did, one per input that several encoders share, by name; the
-    other encoders are left out.
-    """
+    """Return what shared passes over the source did, by name of the encoder."""
     from latentkit.encoding.shared_pass import EncodeTarget, encode_in_one_pass, group_by_input
 
     first = next(iter(opened.values()))

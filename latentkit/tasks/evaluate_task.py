@@ -99,9 +99,7 @@ def open_metrics(
 
 
 def label_metrics(uses: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
-    """What the figures of each metric (its name and options) are called: its name, or its loss's;
-    numbered where that comes twice.
-    """
+    """Return what each metric's figures are called: its name, or its loss's; twins numbered."""
     return number_twins(
         [str(options["use"]) if name == "loss" else name for name, options in uses]
     )

@@ -183,9 +183,7 @@ def _open_text(path: str | None, is_needed: bool, to: str) -> LatentDataset | No
 def _export_whole(
     exporter: Any, dataset: LatentDataset, folder: Path, output: str, to: str
 ) -> None:
-    """Let an exporter write that takes the dataset as a whole; what it wrote until it failed is
-    removed.
-    """
+    """Let an exporter write that takes the whole dataset; a failed one leaves nothing."""
     part = folder.with_name(f".{folder.name}.part-{secrets.token_hex(4)}")
     try:
         part.mkdir(parents=True)

@@ -142,8 +142,7 @@ def _keep_others_out(recipe: TrainRecipe) -> contextlib.AbstractContextManager[N
 
 
 def _follow_launcher(recipe: TrainRecipe) -> tuple[TrainRecipe, list[str]]:
-    """The recipe, in the launcher's precision where it names none, and remarks about what counts.
-    """
+    """Return the recipe, in the launcher's precision where it has none, and remarks."""
     from latentkit.runtime.launcher import ignored_accumulation, launched_precision
 
     asked, passes, remarks = launched_precision(), ignored_accumulation(), []
@@ -192,9 +191,7 @@ class _Parts:
         return cls(recipe, registry, plugins, device())
 
     def build(self, where: str, model: Any = None) -> Any:
-        """The object of one plugin, told what the model takes if it is given; random weights that
-        it draws follow from the seed.
-        """
+        """Build a plugin, told what the model takes; random weights follow from the seed."""
         import torch
 
         torch.manual_seed(self.recipe.seed)

@@ -107,9 +107,7 @@ class BatchSettings:
 
 @dataclass
 class BadSamples:
-    """Places in the source of samples that could not be used, with the reason; grows while batches
-    are read.
-    """
+    """Reasons of samples that could not be used, by place; grows while batches are read."""
 
     reasons: dict[int, str] = field(default_factory=dict)
 
@@ -247,9 +245,7 @@ def read_batches(
 def _prepare_ahead(
     source: Source, prepare: Prepare, order: Order, start: Position
 ) -> Generator[tuple[int, int, Example | str]]:
-    """Number, place in the source, and example of one sample after the other, without end; of a bad
-    sample the reason.
-    """
+    """Give number, place in the source, and example (or reason) of each sample, without end."""
     seed = order.settings.seed
 
     def prepare_sample(located: tuple[int, SampleLocation]) -> tuple[int, int, Example | str]:

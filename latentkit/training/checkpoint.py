@@ -280,9 +280,7 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def unpack_optimizer(optimizer: torch.optim.Optimizer, packed: Mapping[str, Tensor]) -> None:
-    """Give the optimizer the state that `pack_optimizer` took, each tensor in its parameter's
-    memory format.
-    """
+    """Restore what `pack_optimizer` took, tensors in their parameters' memory format."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     states: dict[int, dict[str, Tensor]] = {}
     for key, value in packed.items():

@@ -60,9 +60,7 @@ class WeightAverage:
 
     @contextmanager
     def swapped_in(self, module: nn.Module) -> Iterator[None]:
-        """Let the module have the averaged weights, and afterwards, also after an error, its own
-        again, bit for bit.
-        """
+        """Give the module the averaged weights, and in the end its own, bit for bit."""
         self._swap(module)
         try:
             yield

@@ -174,8 +174,7 @@ class TrainingLog:
         self._cleared = time.monotonic()
 
     def _averages(self) -> dict[str, Any]:
-        """Means over the steps in which there was such a value: a loss doesn't count in every step.
-        """
+        """Return means over the steps that had a value: a loss may not count in each."""
         seconds = max(time.monotonic() - self._cleared, 1e-9)
         means = {name: total / count for name, (total, count) in self._sums.items()}
         num_samples = self._sums["num_samples"][0]
@@ -206,8 +205,7 @@ class TrainingLog:
 
 
 def _drop_later(path: Path, step: int, evaluated: int) -> None:
-    """Keep lines of steps up to `step`, of evaluations up to `evaluated`; none cut off by a kill.
-    """
+    """Keep lines up to `step`, of evaluations up to `evaluated`; none cut off by a kill."""
     if not path.exists():
         return
     kept = []

@@ -247,9 +247,7 @@ def _log(run: Run, values: dict[str, float] | None, order: Order) -> None:
 
 @contextlib.contextmanager
 def _leaving_no_trace(run: Run) -> Iterator[None]:
-    """Undo a step that fails before any weight has changed, so that what was before it can
-    be saved.
-    """
+    """Undo a step that fails before any weight has changed, so that it can be saved."""
     state = run.state
     go_back = remember(state, run.accelerator)
     buffers = copy_buffers(

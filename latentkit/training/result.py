@@ -222,8 +222,7 @@ def _load_best(run: Run, checkpoints: Path) -> dict[str, Tensor]:
 
 
 def _measure_step(run: Run, source: Source, prepare: Prepare, step: int) -> LatentStatistics | None:
-    """Return statistics of the latents of the training data; None where the encoder is as it was.
-    """
+    """Return statistics of the latents of training data; None for an unchanged encoder."""
     if run.settings.train == "decoder" or step == 0:
         return None
     shares = BatchSettings(run.settings.batch_size, run.settings.seed, max_bad=run.settings.max_bad)

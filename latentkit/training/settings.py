@@ -145,9 +145,7 @@ class TrainSettings:
 
 
 def learning_rate(settings: OptimizerSettings, step: int, num_steps: int) -> float:
-    """Learning rate of the step that follows `step` done ones: risen over the warm-up, then along
-    the schedule to 0 at `num_steps`.
-    """
+    """Return the learning rate of the step after `step` done ones: warm-up, then schedule."""
     if step < settings.warmup:
         return settings.lr * (step + 1) / settings.warmup
     if settings.schedule == "constant":

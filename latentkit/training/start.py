@@ -312,9 +312,7 @@ def _belongs(name: str, half: str) -> bool:
 
 
 def _find_last_layers(model: Trainable, losses: Sequence[WeightedLoss]) -> dict[str, nn.Parameter]:
-    """By role of an adaptive loss, the weight at which gradients are compared: the encoder's last
-    for latent losses, else the decoder's.
-    """
+    """Return the weight at which gradients are compared, by role of an adaptive loss."""
     layers: dict[str, nn.Parameter] = {}
     for loss in losses:
         if not loss.adaptive:
@@ -368,8 +366,7 @@ def _lay_out(module: nn.Module, device: torch.device) -> None:
 
 
 def _adopt(module: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """The module on this process's device, in training mode, with the weights of the first process.
-    """
+    """Return the module on its device, in training mode, with the first process's weights."""
     module.to(accelerator.device).train()
     _lay_out(module, accelerator.device)
     share_weights(module)

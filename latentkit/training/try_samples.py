@@ -80,9 +80,7 @@ def try_samples(
 
 
 def _is_enlarged(view: object) -> bool:
-    """Whether a view of a picture or video is of more pixels than that had, by its geometry's
-    height and width.
-    """
+    """Return whether a view has more pixels than its picture or video had."""
     if (
         not isinstance(view, Prepared)
         or not isinstance(view.tensor, Tensor)

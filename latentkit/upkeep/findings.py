@@ -117,9 +117,7 @@ class Verification:
         return newest_number(self.document) if self.document else -1
 
     def chain(self, number: int) -> list[Plan] | None:
-        """The plan of a number and all that it builds on, from the oldest; None when one can't be
-        read.
-        """
+        """Return a plan and all it builds on, oldest first; None when one can't be read."""
         chain: list[Plan] = []
         for wanted in range(number, -1, -1):
             if wanted not in self.plans:
