@@ -173,7 +173,10 @@ def explained(error: soundfile.LibsndfileError, what: str) -> Exception:
     """
     if error.code == SYSTEM_ERROR:
         return OSError(f"{what}: {error.error_string}")
-    return SampleError(f"{what}: {error.error_string}")
+    text: str = error.error_string
+    if text.startswith("File does not exist"):  # libmpg123's word for a file without a frame
+        text = "no frame in it can be decoded"
+    return SampleError(f"{what}: {text}")
 
 
 @contextmanager

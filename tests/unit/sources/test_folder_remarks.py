@@ -16,7 +16,7 @@ from latentkit.sources.endings import MODALITY_ENDINGS, REMEDIES, ending_of
 from latentkit.sources.folder import FolderSource
 from latentkit.sources.options import FolderConfig
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def found(
