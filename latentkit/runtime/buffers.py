@@ -44,6 +44,11 @@ class BufferPool:
         """Pickled without its buffers."""
         return BufferPool, (self.is_pinned,)
 
+    @property
+    def num_buffers(self) -> int:
+        """Buffers that it holds, in use or not."""
+        return len(self._buffers)
+
     def get(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
         """A C-contiguous array whose content is undefined; it may be a part of a larger buffer."""
         size = math.prod(shape) * np.dtype(dtype).itemsize

@@ -69,11 +69,11 @@ class FolderSource:
     """
 
     def __init__(self, config: FolderConfig, context: BuildContext) -> None:
-        self._folder = _open_files(config.path, context.recipe_dir)
-        scan = _Scan(self._folder, config)
+        self.folder = _open_files(config.path, context.recipe_dir)
+        scan = _Scan(self.folder, config)
         self._files = scan.files
-        names = FileNames(scan.stems, scan.others, self._folder.name(""))
-        said = read_tables(self._folder, scan.tables, names, must_fit=scan.table_names)
+        names = FileNames(scan.stems, scan.others, self.folder.name(""))
+        said = read_tables(self.folder, scan.tables, names, must_fit=scan.table_names)
         self._columns = said.columns
         self._remarks = summed([*said.remarks, *scan.remarks()])
         self._caption_remarks: list[Remark] | None = None
@@ -89,7 +89,7 @@ class FolderSource:
         """
         file = self._files[index]
         return Sample(
-            file.key, self._folder.media(file.path), self._attributes(file)[0], file.stamp
+            file.key, self.folder.media(file.path), self._attributes(file)[0], file.stamp
         )
 
     def entries(self) -> Iterator[Entry]:
@@ -108,7 +108,7 @@ class FolderSource:
                 continue
             except OSError as err:
                 raise SourceError(
-                    f"source folder: the caption of {self._folder.name(file.path)} can't be read:"
+                    f"source folder: the caption of {self.folder.name(file.path)} can't be read:"
                     f" {err}"
                 ) from err
             for path, encoding in read:
@@ -132,7 +132,7 @@ class FolderSource:
         folder = os.path.dirname(file.path)
         attributes = {"label": _storable(os.path.basename(folder))} if folder else {}
         beside, read = (
-            ({}, []) if file.beside is NOTHING_BESIDE else read_beside(self._folder, file.beside)
+            ({}, []) if file.beside is NOTHING_BESIDE else read_beside(self.folder, file.beside)
         )
         return attributes | beside | self._columns.get(file.path, {}), read
 

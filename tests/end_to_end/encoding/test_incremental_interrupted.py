@@ -4,7 +4,6 @@ sample's key.
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from PIL import Image
 
 import latentkit as lk
 from latentkit.errors import SourceError
+from latentkit.executors.local import LocalExecutor
 from latentkit.store.compact import COPIED_BYTES, rows_at_once
 from latentkit.store.format import StoredTensor
 from latentkit.upkeep.inspect_dataset import inspect_dataset
@@ -53,9 +53,7 @@ def interrupted(
     encode(photos, output, kl_folder)
     (photos / "new.png").write_bytes((photos / "003.png").read_bytes())
     with monkeypatch.context() as patch:
-        patch.setattr(
-            importlib.import_module("latentkit.encoding.encode_source"), "_run_units", stop
-        )
+        patch.setattr(LocalExecutor, "run", stop)
         with pytest.raises(KeyboardInterrupt):
             encode(photos, output, kl_folder)
     return output

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -159,9 +158,7 @@ def test_shard_that_is_gone_before_its_turn_locks_no_finished_dataset(
 ) -> None:
     encode(BEFORE, "out")
     with monkeypatch.context() as patch:
-        patch.setattr(
-            importlib.import_module("latentkit.encoding.encode_source"), "_run_units", stop
-        )
+        patch.setattr(LocalExecutor, "run", stop)
         with pytest.raises(KeyboardInterrupt):
             encode(AFTER, "out")
     left = {name: shard for name, shard in AFTER.items() if name != "e"}
@@ -178,9 +175,7 @@ def test_shard_that_is_gone_from_a_first_run_is_named(
     encode: Encode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(
-            importlib.import_module("latentkit.encoding.encode_source"), "_run_units", stop
-        )
+        patch.setattr(LocalExecutor, "run", stop)
         with pytest.raises(KeyboardInterrupt):
             encode(BEFORE, "out")
     with pytest.raises(SourceError, match=r"shard 'b'.* is gone"):

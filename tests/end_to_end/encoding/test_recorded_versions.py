@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 
 import latentkit as lk
 from latentkit.encoding.make_plan import library_versions
+from latentkit.executors.local import LocalExecutor
 from latentkit.store.open_folder import open_folder
 from latentkit.store.plan import plan_name, read_plan, write_plan
 
@@ -37,9 +37,7 @@ def test_a_run_that_an_earlier_version_began_goes_on_and_says_so(
     photos, output = make_photos(4), tmp_path / "out"
     whole = lk.encode(photos, tmp_path / "whole", encoder=kl_folder, size=32, overrides=FIXED)
     with monkeypatch.context() as patch:
-        patch.setattr(
-            importlib.import_module("latentkit.encoding.encode_source"), "_run_units", stop
-        )
+        patch.setattr(LocalExecutor, "run", stop)
         with pytest.raises(KeyboardInterrupt):
             lk.encode(photos, output, encoder=kl_folder, size=32, overrides=FIXED)
     folder = open_folder(str(output))

@@ -144,8 +144,8 @@ def test_features_are_the_means_of_a_named_encoder(kl_folder: Path) -> None:
     model = diffusers.AutoencoderKL.from_pretrained(kl_folder)
     with torch.no_grad():
         expected = model.encode(pictures).latent_dist.mean
-    torch.testing.assert_close(loss._features(pictures, (4, 4)), expected, rtol=1e-4, atol=1e-5)
-    assert loss._features(pictures, (2, 3)).shape == (
+    torch.testing.assert_close(loss.features(pictures, (4, 4)), expected, rtol=1e-4, atol=1e-5)
+    assert loss.features(pictures, (2, 3)).shape == (
         2,
         4,
         2,
@@ -285,8 +285,8 @@ def test_models_that_transformers_saved_are_read(kind: str, tmp_path: Path) -> N
         state = model(pixel_values=pictures).last_hidden_state
     grid = (4, 4) if kind != "ResNet" else tuple(state.shape[2:])
     expected = state[:, -16:].mT.reshape(2, 16, 4, 4) if kind != "ResNet" else state
-    torch.testing.assert_close(loss._features(pictures, grid), expected, rtol=1e-4, atol=1e-5)
-    assert loss._features(pictures, (3, 5)).shape == (2, 16, 3, 5)
+    torch.testing.assert_close(loss.features(pictures, grid), expected, rtol=1e-4, atol=1e-5)
+    assert loss.features(pictures, (3, 5)).shape == (2, 16, 3, 5)
     latents = torch.randn(2, 4, 4, 4, requires_grad=True)
     loss(make_batch(pictures, latents)).sum().backward()
     assert latents.grad is not None

@@ -42,7 +42,7 @@ def test_a_pool_holds_no_more_buffers_than_were_in_use_at_a_time() -> None:
         held = [pool.get((size, 10), np.float32) for _ in range(2)]
         assert not np.shares_memory(*held)
         del held
-    assert len(pool._buffers) == 2
+    assert pool.num_buffers == 2
 
 
 def test_memory_is_not_used_again_while_a_tensor_made_from_it_lives() -> None:
