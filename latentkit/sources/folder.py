@@ -79,11 +79,11 @@ class FolderSource:
     """
 
     def __init__(self, config: FolderConfig, context: BuildContext) -> None:
-        self._folder = _open_files(config.path, context.recipe_dir)
-        scan = _Scan(self._folder, config)
+        self.folder = _open_files(config.path, context.recipe_dir)
+        scan = _Scan(self.folder, config)
         self._files = scan.files
-        names = FileNames(scan.stems, scan.others, self._folder.name(""))
-        said = read_tables(self._folder, scan.tables, names, must_fit=scan.table_names)
+        names = FileNames(scan.stems, scan.others, self.folder.name(""))
+        said = read_tables(self.folder, scan.tables, names, must_fit=scan.table_names)
         self._columns = said.columns
         self._remarks = summed([*said.remarks, *scan.remarks()])
         self._caption_remarks: list[Remark] | None = None
@@ -99,7 +99,7 @@ class FolderSource:
         """
         file = self._files[index]
         return Sample(
-            file.key, self._folder.media(file.path), self._say(file).attributes, file.stamp
+            file.key, self.folder.media(file.path), self._say(file).attributes, file.stamp
         )
 
     def entries(self) -> Iterator[Entry]:
@@ -119,7 +119,7 @@ class FolderSource:
                 continue
             except OSError as err:
                 raise SourceError(
-                    f"source folder: the caption of {self._folder.name(file.path)} can't be read:"
+                    f"source folder: the caption of {self.folder.name(file.path)} can't be read:"
                     f" {err}"
                 ) from err
             for path, encoding in said.encodings:
@@ -143,7 +143,7 @@ class FolderSource:
         """What folder, captions and tables say of a file."""
         folder = os.path.dirname(file.path)
         label = {"label": _storable(os.path.basename(folder))} if folder else {}
-        said = Said() if file.beside is NOTHING_BESIDE else read_beside(self._folder, file.beside)
+        said = Said() if file.beside is NOTHING_BESIDE else read_beside(self.folder, file.beside)
         said.attributes = label | said.attributes | self._columns.get(file.path, {})
         return said
 
