@@ -21,11 +21,6 @@ from latentkit.store.columns import Rows
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
 
-OFFSETS = ".offsets"
-"""What the name of the tensor with the offsets has more than that of the tensor it belongs to:
-(rows + 1,) int64, in positions.
-"""
-
 
 @dataclass(frozen=True)
 class RowBatch:
