@@ -178,8 +178,8 @@ class ExportItem:
         rows: by view.
         attributes: of the sample, such as "text" and "label".
         label: number of its label; None where no label is needed.
-        text: embedding of its text, "latent" (L, C) float32, and "latent_mask" where there is one;
-            None without the option `text`.
+        text: embedding of its text, as its dataset gives it: "latent" (C, L) float32, and
+            "latent_mask" (L,) bool where there is one; None without the option `text`.
         find_media: what gives `media`.
     """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 from pydantic import Field
@@ -62,7 +62,7 @@ class LightningDitConfig(DrawConfig, LabelConfig):
     samples_per_shard: int = Field(2048, ge=1, description="samples in one file")
 
 
-EXPORTERS = {
+EXPORTERS: Mapping[str, tuple[str, type[Config]]] = {
     "kohya": ("sd-scripts: .npz and metadata.json, no pictures needed", KohyaConfig),
     "mar": ("MAR: .npz of moments in a folder for each class", MarConfig),
     "repa": ("REPA, SiT + REPA: .npy of moments, pictures and dataset.json", RepaConfig),

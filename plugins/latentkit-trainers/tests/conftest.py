@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,9 +30,9 @@ def make_dataset(tmp_path: Path) -> MakeDataset:
         for number, caption in enumerate(CAPTIONS):
             folder = photos / ("cats" if number < 3 else "dogs")
             folder.mkdir(parents=True, exist_ok=True)
-            size = (300, 200) if number % 2 else (200, 320)
+            shape = (300, 200) if number % 2 else (200, 320)
             noise = np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)
-            Image.fromarray(noise).resize(size).save(folder / f"{number % 3}.png")
+            Image.fromarray(noise).resize(shape).save(folder / f"{number % 3}.png")
             (folder / f"{number % 3}.txt").write_text(caption)
         config = {
             "_class_name": "AutoencoderKL",
@@ -46,7 +47,8 @@ def make_dataset(tmp_path: Path) -> MakeDataset:
         }
         (tmp_path / "vae.json").write_text(json.dumps(config))
         torch.manual_seed(0)
-        size = {"size": 64} if square else {"buckets": {"area": 128 * 192, "step": 64, "max": 256}}
+        buckets = {"area": 128 * 192, "step": 64, "max": 256}
+        size: dict[str, Any] = {"size": 64} if square else {"buckets": buckets}
         lk.run(
             {
                 "task": "encode",
