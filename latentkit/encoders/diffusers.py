@@ -195,8 +195,7 @@ class DiffusersEncoder:
         self.encoding_half.encoder.compile(dynamic=False)
 
     def fingerprint(self) -> dict[str, str]:
-        """Class and config, hash of the tensors that `encode` uses in the dtype it uses them in,
-        tiling.
+        """Return class, config, hash of the tensors that `encode` uses in their dtype, tiling.
 
         Recorded only: "decoder", and of a model of the hub "hub_commit", which is
         owner/name@commit.

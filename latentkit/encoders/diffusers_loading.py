@@ -38,8 +38,7 @@ def find_model(
     modality: str = "",
     variant: str | None = None,
 ) -> Path:
-    """The local folder (with its config.json) or the single file of a model; a hub id is
-    downloaded.
+    """Return the local folder or single file of a model; a hub id is downloaded.
 
     Args:
         modality: the recipe's; of several autoencoders in a pipeline, the first that takes it is
@@ -159,8 +158,7 @@ def _might_be_driven(name: str) -> bool:
 
 
 def find_config_file(name: str, recipe_dir: Path) -> Path:
-    """The config.json that the option config means: a file, a folder with one, or a name of
-    `published_configs`.
+    """Return the config.json of a file, a folder, or a name of `published_configs`.
 
     Raises:
         EncoderError: it is none of these; lists the names.

@@ -38,8 +38,7 @@ class _NoBar(tqdm):  # type: ignore[misc]
 
 
 def find_local_or_hub(model: str, revision: str | None, recipe_dir: Path) -> Path | HubPlace:
-    """What a recipe calls a model: a path, relative to the recipe's folder, or a place on the hub,
-    which is not asked yet.
+    """Return the path of a model, or its place on the hub, which is not asked yet.
 
     Args:
         model: a path, `owner/name` with a path behind it or not, or the address of its page.
@@ -91,8 +90,7 @@ def _snapshot_in(path: Path, revision: str) -> Path:
 def find_model_path(
     model: str, revision: str | None, patterns: Sequence[str], recipe_dir: Path
 ) -> Path:
-    """The path of a model: what lies there, relative to the recipe's folder, or the files of a hub
-    id, downloaded once.
+    """Return the path of a model; of a hub id, that of its files, downloaded once.
 
     Args:
         model: a path, `owner/name` with a path behind it or not, or the address of its page on the
@@ -128,8 +126,7 @@ def find_model_folder(
     choose: Callable[[Path], Path],
     variant: str | None = None,
 ) -> Path:
-    """The local folder or single file of a model; from the hub, its configs first, then the weights
-    of the folder they name.
+    """Return a model's local folder or file; from the hub, configs come first, then weights.
 
     Args:
         model: a path, `owner/name` with a path behind it or not, or the address of its page on the
@@ -181,8 +178,7 @@ def hub_commit(path: Path | None) -> str | None:
 
 
 class RepositoryFiles:
-    """The names of a repository's files, and the files as they are wanted; what is in the hub
-    library's cache is not fetched again.
+    """Names of a repository's files, and the files as they are wanted, by the hub's cache.
 
     Where the hub gives no answer, the names are those of the snapshot in the cache.
 

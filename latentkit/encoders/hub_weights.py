@@ -65,8 +65,7 @@ def choose_form(forms: Collection[Form], wanted: str | None) -> Form | None:
 
 
 def choose_weights(names: Collection[str], where: str, wanted: str | None = None) -> list[str]:
-    """The files of one form: plain before a variant, safetensors before .bin; with the index of
-    several files, if there is one.
+    """Return one form's files: plain before a variant, safetensors before .bin, with index.
 
     Args:
         names: of a folder's files.

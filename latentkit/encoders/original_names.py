@@ -34,8 +34,7 @@ WAN_RESIDUAL = {
 
 
 def to_own_names(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors by the names of the config's class, as far as they are known; what isn't known
-    keeps its name.
+    """Return the tensors by the names of the config's class; unknown names stay.
 
     Args:
         tensors: of one network, without a prefix.

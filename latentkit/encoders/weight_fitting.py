@@ -37,8 +37,7 @@ UNUSED = "num_batches_tracked"
 
 @dataclass(frozen=True)
 class Fit:
-    """The tensors under one prefix of a checkpoint, by a model's names, and what keeps them from
-    being its weights.
+    """Tensors under one prefix of a checkpoint, and what keeps them from being the weights.
 
     Args:
         prefix: as in the checkpoint, such as "first_stage_model."; empty for names without one.

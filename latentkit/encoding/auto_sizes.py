@@ -62,8 +62,7 @@ def measure_batches(
     batch_size: int | None,
     num_rows: int | None = None,
 ) -> Measured:
-    """Find the best batch size, and seconds per row at it, with batches of copies of one prepared
-    view.
+    """Find the best batch size and its seconds per row, by copies of one prepared view.
 
     Args:
         encoder: takes `prepared`.

@@ -54,8 +54,7 @@ from latentkit.store.plan import Plan, read_chain
 
 @dataclass(frozen=True)
 class EncodeSummary:
-    """What a run did in this process, in seconds of the clock; no row when there was nothing left
-    to do.
+    """What a run did in this process, in seconds; no row when nothing was left to do.
 
     Args:
         num_ok, num_skipped: rows stored, and rows that can't be had.
@@ -362,8 +361,7 @@ def add_result(
 
 
 def chain_there(folder: Folder, inputs: EncodeInputs, settings: EncodeSettings) -> list[Plan]:
-    """The plans in the folder, which are of the same settings and kind of source; none in an empty
-    folder.
+    """Return the folder's plans, of the same settings and kind of source; [] where empty.
 
     Raises:
         FingerprintError, SourceError, StoreError: they aren't, or the folder isn't ours.

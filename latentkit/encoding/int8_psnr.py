@@ -19,8 +19,7 @@ MOST_DB = 100.0
 def measure_psnr(
     encoder: Encoder, prepared: Sequence[Tensor], decoder: Encoder | None = None
 ) -> float | None:
-    """PSNR in dB between what latents decode to as the encoder gave them, and after being stored as
-    int8; rounded to 2 decimals.
+    """Return the PSNR in dB between decoded latents and the same stored as int8, rounded.
 
     20 log10(range) - 10 log10(mean squared difference), both decodings clamped to the encoder's
     input range, whose width is the range; at most 100 dB for one view; the mean over the views.

@@ -151,8 +151,7 @@ def first_plan(
 def next_plan(
     folder: Folder, newest: Plan, inputs: EncodeInputs, settings: EncodeSettings
 ) -> Plan | None:
-    """The plan that follows `newest`, whose dataset is finished, or None when nothing changed
-    since.
+    """Return the plan that follows the finished `newest`; None when nothing changed.
 
     Raises:
         SourceError: more than half of the samples are gone, and `prune` is not set.

@@ -64,8 +64,7 @@ class Group:
 
 
 def group_by_input(inputs: Mapping[str, EncodeInputs], device: str) -> list[Group]:
-    """The encoders by what is prepared for them: they take the same, but for sizes where the
-    modality `ignores_sizes`.
+    """Group encoders that take the same, but for sizes where the modality `ignores_sizes`.
 
     Args:
         inputs: by name of the encoder.

@@ -77,8 +77,7 @@ def compare_samples(
     retry_skipped: bool,
     find_renamed: bool = True,
 ) -> Changes:
-    """Differences between the index (its columns key, stamp, content, status, attributes) and a
-    source's entries.
+    """Compare the index (key, stamp, content, status, attributes) with a source's entries.
 
     Media are read where a stamp changed, and with `find_renamed` those of added samples when others
     are gone: a renamed one is found by its content.

@@ -24,8 +24,7 @@ AHEAD_PER_CORE = 4
 
 @dataclass(frozen=True)
 class Row:
-    """One view of one sample, or what is left of a bad one: `tensor` (C, ...) is None, and `reason`
-    says why.
+    """One view of a sample, `tensor` (C, ...); of a bad one None, and `reason` says why.
 
     Args:
         position: number of the row, from 0; good and bad ones together.

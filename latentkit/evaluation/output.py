@@ -26,8 +26,7 @@ RECIPE, METRICS, SAMPLES, REPORT = "recipe.yaml", "metrics.json", "samples.parqu
 
 
 def claim_folder(folder: Folder, recipe: str) -> None:
-    """Make the folder this evaluation's: an earlier one's results go, so that none of another
-    recipe is left beside the new one.
+    """Make the folder this evaluation's: an earlier one's results go.
 
     Raises:
         StoreError: it can't be written, or holds something else than an evaluation.

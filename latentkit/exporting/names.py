@@ -11,8 +11,7 @@ LONGEST_PART = 120
 
 
 def safe_name(key: str) -> str:
-    """Return a relative path without suffix, of letters, digits and " _-" alone, with folders as
-    the key has them.
+    """Return a relative path of letters, digits and " _-", with the key's folders.
 
     Nothing in it climbs, is absolute or hidden, or has a dot, at which trainers cut names.
     """

@@ -27,8 +27,7 @@ FINENESS = 32
 
 
 class Equivariance:
-    """Distance between what changed latents decode to and the input, changed alike; 0 in the steps
-    that leave it out.
+    """Distance of decoded changed latents from changed inputs; 0 in the steps left out.
 
     One draw holds for a batch, since it decides the shape. It comes from seed and step alone: every
     process draws the same, so that all call the model equally often, and a resumed run draws what

@@ -98,8 +98,7 @@ class PatchGan:
 
 
 class PatchDiscriminator(nn.Module):
-    """Pictures (N, C, H, W) to a logit for each overlapping patch, (N, 1, h, w): large for real
-    ones.
+    """Images (N, C, H, W) to a logit for each patch, (N, 1, h, w): large for real ones.
 
     Args:
         width: channels of the first layer; each further one has twice as many, at most 8 times.

@@ -57,8 +57,7 @@ ENLARGED_FAR = f"enlarged to its size, more than twofold ({ENLARGED_ADVICE})"
 
 
 def enlarged_remarks(box: Box, shape: Shape) -> list[str]:
-    """What to say of a view that shows fewer pixels of the picture than it has itself: one of two
-    texts, or nothing.
+    """Return what to say of an enlarged view: one of two texts, or nothing.
 
     Args:
         box: the part of the picture that it shows.

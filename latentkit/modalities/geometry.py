@@ -106,8 +106,7 @@ Numbers = TypeVar("Numbers", float, "np.ndarray[Any, Any]")
 def left_out_share(
     height: Numbers, width: Numbers, crop_height: Numbers, crop_width: Numbers
 ) -> Numbers:
-    """The share of a picture's area, from 0 to 1, that lies outside its crop; of columns of them,
-    too.
+    """Return the share of a picture's area outside its crop, from 0 to 1; also of columns.
 
     The numbers are those of a row's geometry: `height`, `width`, and `crop[2]`, `crop[3]`.
     """

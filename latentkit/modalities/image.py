@@ -140,8 +140,7 @@ class ImageModality:
             yield Prepared(view, bucket, tensor, geometry, remarks)
 
     def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
-        """Write a PNG with a row of pictures per inner sequence, whatever the sizes; parent folders
-        are made.
+        """Write a PNG with a row of images per inner sequence; parent folders are made.
 
         Args:
             tensors: (C, H, W) each, C of 1, 3 or 4, any float dtype and device, in the encoder's

@@ -66,8 +66,7 @@ def _with_masks(values: Tensor, rows: Sequence[Row], pool: BufferPool) -> Any:
 
 
 class LookAhead(Generic[T]):
-    """The outcomes of all units in order, prepared ahead of whoever iterates; to be used as a
-    context.
+    """The outcomes of all units in order, prepared ahead of whoever iterates; a context.
 
     Args:
         preparer: what runs in the pool.

@@ -54,8 +54,7 @@ def join_datasets(
 
 
 class JoinedDataset(BatchedRows):
-    """What `join_datasets` gives: of each dataset its tensor and its columns, and key and view of
-    the first.
+    """Tensors and columns of each dataset, with key and view of the first.
 
     Rows that stand in one batch are of one bucket of the first dataset, and of later ones of one
     shape but for their ragged axis, along which they are padded.

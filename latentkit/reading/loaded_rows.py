@@ -29,8 +29,7 @@ class LoadedRows(Sequence[dict[str, Any]]):
 
 
 def collate(rows: LoadedRows | Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """`collate_fn` for a torch `DataLoader` over a latent dataset: whole batches pass untouched,
-    single items are stacked.
+    """Collate for a `DataLoader`: whole batches pass untouched, single items are stacked.
 
     Items that have a mask are padded with zeros, as in a batch.
     """

@@ -159,8 +159,7 @@ class ReadableRows:
     def twins(
         self, other: ReadableRows, shared_of: Callable[[str], str] | None = None
     ) -> Rows | None:
-        """The row of `other` with the key (or what `shared_of` makes of it) and view of each row
-        here, or -1.
+        """Return the row of `other` with the key and view of each row here, or -1.
 
         None where `other` draws no views, or doesn't have all of those here.
         """

@@ -44,8 +44,7 @@ ADVICE_BYTES = 128 << 10
 
 
 class Mapped(NamedTuple):
-    """The rows of a group: values (rows, ...), for int8 their scales (rows, C), and where the
-    values lie in which file.
+    """A group's values (rows, ...), int8's scales (rows, C), and where they lie.
 
     Of ragged rows, `values` are their positions, and `offsets` say which are whose; `mask` is there
     where rows have one.
@@ -68,8 +67,7 @@ class Piece(NamedTuple):
 
 
 class StoredRows:
-    """The stored tensors of a dataset by row of its index; units are mapped when they are first
-    asked for.
+    """The stored tensors of a dataset by row of its index; units are mapped when needed.
 
     Args:
         folder, document: the dataset and its dataset.json.
@@ -117,8 +115,7 @@ class StoredRows:
     def gather(
         self, rows: Rows, pool: BufferPool, means_only: bool = False
     ) -> tuple[Array, Array | None]:
-        """Rows as stored, (N, ...), and for int8 their scales (N, C); `means_only`: the mean half
-        of moments.
+        """Return rows as stored, (N, ...), and int8's scales (N, C), or the mean half.
 
         Raises:
             ValueError: they are of several buckets, and of several shapes.

@@ -90,8 +90,7 @@ def split_overrides(overrides: Overrides) -> Iterator[tuple[str, Any]]:
 
 
 def apply_override(values: dict[str, Any], key: str, value: Any) -> None:
-    """Put `value` at a dotted key such as "losses[1].weight", making the mappings on the way that
-    are missing.
+    """Put `value` at a key such as "losses[1].weight"; missing mappings are made.
 
     Raises:
         RecipeError: the key is not one, an index is out of range, or the key leads through

@@ -375,8 +375,7 @@ def _find_task(values: Mapping[str, Any], origin: Path | str) -> type[Recipe]:
 
 
 def resolve(recipe: Recipe) -> dict[str, Any]:
-    """Plain values of the recipe for the `recipe.yaml` inside its own output, every top-level key
-    given.
+    """Return plain values for the `recipe.yaml` in the recipe's output, all top-level keys.
 
     `output.path` is "." (a URL stays) and local paths under `with` are absolute; all else is as
     given.

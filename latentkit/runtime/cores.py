@@ -13,8 +13,7 @@ QUOTA_FILES = ("/sys/fs/cgroup/cpu.max", "/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
 
 
 def num_cores() -> int:
-    """Return the cores that this process may use: those it is bound to, and no more than its
-    container's quota.
+    """Return the cores that this process is bound to, at most its container's quota.
 
     Launchers set OMP_NUM_THREADS differently for one process and for two, so it doesn't count.
     """

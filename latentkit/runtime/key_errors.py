@@ -60,8 +60,7 @@ def join_key(path: Sequence[str | int], start: str = "") -> str:
 
 
 def validate(model: type[M], values: Mapping[str, Any], origin: str = "", where: str = "") -> M:
-    """`model` made from plain values (as YAML or JSON have them), strictly: "8" is not 8, and true
-    is not 1.
+    """Make `model` from plain values, strictly: "8" is not 8, and true is not 1.
 
     Args:
         values: what it is made from; paths are taken as text.

@@ -37,8 +37,7 @@ def mask_of(rows: Tensor | Mapping[str, Tensor]) -> Tensor | None:
 
 
 def pool_mask(mask: Tensor, factors: Sequence[int | float], causal: Sequence[bool] = ()) -> Tensor:
-    """(N, ...) bool at the size of latents: a position counts where any of those that it was made
-    of does.
+    """Return (N, ...) bool at the size of latents: True where any input position counts.
 
     Args:
         mask: (N, ...) bool.

@@ -28,8 +28,7 @@ def describe_fault(plugin: object, error: BaseException) -> str:
 
 @contextmanager
 def faults_cost_the_sample(plugin: object, key: str = "") -> Iterator[None]:
-    """Turn an exception that the contract doesn't know into a `SampleError`; the first of its kind
-    is printed with its traceback.
+    """Turn an exception unknown to the contract into a `SampleError`; the first is printed.
 
     Args:
         plugin: the source or modality that is called inside the block.

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 
 def describe_gap(spans: Sequence[tuple[int, int | None]], num_steps: int) -> str:
-    """Which steps of a run are in none of the spans, the first such row of them; "" where each step
-    is in one.
+    """Say which steps of a run are the first in none of the spans; "" where none is.
 
     Args:
         spans: of each reconstruction loss that has a weight, not an adaptive one: first step, and

@@ -63,8 +63,7 @@ class Transfer:
 
 
 class WaitClock:
-    """How long a device had nothing to compute: by its own events, since calls return before it has
-    computed.
+    """How long a device had nothing to compute, by its own events.
 
     Without events nothing is measured: there calls return when all is computed, and the caller's
     clock is right.

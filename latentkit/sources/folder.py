@@ -65,8 +65,7 @@ class MediaFile:
 
 
 class FolderSource:
-    """Samples whose key is their relative path with "/", whose media is their path and whose stamp
-    is size and time of change in ns.
+    """Samples by relative path; media is the path, the stamp size and time of change in ns.
 
     Attributes are "label" (name of the file's folder, where that is not `path` itself), "text" (its
     caption) and others from files beside it, and the columns of tables, which win over both; see

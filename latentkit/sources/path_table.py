@@ -79,8 +79,7 @@ class PathTable:
 
 
 def open_path_table(config: DatasetsConfig, files: Files, name: str) -> PathTable | None:
-    """The source of a table whose rows name files; None for another table, or one that this can't
-    read.
+    """Open a table whose rows name files; None for another table, or an unreadable one.
 
     Raises:
         SourceError: its rows look like paths, and none is there; or the recipe doesn't fit it.

@@ -95,8 +95,7 @@ def read_table(files: Files, path: str) -> Table:
 
 
 def read_head(files: Files, path: str, most_rows: int) -> tuple[Table, bool]:
-    """The first rows of a large Parquet file or of JSON lines, else the table, and whether that is
-    all of it.
+    """Return the first rows of Parquet or JSON lines, else the table; and if that is all.
 
     Raises:
         SourceError: it can't be read.

@@ -153,8 +153,7 @@ class TableColumns:
 def read_tables(
     files: Files, tables: Sequence[str], names: FileNames, must_fit: Sequence[str] = TABLE_NAMES
 ) -> TableColumns:
-    """What tables say of files; those further down win over those above them, and those of
-    `must_fit` over others beside them.
+    """Return what tables say; those further down win, and `must_fit` over those beside.
 
     Args:
         tables: relative paths.

@@ -124,8 +124,7 @@ class _Part(io.RawIOBase):
 
 
 def open_tar(files: Files, name: str, stamp: str) -> Tar:
-    """The tar of a name; a compressed one is unpacked into the cache of the library `datasets`,
-    once for each stamp.
+    """Open a tar; a compressed one is unpacked into `datasets`' cache, once for each stamp.
 
     Raises:
         OSError: it can't be reached, or there is no room to unpack it.

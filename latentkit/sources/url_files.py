@@ -52,8 +52,7 @@ ETAGS = ("ETag", "etag", "Content-MD5", "md5Hash", "content_md5", "sha256", "sha
 
 
 class UrlFiles:
-    """`Files` at a URL; a stamp is the size with the etag, or with the time of change where there
-    is none.
+    """`Files` at a URL; a stamp is the size with the etag, else the time of change.
 
     Requests that fail in passing are sent again, as `store.outage` says.
 

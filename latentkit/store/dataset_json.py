@@ -190,8 +190,7 @@ def dataset_json(
 def restate(
     folder: Folder, normalization: Normalization, remarks: Sequence[Mapping[str, Any]] | None
 ) -> None:
-    """Let dataset.json say how its latents are normalized and what its source remarks now, though
-    no sample has changed.
+    """Update dataset.json's normalization and source remarks, though no sample changed.
 
     Args:
         normalization: the encoder's, which reading applies; stored latents are without it.

@@ -28,8 +28,7 @@ R = TypeVar("R")
 
 
 class Folder(ABC):
-    """A latent dataset's folder, by names relative to it such as "units/000-000000.safetensors";
-    `str` gives its path or URL.
+    """A latent dataset's folder, by relative names; `str` gives its path or URL.
 
     Every method raises `StoreError` when the folder can't be reached or written.
     """

@@ -36,8 +36,7 @@ class UnitCache:
     limit_bytes: int
 
     def fetch(self, digest: str, size: int, download: Callable[[Path], None]) -> Path:
-        """The file of a content, downloaded when it isn't there; of several processes that want it,
-        one downloads.
+        """Return the file of a content, downloaded by one process if it isn't there.
 
         Args:
             digest: 64 hexadecimal digits that stand for this content and no other.

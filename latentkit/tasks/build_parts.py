@@ -105,8 +105,7 @@ class ConfiguredEncode:
         )
 
     def open_source(self) -> Source | StreamSource:
-        """The source; where the modality's config has a `media_attribute`, with that attribute of
-        samples as their media.
+        """Open the source, its media taken from the modality's `media_attribute` if set.
 
         Raises:
             SourceError: it isn't there, or is empty.

@@ -94,8 +94,7 @@ def number_twins(names: Sequence[str]) -> list[str]:
 
 
 def find_odd_weights(recipe: Recipe) -> list[str]:
-    """A warning per `kl` whose weight is 1,000 times larger or smaller than anybody's; it may be
-    meant, but rather is in another unit.
+    """Warn of each `kl` whose weight is 1,000 times off, which hints at another unit.
 
     Without an opinion: a `kl` with a target, whose weight is no beta, and one with an adaptive
     weight.

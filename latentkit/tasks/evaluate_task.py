@@ -35,8 +35,7 @@ class EvaluateResult:
 def run_evaluating(
     recipe: EvaluateRecipe, is_first_process: bool, device: str = "auto"
 ) -> EvaluateResult:
-    """Evaluate as the recipe says; its results replace those of an earlier evaluation in the same
-    folder.
+    """Evaluate as the recipe says; results replace earlier ones in the same folder.
 
     Args:
         is_first_process: of a launch, the only one that evaluates: metrics such as rFID are of all
@@ -61,8 +60,7 @@ def run_evaluating(
 
 
 def prepare_evaluation(recipe: EvaluateRecipe, device: str) -> Callable[[], Evaluation]:
-    """Return what evaluates, with all that can be checked before the work checked; nothing is
-    written.
+    """Return what evaluates, after all checks that need no work; nothing is written.
 
     Raises:
         LatentkitError: something is missing, or doesn't fit.

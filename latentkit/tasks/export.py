@@ -146,8 +146,7 @@ def open_items(
 def open_for_export(
     path: str, views: Sequence[str] | None = None
 ) -> LatentDataset:
-    """A latent dataset as an exporter gets it: every view a row, with all attributes; `dataset[i]`
-    has the mean, never a draw.
+    """Open a dataset for an exporter: every view a row, all attributes, means.
 
     Args:
         views: those to export; None: all.

@@ -114,8 +114,7 @@ class BadSamples:
 
 @dataclass(frozen=True)
 class FreshViews:
-    """A `Prepare` that draws again each epoch: the modality is told the epoch in the sample's key,
-    behind a "#".
+    """A `Prepare` that draws again each epoch, told by "#EPOCH" behind the sample's key.
 
     Args:
         modalities: alike but for the size that they prepare to; seed and block decide which of them

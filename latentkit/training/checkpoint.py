@@ -58,8 +58,7 @@ class Checkpoint:
 def write_checkpoint(
     folder: Path, checkpoint: Checkpoint, keep: int = 2, best: int | None = None
 ) -> Path:
-    """The folder of the checkpoint, now on disk; all but the newest `keep` and that of step `best`
-    are then removed.
+    """Write a checkpoint to disk; remove all but the newest `keep` and that of `best`.
 
     Later ones, which are those that were too damaged to go on from, are removed as well.
 
@@ -202,8 +201,7 @@ def pick_checkpoint(run: Path, step: int | None, weights: str | None) -> tuple[P
 
 
 def read_newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that is whole, or None where there are none at all; `warn` is told of
-    each newer one that is damaged.
+    """Return the newest whole checkpoint, None without any; `warn` hears of damaged ones.
 
     Raises:
         TrainingError: there are some, all of them damaged.
@@ -248,8 +246,7 @@ def _hash_json(values: Mapping[str, Any]) -> str:
 
 
 def replace_folder(aside: Path, target: Path) -> None:
-    """Put the folder `aside`, flushed to disk, in the place of `target`, which is whole at any
-    time, or absent for a moment.
+    """Put the flushed folder `aside` in the place of `target`, absent for a moment at most.
 
     Raises:
         OSError: the disk is full, or the place can't be written.

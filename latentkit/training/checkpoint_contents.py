@@ -57,8 +57,7 @@ class Best:
 
 @dataclass
 class TrainState:
-    """A run as it stands; `step` counts optimizer steps done, `position` is this process's in the
-    data.
+    """A run after `step` optimizer steps, this process at `position` in the data.
 
     `loss_modules` and `discriminators` go by the name of their loss; `evaluated` is the step of the
     newest evaluation. `is_whole` is False while optimizers change weights, which are then neither
@@ -179,8 +178,7 @@ def restore(
     num_samples: int,
     accelerator: Accelerator,
 ) -> list[str]:
-    """Lines about where the run goes on, and what differs from it so far; the state is then the
-    checkpoint's.
+    """Take over the checkpoint's state; return lines about where and how the run goes on.
 
     With another batch size, seed, number of samples or number of processes the order of the data is
     another one, and the run goes on with the next epoch.

@@ -21,8 +21,7 @@ from latentkit.training.settings import WeightedLoss
 
 
 class TrainingLog:
-    """Averages what steps saw, appends it to log.jsonl, hands it to trackers, and prints progress
-    to stderr; in the first process only.
+    """Averages steps for log.jsonl, trackers and the live line; in the first process only.
 
     Args:
         accelerator: says which process this is, and has the trackers.
@@ -122,8 +121,7 @@ class TrainingLog:
             self.note(f"step {step}/{self._num_steps}  loss {record['loss']:.5f}")
 
     def write_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append an evaluation, {"step", "metrics"}, and print it; a metric that isn't finite is
-        null.
+        """Append and print an evaluation, {"step", "metrics"}; null for what isn't finite.
 
         Raises:
             TrainingError: the file can't be written.

@@ -96,8 +96,7 @@ def train(
     evaluate: TrainEvaluation | None = None,
     device: str = "auto",
 ) -> TrainResult:
-    """Train `model` on `source`; again with the same folder goes on from the newest whole
-    checkpoint, or does nothing when all is done.
+    """Train `model` on `source`, going on from the folder's newest whole checkpoint.
 
     Args:
         model: its weights are changed in place; at the end they are the result's.

@@ -85,8 +85,7 @@ class TakesStatistics(Protocol):
 def measure_latents(
     module: nn.Module, batches: Iterable[Batch], num_batches: int, seed: int
 ) -> LatentStatistics:
-    """Statistics of the latents of one pass over the data, or more until 10,000 vectors; latents
-    that aren't finite are left out.
+    """Return statistics of finite latents of one pass over the data, or 10,000 vectors.
 
     Args:
         module: gives `Reconstruction.latents`, raw, and `Reconstruction.moments`.

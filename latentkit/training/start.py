@@ -110,8 +110,7 @@ def check(
 
 
 def join_processes(wanted: str = "auto") -> torch.device:
-    """Join the processes that a launcher has started, and return the device of this one, as
-    `choose_device` names it.
+    """Join the processes that a launcher has started; return the device of this one.
 
     Raises:
         DeviceError: there is no such device.
@@ -131,8 +130,7 @@ def join_processes(wanted: str = "auto") -> torch.device:
 def open_accelerator(
     settings: TrainSettings, folder: Path, device: str = "auto"
 ) -> tuple[Accelerator, TrainSettings]:
-    """Return accelerate's object for this process, and the settings with what its device can't do
-    replaced.
+    """Return accelerate's object, and the settings without what its device can't do.
 
     Args:
         settings: with the names of the run's trackers, whose files lie in `folder`/trackers.
@@ -231,8 +229,7 @@ def start(
 
 
 def rehearse(run: Run, batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The same batches; the losses that count only later have been computed once on the first, so
-    that a misfit shows now.
+    """Return the same batches; losses that count later are computed once on the first.
 
     Discriminators stay out of it: they are not run before they count. Nothing of the run changes.
 

@@ -35,8 +35,7 @@ Values = dict[str, Tensor]
 
 
 def take_step(run: Run, batches: Iterator[Batch]) -> tuple[dict[str, float] | None, list[str]]:
-    """What one optimizer step saw, averaged over its passes and processes; None when the model's
-    step was skipped.
+    """Return what a step saw, averaged over passes and processes; None when it was skipped.
 
     The list names what was skipped, its loss or gradient not being finite: "the model",
     discriminators by their loss.
@@ -107,8 +106,7 @@ def put_back(buffers: Iterable[tuple[Tensor, Tensor]]) -> None:
 def model_pass(
     run: Run, prepared: Batch, losses: Sequence[WeightedLoss]
 ) -> tuple[LossBatch, Values]:
-    """Gradients of the weighted sum of `losses`, added to the model's; then the batch without its
-    graph, and what the log wants.
+    """Add gradients of the weighted losses to the model's; return the detached batch.
 
     Raises:
         EncoderError: the reconstruction has another shape than the input.

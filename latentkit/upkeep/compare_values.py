@@ -45,8 +45,7 @@ COMPARED_ROWS = 256
 def compare_values(
     found: Verification, seed: int | None = None, device: str = "auto"
 ) -> list[Finding]:
-    """A finding per unit that was compared: a remark where its values are the encoder's, damage
-    where not.
+    """Return a finding per unit compared: a remark where it fits the encoder, else damage.
 
     About 1 % of the sound units, at least one, are encoded again with the settings they were made
     with.
@@ -101,8 +100,7 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Difference:
-    """Between a unit's values and those that the encoder gives now, in standard deviations of each
-    value's channel.
+    """A unit's difference from what the encoder gives now, in channels' standard deviations.
 
     Args:
         num_other: rows whose media have changed since.

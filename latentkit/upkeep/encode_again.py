@@ -34,8 +34,7 @@ NO_LONGER_NEEDED = "superseded by a later run, and left out when its unit was en
 
 
 def build_encode_of(found: Verification, device: str = "auto") -> BuiltEncode:
-    """Source, encoder and settings that made the dataset, the encoder on a device as
-    `choose_device` takes it.
+    """Return source, encoder and settings of the dataset, the encoder on a device.
 
     Raises:
         FingerprintError: they would make other latents now.
@@ -60,8 +59,7 @@ def build_encode_of(found: Verification, device: str = "auto") -> BuiltEncode:
 def encode_again(
     found: Verification, opened: BuiltEncode, names: Collection[str], workspace: Path
 ) -> LocalFolder:
-    """A folder at `workspace` with the units of these names, encoded now; media are decoded without
-    seeking, where that can be.
+    """Encode units of these names into `workspace`, media without seeking where possible.
 
     Raises:
         SourceError: samples of theirs are gone from the source.
@@ -92,8 +90,7 @@ def encode_again(
 
 
 def without_seeking(modality: Modality) -> Modality:
-    """The modality that decodes each file from its start, where this one has such a form; else
-    itself.
+    """Return the modality that decodes from files' starts, where there is such a form.
 
     A unit must not be checked by the seek that may have gone wrong when it was made.
     """

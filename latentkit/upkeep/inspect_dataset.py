@@ -57,8 +57,7 @@ MOST_COLUMNS = 20
 
 
 def inspect_dataset(path: str, with_ledger: bool = False) -> dict[str, Any]:
-    """Everything that can be said without reading latents; with `with_ledger`, a list of every row
-    too, superseded ones at its end.
+    """Return all that can be said without latents; `with_ledger` adds a list of every row.
 
     Raises:
         StoreError: there is no latent dataset, or it is damaged.

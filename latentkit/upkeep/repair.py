@@ -60,8 +60,7 @@ class Repair:
 
 
 def repair_dataset(path: str, also: Sequence[Finding] = (), device: str = "auto") -> Repair:
-    """Repair the latent dataset at `path`: encode damaged units again, and write index and
-    dataset.json again where they are wrong.
+    """Encode a dataset's damaged units again; write index and dataset.json where wrong.
 
     No unit is removed before what takes its place has been made. Files that belong to no plan stay
     where they are.
