@@ -144,9 +144,7 @@ class UnitsAhead(LookAhead[T, list[PreparedSample]]):
 
 
 def _group_size(most_samples: int, num_views: int, batch_size: int) -> int:
-    """Samples per group: enough groups to keep every core busy, and a whole number of them to a
-    batch.
-    """
+    """Return samples per group: work for every core, whole groups to a batch."""
     size = max(1, min(GROUP_SAMPLES, most_samples // (4 * share_of_cores())))
     while size > 1 and batch_size % (size * num_views):
         size -= 1

@@ -55,8 +55,6 @@ class SampleLocation:
     """A sample's place in the row of a process.
 
     Args:
-        epoch: that it is of.
-        index: in the source.
         block: number of the batch that it would be in if all were of one shape; the same in all
             processes at a time.
     """
@@ -113,13 +111,11 @@ class BatchSettings:
 
 @dataclass(frozen=True)
 class FreshViews:
-    """A `Prepare` that draws again each epoch: the modality is told the epoch in the sample's key,
-    behind a "#".
+    """A `Prepare` that draws again each epoch, told by "#EPOCH" behind the sample's key.
 
     Args:
         modalities: alike but for the size that they prepare to; seed and block decide which of them
             prepares a sample, so that all processes have one size at a time.
-        seed: of that draw.
     """
 
     modalities: Sequence[Modality]
@@ -139,7 +135,6 @@ class Order:
     """The rows of all processes.
 
     Args:
-        num_samples: of the source.
         settings: batch size, seed, and which process of how many this is.
 
     Raises:
