@@ -165,7 +165,7 @@ def shrink_on_load(picture: Image.Image, factor: float) -> Shrink:
 
 
 def frame_remarks(picture: Image.Image) -> list[str]:
-    """What to say of an opened picture with frames or pages of which none but the first is used."""
+    """Say of an opened picture that it has more frames or pages than the first, which is used."""
     if picture.format not in FRAMED:
         return []
     try:
@@ -175,9 +175,7 @@ def frame_remarks(picture: Image.Image) -> list[str]:
 
 
 def _turn_upright(picture: Image.Image) -> Image.Image:
-    """A decoded picture as its EXIF orientation says; as it lies where the EXIF data is broken,
-    like in any viewer.
-    """
+    """Turn a picture as its EXIF orientation says; broken EXIF data counts for nothing."""
     # Not ImageOps.exif_transpose: it refuses good pixels for bad EXIF data, which it also writes
     # again.
     method = UPRIGHT.get(_orientation(picture))
@@ -240,8 +238,7 @@ def _to_8_bits(picture: Image.Image, black: int, white: int) -> Image.Image:
 def _blend(
     colors: Image.Image, alpha: Image.Image | None, mode: str, background: tuple[int, int, int]
 ) -> Image.Image:
-    """Colors and their opacity in the mode wanted, over `background` where that mode has no alpha.
-    """
+    """Return colors in the mode wanted, over `background` where that has no alpha."""
     if alpha is not None and mode == "RGBA":
         colors = colors.convert("RGB")
         colors.putalpha(alpha)

@@ -20,9 +20,7 @@ from latentkit.contracts import (
 
 
 class BucketsConfig(Config):
-    """Aspect-ratio buckets: each picture is prepared to the bucket whose aspect is nearest to its
-    own.
-    """
+    """Aspect-ratio buckets: each image is prepared to the one nearest to its aspect."""
 
     area: int | None = Field(
         None, gt=0, description="pixels of a bucket, at most (height x width); or give shapes"
@@ -87,9 +85,7 @@ VIEW_HELP = (
 
 
 class FramingConfig(Config):
-    """Which part of a picture is kept, and at which size; of `image`, and of other modalities that
-    show pictures.
-    """
+    """Which part of an image is kept, and at which size; of all modalities of images."""
 
     size: int | tuple[int, int] = Field(
         256,

@@ -43,9 +43,7 @@ CAPTION_COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """The files with a caption beside one of media: one with its text, one with a JSON object;
-    empty where there is none.
-    """
+    """Paths of a text and of a JSON object with the caption of media; "" where none is."""
 
     text: str = ""
     record: str = ""
@@ -119,7 +117,7 @@ class Said:
 
 
 def read_beside(files: Files, beside: Beside) -> Said:
-    """What the files beside one of media say of it.
+    """Read the files beside one of media.
 
     Raises:
         SampleError: one of them can't be read; the text says which, without its folder.
@@ -138,9 +136,7 @@ def read_beside(files: Files, beside: Beside) -> Said:
 
 
 def name_caption(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row's plain values, with its caption as "text": the first of `CAPTION_COLUMNS` that holds
-    one; an empty one is none.
-    """
+    """Return a row's plain values, its caption (the first of `CAPTION_COLUMNS`) as "text"."""
     by_name: dict[str, str] = {}
     for column in row:
         by_name.setdefault(column.strip().lower().replace(" ", "_"), column)
@@ -165,9 +161,7 @@ def _one_text(value: Any, name: str) -> str:
 
 
 def _record(text: str, path: str) -> dict[str, Any]:
-    """What a JSON file says of the media beside it; nothing where it has no caption, as notes of
-    other programs.
-    """
+    """Return what a JSON file says of its media; {} where it has no caption."""
     try:
         found = json.loads(text)
     except ValueError as err:

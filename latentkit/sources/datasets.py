@@ -207,9 +207,7 @@ class DatasetsStream:
 
 
 def _read_rows(rows: datasets.IterableDataset, shard: str) -> Iterator[dict[str, Any]]:
-    """The rows of a shard; what is wrong with its content is told apart from what can't be reached
-    (`OSError`).
-    """
+    """Give the rows of a shard; wrong content is told apart from `OSError`."""
     try:
         yield from rows
     except REACH_ERRORS:  # some of which are ValueErrors too
@@ -254,8 +252,9 @@ def _check_keys(keys: pa.ChunkedArray, column: str) -> None:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a data set is: `local` is an existing file or folder, or None for one at `place` on the
-    hub, or for files at a URL; of a folder that is listed, files are named one by one.
+    """Where a data set is: a `local` file or folder, a `place` on the hub, or `remote` files.
+
+    Of a folder that `is_listed`, the recipe names the files.
     """
 
     path: str
@@ -391,7 +390,7 @@ def _builder(
 
 
 def _remark_beside(builder: datasets.DatasetBuilder, origin: Origin) -> list[Remark]:
-    """Of the files in a folder that the library takes for no data: it goes by their names."""
+    """Count the files in a folder that the library, going by their names, takes for no data."""
     place = origin.local
     if origin.remote is not None or place is None or not place.is_dir() or origin.is_listed:
         return [] if origin.remote is None else list(origin.remote.remarks)

@@ -65,8 +65,7 @@ class MediaFile:
 
 
 class FolderSource:
-    """Samples whose key is their relative path with "/", whose media is their path and whose stamp
-    is size and time of change in ns.
+    """Samples by relative path; media is the path, the stamp size and time of change in ns.
 
     Attributes are "label" (name of the file's folder, where that is not `path` itself), "text" (its
     caption) and others from files beside it, and the columns of tables, which win over both; see
@@ -79,11 +78,11 @@ class FolderSource:
     """
 
     def __init__(self, config: FolderConfig, context: BuildContext) -> None:
-        self._folder = _open_files(config.path, context.recipe_dir)
-        scan = _Scan(self._folder, config)
+        self.folder = _open_files(config.path, context.recipe_dir)
+        scan = _Scan(self.folder, config)
         self._files = scan.files
-        names = FileNames(scan.stems, scan.others, self._folder.name(""))
-        said = read_tables(self._folder, scan.tables, names, must_fit=scan.table_names)
+        names = FileNames(scan.stems, scan.others, self.folder.name(""))
+        said = read_tables(self.folder, scan.tables, names, must_fit=scan.table_names)
         self._columns = said.columns
         self._remarks = summed([*said.remarks, *scan.remarks()])
         self._caption_remarks: list[Remark] | None = None
@@ -99,7 +98,7 @@ class FolderSource:
         """
         file = self._files[index]
         return Sample(
-            file.key, self._folder.media(file.path), self._say(file).attributes, file.stamp
+            file.key, self.folder.media(file.path), self._say(file).attributes, file.stamp
         )
 
     def entries(self) -> Iterator[Entry]:
@@ -119,7 +118,7 @@ class FolderSource:
                 continue
             except OSError as err:
                 raise SourceError(
-                    f"source folder: the caption of {self._folder.name(file.path)} can't be read:"
+                    f"source folder: the caption of {self.folder.name(file.path)} can't be read:"
                     f" {err}"
                 ) from err
             for path, encoding in said.encodings:
@@ -143,7 +142,7 @@ class FolderSource:
         """What folder, captions and tables say of a file."""
         folder = os.path.dirname(file.path)
         label = {"label": _storable(os.path.basename(folder))} if folder else {}
-        said = Said() if file.beside is NOTHING_BESIDE else read_beside(self._folder, file.beside)
+        said = Said() if file.beside is NOTHING_BESIDE else read_beside(self.folder, file.beside)
         said.attributes = label | said.attributes | self._columns.get(file.path, {})
         return said
 
@@ -203,9 +202,7 @@ class _Scan:
         ]
 
     def _left_out(self) -> dict[str, list[str]]:
-        """Files that are neither media, nor captions, nor tables, in order, by what is to be said
-        of them.
-        """
+        """Return other files than media, captions and tables, by what is said of them."""
         others = (*TEXT_ENDINGS, RECORD_ENDING, *TABLE_ENDINGS)  # which are spoken of elsewhere
         found: dict[str, list[str]] = {}
         for path in sorted(self.others):
@@ -225,9 +222,7 @@ class _Scan:
         return MediaFile(_storable(path), path, self._folder.stamp(path), beside)
 
     def _find_tables(self, wanted: str | None) -> list[str]:
-        """Relative paths of the tables: those that the recipe names, else all that aren't notes on
-        single files.
-        """
+        """Return the tables that the recipe names, else all that aren't notes on single files."""
         if wanted is not None:
             named = [path for path in self.others if wanted in (path, _file_name(path))]
             if not named:

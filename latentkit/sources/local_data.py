@@ -77,9 +77,7 @@ def list_files(config: DatasetsConfig, recipe_dir: Path) -> list[Path] | None:
 def _open_folder(
     config: DatasetsConfig, context: BuildContext, place: Path
 ) -> TarSource | TarStream | PathTable | None:
-    """The tars of a folder by split, unless other data files in it are more; or the only file in
-    it, a table of paths.
-    """
+    """Return the tars of a folder by split, unless others are more; or a table of paths."""
     found = sorted(LocalFiles(place).list(recursive=True).files)
     tars, others = [name for name in found if is_tar(name)], [
         name for name in found if not is_tar(name)

@@ -56,9 +56,7 @@ class RemoteData:
         return hashlib.sha256(repr(stamps).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
     def open_builder(self) -> datasets.DatasetBuilder:
-        """What reads the files; its cache is of these very files, since for the library many
-        protocols' never change.
-        """
+        """Return what reads the files, its cache of these versions alone."""
         ending = os.path.splitext(self.names[0])[1].lower()
         cache = os.path.join(datasets.config.HF_DATASETS_CACHE, "latentkit-urls", self.digest)
         options = {"sep": "\t"} if ending == ".tsv" else {}
@@ -75,8 +73,7 @@ class RemoteData:
 
 
 def find_remote(config: DatasetsConfig) -> RemoteData | None:
-    """The files that a recipe's `path` names at a URL: one, a folder's, a pattern's, or a list;
-    None for any other path.
+    """Return the files that a recipe's `path` names at a URL; None for any other path.
 
     Raises:
         SourceError: none is there, they are of several kinds, or the URL can't be reached.
@@ -114,8 +111,7 @@ def find_remote(config: DatasetsConfig) -> RemoteData | None:
 def open_remote(
     config: DatasetsConfig, context: BuildContext, data: RemoteData
 ) -> TarSource | TarStream | PathTable | None:
-    """The source of tars, or of a table whose rows name files; None for what the library `datasets`
-    reads.
+    """Open tars, or a table that names files; None for what `datasets` reads.
 
     Raises:
         SourceError: they can't be read, or the recipe doesn't fit them.

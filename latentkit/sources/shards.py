@@ -57,8 +57,7 @@ def split_name(name: str) -> tuple[str, str] | None:
 
 
 def group_members(members: Iterable[Member]) -> tuple[list[Group], list[str]]:
-    """The samples in a tar, in the order of their first files, and the names of the files that have
-    no ending.
+    """Return a tar's samples, by first file, and the names of files without an ending.
 
     A sample's files need not follow each other. A name that is there again begins another sample,
     called "key#2".
@@ -186,8 +185,7 @@ def read_media(file: IO[bytes], group: Group, field: str) -> bytes | str:
 def read_attributes(
     file: IO[bytes], group: Group, encodings: Counter[str] | None = None
 ) -> dict[str, Any]:
-    """Attributes of a sample: its caption as "text", its texts and numbers by their fields, and
-    what its JSON objects hold.
+    """Return a sample's caption as "text", texts and numbers by field, and JSON's entries.
 
     Args:
         encodings: counts the encodings of its texts.
@@ -216,9 +214,7 @@ def read_attributes(
 def choose_attributes(
     file: IO[bytes], group: Group, values: Mapping[str, Any], names: Sequence[str]
 ) -> dict[str, Any]:
-    """Of `read_attributes` those that a recipe names, where the field of a JSON object stands for
-    its text.
-    """
+    """Return the attributes that a recipe names; a JSON object's field stands for its text."""
     texts = {
         name: group.fields[name]
         for name in names

@@ -30,9 +30,7 @@ SPLIT_WORD = re.compile(
 
 
 def split_files(names: Sequence[str]) -> dict[str, list[str]]:
-    """Names of splits to those of their files, in order; the last word of a path counts, and
-    without one it is "train".
-    """
+    """Return each split's files, by the last such word of a path; else they are "train"."""
     splits: defaultdict[str, list[str]] = defaultdict(list)
     for name in names:
         words = SPLIT_WORD.findall(name.lower())
@@ -46,7 +44,7 @@ def names_in(split: str) -> list[str]:
 
 
 def remark_other_splits(counts: Mapping[str, int], wanted: str, kind: str) -> list[Remark]:
-    """One for each split that a recipe doesn't ask for.
+    """Count each split that a recipe doesn't ask for.
 
     Args:
         counts: number of files or rows of each split.

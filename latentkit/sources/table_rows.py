@@ -95,8 +95,7 @@ def read_table(files: Files, path: str) -> Table:
 
 
 def read_head(files: Files, path: str, most_rows: int) -> tuple[Table, bool]:
-    """The first rows of a large Parquet file or of JSON lines, else the table, and whether that is
-    all of it.
+    """Return the first rows of Parquet or JSON lines, else the table; and if that is all.
 
     Raises:
         SourceError: it can't be read.
@@ -206,9 +205,7 @@ def _line_rows(
 def _json_rows(
     name: str, text: str, bad_lines: list[str]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Of a list of objects; of an object with an entry for each file; of one that holds such a
-    list; or of JSON lines.
-    """
+    """Give the rows of a list, of an entry for each file, of a list inside, or of JSON lines."""
     try:
         found = json.loads(text)
     except ValueError:
@@ -227,9 +224,7 @@ def _json_rows(
 
 
 def _list_in(found: dict[str, Any]) -> Any:
-    """The rows of COCO's captions, of a list under a name such as "data", and of columns as pandas
-    writes them; else the object.
-    """
+    """Return the rows of COCO's captions, a list under a name, or pandas' columns."""
     lists = {
         key: value
         for key, value in found.items()
@@ -263,9 +258,7 @@ def _entry(key: str, value: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _long_fields() -> Iterator[None]:
-    """A field may be longer than the 131,072 characters that the library `csv` allows, as masks
-    are.
-    """
+    """Allow fields longer than the 131,072 characters of the library `csv`."""
     before = csv.field_size_limit(MAX_FIELD)
     try:
         yield
@@ -344,9 +337,7 @@ def _parted_rows(
 
 
 def _delimiter(name: str, text: str) -> str:
-    """What parts the first lines into equally many columns, as many as can be; a comma where there
-    is one column.
-    """
+    """Return what parts the first lines into equally many columns, as many as can be."""
     if name.lower().endswith(".tsv"):
         return "\t"
     lines = text.lstrip("\r\n").splitlines()[:SNIFFED_LINES]

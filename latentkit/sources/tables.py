@@ -31,49 +31,12 @@ PROBED_ROWS = 1000
 """Rows whose cells are looked at in columns of other than usual names."""
 
 FILE_COLUMNS = (
-    "file_name",
-    "filename",
-    "file_path",
-    "filepath",
-    "file",
-    "path",
-    "relative_path",
-    "rel_path",
-    "local_path",
-    "image",
-    "image_path",
-    "image_file",
-    "image_name",
-    "image_filename",
-    "img",
-    "img_path",
-    "img_file",
-    "img_name",
-    "picture",
-    "photo",
-    "video",
-    "video_path",
-    "video_file",
-    "video_name",
-    "clip",
-    "clip_path",
-    "audio",
-    "audio_path",
-    "audio_file",
-    "audio_filepath",
-    "sound",
-    "wav",
-    "wav_path",
-    "media",
-    "media_path",
-    "volume",
-    "volume_path",
-    "name",
-    "key",
-    "id",
-    "image_id",
-    "video_id",
-    "url",
+    *("file_name", "filename", "file_path", "filepath", "file", "path", "relative_path"),
+    *("rel_path", "local_path", "image", "image_path", "image_file", "image_name"),
+    *("image_filename", "img", "img_path", "img_file", "img_name", "picture", "photo", "video"),
+    *("video_path", "video_file", "video_name", "clip", "clip_path", "audio", "audio_path"),
+    *("audio_file", "audio_filepath", "sound", "wav", "wav_path", "media", "media_path", "volume"),
+    *("volume_path", "name", "key", "id", "image_id", "video_id", "url"),
 )
 """Usual names of the column that names a file, in any case, in the order in which they are
 tried.
@@ -83,9 +46,7 @@ FILE_ENDING = re.compile(r"\.[A-Za-z0-9]{2,5}$")
 
 
 class FindsFiles(Protocol):
-    """Finds the files that a name in a table of `folder` may mean; more than one where it can't be
-    told.
-    """
+    """Finds the files that a name in a table of `folder` may mean; several where unsure."""
 
     def find(self, name: str, folder: str) -> list[str]: ...
 
@@ -192,8 +153,7 @@ class TableColumns:
 def read_tables(
     files: Files, tables: Sequence[str], names: FileNames, must_fit: Sequence[str] = TABLE_NAMES
 ) -> TableColumns:
-    """What tables say of files; those further down win over those above them, and those of
-    `must_fit` over others beside them.
+    """Return what tables say; those further down win, and `must_fit` over those beside.
 
     Args:
         tables: relative paths.

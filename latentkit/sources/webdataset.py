@@ -122,10 +122,7 @@ class SampleReader:
     def _describe(
         self, file: IO[bytes], group: Group, encodings: Counter[str] | None = None
     ) -> tuple[str, dict[str, Any]]:
-        """Key and attributes: those that the recipe names, else all but the key.
-
-        Raises as `read_attributes`.
-        """
+        """Return key and attributes: those that the recipe names, else all but the key."""
         values = read_attributes(file, group, encodings)
         value = None if self._key in (None, "__key__") else values.get(str(self._key))
         key = group.key if value is None else str(value)
@@ -135,9 +132,7 @@ class SampleReader:
 
 
 class TarSource:
-    """The samples in tars, by position; keys are their names in the tar, behind the tar's own where
-    an earlier tar uses one.
-    """
+    """Samples in tars by position; a key that an earlier tar has gets the tar's name."""
 
     def __init__(
         self, tars: Sequence[IndexedTar], reader: SampleReader, remarks: list[Remark]
@@ -350,9 +345,7 @@ def _open_source(
 
 
 def _positions(split: str, lengths: dict[str, int]) -> list[int]:
-    """Where the samples of a split such as "train[:100]+test" are, among those of all splits in
-    their order.
-    """
+    """Return the positions of a split such as "train[:100]+test" among all splits."""
     starts = {name: sum(list(lengths.values())[:number]) for number, name in enumerate(lengths)}
     try:
         parts = datasets.ReadInstruction.from_spec(split).to_absolute(lengths)
@@ -367,9 +360,7 @@ def _positions(split: str, lengths: dict[str, int]) -> list[int]:
 
 
 def with_unlike_keys(tar: IndexedTar, seen: set[str]) -> Iterator[Group]:
-    """The samples of a tar, those whose keys are `seen` under ones that begin with the tar's name;
-    another tar after it renames none.
-    """
+    """Give a tar's samples, those of `seen` keys under ones that begin with its name."""
     for group in tar.groups:
         key = group.key
         while key in seen:
@@ -383,8 +374,7 @@ def _with_media(tar: IndexedTar, choice: MediaChoice) -> IndexedTar:
 
 
 def _check_attributes(groups: Iterable[Group], config: DatasetsConfig, root: str) -> None:
-    """Names of fields can be checked; those of what JSON objects hold can't, without reading all.
-    """
+    """Check names of fields; those inside JSON objects can't be, without reading all."""
     fields = {field for group in groups for field in group.fields}
     for name in config.attributes or []:
         if name in fields and kind_of(name) == "bytes":
@@ -399,8 +389,7 @@ def _check_attributes(groups: Iterable[Group], config: DatasetsConfig, root: str
 
 
 def _endings(modality: str) -> tuple[str, ...]:
-    """Endings of the files that the recipe's modality reads; where that doesn't say, of pictures.
-    """
+    """Return endings of the files that the modality reads, else those of pictures."""
     found = [
         tuple(one.spec.suffixes)
         for one in discover().provided
@@ -431,7 +420,7 @@ def _why_nothing(tars: Sequence[IndexedTar], choice: MediaChoice, root: str) -> 
 
 
 def _remarks_on(tars: Sequence[IndexedTar], choice: MediaChoice) -> list[Remark]:
-    """What is wrong with tars, and what of them is not used."""
+    """Count what is wrong with tars, and what of them is not used."""
     groups = [group for tar in tars for group in tar.groups]
     without = [group.key for group in groups if choice.of(group) is None]
     text = "samples in tars that have no media of the kind that is read, left out"
