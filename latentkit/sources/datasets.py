@@ -391,9 +391,11 @@ def _builder(
 
 def _remark_beside(builder: datasets.DatasetBuilder, origin: Origin) -> list[Remark]:
     """Count the files in a folder that the library, going by their names, takes for no data."""
+    if origin.remote is not None:
+        return list(origin.remote.remarks)
     place = origin.local
-    if origin.remote is not None or place is None or not place.is_dir() or origin.is_listed:
-        return [] if origin.remote is None else list(origin.remote.remarks)
+    if place is None or origin.is_listed or not place.is_dir():
+        return []
     files = (builder.config.data_files or {}).values()
     read = {os.path.realpath(one) for each in files for one in each}
     left = [
