@@ -165,7 +165,7 @@ def shrink_on_load(picture: Image.Image, factor: float) -> Shrink:
 
 
 def frame_remarks(picture: Image.Image) -> list[str]:
-    """What to say of an opened picture with frames or pages of which none but the first is used."""
+    """Say of an opened picture that it has more frames or pages than the first, which is used."""
     if picture.format not in FRAMED:
         return []
     try:

@@ -117,7 +117,7 @@ class Said:
 
 
 def read_beside(files: Files, beside: Beside) -> Said:
-    """What the files beside one of media say of it.
+    """Read the files beside one of media.
 
     Raises:
         SampleError: one of them can't be read; the text says which, without its folder.

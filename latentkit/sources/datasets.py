@@ -25,7 +25,7 @@ from latentkit.errors import SourceError
 from latentkit.runtime.hub_places import HubPlace
 from latentkit.runtime.paths import find_file_path
 from latentkit.sources.columns import KEY_COLUMN, Columns, choose_columns
-from latentkit.sources.endings import how_to_read
+from latentkit.sources.endings import how_to_read, is_clutter
 from latentkit.sources.files import LocalFiles
 from latentkit.sources.hub_data import explain_failure, find_hub_data, options_of
 from latentkit.sources.local_data import list_files, open_local
@@ -48,6 +48,8 @@ CONTENT_ERRORS = (
 REACH_ERRORS = (OSError, hub_errors.HTTPError)  # type: ignore[attr-defined]
 
 ROWS_PER_READ = 1000
+DESCRIPTIONS = ("README.md", "LICENSE", "dataset_info.json", "dataset_infos.json")
+"""Files that say of a data set what it is."""
 
 
 class DatasetsSource:
@@ -142,12 +144,18 @@ class DatasetsStream:
         stream: rows; its own shards, in their order, are `shards`.
         columns: what each of its columns is for.
         shards: names and stamps.
+        remarks: on what lies beside them.
     """
 
     def __init__(
-        self, stream: datasets.IterableDataset, columns: Columns, shards: list[Shard]
+        self,
+        stream: datasets.IterableDataset,
+        columns: Columns,
+        shards: list[Shard],
+        remarks: Sequence[Remark] = (),
     ) -> None:
         self._stream = stream
+        self._remarks = remarks
         self._columns = columns
         self._shards = shards
 
@@ -156,6 +164,10 @@ class DatasetsStream:
         change in ns, or the revision on the hub.
         """
         return list(self._shards)
+
+    def remarks(self) -> Iterable[Remark]:
+        """What of the data set is not used."""
+        return list(self._remarks)
 
     def read(self, shard: Shard) -> Iterator[Sample]:
         """The samples of one shard, in the order they have there.
@@ -240,12 +252,16 @@ def _check_keys(keys: pa.ChunkedArray, column: str) -> None:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a data set is: a `local` file or folder, a `place` on the hub, or `remote` files."""
+    """Where a data set is: a `local` file or folder, a `place` on the hub, or `remote` files.
+
+    Of a folder that `is_listed`, the recipe names the files.
+    """
 
     path: str
     local: Path | None
     place: HubPlace | None = None
     remote: RemoteData | None = None
+    is_listed: bool = False
 
 
 def open_datasets(
@@ -269,7 +285,8 @@ def open_datasets(
     if files is None:
         origin = _find(str(config.path), config, context.recipe_dir)
     else:
-        origin = Origin(str(config.path), Path(os.path.commonpath([file.parent for file in files])))
+        folder = Path(os.path.commonpath([file.parent for file in files]))
+        origin = Origin(str(config.path), folder, is_listed=True)
     return _open_by_library(config, origin, files)
 
 
@@ -299,9 +316,9 @@ def _open_by_library(
         columns, fingerprint = choose_columns(dataset.features, config), dataset._fingerprint
         counts = {name: split.num_examples for name, split in (builder.info.splits or {}).items()}
         remarks = remark_other_splits(counts, config.split, "rows")
+        remarks += _remark_beside(builder, origin)
         if origin.remote is not None:
             fingerprint = _digest([config.split, origin.remote.digest])
-            remarks += origin.remote.remarks
         return DatasetsSource(dataset, columns, fingerprint, remarks)
     except (*CONTENT_ERRORS, *REACH_ERRORS) as err:
         reason = explain_failure(err, origin.place) or _root_cause(err)
@@ -372,6 +389,25 @@ def _builder(
     return datasets.load_dataset_builder(BUILDERS[suffix], data_files={"train": names}, **options)
 
 
+def _remark_beside(builder: datasets.DatasetBuilder, origin: Origin) -> list[Remark]:
+    """Count the files in a folder that the library, going by their names, takes for no data."""
+    if origin.remote is not None:
+        return list(origin.remote.remarks)
+    place = origin.local
+    if place is None or origin.is_listed or not place.is_dir():
+        return []
+    files = (builder.config.data_files or {}).values()
+    read = {os.path.realpath(one) for each in files for one in each}
+    left = [
+        name
+        for name in sorted(LocalFiles(place).list(recursive=True).files)
+        if os.path.realpath(place / name) not in read
+        and not (is_clutter(name) or name in DESCRIPTIONS)
+    ]
+    text = "files beside those of the data, not read"
+    return [Remark(text, len(left), name) for name in left[:1]]
+
+
 def _open_stream(
     config: DatasetsConfig, builder: datasets.DatasetBuilder, origin: Origin
 ) -> DatasetsStream:
@@ -404,7 +440,9 @@ def _open_stream(
             Shard(f"{number:05d}", _digest([*stamps, number]))
             for number in range(stream.num_shards)
         ]
-    return DatasetsStream(stream.select_columns(columns.names()), columns, shards)
+    counts = {name: len(files) for name, files in (builder.config.data_files or {}).items()}
+    remarks = remark_other_splits(counts, config.split, "files") + _remark_beside(builder, origin)
+    return DatasetsStream(stream.select_columns(columns.names()), columns, shards, remarks)
 
 
 def _shard_name(file: str, origin: Origin) -> str:

@@ -44,7 +44,7 @@ def names_in(split: str) -> list[str]:
 
 
 def remark_other_splits(counts: Mapping[str, int], wanted: str, kind: str) -> list[Remark]:
-    """One for each split that a recipe doesn't ask for.
+    """Count each split that a recipe doesn't ask for.
 
     Args:
         counts: number of files or rows of each split.

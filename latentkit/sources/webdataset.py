@@ -420,7 +420,7 @@ def _why_nothing(tars: Sequence[IndexedTar], choice: MediaChoice, root: str) -> 
 
 
 def _remarks_on(tars: Sequence[IndexedTar], choice: MediaChoice) -> list[Remark]:
-    """What is wrong with tars, and what of them is not used."""
+    """Count what is wrong with tars, and what of them is not used."""
     groups = [group for tar in tars for group in tar.groups]
     without = [group.key for group in groups if choice.of(group) is None]
     text = "samples in tars that have no media of the kind that is read, left out"

@@ -353,3 +353,20 @@ def test_rows_of_other_splits_are_counted(saved: bool, tmp_path: Path) -> None:
     text = "rows of the split test, not read; source.with.split=test takes them"
     assert isinstance(source, DatasetsSource)
     assert list(source.remarks()) == [Remark(text, 3)]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_files_that_the_library_takes_for_no_data_are_counted(
+    streaming: bool, tmp_path: Path
+) -> None:
+    for name in ("train-00.parquet", "extra.parquet", "other/0.parquet"):
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        make_table([0, 1]).to_parquet(str(tmp_path / "data" / name))
+    (tmp_path / "data" / "README.md").write_text("---\nlicense: mit\n---\n")
+    config = DatasetsConfig(path=str(tmp_path / "data"), streaming=streaming)
+    source = open_datasets(config, BuildContext())
+    assert list(source.remarks()) == [
+        Remark("files beside those of the data, not read", 2, "extra.parquet")
+    ]
+    config = DatasetsConfig(path=str(tmp_path / "data" / "*.parquet"), streaming=streaming)
+    assert list(open_datasets(config, BuildContext()).remarks()) == []
