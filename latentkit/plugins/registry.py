@@ -51,6 +51,7 @@ COMPANIONS = {
     "kohya": "latentkit-trainers",
     "lightningdit": "latentkit-trainers",
     "mar": "latentkit-trainers",
+    "musubi": "latentkit-trainers",
     "perceptual": "latentkit-perceptual",
     "ray": "latentkit-ray",
     "repa": "latentkit-trainers",

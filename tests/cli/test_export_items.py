@@ -198,11 +198,13 @@ def test_names_of_classes_are_numbered_in_their_order(
 def test_text_embeddings_come_from_a_second_dataset_by_key(
     latents: Path, use: UseExporter, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = copy_dataset(latents.parent / "text", DatasetShape(views=("plain",), channels=5))
+    text = copy_dataset(latents.parent / "text", DatasetShape(("plain",), "CL", channels=5))
     kept = Kept(ExportNeeds(text=True))
     use(kept)
     assert export(latents) == 2
     assert "kept needs text embeddings" in capsys.readouterr().err
+    assert export(latents, f"text={latents}") == 2
+    assert "whose axes are CL, got CHW" in capsys.readouterr().err
     assert export(latents, f"text={text}") == 0
     item, data = kept.given["a"], lk.open(text, posterior="mean")
     assert item.text is not None
