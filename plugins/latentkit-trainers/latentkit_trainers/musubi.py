@@ -17,7 +17,7 @@ from torch import Tensor
 from latentkit.contracts import Export, ExportItem, ExportNeeds, Normalization
 from latentkit.kit import safe_name
 from latentkit_trainers import scales
-from latentkit_trainers.captions import caption_of
+from latentkit_trainers.captions import caption_of, remark_on
 from latentkit_trainers.plugin import MusubiConfig
 
 
@@ -140,13 +140,17 @@ class MusubiExporter:
 
     def finish(self, records: Iterable[Any], folder: Path, export: Export) -> str:
         """Write captions.jsonl; returns a dataset configuration."""
+        captions = []
         with (folder / "captions.jsonl").open("w", encoding="utf-8") as listing:
             for line in records:
+                captions.append(line["caption"])
                 listing.write(json.dumps(line, ensure_ascii=False) + "\n")
         sides = [[int(side) for side in bucket.split("x")] for bucket in export.buckets]
         height, width = max(sides, key=lambda size: size[0] * size[1])
         script = f"{self._kind.script}_cache_text_encoder_outputs.py"
         lines = [] if self._config.text else [f"# first: {script} --dataset_config THIS"]
+        if not self._config.text:
+            lines += remark_on(captions, self._config.caption)
         return "\n".join(
             [
                 *lines,
