@@ -17,9 +17,7 @@ from latentkit.store.format import unit_name
 
 @dataclass(frozen=True)
 class ClaimedUnit:
-    """A unit of the first job's plan, and the places of the jobs that claimed theirs of the same
-    samples.
-    """
+    """A unit of the first job's plan, and the places of the jobs that claimed theirs."""
 
     unit: Unit
     takers: tuple[int, ...]

@@ -11,8 +11,7 @@ LONGEST_PART = 120
 
 
 def safe_name(key: str) -> str:
-    """Return a relative path without suffix, of letters, digits and " _-" alone, with folders as
-    the key has them.
+    """Return a relative path of letters, digits and " _-", with the key's folders.
 
     Nothing in it climbs, is absolute or hidden, or has a dot, at which trainers cut names.
     """
@@ -28,9 +27,7 @@ def _safe_part(part: str) -> str:
 
 
 def tell_apart(names: Iterable[str]) -> list[str]:
-    """Return the names, those that came before (in letters of whatever case) with a number behind
-    them, such as "001-2".
-    """
+    """Return the names, repeated ones (in whatever case) with a number, such as "001-2"."""
     wanted = list(names)
     first = {name.casefold() for name in wanted}
     used, last_number = set[str](), dict[str, int]()

@@ -25,8 +25,7 @@ READ_BYTES = 1 << 18
 def open_with_av(
     sample: Sample, kind: str, formats: Sequence[str], install: str = "pip install av"
 ) -> Iterator[InputContainer]:
-    """The opened media of a sample for as long as the context lasts; it is read as it is decoded,
-    never held whole.
+    """Open the media of a sample for the context; it is read as it is decoded.
 
     Args:
         sample: its media is a path, bytes, or what `Sample.read` reads.

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from latentkit.errors import RecipeError
 from latentkit.modalities.buckets import nearest_shape
 from latentkit.modalities.decode_image import (
     decode_picture,
+    frame_remarks,
     open_picture,
     shrink_on_load,
     upright_shape,
@@ -60,6 +62,7 @@ class ImageModality:
     """
 
     metrics: Sequence[str] = ("psnr", "ssim", "ms-ssim", "rfid")
+    ignores_sizes = True
 
     def __init__(self, config: ImageConfig, context: BuildContext) -> None:
         self._config = config
@@ -89,6 +92,7 @@ class ImageModality:
         picture = open_picture(sample.read(), self._formats, self._config.max_pixels)
         if self._config.min_size != "target":
             check_small(self._config, sample.key, (picture.height, picture.width))
+        frames = frame_remarks(picture)
         shrink = Shrink()
         if self._config.resize == "draft":
             original = upright_shape(picture)
@@ -99,12 +103,11 @@ class ImageModality:
         if self._config.min_size == "target":
             check_small(self._config, sample.key, original)
         resizer = Resizer(picture, self._config.resize, shrink)
-        yield from self._views(sample.key, resizer, original, memory)
+        for prepared in self._views(sample.key, resizer, original, memory):
+            yield replace(prepared, remarks=[*prepared.remarks, *frames])
 
     def _cut(self, key: str, original: Shape) -> tuple[dict[str, Box], float]:
-        """The box of every crop, and how many pixels of the picture a pixel of the result covers at
-        least.
-        """
+        """Return each crop's box, and the fewest pixels that a pixel of the result covers."""
         shape = nearest_shape(self._shapes, original)
         crops = dict.fromkeys(unflipped(view) for view in self._config.views)
         boxes = {
@@ -137,8 +140,7 @@ class ImageModality:
             yield Prepared(view, bucket, tensor, geometry, remarks)
 
     def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
-        """Write a PNG with a row of pictures per inner sequence, whatever the sizes; parent folders
-        are made.
+        """Write a PNG with a row of images per inner sequence; parent folders are made.
 
         Args:
             tensors: (C, H, W) each, C of 1, 3 or 4, any float dtype and device, in the encoder's
@@ -205,9 +207,7 @@ def _allowed_shapes(config: ImageConfig, spec: InputSpec) -> list[Shape]:
 
 
 def _to_picture(tensor: Tensor, limits: tuple[float, float]) -> Image.Image:
-    """An "RGB" picture of a (C, H, W) tensor in `limits`; alpha is laid over the color of the
-    sheet.
-    """
+    """Return an "RGB" picture of a (C, H, W) tensor; alpha is laid over the sheet's color."""
     if tensor.ndim != 3 or tensor.shape[0] not in MODES:
         raise ValueError(
             "render takes (C, H, W) tensors with 1, 3 or 4 channels, got shape"
@@ -228,9 +228,7 @@ def _to_picture(tensor: Tensor, limits: tuple[float, float]) -> Image.Image:
 
 
 def _contact_sheet(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
-    """One picture with a row per inner sequence, pictures side by side, gaps between and around
-    them.
-    """
+    """Return one picture with a row per inner sequence, gaps between and around."""
     width = (
         max(sum(picture.width + SHEET_GAP_PIXELS for picture in row) for row in rows)
         + SHEET_GAP_PIXELS

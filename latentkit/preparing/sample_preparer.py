@@ -67,8 +67,7 @@ class Row:
 
 @dataclass(frozen=True)
 class PreparedSample:
-    """What preparing a sample gave: a row per view, or the views that can't be had and the reason.
-    """
+    """What preparing a sample gave: a row per view, or missing views and the reason."""
 
     rows: Sequence[Row]
     skipped: Sequence[RowLabel] = ()
@@ -150,9 +149,7 @@ class Preparer:
         return "memory" in inspect.signature(self.modality.prepare).parameters
 
     def _held(self, sample: Sample) -> Sample:
-        """The sample with the bytes of its file, so that it is read once; with its path where the
-        modality takes that, or must.
-        """
+        """Return the sample with its bytes, read once; or its path where that is wanted."""
         takes_path = getattr(self.modality, "takes_paths", False) or sample.span is not None
         if (
             takes_path

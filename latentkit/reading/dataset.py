@@ -173,8 +173,7 @@ class LatentDataset(BatchedRows):
 
     @property
     def output_name(self) -> str:
-        """Name of the tensor in items and batches: "latent", or "moments" or "indices" as stored.
-        """
+        """Return the tensor's name: "latent", or "moments" or "indices" as stored."""
         return (
             self.tensor_name
             if self.posterior == "moments" or self.layout.kind == "quantised"

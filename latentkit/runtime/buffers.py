@@ -39,9 +39,7 @@ class _Lease:
 
 
 class BufferPool:
-    """Arrays whose memory is used again once nothing refers to them any more; never more than were
-    in use at one time.
-    """
+    """Arrays whose memory is used again once nothing refers to them any more."""
 
     def __init__(self, pinned: bool) -> None:
         self.is_pinned = pinned
@@ -52,6 +50,11 @@ class BufferPool:
     def __reduce__(self) -> tuple[type[BufferPool], tuple[bool]]:
         """Pickled without its buffers."""
         return BufferPool, (self.is_pinned,)
+
+    @property
+    def num_idle(self) -> int:
+        """Return how many buffers wait to be used again."""
+        return len(self._idle)
 
     def get(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
         """Return a C-contiguous array whose content is undefined."""
@@ -104,9 +107,7 @@ class BatchMemory:
         self._lock = threading.Lock()
 
     def row(self, number: int, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array | None:
-        """Where a row goes; None when the batch is of another shape, which whoever comes first
-        decides, or has no such row.
-        """
+        """Return a row's place; None for another shape than the first's, or no such row."""
         with self._lock:
             if self._batch is None:
                 self._batch = self._pool.get((self._num_rows, *shape), dtype)

@@ -37,8 +37,7 @@ def mask_of(rows: Tensor | Mapping[str, Tensor]) -> Tensor | None:
 
 
 def pool_mask(mask: Tensor, factors: Sequence[int | float], causal: Sequence[bool] = ()) -> Tensor:
-    """(N, ...) bool at the size of latents: a position counts where any of those that it was made
-    of does.
+    """Return (N, ...) bool at the size of latents: True where any input position counts.
 
     Args:
         mask: (N, ...) bool.
@@ -84,8 +83,6 @@ def masked_axes(layout: LatentLayout, num_axes: int) -> str:
 
 
 def counted_positions(values: npt.NDArray[Any], mask: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
-    """The positions of (N, C, ...) that count, one after the other: (positions, C, axes that the
-    mask doesn't cover).
-    """
+    """Return the positions of (N, C, ...) that count: (positions, C, axes without a mask)."""
     counted: npt.NDArray[Any] = np.moveaxis(values, 1, mask.ndim)[mask]
     return counted

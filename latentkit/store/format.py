@@ -91,9 +91,7 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class UnitHeader:
-    """The parsed header of a unit: tensors by name, metadata, and the sha256 of the header's own
-    bytes.
-    """
+    """A unit's header: tensors by name, metadata, and the sha256 of its own bytes."""
 
     tensors: Mapping[str, StoredTensor]
     metadata: Mapping[str, str]
@@ -123,8 +121,7 @@ class TensorToWrite:
 def write_unit(
     file: BinaryIO, tensors: Sequence[TensorToWrite], metadata: Mapping[str, str]
 ) -> None:
-    """Write one unit into an empty seekable file; its "sha256" of the data goes into the metadata.
-    """
+    """Write a unit into an empty seekable file, the sha256 of its data in the metadata."""
     entries, data_bytes = _lay_out(tensors)
     header = _header_bytes(entries, {**metadata, "sha256": "0" * 64})
     file.seek(len(header))

@@ -123,9 +123,7 @@ def index_of_chain(plans: Sequence[Plan], units: Mapping[str, ReadUnit]) -> pa.T
 
 
 def build_index(plan: Plan, units: Sequence[ReadUnit], before: pa.Table | None) -> pa.Table:
-    """A row per (sample, view), in the plan's order: those of its own units, and those of the index
-    `before` that it keeps.
-    """
+    """Return a row per (sample, view) in the plan's order, of its units and of `before`."""
     index = _encoded(plan, units) if units else None
     if before is not None:
         kept = _kept(plan, before)
@@ -257,9 +255,7 @@ def index_bytes(index: pa.Table) -> bytes:
 
 
 def has_its_data(folder: Folder, unit: ReadUnit) -> bool:
-    """Whether the unit's data are those that were written, by the hash in its header; reads all of
-    it.
-    """
+    """Return whether a unit's data have the hash in its header; reads all of them."""
     digest = hashlib.sha256()
     with folder.open_file(unit_name(unit.unit.name)) as file:
         file.seek(unit.header.data_start)

@@ -84,8 +84,7 @@ def pack(tensors: Mapping[str, Tensor], ragged_axis: int | None) -> RowBatch:
 
 
 def pad(positions: Array, lengths: Rows, pool: BufferPool) -> tuple[Array, Bools]:
-    """Rows (N, longest, ...) with zeros at their ends, and (N, longest) which positions are not
-    those zeros.
+    """Return rows (N, longest, ...) with zeros at their ends, and which aren't those zeros.
 
     Args:
         positions: (positions, ...) of all rows, end to end.

@@ -98,8 +98,7 @@ def measure(mean: npt.NDArray[Any], logvar: npt.NDArray[Any] | None) -> ChannelS
 
 
 def measure_on_device(stored: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """Return what a writer would else find out on the CPU, where one thread can't keep up with a
-    GPU.
+    """Return what a writer would else find out on the CPU, too slow for a GPU.
 
     Args:
         stored: rows of one shape (N, ...) by name, all of their positions counting, on a device

@@ -105,9 +105,7 @@ class _Spool:
 
 @dataclass
 class _Bucket:
-    """What there is of a bucket: the names of its tensors, its rows and, of ragged ones, how long
-    they are.
-    """
+    """Names of a bucket's tensors, its rows and, of ragged ones, their lengths."""
 
     names: Sequence[str]
     num_rows: int = 0
@@ -262,9 +260,7 @@ class UnitWriter:
     def _measure(
         self, stored: RowBatch, given: RowBatch, measured: Mapping[str, Tensor] | None
     ) -> None:
-        """Statistics of the values that a reader will see and that count, and how far they are from
-        those given where quantized.
-        """
+        """Return statistics of the values that count as read, and int8's rounding error."""
         if measured is not None:
             shape = next(iter(given.tensors.values())).shape
             count = shape[0] * math.prod(shape[2:])
@@ -382,9 +378,7 @@ def ledger_bytes(table: pa.Table) -> memoryview:
 
 
 def _quantized(rows: RowBatch) -> RowBatch:
-    """Moments and latents as int8, each with its scales beside it, a row's at a time; other tensors
-    as they are.
-    """
+    """Return moments and latents as int8 beside their scales; other tensors as they are."""
     stored = dict(rows.tensors)
     for name in (name for name in LATENTS if name in rows.tensors):
         values, scale = int8.quantize(rows.tensors[name].numpy(), rows.lengths)

@@ -15,7 +15,6 @@ from latentkit.contracts import (
     BuildContext,
     Encoder,
     Executor,
-    InputSpec,
     Modality,
     Source,
     StreamSource,
@@ -37,7 +36,6 @@ class EncoderOpener:
     """Device to encoder; each is built once per process. Pickles without what it has built.
 
     Args:
-        plugin, seed, recipe_dir: of the recipe.
         modality: name of the recipe's modality; empty where there is none.
     """
 
@@ -57,11 +55,7 @@ class EncoderOpener:
         return self._opened[device]
 
     def _check_dtype(self, device: str) -> None:
-        """Refuse a dtype that the device has not: latents of another one would pass for these.
-
-        Raises:
-            DeviceError: says so.
-        """
+        """Refuse a dtype that the device has not: latents of another one would pass for these."""
         if getattr(self.plugin.config, "dtype", None) != "bfloat16":
             return
         from latentkit.runtime.device import has_bfloat16
@@ -96,7 +90,6 @@ class ConfiguredEncode:
 
     Args:
         name: of the encoder in `encoders`; empty for the only one.
-        recipe: the whole of it.
     """
 
     name: str
@@ -112,8 +105,7 @@ class ConfiguredEncode:
         )
 
     def open_source(self) -> Source | StreamSource:
-        """The source; where the modality's config has a `media_attribute`, with that attribute of
-        samples as their media.
+        """Open the source, its media taken from the modality's `media_attribute` if set.
 
         Raises:
             SourceError: it isn't there, or is empty.
@@ -151,11 +143,6 @@ class ConfiguredEncode:
                 raise
             raise RecipeError(f"{self.recipe.origin}: {error}") from error
 
-    def build_modality(self, taken: InputSpec) -> Modality:
-        """The modality, told that the encoder takes this."""
-        context = replace(self._context(), input=taken)
-        return self.modality.provided.spec.build(self.modality.config, context)  # type: ignore[no-any-return]
-
     def fitted(self, encoder: Encoder) -> tuple[ConfiguredEncode, list[str]]:
         """The line, sizes that its recipe leaves open set to the nearest that the encoder takes.
 
@@ -185,9 +172,7 @@ class ConfiguredEncode:
 
     @property
     def views(self) -> Sequence[str]:
-        """Names of the views that the modality gives of each sample: its option `views`, else
-        "plain".
-        """
+        """Return the views that the modality gives of each sample, else "plain"."""
         return list(getattr(self.modality.config, "views", ["plain"]))
 
     def fingerprint_parts(self, encoder: Encoder) -> dict[str, str]:

@@ -51,7 +51,6 @@ def export_dataset(path: str, output: str, to: str, options: Mapping[str, Any]) 
         path: the latent dataset, a folder or a URL.
         output: folder that is missing or empty.
         to: name of an exporter plugin.
-        options: of that plugin.
 
     Raises:
         PluginError: there is no such exporter, or it wrote nothing.
@@ -147,8 +146,7 @@ def open_items(
 def open_for_export(
     path: str, views: Sequence[str] | None = None
 ) -> LatentDataset:
-    """A latent dataset as an exporter gets it: every view a row, with all attributes; `dataset[i]`
-    has the mean, never a draw.
+    """Open a dataset for an exporter: every view a row, all attributes, means.
 
     Args:
         views: those to export; None: all.
@@ -192,9 +190,7 @@ def _open_text(path: str | None, is_needed: bool, to: str) -> LatentDataset | No
 def _export_whole(
     exporter: Any, dataset: LatentDataset, folder: Path, output: str, to: str
 ) -> None:
-    """Let an exporter write that takes the dataset as a whole; what it wrote until it failed is
-    removed.
-    """
+    """Let an exporter write that takes the whole dataset; a failed one leaves nothing."""
     part = folder.with_name(f".{folder.name}.part-{secrets.token_hex(4)}")
     try:
         part.mkdir(parents=True)
@@ -211,11 +207,7 @@ def _export_whole(
 
 
 def _check_output(output: str, path: str) -> Path:
-    """The folder to write, absolute.
-
-    Raises:
-        LatentkitError: it is a URL, taken, or part of the dataset.
-    """
+    """The folder to write, absolute."""
     if is_url(output):
         raise LatentkitError(
             f"{output}: expected a local folder to export to; copy it to the URL afterwards"

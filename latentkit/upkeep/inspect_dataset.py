@@ -57,8 +57,7 @@ MOST_COLUMNS = 20
 
 
 def inspect_dataset(path: str, with_ledger: bool = False) -> dict[str, Any]:
-    """Everything that can be said without reading latents; with `with_ledger`, a list of every row
-    too, superseded ones at its end.
+    """Return all that can be said without latents; `with_ledger` adds a list of every row.
 
     Raises:
         StoreError: there is no latent dataset, or it is damaged.
@@ -272,7 +271,6 @@ def describe_remarks(
     """A line for each remark of the source and of samples.
 
     Args:
-        found: the mapping of `inspect_dataset`.
         most: lines, the last of which names the command that lists all.
         source: what the source remarks now; None: what it did when the dataset was written.
     """
