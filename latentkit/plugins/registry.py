@@ -48,6 +48,7 @@ REQUIRES = "requires_contract"
 COMPANIONS = {
     "audio": "latentkit-audio",
     "audio-clips": "latentkit-audio",
+    "fast-dit": "latentkit-trainers",
     "kohya": "latentkit-trainers",
     "lightningdit": "latentkit-trainers",
     "mar": "latentkit-trainers",

@@ -62,6 +62,10 @@ class LightningDitConfig(DrawConfig, LabelConfig):
     samples_per_shard: int = Field(2048, ge=1, description="samples in one file")
 
 
+class FastDitConfig(DrawConfig, OtherScaleConfig, LabelConfig):
+    """Options of `fast-dit`."""
+
+
 class MusubiConfig(ExportConfig, OtherScaleConfig, CaptionConfig):
     """Options of `musubi`."""
 
@@ -85,16 +89,17 @@ EXPORTERS: Mapping[str, tuple[str, type[Config]]] = {
     "mar": ("MAR: .npz of moments in a folder for each class", MarConfig),
     "repa": ("REPA, SiT + REPA: .npy of moments, pictures and dataset.json", RepaConfig),
     "lightningdit": ("LightningDiT: .safetensors and latents_stats.pt", LightningDitConfig),
+    "fast-dit": ("fast-DiT: .npy of features and of labels, each view a sample", FastDitConfig),
     "musubi": ("musubi-tuner: .safetensors for models of images, no pictures needed", MusubiConfig),
 }
-"""Name, which is also the module's, to summary and options."""
+"""Name, which is also the module's with "_" for "-", to summary and options."""
 
 
 def _spec(name: str) -> ExporterSpec:
     summary, config = EXPORTERS[name]
 
     def build(config: Config, context: BuildContext) -> ItemExporter:
-        module = importlib.import_module(f"latentkit_trainers.{name}")
+        module = importlib.import_module(f"latentkit_trainers.{name.replace('-', '_')}")
         exporter: ItemExporter = module.build(config)
         return exporter
 

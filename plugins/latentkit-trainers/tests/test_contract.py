@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from latentkit_trainers.plugin import (
+    FastDitConfig,
     KohyaConfig,
     LightningDitConfig,
     MarConfig,
@@ -193,6 +194,23 @@ class TestLightningDit(ExporterContract):
         for place, key in enumerate(IN_ORDER):
             yield key, "plain", whole["latents"][place]
             yield key, "hflip", whole["latents_flip"][place]
+
+
+class TestFastDit(ExporterContract):
+    spec = SPECS["fast-dit"]
+
+    def make_config(self, tmp_path: Path) -> Config:
+        return FastDitConfig(posterior="mean")
+
+    def read(self, folder: Path) -> Rows:
+        latents, labels = (
+            [np.load(file) for file in sorted((folder / f"imagenet256_{name}").iterdir())]
+            for name in ("features", "labels")
+        )
+        names = [(key, view) for key in IN_ORDER for view in ("plain", "hflip")]
+        for (key, view), latent, label in zip(names, latents, labels, strict=True):
+            assert (label.dtype, label.tolist()) == (np.int64, [LABELS[key]])
+            yield key, view, torch.from_numpy(latent[0])
 
 
 class MusubiContract(ExporterContract):
