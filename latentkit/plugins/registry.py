@@ -48,9 +48,11 @@ REQUIRES = "requires_contract"
 COMPANIONS = {
     "audio": "latentkit-audio",
     "audio-clips": "latentkit-audio",
+    "fast-dit": "latentkit-trainers",
     "kohya": "latentkit-trainers",
     "lightningdit": "latentkit-trainers",
     "mar": "latentkit-trainers",
+    "musubi": "latentkit-trainers",
     "perceptual": "latentkit-perceptual",
     "ray": "latentkit-ray",
     "repa": "latentkit-trainers",
