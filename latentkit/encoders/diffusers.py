@@ -87,8 +87,6 @@ class DiffusersEncoder:
         config_file: config.json of random weights, or of a single file.
         dtype: the network computes in this.
         tiling: encode large inputs in overlapping tiles.
-        device: torch device.
-        seed: of random weights.
         modality: name of the recipe's, for classes that take several; the class's usual one where
             it doesn't take that.
         indices: give indices into the model's codebook; None: as is usual for its class.

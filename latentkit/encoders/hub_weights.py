@@ -68,7 +68,6 @@ def choose_weights(names: Collection[str], where: str, wanted: str | None = None
     """Return one form's files: plain before a variant, safetensors before .bin, with index.
 
     Args:
-        names: of a folder's files.
         where: what messages call the folder.
         wanted: the variant that is to be taken; None: the plain form, else the only one there is.
 

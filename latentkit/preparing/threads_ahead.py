@@ -20,7 +20,6 @@ def prepare_in_order(
         items: asked for on the caller's thread; they may have no end.
         prepare: called in threads.
         num_ahead: most items that are prepared while the caller has one.
-        num_threads: that prepare them.
 
     Raises:
         Exception: what `prepare` raised, in the place of its item.

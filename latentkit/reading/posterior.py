@@ -101,7 +101,6 @@ class RowNoise(Noise):
     """As `Noise`, but a row's numbers depend on nothing but the seed and which row it is.
 
     Args:
-        seed: of all rows.
         rows: which they are, in the order in which they are filled.
         lengths: of ragged rows, how many rows of `fill` are positions of each; None: one.
     """

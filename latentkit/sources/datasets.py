@@ -139,7 +139,6 @@ class DatasetsStream:
     Args:
         stream: rows; its own shards, in their order, are `shards`.
         columns: what each of its columns is for.
-        shards: names and stamps.
     """
 
     def __init__(

@@ -155,7 +155,6 @@ def read_tables(
     """Return what tables say; those further down win, and `must_fit` over those beside.
 
     Args:
-        tables: relative paths.
         must_fit: names of tables that are not left out.
 
     Raises:
@@ -202,7 +201,6 @@ class FileColumn:
 
     Args:
         table: the table; without its first line as names where that is a row too.
-        name: of the column.
         files: for each row the files that it may mean.
         is_elsewhere: the files are found by the ends of their paths, below the table's folder.
     """

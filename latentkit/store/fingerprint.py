@@ -27,7 +27,6 @@ def different_parts(one: Mapping[str, str], other: Mapping[str, str], start: str
     """Sorted names of the parts that decide a latent's value and differ.
 
     Args:
-        one, other: fingerprint parts, by name.
         start: only names that start with this, such as "encoder.".
     """
     one, other = fingerprinted_parts(one), fingerprinted_parts(other)

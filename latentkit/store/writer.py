@@ -121,7 +121,6 @@ class UnitWriter:
     """Collects one unit's rows; nothing is visible before `commit`.
 
     Args:
-        unit: whose file it becomes.
         is_stream: whether samples are labeled here, because the plan knows only shards.
         quantize: whether latents come in float32 and are stored as int8 with their scales.
     """

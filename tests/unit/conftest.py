@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from latentkit.contracts import Entry, Moments, Prepared, Reconstruction, Sample
-from latentkit.training.loop import TrainEvaluation, TrainResult, TrainSettings, WeightedLoss, train
+from latentkit.training.loop import TrainResult, train
+from latentkit.training.settings import TrainEvaluation, TrainSettings, WeightedLoss
 
 
 class Six:

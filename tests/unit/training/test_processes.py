@@ -23,12 +23,12 @@ from torch.nn.functional import avg_pool2d, interpolate, relu
 
 from latentkit.contracts import Entry, LossBatch, Moments, Prepared, Reconstruction, Sample
 from latentkit.losses.reconstruction import mse
-from latentkit.training.loop import (
+from latentkit.training.loop import train
+from latentkit.training.settings import (
     OptimizerSettings,
     TrainSettings,
     WeightedLoss,
     WeightSchedule,
-    train,
 )
 
 NUM_SAMPLES = 4
