@@ -78,7 +78,7 @@ def _report_encode(name: str, result: EncodeRun) -> str:
     found, folder = inspect_dataset(result.folders[name]), _near(result.folders[name])
     command = f"latentkit inspect {in_shell(folder)}"
     lines = [f"{folder}: {count_latents(found['rows'], result.summaries[name])}"]
-    lines += [f"  slow          {text}" for text in _slow(result.summaries[name])]
+    lines += [f"  slow          {text}" for text in explain_slowness(result.summaries[name])]
     lines += _skipped(found, command)
     lines += [
         f"  note          {text}"
@@ -172,7 +172,7 @@ def count_latents(rows: Mapping[str, int], summary: EncodeSummary) -> str:
     return f"{held} {speed}" if here == held else f"{held}; {here} of them here {speed}"
 
 
-def _slow(summary: EncodeSummary) -> list[str]:
+def explain_slowness(summary: EncodeSummary) -> list[str]:
     """What kept the encoder from being busy, and what to do, where that cost some time."""
     if summary.seconds < SLOW_SECONDS:
         return []

@@ -51,7 +51,7 @@ def find_local_or_hub(model: str, revision: str | None, recipe_dir: Path) -> Pat
     """
     path = recipe_dir / Path(model).expanduser()
     if path.exists():
-        return path
+        return _snapshot_in(path, revision or "main")
     place = parse_hub_place(model)
     if place is None:
         instead = (
@@ -68,6 +68,23 @@ def find_local_or_hub(model: str, revision: str | None, recipe_dir: Path) -> Pat
             f" {revision!r}; leave one out"
         )
     return HubPlace(place.repository, revision or place.revision, place.path)
+
+
+def _snapshot_in(path: Path, revision: str) -> Path:
+    """The snapshot of a revision where `path` is a repository in the hub's cache, such as
+    models--owner--name; else `path`.
+    """
+    if not (path / "snapshots").is_dir():
+        return path
+    ref, there = path / "refs" / revision, sorted((path / "snapshots").iterdir())
+    name = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision
+    found = [one for one in there if one.name == name] or there
+    if len(found) != 1:
+        raise EncoderError(
+            f"{path}: none of its {len(there)} snapshots is of the revision {revision!r}; give the"
+            " path of one"
+        )
+    return found[0]
 
 
 def find_model_path(

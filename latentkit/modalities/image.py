@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from latentkit.errors import RecipeError
 from latentkit.modalities.buckets import nearest_shape
 from latentkit.modalities.decode_image import (
     decode_picture,
+    frame_remarks,
     open_picture,
     shrink_on_load,
     upright_shape,
@@ -90,6 +92,7 @@ class ImageModality:
         picture = open_picture(sample.read(), self._formats, self._config.max_pixels)
         if self._config.min_size != "target":
             check_small(self._config, sample.key, (picture.height, picture.width))
+        frames = frame_remarks(picture)
         shrink = Shrink()
         if self._config.resize == "draft":
             original = upright_shape(picture)
@@ -100,7 +103,8 @@ class ImageModality:
         if self._config.min_size == "target":
             check_small(self._config, sample.key, original)
         resizer = Resizer(picture, self._config.resize, shrink)
-        yield from self._views(sample.key, resizer, original, memory)
+        for prepared in self._views(sample.key, resizer, original, memory):
+            yield replace(prepared, remarks=[*prepared.remarks, *frames])
 
     def _cut(self, key: str, original: Shape) -> tuple[dict[str, Box], float]:
         """Return each crop's box, and the fewest pixels that a pixel of the result covers."""

@@ -48,8 +48,12 @@ REQUIRES = "requires_contract"
 COMPANIONS = {
     "audio": "latentkit-audio",
     "audio-clips": "latentkit-audio",
+    "kohya": "latentkit-trainers",
+    "lightningdit": "latentkit-trainers",
+    "mar": "latentkit-trainers",
     "perceptual": "latentkit-perceptual",
     "ray": "latentkit-ray",
+    "repa": "latentkit-trainers",
     "text": "latentkit-text",
     "text-encoder": "latentkit-text",
     "video": "latentkit-video",

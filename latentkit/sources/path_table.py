@@ -23,6 +23,7 @@ from latentkit.sources.tables import (
     PROBED_ROWS,
     FileNames,
     choose_file_column,
+    path_of_url,
     plain_name,
 )
 
@@ -94,6 +95,8 @@ def open_path_table(config: DatasetsConfig, files: Files, name: str) -> PathTabl
             return None
         table = head if is_whole else read_table(files, name)
     except SourceError:
+        if config.media is None and not name.lower().endswith(".parquet"):
+            raise  # no column of a text holds media
         return None  # the library says what is wrong, or reads it all the same
     if config.media is not None and config.media not in table.columns():
         return None
@@ -280,8 +283,7 @@ class _Finder:
 
     def key(self, name: str) -> str:
         """A path in its shortest form; relative where it is below the table's folder."""
-        name = name.strip()
-        name = name.removeprefix("file://") if name.startswith("file:///") else name
+        name = path_of_url(name.strip())
         if is_url(name) and not name.startswith(self._root):
             return name
         path = os.path.normpath(name.removeprefix(self._root)).replace(os.sep, "/")

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+from urllib.parse import unquote
 
 from latentkit.contracts import Remark
 from latentkit.errors import SourceError
@@ -122,7 +123,7 @@ class FileNames:
 
     def _relative(self, name: str, folder: str) -> tuple[str, ...]:
         """The paths below the root that a name may stand for."""
-        name = name.strip()
+        name = path_of_url(name.strip())
         for root in self._roots:
             if name.startswith(root):
                 return (os.path.normpath(name[len(root) :]).replace(os.sep, "/"),)
@@ -222,7 +223,11 @@ class FileColumn:
         )
         elsewhere = Remark(text, self.num_found, self.table.name)
         encoding = encoding_remark(self.table.encoding, 1, self.table.name)
-        return [elsewhere] * self.is_elsewhere + [encoding] * (self.table.encoding != UTF8)
+        bad = [
+            Remark("lines of tables that can't be read, not used", len(self.table.bad_lines), why)
+            for why in self.table.bad_lines[:1]
+        ]
+        return bad + [elsewhere] * self.is_elsewhere + [encoding] * (self.table.encoding != UTF8)
 
 
 def choose_file_column(
@@ -361,6 +366,11 @@ def _list_few(paths: Sequence[str]) -> str:
 def encoding_remark(encoding: str, count: int, example: str) -> Remark:
     """That texts were read in another encoding than UTF-8."""
     return Remark(f"read as {encoding}, not UTF-8", count, example)
+
+
+def path_of_url(name: str) -> str:
+    """The path in a URL such as file:///data/a%20b.png; any other name as it is."""
+    return unquote(name.removeprefix("file://")) if name.startswith("file:///") else name
 
 
 def plain_name(column: str) -> str:

@@ -75,6 +75,11 @@ class UrlFiles:
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (self.url, self._states)
 
+    @property
+    def num_kept_bytes(self) -> int:
+        """Of small files that were fetched ahead and are kept."""
+        return self._ahead.num_bytes
+
     def list(self, recursive: bool) -> Listing:
         """See `Files`."""
         with _as_source_error():
@@ -343,7 +348,7 @@ class _ReadAhead:
         self._files = files
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, bytes] = OrderedDict()
-        self._num_bytes = 0
+        self.num_bytes = 0
         self._order: defaultdict[str, list[str]] = defaultdict(list)
         self._places: dict[str, int] = {}
         self._frontiers: dict[str, int] = {}
@@ -352,7 +357,7 @@ class _ReadAhead:
         """Take these files for those that will be read in this order; forget others."""
         for kept in (self._kept, self._order, self._places, self._frontiers):
             kept.clear()
-        self._num_bytes = 0
+        self.num_bytes = 0
         for path in paths:
             if self._files.size(path) <= SMALL_BYTES:
                 row = self._order[_ending(path)]
@@ -379,9 +384,9 @@ class _ReadAhead:
     def _keep(self, contents: Mapping[str, bytes]) -> None:
         for path, content in contents.items():
             self._kept[path] = content
-            self._num_bytes += len(content)
-        while self._num_bytes > KEPT_BYTES:
-            self._num_bytes -= len(self._kept.popitem(last=False)[1])
+            self.num_bytes += len(content)
+        while self.num_bytes > KEPT_BYTES:
+            self.num_bytes -= len(self._kept.popitem(last=False)[1])
 
 
 @contextmanager

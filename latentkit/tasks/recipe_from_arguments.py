@@ -365,7 +365,8 @@ def _encoder_for(path: Path) -> str:
         path / "config.json",
         *path.glob("*/config.json"),
     ]  # of a pipeline, in a folder for each part
-    if path.is_file() or any(_names_class(config) for config in configs):
+    is_in_cache = (path / "snapshots").is_dir()  # the hub's, of a repository
+    if path.is_file() or is_in_cache or any(_names_class(config) for config in configs):
         return "diffusers"
     if not any(config.is_file() for config in configs) and any(
         file.name.lower().endswith(WEIGHTS) for file in path.iterdir()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,10 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from launching import environment_of_cpus
+from loss_batches import make_batch
 from torch import Tensor, nn
 
 from latentkit.builtin.losses import latentkit_losses
-from latentkit.contracts import BuildContext, InputSpec, LossBatch, Prepared, Reconstruction, Sample
+from latentkit.contracts import BuildContext, InputSpec, Prepared, Sample
 from latentkit.errors import TrainingError
 from latentkit.losses.options import PatchGanConfig
 from latentkit.losses.patch_gan import LogitAverages, PatchDiscriminator, PatchGan
@@ -26,18 +27,6 @@ from latentkit.training.checkpoint import list_checkpoints, read_checkpoint
 from latentkit.training.settings import TrainSettings, WeightedLoss
 
 (SPEC,) = (spec for spec in latentkit_losses() if spec.name == "patch-gan")
-
-
-def make_batch(inputs: Tensor, output: Tensor) -> LossBatch:
-    found = Reconstruction(output=output, latents=torch.zeros(len(inputs), 1))
-    return LossBatch(
-        inputs=inputs,
-        reconstruction=found,
-        mask=None,
-        step=0,
-        encode=lambda x: x,
-        decode=lambda x: x,
-    )
 
 
 def build(seed: int = 0, channels: int = 3, **options: Any) -> PatchGan:
@@ -213,12 +202,9 @@ def test_averages_are_those_of_all_processes_and_one_bad_sample_stops_all(tmp_pa
     """Two processes, means of 1 and 3 in the first pass, 3 in the third; in the second, one of them
     has a sample that isn't finite.
     """
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, str(tmp_path)]
-    started = [
-        subprocess.Popen([*command, rank], env=environment, stderr=subprocess.PIPE, text=True)
-        for rank in "01"
-    ]
+    options: Any = {"env": environment_of_cpus(), "stderr": subprocess.PIPE, "text": True}
+    started = [subprocess.Popen([*command, rank], **options) for rank in "01"]
     for process in started:
         _, errors = process.communicate()
         assert process.returncode == 0, errors
