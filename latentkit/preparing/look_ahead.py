@@ -36,9 +36,7 @@ picture.
 
 
 def gather(rows: Sequence[Row], pool: BufferPool) -> Any:
-    """Return rows as a batch on the CPU: where they lie already if they were prepared side by side,
-    else in memory of the pool.
-    """
+    """Return rows as a batch on the CPU, in place if prepared side by side, else pooled."""
     memory = rows[0].memory
     if memory is not None and all(
         row.memory is memory and row.place == place for place, row in enumerate(rows)

@@ -151,9 +151,7 @@ class DatasetsStream:
         self._shards = shards
 
     def shards(self) -> list[Shard]:
-        """All shards, in the order of their names in the data set; a stamp is size and time of
-        change in ns, or the revision on the hub.
-        """
+        """Return all shards, in order; stamped by size and time in ns, or hub revision."""
         return list(self._shards)
 
     def read(self, shard: Shard) -> Iterator[Sample]:

@@ -75,9 +75,7 @@ class FileNames:
         self._tails: dict[str, dict[str, list[str]]] = {}
 
     def find(self, name: str, folder: str) -> list[str]:
-        """Paths of the files that a name in a table in `folder` may mean; more than one where it
-        can't be told.
-        """
+        """Return paths that a name in a table in `folder` may mean; several where unsure."""
         spellings = dict.fromkeys(
             self._relative(one, folder) for one in (name, name.replace("\\", "/"))
         )
@@ -97,9 +95,7 @@ class FileNames:
         )
 
     def find_elsewhere(self, name: str, folder: str) -> list[str]:
-        """Paths below `folder` that end as the name does: a bare name in another folder, or a path
-        of another machine.
-        """
+        """Return paths below `folder` that end as the name does."""
         if folder not in self._tails:
             self._tails[folder] = self._list_tails(f"{folder}/" if folder else "")
         tails = self._tails[folder]

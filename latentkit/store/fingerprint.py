@@ -12,9 +12,7 @@ RECORDED_ONLY = ("encoder.decoder", "encoder.hub_commit")
 
 
 def fingerprint_of(parts: Mapping[str, str]) -> str:
-    """sha256 of name-value pairs; an encoder's "decoder..." and "hub_commit" are recorded but don't
-    count.
-    """
+    """Return the sha256 of the pairs; "decoder..." and "hub_commit" of encoders don't count."""
     return hashlib.sha256(canonical_json(fingerprinted_parts(parts)).encode()).hexdigest()
 
 

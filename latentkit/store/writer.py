@@ -58,9 +58,7 @@ NOTHING_COUNTS = "no latent of it counts: its mask is empty"
 
 @dataclass(frozen=True)
 class RowLabel:
-    """What a row says besides its tensors: position of its sample in the plan (streams: in its
-    shard), view, media and how it was cut.
-    """
+    """A row's position in the plan (streams: in the shard), view, media and geometry."""
 
     position: int
     view: str
