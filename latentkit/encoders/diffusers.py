@@ -187,7 +187,7 @@ class DiffusersEncoder:
             ) from error
 
     def compile(self) -> None:
-        """Compile the encoding half, a graph per shape, so that bits hang on the batch alone."""
+        """Compile the encoding half, a graph per shape: earlier batches must change no bits."""
         self.encoding_half.encoder.compile(dynamic=False)
 
     def fingerprint(self) -> dict[str, str]:

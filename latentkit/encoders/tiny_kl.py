@@ -154,7 +154,7 @@ class TinyKLEncoder:
             return network.decode(self._arranged(latents, network.decoder))
 
     def compile(self) -> None:
-        """Compile the encoding half, a graph per shape, so that bits hang on the batch alone."""
+        """Compile the encoding half, a graph per shape: earlier batches must change no bits."""
         self._loaded("encoder").encoder.compile(dynamic=False)
 
     def fingerprint(self) -> dict[str, str]:

@@ -36,7 +36,7 @@ picture.
 
 
 def gather(rows: Sequence[Row], pool: BufferPool) -> Any:
-    """Return rows as a batch on the CPU, in place if prepared side by side, else pooled."""
+    """Return rows as a batch on the CPU: where they lie side by side, else copied."""
     memory = rows[0].memory
     if memory is not None and all(
         row.memory is memory and row.place == place for place, row in enumerate(rows)

@@ -94,7 +94,7 @@ def _open_folder(
 
 
 def are_more(others: Sequence[str], tars: Sequence[str]) -> bool:
-    """Return whether other data files than tars prevail; not if named like a tar."""
+    """Return whether another kind of data file is there more often than tars."""
     stems = {_stem(name) for name in tars}
     kinds = Counter(
         os.path.splitext(name)[1].lower()

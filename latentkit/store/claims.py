@@ -81,7 +81,7 @@ class Claims:
 
     @contextmanager
     def heartbeat(self) -> Iterator[None]:
-        """Keep claims alive in a thread; drop them on leaving, unwaiting after an exception."""
+        """Keep the held claims alive in a thread; drop all of them on leaving."""
         stop = threading.Event()
         thread = threading.Thread(target=self._beat, args=(stop,), name="claims", daemon=True)
         thread.start()
