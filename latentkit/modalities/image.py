@@ -145,7 +145,6 @@ class ImageModality:
         Args:
             tensors: (C, H, W) each, C of 1, 3 or 4, any float dtype and device, in the encoder's
                 range; what lies outside is clipped.
-            path: file to write.
 
         Raises:
             ValueError: no tensor at all, or one of another shape.

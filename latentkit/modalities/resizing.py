@@ -21,7 +21,6 @@ class Resizer:
     """One picture, whose pixels are laid out once for all its crops.
 
     Args:
-        picture: "L", "RGB" or "RGBA".
         way: as the option `resize` of `ImageConfig`.
         shrink: how it was made smaller while it was decoded.
     """

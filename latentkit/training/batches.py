@@ -66,9 +66,7 @@ class SampleLocation:
 
 @dataclass(frozen=True)
 class Example:
-    """One view of a sample, (C, ...) float32 in the encoder's range; stored `moments`, (2 C, h, w),
-    are used instead of the encoder.
-    """
+    """A view (C, ...) float32 in the encoder's range; `moments` (2 C, h, w) replace encoding."""
 
     inputs: Tensor
     moments: Tensor | None = None
@@ -83,9 +81,7 @@ Called from several threads at once; raises `SampleError` and `OSError` as a `Mo
 
 @dataclass(frozen=True)
 class Batch:
-    """Prepared samples, (N, C, ...) float32 in the encoder's range, their stored moments (N, 2 C,
-    h, w), and the position behind them.
-    """
+    """Prepared (N, C, ...) float32, moments (N, 2 C, h, w), and the position behind them."""
 
     inputs: Tensor
     after: Position

@@ -44,26 +44,10 @@ from latentkit.training.checkpoint_contents import (
 )
 from latentkit.training.log import TrainingLog
 from latentkit.training.result import finish, finished_steps
-from latentkit.training.settings import (
-    OptimizerSettings,
-    TrainEvaluation,
-    TrainSettings,
-    WeightedLoss,
-    WeightSchedule,
-)
+from latentkit.training.settings import TrainEvaluation, TrainSettings, WeightedLoss
 from latentkit.training.shared_state import Run, Saver
 from latentkit.training.start import check, open_accelerator, rehearse, start
 from latentkit.training.step import copy_buffers, put_back, take_step
-
-__all__ = [
-    "OptimizerSettings",
-    "TrainEvaluation",
-    "TrainResult",
-    "TrainSettings",
-    "WeightSchedule",
-    "WeightedLoss",
-    "train",
-]
 
 
 @dataclass(frozen=True)
