@@ -17,6 +17,7 @@ from latentkit.contracts import BuildContext, InputSpec, Prepared, Sample
 from latentkit.errors import RecipeError
 from latentkit.modalities.buckets import nearest_shape
 from latentkit.modalities.decode_image import (
+    decode_levels,
     decode_picture,
     open_picture,
     shrink_on_load,
@@ -84,19 +85,26 @@ class ImageModality:
             SourceError: too small under `on_small: fail`.
             OSError: the media can't be reached.
         """
-        picture = open_picture(sample.read(), self._formats, self._config.max_pixels)
+        media = sample.read()
+        picture = open_picture(media, self._formats, self._config.max_pixels)
         if self._config.min_size != "target":
             check_small(self._config, sample.key, (picture.height, picture.width))
         shrink = Shrink()
         if self._config.resize == "draft":
             original = upright_shape(picture)
             shrink = shrink_on_load(picture, self._cut(sample.key, original)[1])
-        picture = decode_picture(picture, MODES[self._input.channels], self._config.background)
+        resizer = Resizer(self._decode(picture, media), shrink)
         if shrink.divisor == 1:
-            original = (picture.height, picture.width)
+            original = resizer.shape
         if self._config.min_size == "target":
             check_small(self._config, sample.key, original)
-        yield from self._views(sample.key, Resizer(picture, self._config.resize, shrink), original)
+        yield from self._views(sample.key, resizer, original)
+
+    def _decode(self, picture: Image.Image, media: bytes) -> Image.Image | Levels:
+        mode, background = MODES[self._input.channels], self._config.background
+        if self._config.resize == "pillow":
+            return decode_picture(picture, mode, background)
+        return decode_levels(picture, media, mode, background)
 
     def _cut(self, key: str, original: Shape) -> tuple[dict[str, Box], float]:
         """The box of every crop, and how many pixels of the picture a pixel of the result covers at
