@@ -26,6 +26,7 @@ from latentkit.modalities.image_formats import (
 )
 from latentkit.modalities.image_headers import complete_header
 from latentkit.modalities.tiff_kinds import gray_levels
+from latentkit.runtime.buffers import BufferPool
 
 # What undoes each value of the EXIF tag; 0, 1 and anything unknown are upright.
 UPRIGHT = {
@@ -147,24 +148,35 @@ def decode_picture(
 
 
 def decode_levels(
-    picture: Image.Image, media: bytes, mode: str, background: tuple[int, int, int]
+    picture: Image.Image,
+    media: bytes,
+    mode: str,
+    background: tuple[int, int, int],
+    memory: BufferPool,
 ) -> npt.NDArray[np.uint8]:
     """(H, W, C) levels of what `decode_picture` gives, sooner where that can be.
 
     Args:
         media: the file, of which the header was read.
         picture, mode, background: as for `decode_picture`.
+        memory: of which they are, where it is not Pillow that decodes.
 
     Raises:
         SampleError: as `decode_picture`.
     """
     if is_srgb(picture.info.get("icc_profile")):
-        levels = decode_jpeg(picture, media, mode)
+        levels = decode_jpeg(picture, media, mode, memory)
         if levels is not None:
             turn = UPRIGHT_LEVELS.get(_orientation(picture))
-            return levels if turn is None else np.ascontiguousarray(turn(levels))
+            return levels if turn is None else _copy(turn(levels), memory)
     picture = decode_picture(picture, mode, background)
     return np.asarray(picture).reshape(picture.height, picture.width, -1)
+
+
+def _copy(levels: npt.NDArray[np.uint8], memory: BufferPool) -> npt.NDArray[np.uint8]:
+    copied = memory.get(levels.shape, np.uint8)
+    np.copyto(copied, levels)
+    return copied
 
 
 def upright_shape(picture: Image.Image) -> tuple[int, int]:

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from latentkit.runtime.buffers import BufferPool
+
 Levels = np.ndarray[Any, np.dtype[np.uint8]]
 
 COLOR_SPACES = {"L": "GRAY", "RGB": "RGB"}
@@ -26,7 +28,9 @@ def find_decoder() -> Any:
         return None
 
 
-def decode_jpeg(picture: Image.Image, media: bytes, mode: str) -> Levels | None:
+def decode_jpeg(
+    picture: Image.Image, media: bytes, mode: str, memory: BufferPool
+) -> Levels | None:
     """(H, W, C) levels of a JPEG as they lie in the file; None where Pillow has to decode it: other
     formats, other kinds of color, and whatever is broken, for Pillow's opinion of it.
 
@@ -34,6 +38,7 @@ def decode_jpeg(picture: Image.Image, media: bytes, mode: str) -> Levels | None:
         picture: what Pillow made of the header.
         media: the file.
         mode: "L" or "RGB": channels wanted.
+        memory: of which the levels are.
     """
     decoder = find_decoder()
     is_jpeg = picture.format in ("JPEG", "MPO") and picture.mode == mode
@@ -43,7 +48,8 @@ def decode_jpeg(picture: Image.Image, media: bytes, mode: str) -> Levels | None:
         height, width, *_ = decoder.decode_jpeg_header(media)
         if (width, height) != picture.size:
             return None
-        levels: Levels = decoder.decode_jpeg(media, COLOR_SPACES[mode])
+        room = memory.get((height, width, len(mode)), np.uint8)
+        levels: Levels = decoder.decode_jpeg(media, COLOR_SPACES[mode], buffer=room)
     except ValueError:
         return None
     return levels

@@ -93,7 +93,7 @@ class ImageModality:
         if self._config.resize == "draft":
             original = upright_shape(picture)
             shrink = shrink_on_load(picture, self._cut(sample.key, original)[1])
-        resizer = Resizer(self._decode(picture, media), shrink)
+        resizer = Resizer(self._decode(picture, media), shrink, self._buffers)
         if shrink.divisor == 1:
             original = resizer.shape
         if self._config.min_size == "target":
@@ -104,7 +104,7 @@ class ImageModality:
         mode, background = MODES[self._input.channels], self._config.background
         if self._config.resize == "pillow":
             return decode_picture(picture, mode, background)
-        return decode_levels(picture, media, mode, background)
+        return decode_levels(picture, media, mode, background, self._buffers)
 
     def _cut(self, key: str, original: Shape) -> tuple[dict[str, Box], float]:
         """The box of every crop, and how many pixels of the picture a pixel of the result covers at

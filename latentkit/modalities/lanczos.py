@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from latentkit.modalities.geometry import Box, Shape
+from latentkit.runtime.buffers import BufferPool
 
 Values = np.ndarray[Any, np.dtype[Any]]
 
@@ -43,36 +44,42 @@ class Block:
     weights: Values
 
 
-def resize_levels(levels: Values, box: Box, shape: Shape) -> Values:
+def resize_levels(
+    levels: Values, box: Box, shape: Shape, memory: BufferPool | None = None
+) -> Values:
     """A part of a picture in another size: (C, H, W) float32, whole levels from 0 to 255.
 
     Args:
         levels: (height, width, C) uint8; C of 4 has alpha last, by which the colors count.
         box: the part shown; the filter looks beyond it, as far as the picture goes.
         shape: (H, W) of the result.
+        memory: of which the result is, too; None: fresh.
     """
+    memory = memory or BufferPool(pinned=False)
     rows = filter_blocks(levels.shape[0], box.top, box.height, shape[0], ROW_BITS, BETWEEN)
     columns = filter_blocks(
         levels.shape[1], box.left, box.width, shape[1], COLUMN_BITS, 1 / BETWEEN
     )
     left, right = columns[0].original.start, columns[-1].original.stop
-    planes = _filter_rows(rows, levels[:, left:right], shape[0])
-    result = _filter_columns(columns, planes.reshape(-1, right - left), shape[1], left)
+    planes = _filter_rows(rows, levels[:, left:right], shape[0], memory)
+    result = _filter_columns(columns, planes.reshape(-1, right - left), shape[1], left, memory)
     result = result.reshape(-1, *shape)
     if levels.shape[2] == 4:
         _divide_by_alpha(result)
     return np.rint(np.clip(result, 0, 255, out=result), out=result)
 
 
-def _filter_rows(blocks: Sequence[Block], levels: Values, size: int) -> Values:
+def _filter_rows(
+    blocks: Sequence[Block], levels: Values, size: int, memory: BufferPool
+) -> Values:
     """(C, size, width) float32 of (height, width, C) levels, colors multiplied by alpha: whole
     numbers, `BETWEEN` for a level.
     """
     width, channels = levels.shape[1:]
-    result = np.empty((channels, size, width), np.float32)
+    result = memory.get((channels, size, width), np.float32)
     longest = max(block.weights.shape[1] for block in blocks)
-    room = np.empty((longest, width, channels), np.float32)
-    filtered = np.empty((BLOCK_ROWS, width * channels), np.float32)
+    room = memory.get((longest, width, channels), np.float32)
+    filtered = memory.get((BLOCK_ROWS, width * channels), np.float32)
     for block in blocks:
         num_rows, num_original = block.weights.shape
         part = room[:num_original]
@@ -92,9 +99,11 @@ def _filter_rows(blocks: Sequence[Block], levels: Values, size: int) -> Values:
     return result
 
 
-def _filter_columns(blocks: Sequence[Block], lines: Values, size: int, left: int) -> Values:
+def _filter_columns(
+    blocks: Sequence[Block], lines: Values, size: int, left: int, memory: BufferPool
+) -> Values:
     """(lines, size) float32 of (lines, width) float32, whose first column is `left`."""
-    result = np.empty((len(lines), size), np.float32)
+    result = memory.get((len(lines), size), np.float32)
     for block in blocks:
         columns = slice(block.original.start - left, block.original.stop - left)
         weights = block.weights.T.copy()  # lies as the product wants it

@@ -9,6 +9,7 @@ from PIL import Image
 
 from latentkit.modalities.geometry import Box, Shape, Shrink
 from latentkit.modalities.lanczos import resize_levels
+from latentkit.runtime.buffers import BufferPool
 
 Levels = np.ndarray[Any, np.dtype[Any]]
 """Whole numbers from 0 to 255, uint8 or float32; of a result (C, H, W)."""
@@ -23,11 +24,13 @@ class Resizer:
     Args:
         picture: "L", "RGB" or "RGBA", which Pillow resizes; or (H, W, C) levels, resized here.
         shrink: how it was made smaller while it was decoded.
+        memory: for what is resized here.
     """
 
-    def __init__(self, picture: Image.Image | Levels, shrink: Shrink) -> None:
+    def __init__(self, picture: Image.Image | Levels, shrink: Shrink, memory: BufferPool) -> None:
         self._picture = picture
         self._shrink = shrink
+        self._memory = memory
 
     @property
     def shape(self) -> Shape:
@@ -39,7 +42,7 @@ class Resizer:
     def resize(self, box: Box, shape: Shape) -> Levels:
         """A part of the original, in pixels of the original, at (height, width) `shape`."""
         if not isinstance(self._picture, Image.Image):
-            return resize_levels(self._picture, box.shrunk(self._shrink), shape)
+            return resize_levels(self._picture, box.shrunk(self._shrink), shape, self._memory)
         resized = self._picture.resize(
             (shape[1], shape[0]), Image.Resampling.LANCZOS, box=box.edges()
         )

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageCms
 
 from latentkit.contracts import BuildContext, InputSpec, Sample
@@ -19,6 +20,7 @@ from latentkit.modalities import decode_image, decode_jpeg
 from latentkit.modalities.icc import ADOBE_RGB_EXPONENT, ADOBE_RGB_PRIMARIES, make_profile
 from latentkit.modalities.image import ImageModality
 from latentkit.modalities.options import ImageConfig
+from latentkit.runtime.buffers import BufferPool
 
 simplejpeg = pytest.importorskip("simplejpeg")
 
@@ -101,7 +103,7 @@ def test_pixels_are_those_of_pillow(side: tuple[int, int], kind: str, decoded: D
     media = save(make_pixels(*side), **KINDS[kind])
     channels = 1 if "gray" in kind else 3
     levels = decode_jpeg.decode_jpeg(
-        Image.open(io.BytesIO(media)), media, "L" if channels == 1 else "RGB"
+        Image.open(io.BytesIO(media)), media, "L" if channels == 1 else "RGB", BufferPool(False)
     )
     assert levels is not None
     np.testing.assert_array_equal(
@@ -197,7 +199,7 @@ def test_a_file_whose_two_headers_disagree_is_left_to_pillow() -> None:
     picture = Image.open(io.BytesIO(media))
     at = media.index(b"\xff\xc0") + 5
     other = media[:at] + struct.pack(">HH", 60000, 60000) + media[at + 4 :]
-    assert decode_jpeg.decode_jpeg(picture, other, "RGB") is None
+    assert decode_jpeg.decode_jpeg(picture, other, "RGB", BufferPool(False)) is None
 
 
 def test_without_simplejpeg_pillow_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,3 +207,14 @@ def test_without_simplejpeg_pillow_decodes(monkeypatch: pytest.MonkeyPatch) -> N
     assert decode_jpeg.find_decoder.__wrapped__() is None
 
 
+
+
+def test_pictures_prepared_in_turns_keep_their_pixels() -> None:
+    config = ImageConfig(size=24, views=["plain", "crop-1"], resize="lanczos")
+    modality = ImageModality(config, BuildContext(input=InputSpec(3)))
+    samples = [Sample(str(seed), save(make_pixels(96, 96, seed=seed))) for seed in range(4)]
+    alone = [[row.tensor.clone() for row in modality.prepare(sample)] for sample in samples]
+    together = list(zip(*(modality.prepare(sample) for sample in samples), strict=True))
+    for number, tensors in enumerate(alone):
+        for view, tensor in enumerate(tensors):
+            assert torch.equal(together[view][number].tensor, tensor)
