@@ -136,7 +136,7 @@ class DiffusersEncoder:
     @property
     def normalization(self) -> Normalization:
         """As the model's own pipelines do it."""
-        return self._read_normalization(self._statistics if has_statistics(self._traits) else None)
+        return self._read_normalization(self.statistics if has_statistics(self._traits) else None)
 
     def _read_normalization(self, tensors: Mapping[str, Tensor] | None) -> Normalization:
         return read_normalization(
@@ -160,7 +160,7 @@ class DiffusersEncoder:
         """
         self._check(batch)
         with torch.inference_mode():
-            return self._driver.encode(self._encoding_half, batch.to(self._device))
+            return self._driver.encode(self.encoding_half, batch.to(self._device))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Raw latents or indices, (N, *layout.axes), to a batch like the input, (N, *input.axes),
@@ -175,7 +175,7 @@ class DiffusersEncoder:
             if self._driver.indices
             else latents.to(self._device, self._dtype)
         )
-        model = self._decoding_half
+        model = self.decoding_half
         try:
             with torch.inference_mode():
                 return self._driver.decode(model, latents).float()
@@ -192,11 +192,10 @@ class DiffusersEncoder:
         """Compile the encoding half, a graph per shape: which one a batch runs, and so its bits,
         must not depend on the batches before.
         """
-        self._encoding_half.encoder.compile(dynamic=False)
+        self.encoding_half.encoder.compile(dynamic=False)
 
     def fingerprint(self) -> dict[str, str]:
-        """Class and config, hash of the tensors that `encode` uses in the dtype it uses them in,
-        tiling.
+        """Return class, config, hash of the tensors that `encode` uses in their dtype, tiling.
 
         Recorded only: "decoder", and of a model of the hub "hub_commit", which is
         owner/name@commit.
@@ -204,7 +203,7 @@ class DiffusersEncoder:
         text = json.dumps(
             computing_config(self._complete_config, self._traits, self._tiling), sort_keys=True
         )
-        tensors = self._encoding_half.state_dict()
+        tensors = self.encoding_half.state_dict()
         parts = {
             "class": self._config["_class_name"],
             "config": hashlib.sha256(text.encode()).hexdigest(),
@@ -272,12 +271,7 @@ class DiffusersEncoder:
     # ------------------------------------------------------------ inside
 
     def _check_statistics(self) -> None:
-        """Hold the number of shifts and scales, which the config decides without any weights, to
-        the latents.
-
-        Raises:
-            EncoderError: they don't fit.
-        """
+        """Hold the number of shifts and scales, which the config decides, to the latents."""
         traits, sizes = self._traits, {}
         if traits.statistics == "config" and not self._driver.indices:
             sizes = {
@@ -335,7 +329,7 @@ class DiffusersEncoder:
         return model
 
     @property
-    def _statistics(self) -> Mapping[str, Tensor]:
+    def statistics(self) -> Mapping[str, Tensor]:
         """Statistics among the model's tensors, (C,) each, float32, as in its file.
 
         Not those of the halves, which are rounded to the dtype that these compute in.
@@ -357,7 +351,10 @@ class DiffusersEncoder:
         return read_some(self._path, self._config_place, PLACES, self._variant)
 
     @functools.cached_property
-    def _encoding_half(self) -> Any:
+    def encoding_half(self) -> Any:
+        """The model in eval mode without its decoder, in the encoder's dtype and on its device;
+        loaded when first asked for.
+        """
         model = self._load("encode")
         tensors = model.state_dict()
         self._decoder_hash = hash_tensors(
@@ -378,7 +375,8 @@ class DiffusersEncoder:
         return model.to(self._device, memory_format=form)
 
     @functools.cached_property
-    def _decoding_half(self) -> Any:
+    def decoding_half(self) -> Any:
+        """The model without what only encodes, likewise."""
         model = self._load("decode")
         forget(model, ENCODING_ONLY)
         return model.to(self._device)

@@ -39,8 +39,7 @@ def build_model(config: Mapping[str, Any]) -> Any:
 
 
 def build_unset(config: Mapping[str, Any], dtype: torch.dtype, device: str = "cpu") -> Any:
-    """A model in the dtype, but for what its class keeps in float32; its weights are whatever was
-    in memory.
+    """Return a model in the dtype, but for what its class keeps in float32; weights unset.
 
     Raises:
         EncoderError: the config doesn't fit its class.
@@ -75,9 +74,7 @@ def build_shapes(config: Mapping[str, Any]) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence diffusers' warnings about what a `Fit` turns into errors, and torch's about what
-    diffusers uses of it.
-    """
+    """Silence warnings about what a `Fit` turns into errors, or diffusers uses of torch."""
     level = diffusers.utils.logging.get_verbosity()
     diffusers.utils.logging.set_verbosity(50)
     try:

@@ -38,8 +38,7 @@ def find_model(
     modality: str = "",
     variant: str | None = None,
 ) -> Path:
-    """The local folder (with its config.json) or the single file of a model; a hub id is
-    downloaded.
+    """Return the local folder or single file of a model; a hub id is downloaded.
 
     Args:
         modality: the recipe's; of several autoencoders in a pipeline, the first that takes it is
@@ -56,8 +55,7 @@ def find_model(
 
 
 def _choose_folder(model: str, subfolder: str | None, modality: str, path: Path) -> Path:
-    """The folder of the autoencoder in the folder of a model or a pipeline, by its configs alone.
-    """
+    """Return the autoencoder's folder in that of a model or pipeline, by configs alone."""
     folders = _model_folders(path, subfolder)
     if not folders:
         if not subfolder and _has_weights(path):
@@ -86,9 +84,7 @@ def _choose_folder(model: str, subfolder: str | None, modality: str, path: Path)
 
 
 def _model_folders(path: Path, subfolder: str | None) -> list[Path]:
-    """Folders with a config.json, the likeliest autoencoder first: those named so, then any that
-    has one's class.
-    """
+    """Return folders with a config.json, the likeliest autoencoder first."""
     if subfolder:
         places = [path / subfolder]
     else:
@@ -110,9 +106,7 @@ def _is_driven(folder: Path) -> bool:
 
 
 def _takes(folder: Path, modality: str) -> bool:
-    """Whether a folder holds a model of this modality; a folder without one, or with one that can't
-    be driven, doesn't.
-    """
+    """Return whether a folder holds a model of this modality that can be driven."""
     try:
         config = read_config(folder)
     except EncoderError:
@@ -164,8 +158,7 @@ def _might_be_driven(name: str) -> bool:
 
 
 def find_config_file(name: str, recipe_dir: Path) -> Path:
-    """The config.json that the option config means: a file, a folder with one, or a name of
-    `published_configs`.
+    """Return the config.json of a file, a folder, or a name of `published_configs`.
 
     Raises:
         EncoderError: it is none of these; lists the names.

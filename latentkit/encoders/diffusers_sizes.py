@@ -222,9 +222,7 @@ def _rule(axis: str, factor: Fraction, size: int, model: Any, traits: ModelTrait
 def _measure_frames(
     model: Any, driver: ModelAdapter, channels: int, sizes: Mapping[str, int], before: int
 ) -> tuple[Fraction, SizeRule]:
-    """Frames that one more latent stands for, and the frame counts allowed: none between two that
-    give another number of latents.
-    """
+    """Return the frames that one more latent stands for, and the frame counts allowed."""
     step, first = driver.traits.frames
     while step <= MOST_FRAMES:
         batch = torch.empty(

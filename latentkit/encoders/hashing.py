@@ -10,8 +10,7 @@ from torch import Tensor
 
 
 def hash_tensors(named: Mapping[str, Tensor]) -> str:
-    """sha256 of tensors by name, 64 hexadecimal digits: over name, dtype, shape and bytes, sorted
-    by name.
+    """Return the sha256 of names, dtypes, shapes and bytes of tensors, sorted by name.
 
     The device and the memory format make no difference; the dtype does, so hash the tensors as they
     are computed with.

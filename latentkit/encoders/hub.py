@@ -38,8 +38,7 @@ class _NoBar(tqdm):  # type: ignore[misc]
 
 
 def find_local_or_hub(model: str, revision: str | None, recipe_dir: Path) -> Path | HubPlace:
-    """What a recipe calls a model: a path, relative to the recipe's folder, or a place on the hub,
-    which is not asked yet.
+    """Return the path of a model, or its place on the hub, which is not asked yet.
 
     Args:
         model: a path, `owner/name` with a path behind it or not, or the address of its page.
@@ -52,7 +51,7 @@ def find_local_or_hub(model: str, revision: str | None, recipe_dir: Path) -> Pat
     """
     path = recipe_dir / Path(model).expanduser()
     if path.exists():
-        return path
+        return _snapshot_in(path, revision or "main")
     place = parse_hub_place(model)
     if place is None:
         instead = (
@@ -71,11 +70,27 @@ def find_local_or_hub(model: str, revision: str | None, recipe_dir: Path) -> Pat
     return HubPlace(place.repository, revision or place.revision, place.path)
 
 
+def _snapshot_in(path: Path, revision: str) -> Path:
+    """The snapshot of a revision where `path` is a repository in the hub's cache, such as
+    models--owner--name; else `path`.
+    """
+    if not (path / "snapshots").is_dir():
+        return path
+    ref, there = path / "refs" / revision, sorted((path / "snapshots").iterdir())
+    name = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision
+    found = [one for one in there if one.name == name] or there
+    if len(found) != 1:
+        raise EncoderError(
+            f"{path}: none of its {len(there)} snapshots is of the revision {revision!r}; give the"
+            " path of one"
+        )
+    return found[0]
+
+
 def find_model_path(
     model: str, revision: str | None, patterns: Sequence[str], recipe_dir: Path
 ) -> Path:
-    """The path of a model: what lies there, relative to the recipe's folder, or the files of a hub
-    id, downloaded once.
+    """Return the path of a model; of a hub id, that of its files, downloaded once.
 
     Args:
         model: a path, `owner/name` with a path behind it or not, or the address of its page on the
@@ -111,8 +126,7 @@ def find_model_folder(
     choose: Callable[[Path], Path],
     variant: str | None = None,
 ) -> Path:
-    """The local folder or single file of a model; from the hub, its configs first, then the weights
-    of the folder they name.
+    """Return a model's local folder or file; from the hub, configs come first, then weights.
 
     Args:
         model: a path, `owner/name` with a path behind it or not, or the address of its page on the
@@ -164,8 +178,7 @@ def hub_commit(path: Path | None) -> str | None:
 
 
 class RepositoryFiles:
-    """The names of a repository's files, and the files as they are wanted; what is in the hub
-    library's cache is not fetched again.
+    """Names of a repository's files, and the files as they are wanted, by the hub's cache.
 
     Where the hub gives no answer, the names are those of the snapshot in the cache.
 
@@ -197,8 +210,7 @@ class RepositoryFiles:
             }
 
     def below(self, folder: str) -> list[str]:
-        """The names of the files in a folder and below it, from there; "" is the repository's own.
-        """
+        """Return the names of files in a folder and below it; "" is the repository's."""
         start = f"{folder}/" if folder else ""
         return [name.removeprefix(start) for name in self.names if name.startswith(start)]
 
@@ -254,9 +266,7 @@ class RepositoryFiles:
 
 
 def _configs(files: RepositoryFiles, path: str, subfolder: str | None) -> list[str]:
-    """The configs of a model or pipeline: in its folder, in those directly below, and in
-    `subfolder`.
-    """
+    """Return the configs in a folder, directly below it, and in `subfolder`."""
     below = f"{path}/" if path else ""
     mine = set(files.below(path))
     wanted = {
@@ -269,12 +279,7 @@ def _configs(files: RepositoryFiles, path: str, subfolder: str | None) -> list[s
 
 
 def _download_weights(files: RepositoryFiles, folder: str, variant: str | None) -> None:
-    """Fetch the weights of one folder: one form of them, and of a form in several files those that
-    its index names.
-
-    Raises:
-        EncoderError: there are none, or several forms with nothing to choose between them.
-    """
+    """Fetch one form of a folder's weights; of several files those that its index names."""
     below = "" if folder == "." else f"{folder}/"
     here = files.below(below.rstrip("/"))
     where = f"model {files.model}: {folder if below else 'its folder'}"
@@ -302,9 +307,7 @@ def _download_weights(files: RepositoryFiles, folder: str, variant: str | None) 
 
 
 def _offer(files: RepositoryFiles, place: HubPlace) -> str:
-    """What to give instead of a repository without an autoencoder that can be used: one in
-    diffusers' form, or a file in it.
-    """
+    """Say what to give instead: a repository in diffusers' form, or a file in this one."""
     offers = []
     sibling = f"{place.repository}-Diffusers"
     if (

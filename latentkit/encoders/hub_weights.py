@@ -43,9 +43,7 @@ def find_weights(names: Collection[str], any_name: bool = False) -> list[str]:
 
 
 def forms_of(names: Collection[str]) -> dict[Form, list[str]]:
-    """Return the names of weights, and of the index of several files, by form and sorted; only
-    forms that have weights.
-    """
+    """Return the names of weights and indexes, sorted, by form; only forms with weights."""
     forms: defaultdict[Form, list[str]] = defaultdict(list)
     for name in sorted(names):
         if found := FILE.fullmatch(name) or INDEX.fullmatch(name):
@@ -67,8 +65,7 @@ def choose_form(forms: Collection[Form], wanted: str | None) -> Form | None:
 
 
 def choose_weights(names: Collection[str], where: str, wanted: str | None = None) -> list[str]:
-    """The files of one form: plain before a variant, safetensors before .bin; with the index of
-    several files, if there is one.
+    """Return one form's files: plain before a variant, safetensors before .bin, with index.
 
     Args:
         names: of a folder's files.

@@ -34,8 +34,7 @@ WAN_RESIDUAL = {
 
 
 def to_own_names(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors by the names of the config's class, as far as they are known; what isn't known
-    keeps its name.
+    """Return the tensors by the names of the config's class; unknown names stay.
 
     Args:
         tensors: of one network, without a prefix.
@@ -90,9 +89,7 @@ def _ldm_attention(name: str, config: Mapping[str, Any]) -> str:
 
 
 def _convert_flux2(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """FLUX.2's own file: latent-diffusion's names, quant_conv within the halves, statistics beside
-    them.
-    """
+    """FLUX.2's own file: quant_conv within the halves, statistics beside them."""
     named = {
         re.sub(r"^(encoder|decoder)\.((?:post_)?quant_conv)\.", r"\2.", name): tensor
         for name, tensor in tensors.items()
@@ -103,9 +100,7 @@ def _convert_flux2(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, Ten
 
 
 def _convert_wan(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Wan's own names, and those of whoever took its network: 2.1 by diffusers, the nested blocks
-    of 2.2 here.
-    """
+    """Wan's names: 2.1 by diffusers, the nested blocks of 2.2 here."""
     if any(name.startswith("encoder.downsamples.0.downsamples.") for name in tensors):
         tensors = {_wan22_block(name): tensor for name, tensor in tensors.items()}
     return _convert_as_diffusers(tensors, {**config, "_class_name": "AutoencoderKLWan"})
@@ -163,9 +158,7 @@ def _convert_tiny(tensors: Tensors, _: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _level_names(name: str) -> str:
-    """latent-diffusion's levels, where a class has them under diffusers' usual names and in the
-    same order.
-    """
+    """latent-diffusion's levels, for classes with diffusers' usual names in the same order."""
     name = re.sub(
         r"\.mid\.block_(\d)\.", lambda found: f".mid_block.resnets.{int(found[1]) - 1}.", name
     )

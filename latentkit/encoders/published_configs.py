@@ -88,8 +88,7 @@ def find_published(name: str) -> Path | None:
 def recognize(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], modality: str
 ) -> list[Path]:
-    """The published config that a file's names and shapes fit, and after it those that give the
-    same latents.
+    """Return the published config that names and shapes fit, then those of equal latents.
 
     Args:
         path: of the file, for messages.

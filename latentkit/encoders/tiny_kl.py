@@ -75,9 +75,7 @@ class TinyKLEncoder:
     def __init__(
         self, network: TinyKL, weights: Path | None, dtype: torch.dtype, device: str
     ) -> None:
-        """Takes a network on torch's device "meta" with the file to load it from, or a ready one
-        with None.
-        """
+        """Take a network on the device "meta" with its file, or a ready one with None."""
         config: Mapping[str, Any] = network.config
         self.layout = LatentLayout(
             name="latent",
@@ -164,9 +162,7 @@ class TinyKLEncoder:
         self._loaded("encoder").encoder.compile(dynamic=False)
 
     def fingerprint(self) -> dict[str, str]:
-        """Hashes of the two halves' tensors as they are computed with: "weights" decides latents,
-        "decoder" doesn't.
-        """
+        """Return hashes of both halves' tensors as computed with; "decoder" doesn't count."""
         return {
             "weights": hash_tensors(self._tensors("encoder")),
             "decoder": hash_tensors(self._tensors("decoder")),
@@ -204,9 +200,7 @@ class TinyKLEncoder:
         self._network.register_to_config(**values)  # type: ignore[no-untyped-call]
 
     def save(self, folder: Path) -> None:
-        """Write config.json and the weights, as float16: half the bytes, and rounding far below
-        what 8-bit pictures show.
-        """
+        """Write config.json and the weights as float16: 8-bit images show no difference."""
         tensors = {
             f"{half}.{name}": tensor
             for half in HALVES
@@ -247,9 +241,7 @@ class TinyKLEncoder:
 
 
 def move(module: nn.Module, device: torch.device | str, dtype: torch.dtype) -> None:
-    """Put a module on a device, in a dtype, in the memory format in which its convolutions are
-    fast.
-    """
+    """Put a module on a device, in a dtype, in its convolutions' fast memory format."""
     module.to(device, dtype).to(memory_format=memory_format(device, 4))  # type: ignore[call-overload]
 
 

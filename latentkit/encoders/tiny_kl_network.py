@@ -181,9 +181,7 @@ class TinyKL(ModelMixin, ConfigMixin):
         return cast(Tensor, self.decoder(latents))
 
     def forward(self, images: Tensor) -> Reconstruction:
-        """Pictures through a draw of their posterior, from torch's global random numbers; moments
-        and draw in float32.
-        """
+        """Return the reconstruction of a draw, from global random numbers; float32."""
         moments = self.encode(images)
         moments = Moments(moments.mean.float(), moments.logvar.float())
         latents = moments.mean + torch.exp(0.5 * moments.logvar) * torch.randn_like(moments.mean)

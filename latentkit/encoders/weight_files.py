@@ -41,8 +41,7 @@ DEEPEST = 8
 
 
 def read_tensors(path: Path, where_from: str = "") -> dict[str, Tensor]:
-    """All tensors of a file by name, on the CPU: safetensors, or what torch.save wrote, a trainer's
-    whole checkpoint too.
+    """Return a file's tensors, on the CPU: of safetensors, torch.save, or a whole checkpoint.
 
     Args:
         path: of the file; its first bytes decide what it is, whatever its ending.

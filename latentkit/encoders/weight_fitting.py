@@ -37,8 +37,7 @@ UNUSED = "num_batches_tracked"
 
 @dataclass(frozen=True)
 class Fit:
-    """The tensors under one prefix of a checkpoint, by a model's names, and what keeps them from
-    being its weights.
+    """Tensors under one prefix of a checkpoint, and what keeps them from being the weights.
 
     Args:
         prefix: as in the checkpoint, such as "first_stage_model."; empty for names without one.
@@ -144,9 +143,7 @@ def _name_of(fit: Fit) -> str:
 
 
 def _find_meant(fits: Sequence[Fit], variant: str | None) -> list[Fit]:
-    """The fits of which a variant is the whole name; where there is none, those of which it is a
-    word.
-    """
+    """Return the fits of which a variant is the whole name, else a word of it."""
     if variant is None:
         return list(fits)
     named = [fit for fit in fits if variant == _name_of(fit)]

@@ -86,11 +86,7 @@ def find_weights(path: Path, variant: str | None) -> WeightFiles:
 
 
 def _whole(folder: Path, names: Sequence[str]) -> tuple[Path, ...]:
-    """The one file of a form, else its shards.
-
-    Raises:
-        EncoderError: shards are missing.
-    """
+    """Return the one file of a form, else its shards."""
     single = [name for name in names if "-of-" not in name]
     parts = FILE.fullmatch(names[0])
     if not single and parts and len(names) != int(parts["parts"]):

@@ -66,24 +66,18 @@ REBUILDING: dict[tuple[str, str], Callable[..., Any]] = {
 
 
 def _drop_state(unpickler: Any) -> None:
-    """In the place of the opcode that sets attributes, of anything at hand, or calls its
-    `__setstate__`.
-    """
+    """Replace the opcode that sets attributes or calls `__setstate__`."""
     unpickler.stack.pop()
 
 
 def _make_stand_in(unpickler: Any) -> None:
-    """In the place of the opcode that makes an object by keywords, such as the address of an
-    allocator of a storage.
-    """
+    """Replace the opcode that makes an object by keywords."""
     del unpickler.stack[-2:]
     unpickler.stack[-1] = StandIn()
 
 
 class Unpickler(pickle._Unpickler):
-    """An unpickler that looks up no name but those of `REBUILDING` and torch's dtypes, and changes
-    no object.
-    """
+    """Looks up no name but those of `REBUILDING` and torch's dtypes; changes no object."""
 
     dispatch = {  # noqa: RUF012 (of Python's own class)
         **pickle._Unpickler.dispatch,

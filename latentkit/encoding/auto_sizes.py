@@ -46,9 +46,7 @@ SHARE_OF_MEMORY = 0.8
 
 @dataclass(frozen=True)
 class Measured:
-    """The best batch size, seconds per row at it (0: nothing was measured), and bytes that a row
-    takes when stored.
-    """
+    """The best batch size, seconds per row (0: not measured), and bytes of a stored row."""
 
     batch_size: int
     seconds_per_row: float
@@ -64,14 +62,13 @@ def measure_batches(
     batch_size: int | None,
     num_rows: int | None = None,
 ) -> Measured:
-    """Find the best batch size, and seconds per row at it, with batches of copies of one prepared
-    view.
+    """Find the best batch size and its seconds per row, by copies of one prepared view.
 
     Args:
         encoder: takes `prepared`.
         prepared: a row.
         device: that the encoder is on.
-        store: "moments" or "sample", and
+        store: "moments" or "mean", and
         dtype: of what is stored, for its bytes.
         batch_size: the given one, at which or below which seconds are measured; None tries larger
             ones until they no longer pay, no longer fit, or take too long.
@@ -134,9 +131,7 @@ class _Trials:
         return Measured(size, seconds / size, num_bytes // size)
 
     def can_afford(self, size: int, last: Measured) -> bool:
-        """Return whether a batch of this size, twice the last, is worth its time and fits memory,
-        if rows cost what they did then.
-        """
+        """Return whether a batch of this size is worth its time and fits memory."""
         if self._num_rows is not None and size > self._num_rows:
             return False
         seconds = self._spent_seconds + 2 * size * last.seconds_per_row
@@ -160,9 +155,7 @@ def _row_bytes(prepared: Prepared) -> int:
 
 
 def choose_unit_size(num_samples: int, rows_per_sample: int, measured: Measured) -> int:
-    """Samples per unit: at most 256 MiB and about a minute of work, at least a batch, and some
-    units to share out.
-    """
+    """Return samples per unit: 256 MiB or a minute at most, and some units to share out."""
     by_bytes = UNIT_BYTES // (measured.bytes_per_row * rows_per_sample)
     wanted = min(by_bytes, -(-num_samples // MIN_UNITS))
     if measured.seconds_per_row:
@@ -175,8 +168,7 @@ def _stored_bytes(encoder: Encoder, batch: object, store: str, dtype: torch.dtyp
     """Also the warm-up."""
     latents = encode_batch(encoder, batch)
     check_readable(encoder, latents)
-    draws = [0] * len(next(iter(latents.values()))) if store == "sample" else None
-    return sum(tensor.nbytes for tensor in stored_tensors(latents, store, dtype, draws).values())
+    return sum(tensor.nbytes for tensor in stored_tensors(latents, store, dtype).values())
 
 
 def _time(run: Callable[[], object], device: str) -> float:

@@ -35,9 +35,7 @@ def check_so_far(job: EncodeJob, num_skipped: int, max_bad: float) -> None:
 
 
 def check_index(folder: Folder, inputs: EncodeInputs, max_bad: float, index: pa.Table) -> None:
-    """Refuse to finish a dataset of mostly bad samples; those that the source no longer has don't
-    count, the next plan drops them.
-    """
+    """Refuse to finish a dataset of mostly bad samples; those gone by now don't count."""
     if not isinstance(inputs.source, StreamSource):
         index = index.filter(
             pc.is_in(index["key"], value_set=inputs.entries["key"].combine_chunks())

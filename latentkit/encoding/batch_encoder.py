@@ -88,9 +88,7 @@ class BatchEncoder:
         return encoder
 
     def _mended(self, latents: dict[str, Tensor], batch: Any, bucket: str) -> dict[str, Tensor]:
-        """The latents in float32, rows that weren't finite as the encoder gives them in float32; as
-        they are, if all were finite.
-        """
+        """Return the latents with the rows that weren't finite encoded again in float32."""
         floating = [tensor for tensor in latents.values() if tensor.is_floating_point()]
         if not floating:
             return latents

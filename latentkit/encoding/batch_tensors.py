@@ -4,7 +4,7 @@ is stored of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -174,7 +174,6 @@ def check_latents(
     """Hold an encoder to its own layout.
 
     Args:
-        batch: what was encoded.
         input_axes: a letter for each axis of one of its rows.
 
     Raises:
@@ -207,9 +206,7 @@ def check_latents(
 def _check_sizes(
     name: str, tensor: Tensor, layout: LatentLayout, values: Tensor, input_axes: str
 ) -> None:
-    """Each axis that input and latents share, by its letter, but the ragged one: the sizes, one
-    divided by the other's downscale.
-    """
+    """Hold the axes that input and latents share, but the ragged one, to the downscale."""
     letters = (
         input_axes
         if len(input_axes) == values.ndim - 1
@@ -258,22 +255,15 @@ def check_readable(encoder: Encoder, latents: Mapping[str, Tensor]) -> None:
 
 
 def stored_tensors(
-    latents: Mapping[str, Tensor],
-    store: str,
-    dtype: torch.dtype,
-    draws: Sequence[int] | None,
-    ragged_axis: int | None = None,
+    latents: Mapping[str, Tensor], store: str, dtype: torch.dtype
 ) -> dict[str, Tensor]:
     """What is written of a batch, by name, in the stored dtype: "moments" (mean then logvar),
     "latent" or "indices", and "mask", uint8.
 
     Args:
         latents: as `encode_batch` gives them.
-        store: "moments", "mean" or "sample".
+        store: "moments" or "mean".
         dtype: of the stored latents; indices keep theirs.
-        draws: seed of each row's draw, with "sample".
-        ragged_axis: of the latents, N counted; None where none is. Each row is drawn as if nothing
-            else were there.
     """
     mask = {MASK: latents[MASK].to(torch.uint8)} if MASK in latents else {}
     if "indices" in latents:
@@ -288,26 +278,5 @@ def stored_tensors(
         moments[:, channels:] = logvar
         moments[:, channels:].clamp_(*LOGVAR_RANGE)
         return {"moments": moments, **mask}
-    if draws is not None:
-        noise = _noise(mean, draws, ragged_axis, latents.get(MASK))
-        mean = mean.float() + (0.5 * logvar.float().clamp(*LOGVAR_RANGE)).exp() * noise.to(
-            mean.device
-        )
     return {"latent": mean.to(dtype), **mask}
 
-
-def _noise(
-    like: Tensor, draws: Sequence[int], ragged_axis: int | None, mask: Tensor | None
-) -> Tensor:
-    """Standard normal numbers for each row from its own seed; of a ragged one, as many as it has
-    positions that count, the rest 0.
-    """
-    generators = [torch.Generator().manual_seed(seed) for seed in draws]
-    if ragged_axis is None or mask is None:
-        return torch.stack(
-            [torch.randn(like.shape[1:], generator=generator) for generator in generators]
-        )
-    noise = torch.zeros(like.shape).movedim(ragged_axis, 1)
-    for row, keep, generator in zip(noise, mask.cpu(), generators, strict=True):
-        row[keep] = torch.randn((int(keep.sum()), *row.shape[1:]), generator=generator)
-    return noise.movedim(1, ragged_axis)

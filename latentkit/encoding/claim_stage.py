@@ -12,14 +12,12 @@ from latentkit.encoding.encode_job import EncodeJob
 from latentkit.preparing.sample_preparer import Task
 from latentkit.preparing.unit_samples import list_tasks
 from latentkit.store.claims import Claims
-from latentkit.store.writer import unit_name
+from latentkit.store.format import unit_name
 
 
 @dataclass(frozen=True)
 class ClaimedUnit:
-    """A unit of the first job's plan, and the places of the jobs that claimed theirs of the same
-    samples.
-    """
+    """A unit of the first job's plan, and the places of the jobs that claimed theirs."""
 
     unit: Unit
     takers: tuple[int, ...]

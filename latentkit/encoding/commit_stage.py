@@ -42,8 +42,7 @@ class CommitStage:
         self._threads.shutdown(wait=True)
 
     def put(self, unit: OpenUnit) -> None:
-        """Have a unit committed once all its rows are written; meanwhile those of the next one are.
-        """
+        """Have a unit committed once its rows are written, beside those of the next."""
         self._commits.append(self._threads.submit(self._commit, unit))
 
     def results(self, most_waiting: int) -> Iterator[JobResult]:

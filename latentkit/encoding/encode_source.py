@@ -36,6 +36,7 @@ from latentkit.errors import DamagedError, SourceError, StoreError
 from latentkit.runtime.masks import without_mask
 from latentkit.runtime.numerics import fixed_numerics
 from latentkit.store.claims import Claims
+from latentkit.store.columns import find_places
 from latentkit.store.compact import finish_compaction
 from latentkit.store.dataset_json import (
     DATASET,
@@ -53,8 +54,7 @@ from latentkit.store.plan import Plan, read_chain
 
 @dataclass(frozen=True)
 class EncodeSummary:
-    """What a run did in this process, in seconds of the clock; no row when there was nothing left
-    to do.
+    """What a run did in this process, in seconds; no row when nothing was left to do.
 
     Args:
         num_ok, num_skipped: rows stored, and rows that can't be had.
@@ -146,9 +146,7 @@ def encode_source(
 
 
 def _find_state(folder: Folder, chain: Sequence[Plan], to_compare: int | None) -> State:
-    """Where the folder with these plans stands; `to_compare` is the number of a plan of an earlier
-    run.
-    """
+    """Return where the folder stands; `to_compare` numbers a plan of an earlier run."""
     if not chain:
         return State.NO_PLAN
     if not is_finished(folder, chain[-1]):
@@ -193,10 +191,10 @@ def is_finished(folder: Folder, plan: Plan) -> bool:
 
 def all_parts(inputs: EncodeInputs, settings: EncodeSettings) -> dict[str, str]:
     """Name to value of everything that decides a latent's value."""
-    options = {"seed": str(settings.seed)} if settings.store == "sample" else {}
+    parts = {**inputs.parts, "store": settings.store, "dtype": settings.dtype}
     if settings.on_overflow != "skip":
-        options["on_overflow"] = settings.on_overflow
-    return {**inputs.parts, "store": settings.store, "dtype": settings.dtype, **options}
+        parts["on_overflow"] = settings.on_overflow
+    return parts
 
 
 def describe(
@@ -210,7 +208,7 @@ def describe(
                 without_mask(view.tensor) for view in preview_views(inputs, settings.preview)
             )
             rows = [tensor.to(device) for tensor in tensors if tensor is not None]
-            psnr = measure_psnr(encoder, rows, settings.store, inputs.open_decoder(device))
+            psnr = measure_psnr(encoder, rows, inputs.open_decoder(device))
         decoded = {} if psnr is None else {"psnr_db": psnr, "num_samples": len(rows)}
     remarks = {"remarks": [asdict(remark) for remark in inputs.remarks]} if inputs.remarks else {}
     source = {**inputs.described_source, **remarks}
@@ -235,9 +233,7 @@ def _close(
     device: str,
     settings: EncodeSettings,
 ) -> None:
-    """Write index and dataset.json, in one process at a time: one that is late must not put an
-    older dataset.json over a newer one.
-    """
+    """Write index and dataset.json, one process at a time, so that none goes back to an older."""
     claims = Claims(folder)
     with claims.heartbeat():
         while not claims.take("finalize"):
@@ -279,7 +275,6 @@ def make_job(
         inputs.open_encoder,
         settings.store,
         settings.dtype,
-        settings.seed,
         settings.on_bad_sample,
         effective_settings(plan.settings, settings),
         _places(folder, plan, inputs),
@@ -290,21 +285,11 @@ def make_job(
 
 
 def _places(folder: Folder, plan: Plan, inputs: EncodeInputs) -> npt.NDArray[np.int64] | None:
-    """Where each row of the plan's work now is in the source, by key: samples may have come since.
-    -1: gone.
-
-    Raises:
-        SourceError: the plan is the first, and samples of the units that are left are gone, or most
-            of them changed.
-    """
+    """Return where each row of the plan's work is in the source now, by key; -1: gone."""
     if isinstance(inputs.source, StreamSource):
         return None
     now, planned = inputs.entries, plan.work
-    places: npt.NDArray[np.int64] = (
-        pc.fill_null(pc.index_in(planned["key"], value_set=now["key"].combine_chunks()), -1)
-        .to_numpy()
-        .astype(np.int64)
-    )
+    places = find_places(planned["key"], now["key"])
     if (
         plan.number
     ):  # of a source that changes: what is gone is skipped, and then left out by the next plan
@@ -376,8 +361,7 @@ def add_result(
 
 
 def chain_there(folder: Folder, inputs: EncodeInputs, settings: EncodeSettings) -> list[Plan]:
-    """The plans in the folder, which are of the same settings and kind of source; none in an empty
-    folder.
+    """Return the folder's plans, of the same settings and kind of source; [] where empty.
 
     Raises:
         FingerprintError, SourceError, StoreError: they aren't, or the folder isn't ours.

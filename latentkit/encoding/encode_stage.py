@@ -19,8 +19,9 @@ from latentkit.runtime.buffers import BufferPool
 from latentkit.runtime.device import can_compile, has_float64, say_once
 from latentkit.runtime.masks import MASK
 from latentkit.runtime.transfer import Transfer, WaitClock
+from latentkit.store.format import LATENTS
 from latentkit.store.statistics import measure_on_device
-from latentkit.store.writer import LATENTS, RowLabel
+from latentkit.store.writer import RowLabel
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,6 @@ class EncodedBatch:
     """What is to be written of a batch.
 
     Args:
-        bucket, labels: of its rows.
         tensors: by name, on the CPU in their stored dtype; may be read after `wait`.
         ragged_axis: see `UnitWriter.add`.
         measured: statistics taken on the device; None where the writer takes them.
@@ -52,9 +52,7 @@ class EncodeStage:
     """Encodes the batches of one job.
 
     Args:
-        job, device: what and where.
         pool: memory of batches.
-        clock: of the device.
     """
 
     def __init__(self, job: EncodeJob, device: str, pool: BufferPool, clock: WaitClock) -> None:
@@ -82,12 +80,11 @@ class EncodeStage:
         job, bucket, labels = self._job, rows[0].view.bucket, [row.label for row in rows]
         batch = gather(rows, self._pool)
         copied = self._transfer.to_device(batch)
-        draws = [job.draw_seed(label) for label in labels] if job.store == "sample" else None
         with self._clock.computing() as idle_seconds:
             latents = self._encoder.encode(copied, bucket, job.key_of(labels[0]))
             layout = self._encoder.layout
             ragged_axis = axis_of(layout, layout.ragged_axis) if layout.ragged_axis else None
-            stored = stored_tensors(latents, job.store, self._dtype, draws, ragged_axis)
+            stored = stored_tensors(latents, job.store, self._dtype)
             measured = self._measure(stored)
             tensors, wait = self._transfer.to_host({**stored, **measured})
         found = {name: tensors.pop(name) for name in measured}
@@ -97,9 +94,7 @@ class EncodeStage:
         )
 
     def _measure(self, stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return statistics of plain rows, taken on the device where there is one with float64;
-        else none, and the writer takes them.
-        """
+        """Return statistics taken on a device with float64; {} where the writer takes them."""
         names = [name for name in LATENTS if name in stored and stored[name].device.type != "cpu"]
         if not names or MASK in stored or self._job.dtype == "int8" or not self._has_float64:
             return {}

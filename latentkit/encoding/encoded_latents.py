@@ -81,9 +81,7 @@ class EncodedLatents:
 def as_encoded(
     latents: Mapping[str, Tensor], layout: LatentLayout, normalization: Normalization
 ) -> EncodedLatents:
-    """Return what `encode_batch` gave, free of torch's inference mode, so that a network trained on
-    it can keep it.
-    """
+    """Return what `encode_batch` gave, so that a network trained on it can keep it."""
     own = {
         name: (one.clone() if one.is_inference() else one).contiguous()
         for name, one in latents.items()

@@ -13,8 +13,7 @@ is always allowed.
 
 
 class FillingBatches:
-    """Batches of one unit that are filling up, one a bucket. Which rows share a batch hangs on
-    their order alone.
+    """A unit's unfilled batches, one a bucket; which rows share one hangs on their order.
 
     Args:
         batch_size: rows of a full batch.

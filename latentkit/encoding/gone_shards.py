@@ -10,9 +10,7 @@ from latentkit.contracts import Sample, Shard, StreamSource
 
 @dataclass(frozen=True)
 class WithGoneShards:
-    """A stream that has the shards that are gone too, with nothing in them: the next plan leaves
-    them out.
-    """
+    """A stream with the shards that are gone too, empty: the next plan leaves them out."""
 
     source: StreamSource
     gone: Collection[str]

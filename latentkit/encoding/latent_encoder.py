@@ -40,7 +40,6 @@ class LatentEncoder:
 
     Args:
         name: of the encoder, as the user gave it.
-        encoder: opened.
         device: on which it is, such as "cpu" or "cuda:0".
         dtype: in which it computes, such as "float32"; empty where it has no choice.
         open_decoder: gives the same encoder in float32, where it has a choice, as `data.decode`
@@ -214,11 +213,7 @@ class LatentEncoder:
         return self._modalities[key]
 
     def _check(self, batch: Tensor, shape: tuple[int, ...]) -> None:
-        """Refuse what the encoder would take for something else.
-
-        Raises:
-            ValueError: axes, channels, sizes, dtype or values.
-        """
+        """Refuse what the encoder would take for something else."""
         axes, channels = self.input.axes, self.input.channels
         wanted = ", ".join([str(channels), *axes[1:]])
         low, high = self.input.range

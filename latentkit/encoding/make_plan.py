@@ -55,11 +55,6 @@ MAX_PROBED = 1000
 COMPILE_FROM_SECONDS = 600.0
 """`compile: auto` compiles on a GPU when encoding is going to take so long."""
 
-DRAWING_PARTS = frozenset({"seed", "modality.seed"})
-"""Parts that are there when latents hang on draws, which hang on the sample's key: under another
-key they are other latents.
-"""
-
 LIBRARIES = ("torch", "diffusers", "pillow")
 
 
@@ -67,13 +62,12 @@ LIBRARIES = ("torch", "diffusers", "pillow")
 class EncodeSettings:
     """The numbers and words of an encode recipe; "auto" is measured when the first plan is made."""
 
-    store: Literal["moments", "mean", "sample"] = "moments"
+    store: Literal["moments", "mean"] = "moments"
     dtype: Literal["float16", "bfloat16", "float32", "int8"] = "float16"
     unit_size: int | Literal["auto"] = "auto"
     batch_size: int | Literal["auto"] = "auto"
     threads: int | Literal["auto"] = "auto"
     compile: bool | Literal["auto"] = "auto"
-    seed: int = 0
     on_bad_sample: Literal["skip", "fail"] = "skip"
     max_bad: float = 0.05
     on_overflow: Literal["skip", "retry-fp32"] = "skip"
@@ -87,7 +81,6 @@ class EncodeInputs:
     """What is encoded and by what.
 
     Args:
-        source, modality: built.
         views: names of the views that the modality gives of each sample.
         open_encoder: device to encoder; called again for the same device, it gives the same one.
         parts: name to value of all that decides a latent's value, besides what `settings` adds.
@@ -158,8 +151,7 @@ def first_plan(
 def next_plan(
     folder: Folder, newest: Plan, inputs: EncodeInputs, settings: EncodeSettings
 ) -> Plan | None:
-    """The plan that follows `newest`, whose dataset is finished, or None when nothing changed
-    since.
+    """Return the plan that follows the finished `newest`; None when nothing changed.
 
     Raises:
         SourceError: more than half of the samples are gone, and `prune` is not set.
@@ -183,7 +175,8 @@ def find_changes(
     if isinstance(inputs.source, StreamSource):
         skipped = index.filter(pc.equal(index["status"], "skipped"))["unit"].combine_chunks()
         return compare_shards(newest, inputs.entries, skipped if retry_skipped else skipped[:0])
-    find_renamed = DRAWING_PARTS.isdisjoint(newest.settings.parts)
+    # crops that are drawn hang on the sample's key: under another one they are other latents
+    find_renamed = "modality.seed" not in newest.settings.parts
     return compare_samples(
         index,
         inputs.entries,
@@ -194,9 +187,7 @@ def find_changes(
 
 
 def _agree(folder: Folder, known: int, make: Callable[[], Plan | None]) -> Plan | None:
-    """The committed plan with a number above `known`: ours, or that of another process that was
-    first.
-    """
+    """Return the committed plan with a number above `known`: ours, or another process's."""
     claims = Claims(folder)
     with claims.heartbeat():
         while True:
@@ -253,8 +244,7 @@ def refuse_removal(folder: Folder, changes: Changes, prune: bool) -> None:
 
 
 def describe_entries(inputs: EncodeInputs) -> list[str]:
-    """A line for each attribute: how many samples have it; a stream doesn't say before it is read.
-    """
+    """Return a line for each attribute: how many samples have it; none of a stream."""
     if isinstance(inputs.source, StreamSource):
         return []
     return describe_filling(
@@ -282,9 +272,7 @@ def _hash_media(source: Source, positions: Sequence[int]) -> list[str | None]:
 
 
 def effective_settings(planned: PlanSettings, settings: EncodeSettings) -> PlanSettings:
-    """The plan's settings, with what the recipe now says explicitly; that holds for the units left
-    and each records it.
-    """
+    """Return the plan's settings with what the recipe says now; it holds for units left."""
     given = {
         name: value
         for name in ("batch_size", "threads", "compile")
@@ -373,12 +361,7 @@ def _measure(inputs: EncodeInputs, device: str, settings: EncodeSettings, thread
 
 
 def _refuse_huge(prepared: Prepared, batch_size: int) -> None:
-    """Refuse a batch that, by its input alone, can't fit: the kernel would kill the process without
-    a word.
-
-    Raises:
-        RecipeError: says what it takes and what there is.
-    """
+    """Refuse a batch that can't fit: the kernel would kill the process without a word."""
     row_bytes = num_bytes_of(prepared.tensor)
     if (needed := row_bytes * batch_size) > (there := available_bytes()):
         fits = max(1, there // (4 * row_bytes))
@@ -390,9 +373,7 @@ def _refuse_huge(prepared: Prepared, batch_size: int) -> None:
 
 
 def preview_views(inputs: EncodeInputs, count: int) -> list[Prepared]:
-    """The first view of up to `count` samples, spread over the source (of a stream: its first
-    ones); bad samples are left out.
-    """
+    """Return the first view of up to `count` good samples, spread over the source."""
     if isinstance(inputs.source, StreamSource):
         fetchers = list(itertools.islice(_first_samples(inputs.source), count))
     else:

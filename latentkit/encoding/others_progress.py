@@ -14,9 +14,7 @@ OTHERS_SECONDS = 10.0
 
 
 class OthersProgress:
-    """What other processes have committed since this one began; nobody looks where no line is
-    printed.
-    """
+    """What other processes have committed since; looked up only where a line is printed."""
 
     def __init__(self, job: EncodeJob) -> None:
         self._folder = job.folder

@@ -11,11 +11,10 @@ from __future__ import annotations
 import functools
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
 
-from latentkit.contracts import Executor, InputSpec, Modality, SizeRule, Unit
+from latentkit.contracts import Executor, InputSpec, Modality, Unit
 from latentkit.contracts.encoder_description import readable_input
 from latentkit.encoding.encode_job import EncodeJob, JobResult
 from latentkit.encoding.encode_source import (
@@ -26,24 +25,12 @@ from latentkit.encoding.encode_source import (
     plans_there,
     write_recipe,
 )
-from latentkit.encoding.make_plan import EncodeInputs, EncodeSettings, next_plan, preview_views
+from latentkit.encoding.make_plan import EncodeInputs, EncodeSettings, next_plan
 from latentkit.encoding.unit_workers import make_shared_worker
-from latentkit.errors import PluginError
 from latentkit.store.claims import Claims
 from latentkit.store.folder import Folder
 from latentkit.store.index import committed
 from latentkit.store.plan import Plan, plan_numbers
-
-NUM_PROBED = 3
-"""Samples that are prepared to find out whether a modality asks for sizes while it prepares."""
-
-BuildModality = Callable[[InputSpec], Modality]
-"""What an encoder takes to the modality that prepares for it."""
-
-ASKED = (
-    "for some samples only, the modality asks which sizes the encoder takes, and the encoders of"
-    " this recipe differ in them; encode with each of them by a recipe of its own"
-)
 
 
 @dataclass(frozen=True)
@@ -51,9 +38,7 @@ class EncodeTarget:
     """A latent dataset to make.
 
     Args:
-        folder: of the dataset.
         inputs, settings: as for `encode_source`; the source is the same for all targets of a pass.
-        recipe_text: content of its recipe.yaml.
     """
 
     folder: Folder
@@ -64,9 +49,7 @@ class EncodeTarget:
 
 @dataclass(frozen=True)
 class SharedPassResult:
-    """What the pass did for a target, and whether its newest plan is known to be of the source as
-    it is now.
-    """
+    """What the pass did for a target, and whether its plan was compared with the source."""
 
     summary: EncodeSummary
     is_compared: bool
@@ -74,44 +57,30 @@ class SharedPassResult:
 
 @dataclass(frozen=True)
 class Group:
-    """Names of encoders for which samples are prepared to the same tensors, and the modality that
-    prepares them.
-    """
+    """Names of encoders that take the same tensors, and the modality that prepares them."""
 
-    names: Sequence[str]
+    names: list[str]
     modality: Modality
 
 
-def group_by_input(
-    builders: Mapping[str, BuildModality], inputs: Mapping[str, EncodeInputs], device: str
-) -> list[Group]:
-    """The encoders by what is prepared for them: they take the same but for sizes, for which a
-    modality may refuse but not differ.
+def group_by_input(inputs: Mapping[str, EncodeInputs], device: str) -> list[Group]:
+    """Group encoders that take the same, but for sizes where the modality `ignores_sizes`.
 
     Args:
-        builders: by name of the encoder, what builds its modality.
         inputs: by name of the encoder.
-        device: of the encoders.
-
-    Raises:
-        SourceError: the source has no samples, or can't be reached.
     """
-    encoders = {name: inputs[name].open_encoder(device) for name in builders}
-    specs = {
-        name: readable_input(one.input, one.layout, one.normalization)
-        for name, one in encoders.items()
-    }
-    groups = []
-    for names in _equal({name: replace(spec, sizes={}) for name, spec in specs.items()}):
-        parts, first = _equal({name: specs[name] for name in names}), names[0]
-        if len(parts) > 1 and (
-            modality := _sizeless(
-                builders[first], inputs[first], [specs[part[0]] for part in parts]
-            )
-        ):
-            groups.append(Group(names, modality))
+    groups: list[Group] = []
+    taken: list[InputSpec] = []
+    for name, one in inputs.items():
+        encoder, modality = one.open_encoder(device), one.modality
+        spec = readable_input(encoder.input, encoder.layout, encoder.normalization)
+        if getattr(modality, "ignores_sizes", False):
+            spec = replace(spec, sizes={})
+        if spec in taken:
+            groups[taken.index(spec)].names.append(name)
         else:
-            groups += [Group(part, inputs[part[0]].modality) for part in parts]
+            groups.append(Group([name], modality))
+            taken.append(spec)
     return groups
 
 
@@ -173,9 +142,7 @@ def _agree_on_plans(targets: Sequence[EncodeTarget], device: str) -> list[tuple[
 def _shared_jobs(
     targets: Sequence[EncodeTarget], plans: Sequence[Plan], show_progress: bool
 ) -> dict[int, EncodeJob]:
-    """The jobs of unfinished targets by place, as far as their units hold the same samples as the
-    first one's.
-    """
+    """Return the unfinished jobs, by place, whose units hold the first one's samples."""
     jobs: dict[int, EncodeJob] = {}
     for place, (target, plan) in enumerate(zip(targets, plans, strict=True)):
         if not plan.settings.compacts and not is_finished(target.folder, plan):
@@ -187,8 +154,7 @@ def _shared_jobs(
 
 
 def _are_alike(one: EncodeJob, other: EncodeJob) -> bool:
-    """Whether the same units hold the same samples, and are encoded by the same number of threads.
-    """
+    """Return whether units hold the same samples, encoded by as many threads."""
     if (
         one.settings.threads != other.settings.threads
         or one.plan.settings.stream != other.plan.settings.stream
@@ -206,83 +172,3 @@ def _lacked_by_several(jobs: Sequence[EncodeJob]) -> list[Unit]:
         free = Claims(job.folder).find_free([unit.name for unit in left])
         num_lacking.update(unit.number for unit in left if unit.name in free)
     return [unit for unit in jobs[0].plan.units() if num_lacking[unit.number] > 1]
-
-
-# ---------------------------------------------------------------- what is prepared alike
-
-
-def _equal(specs: Mapping[str, InputSpec]) -> list[list[str]]:
-    """Names with equal specs together."""
-    groups: list[list[str]] = []
-    for name, spec in specs.items():
-        group = next((group for group in groups if specs[group[0]] == spec), None)
-        if group is None:
-            groups.append([name])
-        else:
-            group.append(name)
-    return groups
-
-
-class _SizesMatterError(PluginError):
-    """A modality has asked for what differs between the encoders that it prepares for."""
-
-
-class _CommonRule:
-    """In the place of several encoders' rules for an axis: answers what all of them answer alike,
-    while `may_ask`, and nothing else.
-    """
-
-    def __init__(self, rules: Sequence[SizeRule]) -> None:
-        self._rules, self.may_ask = rules, True
-
-    def allows(self, size: int) -> bool:
-        answers = {rule.allows(size) for rule in self._rules}
-        if not self.may_ask or len(answers) > 1:
-            raise _SizesMatterError(ASKED)
-        return answers.pop()
-
-    def __eq__(self, other: object) -> NoReturn:
-        raise _SizesMatterError(ASKED)
-
-    def __getattr__(self, name: str) -> NoReturn:
-        if name.startswith("__"):
-            raise AttributeError(name)  # what copying and pickling look for
-        raise _SizesMatterError(ASKED)
-
-
-def _sizeless(
-    build: BuildModality, inputs: EncodeInputs, specs: Sequence[InputSpec]
-) -> Modality | None:
-    """The modality, which can't tell the specs apart; they differ in sizes. None where it has to.
-
-    Samples prepared for each and compared would prove little: a modality may round the length of
-    short sounds only, and the last picture may be the first of its bucket. But one that is told
-    nothing of the rules, save answers on single sizes that are the same for all, while it is built,
-    prepares the same whichever of the specs it has. So this one is used for the pass: it can't go
-    wrong unseen. The first samples show whether it asks for more while it prepares; where none is
-    usable, nothing is known.
-    """
-    axes = {
-        axis: [spec.sizes.get(axis, SizeRule()) for spec in specs]
-        for spec in specs
-        for axis in spec.sizes
-    }
-    common = {
-        axis: _CommonRule(rules)
-        for axis, rules in axes.items()
-        if any(rule != rules[0] for rule in rules)
-    }
-    sizes: dict[str, Any] = {axis: common.get(axis, rules[0]) for axis, rules in axes.items()}
-    try:
-        modality = build(replace(specs[0], sizes=sizes))
-    except Exception:  # noqa: BLE001 (plugin boundary)
-        return None
-    for rule in common.values():
-        rule.may_ask = False
-    try:
-        probed = preview_views(
-            replace(inputs, modality=modality), min(NUM_PROBED, inputs.entries.num_rows)
-        )
-    except _SizesMatterError:
-        return None
-    return modality if probed else None

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from latentkit.store.columns import find_places
 from latentkit.store.index import first_rows
 from latentkit.store.plan import Plan
 
@@ -76,18 +77,13 @@ def compare_samples(
     retry_skipped: bool,
     find_renamed: bool = True,
 ) -> Changes:
-    """Differences between the index (its columns key, stamp, content, status, attributes) and a
-    source's entries.
+    """Compare the index (key, stamp, content, status, attributes) with a source's entries.
 
     Media are read where a stamp changed, and with `find_renamed` those of added samples when others
     are gone: a renamed one is found by its content.
     """
     old = first_rows(index)
-    place: Rows = (
-        pc.fill_null(pc.index_in(entries["key"], value_set=old["key"].combine_chunks()), -1)
-        .to_numpy()
-        .astype(np.int64)
-    )
+    place = find_places(entries["key"], old["key"])
     known, added = np.flatnonzero(place >= 0), np.flatnonzero(place < 0)
     gone = np.setdiff1d(np.arange(old.num_rows), place[known])
     changed, touched = _changed(old, entries, place, known, hash_media)
@@ -129,15 +125,9 @@ def compare_samples(
 
 
 def compare_shards(plan: Plan, entries: pa.Table, retried_units: pa.Array) -> Changes:
-    """Differences between a stream's newest plan and its shards; the shards of a unit are kept or
-    encoded again together.
-    """
+    """Compare a stream's newest plan with its shards; those of a unit stay together."""
     table = plan.table
-    place: Rows = (
-        pc.fill_null(pc.index_in(entries["key"], value_set=table["key"].combine_chunks()), -1)
-        .to_numpy()
-        .astype(np.int64)
-    )
+    place = find_places(entries["key"], table["key"])
     known = np.flatnonzero(place >= 0)
     same = known[
         _equal(table["stamp"].take(pa.array(place[known])), entries["stamp"].take(pa.array(known)))
@@ -173,9 +163,7 @@ def compare_shards(plan: Plan, entries: pa.Table, retried_units: pa.Array) -> Ch
 def _changed(
     old: pa.Table, entries: pa.Table, place: Rows, known: Rows, hash_media: HashMedia
 ) -> tuple[Rows, Rows]:
-    """Positions of entries with another stamp: those whose media are others too, and those whose
-    media are the same.
-    """
+    """Return positions of entries with another stamp: with other media, and with the same."""
     same_stamp = _equal(
         old["stamp"].take(pa.array(place[known])), entries["stamp"].take(pa.array(known))
     )

@@ -22,9 +22,7 @@ MAX_WRITES_WAITING = 8
 
 @dataclass
 class OpenUnit:
-    """A unit that is being encoded: its writer, its batches that are filling up, what is still to
-    be written of it, and its times.
-    """
+    """A unit that is being encoded: its writer, unfilled batches, writes and times."""
 
     unit: Unit
     writer: UnitWriter

@@ -24,8 +24,7 @@ AHEAD_PER_CORE = 4
 
 @dataclass(frozen=True)
 class Row:
-    """One view of one sample, or what is left of a bad one: `tensor` (C, ...) is None, and `reason`
-    says why.
+    """One view of a sample, `tensor` (C, ...); of a bad one None, and `reason` says why.
 
     Args:
         position: number of the row, from 0; good and bad ones together.
@@ -85,9 +84,7 @@ def read_rows(source: Source | StreamSource, modality: Modality, bad: BadSamples
 
 
 def batch_rows(rows: Iterable[Row], batch_size: int) -> Iterator[list[Row]]:
-    """Good rows in batches of one bucket; a batch is given as soon as it is full, and what doesn't
-    fill one at the end.
-    """
+    """Give good rows in batches of one bucket, as soon as full; the rest at the end."""
     waiting: dict[str, list[Row]] = {}
     for row in rows:
         group = waiting.setdefault(row.bucket, [])

@@ -34,9 +34,7 @@ class Axis:
         return (found - low) / (high - low) if high > low else 0.5
 
     def ticks(self) -> list[float]:
-        """Round values inside: powers of ten on a logarithmic scale that holds two of them, else
-        about four steps of 1, 2 or 5.
-        """
+        """Return round values inside: powers of ten, or about four steps of 1, 2 or 5."""
         if self.log:
             powers = [
                 10.0**power
@@ -62,7 +60,6 @@ class LineChart:
     """A chart as the page draws it; places and sizes in pixels.
 
     Args:
-        x_ticks, y_ticks: of the axes.
         paths: class and SVG path of each line.
     """
 

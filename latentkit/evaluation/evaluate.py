@@ -82,7 +82,6 @@ class EvaluateSettings:
         num_pictures: samples to keep pictures of, spread over the source; and as many of the worst.
         show_always: decode those spread over the source also where no metric needs that.
         keep_tensors: keep those spread over the source also as tensors, for a modality to render.
-        show_progress: print a live line.
     """
 
     posterior: Posterior = "mean"
@@ -132,8 +131,7 @@ class Evaluation:
 
 
 class Codec(Protocol):
-    """What is evaluated: an `Encoder` that `Decodes`, or a `Trainable`'s module by `ModuleCodec`.
-    """
+    """An `Encoder` that `Decodes`, or a `Trainable`'s module by `ModuleCodec`."""
 
     @property
     def input(self) -> InputSpec: ...
@@ -152,7 +150,6 @@ class ModuleCodec:
 
     Args:
         module: its forward gives a `Reconstruction`, and it has a method `decode`.
-        input, layout: the model's.
     """
 
     module: nn.Module
@@ -377,9 +374,7 @@ def _pass(
 def _with_moments(
     mean: Tensor, logvar: Tensor, positions: Sequence[int], settings: EvaluateSettings
 ) -> MetricBatch:
-    """The posterior's mean, or the draw of it that belongs to each position; logvar is clamped to
-    [-30, 20], as everywhere.
-    """
+    """Return the mean, or the draw that belongs to each position; logvar is clamped."""
     moments = Moments(mean, logvar.clamp(*LOGVAR_RANGE))
     batch = MetricBatch(positions, mean, moments, seed=settings.seed)
     if settings.posterior == "mean":
@@ -390,9 +385,7 @@ def _with_moments(
 
 @contextlib.contextmanager
 def _undisturbed(model: Codec, settings: EvaluateSettings) -> Iterator[None]:
-    """No gradients, eval mode, float32 that is float32, and random numbers of our own; all as
-    before when left.
-    """
+    """Run without gradients, in eval mode, with own random numbers; then all is as before."""
     module = getattr(model, "module", None) if isinstance(model, ModuleCodec) else None
     modes = [(part, part.training) for part in module.modules()] if module is not None else []
     numerics = fixed_numerics(torch.get_num_threads(), settings.device)
@@ -429,11 +422,7 @@ def _finish(
     settings: EvaluateSettings,
     gallery: Gallery,
 ) -> Evaluation:
-    """Everything the metrics found, numbers per sample in the order of the rows.
-
-    Args:
-        good: rows that were measured, in the order in which they were.
-    """
+    """Return what metrics found; `good` are the rows in the order they were measured."""
     figures: dict[str, Figure] = {}
     per_sample: dict[str, Floats] = {}
     tables: dict[str, Mapping[str, Any]] = {}

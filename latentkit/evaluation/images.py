@@ -29,8 +29,6 @@ class GallerySample:
 
     Args:
         error: mean squared error on the scale of 8-bit pictures, by which samples are the worst.
-        position: of the row.
-        key, view: of the sample.
         images: PNG bytes of source, reconstruction, and difference (its size, four times).
     """
 
@@ -72,9 +70,7 @@ class Gallery:
         return any(row.position in self._wanted for row in rows)
 
     def add(self, rows: Sequence[Row], inputs: Tensor, output: Tensor) -> None:
-        """Look at a batch, (N, C, H, W) each, or (N, C, T, H, W), whose middle frame or slice is
-        kept; anything else is passed over.
-        """
+        """Look at a batch (N, C, H, W), or the middle frames of (N, C, T, H, W)."""
         self.num_broken += int((~output.flatten(1).isfinite().all(1)).sum())
         if self._keep_tensors:
             kept = [
@@ -131,9 +127,7 @@ class Gallery:
 
 
 def draw_row(source: Tensor, output: Tensor) -> tuple[bytes, bytes, bytes]:
-    """PNG bytes of two pictures (C, H, W) in [0, 255], and of the size of their difference, four
-    times; alpha is left out.
-    """
+    """Return PNG bytes of two images (C, H, W) in [0, 255], and of 4 times their difference."""
     pair = [_middle(values).cpu() for values in (source, output)]
     difference = (DIFFERENCE_GAIN * (pair[0] - pair[1]).abs()).clamp(max=255)
     images = [_png(values[:3]) for values in (*pair, difference)]
@@ -156,9 +150,7 @@ def _png(values: Tensor) -> bytes:
 
 
 def save_grid(gallery: Gallery, path: Path) -> None:
-    """One PNG at `path`, a sample in each row: source, reconstruction, difference; nothing where no
-    pictures were kept.
-    """
+    """Write a PNG with a sample in each row: source, reconstruction, difference."""
     rows = [
         [Image.open(io.BytesIO(image)).convert("RGB") for image in shown.images]
         for shown in gallery.spread

@@ -26,11 +26,7 @@ RECIPE, METRICS, SAMPLES, REPORT = "recipe.yaml", "metrics.json", "samples.parqu
 
 
 def claim_folder(folder: Folder, recipe: str) -> None:
-    """Make the folder this evaluation's: an earlier one's results go, so that none of another
-    recipe is left beside the new one.
-
-    Args:
-        recipe: text of recipe.yaml.
+    """Make the folder this evaluation's: an earlier one's results go.
 
     Raises:
         StoreError: it can't be written, or holds something else than an evaluation.
@@ -50,21 +46,18 @@ def claim_folder(folder: Folder, recipe: str) -> None:
     folder.replace(RECIPE, recipe.encode())
 
 
-def write_evaluation(
-    folder: Folder, found: Evaluation, about: Mapping[str, Any], curves: str = ""
-) -> None:
+def write_evaluation(folder: Folder, found: Evaluation, about: Mapping[str, Any]) -> None:
     """Write the three files; metrics.json comes last.
 
     Args:
         about: what was evaluated, with what: plain values that go into metrics.json and the report.
-        curves: text of a training run's log.jsonl; empty for none.
 
     Raises:
         StoreError: the disk is full, or the folder can't be written.
     """
     document = {**about, **summarize(found)}
     folder.replace(SAMPLES, samples_parquet(found))
-    folder.replace(REPORT, write_report(document, found, curves).encode())
+    folder.replace(REPORT, write_report(document, found).encode())
     folder.replace(
         METRICS,
         (json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode(),
@@ -73,9 +66,7 @@ def write_evaluation(
 
 
 def summarize(found: Evaluation) -> dict[str, Any]:
-    """The contents of metrics.json; a number that isn't finite is the text "inf", "-inf" or "nan",
-    for which JSON has no number.
-    """
+    """Return metrics.json; JSON has no number for "inf", "-inf" and "nan", which are texts."""
     metrics = {}
     for name, figure in found.figures.items():
         spread = _spread(found.per_sample[name]) if name in found.per_sample else {}

@@ -58,9 +58,7 @@ def bucket_shapes(
 
 
 def nearest_shape(shapes: Iterable[Shape], picture: Shape) -> Shape:
-    """The shape whose aspect is nearest to the picture's on a logarithmic scale; ties go to the
-    larger, then to the flatter one.
-    """
+    """Return the shape of the nearest log aspect; ties go to the larger, then the flatter."""
     wanted = math.log(picture[0] / picture[1])
     # Rounded, so that a tie is a tie whatever the last bit of a logarithm is on this machine.
     return min(

@@ -55,6 +55,11 @@ UPRIGHT_LEVELS: dict[int, Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8
 BOTTOM_FIRST, RIGHT_FIRST = (3, 4, 7, 8), (2, 3, 6, 7)
 
 
+FRAMED = ("GIF", "PNG", "WEBP", "TIFF", "AVIF", "JXL")
+"""Formats with frames or pages; the further ones of MPO are previews and depths as a rule."""
+MORE_FRAMES = "of a picture with several frames or pages, of which the first is used"
+
+
 _pillow_limit_lock = threading.Lock()
 
 
@@ -204,10 +209,18 @@ def shrink_on_load(picture: Image.Image, factor: float) -> Shrink:
     return Shrink(divisor, top, -width / divisor % 1 if orientation in RIGHT_FIRST else 0.0)
 
 
+def frame_remarks(picture: Image.Image) -> list[str]:
+    """What to say of an opened picture with frames or pages of which none but the first is used."""
+    if picture.format not in FRAMED:
+        return []
+    try:
+        return [MORE_FRAMES] * (getattr(picture, "n_frames", 1) > 1)
+    except CONTENT_ERRORS:
+        return []
+
+
 def _turn_upright(picture: Image.Image) -> Image.Image:
-    """A decoded picture as its EXIF orientation says; as it lies where the EXIF data is broken,
-    like in any viewer.
-    """
+    """Turn a picture as its EXIF orientation says; broken EXIF data counts for nothing."""
     # Not ImageOps.exif_transpose: it refuses good pixels for bad EXIF data, which it also writes
     # again.
     method = UPRIGHT.get(_orientation(picture))
@@ -270,8 +283,7 @@ def _to_8_bits(picture: Image.Image, black: int, white: int) -> Image.Image:
 def _blend(
     colors: Image.Image, alpha: Image.Image | None, mode: str, background: tuple[int, int, int]
 ) -> Image.Image:
-    """Colors and their opacity in the mode wanted, over `background` where that mode has no alpha.
-    """
+    """Return colors in the mode wanted, over `background` where that has no alpha."""
     if alpha is not None and mode == "RGBA":
         colors = colors.convert("RGB")
         colors.putalpha(alpha)

@@ -57,8 +57,7 @@ ENLARGED_FAR = f"enlarged to its size, more than twofold ({ENLARGED_ADVICE})"
 
 
 def enlarged_remarks(box: Box, shape: Shape) -> list[str]:
-    """What to say of a view that shows fewer pixels of the picture than it has itself: one of two
-    texts, or nothing.
+    """Return what to say of an enlarged view: one of two texts, or nothing.
 
     Args:
         box: the part of the picture that it shows.
@@ -71,9 +70,7 @@ def enlarged_remarks(box: Box, shape: Shape) -> list[str]:
 
 
 def unflipped(view: str) -> str:
-    """The view that a mirrored one mirrors: "plain" of "hflip", "crop-2" of "hflip-2"; any other
-    view is its own.
-    """
+    """Return the view that a mirrored one mirrors, such as "crop-2" of "hflip-2"; else its own."""
     return "plain" if view == "hflip" else view.replace("hflip-", "crop-")
 
 

@@ -39,9 +39,7 @@ class Shrink:
 
 @dataclass(frozen=True)
 class Box:
-    """A part of a picture, in pixels of the upright original; the corner counts from the top left
-    one.
-    """
+    """A part of an image, in pixels of the upright original, from its top left corner."""
 
     top: float
     left: float
@@ -108,8 +106,7 @@ Numbers = TypeVar("Numbers", float, "np.ndarray[Any, Any]")
 def left_out_share(
     height: Numbers, width: Numbers, crop_height: Numbers, crop_width: Numbers
 ) -> Numbers:
-    """The share of a picture's area, from 0 to 1, that lies outside its crop; of columns of them,
-    too.
+    """Return the share of a picture's area outside its crop, from 0 to 1; also of columns.
 
     The numbers are those of a row's geometry: `height`, `width`, and `crop[2]`, `crop[3]`.
     """

@@ -87,9 +87,7 @@ def _pack_profile(tags: dict[bytes, bytes]) -> bytes:
 
 
 def to_srgb(colors: Image.Image, profile: bytes | None) -> Image.Image:
-    """An "L", "RGB" or "CMYK" picture in sRGB ("L" or "RGB"); a profile that is broken or of
-    another kind of color counts for nothing.
-    """
+    """Convert "L", "RGB" or "CMYK" to sRGB ("L" or "RGB"); a broken profile counts for nothing."""
     transform = _srgb_transform(profile) if profile else None
     if transform is not None:
         if transform.input_mode == "RGB" and colors.mode == "L":
@@ -124,9 +122,7 @@ def _srgb_transform(profile: bytes) -> ImageCms.ImageCmsTransform | None:
 
 
 def _changes_nothing(transform: ImageCms.ImageCmsTransform) -> bool:
-    """Whether no color of a 6 x 6 x 6 lattice moves by more than one level: one of sRGB's many
-    spellings, where converting only costs.
-    """
+    """Return whether no color of a 6 x 6 x 6 lattice moves by more than one level."""
     levels = np.arange(0, 256, 51, dtype=np.uint8)
     lattice = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(
         6, 36, 3

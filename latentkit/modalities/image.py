@@ -6,19 +6,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 
-from latentkit.contracts import BuildContext, InputSpec, Prepared, Sample
+from latentkit.contracts import BuildContext, InputSpec, Prepared, RowMemory, Sample
 from latentkit.errors import RecipeError
 from latentkit.modalities.buckets import nearest_shape
 from latentkit.modalities.decode_image import (
     decode_levels,
     decode_picture,
+    frame_remarks,
     open_picture,
     shrink_on_load,
     upright_shape,
@@ -33,7 +36,7 @@ from latentkit.modalities.framing import (
 from latentkit.modalities.geometry import Box, Shape, Shrink, nearest_allowed
 from latentkit.modalities.image_formats import known_formats
 from latentkit.modalities.resizing import Levels, Resizer
-from latentkit.runtime.buffers import BufferPool, prepared_memory
+from latentkit.runtime.buffers import BufferPool
 from latentkit.runtime.memory import refuse_beyond_memory
 
 if TYPE_CHECKING:
@@ -60,6 +63,7 @@ class ImageModality:
     """
 
     metrics: Sequence[str] = ("psnr", "ssim", "ms-ssim", "rfid")
+    ignores_sizes = True
 
     def __init__(self, config: ImageConfig, context: BuildContext) -> None:
         self._config = config
@@ -76,7 +80,7 @@ class ImageModality:
         self._formats = known_formats()
         self._buffers = BufferPool(pinned=False)
 
-    def prepare(self, sample: Sample) -> Iterator[Prepared]:
+    def prepare(self, sample: Sample, memory: RowMemory | None = None) -> Iterator[Prepared]:
         """Every view of a picture, in the recipe's order: (C, H, W) float32 in the encoder's range,
         from one decode.
 
@@ -85,10 +89,12 @@ class ImageModality:
             SourceError: too small under `on_small: fail`.
             OSError: the media can't be reached.
         """
+        memory = memory or self._buffers
         media = sample.read()
         picture = open_picture(media, self._formats, self._config.max_pixels)
         if self._config.min_size != "target":
             check_small(self._config, sample.key, (picture.height, picture.width))
+        frames = frame_remarks(picture)
         shrink = Shrink()
         if self._config.resize == "draft":
             original = upright_shape(picture)
@@ -98,7 +104,8 @@ class ImageModality:
             original = resizer.shape
         if self._config.min_size == "target":
             check_small(self._config, sample.key, original)
-        yield from self._views(sample.key, resizer, original)
+        for prepared in self._views(sample.key, resizer, original, memory):
+            yield replace(prepared, remarks=[*prepared.remarks, *frames])
 
     def _decode(self, picture: Image.Image, media: bytes) -> Image.Image | Levels:
         mode, background = MODES[self._input.channels], self._config.background
@@ -107,9 +114,7 @@ class ImageModality:
         return decode_levels(picture, media, mode, background, self._buffers)
 
     def _cut(self, key: str, original: Shape) -> tuple[dict[str, Box], float]:
-        """The box of every crop, and how many pixels of the picture a pixel of the result covers at
-        least.
-        """
+        """Return each crop's box, and the fewest pixels that a pixel of the result covers."""
         shape = nearest_shape(self._shapes, original)
         crops = dict.fromkeys(unflipped(view) for view in self._config.views)
         boxes = {
@@ -119,7 +124,9 @@ class ImageModality:
             min(box.height / shape[0], box.width / shape[1]) for box in boxes.values()
         )
 
-    def _views(self, key: str, resizer: Resizer, original: Shape) -> Iterator[Prepared]:
+    def _views(
+        self, key: str, resizer: Resizer, original: Shape, memory: RowMemory
+    ) -> Iterator[Prepared]:
         shape = nearest_shape(self._shapes, original)
         boxes, _ = self._cut(key, original)
         resized: dict[str, Levels] = {}
@@ -136,11 +143,11 @@ class ImageModality:
                 "flip": view != crop,
             }
             bucket, remarks = f"{shape[0]}x{shape[1]}", enlarged_remarks(box, shape)
-            yield Prepared(view, bucket, self._to_tensor(levels), geometry, remarks)
+            tensor = self._to_tensor(levels, memory.get(levels.shape, np.float32))
+            yield Prepared(view, bucket, tensor, geometry, remarks)
 
     def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
-        """Write a PNG with a row of pictures per inner sequence, whatever the sizes; parent folders
-        are made.
+        """Write a PNG with a row of images per inner sequence; parent folders are made.
 
         Args:
             tensors: (C, H, W) each, C of 1, 3 or 4, any float dtype and device, in the encoder's
@@ -160,12 +167,11 @@ class ImageModality:
         path.parent.mkdir(parents=True, exist_ok=True)
         _contact_sheet(rows).save(path, format="PNG")
 
-    def _to_tensor(self, levels: Levels) -> Tensor:
-        """(C, H, W) float32 of levels: 0 is the lower limit of the encoder's range, 255 the upper
-        one, both exactly.
+    def _to_tensor(self, levels: Levels, values: npt.NDArray[np.float32]) -> Tensor:
+        """(C, H, W) float32 of levels, in `values`: 0 is the lower limit of the encoder's range,
+        255 the upper one, both exactly.
         """
         low, high = self._input.range
-        values = prepared_memory(levels.shape, np.float32, self._buffers)
         # Divided rather than multiplied by the inverse, which is not a float: 255 would miss the
         # limit.
         np.divide(levels, np.float32(255 / (high - low)), out=values, dtype=np.float32)
@@ -208,9 +214,7 @@ def _allowed_shapes(config: ImageConfig, spec: InputSpec) -> list[Shape]:
 
 
 def _to_picture(tensor: Tensor, limits: tuple[float, float]) -> Image.Image:
-    """An "RGB" picture of a (C, H, W) tensor in `limits`; alpha is laid over the color of the
-    sheet.
-    """
+    """Return an "RGB" picture of a (C, H, W) tensor; alpha is laid over the sheet's color."""
     if tensor.ndim != 3 or tensor.shape[0] not in MODES:
         raise ValueError(
             "render takes (C, H, W) tensors with 1, 3 or 4 channels, got shape"
@@ -231,9 +235,7 @@ def _to_picture(tensor: Tensor, limits: tuple[float, float]) -> Image.Image:
 
 
 def _contact_sheet(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
-    """One picture with a row per inner sequence, pictures side by side, gaps between and around
-    them.
-    """
+    """Return one picture with a row per inner sequence, gaps between and around."""
     width = (
         max(sum(picture.width + SHEET_GAP_PIXELS for picture in row) for row in rows)
         + SHEET_GAP_PIXELS

@@ -20,9 +20,7 @@ from latentkit.contracts import (
 
 
 class BucketsConfig(Config):
-    """Aspect-ratio buckets: each picture is prepared to the bucket whose aspect is nearest to its
-    own.
-    """
+    """Aspect-ratio buckets: each image is prepared to the one nearest to its aspect."""
 
     area: int | None = Field(
         None, gt=0, description="pixels of a bucket, at most (height x width); or give shapes"
@@ -87,9 +85,7 @@ VIEW_HELP = (
 
 
 class FramingConfig(Config):
-    """Which part of a picture is kept, and at which size; of `image`, and of other modalities that
-    show pictures.
-    """
+    """Which part of an image is kept, and at which size; of all modalities of images."""
 
     size: int | tuple[int, int] = Field(
         256,
@@ -129,7 +125,14 @@ class FramingConfig(Config):
     @field_validator("buckets", mode="before")
     @classmethod
     def _named_buckets(cls, buckets: Any) -> Any:
-        return {"shapes": buckets} if isinstance(buckets, str) else buckets
+        if isinstance(buckets, str):
+            return {"shapes": buckets}
+        # Behind a validator of this mode pydantic is strict as with Python's own values, of which
+        # a list is no tuple; a recipe has lists alone.
+        if isinstance(buckets, dict) and isinstance(buckets.get("shapes"), list):
+            shapes = [tuple(one) if isinstance(one, list) else one for one in buckets["shapes"]]
+            return {**buckets, "shapes": shapes}
+        return buckets
 
     @field_validator("size")
     @classmethod

@@ -49,8 +49,12 @@ REQUIRES = "requires_contract"
 COMPANIONS = {
     "audio": "latentkit-audio",
     "audio-clips": "latentkit-audio",
+    "kohya": "latentkit-trainers",
+    "lightningdit": "latentkit-trainers",
+    "mar": "latentkit-trainers",
     "perceptual": "latentkit-perceptual",
     "ray": "latentkit-ray",
+    "repa": "latentkit-trainers",
     "text": "latentkit-text",
     "text-encoder": "latentkit-text",
     "video": "latentkit-video",
@@ -167,8 +171,6 @@ class Registry:
         """The validated config of a plugin, of the class its spec names.
 
         Args:
-            kind: of the plugin.
-            name: of the plugin.
             options: what stands under `with:`.
             where: key of the recipe that uses the plugin, such as "losses[1]".
             origin: the recipe's file, put before every line of an error.
@@ -250,9 +252,7 @@ def _normalize(name: str) -> str:
 
 
 def _find_plugins(problems: list[Problem]) -> list[_Plugin]:
-    """Core's own plugin, then those of installed distributions, sorted by distribution and by entry
-    point.
-    """
+    """Return core's plugin, then the installed ones by distribution and entry point."""
     found: dict[str, list[_Plugin]] = {}
     for distribution in metadata.distributions():
         try:
@@ -310,9 +310,6 @@ def _load_entry(entry: metadata.EntryPoint) -> Any:
     """What an entry point names.
 
     The packages that it lies in are asked first, before an import of something new can fail.
-
-    Raises:
-        PluginError: it says that it needs a newer contract.
     """
     names = entry.module.split(".")
     for depth in range(1, len(names) + 1):
@@ -332,9 +329,7 @@ def _load_entry(entry: metadata.EntryPoint) -> Any:
 
 
 def _load(plugin: _Plugin, problems: list[Problem]) -> list[Provided]:
-    """What one plugin provides; whatever goes wrong is added to `problems`, and costs the hook it
-    happened in.
-    """
+    """Return what a plugin provides; what goes wrong is noted, and costs that hook alone."""
     try:
         module = plugin.load()
         functions = _find_hook_functions(module)
@@ -360,9 +355,7 @@ def _load(plugin: _Plugin, problems: list[Problem]) -> list[Provided]:
 
 
 def _find_hook_functions(module: Any) -> dict[str, Callable[[], Any]]:
-    """What pluggy takes for hook implementations, by name, and functions that have a hook's name
-    but no mark.
-    """
+    """Return hook implementations by name, and functions named so without a mark."""
     manager = pluggy.PluginManager(hooks.PROJECT)
     names = [
         name
@@ -376,10 +369,6 @@ def _call_hook(name: str, function: Callable[[], Any]) -> list[NamedSpec]:
     """The specs that one hook implementation returns, all of the right kind.
 
     A plugin manager of its own checks it, so that one that pluggy refuses costs nobody else's.
-
-    Raises:
-        PluginError: there is no such hook, it has no mark or takes an argument, or it returned
-            something else than specs.
     """
     manager = pluggy.PluginManager(hooks.PROJECT)
     manager.add_hookspecs(hooks)
@@ -422,12 +411,11 @@ def _check_specs(result: Any, kind: type[NamedSpec]) -> list[NamedSpec]:
 
 
 def fingerprint_fields(config: BaseModel) -> dict[str, str]:
-    """Fields that can change a value and differ from their default: name to canonical JSON (sorted
-    keys, no spaces), with the version of the choice where the field has one, as in
-    `"lanczos" (version 2)`.
+    """Return fields that can change a value and aren't at their default, as canonical JSON.
 
-    A field says so by `json_schema_extra={"versions": {choice: number}}`: one choice of several
-    then gets other values without a new version of the whole plugin.
+    A choice of which the field has a version is written with it: `"lanczos" (version 2)`. The field
+    says so by `json_schema_extra={"versions": {choice: number}}`: one choice of several then gets
+    other values without a new version of the whole plugin.
     """
     return {
         name: json.dumps(value, sort_keys=True, separators=(",", ":"))
@@ -450,9 +438,7 @@ def _choice_version(field: FieldInfo, value: Any) -> str:
 
 
 def default_fields(config: BaseModel) -> dict[str, str]:
-    """The defaults of all fields, in the form of `fingerprint_fields`; those of required ones are
-    left out.
-    """
+    """Return the defaults of optional fields, in the form of `fingerprint_fields`."""
     infos = type(config).model_fields.items()
     defaults = {
         name: info.get_default(call_default_factory=True)

@@ -66,8 +66,7 @@ def _with_masks(values: Tensor, rows: Sequence[Row], pool: BufferPool) -> Any:
 
 
 class LookAhead(Generic[T]):
-    """The outcomes of all units in order, prepared ahead of whoever iterates; to be used as a
-    context.
+    """The outcomes of all units in order, prepared ahead of whoever iterates; a context.
 
     Args:
         preparer: what runs in the pool.
@@ -214,9 +213,7 @@ class LookAhead(Generic[T]):
 
 
 def _group_size(most_samples: int, num_views: int, batch_size: int) -> int:
-    """Samples per group: enough groups to keep every core busy, and a whole number of them to a
-    batch.
-    """
+    """Return samples per group: work for every core, whole groups to a batch."""
     size = max(1, min(GROUP_SAMPLES, most_samples // (4 * share_of_cores())))
     while size > 1 and batch_size % (size * num_views):
         size -= 1

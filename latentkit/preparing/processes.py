@@ -47,9 +47,7 @@ def open_processes(preparer: Preparer) -> ProcessPoolExecutor:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Turns the death of a process of the pool, noticed when work is given to it or its result is
-    taken, into a `LatentkitError`.
-    """
+    """Turn the death of a process of the pool into a `LatentkitError`."""
     try:
         yield
     except BrokenProcessPool as error:

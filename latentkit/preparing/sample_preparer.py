@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from latentkit.contracts import Modality, Prepared, Sample, Source, StreamSource
@@ -14,7 +14,7 @@ from latentkit.contracts.samples import file_state, num_bytes
 from latentkit.errors import PluginError, SampleError, SourceError
 from latentkit.preparing.media_retry import retried
 from latentkit.preparing.stack import num_bytes_of
-from latentkit.runtime.buffers import BatchMemory, preparing_into
+from latentkit.runtime.buffers import BatchMemory, BatchRows, BufferPool, lending
 from latentkit.runtime.masks import without_mask
 from latentkit.runtime.sample_faults import faults_cost_the_sample
 from latentkit.store.columns import escape
@@ -67,8 +67,7 @@ class Row:
 
 @dataclass(frozen=True)
 class PreparedSample:
-    """What preparing a sample gave: a row per view, or the views that can't be had and the reason.
-    """
+    """What preparing a sample gave: a row per view, or missing views and the reason."""
 
     rows: Sequence[Row]
     skipped: Sequence[RowLabel] = ()
@@ -87,6 +86,8 @@ class Preparer:
     source: Source | StreamSource
     modality: Modality
     views: Sequence[str]
+    pool: BufferPool = field(default_factory=lambda: BufferPool(pinned=False))
+    """Memory of rows that have no place in a batch."""
 
     def prepare(
         self, tasks: Sequence[Task], memory: BatchMemory | None = None, row: int = 0
@@ -116,9 +117,8 @@ class Preparer:
             sample = self._held(sample)
             before = file_state(sample.media) if isinstance(sample.media, os.PathLike) else None
             content = sample.content()
-            into = nullcontext() if memory is None else preparing_into(memory, row, len(self.views))
-            with into, faults_cost_the_sample(self.modality, sample.key):
-                views = list(self.modality.prepare(sample))
+            with faults_cost_the_sample(self.modality, sample.key):
+                views = self._views(sample, memory, row)
             if isinstance(sample.media, os.PathLike) and file_state(sample.media) != before:
                 raise OSError(f"{sample.media} changed while it was read")
         except SampleError as error:
@@ -136,10 +136,20 @@ class Preparer:
             ]
         )
 
+    def _views(self, sample: Sample, memory: BatchMemory | None, row: int) -> list[Prepared]:
+        rows = None if memory is None else BatchRows(memory, row, len(self.views), self.pool)
+        prepare: Callable[..., Iterator[Prepared]] = self.modality.prepare
+        if self._hands_memory:
+            return list(prepare(sample, memory=rows or self.pool))
+        with lending(rows):
+            return list(prepare(sample))
+
+    @functools.cached_property
+    def _hands_memory(self) -> bool:
+        return "memory" in inspect.signature(self.modality.prepare).parameters
+
     def _held(self, sample: Sample) -> Sample:
-        """The sample with the bytes of its file, so that it is read once; with its path where the
-        modality takes that, or must.
-        """
+        """Return the sample with its bytes, read once; or its path where that is wanted."""
         takes_path = getattr(self.modality, "takes_paths", False) or sample.span is not None
         if (
             takes_path

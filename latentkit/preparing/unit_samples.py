@@ -44,8 +44,7 @@ def list_tasks(
 
 
 def read_shard(source: StreamSource, shard: Shard) -> Iterator[Sample]:
-    """The samples of a shard; when it can't be reached in the middle, it is read again up to where
-    it was.
+    """Give a shard's samples; after a failure on the way it is read again up to there.
 
     Raises:
         SourceError: it can't be reached.

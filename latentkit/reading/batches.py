@@ -30,8 +30,7 @@ from latentkit.store.columns import Rows
 
 
 class BatchedRows(SelectableRows):
-    """Rows by position, one by one or in batches: what `LatentDataset` and `JoinedDataset` have in
-    common.
+    """Rows by position, one by one or in batches, of `LatentDataset` and `JoinedDataset`.
 
     Attributes:
         seed: of all draws and shuffles.

@@ -54,8 +54,7 @@ def join_datasets(
 
 
 class JoinedDataset(BatchedRows):
-    """What `join_datasets` gives: of each dataset its tensor and its columns, and key and view of
-    the first.
+    """Tensors and columns of each dataset, with key and view of the first.
 
     Rows that stand in one batch are of one bucket of the first dataset, and of later ones of one
     shape but for their ragged axis, along which they are padded.
@@ -154,9 +153,7 @@ class JoinedDataset(BatchedRows):
         return part
 
     def groups(self, epoch: int) -> tuple[Rows, npt.NDArray[np.integer]]:
-        """A number for what may stand in one batch, ascending with the first dataset's buckets, and
-        the unit number there.
-        """
+        """Return numbers of what may stand in one batch, by first bucket, and unit numbers."""
         chosen = self._choose(slice(None), Draw(epoch))
         buckets, units = self.first.groups_of_rows(chosen[0])
         others = zip(self.datasets[1:], chosen[1:], strict=True)
@@ -215,11 +212,7 @@ def _shared(on: On) -> Callable[[str], str] | None:
 
 
 def _shared_names(data: LatentDataset, shared_of: Callable[[str], str] | None) -> list[str]:
-    """What each row is joined on.
-
-    Raises:
-        ValueError: two keys have the same.
-    """
+    """Return what each row is joined on."""
     if shared_of is None:
         return data.keys
     names, key_of = [], dict[str, str]()

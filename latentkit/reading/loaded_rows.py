@@ -10,9 +10,7 @@ from torch import Tensor
 
 
 class LoadedRows(Sequence[dict[str, Any]]):
-    """A loaded batch that also looks like the list of its items, for collate functions that expect
-    one.
-    """
+    """A loaded batch that also looks like the list of its items, for collate functions."""
 
     def __init__(self, batch: dict[str, Any]) -> None:
         self.batch = batch
@@ -31,8 +29,7 @@ class LoadedRows(Sequence[dict[str, Any]]):
 
 
 def collate(rows: LoadedRows | Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """`collate_fn` for a torch `DataLoader` over a latent dataset: whole batches pass untouched,
-    single items are stacked.
+    """Collate for a `DataLoader`: whole batches pass untouched, single items are stacked.
 
     Items that have a mask are padded with zeros, as in a batch.
     """

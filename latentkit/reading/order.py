@@ -25,8 +25,7 @@ def epoch_batches(
     world_size: int,
     tail: Tail,
 ) -> list[Rows]:
-    """The batches of one epoch for all ranks, as row numbers; rank r takes every `world_size`-th
-    from the r-th on.
+    """Return an epoch's batches as row numbers; rank r takes every `world_size`-th.
 
     Every row is in exactly one batch (`tail="short"`), every batch holds rows of one bucket, and
     their number divides by `world_size`.

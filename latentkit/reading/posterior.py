@@ -60,8 +60,7 @@ def draw(moments: Array, noise: Array) -> None:
 
 
 class Noise:
-    """Standard normal float32 numbers from a seed, drawn row by row: a row's are the same however
-    many rows follow it.
+    """Standard normal float32 numbers from a seed, drawn row by row.
 
     G. E. P. Box and M. E. Muller, "A Note on the Generation of Random Normal Deviates" (1958), on
     32 bits each of numpy's PCG64, whose stream numpy guarantees. In float32 and over whole blocks,
@@ -131,8 +130,7 @@ class RowNoise(Noise):
 
 
 class Normalizer:
-    """`Normalization.apply` for float32 batches that may be overwritten, its constants made once.
-    """
+    """`Normalization.apply` for float32 batches that may be overwritten."""
 
     def __init__(self, normalization: Normalization, layout: LatentLayout) -> None:
         self.normalization = normalization

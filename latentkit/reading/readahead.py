@@ -101,9 +101,7 @@ def _span_starts(num_batches: int, units: Rows | None) -> list[int]:
 
 
 def _disk_reads() -> int:
-    """Blocks that this thread had read from disk so far, and page faults that waited for one (not
-    every file system counts blocks).
-    """
+    """Return blocks that this thread read from disk, and page faults that waited."""
     if sys.platform == "linux":
         usage = resource.getrusage(resource.RUSAGE_THREAD)
         return usage.ru_inblock + usage.ru_majflt

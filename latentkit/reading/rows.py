@@ -140,8 +140,7 @@ class ReadableRows:
         return part
 
     def hash(self) -> str:
-        """Return a hash of what is read at each position: where it lies, by unit, bucket and row.
-        """
+        """Return a hash of where each position is read: unit, bucket and row."""
         return hash_rows(self.unit_of_row, self.bucket_of_row, self.row_in_unit, self._starts)
 
     def choose(self, items: Rows | slice, seed: int, draw: Draw) -> Rows:
@@ -160,8 +159,7 @@ class ReadableRows:
     def twins(
         self, other: ReadableRows, shared_of: Callable[[str], str] | None = None
     ) -> Rows | None:
-        """The row of `other` with the key (or what `shared_of` makes of it) and view of each row
-        here, or -1.
+        """Return the row of `other` with the key and view of each row here, or -1.
 
         None where `other` draws no views, or doesn't have all of those here.
         """
@@ -190,8 +188,7 @@ class ReadableRows:
         return [self.view_names[view] for view in self._view_of_row.tolist()]
 
     def columns_in(self, index: pa.Table) -> Iterator[dict[str, Any]]:
-        """Key, view (where it isn't drawn) and attributes of every position, from the whole index.
-        """
+        """Return key, view (where not drawn) and attributes of all, from the index."""
         names = ["key"] if self._counts is not None else ["key", "view"]
         columns = [index[name] for name in names]
         attributes = index["attributes"] if "attributes" in index.column_names else None
@@ -204,6 +201,10 @@ class ReadableRows:
             taken = _arrow(rows[start : start + LISTED_AT_ONCE])
             for values in zip(*(column.take(taken).to_pylist() for column in columns), strict=True):
                 yield dict(zip(names, values, strict=True))
+
+    def places_in_index(self) -> Rows:
+        """Row of the index file of every position."""
+        return self._place_in_index[self._starts]
 
     def keys(self) -> list[str]:
         """Key of every position."""

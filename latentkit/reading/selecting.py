@@ -70,9 +70,7 @@ class SelectableRows(ABC):
 
     @abstractmethod
     def _only(self, items: Rows) -> Self:
-        """Return a copy with the rows at these positions alone, which has an `index_hash` and
-        epochs of its own.
-        """
+        """Return a copy with these rows alone, with an `index_hash` and epochs of its own."""
 
     def _passed_over(self) -> Collection[str]:
         """Keys that are known and have no row."""
@@ -138,8 +136,7 @@ class SelectableRows(ABC):
         return self._only(self._some(items))
 
     def split(self, fraction: float, *, by: str = "key", seed: int = 0) -> tuple[Self, Self]:
-        """Return two datasets, of about `fraction` of the rows and of the others; otherwise as
-        `select`.
+        """Return two datasets, of about `fraction` of the rows and of the others.
 
         A row's side hangs on nothing but `seed` and its value of `by`: views of one sample are on
         one side, and a sample stays on its side when the source grows.
@@ -246,8 +243,7 @@ def hash_rows(*arrays: npt.NDArray[Any]) -> str:
 
 
 def read_keys(keys: Keys) -> list[str]:
-    """Return the keys of a text file (UTF-8, one on each line, empty lines left out), or those
-    given, each once.
+    """Return the keys of a UTF-8 text file, one on each line, or those given, each once.
 
     Raises:
         ValueError: there is no such file, or it isn't text.

@@ -44,8 +44,7 @@ ADVICE_BYTES = 128 << 10
 
 
 class Mapped(NamedTuple):
-    """The rows of a group: values (rows, ...), for int8 their scales (rows, C), and where the
-    values lie in which file.
+    """A group's values (rows, ...), int8's scales (rows, C), and where they lie.
 
     Of ragged rows, `values` are their positions, and `offsets` say which are whose; `mask` is there
     where rows have one.
@@ -68,8 +67,7 @@ class Piece(NamedTuple):
 
 
 class StoredRows:
-    """The stored tensors of a dataset by row of its index; units are mapped when they are first
-    asked for.
+    """The stored tensors of a dataset by row of its index; units are mapped when needed.
 
     Args:
         folder, document: the dataset and its dataset.json.
@@ -117,8 +115,7 @@ class StoredRows:
     def gather(
         self, rows: Rows, pool: BufferPool, means_only: bool = False
     ) -> tuple[Array, Array | None]:
-        """Rows as stored, (N, ...), and for int8 their scales (N, C); `means_only`: the mean half
-        of moments.
+        """Return rows as stored, (N, ...), and int8's scales (N, C), or the mean half.
 
         Raises:
             ValueError: they are of several buckets, and of several shapes.
@@ -295,9 +292,7 @@ class StoredRows:
         return mask
 
     def _open(self, name: str) -> MappedUnit:
-        """The unit; those that a cache of limited size has let go since are let go here too, or
-        their disk space would stay taken.
-        """
+        """Return the unit; let go of those that a limited cache has let go of."""
         for attempt in range(MOST_ATTEMPTS):
             try:
                 unit = MappedUnit(self._folder, name, self._expected[name])
@@ -324,17 +319,14 @@ class StoredRows:
         return unit
 
     def _is_compacted_away(self, name: str) -> bool:
-        """Whether dataset.json no longer names a unit that it named when this dataset was opened.
-        """
+        """Return whether dataset.json no longer names a unit that it named."""
         try:
             return name not in read_dataset(self._folder)["units"]
         except StoreError:
             return False
 
     def _check(self, unit: MappedUnit, name: str, shape: tuple[int, ...], group: Group) -> None:
-        """That a tensor holds the rows that the index names, in the layout's shape and in that of
-        the bucket's other units.
-        """
+        """Hold a tensor to the index's rows, the layout, and the bucket's other units."""
         row_shape = self._row_shapes.setdefault(group.bucket, shape[1:])
         fits = self._channels is None or (
             len(row_shape) == self._num_axes and row_shape[0] == self._channels
@@ -355,9 +347,7 @@ class StoredRows:
 
 
 def take(pieces: Sequence[tuple[Array, Rows, Rows | slice]], out: Array) -> None:
-    """Gather rows of several arrays into their places in `out`, (rows, ...) of the same row shape
-    and dtype.
-    """
+    """Gather rows of several arrays into `out`, (rows, ...) of one row shape and dtype."""
     for array, rows, places in pieces:
         if isinstance(places, slice):
             # mode="clip" writes straight into `out`, "raise" would go through a buffer; the rows
@@ -391,9 +381,7 @@ def _advise(mapped: Mapped, rows: Rows) -> None:
 
 
 def file_ranges(starts: Rows, lengths: Rows | int) -> Iterator[tuple[int, int]]:
-    """Ranges of a file with neighbors merged, none longer than what one piece of advice is good
-    for; `starts` ascend.
-    """
+    """Merge neighboring ranges of a file, up to one piece of advice; `starts` ascend."""
     stops = starts + lengths
     gaps = np.flatnonzero(starts[1:] > stops[:-1]) + 1
     firsts, lasts = starts[np.r_[0, gaps]], stops[np.r_[gaps - 1, len(starts) - 1]]

@@ -13,8 +13,7 @@ QUOTA_FILES = ("/sys/fs/cgroup/cpu.max", "/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
 
 
 def num_cores() -> int:
-    """Return the cores that this process may use: those it is bound to, and no more than its
-    container's quota.
+    """Return the cores that this process is bound to, at most its container's quota.
 
     Launchers set OMP_NUM_THREADS differently for one process and for two, so it doesn't count.
     """
@@ -26,9 +25,7 @@ def num_cores() -> int:
 
 
 def share_of_cores() -> int:
-    """Return this process's share of them: a launcher's processes on one machine divide them among
-    themselves.
-    """
+    """Return this process's share of the cores, which a launcher's processes divide."""
     return max(1, num_cores() // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
@@ -47,9 +44,7 @@ def shared_cores(num_processes: int) -> Iterator[None]:
 
 
 def _quota() -> int | None:
-    """Cores that the container's quota of processor time comes to, rounded up; None without a
-    quota.
-    """
+    """Return the cores of the container's quota, rounded up; None without a quota."""
     for name in QUOTA_FILES:
         try:
             words = Path(name).read_text(encoding="ascii").split()

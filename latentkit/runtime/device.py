@@ -46,9 +46,7 @@ COMPILING_KINDS = {"cuda", "xpu"}
 
 
 def list_devices() -> list[str]:
-    """Return the devices of this machine that `auto` chooses from: all accelerators, or the CPU
-    where there is none.
-    """
+    """Return the devices that `auto` chooses from: all accelerators, else the CPU."""
     kind = _accelerator()
     return (
         [f"{kind}:{index}" for index in range(torch.accelerator.device_count())]
@@ -124,9 +122,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_unsupported(error: BaseException) -> bool:
-    """Return whether an error says that the device's backend lacks an operator, as that of Apple's
-    GPUs lacks some.
-    """
+    """Return whether an error says that the device's backend lacks an operator."""
     return isinstance(error, NotImplementedError) and "not currently implemented for the" in str(
         error
     )
@@ -191,9 +187,7 @@ def can_compile(device: str | torch.device) -> bool:
 
 
 def memory_format(device: str | torch.device, num_axes: int) -> torch.memory_format:
-    """Return the memory format in which the device's convolutions over tensors of so many axes are
-    fast.
-    """
+    """Return the fast memory format for convolutions over tensors of so many axes."""
     if kind_of(device) in CONTIGUOUS_KINDS:
         return torch.contiguous_format
     return CHANNELS_LAST.get(num_axes, torch.contiguous_format)
@@ -240,9 +234,7 @@ def forked_random(device: str | torch.device) -> Iterator[None]:
 
 
 def module_of(device: str | torch.device) -> Any:
-    """Return torch's module for the device's kind, such as `torch.cuda`; for the CPU, functions of
-    the same names.
-    """
+    """Return torch's module for the device's kind, such as `torch.cuda`; or the CPU's like."""
     return torch if kind_of(device) == "cpu" else torch.get_device_module(torch.device(device))
 
 

@@ -46,9 +46,7 @@ _EXPECTED = {
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """A question such as ", did you mean 'x'?" with the nearest of `known`; empty when none is
-    near.
-    """
+    """Return ", did you mean 'x'?" with the nearest of `known`; "" when none is near."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f", did you mean {close[0]!r}?" if close else ""
 
@@ -62,11 +60,9 @@ def join_key(path: Sequence[str | int], start: str = "") -> str:
 
 
 def validate(model: type[M], values: Mapping[str, Any], origin: str = "", where: str = "") -> M:
-    """`model` made from plain values (as YAML or JSON have them), strictly: "8" is not 8, and true
-    is not 1.
+    """Make `model` from plain values, strictly: "8" is not 8, and true is not 1.
 
     Args:
-        model: the pydantic model.
         values: what it is made from; paths are taken as text.
         origin: file that the values come from, put before every line of an error.
         where: key that the values stand under, such as "losses[1].with".
@@ -172,9 +168,7 @@ def _got(value: Any, short: bool = True) -> str:
 
 
 def _fields_at(annotation: Any, path: KeyPath) -> dict[str, FieldInfo]:
-    """The fields, by the names recipes use, of every model that may stand at `path` below
-    `annotation`.
-    """
+    """Return the fields of every model that may stand at `path` below `annotation`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         fields = {info.alias or name: info for name, info in annotation.model_fields.items()}
         if not path:

@@ -23,9 +23,7 @@ LIMIT_FILES = (
 
 
 def available_bytes() -> int:
-    """Return the bytes that can be taken without swapping, by the machine and by the container's
-    limit.
-    """
+    """Return the bytes free without swapping, by the machine and the container's limit."""
     available: int = psutil.virtual_memory().available
     for limit_file, used_file in LIMIT_FILES:
         try:
@@ -41,16 +39,13 @@ def available_bytes() -> int:
 
 
 def forget_peak() -> None:
-    """Begin `peak_bytes` again from what is held now, where the system can: Linux, from kernel 4.0
-    on.
-    """
+    """Begin `peak_bytes` again from what is held now, where the system (Linux) can."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def peak_bytes() -> int:
-    """Return the most that this process has held at a time, since it began or since `forget_peak`.
-    """
+    """Return the most that this process has held since it began or since `forget_peak`."""
     with contextlib.suppress(OSError):
         for line in (
             Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()

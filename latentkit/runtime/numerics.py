@@ -17,9 +17,7 @@ MAX_GRAPHS = 4096
 
 @contextmanager
 def frozen_garbage() -> Iterator[None]:
-    """Keep what exists now out of Python's garbage collections: walking the objects of torch and
-    diffusers again and again costs several percent of decoding.
-    """
+    """Keep what exists out of garbage collections, which cost decoding several percent."""
     gc.freeze()
     try:
         yield
@@ -29,9 +27,7 @@ def frozen_garbage() -> Iterator[None]:
 
 @contextmanager
 def fixed_numerics(threads: int, device: str) -> Iterator[None]:
-    """Encode so that the same batch gives the same bits: these threads, deterministic kernels,
-    float32 that is float32 (no TF32).
-    """
+    """Encode so that one batch gives the same bits: threads, kernels, no TF32."""
     make_current(device)
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = (
@@ -57,9 +53,7 @@ def fixed_numerics(threads: int, device: str) -> Iterator[None]:
 
 @contextmanager
 def many_graphs(wanted: bool) -> Iterator[None]:
-    """Let torch compile as many graphs of one function as there are shapes: beyond its limit it
-    would silently go on uncompiled.
-    """
+    """Let torch compile a graph for each shape: beyond its limit it silently stops."""
     if not wanted:
         yield
         return

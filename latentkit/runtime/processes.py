@@ -104,9 +104,7 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
 
 @torch.no_grad()
 def average_buffers(modules: Iterable[nn.Module]) -> None:
-    """Average float buffers, such as running statistics, over all processes; values that are equal
-    in all stay, bit for bit.
-    """
+    """Average float buffers over all processes; values equal in all stay, bit for bit."""
     num_processes = PartialState().num_processes
     buffers = [
         buffer

@@ -28,8 +28,7 @@ def describe_fault(plugin: object, error: BaseException) -> str:
 
 @contextmanager
 def faults_cost_the_sample(plugin: object, key: str = "") -> Iterator[None]:
-    """Turn an exception that the contract doesn't know into a `SampleError`; the first of its kind
-    is printed with its traceback.
+    """Turn an exception unknown to the contract into a `SampleError`; the first is printed.
 
     Args:
         plugin: the source or modality that is called inside the block.
@@ -65,9 +64,7 @@ def faults_become(kind: type[LatentkitError], plugin: object, consequence: str) 
 
 @contextmanager
 def faults_name(plugin: object, doing: str) -> Iterator[None]:
-    """Add to an exception that ends the run who raised it and on what; those that users can deal
-    with stay as they are.
-    """
+    """Add to an exception who raised it and on what; users' own stay as they are."""
     try:
         yield
     except LatentkitError:
@@ -81,9 +78,7 @@ def faults_name(plugin: object, doing: str) -> Iterator[None]:
 
 
 def _print_once(plugin: object, consequence: str, error: Exception) -> None:
-    """Print a traceback, unless one from the same line was: a fault of the code comes with every
-    sample.
-    """
+    """Print a traceback, once for each line that it comes from."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     kind = (type(error).__name__, last.filename, last.lineno or 0)
     if kind in _said:

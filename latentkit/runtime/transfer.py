@@ -31,9 +31,7 @@ class Transfer:
         self._stream = self._module.Stream(device=device) if self.runs_beside else None
 
     def to_device(self, batch: Any) -> Any:
-        """Return the batch, a tensor or a mapping of them, on the device; it must be kept until it
-        was used.
-        """
+        """Return the batch on the device; keep it until it was used."""
         if isinstance(batch, Mapping):
             return {name: self.to_device(part) for name, part in batch.items()}
         if self._stream is None:
@@ -48,9 +46,7 @@ class Transfer:
     def to_host(
         self, tensors: Mapping[str, Tensor]
     ) -> tuple[dict[str, Tensor], Callable[[], None]]:
-        """Return the tensors on the CPU, and what to call before they are read: copies may still be
-        under way.
-        """
+        """Return the tensors on the CPU, and what to call before they are read."""
         if not self.runs_beside or all(tensor.device.type == "cpu" for tensor in tensors.values()):
             return {name: tensor.cpu() for name, tensor in tensors.items()}, lambda: None
         pinned = pins_memory(self.device)
@@ -67,8 +63,7 @@ class Transfer:
 
 
 class WaitClock:
-    """How long a device had nothing to compute: by its own events, since calls return before it has
-    computed.
+    """How long a device had nothing to compute, by its own events.
 
     Without events nothing is measured: there calls return when all is computed, and the caller's
     clock is right.
@@ -83,9 +78,7 @@ class WaitClock:
 
     @contextmanager
     def computing(self) -> Iterator[Callable[[], float]]:
-        """Yield what returns the seconds that the device was idle before the computation inside;
-        call it once that is done.
-        """
+        """Yield what returns the seconds that the device idled before; call it when done."""
         before, begin = self._idle_since, self._record()
 
         def idle_seconds() -> float:
@@ -98,9 +91,7 @@ class WaitClock:
         self._idle_since = self._record()
 
     def newly_waited(self, seconds: float) -> float:
-        """Return the seconds that the device was idle since this was last asked, or without events
-        the caller's own.
-        """
+        """Return the seconds that the device idled since last asked, or the caller's own."""
         if not self.has_events:
             return seconds
         with self._lock:

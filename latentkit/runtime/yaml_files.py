@@ -91,9 +91,7 @@ def _construct_float(loader: _Loader, node: ScalarNode) -> float:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes exactly the texts that `_Loader` would read as something else, and never writes an
-    alias.
-    """
+    """Quotes the texts that `_Loader` would read as something else; writes no alias."""
 
     yaml_implicit_resolvers = {}  # noqa: RUF012 (PyYAML's own name for it; filled below)
 
@@ -187,9 +185,7 @@ def _explain(error: yaml.MarkedYAMLError) -> str:
 
 
 def dump_yaml(value: Mapping[str, Any]) -> str:
-    """YAML text of plain values that `parse_yaml` reads back equal; keys stay in their order,
-    leaves are written in one line.
-    """
+    """Return YAML that `parse_yaml` reads back equal, keys in order, leaves in one line."""
     return yaml.dump(
         value,
         Dumper=_Dumper,

@@ -13,8 +13,7 @@ from latentkit.runtime.source_remarks import remarks_of
 
 
 def take_attribute(source: Source | StreamSource, name: str) -> Source | StreamSource:
-    """The source's samples under their keys, with the text of an attribute as media; "" where they
-    have none, or something else.
+    """Return the source with the text of an attribute as media; "" where there is none.
 
     Their own media is never opened, and a sample changes when its text does.
     """

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from latentkit.errors import SampleError
@@ -30,6 +30,11 @@ CAPTION_COLUMNS = (
     "prompts",
     "sentence",
     "sentences",
+    "transcript",
+    "transcription",
+    "caption_text",
+    "long_caption",
+    "alt_text",
     "comment",
     "tags",
 )
@@ -38,9 +43,7 @@ CAPTION_COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """The files with a caption beside one of media: one with its text, one with a JSON object;
-    empty where there is none.
-    """
+    """Paths of a text and of a JSON object with the caption of media; "" where none is."""
 
     text: str = ""
     record: str = ""
@@ -98,29 +101,42 @@ class Sidecars:
         return sorted(self._of.get(normal_form(stem), ()), key=rank)
 
 
-def read_beside(files: Files, beside: Beside) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """Attributes from the files beside one of media, and the path and encoding of each of them.
+@dataclass
+class Said:
+    """What the files beside one of media say.
+
+    Args:
+        attributes: of the media.
+        encodings: path and encoding of each file.
+        unused: path of a JSON file that has no caption; empty where there is none.
+    """
+
+    attributes: dict[str, Any] = field(default_factory=dict)
+    encodings: list[tuple[str, str]] = field(default_factory=list)
+    unused: str = ""
+
+
+def read_beside(files: Files, beside: Beside) -> Said:
+    """What the files beside one of media say of it.
 
     Raises:
         SampleError: one of them can't be read; the text says which, without its folder.
     """
-    attributes: dict[str, Any] = {}
-    encodings = []
+    said = Said()
     if beside.record:
         text, encoding = _read(files, beside.record)
-        encodings.append((beside.record, encoding))
-        attributes |= _record(text, beside.record)
+        said.encodings.append((beside.record, encoding))
+        said.attributes |= _record(text, beside.record)
+        said.unused = "" if said.attributes else beside.record
     if beside.text:
         text, encoding = _read(files, beside.text)
-        encodings.append((beside.text, encoding))
-        attributes["text"] = text
-    return attributes, encodings
+        said.encodings.append((beside.text, encoding))
+        said.attributes["text"] = text
+    return said
 
 
 def name_caption(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row's plain values, with its caption as "text": the first of `CAPTION_COLUMNS` that holds
-    one; an empty one is none.
-    """
+    """Return a row's plain values, its caption (the first of `CAPTION_COLUMNS`) as "text"."""
     by_name: dict[str, str] = {}
     for column in row:
         by_name.setdefault(column.strip().lower().replace(" ", "_"), column)
@@ -145,15 +161,13 @@ def _one_text(value: Any, name: str) -> str:
 
 
 def _record(text: str, path: str) -> dict[str, Any]:
-    """What a JSON file says of the media beside it; nothing where it has no caption, as notes of
-    other programs.
-    """
+    """Return what a JSON file says of its media; {} where it has no caption."""
     try:
         found = json.loads(text)
     except ValueError as err:
         raise SampleError(f"its caption {path.rsplit('/', 1)[-1]} is not JSON: {err}") from err
-    if isinstance(found, str):
-        return {"text": found.strip()}
+    if isinstance(found, (str, list)) and (caption := _one_text(found, "")):
+        return {"text": caption}
     named = name_caption(found) if isinstance(found, dict) else {}
     return named if "text" in named else {}
 

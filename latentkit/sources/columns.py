@@ -125,9 +125,7 @@ def _media_column(features: datasets.Features, wanted: str | None, known: str) -
 
 
 def _is_media(feature: Any) -> bool:
-    """Whether a column holds files: bytes, or the bytes and path of an image, audio, video and so
-    on.
-    """
+    """Return whether a column holds files: bytes, or bytes and path of media."""
     if isinstance(feature, datasets.Value):
         return feature.dtype in ("binary", "large_binary")
     if isinstance(feature, Mapping):  # a table written without the library's own metadata

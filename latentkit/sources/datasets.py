@@ -25,11 +25,13 @@ from latentkit.errors import SourceError
 from latentkit.runtime.hub_places import HubPlace
 from latentkit.runtime.paths import find_file_path
 from latentkit.sources.columns import KEY_COLUMN, Columns, choose_columns
+from latentkit.sources.endings import how_to_read
 from latentkit.sources.files import LocalFiles
 from latentkit.sources.hub_data import explain_failure, find_hub_data, options_of
 from latentkit.sources.local_data import list_files, open_local
 from latentkit.sources.path_table import PathTable
 from latentkit.sources.remote_data import BUILDERS, RemoteData, find_remote, open_remote
+from latentkit.sources.splits import remark_other_splits
 from latentkit.sources.webdataset import TarSource, TarStream
 
 if TYPE_CHECKING:
@@ -193,9 +195,7 @@ class DatasetsStream:
 
 
 def _read_rows(rows: datasets.IterableDataset, shard: str) -> Iterator[dict[str, Any]]:
-    """The rows of a shard; what is wrong with its content is told apart from what can't be reached
-    (`OSError`).
-    """
+    """Give the rows of a shard; wrong content is told apart from `OSError`."""
     try:
         yield from rows
     except REACH_ERRORS:  # some of which are ValueErrors too
@@ -240,9 +240,7 @@ def _check_keys(keys: pa.ChunkedArray, column: str) -> None:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a data set is: `local` is an existing file or folder, or None for one at `place` on the
-    hub, or for files at a URL.
-    """
+    """Where a data set is: a `local` file or folder, a `place` on the hub, or `remote` files."""
 
     path: str
     local: Path | None
@@ -299,11 +297,12 @@ def _open_by_library(
         builder.download_and_prepare()
         dataset = builder.as_dataset(split=config.split)
         columns, fingerprint = choose_columns(dataset.features, config), dataset._fingerprint
-        if origin.remote is None:
-            return DatasetsSource(dataset, columns, fingerprint)
-        return DatasetsSource(
-            dataset, columns, _digest([config.split, origin.remote.digest]), origin.remote.remarks
-        )
+        counts = {name: split.num_examples for name, split in (builder.info.splits or {}).items()}
+        remarks = remark_other_splits(counts, config.split, "rows")
+        if origin.remote is not None:
+            fingerprint = _digest([config.split, origin.remote.digest])
+            remarks += origin.remote.remarks
+        return DatasetsSource(dataset, columns, fingerprint, remarks)
     except (*CONTENT_ERRORS, *REACH_ERRORS) as err:
         reason = explain_failure(err, origin.place) or _root_cause(err)
         raise SourceError(
@@ -334,15 +333,17 @@ def _open_saved(config: DatasetsConfig, path: Path) -> DatasetsSource:
         )
     loaded = datasets.load_from_disk(str(path))
     splits = loaded if isinstance(loaded, dict) else {str(loaded.split or "train"): loaded}
-    parts = datasets.ReadInstruction.from_spec(config.split).to_absolute(
-        {name: len(split) for name, split in splits.items()}
-    )
+    counts = {name: len(split) for name, split in splits.items()}
+    parts = datasets.ReadInstruction.from_spec(config.split).to_absolute(counts)
     chosen = [splits[part.splitname].select(range(part.from_, part.to)) for part in parts]
     dataset = datasets.concatenate_datasets(chosen) if len(chosen) > 1 else chosen[0]
     files = sorted({file["filename"] for split in splits.values() for file in split.cache_files})
     stamps = [[os.path.relpath(file, path), LocalFiles(Path()).stamp(file)] for file in files]
     return DatasetsSource(
-        dataset, choose_columns(dataset.features, config), _digest([config.split, *stamps])
+        dataset,
+        choose_columns(dataset.features, config),
+        _digest([config.split, *stamps]),
+        remark_other_splits(counts, config.split, "rows"),
     )
 
 
@@ -362,9 +363,10 @@ def _builder(
     names = [origin.path] if files is None else [str(file) for file in files]
     suffix = os.path.splitext(names[0])[1].lower()
     if suffix not in BUILDERS:
+        what = how_to_read(suffix)
         raise SourceError(
             f"source datasets: {origin.path} ends in none of {', '.join(BUILDERS)}; give its"
-            " folder, or another file"
+            f" folder, or another file{f' ({suffix}: {what})' if what else ''}"
         )
     options = {"sep": "\t"} if suffix == ".tsv" else {}
     return datasets.load_dataset_builder(BUILDERS[suffix], data_files={"train": names}, **options)

@@ -54,6 +54,9 @@ NOT_CENTRAL_EUROPEAN = re.compile(
 those of Windows-1252, such as in "à", "año", "São", "où" and "être".
 """
 
+CELL_ENDS = re.compile(rb"[,;\t\"\r\n]")
+"""What parts the cells of a table in text."""
+
 SURE_HANGUL = 10
 """Syllables of Korean from which on a text is not Chinese, whose characters are as often others."""
 COMMON_SHARE = 0.9
@@ -79,6 +82,24 @@ def decode_text(content: bytes) -> tuple[str, str]:
     return (text, UTF8) if "\0" not in text else _decode_unmarked(content)
 
 
+def decode_table(content: bytes) -> tuple[str, str]:
+    """As `decode_text`, of a text that is more names and numbers in Latin letters than words: where
+    the whole of it is no words of any encoding, its other cells may be.
+
+    Raises:
+        UnknownEncodingError: see `decode_text`.
+    """
+    try:
+        return decode_text(content)
+    except UnknownEncodingError:
+        # A comma, a quote or a line's end is never a part of a letter in these encodings.
+        cells = [cell for cell in CELL_ENDS.split(content) if not cell.isascii()]
+        if not cells or b"\0" in content or content.startswith(tuple(MARKS)):
+            raise
+        _, name = decode_text(b"\n".join(cells))
+        return _decode(content, name)
+
+
 def _decode(content: bytes, name: str) -> tuple[str, str]:
     try:
         return content.decode("utf-8-sig" if name == UTF8 else name), name
@@ -100,6 +121,8 @@ def _decode_unmarked(content: bytes) -> tuple[str, str]:
 
 def _tell(content: bytes) -> tuple[str, str]:
     """The one reading that can be words."""
+    if b"\0" in content:
+        return _decode_unmarked(content)
     found: dict[str, str] = {}
     for name, can_be_words in (READINGS | DOUBTS).items():
         try:

@@ -137,9 +137,7 @@ class LocalFiles:
     def _visit(
         self, folder: str, above: frozenset[tuple[int, int]], recursive: bool, listing: Listing
     ) -> None:
-        """Note everything in one folder ("" or ending in "/"), then in the folders below it;
-        `above` are the folders it lies in.
-        """
+        """Note all in a folder, then in those below it; `above` are those it lies in."""
         status = os.stat(os.path.join(self.root, folder))
         identity = (status.st_dev, status.st_ino)
         # A link to a folder that holds it. Some network disks give every folder the number 0.

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from latentkit.contracts import BuildContext, Entry, Remark, Sample
 from latentkit.contracts.samples import one_line
@@ -18,15 +18,23 @@ from latentkit.runtime.file_endings import TABLE_ENDINGS
 from latentkit.runtime.paths import find_file_path, is_url
 from latentkit.runtime.source_remarks import summed
 from latentkit.sources.captions import (
+    CAPTION_COLUMNS,
     NOTHING_BESIDE,
     RECORD_ENDING,
     TEXT_ENDINGS,
     Beside,
+    Said,
     Sidecars,
     read_beside,
 )
 from latentkit.sources.encodings import UTF8
-from latentkit.sources.endings import ending_of, explain_ending, how_to_read, is_clutter
+from latentkit.sources.endings import (
+    ending_of,
+    explain_ending,
+    how_to_read,
+    is_clutter,
+    list_few,
+)
 from latentkit.sources.files import Files, LocalFiles
 from latentkit.sources.tables import (
     MAX_TABLES,
@@ -43,6 +51,8 @@ TOO_MANY_TABLES = (
     f"tables not looked at, being more than {MAX_TABLES}; name one in source.with.metadata"
 )
 
+NO_CAPTION = f"JSON files beside media without a caption ({', '.join(CAPTION_COLUMNS[:4])} ...)"
+
 
 @dataclass(frozen=True, slots=True)
 class MediaFile:
@@ -55,8 +65,7 @@ class MediaFile:
 
 
 class FolderSource:
-    """Samples whose key is their relative path with "/", whose media is their path and whose stamp
-    is size and time of change in ns.
+    """Samples by relative path; media is the path, the stamp size and time of change in ns.
 
     Attributes are "label" (name of the file's folder, where that is not `path` itself), "text" (its
     caption) and others from files beside it, and the columns of tables, which win over both; see
@@ -69,11 +78,11 @@ class FolderSource:
     """
 
     def __init__(self, config: FolderConfig, context: BuildContext) -> None:
-        self._folder = _open_files(config.path, context.recipe_dir)
-        scan = _Scan(self._folder, config)
+        self.folder = _open_files(config.path, context.recipe_dir)
+        scan = _Scan(self.folder, config)
         self._files = scan.files
-        names = FileNames(scan.stems, scan.others, self._folder.name(""))
-        said = read_tables(self._folder, scan.tables, names, must_fit=scan.table_names)
+        names = FileNames(scan.stems, scan.others, self.folder.name(""))
+        said = read_tables(self.folder, scan.tables, names, must_fit=scan.table_names)
         self._columns = said.columns
         self._remarks = summed([*said.remarks, *scan.remarks()])
         self._caption_remarks: list[Remark] | None = None
@@ -89,7 +98,7 @@ class FolderSource:
         """
         file = self._files[index]
         return Sample(
-            file.key, self._folder.media(file.path), self._attributes(file)[0], file.stamp
+            file.key, self.folder.media(file.path), self._say(file).attributes, file.stamp
         )
 
     def entries(self) -> Iterator[Entry]:
@@ -100,25 +109,27 @@ class FolderSource:
         """
         encodings: Counter[str] = Counter()
         examples: dict[str, str] = {}
+        unused: list[str] = []
         for file in self._files:
             try:
-                attributes, read = self._attributes(file)
+                said = self._say(file)
             except SampleError as err:
                 yield Entry(file.key, f"{file.stamp} {err}")
                 continue
             except OSError as err:
                 raise SourceError(
-                    f"source folder: the caption of {self._folder.name(file.path)} can't be read:"
+                    f"source folder: the caption of {self.folder.name(file.path)} can't be read:"
                     f" {err}"
                 ) from err
-            for path, encoding in read:
+            for path, encoding in said.encodings:
                 encodings[encoding] += 1
                 examples.setdefault(encoding, path)
-            yield Entry(file.key, file.stamp, attributes)
+            unused += [said.unused] * bool(said.unused)
+            yield Entry(file.key, file.stamp, said.attributes)
         del encodings[UTF8]
         self._caption_remarks = [
             encoding_remark(one, count, examples[one]) for one, count in sorted(encodings.items())
-        ]
+        ] + [Remark(NO_CAPTION, len(unused), path) for path in unused[:1]]
 
     def remarks(self) -> Iterable[Remark]:
         """What was found and is not used, or is read otherwise than expected."""
@@ -127,14 +138,13 @@ class FolderSource:
                 pass
         return summed([*self._remarks, *(self._caption_remarks or [])])
 
-    def _attributes(self, file: MediaFile) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-        """Of a file, and the encodings of the captions that were read for it."""
+    def _say(self, file: MediaFile) -> Said:
+        """What folder, captions and tables say of a file."""
         folder = os.path.dirname(file.path)
-        attributes = {"label": _storable(os.path.basename(folder))} if folder else {}
-        beside, read = (
-            ({}, []) if file.beside is NOTHING_BESIDE else read_beside(self._folder, file.beside)
-        )
-        return attributes | beside | self._columns.get(file.path, {}), read
+        label = {"label": _storable(os.path.basename(folder))} if folder else {}
+        said = Said() if file.beside is NOTHING_BESIDE else read_beside(self.folder, file.beside)
+        said.attributes = label | said.attributes | self._columns.get(file.path, {})
+        return said
 
 
 def _open_files(path: str, recipe_dir: Path) -> Files:
@@ -192,9 +202,7 @@ class _Scan:
         ]
 
     def _left_out(self) -> dict[str, list[str]]:
-        """Files that are neither media, nor captions, nor tables, in order, by what is to be said
-        of them.
-        """
+        """Return other files than media, captions and tables, by what is said of them."""
         others = (*TEXT_ENDINGS, RECORD_ENDING, *TABLE_ENDINGS)  # which are spoken of elsewhere
         found: dict[str, list[str]] = {}
         for path in sorted(self.others):
@@ -214,9 +222,7 @@ class _Scan:
         return MediaFile(_storable(path), path, self._folder.stamp(path), beside)
 
     def _find_tables(self, wanted: str | None) -> list[str]:
-        """Relative paths of the tables: those that the recipe names, else all that aren't notes on
-        single files.
-        """
+        """Return the tables that the recipe names, else all that aren't notes on single files."""
         if wanted is not None:
             named = [path for path in self.others if wanted in (path, _file_name(path))]
             if not named:
@@ -243,8 +249,7 @@ class _Scan:
             (f"{one}: {how}; " for one, _ in endings.most_common() if (how := how_to_read(one))), ""
         )
         depth = "below" if config.recursive else "directly in"
-        few, rest = config.suffixes[:4], len(config.suffixes) - 4
-        wanted = ", ".join(few) + (f" or {rest} other endings" if rest > 0 else "")
+        wanted = list_few(config.suffixes)
         return f"source folder: no file {depth} {self._folder.name('')} ends in {wanted}; " + (
             f"others there: {there}; {advice}name the ones to take in source.with.suffixes"
             if there

@@ -17,8 +17,7 @@ TIMEOUT_SECONDS = 10.0
 
 
 def find_hub_data(path: str, revision: str | None, local: Path) -> HubPlace:
-    """The place on the hub that a recipe's `path` names; the hub is asked once, without the retries
-    of half a minute that `datasets` has.
+    """Return the place on the hub that `path` names; the hub is asked once.
 
     Args:
         path: owner/name, a folder or file in it, or the address of its page.
@@ -64,8 +63,7 @@ def find_hub_data(path: str, revision: str | None, local: Path) -> HubPlace:
 
 
 def options_of(place: HubPlace, endings: tuple[str, ...]) -> dict[str, Any]:
-    """What `datasets.load_dataset_builder` takes beside the name: the revision, and the folder or
-    file in it.
+    """Return `datasets.load_dataset_builder`'s options for a revision and a path in it.
 
     Args:
         endings: of files of data; any other path is a folder.

@@ -16,7 +16,7 @@ from latentkit.runtime.file_endings import TAR_ENDINGS
 from latentkit.sources.files import LocalFiles
 from latentkit.sources.path_table import PathTable, open_path_table
 from latentkit.sources.patterns import find_matches, is_pattern
-from latentkit.sources.splits import split_files
+from latentkit.sources.splits import remark_other_splits, split_files
 from latentkit.sources.webdataset import TarSource, TarStream, is_tar, open_tars
 
 if TYPE_CHECKING:
@@ -77,9 +77,7 @@ def list_files(config: DatasetsConfig, recipe_dir: Path) -> list[Path] | None:
 def _open_folder(
     config: DatasetsConfig, context: BuildContext, place: Path
 ) -> TarSource | TarStream | PathTable | None:
-    """The tars of a folder by split, unless other data files in it are more; or the only file in
-    it, a table of paths.
-    """
+    """Return the tars of a folder by split, unless others are more; or a table of paths."""
     found = sorted(LocalFiles(place).list(recursive=True).files)
     tars, others = [name for name in found if is_tar(name)], [
         name for name in found if not is_tar(name)
@@ -89,7 +87,10 @@ def _open_folder(
     if not tars or are_more(others, tars):
         return None
     remarks = [Remark("files beside tars, not read", len(others), others[0])] if others else []
-    return open_tars(config, context, LocalFiles(place), split_files(tars), remarks)
+    splits = split_files(tars)
+    counts = {name: len(files) for name, files in splits.items()}
+    remarks += remark_other_splits(counts, config.split, "tars")
+    return open_tars(config, context, LocalFiles(place), splits, remarks)
 
 
 def are_more(others: Sequence[str], tars: Sequence[str]) -> bool:

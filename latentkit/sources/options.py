@@ -87,7 +87,3 @@ class DatasetsConfig(Config):
     streaming: bool = Field(
         False, description="read shard by shard without downloading all of it first"
     )
-
-
-class SamplePhotosConfig(Config):
-    """Source `sample-photos`: the photographs inside the scikit-image package."""

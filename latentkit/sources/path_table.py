@@ -23,6 +23,7 @@ from latentkit.sources.tables import (
     PROBED_ROWS,
     FileNames,
     choose_file_column,
+    path_of_url,
     plain_name,
 )
 
@@ -35,9 +36,7 @@ MEDIA_PATH = re.compile(r".{1,1000}\.[A-Za-z0-9]{2,5}")
 
 @dataclass(frozen=True)
 class Row:
-    """A row: its key, the path of its file, the file's stamp, its attributes, and why it can't be
-    used, or "" where it can.
-    """
+    """A row's key, path, stamp and attributes, and why it can't be used, or ""."""
 
     key: str
     path: str
@@ -80,8 +79,7 @@ class PathTable:
 
 
 def open_path_table(config: DatasetsConfig, files: Files, name: str) -> PathTable | None:
-    """The source of a table whose rows name files; None for another table, or one that this can't
-    read.
+    """Open a table whose rows name files; None for another table, or an unreadable one.
 
     Raises:
         SourceError: its rows look like paths, and none is there; or the recipe doesn't fit it.
@@ -97,6 +95,8 @@ def open_path_table(config: DatasetsConfig, files: Files, name: str) -> PathTabl
             return None
         table = head if is_whole else read_table(files, name)
     except SourceError:
+        if config.media is None and not name.lower().endswith(".parquet"):
+            raise  # no column of a text holds media
         return None  # the library says what is wrong, or reads it all the same
     if config.media is not None and config.media not in table.columns():
         return None
@@ -123,9 +123,7 @@ def open_path_table(config: DatasetsConfig, files: Files, name: str) -> PathTabl
 
 
 def _may_name_files(table: Table, finder: _Finder, wanted: str | None) -> bool:
-    """Whether the first rows of a table name files here, or look as if they did; where not, the
-    rest of it isn't read.
-    """
+    """Return whether the first rows name files here, or look so; else no more are read."""
     if column_of_paths(table, wanted):
         return True
     try:
@@ -136,9 +134,7 @@ def _may_name_files(table: Table, finder: _Finder, wanted: str | None) -> bool:
 
 
 def column_of_paths(table: Table, wanted: str | None) -> bool:
-    """Whether the column that the recipe names, else one of a usual name, holds what looks like
-    paths of media or URLs.
-    """
+    """Return whether the named, or a usual, column holds what looks like paths or URLs."""
     columns = [
         one
         for one in table.columns()
@@ -238,9 +234,7 @@ def _part(rows: list[Row], config: DatasetsConfig, name: str) -> list[Row]:
 
 
 class _Finder:
-    """Finds files that a table names; looks into a folder only where a name isn't there as it is
-    written.
-    """
+    """Finds files that a table names; lists a folder only where a name isn't there as is."""
 
     def __init__(self, files: Files) -> None:
         self._files = files
@@ -250,8 +244,7 @@ class _Finder:
         self.stamps: dict[str, str] = {}
 
     def find(self, name: str, folder: str) -> list[str]:
-        """Paths that a name may mean, from the table's folder, or absolute; see `FileNames.find`.
-        """
+        """Return paths that a name may mean; see `FileNames.find`."""
         if not self._is_below(name):
             return []
         for spelling in dict.fromkeys((name, name.replace("\\", "/"))):
@@ -290,8 +283,7 @@ class _Finder:
 
     def key(self, name: str) -> str:
         """A path in its shortest form; relative where it is below the table's folder."""
-        name = name.strip()
-        name = name.removeprefix("file://") if name.startswith("file:///") else name
+        name = path_of_url(name.strip())
         if is_url(name) and not name.startswith(self._root):
             return name
         path = os.path.normpath(name.removeprefix(self._root)).replace(os.sep, "/")

@@ -22,8 +22,7 @@ def is_pattern(text: str) -> bool:
 
 
 def find_matches(patterns: str | Sequence[str], base: Path) -> list[Path]:
-    """Absolute paths of the files that patterns name: in the order of the patterns, those of one by
-    name.
+    """Return absolute paths of the files that patterns name, in their order, then by name.
 
     Raises:
         SourceError: a pattern, or a name out of its braces, has no file.

@@ -22,7 +22,7 @@ from latentkit.runtime.paths import is_url
 from latentkit.sources.local_data import are_more
 from latentkit.sources.path_table import PathTable, open_path_table
 from latentkit.sources.patterns import expand_braces
-from latentkit.sources.splits import split_files
+from latentkit.sources.splits import remark_other_splits, split_files
 from latentkit.sources.url_files import UrlFiles
 from latentkit.sources.webdataset import TarSource, TarStream, is_tar, open_tars
 
@@ -56,9 +56,7 @@ class RemoteData:
         return hashlib.sha256(repr(stamps).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
     def open_builder(self) -> datasets.DatasetBuilder:
-        """What reads the files; its cache is of these very files, since for the library many
-        protocols' never change.
-        """
+        """Return what reads the files, its cache of these versions alone."""
         ending = os.path.splitext(self.names[0])[1].lower()
         cache = os.path.join(datasets.config.HF_DATASETS_CACHE, "latentkit-urls", self.digest)
         options = {"sep": "\t"} if ending == ".tsv" else {}
@@ -75,8 +73,7 @@ class RemoteData:
 
 
 def find_remote(config: DatasetsConfig) -> RemoteData | None:
-    """The files that a recipe's `path` names at a URL: one, a folder's, a pattern's, or a list;
-    None for any other path.
+    """Return the files that a recipe's `path` names at a URL; None for any other path.
 
     Raises:
         SourceError: none is there, they are of several kinds, or the URL can't be reached.
@@ -114,14 +111,15 @@ def find_remote(config: DatasetsConfig) -> RemoteData | None:
 def open_remote(
     config: DatasetsConfig, context: BuildContext, data: RemoteData
 ) -> TarSource | TarStream | PathTable | None:
-    """The source of tars, or of a table whose rows name files; None for what the library `datasets`
-    reads.
+    """Open tars, or a table that names files; None for what `datasets` reads.
 
     Raises:
         SourceError: they can't be read, or the recipe doesn't fit them.
     """
     if is_tar(data.names[0]):
-        return open_tars(config, context, data.files, data.splits, data.remarks)
+        counts = {name: len(files) for name, files in data.splits.items()}
+        remarks = [*data.remarks, *remark_other_splits(counts, config.split, "tars")]
+        return open_tars(config, context, data.files, data.splits, remarks)
     return open_path_table(config, data.files, data.names[0]) if len(data.names) == 1 else None
 
 

@@ -19,6 +19,7 @@ from latentkit.contracts.samples import one_line
 from latentkit.errors import SampleError, SourceError
 from latentkit.sources.captions import name_caption
 from latentkit.sources.encodings import UnknownEncodingError, decode_text
+from latentkit.sources.endings import list_few, missing_plugin
 from latentkit.sources.tars import Member, Tar
 
 TEXT_FIELDS = ("text", "txt", "caption", "prompt", "transcript")
@@ -56,8 +57,7 @@ def split_name(name: str) -> tuple[str, str] | None:
 
 
 def group_members(members: Iterable[Member]) -> tuple[list[Group], list[str]]:
-    """The samples in a tar, in the order of their first files, and the names of the files that have
-    no ending.
+    """Return a tar's samples, by first file, and the names of files without an ending.
 
     A sample's files need not follow each other. A name that is there again begins another sample,
     called "key#2".
@@ -139,9 +139,13 @@ def no_media(groups: Iterable[Group], choice: MediaChoice) -> str:
     wanted = (
         f"the ending {choice.field}"
         if choice.field is not None
-        else f"an ending of {', '.join(choice.endings)}"
+        else f"an ending of {list_few(choice.endings)}"
     )
     advice = "name one in source.with.media, or set modality.use to the modality that reads them"
+    for field, _ in counts.most_common():
+        if plugin := missing_plugin(f".{field}"):
+            advice = f".{field} is read by {plugin}: pip install {plugin}"
+            break
     return f"no file in the tars has {wanted}; endings there: {there}; {advice}"
 
 
@@ -181,8 +185,7 @@ def read_media(file: IO[bytes], group: Group, field: str) -> bytes | str:
 def read_attributes(
     file: IO[bytes], group: Group, encodings: Counter[str] | None = None
 ) -> dict[str, Any]:
-    """Attributes of a sample: its caption as "text", its texts and numbers by their fields, and
-    what its JSON objects hold.
+    """Return a sample's caption as "text", texts and numbers by field, and JSON's entries.
 
     Args:
         encodings: counts the encodings of its texts.
@@ -211,9 +214,7 @@ def read_attributes(
 def choose_attributes(
     file: IO[bytes], group: Group, values: Mapping[str, Any], names: Sequence[str]
 ) -> dict[str, Any]:
-    """Of `read_attributes` those that a recipe names, where the field of a JSON object stands for
-    its text.
-    """
+    """Return the attributes that a recipe names; a JSON object's field stands for its text."""
     texts = {
         name: group.fields[name]
         for name in names

@@ -23,8 +23,7 @@ SHORTENED = "what lies behind the last span is left out (tail: drop)"
 
 
 class SpanSource:
-    """Samples that are spans of another source's, named by their key and the span, as in
-    "talks/a.mp4#t=4,6.5".
+    """Spans of another source's samples, keyed as in "talks/a.mp4#t=4,6.5".
 
     The names are those of W3C's Media Fragments, https://www.w3.org/TR/media-frags/#naming-time. A
     file that can't be cut, because it is damaged or shorter than a span, is one sample under its
@@ -92,8 +91,7 @@ def equal_spans(
     stride: float | None = None,
     tail: Literal["drop", "keep"] = "drop",
 ) -> list[Span]:
-    """Spans of `length` seconds every `stride` seconds (None: one after the other) of what lasts
-    `duration` seconds.
+    """Return spans of `length` seconds every `stride` (None: `length`) of `duration` seconds.
 
     Args:
         tail: whether what is left at the end, shorter than `length`, becomes a span too.

@@ -11,13 +11,13 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from latentkit.errors import SourceError
-from latentkit.sources.encodings import UTF8, UnknownEncodingError, decode_text
+from latentkit.sources.encodings import UTF8, UnknownEncodingError, decode_table
 from latentkit.sources.files import Files
 
 DELIMITERS = ",;\t|"
@@ -39,12 +39,14 @@ class Table:
         encoding: of its text; "UTF-8" for Parquet.
         first_line: of a CSV, the cells of its first line by column, which may be a row; the columns
             are its names, with a number where a name is there again.
+        bad_lines: why each line that could not be read is none of the rows.
     """
 
     name: str
     rows: Sequence[tuple[str, dict[str, Any]]]
     encoding: str = UTF8
     first_line: Mapping[str, str] = field(default_factory=dict)
+    bad_lines: Sequence[str] = ()
 
     def columns(self) -> list[str]:
         """All names of columns, in the order in which they come."""
@@ -74,22 +76,26 @@ def read_table(files: Files, path: str) -> Table:
     try:
         if ending == "parquet":
             return Table(name, _parquet_rows(files, path))
-        text, encoding = decode_text(files.read(path))
+        text, encoding = decode_table(files.read(path))
     except UnknownEncodingError as err:
         raise SourceError(f"source folder: {name} can't be read as UTF-8 text: {err}") from err
     except (OSError, pa.ArrowException) as err:
         raise SourceError(f"source folder: {name} can't be read: {err}") from err
-    readers = {"json": _json_rows, "jsonl": _line_rows, "ndjson": _line_rows}
-    if ending in readers:
-        return Table(name, list(readers[ending](name, text)), encoding)
-    with _long_fields():
-        names, rows = _csv_rows(name, text)
-        return Table(name, rows, encoding, names)
+    bad_lines: list[str] = []
+    names: dict[str, str] = {}
+    if ending in ("jsonl", "ndjson", "json"):
+        read = _json_rows if ending == "json" else _line_rows
+        rows = list(read(name, text, bad_lines))
+    else:
+        with _long_fields():
+            names, rows = _csv_rows(name, text, bad_lines)
+    if len(bad_lines) > len(rows):
+        raise SourceError(bad_lines[0])
+    return Table(name, rows, encoding, names, bad_lines)
 
 
 def read_head(files: Files, path: str, most_rows: int) -> tuple[Table, bool]:
-    """The first rows of a large Parquet file or of JSON lines, else the table, and whether that is
-    all of it.
+    """Return the first rows of Parquet or JSON lines, else the table; and if that is all.
 
     Raises:
         SourceError: it can't be read.
@@ -103,12 +109,13 @@ def read_head(files: Files, path: str, most_rows: int) -> tuple[Table, bool]:
         head = _read_start(files, path, HEAD_BYTES + 1)
         if len(head) <= HEAD_BYTES or b"\n" not in head:
             return read_table(files, path), True
-        text, encoding = decode_text(head[: head.rindex(b"\n") + 1])
+        text, encoding = decode_table(head[: head.rindex(b"\n") + 1])
     except UnknownEncodingError:  # of letters of two bytes, the last is cut off
         return read_table(files, path), True
     except (OSError, pa.ArrowException) as err:
         raise SourceError(f"source folder: {name} can't be read: {err}") from err
-    return Table(name, list(itertools.islice(_line_rows(name, text), most_rows)), encoding), False
+    rows = itertools.islice(_line_rows(name, text, []), most_rows)
+    return Table(name, list(rows), encoding), False
 
 
 def _read_start(files: Files, path: str, num_bytes: int) -> bytes:
@@ -173,7 +180,10 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 # ---------------------------------------------------------------- JSON
 
 
-def _line_rows(name: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _line_rows(
+    name: str, text: str, bad_lines: list[str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of JSON lines; why a line is none is added to `bad_lines`."""
     # Not splitlines(): a JSON text may hold other signs that end lines, such as U+2028.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -181,25 +191,25 @@ def _line_rows(name: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             row = json.loads(line)
         except ValueError as err:
-            raise SourceError(
-                f"{name}, line {number}: not JSON: {err}; expected one object a line"
-            ) from err
-        if not isinstance(row, dict):
-            raise SourceError(
+            bad_lines.append(f"{name}, line {number}: not JSON: {err}; expected one object a line")
+            continue
+        if isinstance(row, dict):
+            yield f"line {number}", row
+        else:
+            bad_lines.append(
                 f"{name}, line {number}: expected a JSON object with 'file_name', got"
                 f" {type(row).__name__}"
             )
-        yield f"line {number}", row
 
 
-def _json_rows(name: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Of a list of objects; of an object with an entry for each file; of one that holds such a
-    list; or of JSON lines.
-    """
+def _json_rows(
+    name: str, text: str, bad_lines: list[str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Give the rows of a list, of an entry for each file, of a list inside, or of JSON lines."""
     try:
         found = json.loads(text)
     except ValueError:
-        yield from _line_rows(name, text)
+        yield from _line_rows(name, text, bad_lines)
         return
     if isinstance(found, dict):
         found = _list_in(found)
@@ -214,9 +224,7 @@ def _json_rows(name: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _list_in(found: dict[str, Any]) -> Any:
-    """The rows of COCO's captions, of a list under a name such as "data", and of columns as pandas
-    writes them; else the object.
-    """
+    """Return the rows of COCO's captions, a list under a name, or pandas' columns."""
     lists = {
         key: value
         for key, value in found.items()
@@ -250,9 +258,7 @@ def _entry(key: str, value: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _long_fields() -> Iterator[None]:
-    """A field may be longer than the 131,072 characters that the library `csv` allows, as masks
-    are.
-    """
+    """Allow fields longer than the 131,072 characters of the library `csv`."""
     before = csv.field_size_limit(MAX_FIELD)
     try:
         yield
@@ -260,21 +266,33 @@ def _long_fields() -> Iterator[None]:
         csv.field_size_limit(before)
 
 
-def _csv_rows(name: str, text: str) -> tuple[dict[str, str], list[tuple[str, dict[str, Any]]]]:
-    """Where tabs or bars part the columns, quotes may be plain signs, as in `"Hello" sign`: they
-    are where the rows fit the first line only so, or one would hold the end of another.
+def _csv_rows(
+    name: str, text: str, bad_lines: list[str]
+) -> tuple[dict[str, str], list[tuple[str, dict[str, Any]]]]:
+    """First line and rows; why a line is none is added to `bad_lines`.
+
+    Where tabs or bars part the columns, quotes may be plain signs, as in `"Hello" sign`: they are
+    where the rows fit the first line only so, or one would hold the end of another. Behind a comma
+    and a space, a quote begins a cell where the rows fit the first line only so.
     """
     sign = _delimiter(name, text)
     try:
-        (names, rows), problem = _parted_rows(name, text, sign, csv.QUOTE_MINIMAL), None
+        parted, problem = _parted_rows(name, text, sign), None
     except SourceError as err:
-        names, rows, problem = {}, [], err
-    are_plain = problem is not None or any(_spans_rows(row, sign) for _, row in rows)
-    if sign in "\t|" and '"' in text and are_plain:
+        parted, problem = ({}, [], []), err
+    names, rows, bad = parted
+    are_plain = problem or bad or any(_spans_rows(row, sign) for _, row in rows)
+    others: list[dict[str, Any]] = []
+    if are_plain and '"' in text:
+        others = [{"quoting": csv.QUOTE_NONE}] if sign in "\t|" else [{"skipinitialspace": True}]
+    for options in others:
         with contextlib.suppress(SourceError):
-            return _parted_rows(name, text, sign, csv.QUOTE_NONE)
+            found = _parted_rows(name, text, sign, **options)
+            if not found[2]:
+                return found[:2]
     if problem:
         raise problem
+    bad_lines += bad
     return names, rows
 
 
@@ -283,38 +301,43 @@ def _spans_rows(row: Mapping[str, Any], sign: str) -> bool:
 
 
 def _parted_rows(
-    name: str, text: str, sign: str, quoting: Literal[0, 3]
-) -> tuple[dict[str, str], list[tuple[str, dict[str, Any]]]]:
-    """The first line, and the rows after it by its names."""
+    name: str, text: str, sign: str, **options: Any
+) -> tuple[dict[str, str], list[tuple[str, dict[str, Any]]], list[str]]:
+    """The first line, the rows after it by its names, and why others are none."""
     reader: csv.DictReader[Any] = csv.DictReader(
-        io.StringIO(text, newline=""), strict=True, delimiter=sign, quoting=quoting
+        io.StringIO(text, newline=""), strict=True, delimiter=sign, **options
     )
     try:
         cells = list(reader.fieldnames or [])
-        if not cells:
-            raise SourceError(f"{name}, line 1: {COLUMN_NAMES}; got none")
-        names = [
-            f"{cell} ({number})" if cell in cells[: number - 1] else cell
-            for number, cell in enumerate(cells, start=1)
-        ]
-        reader.fieldnames = names
-        rows = []
-        for row in reader:
-            if None in row or None in row.values():
-                raise SourceError(
-                    f"{name}, line {reader.line_num}: expected {len(names)} columns, as in line 1"
-                )
-            row.pop("", None)  # the column of row numbers that pandas writes
-            rows.append((f"line {reader.line_num}", row))
-        return {one: cell for one, cell in zip(names, cells, strict=True) if one}, rows
     except csv.Error as err:
         raise SourceError(f"{name}, line {reader.reader.line_num}: not CSV: {err}") from err
+    if not cells:
+        raise SourceError(f"{name}, line 1: {COLUMN_NAMES}; got none")
+    names = [
+        f"{cell} ({number})" if cell in cells[: number - 1] else cell
+        for number, cell in enumerate(cells, start=1)
+    ]
+    reader.fieldnames = names
+    rows: list[tuple[str, dict[str, Any]]] = []
+    bad: list[str] = []
+    while True:
+        start, why = reader.reader.line_num + 1, f"expected {len(names)} columns, as in line 1"
+        try:
+            row = next(reader)
+        except StopIteration:
+            return {one: cell for one, cell in zip(names, cells, strict=True) if one}, rows, bad
+        except csv.Error as err:  # the next line is read on its own
+            row, why = {None: ""}, f"not CSV: {err}"
+        stop = reader.reader.line_num
+        if None in row or None in row.values():
+            bad += [f"{name}, line {number}: {why}" for number in range(start, stop + 1)]
+            continue
+        row.pop("", None)  # the column of row numbers that pandas writes
+        rows.append((f"line {stop}", row))
 
 
 def _delimiter(name: str, text: str) -> str:
-    """What parts the first lines into equally many columns, as many as can be; a comma where there
-    is one column.
-    """
+    """Return what parts the first lines into equally many columns, as many as can be."""
     if name.lower().endswith(".tsv"):
         return "\t"
     lines = text.lstrip("\r\n").splitlines()[:SNIFFED_LINES]

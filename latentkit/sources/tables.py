@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+from urllib.parse import unquote
 
 from latentkit.contracts import Remark
 from latentkit.errors import SourceError
@@ -30,49 +31,12 @@ PROBED_ROWS = 1000
 """Rows whose cells are looked at in columns of other than usual names."""
 
 FILE_COLUMNS = (
-    "file_name",
-    "filename",
-    "file_path",
-    "filepath",
-    "file",
-    "path",
-    "relative_path",
-    "rel_path",
-    "local_path",
-    "image",
-    "image_path",
-    "image_file",
-    "image_name",
-    "image_filename",
-    "img",
-    "img_path",
-    "img_file",
-    "img_name",
-    "picture",
-    "photo",
-    "video",
-    "video_path",
-    "video_file",
-    "video_name",
-    "clip",
-    "clip_path",
-    "audio",
-    "audio_path",
-    "audio_file",
-    "audio_filepath",
-    "sound",
-    "wav",
-    "wav_path",
-    "media",
-    "media_path",
-    "volume",
-    "volume_path",
-    "name",
-    "key",
-    "id",
-    "image_id",
-    "video_id",
-    "url",
+    *("file_name", "filename", "file_path", "filepath", "file", "path", "relative_path"),
+    *("rel_path", "local_path", "image", "image_path", "image_file", "image_name"),
+    *("image_filename", "img", "img_path", "img_file", "img_name", "picture", "photo", "video"),
+    *("video_path", "video_file", "video_name", "clip", "clip_path", "audio", "audio_path"),
+    *("audio_file", "audio_filepath", "sound", "wav", "wav_path", "media", "media_path", "volume"),
+    *("volume_path", "name", "key", "id", "image_id", "video_id", "url"),
 )
 """Usual names of the column that names a file, in any case, in the order in which they are
 tried.
@@ -82,9 +46,7 @@ FILE_ENDING = re.compile(r"\.[A-Za-z0-9]{2,5}$")
 
 
 class FindsFiles(Protocol):
-    """Finds the files that a name in a table of `folder` may mean; more than one where it can't be
-    told.
-    """
+    """Finds the files that a name in a table of `folder` may mean; several where unsure."""
 
     def find(self, name: str, folder: str) -> list[str]: ...
 
@@ -161,7 +123,7 @@ class FileNames:
 
     def _relative(self, name: str, folder: str) -> tuple[str, ...]:
         """The paths below the root that a name may stand for."""
-        name = name.strip()
+        name = path_of_url(name.strip())
         for root in self._roots:
             if name.startswith(root):
                 return (os.path.normpath(name[len(root) :]).replace(os.sep, "/"),)
@@ -191,8 +153,7 @@ class TableColumns:
 def read_tables(
     files: Files, tables: Sequence[str], names: FileNames, must_fit: Sequence[str] = TABLE_NAMES
 ) -> TableColumns:
-    """What tables say of files; those further down win over those above them, and those of
-    `must_fit` over others beside them.
+    """Return what tables say; those further down win, and `must_fit` over those beside.
 
     Args:
         tables: relative paths.
@@ -264,7 +225,11 @@ class FileColumn:
         )
         elsewhere = Remark(text, self.num_found, self.table.name)
         encoding = encoding_remark(self.table.encoding, 1, self.table.name)
-        return [elsewhere] * self.is_elsewhere + [encoding] * (self.table.encoding != UTF8)
+        bad = [
+            Remark("lines of tables that can't be read, not used", len(self.table.bad_lines), why)
+            for why in self.table.bad_lines[:1]
+        ]
+        return bad + [elsewhere] * self.is_elsewhere + [encoding] * (self.table.encoding != UTF8)
 
 
 def choose_file_column(
@@ -403,6 +368,11 @@ def _list_few(paths: Sequence[str]) -> str:
 def encoding_remark(encoding: str, count: int, example: str) -> Remark:
     """That texts were read in another encoding than UTF-8."""
     return Remark(f"read as {encoding}, not UTF-8", count, example)
+
+
+def path_of_url(name: str) -> str:
+    """The path in a URL such as file:///data/a%20b.png; any other name as it is."""
+    return unquote(name.removeprefix("file://")) if name.startswith("file:///") else name
 
 
 def plain_name(column: str) -> str:

@@ -5,6 +5,7 @@ compressed ones are unpacked once.
 from __future__ import annotations
 
 import bz2
+import contextlib
 import functools
 import gzip
 import hashlib
@@ -40,15 +41,11 @@ COPIED_BYTES = 1 << 16
 """Little, since what is read together with damage is lost."""
 MAX_GAPS = 1 << 16
 """Bytes between the files of a sample that are read with them."""
-MAX_HEADER_BYTES = 1 << 20
-"""Of a name and its like, at most."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A file in a tar: its name without a leading "./", where its bytes begin, how many they are,
-    and whether all are there.
-    """
+    """A file in a tar: name without "./", place of its bytes, size, and if all are there."""
 
     name: str
     offset: int
@@ -127,8 +124,7 @@ class _Part(io.RawIOBase):
 
 
 def open_tar(files: Files, name: str, stamp: str) -> Tar:
-    """The tar of a name; a compressed one is unpacked into the cache of the library `datasets`,
-    once for each stamp.
+    """Open a tar; a compressed one is unpacked into `datasets`' cache, once for each stamp.
 
     Raises:
         OSError: it can't be reached, or there is no room to unpack it.
@@ -150,9 +146,7 @@ def open_tar(files: Files, name: str, stamp: str) -> Tar:
 
 
 def _unpack(packed: IO[bytes], target: Path) -> None:
-    """Write what can be read of it; where it is cut off or damaged, the copy ends, and a note
-    beside it says why.
-    """
+    """Write what can be read of it; where it is damaged, a note beside the copy says why."""
     handle, partial = tempfile.mkstemp(dir=target.parent, prefix=".unpacking-")
     try:
         with os.fdopen(handle, "wb") as copy:
@@ -196,11 +190,7 @@ def list_members(tar: Tar) -> tuple[list[Member], str]:
         members: list[Member] = []
         damage = ""
         try:
-            try:
-                _walk(file, num_bytes, members)
-            except _UnusualTarError:
-                members.clear()
-                _walk_slowly(file, num_bytes, members)
+            _walk(file, num_bytes, members)
         except tarfile.TarError as err:
             damage = f"damaged: {err}" if members else f"not a tar: {err}"
     if not damage and tar.unpacked is not None and _note_of(tar.unpacked).exists():
@@ -208,111 +198,27 @@ def list_members(tar: Tar) -> tuple[list[Member], str]:
     return [member for member in members if not OWN_FILES.match(member.name)], damage
 
 
-class _UnusualTarError(Exception):
-    """Holds sparse files or the like, which `tarfile` reads."""
-
-
 def _walk(file: IO[bytes], num_bytes: int, members: list[Member]) -> None:
-    """Append the files in a tar, from its headers alone, three times as fast as `tarfile` goes over
-    them.
-
-    The headers of ustar, with long names and sizes as pax and GNU write them; see
-    https://pubs.opengroup.org/onlinepubs/9699919799/utilities/pax.html
+    """Append the files in a tar, from its headers alone.
 
     Raises:
-        tarfile.ReadError: something else than a header is in the place of one, or the tar is cut
-        off.
-        _UnusualTarError: it holds what this doesn't read.
+        tarfile.TarError: something else than a header is in the place of one, or the tar is cut
+            off.
     """
-    offset = 0
-    said: dict[str, str] = {}
-    while True:
-        header = _read_block(file, offset)
-        if not any(header):
-            return
-        if _number(header[148:156]) != sum(header) - sum(header[148:156]) + 8 * ord(" "):
-            raise tarfile.ReadError("bad checksum")
-        kind, size, start = header[156:157], _number(header[124:136]), offset + tarfile.BLOCKSIZE
-        if kind in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME):
-            if size > MAX_HEADER_BYTES:
-                raise tarfile.ReadError("invalid header")
-            content = file.read(size)
-            said |= _pax_records(content) if kind == tarfile.XHDTYPE else {"path": _text(content)}
-        elif kind in (tarfile.GNUTYPE_SPARSE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE):
-            raise _UnusualTarError
-        else:
-            size = _decimal(said["size"]) if "size" in said else size
-            if kind in tarfile.REGULAR_TYPES:
-                names = [_text(header[345:500])] * any(header[345:500]) + [_text(header[:100])]
-                name = said.get("path", "/".join(names)).removeprefix("./")
-                is_folder = kind == tarfile.AREGTYPE and name.endswith("/")
-                members += (
-                    [] if is_folder else [Member(name, start, size, start + size <= num_bytes)]
-                )
-            elif kind in tarfile.SUPPORTED_TYPES and kind != tarfile.GNUTYPE_LONGLINK:
-                size = 0  # of links and folders, whatever their headers say
-            said = {}
-        offset = start + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-
-
-def _walk_slowly(file: IO[bytes], num_bytes: int, members: list[Member]) -> None:
-    """The same by `tarfile`, of every kind of tar."""
     file.seek(0)
     opened: Any = tarfile.TarFile(fileobj=file)
-    while (entry := opened.next()) is not None:
-        if entry.isreg():
-            end = entry.offset_data + entry.size
-            members.append(
-                Member(
-                    entry.name.removeprefix("./"), entry.offset_data, entry.size, end <= num_bytes
-                )
-            )
-        opened.members = []  # which tarfile would keep all of
-    if any(_read_block(file, opened.offset)):
-        raise tarfile.ReadError("no header where one is expected")
-
-
-def _read_block(file: IO[bytes], offset: int) -> bytes:
-    file.seek(offset)
+    # tarfile takes what is no header for the end, and doesn't say that a tar is cut off
+    with contextlib.suppress(tarfile.ReadError):
+        while (entry := opened.next()) is not None:
+            if entry.isreg():
+                start, end = entry.offset_data, entry.offset_data + entry.size
+                name = entry.name.removeprefix("./")
+                members.append(Member(name, start, entry.size, end <= num_bytes))
+            opened.members = []  # which tarfile would keep all of
+    file.seek(opened.offset)
     block = file.read(tarfile.BLOCKSIZE)
     if len(block) < tarfile.BLOCKSIZE:
         raise tarfile.ReadError("cut off: it lacks the zeros that end a tar")
-    return block
-
-
-def _pax_records(content: bytes) -> dict[str, str]:
-    """Path and size out of records such as b"18 path=folder/a\\n", which begin with their
-    length.
-    """
-    found = {}
-    while content:
-        digits, _, _ = content.partition(b" ")
-        if not digits.isdigit() or not len(digits) < int(digits[:9]) <= len(content):
-            raise tarfile.ReadError("invalid header")
-        name, _, value = content[len(digits) + 1 : int(digits) - 1].partition(b"=")
-        if name.startswith((b"GNU.sparse", b"hdrcharset")):
-            raise _UnusualTarError
-        if name in (b"path", b"size"):
-            found[name.decode()] = value.decode("utf-8", "surrogateescape")
-        content = content[int(digits) :]
-    return found
-
-
-def _text(field: bytes) -> str:
-    return field.partition(b"\0")[0].decode("utf-8", "surrogateescape")
-
-
-def _number(field: bytes) -> int:
-    """Octal digits, or for large numbers GNU's base 256."""
-    if field[:1] == b"\x80":
-        return int.from_bytes(field[1:], "big")
-    digits = field.strip(b"\0 ") or b"0"
-    if not re.fullmatch(rb"[0-7]+", digits):
-        raise tarfile.ReadError("invalid header")
-    return int(digits, 8)
-
-
-def _decimal(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,18}", text):
-        raise tarfile.ReadError("invalid header")
-    return int(text)
+    if any(block):
+        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        raise tarfile.ReadError("no header where one is expected")

@@ -122,9 +122,7 @@ class Claims:
         return name in self._held or not self.folder.exists(file) or self._is_dead(file)
 
     def find_free(self, names: Iterable[str]) -> set[str]:
-        """Those of `names` that nobody else is working on, by one look at the folder and one at
-        each claim there is.
-        """
+        """Return those of `names` that nobody else is working on."""
         taken = {
             name
             for name in self._names()
@@ -133,20 +131,22 @@ class Claims:
         return set(names) - taken
 
     def sweep(self) -> None:
-        """Remove what dead processes left in the claims folder; of files in the making, those of
-        this host's processes.
-        """
+        """Remove what dead processes left in the claims folder."""
+        for file in self.left_over():
+            self.folder.remove(file)
+
+    def left_over(self) -> list[str]:
+        """Claims of dead processes, and files in the making of those of this host."""
         import psutil  # here, so that reading does without it
 
-        for name in self._names():
-            if self._is_dead(_file(name)):
-                self.folder.remove(_file(name))
-        for name in self.folder.list(ASIDE):
+        def is_dead(name: str) -> bool:
             match = PART.search(name)
-            if name.endswith(".stale") or (
-                match and match["host"] == host() and not psutil.pid_exists(int(match["pid"]))
-            ):
-                self.folder.remove(f"{ASIDE}/{name}")
+            if match:
+                return match["host"] == host() and not psutil.pid_exists(int(match["pid"]))
+            is_claim = name.endswith(".json")
+            return name.endswith(".stale") or (is_claim and self._is_dead(f"{ASIDE}/{name}"))
+
+        return [f"{ASIDE}/{name}" for name in self.folder.list(ASIDE) if is_dead(name)]
 
     def _names(self) -> list[str]:
         return [
@@ -171,9 +171,7 @@ class Claims:
         return self.folder.age_seconds(file) > DEAD_AFTER_SECONDS
 
     def _read(self, file: str) -> dict[str, Any]:
-        """What a claim says; nothing where it was just created and not yet written, is damaged, or
-        gone: then its age decides.
-        """
+        """Return what a claim says; {} where it is new, damaged or gone: then its age decides."""
         try:
             content = json.loads(self.folder.read(file))
         except (StoreError, ValueError, RecursionError):

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from latentkit.contracts import LatentLayout, Normalization, Unit
+from latentkit.contracts import Unit
 from latentkit.errors import DamagedError, StoreError
 from latentkit.runtime.masks import MASK
 from latentkit.runtime.paths import in_shell
@@ -26,7 +26,7 @@ from latentkit.store import int8, statistics, writer
 from latentkit.store.claims import Claims
 from latentkit.store.columns import Rows
 from latentkit.store.dataset_json import (
-    Description,
+    describe_again,
     finalize,
     newest_number,
     num_superseded,
@@ -36,7 +36,16 @@ from latentkit.store.dataset_json import (
     refuse_missing_units,
 )
 from latentkit.store.folder import Folder
-from latentkit.store.format import NUMPY_DTYPES, TensorToWrite, write_unit
+from latentkit.store.format import (
+    LATENTS,
+    LEDGER_COLUMNS,
+    NUMPY_DTYPES,
+    OFFSETS,
+    STREAM_COLUMNS,
+    TensorToWrite,
+    unit_name,
+    write_unit,
+)
 from latentkit.store.index import has_its_data, index_of_chain
 from latentkit.store.live_statistics import measure_stored
 from latentkit.store.mapped_unit import Array, MappedUnit
@@ -49,8 +58,7 @@ from latentkit.store.plan import (
     with_units,
     write_plan,
 )
-from latentkit.store.ragged import OFFSETS, offsets_of
-from latentkit.store.writer import unit_name
+from latentkit.store.ragged import offsets_of
 
 UNIT_BYTES = 512 << 20
 COPIED_BYTES = 16 << 20
@@ -115,9 +123,7 @@ def _compact(folder: Folder) -> Compacted:
 
 
 def finish_compaction(folder: Folder, plan: Plan) -> None:
-    """Do what is left of a plan that compacts, or wait for the process that does; then remove what
-    it replaces.
-    """
+    """Do what is left of a plan that compacts, or wait for it; remove what it replaces."""
     claims = Claims(folder)
     with claims.heartbeat():
         while not claims.take("compact"):
@@ -146,9 +152,7 @@ def remove_dead(folder: Folder, chain: Sequence[Plan]) -> None:
 
 
 def _plan_compaction(newest: Plan, index: pa.Table, document: Mapping[str, Any]) -> Plan:
-    """A plan of everything in the index, in units of about `UNIT_BYTES`; of a stream, in the units
-    that are still used.
-    """
+    """Return a plan of the whole index, in large units; of a stream, in those still used."""
     if newest.settings.stream:
         units = newest.unit_names().dictionary_encode().indices.to_numpy()
         order = np.argsort(units, kind="stable")
@@ -212,22 +216,11 @@ def _copy_all(folder: Folder, plan: Plan, document: Mapping[str, Any]) -> None:
                 mapped,
                 errors if unit.number == 0 else {},
             )
-    described = Description(
-        LatentLayout(**document["layout"]),
-        Normalization(**document["normalization"]),
-        document["store"],
-        document["dtype"],
-        document["source"],
-        document["views"],
-        {name: value for name, value in document.get("quantisation", {}).items() if name != "rms"},
-    )
-    finalize(folder, [plan], described, lambda index: None)
+    finalize(folder, [plan], describe_again(document), lambda index: None)
 
 
 def _unit_of_rows(plan: Plan, old: Plan, index: pa.Table) -> Rows:
-    """Number of the plan's unit that each row of the index goes into, which never falls; `old` is
-    the plan that it compacts.
-    """
+    """Return the plan's unit for each row of the index; `old` is the plan it compacts."""
     keys = index["key"]
     if plan.settings.stream:  # any shard of the row's unit tells
         keys = old.table["key"].take(pc.index_in(index["unit"], value_set=old.unit_names()))
@@ -329,9 +322,7 @@ class _Copy:
         return rows_at_once(num_rows, self._like.num_bytes)
 
     def chunks(self, at_once: int) -> Iterator[tuple[Array, Rows | None]]:
-        """Up to so many rows at a time, all of one unit; of ragged ones, positions end to end and
-        the length of each row.
-        """
+        """Give so many rows of one unit at a time; ragged ones end to end with lengths."""
         for unit, numbers in self._runs():
             array, offsets = self._tensor(unit, numbers), (
                 unit.offsets(self.name) if self.is_ragged else None
@@ -368,7 +359,7 @@ def rows_at_once(num_rows: int, num_bytes: int) -> int:
 def _measure(bucket: str, copies: Mapping[str, _Copy]) -> list[statistics.ChannelStatistics]:
     """Statistics of the rows that are copied, as far as they count."""
     pieces = []
-    for name in writer.LATENTS:
+    for name in LATENTS:
         latents, scales, masks = (
             copies.get(f"{bucket}/{part}") for part in (name, name + int8.SCALE, MASK)
         )
@@ -403,9 +394,9 @@ def _ledger(plan: Plan, unit: Unit, rows: pa.Table, new_rows: Rows) -> memoryvie
         "row": pa.array(new_rows, pa.int64(), mask=~ok),
     }
     columns["geometry"] = _json_texts(rows["geometry"])
-    names = dict(writer.COLUMNS)
+    names = dict(LEDGER_COLUMNS)
     if plan.settings.stream:
-        names |= writer.STREAM_COLUMNS
+        names |= STREAM_COLUMNS
         columns |= {
             "key": rows["key"].combine_chunks(),
             "attributes": _json_texts(rows["attributes"]),

@@ -22,11 +22,11 @@ from latentkit.runtime.paths import in_shell
 from latentkit.store.claims import Claims
 from latentkit.store.columns import read_parquet
 from latentkit.store.folder import Folder, canonical_json
+from latentkit.store.format import unit_name
 from latentkit.store.index import COLUMNS, ReadUnit, index_bytes, index_of_chain, read_unit
 from latentkit.store.int8 import summarize_error
 from latentkit.store.live_statistics import measure_live, whole_statistics
 from latentkit.store.plan import Plan, number_of, plan_name
-from latentkit.store.writer import unit_name
 
 DATASET = "dataset.json"
 RECIPE = "recipe.yaml"
@@ -47,6 +47,20 @@ class Description:
     source: Mapping[str, Any]
     views: Sequence[str]
     decoded: Mapping[str, Any] = field(default_factory=dict)
+
+
+def describe_again(document: Mapping[str, Any]) -> Description:
+    """What dataset.json says besides what follows from plans and units."""
+    error = document.get("quantisation") or {}
+    return Description(
+        LatentLayout(**document["layout"]),
+        Normalization(**document["normalization"]),
+        document["store"],
+        document["dtype"],
+        document["source"],
+        document["views"],
+        {name: value for name, value in error.items() if name != "rms"},
+    )
 
 
 def finalize(
@@ -176,8 +190,7 @@ def dataset_json(
 def restate(
     folder: Folder, normalization: Normalization, remarks: Sequence[Mapping[str, Any]] | None
 ) -> None:
-    """Let dataset.json say how its latents are normalized and what its source remarks now, though
-    no sample has changed.
+    """Update dataset.json's normalization and source remarks, though no sample changed.
 
     Args:
         normalization: the encoder's, which reading applies; stored latents are without it.
@@ -211,9 +224,7 @@ def _restated(
 
 
 def compare_normalizations(before: bytes, now: bytes) -> str:
-    """What one dataset.json says of the normalization and the next says otherwise, in one line; ""
-    where they say the same.
-    """
+    """Say in one line how the normalization differs; "" where it is the same."""
     there, here = (_stated_normalization(content) for content in (before, now))
     if there is None or there == here:
         return ""
@@ -252,8 +263,7 @@ def _used(units: Mapping[str, ReadUnit], index: pa.Table) -> list[ReadUnit]:
 def accepts_statistics(
     document: Mapping[str, Any], units: Mapping[str, ReadUnit], index: pa.Table
 ) -> bool:
-    """Whether a document states its units' statistics as a whole, as earlier versions wrote them.
-    """
+    """Return whether a document states whole units' statistics, as earlier versions did."""
     whole = whole_statistics(_used(units, index))
     return bool(document["statistics"] == (whole.summary() if whole else None))
 

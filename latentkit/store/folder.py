@@ -28,8 +28,7 @@ R = TypeVar("R")
 
 
 class Folder(ABC):
-    """A latent dataset's folder, by names relative to it such as "units/000-000000.safetensors";
-    `str` gives its path or URL.
+    """A latent dataset's folder, by relative names; `str` gives its path or URL.
 
     Every method raises `StoreError` when the folder can't be reached or written.
     """
@@ -123,9 +122,7 @@ class Folder(ABC):
 
     @abstractmethod
     def take_over(self, name: str) -> None:
-        """Put a dead process's claim out of the way; of several that try, one succeeds or the file
-        is gone.
-        """
+        """Put a dead process's claim out of the way; of several that try, one succeeds."""
 
     @abstractmethod
     def touch(self, name: str) -> None:
@@ -137,9 +134,7 @@ class Folder(ABC):
 
 
 def part_name(name: str) -> str:
-    """Where this process writes a file aside; the name tells whose it is, so that a dead process's
-    can be swept.
-    """
+    """Return where this process writes a file aside, named so that others can sweep it."""
     return f"{ASIDE}/{name.replace('/', '-')}~{host()}~{os.getpid()}~{secrets.token_hex(4)}.part"
 
 

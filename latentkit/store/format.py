@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
+import pyarrow as pa
 
 from latentkit.errors import StoreError
 
@@ -47,6 +48,33 @@ ITEM_BYTES = {
     "BOOL": 1,
 }
 
+OFFSETS = ".offsets"
+"""What the name of the tensor with the offsets has more than that of the tensor it belongs to:
+(rows + 1,) int64, in positions.
+"""
+
+LATENTS = ("moments", "latent")
+"""Tensors that are measured and can be quantized; indices are neither."""
+
+LEDGER_COLUMNS = {
+    "position": pa.int64(),
+    "view": pa.string(),
+    "content": pa.string(),
+    "status": pa.string(),
+    "reason": pa.string(),
+    "bucket": pa.string(),
+    "row": pa.int64(),
+    "geometry": pa.string(),
+    "stamp": pa.string(),
+}
+STREAM_COLUMNS = {"key": pa.string(), "attributes": pa.string()}
+"""Of samples that the plan knows nothing about."""
+
+
+def unit_name(name: str) -> str:
+    """Where a unit lies."""
+    return f"units/{name}.safetensors"
+
 
 @dataclass(frozen=True)
 class StoredTensor:
@@ -63,9 +91,7 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class UnitHeader:
-    """The parsed header of a unit: tensors by name, metadata, and the sha256 of the header's own
-    bytes.
-    """
+    """A unit's header: tensors by name, metadata, and the sha256 of its own bytes."""
 
     tensors: Mapping[str, StoredTensor]
     metadata: Mapping[str, str]
@@ -95,8 +121,7 @@ class TensorToWrite:
 def write_unit(
     file: BinaryIO, tensors: Sequence[TensorToWrite], metadata: Mapping[str, str]
 ) -> None:
-    """Write one unit into an empty seekable file; its "sha256" of the data goes into the metadata.
-    """
+    """Write a unit into an empty seekable file, the sha256 of its data in the metadata."""
     entries, data_bytes = _lay_out(tensors)
     header = _header_bytes(entries, {**metadata, "sha256": "0" * 64})
     file.seek(len(header))

@@ -20,10 +20,8 @@ from latentkit.contracts import Unit
 from latentkit.errors import DamagedError
 from latentkit.store.columns import concat_structs, structs_of_json
 from latentkit.store.folder import Folder
-from latentkit.store.format import UnitHeader, read_header
+from latentkit.store.format import LEDGER_COLUMNS, UnitHeader, read_header, unit_name
 from latentkit.store.plan import Plan
-from latentkit.store.writer import COLUMNS as LEDGER
-from latentkit.store.writer import unit_name
 
 COLUMNS = (
     "key",
@@ -89,7 +87,7 @@ def parse_rows(buffer: bytes, where: str) -> pa.Table:
             f"{where}: the unit's rows are damaged ({type(error).__name__})"
         ) from error
     there = dict(zip(rows.column_names, rows.schema.types, strict=True))
-    if not LEDGER.items() <= there.items() or any(
+    if not LEDGER_COLUMNS.items() <= there.items() or any(
         rows[name].null_count for name in ("position", "view", "status")
     ):
         raise DamagedError(f"{where}: the unit's rows are not those of a ledger")
@@ -125,9 +123,7 @@ def index_of_chain(plans: Sequence[Plan], units: Mapping[str, ReadUnit]) -> pa.T
 
 
 def build_index(plan: Plan, units: Sequence[ReadUnit], before: pa.Table | None) -> pa.Table:
-    """A row per (sample, view), in the plan's order: those of its own units, and those of the index
-    `before` that it keeps.
-    """
+    """Return a row per (sample, view) in the plan's order, of its units and of `before`."""
     index = _encoded(plan, units) if units else None
     if before is not None:
         kept = _kept(plan, before)
@@ -259,9 +255,7 @@ def index_bytes(index: pa.Table) -> bytes:
 
 
 def has_its_data(folder: Folder, unit: ReadUnit) -> bool:
-    """Whether the unit's data are those that were written, by the hash in its header; reads all of
-    it.
-    """
+    """Return whether a unit's data have the hash in its header; reads all of them."""
     digest = hashlib.sha256()
     with folder.open_file(unit_name(unit.unit.name)) as file:
         file.seek(unit.header.data_start)

@@ -62,8 +62,7 @@ def quantize(
 
 
 def dequantize(stored: Int8s, scale: Float32s) -> Float32s:
-    """What a reader sees: (N, C, ...) float32, each integer times the scale of its row and channel.
-    """
+    """Return (N, C, ...) float32: each integer times the scale of its row and channel."""
     return np.multiply(
         stored, scale.reshape(*scale.shape, *[1] * (stored.ndim - 2)), dtype=np.float32
     )
@@ -97,8 +96,7 @@ class RoundingError:
 
 
 def measure_error(stored: Float32s, given: Float32s) -> RoundingError:
-    """The error of one batch, both (N, C, ...) float32; differences are taken and added in float64.
-    """
+    """Return the error of a batch, both (N, C, ...) float32, added up in float64."""
     work = np.empty((len(stored), *stored.shape[2:]))
     squares = np.empty(stored.shape[1])
     for channel in range(stored.shape[1]):

@@ -148,9 +148,7 @@ class LocalFolder(Folder):
 
 
 def _open_in_new_folder(path: Path, mode: Literal["xb", "w+b"]) -> BinaryIO:
-    """A file to write; its folder is made, and made again where other processes just then discard
-    it as empty.
-    """
+    """Open a file to write; make its folder, again where others discard it."""
     for tries_left in reversed(range(MAX_OPEN_TRIES)):
         with suppress(FileNotFoundError, FileExistsError):
             path.parent.mkdir(parents=True, exist_ok=True)

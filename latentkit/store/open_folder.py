@@ -14,8 +14,7 @@ from latentkit.store.unit_cache import Cache, open_cache
 
 
 def open_folder(output: str, cache: Cache = None) -> Folder:
-    """The folder of an `output.path`: a path, or a URL of any protocol that fsspec has a driver
-    for.
+    """Open the folder of an `output.path`: a path, or a URL that fsspec has a driver for.
 
     Args:
         output: a path, file:// URL or other URL such as s3://bucket/latents.

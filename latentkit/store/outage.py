@@ -87,10 +87,7 @@ class Outage:
             pause, is_first = min(2 * pause, LONGEST_PAUSE_SECONDS), False
 
     def _has_lasted(self, is_first: bool) -> bool:
-        """Whether the outage, of which this is one more sign, has lasted too long.
-
-        `is_first`: the request was sent for the first time.
-        """
+        """Return whether the outage has lasted too long; `is_first`: the first request."""
         now = time.monotonic()
         with self._lock:
             if self._began is None or (is_first and now - self._last > GIVE_UP_AFTER_SECONDS):

@@ -240,12 +240,7 @@ def read_plan(folder: Folder, number: int) -> Plan:
 
 
 def _check_table(table: pa.Table) -> None:
-    """Hold what was read to what is written.
-
-    Raises:
-        ValueError: a column of another type, a sample without a key, or units that aren't runs of
-            rows.
-    """
+    """Hold what was read to what is written."""
     table.validate(full=True)
     units = table["unit"].drop_null().to_numpy()
     if (

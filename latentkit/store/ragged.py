@@ -21,11 +21,6 @@ from latentkit.store.columns import Rows
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
 
-OFFSETS = ".offsets"
-"""What the name of the tensor with the offsets has more than that of the tensor it belongs to:
-(rows + 1,) int64, in positions.
-"""
-
 
 @dataclass(frozen=True)
 class RowBatch:
@@ -89,8 +84,7 @@ def pack(tensors: Mapping[str, Tensor], ragged_axis: int | None) -> RowBatch:
 
 
 def pad(positions: Array, lengths: Rows, pool: BufferPool) -> tuple[Array, Bools]:
-    """Rows (N, longest, ...) with zeros at their ends, and (N, longest) which positions are not
-    those zeros.
+    """Return rows (N, longest, ...) with zeros at their ends, and which aren't those zeros.
 
     Args:
         positions: (positions, ...) of all rows, end to end.

@@ -30,16 +30,13 @@ OWN = re.compile(r"[0-9a-f]{64}\.(unit|[0-9a-f]{8}\.part)")
 
 @dataclass(frozen=True)
 class UnitCache:
-    """A folder of downloaded files, of which those used last are kept, `limit_bytes` of them; a
-    larger file is kept alone.
-    """
+    """Downloaded files, of which those used last are kept, `limit_bytes` of them."""
 
     folder: Path
     limit_bytes: int
 
     def fetch(self, digest: str, size: int, download: Callable[[Path], None]) -> Path:
-        """The file of a content, downloaded when it isn't there; of several processes that want it,
-        one downloads.
+        """Return the file of a content, downloaded by one process if it isn't there.
 
         Args:
             digest: 64 hexadecimal digits that stand for this content and no other.

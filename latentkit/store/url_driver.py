@@ -12,8 +12,7 @@ from latentkit.store.outage import explained
 
 
 def open_driver(url: str) -> tuple[Any, str]:
-    """fsspec's driver for a URL, and the URL as the driver's own path; listings are asked for again
-    every time.
+    """Return fsspec's driver for a URL, and the URL as its path; nothing listed is kept.
 
     Raises:
         StoreError: nobody knows the protocol, its driver isn't installed or can't be set up.

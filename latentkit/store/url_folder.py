@@ -83,9 +83,7 @@ class UrlFolder(Folder):
 
     @property
     def fs(self) -> Any:
-        """The fsspec driver; a forked process gets one of its own, since a driver keeps connections
-        and a thread.
-        """
+        """Return the fsspec driver; a forked process gets one of its own."""
         if self._pid != os.getpid():
             self._connect()
         return self._fs
@@ -241,9 +239,7 @@ class UrlFolder(Folder):
         return True
 
     def _put(self, name: str, send: Send, new: bool) -> None:
-        """Put a file in place, with `new` only where there is none; in one request where the driver
-        can.
-        """
+        """Put a file in place, with `new` only where there is none."""
         path = self._path(name)
         if self._has_create:
             send(self.fs, path, mode="create" if new else "overwrite")
@@ -331,9 +327,7 @@ class UrlFolder(Folder):
 
     @contextmanager
     def _missing(self, name: str) -> Iterator[None]:
-        """Turns the answer that there is no such file, or nothing to put it into, into a
-        `StoreError`.
-        """
+        """Turn the answer that there is no such file into a `StoreError`."""
         try:
             yield
         except FileNotFoundError as error:
@@ -341,11 +335,7 @@ class UrlFolder(Folder):
             raise StoreError(f"{self.url}/{name}: there is no such file") from error
 
     def _check_bucket(self) -> None:
-        """On a store with buckets, that this one is there.
-
-        Raises:
-            StoreError: it isn't.
-        """
+        """Check that the bucket is there, on a store with buckets."""
         bucket = self._root.partition("/")[0]
         if self._found_bucket or self.fs.root_marker or "://" in self._root:
             return

@@ -23,9 +23,18 @@ from latentkit.runtime.masks import MASK, counted_positions
 from latentkit.store import int8, statistics
 from latentkit.store.columns import Rows, escape
 from latentkit.store.folder import Folder, canonical_json
-from latentkit.store.format import FORMAT_VERSION, TensorToWrite, write_unit
+from latentkit.store.format import (
+    FORMAT_VERSION,
+    LATENTS,
+    LEDGER_COLUMNS,
+    OFFSETS,
+    STREAM_COLUMNS,
+    TensorToWrite,
+    unit_name,
+    write_unit,
+)
 from latentkit.store.int8 import RoundingError
-from latentkit.store.ragged import OFFSETS, RowBatch, offsets_of, pack
+from latentkit.store.ragged import RowBatch, offsets_of, pack
 
 SPILL_BYTES = 256 << 20
 """What a unit holds beyond this waits on disk, so that memory stays flat however long the unit."""
@@ -41,23 +50,6 @@ DTYPE_CODES = {
     torch.int8: "I8",
     torch.uint8: "U8",
 }
-
-LATENTS = ("moments", "latent")
-"""Tensors that are measured and can be quantized; indices are neither."""
-
-COLUMNS = {
-    "position": pa.int64(),
-    "view": pa.string(),
-    "content": pa.string(),
-    "status": pa.string(),
-    "reason": pa.string(),
-    "bucket": pa.string(),
-    "row": pa.int64(),
-    "geometry": pa.string(),
-    "stamp": pa.string(),
-}
-STREAM_COLUMNS = {"key": pa.string(), "attributes": pa.string()}
-"""Of samples that the plan knows nothing about."""
 
 encode_json = json.JSONEncoder(sort_keys=True, default=str).encode
 
@@ -113,9 +105,7 @@ class _Spool:
 
 @dataclass
 class _Bucket:
-    """What there is of a bucket: the names of its tensors, its rows and, of ragged ones, how long
-    they are.
-    """
+    """Names of a bucket's tensors, its rows and, of ragged ones, their lengths."""
 
     names: Sequence[str]
     num_rows: int = 0
@@ -270,9 +260,7 @@ class UnitWriter:
     def _measure(
         self, stored: RowBatch, given: RowBatch, measured: Mapping[str, Tensor] | None
     ) -> None:
-        """Statistics of the values that a reader will see and that count, and how far they are from
-        those given where quantized.
-        """
+        """Return statistics of the values that count as read, and int8's rounding error."""
         if measured is not None:
             shape = next(iter(given.tensors.values())).shape
             count = shape[0] * math.prod(shape[2:])
@@ -315,7 +303,7 @@ class _Ledger:
 
     def __init__(self, is_stream: bool) -> None:
         self._is_stream = is_stream
-        names = COLUMNS | STREAM_COLUMNS if is_stream else COLUMNS
+        names = LEDGER_COLUMNS | STREAM_COLUMNS if is_stream else LEDGER_COLUMNS
         self._columns: dict[str, list[Any]] = {name: [] for name in names}
         self._view_numbers: list[int] = []
         self.num_ok = 0
@@ -345,17 +333,12 @@ class _Ledger:
     def as_arrow(self) -> memoryview:
         """An Arrow stream of the rows in order of sample and then view."""
         order = np.lexsort((self._view_numbers, self._columns["position"])).tolist()
-        types = COLUMNS | STREAM_COLUMNS
+        types = LEDGER_COLUMNS | STREAM_COLUMNS
         columns = {
             name: pa.array([column[row] for row in order], types[name])
             for name, column in self._columns.items()
         }
         return ledger_bytes(pa.table(columns))
-
-
-def unit_name(name: str) -> str:
-    """Where a unit lies."""
-    return f"units/{name}.safetensors"
 
 
 def unit_header(
@@ -395,9 +378,7 @@ def ledger_bytes(table: pa.Table) -> memoryview:
 
 
 def _quantized(rows: RowBatch) -> RowBatch:
-    """Moments and latents as int8, each with its scales beside it, a row's at a time; other tensors
-    as they are.
-    """
+    """Return moments and latents as int8 beside their scales; other tensors as they are."""
     stored = dict(rows.tensors)
     for name in (name for name in LATENTS if name in rows.tensors):
         values, scale = int8.quantize(rows.tensors[name].numpy(), rows.lengths)

@@ -15,7 +15,6 @@ from latentkit.contracts import (
     BuildContext,
     Encoder,
     Executor,
-    InputSpec,
     Modality,
     Source,
     StreamSource,
@@ -42,7 +41,6 @@ class EncoderOpener:
     """Device to encoder; each is built once per process. Pickles without what it has built.
 
     Args:
-        plugin, seed, recipe_dir: of the recipe.
         modality: name of the recipe's modality; empty where there is none.
     """
 
@@ -62,11 +60,7 @@ class EncoderOpener:
         return self._opened[device]
 
     def _check_dtype(self, device: str) -> None:
-        """Refuse a dtype that the device has not: latents of another one would pass for these.
-
-        Raises:
-            DeviceError: says so.
-        """
+        """Refuse a dtype that the device has not: latents of another one would pass for these."""
         if getattr(self.plugin.config, "dtype", None) != "bfloat16":
             return
         from latentkit.runtime.device import has_bfloat16
@@ -101,7 +95,6 @@ class ConfiguredEncode:
 
     Args:
         name: of the encoder in `encoders`; empty for the only one.
-        recipe: the whole of it.
     """
 
     name: str
@@ -117,8 +110,7 @@ class ConfiguredEncode:
         )
 
     def open_source(self) -> Source | StreamSource:
-        """The source; where the modality's config has a `media_attribute`, with that attribute of
-        samples as their media.
+        """Open the source, its media taken from the modality's `media_attribute` if set.
 
         Raises:
             SourceError: it isn't there, or is empty.
@@ -155,11 +147,6 @@ class ConfiguredEncode:
             if str(error).startswith(str(self.recipe.origin)):
                 raise
             raise RecipeError(f"{self.recipe.origin}: {error}") from error
-
-    def build_modality(self, taken: InputSpec) -> Modality:
-        """The modality, told that the encoder takes this."""
-        context = replace(self._context(), input=taken)
-        return self.modality.provided.spec.build(self.modality.config, context)  # type: ignore[no-any-return]
 
     def settled(self, recorded: Mapping[str, str] | None) -> ConfiguredEncode:
         """The line, options that its recipe leaves open set to what the latent dataset has, or to
@@ -216,9 +203,7 @@ class ConfiguredEncode:
 
     @property
     def views(self) -> Sequence[str]:
-        """Names of the views that the modality gives of each sample: its option `views`, else
-        "plain".
-        """
+        """Return the views that the modality gives of each sample, else "plain"."""
         return list(getattr(self.modality.config, "views", ["plain"]))
 
     def fingerprint_parts(self, encoder: Encoder) -> dict[str, str]:

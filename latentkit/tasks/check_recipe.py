@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,6 @@ class ConfiguredPlugin:
         where: key of the recipe that names it, such as "losses[1]".
         kind: of the plugin, such as "loss".
         provided: its spec and the distribution it is from.
-        config: the validated options.
     """
 
     where: str
@@ -63,11 +62,7 @@ def check_recipe(recipe: Recipe, registry: Registry) -> list[ConfiguredPlugin]:
 
 
 def _check_losses(recipe: TrainRecipe, plugins: Mapping[str, ConfiguredPlugin]) -> None:
-    """Nothing, if in every step a reconstruction loss counts, and every loss counts at some.
-
-    Raises:
-        RecipeError: names the loss, or the steps without any.
-    """
+    """Nothing, if in every step a reconstruction loss counts, and every loss counts at some."""
     spans = []
     for number, loss in enumerate(recipe.losses):
         where = f"{recipe.origin}: losses[{number}]"
@@ -90,9 +85,16 @@ def _check_losses(recipe: TrainRecipe, plugins: Mapping[str, ConfiguredPlugin]) 
         raise RecipeError(f"{recipe.origin}: {gap}")
 
 
+def number_twins(names: Sequence[str]) -> list[str]:
+    """The names, those that come more than once with a number behind: l1-1, l1-2."""
+    return [
+        name if names.count(name) == 1 else f"{name}-{names[: number + 1].count(name)}"
+        for number, name in enumerate(names)
+    ]
+
+
 def find_odd_weights(recipe: Recipe) -> list[str]:
-    """A warning per `kl` whose weight is 1,000 times larger or smaller than anybody's; it may be
-    meant, but rather is in another unit.
+    """Warn of each `kl` whose weight is 1,000 times off, which hints at another unit.
 
     Without an opinion: a `kl` with a target, whose weight is no beta, and one with an adaptive
     weight.

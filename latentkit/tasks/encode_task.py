@@ -65,8 +65,6 @@ class EncodeRun:
     """What an encode task made, by name of the encoder ("" for the only one).
 
     Args:
-        folders: of the datasets.
-        summaries: what this process did.
         previews: files to look at, where there are any.
         remarks: what the source found and did not use; of a stream, as far as this process read it.
     """
@@ -139,9 +137,7 @@ def run_encode(recipe: EncodeRecipe, options: RunOptions) -> EncodeRun:
 def _encode_together(
     lines: Mapping[str, ConfiguredEncode], opened: Mapping[str, BuiltEncode]
 ) -> dict[str, SharedPassResult]:
-    """What passes over the source did, one per input that several encoders share, by name; the
-    other encoders are left out.
-    """
+    """Return what shared passes over the source did, by name of the encoder."""
     from latentkit.encoding.shared_pass import EncodeTarget, encode_in_one_pass, group_by_input
 
     first = next(iter(opened.values()))
@@ -149,11 +145,7 @@ def _encode_together(
     groups = [
         group
         for names in prepared_alike
-        for group in group_by_input(
-            {name: lines[name].build_modality for name in names},
-            {name: opened[name].inputs for name in names},
-            first.device,
-        )
+        for group in group_by_input({name: opened[name].inputs for name in names}, first.device)
     ]
     if len(groups) > 1:
         named = " | ".join(", ".join(group.names) for group in groups)
@@ -281,7 +273,6 @@ def build_encode(
         recipe.batch_size,
         recipe.threads,
         recipe.compile,
-        recipe.seed,
         recipe.on_bad_sample,
         recipe.max_bad,
         recipe.on_overflow,

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentkit._version import __version__
 from latentkit.contracts import BuildContext, InputSpec, MetricSpec
-from latentkit.errors import RecipeError, StoreError
+from latentkit.errors import RecipeError
 from latentkit.plugins import discover
 from latentkit.recipe.schema import EvaluateRecipe, dump_recipe, resolve
-from latentkit.tasks.check_recipe import ConfiguredPlugin, check_recipe
+from latentkit.tasks.check_recipe import ConfiguredPlugin, check_recipe, number_twins
 
 if TYPE_CHECKING:
     from latentkit.evaluation.evaluate import EvaluateSettings, Evaluation, NamedMetric
@@ -36,8 +35,7 @@ class EvaluateResult:
 def run_evaluating(
     recipe: EvaluateRecipe, is_first_process: bool, device: str = "auto"
 ) -> EvaluateResult:
-    """Evaluate as the recipe says; its results replace those of an earlier evaluation in the same
-    folder.
+    """Evaluate as the recipe says; results replace earlier ones in the same folder.
 
     Args:
         is_first_process: of a launch, the only one that evaluates: metrics such as rFID are of all
@@ -54,17 +52,15 @@ def run_evaluating(
         return EvaluateResult(recipe.output.path, None)
     device = choose_device(device)
     work = prepare_evaluation(recipe, device)
-    curves = _read_log(recipe)
     folder = open_folder(recipe.output.path)
     claim_folder(folder, dump_recipe(resolve(recipe)))
     found = work()
-    write_evaluation(folder, found, _describe(recipe, device), curves)
+    write_evaluation(folder, found, _describe(recipe, device))
     return EvaluateResult(str(folder), found)
 
 
 def prepare_evaluation(recipe: EvaluateRecipe, device: str) -> Callable[[], Evaluation]:
-    """Return what evaluates, with all that can be checked before the work checked; nothing is
-    written.
+    """Return what evaluates, after all checks that need no work; nothing is written.
 
     Raises:
         LatentkitError: something is missing, or doesn't fit.
@@ -101,20 +97,16 @@ def open_metrics(
 
 
 def label_metrics(uses: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
-    """What the figures of each metric (its name and options) are called: its name, or its loss's;
-    numbered where that comes twice.
-    """
-    names = [str(options["use"]) if name == "loss" else name for name, options in uses]
-    return [
-        name if names.count(name) == 1 else f"{name}-{names[: number + 1].count(name)}"
-        for number, name in enumerate(names)
-    ]
+    """Return what each metric's figures are called: its name, or its loss's; twins numbered."""
+    return number_twins(
+        [str(options["use"]) if name == "loss" else name for name, options in uses]
+    )
 
 
 def _prepare_model(recipe: EvaluateRecipe, device: str) -> Any:
     """What evaluates a model, with all that can be checked before the work checked."""
     from latentkit.contracts import Decodes
-    from latentkit.evaluation.evaluate import check_metrics, evaluate_model
+    from latentkit.evaluation.evaluate import evaluate_model
     from latentkit.runtime.source_remarks import remarks_of, say_remarks
 
     plugins = {plugin.where: plugin for plugin in check_recipe(recipe, discover())}
@@ -132,32 +124,34 @@ def _prepare_model(recipe: EvaluateRecipe, device: str) -> Any:
     modality = build("modality", model.input)
     context = BuildContext(device, recipe.seed, recipe.base_dir, model.input, got)
     metrics = open_metrics(list(plugins.values()), context)
-    try:
-        check_metrics(metrics, model.layout, recipe.posterior, isinstance(model, Decodes), modality)
-    except RecipeError as error:
-        raise _placed(error, recipe) from error
+    _check(recipe, metrics, model.layout, recipe.posterior, isinstance(model, Decodes), modality)
     say_remarks(remarks_of(source))
     return lambda: evaluate_model(model, source, modality, metrics, _settings(recipe, device))
 
 
 def _prepare_latents(recipe: EvaluateRecipe, device: str) -> Any:
     """What evaluates a latent dataset."""
-    from latentkit.evaluation.evaluate import check_metrics, evaluate_latents
+    from latentkit.evaluation.evaluate import evaluate_latents
 
     plugins = check_recipe(recipe, discover())
     assert recipe.latents is not None
     dataset = _open_latents(recipe.latents)
     metrics = open_metrics(plugins, BuildContext(device, recipe.seed, recipe.base_dir))
-    try:
-        check_metrics(metrics, dataset.layout, recipe.posterior, False, None, dataset.has_moments)
-    except RecipeError as error:
-        raise _placed(error, recipe) from error
+    _check(
+        recipe, metrics, dataset.layout, recipe.posterior, False, None, dataset.has_moments
+    )
     return lambda: evaluate_latents(dataset, metrics, _settings(recipe, device))
 
 
-def _placed(error: RecipeError, recipe: EvaluateRecipe) -> RecipeError:
-    """The error with the recipe's file before every line."""
-    return RecipeError("\n".join(f"{recipe.origin}: {line}" for line in str(error).splitlines()))
+def _check(recipe: EvaluateRecipe, *arguments: Any) -> None:
+    """`check_metrics`, with the recipe's file before every line of its error."""
+    from latentkit.evaluation.evaluate import check_metrics
+
+    try:
+        check_metrics(*arguments)
+    except RecipeError as error:
+        lines = [f"{recipe.origin}: {line}" for line in str(error).splitlines()]
+        raise RecipeError("\n".join(lines)) from error
 
 
 def _open_latents(path: str) -> LatentDataset:
@@ -181,19 +175,6 @@ def _settings(recipe: EvaluateRecipe, device: str) -> EvaluateSettings:
         NUM_PICTURES,
         show_progress=True,
     )
-
-
-def _read_log(recipe: EvaluateRecipe) -> str:
-    if recipe.training_log is None:
-        return ""
-    where = f"{recipe.origin}: training_log: {recipe.training_log}"
-    try:
-        text = Path(recipe.training_log).read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise StoreError(f"{where} can't be read: {error.strerror}") from error
-    if text and not text.startswith('{"step": '):
-        raise StoreError(f"{where} isn't a training run's log; expected its log.jsonl")
-    return text
 
 
 def _describe(recipe: EvaluateRecipe, device: str) -> dict[str, Any]:

@@ -15,7 +15,6 @@ def open_decoder(folder: Folder, made_with: Mapping[str, str], device: str) -> D
     """The encoder of the dataset's recipe.yaml, to decode with: in float32 where it has a choice.
 
     Args:
-        folder: of the dataset.
         made_with: the dataset's fingerprint parts.
         device: such as "cpu" or "cuda:0".
 

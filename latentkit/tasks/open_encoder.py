@@ -87,7 +87,6 @@ def _open_modality(encoder: Encoder, size: Any) -> Modality:
 
 
 def _takes_texts(modality: str) -> bool:
-    """Whether texts are the media of a modality, by the option that says in which column they are.
-    """
+    """Return whether texts are the media of a modality, by its option for their column."""
     found = [row for row in discover().provided if row.spec.name == modality]
     return any(hasattr(one.spec.config, "media_attribute") for one in found)

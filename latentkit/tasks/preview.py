@@ -30,8 +30,7 @@ def write_preview(
     path: Path,
     num_rows: int,
 ) -> bool:
-    """Whether a preview was written at `path`: up to `num_rows` samples, spread over the dataset,
-    each beside its decoded latents.
+    """Write up to `num_rows` samples beside their decoded latents; False where none can be.
 
     Args:
         source: None, or a sample that is gone from it, leaves the decoded latents alone.
@@ -98,8 +97,7 @@ def store_preview(
 
 
 def preview_dataset(path: str, output: Path, num_rows: int, device: str = "auto") -> bool:
-    """Write the preview of a finished latent dataset, by the recipe inside it; whether its encoder
-    can decode, so that latents are in it.
+    """Write a finished dataset's preview; return whether decoded latents are in it.
 
     Raises:
         StoreError, RecipeError: the dataset can't be read, its encoder can't be had, or `output` is

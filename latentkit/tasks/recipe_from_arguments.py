@@ -105,9 +105,7 @@ def _modality_wanted(encoder: dict[str, Any] | None, overrides: Mapping[str, Any
 
 
 def _choose(counts: Mapping[str, int], wanted: Callable[[], str]) -> str:
-    """The modality of media of which there are so many for each modality: the one wanted, else that
-    of most, pictures before others.
-    """
+    """Return the modality wanted, where it has media, else that of most, images first."""
     most = max(counts, key=lambda one: (counts[one], one == "image"))
     if sum(map(bool, counts.values())) < 2:
         return most
@@ -155,9 +153,7 @@ def _endings() -> dict[str, tuple[str, ...]]:
 
 
 def _modality_in(file: Path, wanted: Callable[[], str]) -> str:
-    """The modality of the media in a tar, or that a table names, by their endings; that of pictures
-    where it can't be told.
-    """
+    """Return the modality of media in a tar or table, by endings; else images."""
     try:
         if file.name.lower().endswith(TAR_ENDINGS):
             with tarfile.open(file) as tar:
@@ -183,11 +179,7 @@ def _modality_in(file: Path, wanted: Callable[[], str]) -> str:
 def _source_for(
     path: Path, remarks: list[str], wanted: Callable[[], str]
 ) -> tuple[dict[str, Any], str]:
-    """`folder` for media of the modality that reads most of them; `datasets` for tars and tables.
-
-    Raises:
-        RecipeError: a single picture, video ...
-    """
+    """Return `folder` for media of the modality with most; `datasets` for tars and tables."""
     if path.is_file():
         _refuse_media(path, _endings())
         return {"use": "datasets", "with": {"path": os.path.abspath(path)}}, _modality_in(
@@ -206,9 +198,7 @@ def _source_for(
 def _source_at(
     url: str, remarks: list[str], wanted: Callable[[], str]
 ) -> tuple[dict[str, Any], str]:
-    """As `_source_for`, at a URL: what lies below it is listed, but a table or a tar is known by
-    its ending.
-    """
+    """As `_source_for`, at a URL; tables and tars are known by their endings."""
     from latentkit.sources.url_files import UrlFiles
 
     if url.lower().endswith((*DATA_SUFFIXES, ".json")) or PATTERN.search(url):
@@ -283,9 +273,7 @@ def _start(file: Path) -> bytes:
 
 
 def _refuse_media(file: Path, endings: Mapping[str, tuple[str, ...]]) -> None:
-    """Say what to give instead of a single picture, video ..., which only a folder of them is a
-    source of.
-    """
+    """Say what to give instead of a single file of media."""
     name = file.name.lower()
     for modality, ends in endings.items():
         if name.endswith(ends) and not name.endswith(DATA_SUFFIXES):
@@ -335,9 +323,7 @@ def _left_out(
 
 
 def _names(path: Path) -> list[str]:
-    """Names of the files below a folder, in lower case, as far as the source `folder` looks:
-    nothing hidden, no earlier output.
-    """
+    """Return names of the files below a folder that the source `folder` would see, lower case."""
     names: list[str] = []
     for parent, below, files in os.walk(path):
         if Path(parent) != path and set(below) >= LATENT_DATASET:
@@ -354,7 +340,6 @@ def encoder_from_word(encoder: str, remarks: list[str]) -> dict[str, Any]:
     """The `encoder:` of a recipe, by the name of a plugin, a path, or a hub id.
 
     Args:
-        encoder: the word.
         remarks: one is added where it could mean something else too.
 
     Raises:
@@ -373,18 +358,15 @@ def encoder_from_word(encoder: str, remarks: list[str]) -> dict[str, Any]:
 
 
 def _encoder_for(path: Path) -> str:
-    """The encoder that opens a model's folder or file, as far as a config.json tells.
-
-    Raises:
-        RecipeError: it doesn't tell.
-    """
+    """The encoder that opens a model's folder or file, as far as a config.json tells."""
     if _is_tiny_kl(path):
         return "tiny-kl"
     configs = [
         path / "config.json",
         *path.glob("*/config.json"),
     ]  # of a pipeline, in a folder for each part
-    if path.is_file() or any(_names_class(config) for config in configs):
+    is_in_cache = (path / "snapshots").is_dir()  # the hub's, of a repository
+    if path.is_file() or is_in_cache or any(_names_class(config) for config in configs):
         return "diffusers"
     if not any(config.is_file() for config in configs) and any(
         file.name.lower().endswith(WEIGHTS) for file in path.iterdir()
@@ -425,9 +407,7 @@ def _names_plugin(kind: str, word: str, remarks: list[str]) -> bool:
 
 
 def _nothing(kind: str, word: str) -> str:
-    """Why a word is neither plugin, path nor hub id, and what may have kept a plugin of that name
-    away.
-    """
+    """Say why a word is no plugin, path or hub id, and what kept such a plugin away."""
     registry = discover()
     lines = [
         f"{kind} {word}: there is no such path, no {kind} plugin of that name ({_known(kind)}), and"

@@ -57,8 +57,7 @@ def run_recipe(
 
 
 def open_parts(recipe: Recipe) -> str:
-    """Open all that a run of the recipe would open before its work, on the CPU; nothing is written,
-    downloaded or measured.
+    """Open all that a run would open before its work, on the CPU; nothing is written.
 
     Returns:
         "", or what is not looked at, and why.

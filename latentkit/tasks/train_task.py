@@ -6,8 +6,8 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,12 @@ from latentkit.recipe.parts import Evaluate, Optimizer
 from latentkit.recipe.schema import TrainRecipe, dump_recipe, load_recipe, resolve
 from latentkit.runtime.nested import find_differences
 from latentkit.tasks.build_parts import EncoderOpener, configured_encode_of
-from latentkit.tasks.check_recipe import ConfiguredPlugin, check_recipe, find_odd_weights
+from latentkit.tasks.check_recipe import (
+    ConfiguredPlugin,
+    check_recipe,
+    find_odd_weights,
+    number_twins,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,17 +57,11 @@ def run_training(recipe: TrainRecipe, is_first_process: bool, device: str = "aut
     from latentkit.training.start import join_processes
 
     recipe, remarks = _follow_launcher(recipe)
-    registry = discover()
-    plugins = {plugin.where: plugin for plugin in check_recipe(recipe, registry)}
-    parts = _Parts(recipe, registry, plugins, str(join_processes(device)))
+    parts = _Parts.checked(recipe, lambda: str(join_processes(device)))
     with contextlib.ExitStack() as held:
         run_on_first(lambda: held.enter_context(_keep_others_out(recipe)))
         source, model = parts.build("source"), parts.build("model")
-        prepare = (
-            parts.modalities(model)
-            if recipe.latents is None
-            else parts.stored_moments(recipe.latents, model)
-        )
+        prepare = parts.prepare(model)
         losses, folder = parts.losses(model), _open_run(recipe)
         tried = run_on_first(lambda: _try_samples(recipe, source, prepare, folder))
         for warning in [*remarks, *find_odd_weights(recipe), *tried] if is_first_process else []:
@@ -78,16 +77,10 @@ def open_training(recipe: TrainRecipe) -> None:
     """Open all that a run would open before its first step, on the CPU; write nothing."""
     from latentkit.training.start import check_trackers
 
-    registry = discover()
-    plugins = {plugin.where: plugin for plugin in check_recipe(recipe, registry)}
-    parts = _Parts(recipe, registry, plugins, "cpu")
+    parts = _Parts.checked(recipe, lambda: "cpu")
     parts.build("source")
     model = parts.build("model")
-    (
-        parts.modalities(model)
-        if recipe.latents is None
-        else parts.stored_moments(recipe.latents, model)
-    )
+    parts.prepare(model)
     parts.losses(model)
     if recipe.evaluate:
         parts.evaluation(recipe.evaluate, model, Path(recipe.output.path))
@@ -100,7 +93,6 @@ def export_checkpoint(
     """Write the model of a run's checkpoint as a folder of its own; return a line about it.
 
     Args:
-        run: folder of the run.
         output: folder that is missing or empty.
         step: of the checkpoint; None: the newest.
         weights: "average" or "raw"; None: the average where there is one.
@@ -140,11 +132,7 @@ def export_checkpoint(
 
 
 def _keep_others_out(recipe: TrainRecipe) -> contextlib.AbstractContextManager[None]:
-    """Hold the output folder, unless the run is finished: then nothing is written there.
-
-    Raises:
-        StoreError: another run writes there, says which; or the folder can't be written.
-    """
+    """Hold the output folder, unless the run is finished: then nothing is written there."""
     from latentkit.store.claims import sole_writer
     from latentkit.training.result import finished_steps
 
@@ -154,11 +142,7 @@ def _keep_others_out(recipe: TrainRecipe) -> contextlib.AbstractContextManager[N
 
 
 def _follow_launcher(recipe: TrainRecipe) -> tuple[TrainRecipe, list[str]]:
-    """The recipe, in the launcher's precision where it names none, and remarks about what counts.
-
-    Raises:
-        LatentkitError: the launcher asks for a precision that no recipe has.
-    """
+    """Return the recipe, in the launcher's precision where it has none, and remarks."""
     from latentkit.runtime.launcher import ignored_accumulation, launched_precision
 
     asked, passes, remarks = launched_precision(), ignored_accumulation(), []
@@ -175,11 +159,7 @@ def _follow_launcher(recipe: TrainRecipe) -> tuple[TrainRecipe, list[str]]:
 
 
 def _try_samples(recipe: TrainRecipe, source: Any, prepare: Any, folder: Path) -> list[str]:
-    """Warnings about samples that are tried before the first step of a run.
-
-    Raises:
-        SourceError: too many of them can't be used.
-    """
+    """Warnings about samples that are tried before the first step of a run."""
     from latentkit.contracts import Source
     from latentkit.training.batches import SampleLocation
     from latentkit.training.try_samples import try_samples
@@ -203,15 +183,26 @@ class _Parts:
     plugins: Mapping[str, ConfiguredPlugin]
     device: str
 
+    @classmethod
+    def checked(cls, recipe: TrainRecipe, device: Callable[[], str]) -> _Parts:
+        """The parts of a recipe that is checked before a device is asked for."""
+        registry = discover()
+        plugins = {plugin.where: plugin for plugin in check_recipe(recipe, registry)}
+        return cls(recipe, registry, plugins, device())
+
     def build(self, where: str, model: Any = None) -> Any:
-        """The object of one plugin, told what the model takes if it is given; random weights that
-        it draws follow from the seed.
-        """
+        """Build a plugin, told what the model takes; random weights follow from the seed."""
         import torch
 
         torch.manual_seed(self.recipe.seed)
         plugin = self.plugins[where]
         return plugin.provided.spec.build(plugin.config, self._context(model))
+
+    def prepare(self, model: Any) -> list[Modality] | StoredMoments:
+        """What prepares samples: modalities, or the latent dataset that the recipe names."""
+        if self.recipe.latents is None:
+            return self.modalities(model)
+        return self.stored_moments(self.recipe.latents, model)
 
     def modalities(self, model: Any) -> list[Modality]:
         """One per size.
@@ -285,7 +276,8 @@ class _Parts:
         from latentkit.training.loop import WeightedLoss, WeightSchedule
 
         losses = []
-        for number, (name, use) in enumerate(_named_losses(self.recipe)):
+        names = number_twins([loss.use for loss in self.recipe.losses])
+        for number, (name, use) in enumerate(zip(names, self.recipe.losses, strict=True)):
             spec = self.plugins[f"losses[{number}]"].provided.spec
             assert isinstance(spec, LossSpec)
             schedule = WeightSchedule(**use.schedule.model_dump())
@@ -372,19 +364,12 @@ def show(gallery: Gallery, modality: Modality, path: Path) -> None:
 def _settings(recipe: TrainRecipe) -> TrainSettings:
     from latentkit.training.loop import TrainSettings
 
-    alike = [
-        "steps",
-        "batch_size",
-        "accumulate",
-        "precision",
-        "on_bad_sample",
-        "max_bad",
-        "max_bad_steps",
-    ]
-    alike += ["gradient_checkpointing", "compile", "seed"]
+    alike = {field.name for field in fields(TrainSettings)} & set(TrainRecipe.model_fields)
+    given = {name: getattr(recipe, name) for name in alike} | {
+        "optimizer": _optimizer(recipe.optimizer)
+    }
     return TrainSettings(
-        **{name: getattr(recipe, name) for name in alike},
-        optimizer=_optimizer(recipe.optimizer),
+        **given,
         train=recipe.model.train,
         ema_decay=recipe.ema.decay if recipe.ema else None,
         checkpoint_every=recipe.output.checkpoint_every,
@@ -399,30 +384,8 @@ def _optimizer(values: Optimizer) -> OptimizerSettings:
     return OptimizerSettings(**values.model_dump())
 
 
-def _named_losses(recipe: TrainRecipe) -> Sequence[tuple[str, Any]]:
-    """A name for each loss: the plugin's, numbered where it is used more than once."""
-    uses = [loss.use for loss in recipe.losses]
-    return [
-        (
-            (
-                loss.use
-                if uses.count(loss.use) == 1
-                else f"{loss.use}-{uses[: number + 1].count(loss.use)}"
-            ),
-            loss,
-        )
-        for number, loss in enumerate(recipe.losses)
-    ]
-
-
 def _open_run(recipe: TrainRecipe) -> Path:
-    """The run's folder, with its recipe.yaml; that of the first process alone counts.
-
-    Raises:
-        RecipeError: its path is a URL.
-        StoreError: the folder can't be written, or holds something else.
-        TrainingError: it holds another run; names the values that differ.
-    """
+    """The run's folder, with its recipe.yaml; that of the first process alone counts."""
     from latentkit.runtime.processes import run_on_first
 
     folder = _open_output(recipe)

@@ -18,8 +18,7 @@ ADAPTIVE_EPSILON = 1e-4
 
 
 def gradient_ratio(run: Run, reference: Tensor, value: Tensor, loss: WeightedLoss) -> Tensor:
-    """Norm of the gradient of the reconstruction losses over that of `value`, at the last layer
-    that both reach; clamped, no gradient.
+    """Return the reconstruction's gradient norm over `value`'s, at the last common layer.
 
     Gradients are averaged over processes first, as those of the step are. A loss may leave out a
     step, in some processes or in all.

@@ -56,8 +56,6 @@ class SampleLocation:
     """A sample's place in the row of a process.
 
     Args:
-        epoch: that it is of.
-        index: in the source.
         block: number of the batch that it would be in if all were of one shape; the same in all
             processes at a time.
     """
@@ -109,22 +107,18 @@ class BatchSettings:
 
 @dataclass
 class BadSamples:
-    """Places in the source of samples that could not be used, with the reason; grows while batches
-    are read.
-    """
+    """Reasons of samples that could not be used, by place; grows while batches are read."""
 
     reasons: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class FreshViews:
-    """A `Prepare` that draws again each epoch: the modality is told the epoch in the sample's key,
-    behind a "#".
+    """A `Prepare` that draws again each epoch, told by "#EPOCH" behind the sample's key.
 
     Args:
         modalities: alike but for the size that they prepare to; seed and block decide which of them
             prepares a sample, so that all processes have one size at a time.
-        seed: of that draw.
     """
 
     modalities: Sequence[Modality]
@@ -145,7 +139,6 @@ class Order:
     """The rows of all processes.
 
     Args:
-        num_samples: of the source.
         settings: batch size, seed, and which process of how many this is.
 
     Raises:
@@ -251,9 +244,7 @@ def read_batches(
 def _prepare_ahead(
     source: Source, prepare: Prepare, order: Order, start: Position
 ) -> Generator[tuple[int, int, Example | str]]:
-    """Number, place in the source, and example of one sample after the other, without end; of a bad
-    sample the reason.
-    """
+    """Give number, place in the source, and example (or reason) of each sample, without end."""
     seed = order.settings.seed
 
     def prepare_sample(located: tuple[int, SampleLocation]) -> tuple[int, int, Example | str]:

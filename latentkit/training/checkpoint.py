@@ -5,9 +5,10 @@
       optimizer.safetensors   "<number of the parameter>.<name of the state>"
       average.safetensors     the moving average, when there is one
       random.safetensors      torch's generators, one row a process
-      loss.NAME..., discriminator.NAME..., discriminator-optimizer.NAME...    of losses with weights
-      of their own state.json              steps done, position in the data, settings, sha256 of
-      every file and of itself
+      loss.NAME..., discriminator.NAME..., discriminator-optimizer.NAME...
+                              of losses with weights of their own
+      state.json              steps done, position in the data, settings, sha256 of every file and
+                              of itself
 
 A checkpoint is written aside, flushed to disk and renamed, so a killed process leaves none that is
 half written. It is written before the model is evaluated; what the evaluation found is then put
@@ -57,8 +58,7 @@ class Checkpoint:
 def write_checkpoint(
     folder: Path, checkpoint: Checkpoint, keep: int = 2, best: int | None = None
 ) -> Path:
-    """The folder of the checkpoint, now on disk; all but the newest `keep` and that of step `best`
-    are then removed.
+    """Write a checkpoint to disk; remove all but the newest `keep` and that of `best`.
 
     Later ones, which are those that were too damaged to go on from, are removed as well.
 
@@ -174,7 +174,6 @@ def pick_checkpoint(run: Path, step: int | None, weights: str | None) -> tuple[P
     """Return folder and step of a run's checkpoint, and whether its averaged weights are meant.
 
     Args:
-        run: folder of the run.
         step: None for the newest.
         weights: "average", "raw", or None for the average where there is one.
 
@@ -202,8 +201,7 @@ def pick_checkpoint(run: Path, step: int | None, weights: str | None) -> tuple[P
 
 
 def read_newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that is whole, or None where there are none at all; `warn` is told of
-    each newer one that is damaged.
+    """Return the newest whole checkpoint, None without any; `warn` hears of damaged ones.
 
     Raises:
         TrainingError: there are some, all of them damaged.
@@ -248,8 +246,7 @@ def _hash_json(values: Mapping[str, Any]) -> str:
 
 
 def replace_folder(aside: Path, target: Path) -> None:
-    """Put the folder `aside`, flushed to disk, in the place of `target`, which is whole at any
-    time, or absent for a moment.
+    """Put the flushed folder `aside` in the place of `target`, absent for a moment at most.
 
     Raises:
         OSError: the disk is full, or the place can't be written.
@@ -280,9 +277,7 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def unpack_optimizer(optimizer: torch.optim.Optimizer, packed: Mapping[str, Tensor]) -> None:
-    """Give the optimizer the state that `pack_optimizer` took, each tensor in its parameter's
-    memory format.
-    """
+    """Restore what `pack_optimizer` took, tensors in their parameters' memory format."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     states: dict[int, dict[str, Tensor]] = {}
     for key, value in packed.items():

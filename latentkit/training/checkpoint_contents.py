@@ -32,8 +32,6 @@ class Discriminator:
     Args:
         module: frozen but for its own pass.
         parameters: those of it that are trained.
-        optimizer: of those alone.
-        settings: of that optimizer.
         num_steps: that it will have done at the end of the run.
         step: optimizer steps it has done, which is what its learning rate goes by.
         num_skipped_steps: steps of the run in which its loss or gradient wasn't finite.
@@ -59,8 +57,7 @@ class Best:
 
 @dataclass
 class TrainState:
-    """A run as it stands; `step` counts optimizer steps done, `position` is this process's in the
-    data.
+    """A run after `step` optimizer steps, this process at `position` in the data.
 
     `loss_modules` and `discriminators` go by the name of their loss; `evaluated` is the step of the
     newest evaluation. `is_whole` is False while optimizers change weights, which are then neither
@@ -181,8 +178,7 @@ def restore(
     num_samples: int,
     accelerator: Accelerator,
 ) -> list[str]:
-    """Lines about where the run goes on, and what differs from it so far; the state is then the
-    checkpoint's.
+    """Take over the checkpoint's state; return lines about where and how the run goes on.
 
     With another batch size, seed, number of samples or number of processes the order of the data is
     another one, and the run goes on with the next epoch.

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 
 def warmed_decay(decay: float, num_updates: int) -> float:
-    """Share of the average that the next update keeps, after `num_updates`: (1 + n) / (10 + n), at
-    most `decay`.
+    """Return the share that the next update keeps: (1 + n) / (10 + n), at most `decay`.
 
     The early average then forgets the random start; from TensorFlow's
     `ExponentialMovingAverage(num_updates=...)`.
@@ -20,8 +19,7 @@ def warmed_decay(decay: float, num_updates: int) -> float:
 
 
 class WeightAverage:
-    """Running average of every float parameter and buffer of a module; other buffers (counters) are
-    copied.
+    """Moving average of a module's float parameters and buffers; others are copied.
 
     What doesn't change stays bit for bit what it was, or a frozen encoder's latents wouldn't be
     known as its own: frozen parameters are left alone, and buffers that are as they were; moving by
@@ -60,9 +58,7 @@ class WeightAverage:
 
     @contextmanager
     def swapped_in(self, module: nn.Module) -> Iterator[None]:
-        """Let the module have the averaged weights, and afterwards, also after an error, its own
-        again, bit for bit.
-        """
+        """Give the module the averaged weights, and in the end its own, bit for bit."""
         self._swap(module)
         try:
             yield

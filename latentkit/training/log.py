@@ -21,14 +21,10 @@ from latentkit.training.settings import WeightedLoss
 
 
 class TrainingLog:
-    """Averages what steps saw, appends it to log.jsonl, hands it to trackers, and prints progress
-    to stderr; in the first process only.
+    """Averages steps for log.jsonl, trackers and the live line; in the first process only.
 
     Args:
-        path: of log.jsonl.
-        num_steps: of the whole run.
         accelerator: says which process this is, and has the trackers.
-        losses: of the run.
     """
 
     def __init__(
@@ -54,7 +50,6 @@ class TrainingLog:
         """Start trackers and clock after `step` done steps; drop lines of later ones.
 
         Args:
-            settings: for trackers.
             evaluated: step of the newest evaluation; lines of later ones are dropped too.
             sums: as the property had them when the run stopped.
         """
@@ -126,8 +121,7 @@ class TrainingLog:
             self.note(f"step {step}/{self._num_steps}  loss {record['loss']:.5f}")
 
     def write_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append an evaluation, {"step", "metrics"}, and print it; a metric that isn't finite is
-        null.
+        """Append and print an evaluation, {"step", "metrics"}; null for what isn't finite.
 
         Raises:
             TrainingError: the file can't be written.
@@ -178,8 +172,7 @@ class TrainingLog:
         self._cleared = time.monotonic()
 
     def _averages(self) -> dict[str, Any]:
-        """Means over the steps in which there was such a value: a loss doesn't count in every step.
-        """
+        """Return means over the steps that had a value: a loss may not count in each."""
         seconds = max(time.monotonic() - self._cleared, 1e-9)
         means = {name: total / count for name, (total, count) in self._sums.items()}
         num_samples = self._sums["num_samples"][0]
@@ -210,8 +203,7 @@ class TrainingLog:
 
 
 def _drop_later(path: Path, step: int, evaluated: int) -> None:
-    """Keep lines of steps up to `step`, of evaluations up to `evaluated`; none cut off by a kill.
-    """
+    """Keep lines up to `step`, of evaluations up to `evaluated`; none cut off by a kill."""
     if not path.exists():
         return
     kept = []

@@ -71,7 +71,6 @@ class TrainResult:
     """What a run made.
 
     Args:
-        model: folder of the model.
         steps: optimizer steps done in all.
         num_bad_samples: samples that this process could not use.
         num_skipped_steps: steps not taken because loss or gradient were not finite.
@@ -97,8 +96,7 @@ def train(
     evaluate: TrainEvaluation | None = None,
     device: str = "auto",
 ) -> TrainResult:
-    """Train `model` on `source`; again with the same folder goes on from the newest whole
-    checkpoint, or does nothing when all is done.
+    """Train `model` on `source`, going on from the folder's newest whole checkpoint.
 
     Args:
         model: its weights are changed in place; at the end they are the result's.
@@ -148,11 +146,7 @@ def _left_out(source: Source, bad: BadSamples) -> dict[str, str]:
 
 
 def _find_newest(folder: Path, log: TrainingLog) -> Checkpoint | None:
-    """The checkpoint to go on from; None for a new run.
-
-    Raises:
-        TrainingError: the folder has a model, but nothing that says it came from such a run.
-    """
+    """The checkpoint to go on from; None for a new run."""
     newest = read_newest(folder / "checkpoints", log.note)
     if newest is None and (folder / "model").exists():
         raise TrainingError(
@@ -252,9 +246,7 @@ def _log(run: Run, values: dict[str, float] | None, order: Order) -> None:
 
 @contextlib.contextmanager
 def _leaving_no_trace(run: Run) -> Iterator[None]:
-    """Undo a step that fails before any weight has changed, so that what was before it can
-    be saved.
-    """
+    """Undo a step that fails before any weight has changed, so that it can be saved."""
     state = run.state
     go_back = remember(state, run.accelerator)
     buffers = copy_buffers(
@@ -284,11 +276,7 @@ def _is_due(run: Run, evaluate: TrainEvaluation) -> bool:
 
 
 def _evaluate(run: Run, evaluate: TrainEvaluation, saver: Saver) -> None:
-    """Measure the model, with averaged weights where there are any; remember the best.
-
-    Raises:
-        Exception: it can't be measured, or the metric that counts isn't among those measured.
-    """
+    """Measure the model, with averaged weights where there are any; remember the best."""
     state = run.state
     metrics = run_on_first(lambda: _measure(run, evaluate))
     state.evaluated = state.step

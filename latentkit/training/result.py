@@ -85,13 +85,11 @@ class TakesStatistics(Protocol):
 def measure_latents(
     module: nn.Module, batches: Iterable[Batch], num_batches: int, seed: int
 ) -> LatentStatistics:
-    """Statistics of the latents of one pass over the data, or more until 10,000 vectors; latents
-    that aren't finite are left out.
+    """Return statistics of finite latents of one pass over the data, or 10,000 vectors.
 
     Args:
         module: gives `Reconstruction.latents`, raw, and `Reconstruction.moments`.
         batches: without end.
-        num_batches: of one pass.
         seed: of the draws; torch's own generators are left as they are.
 
     Raises:
@@ -205,11 +203,7 @@ def finish(
 
 
 def _load_best(run: Run, checkpoints: Path) -> dict[str, Tensor]:
-    """Give the module of every process the best step's weights; they come back on the CPU.
-
-    Raises:
-        TrainingError: that checkpoint is gone or damaged.
-    """
+    """Give the module of every process the best step's weights; they come back on the CPU."""
     best, module = run.state.best, run.state.module
     assert best is not None
 
@@ -227,8 +221,7 @@ def _load_best(run: Run, checkpoints: Path) -> dict[str, Tensor]:
 
 
 def _measure_step(run: Run, source: Source, prepare: Prepare, step: int) -> LatentStatistics | None:
-    """Return statistics of the latents of the training data; None where the encoder is as it was.
-    """
+    """Return statistics of the latents of training data; None for an unchanged encoder."""
     if run.settings.train == "decoder" or step == 0:
         return None
     shares = BatchSettings(run.settings.batch_size, run.settings.seed, max_bad=run.settings.max_bad)

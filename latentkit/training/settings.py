@@ -66,10 +66,8 @@ class WeightedLoss:
         name: what log and messages call it; unique in the run.
         loss: gives (N,), unweighted, per input value.
         weight: factor in the sum.
-        role: `LossSpec.role`.
         adaptive: multiply the weight by the ratio of the reconstruction losses' gradient to its
             own, at the layer that both reach last.
-        schedule: when it counts.
         optimizer: of its discriminator; None: the model's settings. Only losses with a
             discriminator have one.
     """
@@ -95,7 +93,6 @@ class TrainEvaluation:
             Random numbers it draws are not missed.
         best: metric by which one evaluated step is the best: its checkpoint is kept, and the model
             is of it; None: of the last step.
-        higher_is_better: of that metric.
     """
 
     every: int
@@ -113,7 +110,6 @@ class TrainSettings:
         batch_size: samples per process and forward pass.
         accumulate: forward passes per optimizer step.
         precision: the network computes in this; weights and losses stay float32.
-        optimizer: of the model.
         train: which half of the model is trained.
         ema_decay: share of the weights' moving average that one step keeps; None: no average.
         checkpoint_every: optimizer steps from one checkpoint to the next; the last step has one
@@ -126,7 +122,6 @@ class TrainSettings:
         max_bad_steps: steps in a row whose loss or gradient isn't finite, after which the run ends.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping
             them.
-        compile: compile the model.
         seed: of every random draw.
     """
 
@@ -150,9 +145,7 @@ class TrainSettings:
 
 
 def learning_rate(settings: OptimizerSettings, step: int, num_steps: int) -> float:
-    """Learning rate of the step that follows `step` done ones: risen over the warm-up, then along
-    the schedule to 0 at `num_steps`.
-    """
+    """Return the learning rate of the step after `step` done ones: warm-up, then schedule."""
     if step < settings.warmup:
         return settings.lr * (step + 1) / settings.warmup
     if settings.schedule == "constant":

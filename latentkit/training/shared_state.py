@@ -30,10 +30,7 @@ class Run:
     """What the parts of a run share: the state, which changes, and what doesn't.
 
     Args:
-        state: see there.
-        losses: all of them.
         last_layers: by role of a loss, the weight at which adaptive weights are measured.
-        settings, accelerator, log, stop: see there.
     """
 
     state: TrainState
@@ -104,8 +101,6 @@ class Saver:
     """Writes the checkpoints of a run. Every process must call it, at the same steps.
 
     Args:
-        folder: of all checkpoints.
-        num_samples: of the source.
         saved: step of the newest checkpoint; None where there is none yet.
     """
 

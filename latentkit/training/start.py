@@ -110,8 +110,7 @@ def check(
 
 
 def join_processes(wanted: str = "auto") -> torch.device:
-    """Join the processes that a launcher has started, and return the device of this one, as
-    `choose_device` names it.
+    """Join the processes that a launcher has started; return the device of this one.
 
     Raises:
         DeviceError: there is no such device.
@@ -131,8 +130,7 @@ def join_processes(wanted: str = "auto") -> torch.device:
 def open_accelerator(
     settings: TrainSettings, folder: Path, device: str = "auto"
 ) -> tuple[Accelerator, TrainSettings]:
-    """Return accelerate's object for this process, and the settings with what its device can't do
-    replaced.
+    """Return accelerate's object, and the settings without what its device can't do.
 
     Args:
         settings: with the names of the run's trackers, whose files lie in `folder`/trackers.
@@ -231,8 +229,7 @@ def start(
 
 
 def rehearse(run: Run, batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The same batches; the losses that count only later have been computed once on the first, so
-    that a misfit shows now.
+    """Return the same batches; losses that count later are computed once on the first.
 
     Discriminators stay out of it: they are not run before they count. Nothing of the run changes.
 
@@ -296,11 +293,7 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 def _choose_parameters(module: nn.Module, half: str) -> list[nn.Parameter]:
-    """The parameters that are trained; the others are frozen.
-
-    Raises:
-        TrainingError: none belongs to that half.
-    """
+    """The parameters that are trained; the others are frozen."""
     chosen = []
     for name, parameter in module.named_parameters():
         wanted = half == "all" or _belongs(name, half)
@@ -316,12 +309,7 @@ def _belongs(name: str, half: str) -> bool:
 
 
 def _find_last_layers(model: Trainable, losses: Sequence[WeightedLoss]) -> dict[str, nn.Parameter]:
-    """By role of an adaptive loss, the weight at which gradients are compared: the encoder's last
-    for latent losses, else the decoder's.
-
-    Raises:
-        TrainingError: there is none, or it isn't trained.
-    """
+    """Return the weight at which gradients are compared, by role of an adaptive loss."""
     layers: dict[str, nn.Parameter] = {}
     for loss in losses:
         if not loss.adaptive:
@@ -375,8 +363,7 @@ def _lay_out(module: nn.Module, device: torch.device) -> None:
 
 
 def _adopt(module: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """The module on this process's device, in training mode, with the weights of the first process.
-    """
+    """Return the module on its device, in training mode, with the first process's weights."""
     module.to(accelerator.device).train()
     _lay_out(module, accelerator.device)
     share_weights(module)

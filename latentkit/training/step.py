@@ -35,8 +35,7 @@ Values = dict[str, Tensor]
 
 
 def take_step(run: Run, batches: Iterator[Batch]) -> tuple[dict[str, float] | None, list[str]]:
-    """What one optimizer step saw, averaged over its passes and processes; None when the model's
-    step was skipped.
+    """Return what a step saw, averaged over passes and processes; None when it was skipped.
 
     The list names what was skipped, its loss or gradient not being finite: "the model",
     discriminators by their loss.
@@ -91,9 +90,7 @@ def take_step(run: Run, batches: Iterator[Batch]) -> tuple[dict[str, float] | No
 
 
 def copy_buffers(modules: Iterable[nn.Module]) -> list[tuple[Tensor, Tensor]]:
-    """Each buffer, such as a running statistic, with a copy: passes change them, also those of a
-    step that is then skipped.
-    """
+    """Return each buffer with a copy: passes change them, also of a skipped step."""
     return [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
 
 
@@ -109,8 +106,7 @@ def put_back(buffers: Iterable[tuple[Tensor, Tensor]]) -> None:
 def model_pass(
     run: Run, prepared: Batch, losses: Sequence[WeightedLoss]
 ) -> tuple[LossBatch, Values]:
-    """Gradients of the weighted sum of `losses`, added to the model's; then the batch without its
-    graph, and what the log wants.
+    """Add gradients of the weighted losses to the model's; return the detached batch.
 
     Raises:
         EncoderError: the reconstruction has another shape than the input.
@@ -160,9 +156,7 @@ def compute(loss: WeightedLoss, batch: LossBatch) -> Tensor:
 
 
 def to_device(inputs: Tensor, accelerator: Accelerator) -> Tensor:
-    """Return a batch on this process's device, in the memory format in which its convolutions are
-    fast.
-    """
+    """Return a batch on this process's device, in its fast memory format."""
     inputs = inputs.to(accelerator.device, non_blocking=True)
     return inputs.contiguous(memory_format=memory_format(accelerator.device, inputs.ndim))
 
@@ -320,9 +314,7 @@ def _note_unreached(run: Run) -> None:
 def _step_discriminator(
     discriminator: Discriminator, name: str, averages: dict[str, float], wanted: bool
 ) -> bool:
-    """Whether the discriminator's step was taken: the model's is (`wanted`), and its own loss and
-    gradient are finite.
-    """
+    """Take the discriminator's step where the model's is taken and all of it is finite."""
     names = [f"discriminators.{name}.loss", f"discriminators.{name}.grad_norm"]
     taken = wanted and all(math.isfinite(averages[part]) for part in names)
     if taken:

@@ -20,7 +20,6 @@ class StoredMoments:
     """A `Prepare` that pairs each view of a picture with the moments it was once encoded to.
 
     Args:
-        path: of the latent dataset.
         modality: as that of the dataset, so that its views are those that were encoded.
 
     Raises:

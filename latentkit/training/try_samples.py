@@ -28,9 +28,7 @@ def try_samples(
     """Warnings about up to 64 samples, evenly spread over the source: pictures that are enlarged.
 
     Args:
-        source: of the run.
         prepare: gives the views of a sample, `Prepared` where their geometry is to be looked at.
-        on_bad_sample: "skip" or "fail".
         max_bad: share of bad samples above which a run fails, when they are more than 10.
 
     Raises:
@@ -82,9 +80,7 @@ def try_samples(
 
 
 def _is_enlarged(view: object) -> bool:
-    """Whether a view of a picture or video is of more pixels than that had, by its geometry's
-    height and width.
-    """
+    """Return whether a view has more pixels than its picture or video had."""
     if (
         not isinstance(view, Prepared)
         or not isinstance(view.tensor, Tensor)

@@ -35,10 +35,10 @@ from latentkit.store.dataset_json import (
     read_units,
 )
 from latentkit.store.folder import Folder
+from latentkit.store.format import unit_name
 from latentkit.store.index import committed, superseded_rows
 from latentkit.store.open_folder import open_folder
 from latentkit.store.plan import newest_plan, read_chain
-from latentkit.store.writer import unit_name
 
 COLUMNS = [
     *("key", "view", "status", "reason", "unit", "bucket", "row", "attributes"),
@@ -57,8 +57,7 @@ MOST_COLUMNS = 20
 
 
 def inspect_dataset(path: str, with_ledger: bool = False) -> dict[str, Any]:
-    """Everything that can be said without reading latents; with `with_ledger`, a list of every row
-    too, superseded ones at its end.
+    """Return all that can be said without latents; `with_ledger` adds a list of every row.
 
     Raises:
         StoreError: there is no latent dataset, or it is damaged.
@@ -225,7 +224,7 @@ def describe(found: dict[str, Any]) -> str:
             f"  latents    {layout['kind']}, {counted(layout['channels'], 'channel')}, axes"
             f" {layout['axes']}{_of_axes(found)}"
         ),
-        f"  stored as  {found['store']} in {found['dtype']}",
+        f"  stored as  {_stored(found)}",
         f"  source     {found['source'].get('use')} {found['source'].get('with') or ''}".rstrip(),
         f"  views      {_counts(found['views'])}",
         f"  buckets    {_counts(found['buckets'])}",
@@ -272,7 +271,6 @@ def describe_remarks(
     """A line for each remark of the source and of samples.
 
     Args:
-        found: the mapping of `inspect_dataset`.
         most: lines, the last of which names the command that lists all.
         source: what the source remarks now; None: what it did when the dataset was written.
     """
@@ -311,6 +309,14 @@ def _formula(found: dict[str, Any]) -> str:
         f"(fold(z) - {_short(norm['shift'])}) * {_short(norm['scale'])}; fold puts {factors} into"
         f" channels: {channels} when read"
     )
+
+
+def _stored(found: dict[str, Any]) -> str:
+    """What is stored of a row; `store` only means something where there is a posterior."""
+    if found["layout"]["kind"] == "quantised":
+        return "indices"
+    is_posterior = found["layout"]["kind"] == "gaussian"
+    return f"{found['store'] if is_posterior else 'latents'} in {found['dtype']}"
 
 
 def _of_axes(found: dict[str, Any]) -> str:

@@ -19,17 +19,17 @@ from latentkit.encoding.encode_source import describe
 from latentkit.encoding.make_plan import library_versions
 from latentkit.errors import LatentkitError, StoreError
 from latentkit.store.claims import Claims
-from latentkit.store.dataset_json import DATASET, finalize, read_index
+from latentkit.store.dataset_json import DATASET, describe_again, finalize, read_index
 from latentkit.store.folder import Folder
+from latentkit.store.format import unit_name
 from latentkit.store.index import committed, first_rows, read_unit
 from latentkit.store.local_folder import LocalFolder
 from latentkit.store.open_folder import open_folder
 from latentkit.store.plan import Plan, PlanSettings, number_of, plan_name, with_units, write_plan
-from latentkit.store.writer import unit_name
 from latentkit.tasks.encode_task import BuiltEncode
 from latentkit.upkeep.encode_again import build_encode_of, encode_again
 from latentkit.upkeep.findings import Finding, Report, Verification
-from latentkit.upkeep.verify import describe_again, verify_folder
+from latentkit.upkeep.verify import verify_folder
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,12 @@ class Repair:
 
 
 def repair_dataset(path: str, also: Sequence[Finding] = (), device: str = "auto") -> Repair:
-    """Repair the latent dataset at `path`: encode damaged units again, and write index and
-    dataset.json again where they are wrong.
+    """Encode a dataset's damaged units again; write index and dataset.json where wrong.
 
     No unit is removed before what takes its place has been made. Files that belong to no plan stay
     where they are.
 
     Args:
-        path: folder or URL.
         also: what `compare_values` found.
 
     Raises:
@@ -103,9 +101,7 @@ def repair_dataset(path: str, also: Sequence[Finding] = (), device: str = "auto"
 
 
 def _replace_units(found: Verification, opened: BuiltEncode, names: Sequence[str]) -> list[str]:
-    """Encode units and put them in the place of the old ones; names of those that are not byte for
-    byte what dataset.json describes.
-    """
+    """Encode units again and replace them; return those that are no longer byte for byte."""
     folder, stated, differing = found.folder, found.document["units"] if found.document else {}, []
     with tempfile.TemporaryDirectory(prefix="latentkit-") as workspace:
         again = encode_again(found, opened, names, Path(workspace))
@@ -135,9 +131,7 @@ def _header_sha256(found: Verification, name: str) -> str:
 
 
 def _close(found: Verification, opened: BuiltEncode | None, differing: bool) -> list[str]:
-    """Write index and dataset.json again where they are broken, or where units no longer are what
-    they describe; what was written.
-    """
+    """Write index and dataset.json again where they are wrong; return what was written."""
     folder = found.folder
     wrong = [*found.names("index"), *found.names("dataset.json")]
     if not wrong and not differing:
@@ -166,12 +160,7 @@ def _close(found: Verification, opened: BuiltEncode | None, differing: bool) -> 
 
 
 def _restore_plans(found: Verification) -> list[str]:
-    """Make lost plans again, proven by their sha256 in dataset.json; take away damaged ones of
-    which there is no unit.
-
-    Raises:
-        StoreError: the index doesn't say all that was in it.
-    """
+    """Make lost plans again; remove damaged ones of which there is no unit."""
     names = found.names("plan")
     for name in names:
         number = number_of(name)
@@ -192,9 +181,7 @@ def _restore_plans(found: Verification) -> list[str]:
 
 
 def _rebuild(found: Verification, number: int) -> Plan | None:
-    """The plan of a finished dataset whose file has the sha256 that dataset.json names; None when
-    nothing gives that.
-    """
+    """Return the plan whose file has the sha256 in dataset.json; None without one."""
     document = found.document
     if not document or number != found.described or found.names("index"):
         return None

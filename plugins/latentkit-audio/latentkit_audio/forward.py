@@ -53,6 +53,11 @@ class ForwardReader:
             at += len(piece)
         return np.concatenate(parts)
 
+    @property
+    def num_held(self) -> int:
+        """Frames that were decoded and are held for the parts that follow."""
+        return sum(map(len, self._pieces))
+
     def close(self) -> None:
         """Close the file."""
         self._stack.close()
@@ -82,7 +87,7 @@ class _Kept(threading.local):
     reader: ForwardReader | None = None
 
 
-_KEPT = _Kept()
+KEPT = _Kept()
 
 
 @contextmanager
@@ -95,8 +100,8 @@ def open_forward(name: Hashable, open_chunks: Chunks, num_channels: int) -> Iter
     Args:
         name: of the file and its state; None for one that is used once.
     """
-    kept, _KEPT.reader = _KEPT.reader, None
-    if kept is not None and (name is None or name != _KEPT.name):
+    kept, KEPT.reader = KEPT.reader, None
+    if kept is not None and (name is None or name != KEPT.name):
         kept.close()
         kept = None
     reader = kept or ForwardReader(open_chunks, num_channels)
@@ -108,4 +113,4 @@ def open_forward(name: Hashable, open_chunks: Chunks, num_channels: int) -> Iter
     if name is None:
         reader.close()
     else:
-        _KEPT.name, _KEPT.reader = name, reader
+        KEPT.name, KEPT.reader = name, reader

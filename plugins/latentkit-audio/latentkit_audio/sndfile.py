@@ -173,7 +173,10 @@ def explained(error: soundfile.LibsndfileError, what: str) -> Exception:
     """
     if error.code == SYSTEM_ERROR:
         return OSError(f"{what}: {error.error_string}")
-    return SampleError(f"{what}: {error.error_string}")
+    text: str = error.error_string
+    if text.startswith("File does not exist"):  # libmpg123's word for a file without a frame
+        text = "no frame in it can be decoded"
+    return SampleError(f"{what}: {text}")
 
 
 @contextmanager
@@ -262,17 +265,17 @@ def _measured_frames(sample: Sample, file: soundfile.SoundFile) -> tuple[int, tu
     media, facts = sample.media, (file.frames, file.samplerate)
     if isinstance(media, os.PathLike):
         return _measured_of_file(Path(media), file_state(media), *facts)
-    return _measure(sample, *facts)
+    return count_frames(sample, *facts)
 
 
 @functools.lru_cache(maxsize=256)
 def _measured_of_file(
     path: Path, state: tuple[int, int], guess: int, rate_hz: int
 ) -> tuple[int, tuple[str, ...]]:
-    return _measure(Sample("", path), guess, rate_hz)
+    return count_frames(Sample("", path), guess, rate_hz)
 
 
-def _measure(sample: Sample, guess: int, behind: int) -> tuple[int, tuple[str, ...]]:
+def count_frames(sample: Sample, guess: int, behind: int) -> tuple[int, tuple[str, ...]]:
     """See `_measured_frames`.
 
     Args:
