@@ -26,13 +26,13 @@ from latentkit.sources.shards import (
     Group,
     MediaChoice,
     choose_attributes,
+    explain_no_media,
     group_members,
     kind_of,
-    no_media,
+    prefix_keys,
     read_attributes,
     read_media,
     unused_fields,
-    with_prefix,
 )
 from latentkit.sources.tables import encoding_remark
 from latentkit.sources.tars import Member, Tar, list_members, open_tar
@@ -228,7 +228,7 @@ class TarStream:
             group for group in indexed.groups if self._reader.choice.of(group) is not None
         )
         with indexed.tar.open() as file:
-            for place, group in enumerate(with_prefix(with_media, indexed.tar)):
+            for place, group in enumerate(prefix_keys(with_media, indexed.tar)):
                 stamp = f"{shard.stamp}-{place}"
                 try:
                     yield self._reader.sample(file, group, stamp)
@@ -317,7 +317,7 @@ def _open_stream(
         looked_at.append(indexed)
         if any(reader.choice.of(group) is not None for group in indexed.groups):
             return TarStream(files, shards, reader, remarks)
-    raise SourceError(_why_nothing(looked_at, reader.choice, root))
+    raise SourceError(_no_samples_message(looked_at, reader.choice, root))
 
 
 def _open_source(
@@ -332,7 +332,7 @@ def _open_source(
     groups = [group for tar in tars for group in tar.groups]
     without = [group.key for group in groups if choice.of(group) is None]
     if len(without) == len(groups):
-        raise SourceError(_why_nothing(tars, choice, root))
+        raise SourceError(_no_samples_message(tars, choice, root))
     _check_attributes(groups, config, root)
     remarks += [*_tar_remarks(tars), *unused_fields(groups, choice)]
     if without:
@@ -346,7 +346,7 @@ def _open_source(
     kept = {name: [_with_media(tar, choice) for tar in each] for name, each in indexed.items()}
     seen: set[str] = set()
     kept = {
-        name: [replace(tar, groups=list(with_unlike_keys(tar, seen))) for tar in each]
+        name: [replace(tar, groups=list(make_keys_unique(tar, seen))) for tar in each]
         for name, each in kept.items()
     }
     source = TarSource([tar for each in kept.values() for tar in each], reader, remarks)
@@ -375,7 +375,7 @@ def _positions(split: str, lengths: dict[str, int]) -> list[int]:
     return positions
 
 
-def with_unlike_keys(tar: IndexedTar, seen: set[str]) -> Iterator[Group]:
+def make_keys_unique(tar: IndexedTar, seen: set[str]) -> Iterator[Group]:
     """The samples of a tar, those whose keys are `seen` under ones that begin with the tar's name;
     another tar after it renames none.
     """
@@ -392,7 +392,8 @@ def _with_media(tar: IndexedTar, choice: MediaChoice) -> IndexedTar:
 
 
 def _check_attributes(groups: Iterable[Group], config: DatasetsConfig, root: str) -> None:
-    """Names of fields can be checked; those of what JSON objects hold can't, without reading all.
+    """Names of fields can be checked; those of what JSON objects hold can't, without
+    reading all.
     """
     fields = {field for group in groups for field in group.fields}
     for name in config.attributes or []:
@@ -408,7 +409,8 @@ def _check_attributes(groups: Iterable[Group], config: DatasetsConfig, root: str
 
 
 def _endings(modality: str) -> tuple[str, ...]:
-    """Endings of the files that the recipe's modality reads; where that doesn't say, of pictures.
+    """Endings of the files that the recipe's modality reads; where that doesn't say, of
+    pictures.
     """
     found = [
         tuple(one.spec.suffixes)
@@ -418,7 +420,7 @@ def _endings(modality: str) -> tuple[str, ...]:
     return found[0] if found and found[0] else PICTURE_SUFFIXES
 
 
-def _why_nothing(tars: Sequence[IndexedTar], choice: MediaChoice, root: str) -> str:
+def _no_samples_message(tars: Sequence[IndexedTar], choice: MediaChoice, root: str) -> str:
     damaged = [f"{os.path.join(root, tar.tar.name)}: {tar.damage}" for tar in tars if tar.damage]
     if not any(tar.groups for tar in tars):
         what = (
@@ -428,7 +430,7 @@ def _why_nothing(tars: Sequence[IndexedTar], choice: MediaChoice, root: str) -> 
         return f"source datasets: there is nothing to read: {what}"
     return (
         f"source datasets: {root}:"
-        f" {no_media((group for tar in tars for group in tar.groups), choice)}"
+        f" {explain_no_media((group for tar in tars for group in tar.groups), choice)}"
         + "".join(f"; {one}" for one in damaged[:3])
     )
 

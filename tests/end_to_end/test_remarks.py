@@ -29,7 +29,7 @@ from latentkit.store.contents import column_filling, describe_filling, row_remar
 from latentkit.upkeep.inspect_dataset import inspect_dataset
 from latentkit.upkeep.repair import repair_dataset
 
-LEFT_OUT = "left out by their ending .heic"
+LEFT_OUT = "left out because of their ending .heic"
 MISSING = "a caption that names no file"
 SHORT = "shorter than asked"
 GIVEN = [
@@ -281,7 +281,7 @@ def test_two_processes_write_the_same_remarks_and_count_the_dataset(
     for text in said:
         assert text.startswith("both: 12 latents, 2 skipped")
         assert notes(text) == [
-            "2: left out by their ending .svg: a drawing or document without pixels; render it to"
+            "2: left out because of their ending .svg: a drawing or document without pixels; render it to"
             " PNG, such as x.svg"
         ]
         assert "text (text): 11 of 12 rows" in text

@@ -147,7 +147,7 @@ def test_of_a_pipeline_with_two_autoencoders_only_the_one_that_takes_the_modalit
     assert f"o/both/vae/{STEM}.safetensors" not in hub.downloads
     assert find("o/both", "image").name == "vae"
     message = find_error("o/both", modality="image", subfolder="audio_vae")
-    assert "audio_vae doesn't take the modality 'image'; vae beside it does" in message
+    assert "audio_vae doesn't accept the modality 'image'; vae beside it does" in message
 
 
 def test_transformers_repository_is_refused_before_its_weights_with_what_to_give_instead(
@@ -167,7 +167,7 @@ def test_transformers_repository_is_refused_before_its_weights_with_what_to_give
     message = find_error("o/Wan-14B")
     assert "_class_name is 'WanModel'" in message
     assert "o/Wan-14B-Diffusers has it in diffusers' form" in message
-    assert "a single file is given as o/Wan-14B/Wan2.1_VAE.pth" in message
+    assert "name a single file as o/Wan-14B/Wan2.1_VAE.pth" in message
     assert hub.downloads == ["o/Wan-14B/config.json"]
 
 
@@ -185,12 +185,12 @@ def test_several_variants_and_no_plain_weights_are_named(hub: FakeHub, config: b
     names = [f"{STEM}.fp16.safetensors", f"{STEM}.non_ema.safetensors"]
     hub.add("o/m", {"config.json": config} | dict.fromkeys(names, b"x"))
     message = find_error("o/m")
-    assert "fp16 and non_ema only; choose by the option variant, such as variant: fp16" in message
+    assert "only as fp16 and non_ema; choose by the option variant, such as variant: fp16" in message
     find_model("o/m", None, None, Path("/nowhere"), "image", "non_ema")
     assert f"o/m/{names[1]}" in hub.downloads
     assert f"o/m/{names[0]}" not in hub.downloads
     with pytest.raises(
-        EncoderError, match="no variant 'bf16' of the weights; there is fp16, non_ema"
+        EncoderError, match="no weights of variant 'bf16'; available: fp16, non_ema"
     ):
         find_model("o/m", None, None, Path("/nowhere"), "image", "bf16")
 
@@ -288,7 +288,7 @@ def test_place_of_a_text(text: str, place: HubPlace | None) -> None:
 @pytest.mark.parametrize("model", ["model-of-mine", "weights/vae.safetensors", "./o/n", "a b/c"])
 def test_mistyped_path_is_called_no_path_and_no_hub_id(hub: FakeHub, model: str) -> None:
     message = find_error(model)
-    assert f"there is no such file or folder ({Path('/nowhere') / model}), nor a hub id" in message
+    assert f"no such file or folder ({Path('/nowhere') / model}), nor a hub id" in message
     assert hub.requests == []
 
 
@@ -296,8 +296,8 @@ def test_mistyped_path_is_called_no_path_and_no_hub_id(hub: FakeHub, model: str)
     ("model", "words"),
     [
         ("https://example.com/vae.safetensors", "download it, and give the path of the file"),
-        ("https://huggingface.co/datasets/o/n", "names a dataset of the hub; expected a model"),
-        ("https://huggingface.co/spaces/o/n", "names a space of the hub; expected a model"),
+        ("https://huggingface.co/datasets/o/n", "this is a dataset on the hub; expected a model"),
+        ("https://huggingface.co/spaces/o/n", "this is a space on the hub; expected a model"),
     ],
 )
 def test_address_of_something_else_is_refused(hub: FakeHub, model: str, words: str) -> None:
@@ -305,7 +305,7 @@ def test_address_of_something_else_is_refused(hub: FakeHub, model: str, words: s
 
 
 def test_two_revisions_are_refused(hub: FakeHub) -> None:
-    assert "'v1', and the option revision 'v2'; leave one out" in find_error(
+    assert "'v1', but the option revision is 'v2'. Leave one out" in find_error(
         "o/n@v1", revision="v2"
     )
 
@@ -432,7 +432,7 @@ def test_files_that_the_hubs_library_leaves_out_are_missed_at_once(
         patch.setattr("latentkit.encoders.hub.snapshot_download", lambda *_, **__: str(folder))
         message = find_error(model)
     assert "vae.safetensors" in message if "/vae" in model else "config.json" in message
-    assert "can't be had from the hub now; run again in a few minutes" in message
+    assert "can't be downloaded from the hub now; run again in a few minutes" in message
     assert find(model).exists()
 
 

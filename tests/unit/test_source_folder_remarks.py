@@ -55,31 +55,31 @@ def test_files_are_left_out_by_their_endings_with_what_to_do(tmp_path: Path) -> 
     ]
     assert found(tmp_path, names) == [
         (
-            "2: left out by their ending .svg: a drawing or document without pixels; render it to"
+            "2: left out because of their ending .svg: a drawing or document without pixels; render it to"
             " PNG, such as deep/b.svg"
         ),
-        "1: left out by their ending .cr2: camera raw; develop it to TIFF or JPEG, such as f.cr2",
+        "1: left out because of their ending .cr2: camera raw; develop it to TIFF or JPEG, such as f.cr2",
         (
-            "1: left out by their ending .mov: the modality video reads it, once"
+            "1: left out because of their ending .mov: the modality video reads it, once"
             " source.with.suffixes has it, such as c.mov"
         ),
         (
-            "1: left out by their ending .nii.gz: the modality volume reads it, once"
+            "1: left out because of their ending .nii.gz: the modality volume reads it, once"
             " source.with.suffixes has it, such as d.nii.gz"
         ),
         (
-            "1: left out by their ending .webp: the modality image reads it, once"
+            "1: left out because of their ending .webp: the modality image reads it, once"
             " source.with.suffixes has it, such as g.webp"
         ),
-        "1: left out by their ending .xyz, such as e.xyz",
-        "1: left out by their ending .zip: packed files; unpack them, such as h.zip",
-        "1: left out, having no ending, such as README",
+        "1: left out because of their ending .xyz, such as e.xyz",
+        "1: left out because of their ending .zip: packed files; unpack them, such as h.zip",
+        "1: left out because they have no ending, such as README",
     ]
 
 
 def test_a_picture_whose_ending_nobody_takes_names_its_package(tmp_path: Path) -> None:
     (said,) = found(tmp_path, ["IMG_1.HEIC", "IMG_2.heic"], (".jpg",))
-    assert said.startswith("2: left out by their ending .heic: ")
+    assert said.startswith("2: left out because of their ending .heic: ")
     assert said.endswith(", such as IMG_1.HEIC")
 
 
@@ -92,8 +92,8 @@ def test_what_is_not_looked_into_is_remarked(tmp_path: Path) -> None:
         "old/preview.png",
     ]
     assert found(tmp_path, names) == [
-        "2: hidden by a dot before their name, so not looked at, such as .hidden",
-        "1: folders with a latent dataset, not looked into, such as old/",
+        "2: hidden (name starts with a dot), so not read, such as .hidden",
+        "1: folders with a latent dataset, not searched, such as old/",
     ]
 
 

@@ -150,7 +150,7 @@ def test_row_whose_file_is_gone_or_unsure_is_a_bad_sample_until_it_is_there(tmp_
     assert list(stamps) == ["a.png", "gone.png", "b", "line 5"]
     for index, reason in {
         1: "a file that is not there$",
-        2: "fits several files$",
+        2: "matches several files$",
         3: "names no file",
     }.items():
         with pytest.raises(SampleError, match=reason):
@@ -229,7 +229,7 @@ def test_key_of_zero_is_a_key_and_an_empty_one_is_refused(tmp_path: Path) -> Non
     ]
     for empty in ("", None):
         write(tmp_path, {"t.jsonl": json.dumps({"file_name": "a.png", "id": empty})})
-        assert "line 1: there is no key in column 'id'" in find_error(
+        assert "line 1: no key in column 'id'" in find_error(
             tmp_path / "t.jsonl", key="id"
         )
 
@@ -240,8 +240,8 @@ def test_table_of_which_no_file_is_there_says_which_columns_it_looked_at(
 ) -> None:
     write(tmp_path, {"t.csv": f"image,text\n{cell},x\n{cell}2.png,y\n"})
     error = find_error(tmp_path / "t.csv")
-    assert "looked at the columns image" in error
-    assert "have to be fetched first" in error
+    assert "tried the columns image" in error
+    assert "must be downloaded first" in error
 
 
 def test_encode_of_a_table_reads_the_files_and_skips_those_that_are_gone(tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def test_full_urls_of_a_table_name_files_below_its_root_and_no_others(
         "/bucket/paths/urls.csv",
         "\n".join(["file_name,text", *(f"{url},x" for url in gone)]).encode(),
     )
-    with pytest.raises(SourceError, match="have to be fetched first"):
+    with pytest.raises(SourceError, match="must be downloaded first"):
         open_datasets(DatasetsConfig(path="memory://bucket/paths/urls.csv"), BuildContext())
 
 
@@ -210,7 +210,7 @@ def test_stamps_change_with_the_file(data: Path, memory: Any, tmp_path: Path) ->
         ("memory://bucket/x*.tar", "expected files of one kind, got none"),
         (
             ["memory://bucket/tar/0.tar", "here.tar"],
-            "expected URLs of one protocol, or paths alone",
+            "expected URLs of one protocol, or only paths",
         ),
     ],
 )

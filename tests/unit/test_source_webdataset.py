@@ -416,7 +416,7 @@ def test_tars_win_over_what_img2dataset_writes_beside_them(tmp_path: Path) -> No
         (tmp_path / "wds" / f"{name}_stats.json").write_text("{}")
     source = open_tars(tmp_path / "wds")
     assert [sample.media for sample in list_samples(source)] == [b"of 00000.tar", b"of 00001.tar"]
-    assert remarks(source) == {"files beside tars, not read": (4, "00000.parquet")}
+    assert remarks(source) == {"other files than tars, not read": (4, "00000.parquet")}
 
 
 @pytest.mark.parametrize(
@@ -684,7 +684,7 @@ def test_stream_reads_damaged_tars_as_far_as_they_go(tmp_path: Path) -> None:
     assert remarks(stream) == {
         "damaged tars, read as far as they go": (
             1,
-            "a.tar: damaged: cut off: it lacks the zeros that end a tar",
+            "a.tar: damaged: cut off: the zeros at the end of a tar are missing",
         )
     }
 
