@@ -5,9 +5,10 @@
       optimizer.safetensors   "<number of the parameter>.<name of the state>"
       average.safetensors     the moving average, when there is one
       random.safetensors      torch's generators, one row a process
-      loss.NAME..., discriminator.NAME..., discriminator-optimizer.NAME...    of losses with weights
-      of their own state.json              steps done, position in the data, settings, sha256 of
-      every file and of itself
+      loss.NAME..., discriminator.NAME..., discriminator-optimizer.NAME...
+                              of losses with weights of their own
+      state.json              steps done, position in the data, settings, sha256 of every file and
+                              of itself
 
 A checkpoint is written aside, flushed to disk and renamed, so a killed process leaves none that is
 half written. It is written before the model is evaluated; what the evaluation found is then put

@@ -1,9 +1,11 @@
 """How good a classical model gets: the negative log likelihood of binarised MNIST, beside the
 published one.
 
-    python tests/benchmarks/mnist.py --data DIGITS --output RUN                              15 min
-    of one core, and 12 for the estimate python tests/benchmarks/mnist.py --data DIGITS --output RUN
-    --epochs 2 --test-digits 100 --draws 500
+    python tests/benchmarks/mnist.py --data DIGITS --output RUN
+    python tests/benchmarks/mnist.py --data DIGITS --output RUN --epochs 2 \\
+        --test-digits 100 --draws 500
+
+The first takes 15 min of one core for training, and 12 for the estimate.
 
 DIGITS holds the four idx files as published, or train.parquet and test.parquet with a column
 `image`. RUN gets the log, checkpoints and the model; the same command again goes on where it was

@@ -1,10 +1,12 @@
 """Reading latents: `batches()` beside a raw `np.memmap` + `np.take` through a torch DataLoader, the
 limit as most would write it.
 
-    python tests/benchmarks/read.py [--rows 20000] [--channels 4] [--side 32] [--rounds 5]      warm
-    page cache python tests/benchmarks/read.py --rows 200000 --cold [--sparse 15000]
-    cold page cache, few of the rows read python tests/benchmarks/read.py --open PATH
-    seconds and memory of `open`
+    python tests/benchmarks/read.py [--rows 20000] [--channels 4] [--side 32] [--rounds 5]
+    python tests/benchmarks/read.py --rows 200000 --cold [--sparse 15000]
+    python tests/benchmarks/read.py --open PATH
+
+The first reads from a warm page cache, the second few of the rows from a cold one; the third prints
+the seconds and the memory of `open`.
 
 Random batches of 256 with captions, one process and no workers. Warm: both files are read from
 front to back first. Cold: the page cache lets go of both files before each contender; the raw

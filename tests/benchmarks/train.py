@@ -1,11 +1,13 @@
 """Time and peak memory of one training step, beside a plain PyTorch loop that does the same
 arithmetic, or beside diffusers' example.
 
-    python tests/benchmarks/train.py                                    256 x 256, batches of 4, on
-    the first GPU python tests/benchmarks/train.py --size 128 --batch 2 --rounds 3    on a CPU
-    python tests/benchmarks/train.py --latents                          the decoder alone: running
-    the encoder, and from stored moments python tests/benchmarks/train.py --example
-    the losses of diffusers' train_autoencoderkl.py, its way and ours
+    python tests/benchmarks/train.py                                    256 px, batches of 4, a GPU
+    python tests/benchmarks/train.py --size 128 --batch 2 --rounds 3    on a CPU
+    python tests/benchmarks/train.py --latents
+    python tests/benchmarks/train.py --example
+
+`--latents` trains the decoder alone, once running the encoder and once from stored moments.
+`--example` takes the losses of diffusers' train_autoencoderkl.py, its way and ours.
 
 The model is Stable Diffusion's autoencoder with random weights; losses are L1 and KL, the optimizer
 is AdamW, gradients are clipped. Both loops take turns in one process, so that whatever else the

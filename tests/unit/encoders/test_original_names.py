@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from latentkit.encoders.diffusers_loading import load_model, inspect_model
+from latentkit.encoders.diffusers_loading import inspect_model, load_model
 from latentkit.encoders.published_configs import FOLDER, find_published
 from latentkit.errors import EncoderError
 
