@@ -13,7 +13,7 @@ from latentkit.encoding.make_plan import (
 )
 from latentkit.store.contents import counted
 from latentkit.store.folder import Folder
-from latentkit.store.index import committed
+from latentkit.store.index import committed_units
 
 
 def describe_run(folder: Folder, inputs: EncodeInputs, settings: EncodeSettings) -> str:
@@ -33,7 +33,7 @@ def describe_run(folder: Folder, inputs: EncodeInputs, settings: EncodeSettings)
             f" ({', '.join(inputs.views)})"
         )
     if not is_finished(folder, chain[-1]):
-        units, done = chain[-1].units(), committed(folder)
+        units, done = chain[-1].units(), committed_units(folder)
         left = [unit for unit in units if unit.name not in done]
         num_left = sum(unit.stop - unit.start for unit in left)
         things = (

@@ -47,7 +47,7 @@ from latentkit.store.dataset_json import (
 )
 from latentkit.store.fingerprint import check_parts
 from latentkit.store.folder import Folder
-from latentkit.store.index import committed
+from latentkit.store.index import committed_units
 from latentkit.store.plan import Plan, read_chain
 
 
@@ -309,7 +309,7 @@ def _places(folder: Folder, plan: Plan, inputs: EncodeInputs) -> npt.NDArray[np.
         plan.number
     ):  # of a source that changes: what is gone is skipped, and then left out by the next plan
         return places
-    done = committed(folder)
+    done = committed_units(folder)
     left = np.isin(
         planned["unit"].to_numpy(), [unit.number for unit in plan.units() if unit.name not in done]
     )
@@ -336,7 +336,7 @@ def _run_units(job: EncodeJob, executor: Executor, settings: EncodeSettings) -> 
     summary, begun, claims = EncodeSummary(), time.monotonic(), Claims(job.folder)
     said_waiting = False
     while True:
-        done = committed(job.folder)
+        done = committed_units(job.folder)
         left = [unit for unit in job.plan.units() if unit.name not in done]
         if not left or is_finished(
             job.folder, job.plan

@@ -34,9 +34,9 @@ from latentkit.contracts import (
 from latentkit.encoding.auto_sizes import Measured, choose_unit_size, measure_batches
 from latentkit.encoding.source_changes import Changes, compare_samples, compare_shards
 from latentkit.errors import RecipeError, SampleError, SourceError
-from latentkit.preparing.media_retry import retried
+from latentkit.preparing.media_retry import read_with_retries
 from latentkit.preparing.stack import num_bytes_of
-from latentkit.preparing.unit_samples import give, read_shard
+from latentkit.preparing.unit_samples import read_shard, return_sample
 from latentkit.runtime.cores import num_cores
 from latentkit.runtime.device import can_compile, kind_of
 from latentkit.runtime.memory import available_bytes, describe_bytes
@@ -44,7 +44,7 @@ from latentkit.runtime.numerics import fixed_numerics
 from latentkit.runtime.sample_faults import faults_cost_the_sample
 from latentkit.runtime.source_remarks import remarks_of
 from latentkit.store.claims import Claims
-from latentkit.store.contents import column_filling, describe_filling
+from latentkit.store.contents import column_filling, describe_fillings
 from latentkit.store.dataset_json import read_dataset, read_index, refuse_missing_units
 from latentkit.store.folder import Folder
 from latentkit.store.plan import Plan, PlanSettings, list_entries, newest_plan, plan_of, write_plan
@@ -247,17 +247,18 @@ def refuse_removal(folder: Folder, changes: Changes, prune: bool) -> None:
         )
         advice = (
             "put them back, or leave them out with --prune, an option of latentkit run; for another"
-            " source give another output"
+            " source, or give another output"
         )
         raise SourceError(f"{gone}; {advice}")
 
 
 def describe_entries(inputs: EncodeInputs) -> list[str]:
-    """A line for each attribute: how many samples have it; a stream doesn't say before it is read.
+    """A line for each attribute: how many samples have it; a stream doesn't say before it
+    is read.
     """
     if isinstance(inputs.source, StreamSource):
         return []
-    return describe_filling(
+    return describe_fillings(
         column_filling(inputs.entries["attributes"]), inputs.entries.num_rows, "sample"
     )
 
@@ -273,7 +274,7 @@ def describe_changes(folder: Folder, changes: Changes) -> str:
 def _hash_media(source: Source, positions: Sequence[int]) -> list[str | None]:
     def content(position: int) -> str | None:
         try:
-            return retried(lambda: source[position].content(), f"sample {position}")
+            return read_with_retries(lambda: source[position].content(), f"sample {position}")
         except SampleError:
             return None
 
@@ -404,7 +405,9 @@ def preview_views(inputs: EncodeInputs, count: int) -> list[Prepared]:
     for fetch in fetchers:
         with contextlib.suppress(SampleError):
             views.append(
-                retried(functools.partial(_first_view, inputs, fetch), "a sample of the preview")
+                read_with_retries(
+                    functools.partial(_first_view, inputs, fetch), "a sample of the preview"
+                )
             )
     return views
 
@@ -414,7 +417,7 @@ def _first_good(inputs: EncodeInputs) -> Prepared:
     reasons = []
     for sample in _first_samples(inputs.source):
         try:
-            return retried(
+            return read_with_retries(
                 functools.partial(_first_view, inputs, sample), "the source's first sample"
             )
         except SampleError as error:
@@ -437,7 +440,7 @@ def _first_samples(source: Source | StreamSource) -> Iterator[Callable[[], Sampl
     if isinstance(source, StreamSource):
         samples = (sample for shard in source.shards() for sample in read_shard(source, shard))
         for sample in itertools.islice(samples, MAX_PROBED):
-            yield functools.partial(give, sample)
+            yield functools.partial(return_sample, sample)
         return
     for index in range(min(len(source), MAX_PROBED)):
         yield functools.partial(source.__getitem__, index)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from latentkit.encoding.encode_job import EncodeJob
 from latentkit.runtime.progress import Progress
-from latentkit.store.index import committed
+from latentkit.store.index import committed_units
 
 OTHERS_SECONDS = 10.0
 """How often what other processes committed is counted."""
@@ -21,7 +21,7 @@ class OthersProgress:
     def __init__(self, job: EncodeJob) -> None:
         self._folder = job.folder
         units = job.plan.units() if job.show_progress else []
-        done = committed(job.folder) if units else set()
+        done = committed_units(job.folder) if units else set()
         self._sizes = {unit.name: unit.stop - unit.start for unit in units if unit.name not in done}
         self.num_left = sum(self._sizes.values())
         self.own: set[str] = set()
@@ -38,5 +38,5 @@ class OthersProgress:
 
     def _count(self, progress: Progress) -> None:
         progress.others = sum(
-            self._sizes.get(name, 0) for name in committed(self._folder) - self.own
+            self._sizes.get(name, 0) for name in committed_units(self._folder) - self.own
         )

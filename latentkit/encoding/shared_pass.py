@@ -31,7 +31,7 @@ from latentkit.encoding.unit_workers import make_shared_worker
 from latentkit.errors import PluginError
 from latentkit.store.claims import Claims
 from latentkit.store.folder import Folder
-from latentkit.store.index import committed
+from latentkit.store.index import committed_units
 from latentkit.store.plan import Plan, plan_numbers
 
 NUM_PROBED = 3
@@ -187,7 +187,8 @@ def _shared_jobs(
 
 
 def _are_alike(one: EncodeJob, other: EncodeJob) -> bool:
-    """Whether the same units hold the same samples, and are encoded by the same number of threads.
+    """Whether the same units hold the same samples, and are encoded by the same number of
+    threads.
     """
     if (
         one.settings.threads != other.settings.threads
@@ -201,7 +202,7 @@ def _lacked_by_several(jobs: Sequence[EncodeJob]) -> list[Unit]:
     """The first job's units of those numbers that nobody is working on and several jobs lack."""
     num_lacking: Counter[int] = Counter()
     for job in jobs:
-        done = committed(job.folder)
+        done = committed_units(job.folder)
         left = [unit for unit in job.plan.units() if unit.name not in done]
         free = Claims(job.folder).find_free([unit.name for unit in left])
         num_lacking.update(unit.number for unit in left if unit.name in free)

@@ -1,4 +1,4 @@
-"""Resize pictures with a Lanczos filter of three lobes (Duchon 1979), twice as fast as Pillow.
+"""Resize images with a Lanczos filter of three lobes (Duchon 1979), twice as fast as Pillow.
 
 The filter is a matrix with few numbers beside its diagonal. It is cut into blocks of a few rows of
 the result, each of which is a small dense product: what processors do fastest. Sums are float32,
@@ -34,11 +34,11 @@ class Block:
 
 
 def resize_levels(levels: Values, box: Box, shape: Shape) -> Values:
-    """A part of a picture in another size: (C, H, W) float32, whole levels from 0 to 255.
+    """A part of an image in another size: (C, H, W) float32, whole levels from 0 to 255.
 
     Args:
         levels: (height, width, C) uint8; C of 4 has alpha last, by which the colors count.
-        box: the part shown; the filter looks beyond it, as far as the picture goes.
+        box: the part shown; the filter looks beyond it, as far as the image goes.
         shape: (H, W) of the result.
     """
     rows = filter_blocks(levels.shape[0], box.top, box.height, shape[0])
@@ -101,7 +101,7 @@ def filter_blocks(original: int, start: float, length: float, size: int) -> tupl
     """The filter along one axis.
 
     Args:
-        original: pixels of the picture.
+        original: pixels of the image.
         start: where the part begins, in pixels.
         length: of the part, in pixels.
         size: pixels of the result.

@@ -1,9 +1,9 @@
-"""Samples on their way to the encoder: fetched, hashed and turned into tensors ahead of it, in
-order and within bounds.
+"""Prepares samples ahead of the encoder: loaded, hashed and turned into tensors, in order and
+within a memory limit.
 
-A thread of its own claims units, reads shards and hands small groups of samples to a pool of
-threads (or processes, where a modality asks for them). What is ahead is limited in samples and in
-bytes, but a batch always fits.
+A thread claims units, reads shards and hands small groups of samples to a pool of threads (or
+processes, if a modality asks for them). The samples prepared ahead are limited in number and in
+bytes, but one batch is always allowed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,12 @@ from typing import Any, Generic, Self, TypeVar
 
 from torch import Tensor
 
-from latentkit.preparing.processes import as_tensors, explained, open_processes, prepare_in_child
+from latentkit.preparing.processes import (
+    as_tensors,
+    explain_dead_process,
+    open_processes,
+    prepare_in_child,
+)
 from latentkit.preparing.sample_preparer import PreparedSample, Preparer, Row, Task
 from latentkit.preparing.stack import stack
 from latentkit.runtime.buffers import BatchMemory, BufferPool, as_tensor
@@ -27,17 +32,17 @@ from latentkit.runtime.masks import MASK
 T = TypeVar("T")
 
 AHEAD_BYTES = 1 << 30
-"""Of prepared tensors, or of media that a stream brought."""
+"""Most bytes of prepared tensors, or of media that a stream has read."""
 
 GROUP_SAMPLES = 8
-"""Samples that a thread prepares at one go, at most: handing over costs about as much as hashing a
-picture.
+"""Most samples that a thread prepares at once. Handing a task over costs about as much as hashing
+an image.
 """
 
 
 def gather(rows: Sequence[Row], pool: BufferPool) -> Any:
-    """Return rows as a batch on the CPU: where they lie already if they were prepared side by side,
-    else in memory of the pool.
+    """Return rows as a batch on the CPU. Rows that were prepared side by side are used in place,
+    others are copied into memory of the pool.
     """
     memory = rows[0].memory
     if memory is not None and all(
@@ -48,13 +53,13 @@ def gather(rows: Sequence[Row], pool: BufferPool) -> Any:
 
 
 def _with_masks(values: Tensor, rows: Sequence[Row], pool: BufferPool) -> Any:
-    """The batch, beside it the masks of its rows where they have them."""
+    """Return the batch, together with the rows' masks if they have any."""
     tensors = [row.view.tensor for row in rows]
     names = {tuple(tensor) if isinstance(tensor, Mapping) else () for tensor in tensors}
     if names == {()}:
         return values
     if len(names) > 1:
-        return stack(tensors, pool)  # which says what is wrong
+        return stack(tensors, pool)  # raises a clear error
     named = [tensor for tensor in tensors if isinstance(tensor, Mapping)]
     return {
         name: stack([tensor[MASK] for tensor in named], pool) if name == MASK else values
@@ -66,15 +71,15 @@ def _with_masks(values: Tensor, rows: Sequence[Row], pool: BufferPool) -> Any:
 
 
 class LookAhead(Generic[T]):
-    """The outcomes of all units in order, prepared ahead of whoever iterates; to be used as a
-    context.
+    """Prepares the samples of all units ahead of the caller, who iterates over them in order. Use
+    it as a context manager.
 
     Args:
-        preparer: what runs in the pool.
-        units: each a token, such as the unit, that its outcomes come with, and its samples; called
-            from a thread of its own.
-        batch_size: rows per batch, which begin again with each unit.
-        pool: of the batches' memory.
+        preparer: prepares samples in the pool.
+        units: (token, samples) of each unit; the token, such as the unit itself, is returned with
+            the results. Iterated in a separate thread.
+        batch_size: rows per batch; batches start anew with each unit.
+        pool: memory for the batches.
     """
 
     def __init__(
@@ -98,7 +103,7 @@ class LookAhead(Generic[T]):
         self._ahead: deque[tuple[T, Future[list[PreparedSample]] | None]] = deque()
         self._num_ahead = 0
         self._largest_bytes = 0
-        """Of a sample; unknown at first, so no more than a batch is ahead then."""
+        """Largest bytes of a sample; unknown at first, so only one batch is prepared ahead then."""
         self._bucket: str | None = None
         self._has_one_bucket = not self._in_processes
         self._is_closed = False
@@ -116,17 +121,18 @@ class LookAhead(Generic[T]):
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Samples in flight are finished, those that wait are dropped."""
+        """Finish the samples being prepared and drop those that wait."""
         self._is_closed = True
         self._notify()
         self._feeder.shutdown(wait=True)
         self._workers.shutdown(wait=True, cancel_futures=True)
 
     def __iter__(self) -> Iterator[tuple[T, list[PreparedSample] | None]]:
-        """Outcomes with their unit, group by group; None at a unit's end.
+        """Yield prepared samples with their unit's token, group by group; None at the end of a
+        unit.
 
         Raises:
-            LatentkitError: whatever went wrong in a thread or process.
+            LatentkitError: an error in a thread or process.
         """
         while True:
             with self._changed:
@@ -134,12 +140,13 @@ class LookAhead(Generic[T]):
                 if not self._ahead:
                     break
                 unit, future = self._ahead.popleft()
-            yield unit, None if future is None else self._taken(future)
-        with explained():
+            yield unit, None if future is None else self._result_of(future)
+        with explain_dead_process():
             self._feeding.result()
 
-    def _taken(self, future: Future[list[PreparedSample]]) -> list[PreparedSample]:
-        with explained():
+    def _result_of(self, future: Future[list[PreparedSample]]) -> list[PreparedSample]:
+        """Return the results of one group and count its bytes as no longer ahead."""
+        with explain_dead_process():
             outcomes = future.result()
         if self._in_processes:
             outcomes = as_tensors(outcomes)
@@ -147,7 +154,7 @@ class LookAhead(Generic[T]):
         self._bucket = self._bucket or next(iter(buckets), None)
         with self._changed:
             self._num_ahead -= len(outcomes)
-            # Rows of a rare bucket wait for long, and would keep the memory of whole batches.
+            # Rows of a rare bucket wait long, and would keep the memory of whole batches.
             self._has_one_bucket &= buckets <= {self._bucket}
             self._largest_bytes = max(
                 self._largest_bytes, 1, *(outcome.num_bytes for outcome in outcomes)
@@ -158,6 +165,7 @@ class LookAhead(Generic[T]):
     # ------------------------------------------------------------ on the feeding thread
 
     def _feed(self) -> None:
+        """Hand groups of samples to the pool until all units are done."""
         for unit, tasks in self._units:
             memory, row = BatchMemory(self._pool, self._batch_size), 0
             while group := list(itertools.islice(tasks, self._group)):
@@ -171,7 +179,7 @@ class LookAhead(Generic[T]):
                 self._changed.notify_all()
 
     def _put(self, unit: T, group: list[Task], memory: BatchMemory, row: int) -> bool:
-        """Whether the group was put into work, as soon as there was room."""
+        """Hand a group to the pool as soon as there is room; False if iteration has ended."""
         media = [
             len(task.sample.media)
             for task in group
@@ -180,11 +188,13 @@ class LookAhead(Generic[T]):
         with self._changed:
             self._largest_bytes = max(
                 self._largest_bytes, *media, 0
-            )  # of a stream, media waits in memory too
+            )  # the media of a stream waits in memory too
             self._changed.wait_for(
-                lambda: self._is_closed
-                or self._num_ahead + len(group) <= self._limit()
-                or not self._num_ahead
+                lambda: (
+                    self._is_closed
+                    or self._num_ahead + len(group) <= self._max_ahead()
+                    or not self._num_ahead
+                )
             )
             if self._is_closed:
                 return False
@@ -203,8 +213,8 @@ class LookAhead(Generic[T]):
             self._changed.notify_all()
             return True
 
-    def _limit(self) -> int:
-        """Samples that may be ahead."""
+    def _max_ahead(self) -> int:
+        """Return the number of samples that may be prepared ahead."""
         fitting = AHEAD_BYTES // self._largest_bytes if self._largest_bytes else 0
         return max(self._samples_per_batch, min(self._most_samples, fitting))
 
@@ -214,8 +224,8 @@ class LookAhead(Generic[T]):
 
 
 def _group_size(most_samples: int, num_views: int, batch_size: int) -> int:
-    """Samples per group: enough groups to keep every core busy, and a whole number of them to a
-    batch.
+    """Return samples per group: enough groups to keep every core busy, and a whole number of groups
+    per batch.
     """
     size = max(1, min(GROUP_SAMPLES, most_samples // (4 * share_of_cores())))
     while size > 1 and batch_size % (size * num_views):

@@ -1,4 +1,4 @@
-"""One sample on its way to the encoder: fetched, hashed and turned into tensors."""
+"""Prepares one sample for the encoder: loads it, hashes it and turns it into tensors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, cast
 from latentkit.contracts import Modality, Prepared, Sample, Source, StreamSource
 from latentkit.contracts.samples import file_state, num_bytes
 from latentkit.errors import PluginError, SampleError, SourceError
-from latentkit.preparing.media_retry import retried
+from latentkit.preparing.media_retry import read_with_retries
 from latentkit.preparing.stack import num_bytes_of
 from latentkit.runtime.buffers import BatchMemory, preparing_into
 from latentkit.runtime.masks import without_mask
@@ -21,13 +21,13 @@ from latentkit.store.columns import escape
 from latentkit.store.writer import RowLabel
 
 GONE = "gone from the source"
-"""Why a sample of an incremental plan can be missing without any fault; the next comparison drops
-it.
+"""Reason for a sample of an incremental plan that is missing without a fault. The next comparison
+with the source drops it.
 """
 
 HELD_BYTES = 64 << 20
-"""Media files up to this size are read whole; larger ones, and those that samples are spans of,
-stay paths, for the modality to stream.
+"""Media files up to this size are read as a whole. Larger files, and those whose samples are spans
+of time, stay paths that the modality reads in parts.
 """
 
 
@@ -36,10 +36,10 @@ stay paths, for the modality to stream.
 
 @dataclass(frozen=True)
 class Task:
-    """A sample to prepare: its position in the plan (streams: in the unit), and itself, or its key
-    and its place in the source.
+    """A sample to prepare: its position in the plan (for streams: in the unit), and either the
+    sample itself or its key and its position in the source.
 
-    A place of -1 stands for a sample that is gone from there.
+    `place` is -1 if the sample is no longer in the source.
     """
 
     position: int
@@ -50,8 +50,8 @@ class Task:
 
 @dataclass(frozen=True)
 class Row:
-    """A view that is ready to be encoded; `place` is the row of `memory` that its one tensor
-    besides a mask was prepared into.
+    """A view that is ready to be encoded. If `memory` is set, its tensor (without a mask) is row
+    `place` of that batch buffer.
     """
 
     label: RowLabel
@@ -67,8 +67,7 @@ class Row:
 
 @dataclass(frozen=True)
 class PreparedSample:
-    """What preparing a sample gave: a row per view, or the views that can't be had and the reason.
-    """
+    """Result of preparing a sample: one row per view, or the skipped views and the reason."""
 
     rows: Sequence[Row]
     skipped: Sequence[RowLabel] = ()
@@ -82,7 +81,7 @@ class PreparedSample:
 
 @dataclass(frozen=True)
 class Preparer:
-    """Turns samples into outcomes, in any thread or process."""
+    """Turns samples into tensors, in any thread or process."""
 
     source: Source | StreamSource
     modality: Modality
@@ -91,17 +90,17 @@ class Preparer:
     def prepare(
         self, tasks: Sequence[Task], memory: BatchMemory | None = None, row: int = 0
     ) -> list[PreparedSample]:
-        """Outcomes of samples that follow each other; the tensors go into `memory` from `row` on
-        where the modality asks for it.
+        """Prepare consecutive samples. If the modality supports it, tensors are written into
+        `memory` from row `row` on.
 
         Raises:
             SourceError: the source changed, or can't be reached.
-            PluginError: the modality gave other views than it says.
+            PluginError: the modality returned other views than it declares.
         """
         outcomes = []
         for task in tasks:
             outcomes.append(
-                retried(
+                read_with_retries(
                     functools.partial(self._prepare, task, memory, row), f"sample {task.position}"
                 )
             )
@@ -113,7 +112,7 @@ class Preparer:
         try:
             with faults_cost_the_sample(self.source, task.key):
                 sample = self._fetch(task) if task.sample is None else task.sample
-            sample = self._held(sample)
+            sample = self._load_small_file(sample)
             before = file_state(sample.media) if isinstance(sample.media, os.PathLike) else None
             content = sample.content()
             into = nullcontext() if memory is None else preparing_into(memory, row, len(self.views))
@@ -128,7 +127,9 @@ class Preparer:
             return PreparedSample([], skipped, str(error))
         names = [view.view for view in views]
         if names != list(self.views):
-            raise PluginError(f"the modality gave the views {names}, expected {list(self.views)}")
+            raise PluginError(
+                f"the modality returned the views {names}, expected {list(self.views)}"
+            )
         return PreparedSample(
             [
                 self._row(task, sample, number, content, view, memory, row + number)
@@ -136,9 +137,9 @@ class Preparer:
             ]
         )
 
-    def _held(self, sample: Sample) -> Sample:
-        """The sample with the bytes of its file, so that it is read once; with its path where the
-        modality takes that, or must.
+    def _load_small_file(self, sample: Sample) -> Sample:
+        """Return the sample with the bytes of its file, so the file is read once; or with its path,
+        if the modality takes paths or the file is large.
         """
         takes_path = getattr(self.modality, "takes_paths", False) or sample.span is not None
         if (
@@ -150,13 +151,14 @@ class Preparer:
         return replace(sample, media=sample.read())
 
     def _fetch(self, task: Task) -> Sample:
+        """Return the sample of a task, from the source if needed."""
         if task.place < 0:
             raise SampleError(GONE)
         sample = cast(Source, self.source)[task.place]
         if escape(sample.key) != task.key:
             raise SourceError(
-                f"the source changed while it was read: {sample.key!r} is where {task.key!r} was;"
-                " run again"
+                f"the source changed while it was read: {sample.key!r} is now at the position of"
+                f" {task.key!r}. Run again"
             )
         return sample
 
@@ -170,6 +172,7 @@ class Preparer:
         memory: BatchMemory | None,
         place: int,
     ) -> Row:
+        """Return one prepared view as a row."""
         geometry = (
             {**view.geometry, "remarks": list(view.remarks)} if view.remarks else view.geometry
         )
@@ -187,6 +190,7 @@ class Preparer:
         content: str | None,
         geometry: Mapping[str, Any] | None = None,
     ) -> RowLabel:
+        """Return what identifies a row: sample, view, attributes and geometry."""
         view = self.views[number]
         if sample is None:
             return RowLabel(task.position, view, number, content, geometry)

@@ -1,4 +1,4 @@
-"""Samples prepared in threads, ahead of whoever takes them one by one and in order."""
+"""Prepares samples in threads, ahead of a caller who takes them one by one and in order."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ Result = TypeVar("Result")
 def prepare_in_order(
     items: Iterable[T], prepare: Callable[[T], Result], num_ahead: int, num_threads: int
 ) -> Generator[Result]:
-    """Give what `prepare` returns for each item, in their order; close it to stop early.
+    """Yield what `prepare` returns for each item, in order. Close the generator to stop early.
 
     Args:
-        items: asked for on the caller's thread; they may have no end.
+        items: taken in the caller's thread; may be endless.
         prepare: called in threads.
-        num_ahead: most items that are prepared while the caller has one.
-        num_threads: that prepare them.
+        num_ahead: most items that are prepared ahead while the caller works on one.
+        num_threads: number of threads.
 
     Raises:
-        Exception: what `prepare` raised, in the place of its item.
+        Exception: what `prepare` raised, when its item's turn comes.
     """
     pool = ThreadPoolExecutor(num_threads, "prepare")
     ahead: deque[Future[Result]] = deque()

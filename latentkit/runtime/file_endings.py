@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-PICTURE_SUFFIXES = (
+IMAGE_SUFFIXES = (
     *(
         ".jpg",
         ".jpeg",
@@ -20,7 +20,7 @@ PICTURE_SUFFIXES = (
     *(".bmp", ".dib", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
     *(".jp2", ".j2k", ".jpx", ".jpf", ".qoi", ".avif", ".heic", ".heif", ".hif", ".jxl"),
 )
-PICTURE_PACKAGES = {
+IMAGE_PACKAGES = {
     ".heic": "pillow-heif",
     ".heif": "pillow-heif",
     ".hif": "pillow-heif",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 
 from latentkit.plugins.registry import COMPANIONS, discover
-from latentkit.runtime.file_endings import PICTURE_SUFFIXES
+from latentkit.runtime.file_endings import IMAGE_SUFFIXES
 
 MODALITY_ENDINGS = {
-    "image": PICTURE_SUFFIXES,
+    "image": IMAGE_SUFFIXES,
     "video": (
         *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts"),
         *(".mts", ".wmv", ".flv", ".ogv", ".3gp"),

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 from latentkit.contracts import (
     Config,
 )
-from latentkit.runtime.file_endings import PICTURE_SUFFIXES, TABLE_ENDINGS
+from latentkit.runtime.file_endings import IMAGE_SUFFIXES, TABLE_ENDINGS
 
 # ---------------------------------------------------------------- sources
 
@@ -22,7 +22,7 @@ class FolderConfig(Config):
     )
     recursive: bool = Field(True, description="look into sub-folders too")
     suffixes: list[str] = Field(
-        list(PICTURE_SUFFIXES),
+        list(IMAGE_SUFFIXES),
         min_length=1,
         description="endings of the files to use, in any case, with the dot",
     )

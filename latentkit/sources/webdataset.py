@@ -19,7 +19,7 @@ from latentkit.contracts import BuildContext, Entry, ModalitySpec, Remark, Sampl
 from latentkit.errors import SampleError, SourceError
 from latentkit.plugins import discover
 from latentkit.runtime.cores import num_cores
-from latentkit.runtime.file_endings import PICTURE_SUFFIXES, TAR_ENDINGS
+from latentkit.runtime.file_endings import IMAGE_SUFFIXES, TAR_ENDINGS
 from latentkit.sources.encodings import UTF8
 from latentkit.sources.files import Files
 from latentkit.sources.shards import (
@@ -417,7 +417,7 @@ def _endings(modality: str) -> tuple[str, ...]:
         for one in discover().provided
         if isinstance(one.spec, ModalitySpec) and one.spec.name == modality
     ]
-    return found[0] if found and found[0] else PICTURE_SUFFIXES
+    return found[0] if found and found[0] else IMAGE_SUFFIXES
 
 
 def _no_samples_message(tars: Sequence[IndexedTar], choice: MediaChoice, root: str) -> str:

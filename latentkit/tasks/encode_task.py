@@ -271,13 +271,13 @@ def _complete(opened: BuiltEncode, before: bytes | None) -> str | None:
     """
     from latentkit.contracts import StreamSource
     from latentkit.runtime.device import is_out_of_memory
-    from latentkit.store.dataset_json import DATASET, compare_normalizations, restate
+    from latentkit.store.dataset_json import DATASET, compare_normalizations, update_description
     from latentkit.tasks.preview import preview_suffix, store_preview
 
     folder, inputs = opened.folder, opened.inputs
     is_stream = isinstance(inputs.source, StreamSource)
     remarks = None if is_stream else [asdict(remark) for remark in inputs.remarks]
-    restate(folder, inputs.open_encoder(opened.device).normalization, remarks)
+    update_description(folder, inputs.open_encoder(opened.device).normalization, remarks)
     if before and (difference := compare_normalizations(before, folder.read(DATASET))):
         say(f"{folder}: {difference}")
     if not opened.settings.preview or not is_first_process():

@@ -145,12 +145,12 @@ def _keep_others_out(recipe: TrainRecipe) -> contextlib.AbstractContextManager[N
     Raises:
         StoreError: another run writes there, says which; or the folder can't be written.
     """
-    from latentkit.store.claims import sole_writer
+    from latentkit.store.claims import hold_exclusive_claim
     from latentkit.training.result import finished_steps
 
     folder = _open_output(recipe)
     is_finished = finished_steps(folder.path) >= recipe.steps
-    return contextlib.nullcontext() if is_finished else sole_writer(folder, CLAIM)
+    return contextlib.nullcontext() if is_finished else hold_exclusive_claim(folder, CLAIM)
 
 
 def _follow_launcher(recipe: TrainRecipe) -> tuple[TrainRecipe, list[str]]:
@@ -317,8 +317,9 @@ class _Parts:
         plugin = self.plugins["modality" if wanted.modality is None else "evaluate.modality"]
         context = replace(self._context(model), modality=plugin.provided.spec.name)
         metrics = open_metrics(list(self.plugins.values()), context)
-        modality, source = plugin.provided.spec.build(plugin.config, context), self.build(
-            "evaluate.source"
+        modality, source = (
+            plugin.provided.spec.build(plugin.config, context),
+            self.build("evaluate.source"),
         )
         check_metrics(metrics, model.layout, "mean", True, modality)
         needs_decoder = any("decoder" in metric.needs for metric in metrics)

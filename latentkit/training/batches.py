@@ -24,7 +24,7 @@ from torch import Tensor
 
 from latentkit.contracts import Modality, Prepared, Sample, Source
 from latentkit.errors import SampleError, SourceError, TrainingError
-from latentkit.preparing.media_retry import retried
+from latentkit.preparing.media_retry import read_with_retries
 from latentkit.preparing.threads_ahead import prepare_in_order
 from latentkit.runtime.bad_samples import are_too_many
 from latentkit.runtime.cores import share_of_cores
@@ -280,7 +280,7 @@ def _prepare_one(
         return prepare(sample, place)
 
     try:
-        views = retried(prepare_sample, f"sample {place.index}")
+        views = read_with_retries(prepare_sample, f"sample {place.index}")
     except SampleError as error:
         return str(error)
     return (

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from latentkit.contracts import Prepared, Sample, Source
 from latentkit.errors import SampleError, SourceError
-from latentkit.preparing.media_retry import retried
+from latentkit.preparing.media_retry import read_with_retries
 from latentkit.runtime.bad_samples import are_too_many
 from latentkit.runtime.cores import share_of_cores
 from latentkit.runtime.sample_faults import faults_cost_the_sample
@@ -51,7 +51,9 @@ def try_samples(
                 return list(prepare(sample))
 
         try:
-            return "", any(_is_enlarged(view) for view in retried(views, f"sample {name}"))
+            return "", any(
+                _is_enlarged(view) for view in read_with_retries(views, f"sample {name}")
+            )
         except SampleError as error:
             return f"{name}: {error}", False
 

@@ -21,10 +21,17 @@ from latentkit.errors import LatentkitError, StoreError
 from latentkit.store.claims import Claims
 from latentkit.store.dataset_json import DATASET, finalize, read_index
 from latentkit.store.folder import Folder
-from latentkit.store.index import committed, first_rows, read_unit
+from latentkit.store.index import committed_units, first_rows, read_unit
 from latentkit.store.local_folder import LocalFolder
 from latentkit.store.open_folder import open_folder
-from latentkit.store.plan import Plan, PlanSettings, number_of, plan_name, with_units, write_plan
+from latentkit.store.plan import (
+    Plan,
+    PlanSettings,
+    number_of,
+    plan_name,
+    plan_with_units,
+    write_plan,
+)
 from latentkit.store.writer import unit_name
 from latentkit.tasks.encode_task import BuiltEncode
 from latentkit.upkeep.encode_again import build_encode_of, encode_again
@@ -109,7 +116,7 @@ def _replace_units(found: Verification, opened: BuiltEncode, names: Sequence[str
     folder, stated, differing = found.folder, found.document["units"] if found.document else {}, []
     with tempfile.TemporaryDirectory(prefix="latentkit-") as workspace:
         again = encode_again(found, opened, names, Path(workspace))
-        missing = set(names) - committed(again)
+        missing = set(names) - committed_units(again)
         if missing:
             raise StoreError(
                 f"{folder}: no plan that can be read has the units {', '.join(sorted(missing))}"
@@ -175,7 +182,7 @@ def _restore_plans(found: Verification) -> list[str]:
     names = found.names("plan")
     for name in names:
         number = number_of(name)
-        has_units = any(unit.startswith(f"{number:03d}-") for unit in committed(found.folder))
+        has_units = any(unit.startswith(f"{number:03d}-") for unit in committed_units(found.folder))
         if number > found.described and not has_units:
             found.folder.remove(name)
             continue
@@ -212,7 +219,7 @@ def _rebuild(found: Verification, number: int) -> Plan | None:
     previous = pc.if_else(own, None, rows["key"]).combine_chunks()
     with tempfile.TemporaryDirectory(prefix="latentkit-") as workspace:
         for compacts in (False, True):
-            plan = with_units(
+            plan = plan_with_units(
                 number,
                 rows.select(["key", "stamp", "attributes"]),
                 replace(settings, compacts=compacts),

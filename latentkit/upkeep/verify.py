@@ -29,7 +29,7 @@ from latentkit.store.dataset_json import (
     read_dataset,
 )
 from latentkit.store.folder import ASIDE, Folder, host
-from latentkit.store.index import ReadUnit, committed, index_bytes, index_of_chain
+from latentkit.store.index import ReadUnit, committed_units, index_bytes, index_of_chain
 from latentkit.store.plan import Plan, number_of, plan_name, plan_numbers, read_plan
 from latentkit.store.writer import unit_name
 from latentkit.upkeep.findings import Verification
@@ -73,10 +73,11 @@ def _read_plans(found: Verification) -> None:
     """The newest plans, back to the last compaction that is done; and those that dataset.json
     names.
     """
-    there, stated = plan_numbers(found.folder), (
-        dict(found.document["plans"]) if found.document else {}
+    there, stated = (
+        plan_numbers(found.folder),
+        (dict(found.document["plans"]) if found.document else {}),
     )
-    done = committed(found.folder)
+    done = committed_units(found.folder)
     known = sorted({*there, *map(number_of, stated)}, reverse=True)
     for number in known:
         name = plan_name(number)
@@ -125,7 +126,7 @@ def _restore(folder: Folder) -> str:
 
 
 def _read_units(found: Verification) -> None:
-    there = committed(found.folder)
+    there = committed_units(found.folder)
     wanted = {
         unit.name: WantedUnit(unit.name, unit, plan, None)
         for plan in found.plans.values()
@@ -256,8 +257,9 @@ def _same_table(content: bytes, index: pa.Table) -> bool:
 
 def describe_again(document: Mapping[str, Any]) -> Description:
     """What dataset.json says besides what follows from plans and units."""
-    layout, normalization = LatentLayout(**document["layout"]), Normalization(
-        **document["normalization"]
+    layout, normalization = (
+        LatentLayout(**document["layout"]),
+        Normalization(**document["normalization"]),
     )
     decoded = {
         name: value for name, value in (document.get("quantisation") or {}).items() if name != "rms"

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from latentkit.store.folder import host
-from latentkit.store.index import committed
+from latentkit.store.index import committed_units
 from latentkit.store.local_folder import LocalFolder
 
 NUM_PHOTOS = 40

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from latentkit.store.index import committed
+from latentkit.store.index import committed_units
 from latentkit.store.local_folder import LocalFolder
 
 Contents = Callable[[Path], dict[str, bytes]]

@@ -242,7 +242,7 @@ def test_wrong_tensors_are_refused() -> None:
 def test_wrong_files_are_refused(tmp_path: Path) -> None:
     encoder = lk.encoder("tiny-kl", device="cpu")
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    with pytest.raises(SampleError, match=r"broken\.png: .*not a picture"):
+    with pytest.raises(SampleError, match=r"broken\.png: .*not an image"):
         encoder.encode(tmp_path / "broken.png")
     with pytest.raises(SourceError, match=r"gone\.png: there is no such file"):
         encoder.encode([tmp_path / "gone.png"])

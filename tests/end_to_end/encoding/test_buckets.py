@@ -21,7 +21,7 @@ from latentkit.modalities.options import ImageConfig
 from latentkit.reading.dataset import open_dataset
 from latentkit.sources.folder import FolderSource
 from latentkit.sources.options import FolderConfig
-from latentkit.store.index import committed
+from latentkit.store.index import committed_units
 from latentkit.store.local_folder import LocalFolder
 
 BATCH = 3

@@ -18,7 +18,7 @@ from verified import verify_dataset
 
 import latentkit as lk
 from latentkit.store.dataset_json import read_dataset
-from latentkit.store.index import committed
+from latentkit.store.index import committed_units
 from latentkit.store.local_folder import LocalFolder
 
 COUNT = 40

@@ -25,7 +25,7 @@ from latentkit.contracts import Prepared, Remark
 from latentkit.errors import PluginError
 from latentkit.runtime.source_remarks import list_remarks, merged
 from latentkit.store.compact import compact
-from latentkit.store.contents import column_filling, describe_filling, row_remarks
+from latentkit.store.contents import column_filling, describe_fillings, row_remarks
 from latentkit.upkeep.inspect_dataset import inspect_dataset
 from latentkit.upkeep.repair import repair_dataset
 
@@ -230,7 +230,7 @@ def test_row_remarks_count_samples_and_not_views() -> None:
 def test_columns_say_how_many_rows_have_them() -> None:
     rows = [{"text": "a", "tags": ["x"], "n": 1}, {"text": "", "tags": []}, {"text": None}]
     found = column_filling(pa.chunked_array([pa.array(rows)]))
-    assert describe_filling(found, 3, "row") == [
+    assert describe_fillings(found, 3, "row") == [
         "text (text): 2 of 3 rows, 1 of them empty",
         "tags (list of text): 2 of 3 rows, 1 of them empty",
         "n (integer): 1 of 3 rows",

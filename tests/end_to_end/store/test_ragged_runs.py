@@ -18,7 +18,7 @@ import yaml
 from verified import verify_dataset
 
 import latentkit as lk
-from latentkit.store.index import committed
+from latentkit.store.index import committed_units
 from latentkit.store.local_folder import LocalFolder
 
 COUNT = 120

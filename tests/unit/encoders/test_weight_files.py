@@ -206,7 +206,7 @@ def test_missing_shards_are_counted(
     with pytest.raises(
         EncoderError,
         match=(
-            r"2 of 3 parts of the weights are there \(.*-00001-of-00003\.safetensors, .*get the"
+            r"2 of 3 parts of the weights are there \(.*-00001-of-00003\.safetensors, .*Get the"
             r" others too"
         ),
     ):

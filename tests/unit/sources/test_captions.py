@@ -682,7 +682,7 @@ def test_metadata_may_be_a_path_in_the_folder(tmp_path: Path) -> None:
     )
     assert texts(open_folder(tmp_path, metadata="one/t.csv")) == {"a.png": "one"}
     write(tmp_path, {"one/t.csv": "image,text\ngone.png,one\n"})
-    with pytest.raises(SourceError, match=r"there is no file 'gone\.png'"):
+    with pytest.raises(SourceError, match=r"no file 'gone\.png'"):
         open_folder(tmp_path, metadata="one/t.csv")
 
 

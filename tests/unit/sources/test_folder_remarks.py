@@ -11,7 +11,7 @@ import pytest
 from latentkit.contracts import BuildContext, Remark
 from latentkit.errors import SourceError
 from latentkit.runtime.source_remarks import remarks_of
-from latentkit.sources.endings import MODALITY_ENDINGS, REMEDIES, ending_of
+from latentkit.sources.endings import ADVICE_BY_ENDING, MODALITY_ENDINGS, ending_of
 from latentkit.sources.folder import FolderSource
 from latentkit.sources.options import FolderConfig
 
@@ -124,7 +124,7 @@ def test_a_folder_of_another_modality_says_what_reads_it(tmp_path: Path) -> None
 
 def test_every_ending_is_written_as_it_is_looked_up() -> None:
     known = [
-        ending for group in (*MODALITY_ENDINGS.values(), *REMEDIES.values()) for ending in group
+        ending for group in (*MODALITY_ENDINGS.values(), *ADVICE_BY_ENDING.values()) for ending in group
     ]
     assert [ending for ending in known if ending_of(f"a{ending}") != ending] == []
 

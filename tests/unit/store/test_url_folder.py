@@ -276,7 +276,7 @@ def test_passing_trouble_is_waited_out_and_said_once(
     ]
     assert unreliable.read("a") == b"x"
     said = capsys.readouterr().err
-    assert said == f"{unreliable} can't be reached; waiting\n{unreliable} is there again\n"
+    assert said == f"{unreliable} can't be reached; waiting\n{unreliable} can be reached again\n"
 
 
 def test_lasting_outage_ends_in_one_clear_error(
@@ -337,10 +337,10 @@ def test_url_that_leads_nowhere_is_explained(s3_server: object) -> None:
         open_folder("s3://")
     folder = open_folder("s3://nobody/latents")
     with pytest.raises(
-        StoreError, match="s3://nobody/latents: there is no bucket 'nobody'; make it first"
+        StoreError, match=r"s3://nobody/latents: no bucket 'nobody'\. Create it first"
     ):
         write(folder, "units/a", b"x")
-    with pytest.raises(StoreError, match="there is no bucket"):
+    with pytest.raises(StoreError, match="no bucket"):
         folder.list("units")
 
 
@@ -376,4 +376,4 @@ def test_ctrl_c_ends_many_requests_to_a_store_that_is_not_there(mortal_s3_server
             asking.stderr.read()
         )  # to its end, which else would come after two minutes, with another error
     assert said.rstrip().endswith("KeyboardInterrupt")
-    assert "run again when it can" not in said
+    assert "Run again when it can" not in said
