@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from latentkit.encoders.hub_weights import choose_weights, find_weights, list_shards
 from latentkit.errors import EncoderError
-from latentkit.runtime.hub_errors import HUB_ERRORS, explain_hub_error, page_of
+from latentkit.runtime.hub_errors import HUB_ERRORS, explain_hub_error, hub_page_url
 from latentkit.runtime.hub_places import HubPlace, parse_hub_place
 
 TIMEOUT_SECONDS = 10.0
@@ -96,7 +96,7 @@ def find_model_path(
         name for name in files.names if any(fnmatch(name, below + pattern) for pattern in patterns)
     ]
     if not wanted:
-        page = f"{page_of(found)}/tree/{found.revision or 'main'}"
+        page = f"{hub_page_url(found)}/tree/{found.revision or 'main'}"
         raise EncoderError(
             f"model {model}: {found} has none of {', '.join(patterns)}; its files: {page}"
         )
@@ -334,7 +334,7 @@ def _suggest_alternatives(files: RepositoryFiles, place: HubPlace) -> str:
     return (
         f"; {'; '.join(offers)}"
         if offers
-        else f"; its files: {page_of(place)}/tree/{place.revision or 'main'}"
+        else f"; its files: {hub_page_url(place)}/tree/{place.revision or 'main'}"
     )
 
 

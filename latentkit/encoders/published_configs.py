@@ -113,7 +113,7 @@ def recognize_config(
         raise EncoderError(
             f"{path}: its weights fit none of the published autoencoders that latentkit knows. Put"
             " the model's config.json beside the file, or set the option config to a path or one"
-            " of {', '.join(list_published())}"
+            f" of {', '.join(list_published())}"
         )
     told = _named_in_file(tensors, metadata)
     if told in names:

@@ -1,9 +1,9 @@
-"""Several encoders over one source in one pass: each sample is prepared once and encoded by all
-that lack its latents.
+"""Encodes one source with several encoders in one pass: each sample is prepared once and encoded by
+all that lack its latents.
 
-Every encoder has a latent dataset, plan and fingerprint of its own. The pass commits units of them,
-and what it leaves (because one was finished before, or another process is working on it)
-`encode_source` does for each as if there were no other.
+Every encoder has its own latent dataset, plan and fingerprint. The pass commits their units. What
+it leaves, because a dataset was finished before or another process works on it, `encode_source`
+does separately for each.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from latentkit.encoding.encode_source import (
     add_result,
     is_finished,
     make_job,
-    plans_there,
+    read_or_make_plans,
     write_recipe,
 )
 from latentkit.encoding.make_plan import EncodeInputs, EncodeSettings, next_plan, preview_views
@@ -38,11 +38,11 @@ NUM_PROBED = 3
 """Samples that are prepared to find out whether a modality asks for sizes while it prepares."""
 
 BuildModality = Callable[[InputSpec], Modality]
-"""What an encoder takes to the modality that prepares for it."""
+"""Takes an encoder's input description and returns the modality that prepares for it."""
 
-ASKED = (
-    "for some samples only, the modality asks which sizes the encoder takes, and the encoders of"
-    " this recipe differ in them; encode with each of them by a recipe of its own"
+SIZES_DIFFER_MESSAGE = (
+    "for some samples, the modality asks which sizes the encoder accepts, and the encoders of this"
+    " recipe differ in these. Use a separate recipe for each encoder"
 )
 
 
@@ -51,7 +51,7 @@ class EncodeTarget:
     """A latent dataset to make.
 
     Args:
-        folder: of the dataset.
+        folder: folder of the dataset.
         inputs, settings: as for `encode_source`; the source is the same for all targets of a pass.
         recipe_text: content of its recipe.yaml.
     """
@@ -64,9 +64,7 @@ class EncodeTarget:
 
 @dataclass(frozen=True)
 class SharedPassResult:
-    """What the pass did for a target, and whether its newest plan is known to be of the source as
-    it is now.
-    """
+    """What the pass did for a target, and whether its newest plan is known to match the source."""
 
     summary: EncodeSummary
     is_compared: bool
@@ -85,16 +83,16 @@ class Group:
 def group_by_input(
     builders: Mapping[str, BuildModality], inputs: Mapping[str, EncodeInputs], device: str
 ) -> list[Group]:
-    """The encoders by what is prepared for them: they take the same but for sizes, for which a
-    modality may refuse but not differ.
+    """Group the encoders by what is prepared for them. In a group they take the same input except
+    for sizes; a modality may refuse sizes but not depend on them.
 
     Args:
-        builders: by name of the encoder, what builds its modality.
+        builders: builder of the modality for each encoder, by name.
         inputs: by name of the encoder.
-        device: of the encoders.
+        device: device of the encoders.
 
     Raises:
-        SourceError: the source has no samples, or can't be reached.
+        SourceError: the source has no samples or can't be reached.
     """
     encoders = {name: inputs[name].open_encoder(device) for name in builders}
     specs = {
@@ -102,10 +100,10 @@ def group_by_input(
         for name, one in encoders.items()
     }
     groups = []
-    for names in _equal({name: replace(spec, sizes={}) for name, spec in specs.items()}):
-        parts, first = _equal({name: specs[name] for name in names}), names[0]
+    for names in _group_equal({name: replace(spec, sizes={}) for name, spec in specs.items()}):
+        parts, first = _group_equal({name: specs[name] for name in names}), names[0]
         if len(parts) > 1 and (
-            modality := _sizeless(
+            modality := _build_without_sizes(
                 builders[first], inputs[first], [specs[part[0]] for part in parts]
             )
         ):
@@ -122,7 +120,8 @@ def encode_in_one_pass(
     device: str,
     show_progress: bool,
 ) -> list[SharedPassResult]:
-    """What the pass did for each of the targets: nothing where no other shares units with it.
+    """Return what the pass did for each of the targets: nothing for one that shares no units with
+    another.
 
     `modality` prepares for all of them.
 
@@ -134,7 +133,7 @@ def encode_in_one_pass(
     jobs = _shared_jobs(targets, [plan for plan, _ in planned], show_progress)
     jobs = {place: replace(job, modality=modality) for place, job in jobs.items()}
     places, summaries = list(jobs), [EncodeSummary() for _ in targets]
-    units = _lacked_by_several(list(jobs.values())) if len(jobs) > 1 else []
+    units = _units_missing_in_several(list(jobs.values())) if len(jobs) > 1 else []
     worker = functools.partial(make_shared_worker, list(jobs.values()))
     for result in executor.run(units, worker) if units else ():
         place = places[result.job if isinstance(result, JobResult) else 0]
@@ -149,9 +148,10 @@ def encode_in_one_pass(
 
 
 def _agree_on_plans(targets: Sequence[EncodeTarget], device: str) -> list[tuple[Plan, bool]]:
-    """The newest plan of each target, and whether it was made or compared with the source just now.
+    """Return the newest plan of each target, and whether it was just made or compared with the
+    source.
 
-    First plans take the unit size of the first target's, so that units hold the same samples.
+    First plans use the unit size of the first target, so that units contain the same samples.
     """
     planned: list[tuple[Plan, bool]] = []
     for target in targets:
@@ -159,7 +159,7 @@ def _agree_on_plans(targets: Sequence[EncodeTarget], device: str) -> list[tuple[
         if planned and settings.unit_size == "auto":
             settings = replace(settings, unit_size=planned[0][0].settings.unit_size)
         is_new = not plan_numbers(target.folder)
-        plan = plans_there(target.folder, target.inputs, device, settings)[-1]
+        plan = read_or_make_plans(target.folder, target.inputs, device, settings)[-1]
         if is_new:
             write_recipe(target.folder, target.recipe_text)
         if is_compared := is_new or is_finished(target.folder, plan):
@@ -173,8 +173,8 @@ def _agree_on_plans(targets: Sequence[EncodeTarget], device: str) -> list[tuple[
 def _shared_jobs(
     targets: Sequence[EncodeTarget], plans: Sequence[Plan], show_progress: bool
 ) -> dict[int, EncodeJob]:
-    """The jobs of unfinished targets by place, as far as their units hold the same samples as the
-    first one's.
+    """Return the jobs of unfinished targets by index, if their units contain the same samples as
+    the first one's.
     """
     jobs: dict[int, EncodeJob] = {}
     for place, (target, plan) in enumerate(zip(targets, plans, strict=True)):
@@ -187,8 +187,8 @@ def _shared_jobs(
 
 
 def _are_alike(one: EncodeJob, other: EncodeJob) -> bool:
-    """Whether the same units hold the same samples, and are encoded by the same number of
-    threads.
+    """Return whether both jobs' units contain the same samples and are encoded with the same number
+    of threads.
     """
     if (
         one.settings.threads != other.settings.threads
@@ -198,8 +198,8 @@ def _are_alike(one: EncodeJob, other: EncodeJob) -> bool:
     return all(one.plan.work[name].equals(other.plan.work[name]) for name in ("key", "unit"))
 
 
-def _lacked_by_several(jobs: Sequence[EncodeJob]) -> list[Unit]:
-    """The first job's units of those numbers that nobody is working on and several jobs lack."""
+def _units_missing_in_several(jobs: Sequence[EncodeJob]) -> list[Unit]:
+    """Return the first job's units that no process works on and that several jobs lack."""
     num_lacking: Counter[int] = Counter()
     for job in jobs:
         done = committed_units(job.folder)
@@ -212,8 +212,8 @@ def _lacked_by_several(jobs: Sequence[EncodeJob]) -> list[Unit]:
 # ---------------------------------------------------------------- what is prepared alike
 
 
-def _equal(specs: Mapping[str, InputSpec]) -> list[list[str]]:
-    """Names with equal specs together."""
+def _group_equal(specs: Mapping[str, InputSpec]) -> list[list[str]]:
+    """Return groups of names with equal specs."""
     groups: list[list[str]] = []
     for name, spec in specs.items():
         group = next((group for group in groups if specs[group[0]] == spec), None)
@@ -225,12 +225,12 @@ def _equal(specs: Mapping[str, InputSpec]) -> list[list[str]]:
 
 
 class _SizesMatterError(PluginError):
-    """A modality has asked for what differs between the encoders that it prepares for."""
+    """A modality asked for something that differs between the encoders that it prepares for."""
 
 
 class _CommonRule:
-    """In the place of several encoders' rules for an axis: answers what all of them answer alike,
-    while `may_ask`, and nothing else.
+    """Replaces several encoders' size rules for an axis. It answers only what is the same for all
+    of them, and only while `may_ask` is set.
     """
 
     def __init__(self, rules: Sequence[SizeRule]) -> None:
@@ -239,29 +239,30 @@ class _CommonRule:
     def allows(self, size: int) -> bool:
         answers = {rule.allows(size) for rule in self._rules}
         if not self.may_ask or len(answers) > 1:
-            raise _SizesMatterError(ASKED)
+            raise _SizesMatterError(SIZES_DIFFER_MESSAGE)
         return answers.pop()
 
     def __eq__(self, other: object) -> NoReturn:
-        raise _SizesMatterError(ASKED)
+        raise _SizesMatterError(SIZES_DIFFER_MESSAGE)
 
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):
-            raise AttributeError(name)  # what copying and pickling look for
-        raise _SizesMatterError(ASKED)
+            raise AttributeError(name)  # copying and pickling look for these
+        raise _SizesMatterError(SIZES_DIFFER_MESSAGE)
 
 
-def _sizeless(
+def _build_without_sizes(
     build: BuildModality, inputs: EncodeInputs, specs: Sequence[InputSpec]
 ) -> Modality | None:
-    """The modality, which can't tell the specs apart; they differ in sizes. None where it has to.
+    """Build the modality so that it can't distinguish the specs, which differ in sizes. Return None
+    if it must.
 
-    Samples prepared for each and compared would prove little: a modality may round the length of
-    short sounds only, and the last picture may be the first of its bucket. But one that is told
-    nothing of the rules, save answers on single sizes that are the same for all, while it is built,
-    prepares the same whichever of the specs it has. So this one is used for the pass: it can't go
-    wrong unseen. The first samples show whether it asks for more while it prepares; where none is
-    usable, nothing is known.
+    Preparing samples for each spec and comparing them would prove little: a modality may round only
+    the lengths of short audio clips, and the last image may be the first of its bucket. But a
+    modality that learns nothing about the rules, except answers on single sizes that are the same
+    for all while it is built, must prepare the same for every spec. So that modality is used for
+    the pass and can't go wrong unnoticed. The first samples show whether it asks for more while it
+    prepares; if none is usable, that stays unknown.
     """
     axes = {
         axis: [spec.sizes.get(axis, SizeRule()) for spec in specs]

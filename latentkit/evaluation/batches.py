@@ -15,9 +15,9 @@ from latentkit.errors import RecipeError, SampleError, SourceError
 from latentkit.preparing.media_retry import read_with_retries
 from latentkit.preparing.threads_ahead import prepare_in_order
 from latentkit.preparing.unit_samples import read_shard
-from latentkit.runtime.bad_samples import are_too_many
+from latentkit.runtime.bad_samples import exceeds_max_bad
 from latentkit.runtime.cores import share_of_cores
-from latentkit.runtime.sample_faults import faults_cost_the_sample
+from latentkit.runtime.sample_faults import faults_skip_sample
 
 AHEAD_PER_CORE = 4
 
@@ -77,7 +77,7 @@ def read_rows(source: Source | StreamSource, modality: Modality, bad: BadSamples
             "no sample of the source can be used"
             + (f", such as {rows[0].key!r}: {rows[0].reason}" if num_bad else "")
         )
-    if are_too_many(num_bad, num_good + num_bad, bad.max_bad):
+    if exceeds_max_bad(num_bad, num_good + num_bad, bad.max_bad):
         raise SourceError(
             f"{num_bad} of {num_good + num_bad} samples can't be used, more than max_bad:"
             f" {bad.max_bad:g} allows"
@@ -113,7 +113,7 @@ def _prepare(source: Source | StreamSource, modality: Modality, place: int | Sam
         if isinstance(sample, Row):
             return [sample]
         try:
-            with faults_cost_the_sample(modality, sample.key):
+            with faults_skip_sample(modality, sample.key):
                 prepared = list(modality.prepare(sample))
             views = [_row(sample.key, view.view, view.bucket, view.tensor) for view in prepared]
         except SampleError as error:
@@ -126,7 +126,7 @@ def _prepare(source: Source | StreamSource, modality: Modality, place: int | Sam
 def _fetch(source: Source | StreamSource, index: int) -> Sample | Row:
     assert isinstance(source, Source)
     try:
-        with faults_cost_the_sample(source):
+        with faults_skip_sample(source):
             return source[index]
     except SampleError as error:
         key = next(itertools.islice(source.entries(), index, None)).key
@@ -149,7 +149,7 @@ def _check_bad(row: Row, num_bad: int, bad: BadSamples, num_samples: int | None)
         raise SourceError(
             f"sample {row.key!r} can't be used: {row.reason}; remove it, or set on_bad_sample: skip"
         )
-    if num_samples is not None and are_too_many(num_bad, num_samples, bad.max_bad):
+    if num_samples is not None and exceeds_max_bad(num_bad, num_samples, bad.max_bad):
         allowed = f"more than max_bad: {bad.max_bad:g} allows"
         raise SourceError(
             f"{num_bad} of {num_samples} samples can't be used so far, {allowed}, such as"

@@ -44,7 +44,7 @@ from latentkit.evaluation.batches import (
 from latentkit.evaluation.images import Gallery
 from latentkit.metrics.metric import POSTERIOR_STREAM, Floats, draw, noise_for
 from latentkit.reading.dataset import LatentDataset
-from latentkit.runtime.device import forked_random
+from latentkit.runtime.device import restored_random_state
 from latentkit.runtime.numerics import fixed_numerics
 from latentkit.runtime.progress import Progress
 
@@ -132,7 +132,8 @@ class Evaluation:
 
 
 class Codec(Protocol):
-    """What is evaluated: an `Encoder` that `Decodes`, or a `Trainable`'s module by `ModuleCodec`.
+    """What is evaluated: an `Encoder` that `Decodes`, or a `Trainable`'s module by
+    `ModuleCodec`.
     """
 
     @property
@@ -396,7 +397,7 @@ def _undisturbed(model: Codec, settings: EvaluateSettings) -> Iterator[None]:
     module = getattr(model, "module", None) if isinstance(model, ModuleCodec) else None
     modes = [(part, part.training) for part in module.modules()] if module is not None else []
     numerics = fixed_numerics(torch.get_num_threads(), settings.device)
-    with torch.no_grad(), numerics, forked_random(settings.device):
+    with torch.no_grad(), numerics, restored_random_state(settings.device):
         torch.manual_seed(settings.seed)
         if module is not None:
             module.eval()

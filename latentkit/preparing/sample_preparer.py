@@ -14,9 +14,9 @@ from latentkit.contracts.samples import file_state, num_bytes
 from latentkit.errors import PluginError, SampleError, SourceError
 from latentkit.preparing.media_retry import read_with_retries
 from latentkit.preparing.stack import num_bytes_of
-from latentkit.runtime.buffers import BatchMemory, preparing_into
+from latentkit.runtime.buffers import BatchMemory, prepare_in_memory
 from latentkit.runtime.masks import without_mask
-from latentkit.runtime.sample_faults import faults_cost_the_sample
+from latentkit.runtime.sample_faults import faults_skip_sample
 from latentkit.store.columns import escape
 from latentkit.store.writer import RowLabel
 
@@ -110,13 +110,15 @@ class Preparer:
     def _prepare(self, task: Task, memory: BatchMemory | None, row: int) -> PreparedSample:
         sample, content = None, None
         try:
-            with faults_cost_the_sample(self.source, task.key):
+            with faults_skip_sample(self.source, task.key):
                 sample = self._fetch(task) if task.sample is None else task.sample
             sample = self._load_small_file(sample)
             before = file_state(sample.media) if isinstance(sample.media, os.PathLike) else None
             content = sample.content()
-            into = nullcontext() if memory is None else preparing_into(memory, row, len(self.views))
-            with into, faults_cost_the_sample(self.modality, sample.key):
+            into = (
+                nullcontext() if memory is None else prepare_in_memory(memory, row, len(self.views))
+            )
+            with into, faults_skip_sample(self.modality, sample.key):
                 views = list(self.modality.prepare(sample))
             if isinstance(sample.media, os.PathLike) and file_state(sample.media) != before:
                 raise OSError(f"{sample.media} changed while it was read")

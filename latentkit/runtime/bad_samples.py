@@ -1,28 +1,28 @@
-"""How many samples may be of no use before a run ends, and what to do then."""
+"""How many bad samples a run accepts, and advice on them."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
-ALWAYS_ALLOWED = 10
+MIN_BAD_ALLOWED = 10
 
 NOT_FINITE = (
     "the latents are not finite; set on_overflow: retry-fp32, encode with dtype bfloat16 or "
     "float32, or store with dtype float32"
 )
-"""Reason of a sample that the encoder, not the source, is to blame for."""
+"""Reason of a sample whose latents, not its media, are the problem."""
 
 
-def are_too_many(num_bad: int, num_samples: int, max_bad: float) -> bool:
-    """Whether so many bad ones of all samples are more than a recipe's `max_bad`, a share from 0 to
-    1; ten never are.
+def exceeds_max_bad(num_bad: int, num_samples: int, max_bad: float) -> bool:
+    """Return whether the share of bad samples exceeds a recipe's `max_bad` (0 to 1). Ten bad
+    samples are always allowed.
     """
-    return num_bad > ALWAYS_ALLOWED and num_bad > max_bad * num_samples
+    return num_bad > MIN_BAD_ALLOWED and num_bad > max_bad * num_samples
 
 
-def advise(reasons: Collection[str], folder: str) -> str:
-    """What to do about samples that can't be used for these reasons, of the run in `folder`."""
+def advise_on_bad_samples(reasons: Collection[str], folder: str) -> str:
+    """Return what to do about samples with these reasons, for the run in `folder`."""
     fixes = ["repair the source"] * bool(set(reasons) - {NOT_FINITE})
-    fixes += ["set on_overflow or a dtype as said"] * (NOT_FINITE in reasons)
+    fixes += ["set on_overflow or a dtype as described"] * (NOT_FINITE in reasons)
     again = f"raise max_bad and run {folder}/recipe.yaml again"
-    return f"Either {' and '.join(fixes)} and write to another output, or {again}"
+    return f"Either {' and '.join(fixes)} and choose another output.path, or {again}"

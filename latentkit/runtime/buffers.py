@@ -1,4 +1,5 @@
-"""Memory that is used again: faulting in fresh pages costs several times as much as filling them.
+"""Reusable memory: getting new memory pages from the system costs several times as much as filling
+them.
 """
 
 from __future__ import annotations
@@ -143,7 +144,7 @@ _place = _Place()
 
 
 @contextmanager
-def preparing_into(memory: BatchMemory, row: int, count: int) -> Iterator[None]:
+def prepare_in_memory(memory: BatchMemory, row: int, count: int) -> Iterator[None]:
     """Let this thread's `prepared_memory` be `count` rows of a batch from `row` on; those after
     belong to other samples.
     """

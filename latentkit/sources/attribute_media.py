@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from latentkit.contracts import Entry, Remark, Sample, Shard, Source, StreamSource
-from latentkit.runtime.source_remarks import remarks_of
+from latentkit.runtime.source_remarks import read_remarks
 
 
 def take_attribute(source: Source | StreamSource, name: str) -> Source | StreamSource:
@@ -46,7 +46,7 @@ class AttributeSource:
 
     def remarks(self) -> list[Remark]:
         """Return the remarks of the original source."""
-        return remarks_of(self._source)
+        return read_remarks(self._source)
 
 
 class AttributeStream:
@@ -63,7 +63,7 @@ class AttributeStream:
 
     def remarks(self) -> list[Remark]:
         """Return the remarks of the original source."""
-        return remarks_of(self._source)
+        return read_remarks(self._source)
 
 
 def _with_text_as_media(sample: Sample, name: str) -> Sample:

@@ -16,7 +16,7 @@ from latentkit.contracts.samples import one_line
 from latentkit.errors import SampleError, SourceError
 from latentkit.runtime.file_endings import TABLE_ENDINGS
 from latentkit.runtime.paths import find_file_path, is_url
-from latentkit.runtime.source_remarks import summed
+from latentkit.runtime.source_remarks import sum_remarks
 from latentkit.sources.captions import (
     NO_SIDECARS,
     RECORD_ENDING,
@@ -75,7 +75,7 @@ class FolderSource:
         names = FileNames(scan.stems, scan.others, self._folder.name(""))
         said = read_tables(self._folder, scan.tables, names, must_fit=scan.table_names)
         self._columns = said.columns
-        self._remarks = summed([*said.remarks, *scan.remarks()])
+        self._remarks = sum_remarks([*said.remarks, *scan.remarks()])
         self._caption_remarks: list[Remark] | None = None
 
     def __len__(self) -> int:
@@ -125,7 +125,7 @@ class FolderSource:
         if self._caption_remarks is None:
             for _ in self.entries():
                 pass
-        return summed([*self._remarks, *(self._caption_remarks or [])])
+        return sum_remarks([*self._remarks, *(self._caption_remarks or [])])
 
     def _attributes(self, file: MediaFile) -> tuple[dict[str, Any], list[tuple[str, str]]]:
         """Return a file's attributes, and the encodings of its caption files."""

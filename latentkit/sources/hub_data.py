@@ -10,7 +10,7 @@ import datasets
 from huggingface_hub import HfApi, errors
 
 from latentkit.errors import SourceError
-from latentkit.runtime.hub_errors import HUB_ERRORS, causes_of, explain_hub_error
+from latentkit.runtime.hub_errors import HUB_ERRORS, explain_hub_error, list_causes
 from latentkit.runtime.hub_places import ID_PART, HubPlace, parse_hub_place
 
 TIMEOUT_SECONDS = 10.0
@@ -86,5 +86,5 @@ def explain_hub_failure(error: Exception, place: HubPlace | None) -> str | None:
         except HUB_ERRORS as refusal:
             return explain_hub_error(refusal, place)
     hubs_own = (errors.HfHubHTTPError, errors.OfflineModeIsEnabled)
-    is_hubs = any(isinstance(cause, hubs_own) for cause in causes_of(error))
+    is_hubs = any(isinstance(cause, hubs_own) for cause in list_causes(error))
     return explain_hub_error(error, place) if is_hubs else None

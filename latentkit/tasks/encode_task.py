@@ -103,7 +103,7 @@ def is_first_process() -> bool:
 
 def run_encode(recipe: EncodeRecipe, options: RunOptions) -> EncodeRun:
     from latentkit.encoding.encode_source import encode_source
-    from latentkit.runtime.source_remarks import remarks_of, say_remarks
+    from latentkit.runtime.source_remarks import print_remarks, read_remarks
 
     folders, summaries, previews, remarks = {}, {}, {}, {}
     lines = {line.name: line for line in configured_encodes(recipe)}
@@ -126,11 +126,13 @@ def run_encode(recipe: EncodeRecipe, options: RunOptions) -> EncodeRun:
         if passed is not None:
             summaries[name] = passed.summary + summaries[name]
         preview = _complete(parts, before)
-        remarks[name] = remarks_of(parts.inputs.source)
+        remarks[name] = read_remarks(parts.inputs.source)
         if (
             not is_first_process()
         ):  # the first says its own; what another has read of a stream, nobody else knows
-            say_remarks([remark for remark in remarks[name] if remark not in parts.inputs.remarks])
+            print_remarks(
+                [remark for remark in remarks[name] if remark not in parts.inputs.remarks]
+            )
         if preview:
             previews[name] = preview
     return EncodeRun(folders, summaries, previews, remarks)

@@ -74,9 +74,7 @@ def prepare_evaluation(recipe: EvaluateRecipe, device: str) -> Callable[[], Eval
     return work
 
 
-def open_metrics(
-    plugins: Sequence[ConfiguredPlugin], context: BuildContext
-) -> list[NamedMetric]:
+def open_metrics(plugins: Sequence[ConfiguredPlugin], context: BuildContext) -> list[NamedMetric]:
     """The metrics among a recipe's plugins, each with a name of its own.
 
     Args:
@@ -115,7 +113,7 @@ def _prepare_model(recipe: EvaluateRecipe, device: str) -> Any:
     """What evaluates a model, with all that can be checked before the work checked."""
     from latentkit.contracts import Decodes
     from latentkit.evaluation.evaluate import check_metrics, evaluate_model
-    from latentkit.runtime.source_remarks import remarks_of, say_remarks
+    from latentkit.runtime.source_remarks import print_remarks, read_remarks
 
     plugins = {plugin.where: plugin for plugin in check_recipe(recipe, discover())}
 
@@ -136,7 +134,7 @@ def _prepare_model(recipe: EvaluateRecipe, device: str) -> Any:
         check_metrics(metrics, model.layout, recipe.posterior, isinstance(model, Decodes), modality)
     except RecipeError as error:
         raise _placed(error, recipe) from error
-    say_remarks(remarks_of(source))
+    print_remarks(read_remarks(source))
     return lambda: evaluate_model(model, source, modality, metrics, _settings(recipe, device))
 
 

@@ -17,7 +17,7 @@ from latentkit.contracts import Decodes, Encoder, Modality, Prepared, Sample, So
 from latentkit.errors import EncoderError, LatentkitError, PluginError, RecipeError, StoreError
 from latentkit.reading.dataset import LatentDataset, open_dataset
 from latentkit.runtime.masks import mask_of, without_mask
-from latentkit.runtime.sample_faults import faults_become
+from latentkit.runtime.sample_faults import convert_faults
 from latentkit.store.columns import escape
 from latentkit.store.folder import Folder
 
@@ -50,7 +50,7 @@ def write_preview(
         picture = pictures.get((item["key"], item["view"]))
         row = [] if picture is None else [picture]
         if isinstance(encoder, Decodes):
-            with faults_become(PluginError, encoder, "no preview is written"):
+            with convert_faults(PluginError, encoder, "no preview is written"):
                 decoded = _decode(dataset, encoder, item[dataset.output_name])
             row.append(
                 decoded
@@ -63,7 +63,7 @@ def write_preview(
         return False
     part = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
-        with faults_become(PluginError, modality, "no preview is written"):
+        with convert_faults(PluginError, modality, "no preview is written"):
             modality.render(rows, part)
         os.replace(part, path)
     except OSError as error:

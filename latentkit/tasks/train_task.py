@@ -47,7 +47,7 @@ def run_training(recipe: TrainRecipe, is_first_process: bool, device: str = "aut
         LatentkitError: whatever the user can fix.
     """
     from latentkit.runtime.processes import run_on_first
-    from latentkit.runtime.source_remarks import remarks_of, say_remarks
+    from latentkit.runtime.source_remarks import print_remarks, read_remarks
     from latentkit.training.loop import train
     from latentkit.training.start import join_processes
 
@@ -68,7 +68,7 @@ def run_training(recipe: TrainRecipe, is_first_process: bool, device: str = "aut
         for warning in [*remarks, *find_odd_weights(recipe), *tried] if is_first_process else []:
             print(f"warning: {warning}", file=sys.stderr)
         if is_first_process:
-            say_remarks(remarks_of(source))
+            print_remarks(read_remarks(source))
         wanted = recipe.evaluate
         evaluation = parts.evaluation(wanted, model, folder) if wanted else None
         return train(model, source, prepare, losses, _settings(recipe), folder, evaluation, device)

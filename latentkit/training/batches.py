@@ -26,9 +26,9 @@ from latentkit.contracts import Modality, Prepared, Sample, Source
 from latentkit.errors import SampleError, SourceError, TrainingError
 from latentkit.preparing.media_retry import read_with_retries
 from latentkit.preparing.threads_ahead import prepare_in_order
-from latentkit.runtime.bad_samples import are_too_many
+from latentkit.runtime.bad_samples import exceeds_max_bad
 from latentkit.runtime.cores import share_of_cores
-from latentkit.runtime.sample_faults import faults_cost_the_sample
+from latentkit.runtime.sample_faults import faults_skip_sample
 
 AHEAD = 3
 """Batches in preparation while one is trained on."""
@@ -132,7 +132,7 @@ class FreshViews:
 
     def __call__(self, sample: Sample, place: SampleLocation) -> list[Example]:
         chosen = self.modalities[_draw(len(self.modalities), self.seed, SIZE, place.block)]
-        with faults_cost_the_sample(chosen, sample.key):
+        with faults_skip_sample(chosen, sample.key):
             views = list(chosen.prepare(replace(sample, key=f"{sample.key}#{place.epoch}")))
         return [Example(_one_tensor(view, sample.key)) for view in views]
 
@@ -275,7 +275,7 @@ def _prepare_one(
     """One view of one sample; of a bad one the reason."""
 
     def prepare_sample() -> Sequence[Example]:
-        with faults_cost_the_sample(source):
+        with faults_skip_sample(source):
             sample = source[place.index]
         return prepare(sample, place)
 
@@ -316,7 +316,7 @@ def _check_bad(source: Source, bad: BadSamples, settings: BatchSettings, are_all
             f"a sample can't be used, {_example(source, bad)}; remove it, or set on_bad_sample:"
             " skip"
         )
-    if are_too_many(count, len(source), settings.max_bad):
+    if exceeds_max_bad(count, len(source), settings.max_bad):
         allowed = f"more than max_bad: {settings.max_bad:g} allows"
         raise SourceError(
             f"{count} of {len(source)} samples can't be used, {allowed}, {_example(source, bad)}"

@@ -29,8 +29,8 @@ import torch
 
 from latentkit.contracts import Modality, Source, Trainable
 from latentkit.errors import TrainingError
-from latentkit.runtime.device import forked_random, is_out_of_memory
-from latentkit.runtime.numerics import many_graphs
+from latentkit.runtime.device import is_out_of_memory, restored_random_state
+from latentkit.runtime.numerics import allow_many_graphs
 from latentkit.runtime.processes import run_on_first
 from latentkit.training.batches import BadSamples, Batch, FreshViews, Order, Prepare, read_batches
 from latentkit.training.checkpoint import Checkpoint, list_checkpoints, read_newest, step_of
@@ -130,7 +130,7 @@ def train(
         contextlib.closing(log),
         run.stop.watching(),
         _explain_memory(run.state),
-        many_graphs(settings.compile),
+        allow_many_graphs(settings.compile),
     ):
         with contextlib.closing(
             read_batches(source, views, shares, run.state.position, bad)
@@ -306,7 +306,7 @@ def _measure(run: Run, evaluate: TrainEvaluation) -> Mapping[str, float]:
     state.module.eval()
     with contextlib.ExitStack() as stack:
         stack.callback(state.module.train)
-        stack.enter_context(forked_random(run.accelerator.device))
+        stack.enter_context(restored_random_state(run.accelerator.device))
         stack.enter_context(torch.no_grad())
         if state.average is not None:
             stack.enter_context(state.average.swapped_in(state.module))

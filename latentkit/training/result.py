@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from latentkit.contracts import Source, Trainable
 from latentkit.errors import TrainingError
-from latentkit.runtime.device import forked_random
+from latentkit.runtime.device import restored_random_state
 from latentkit.runtime.processes import run_on_first, share_weights
 from latentkit.store.local_folder import LocalFolder
 from latentkit.store.statistics import ChannelStatistics, measure, merge
@@ -101,7 +101,7 @@ def measure_latents(
     samples: list[ChannelStatistics] = []
     modes: list[ChannelStatistics] = []
     num_latents = num_vectors = 0
-    with forked_random(device), torch.inference_mode():
+    with restored_random_state(device), torch.inference_mode():
         torch.manual_seed(seed)
         for number, batch in enumerate(islice(batches, MAX_PASSES * num_batches)):
             if number >= num_batches and num_vectors >= MIN_LATENT_VECTORS:
@@ -227,7 +227,8 @@ def _load_best(run: Run, checkpoints: Path) -> dict[str, Tensor]:
 
 
 def _measure_step(run: Run, source: Source, prepare: Prepare, step: int) -> LatentStatistics | None:
-    """Return statistics of the latents of the training data; None where the encoder is as it was.
+    """Return statistics of the latents of the training data; None where the encoder is as
+    it was.
     """
     if run.settings.train == "decoder" or step == 0:
         return None

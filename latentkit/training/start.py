@@ -26,11 +26,11 @@ from latentkit.errors import TrainingError
 from latentkit.runtime.device import (
     can_compile,
     choose_device,
-    forked_random,
     has_bfloat16,
     has_float64,
     memory_format,
-    say_once,
+    restored_random_state,
+    warn_once,
 )
 from latentkit.runtime.key_errors import suggest
 from latentkit.runtime.launcher import check_launcher
@@ -153,19 +153,19 @@ def open_accelerator(
 def _suit(settings: TrainSettings, device: torch.device) -> TrainSettings:
     """Return the settings with what the device can't do replaced, which is said."""
     if settings.precision == "bf16" and not has_bfloat16(device):
-        say_once(
+        warn_once(
             f"{device} can't compute in bfloat16; training in float32 instead of precision: bf16"
             " (fp16 is the other choice)"
         )
         settings = replace(settings, precision="float32")
     if settings.precision == "fp16" and device.type != "mps" and not has_float64(device):
-        say_once(
+        warn_once(
             f"{device} has no float64, which torch's loss scaling needs; training in float32"
             " instead of precision: fp16"
         )
         settings = replace(settings, precision="float32")
     if settings.compile and not can_compile(device):
-        say_once(f"{device}: torch can't compile for it; training without compile: true")
+        warn_once(f"{device}: torch can't compile for it; training without compile: true")
         settings = replace(settings, compile=False)
     return settings
 
@@ -264,7 +264,7 @@ def _compute_once(run: Run, losses: Sequence[WeightedLoss], first: Batch) -> Non
     if not losses:
         return
     run.state.module.eval()
-    with forked_random(run.accelerator.device), torch.no_grad():
+    with restored_random_state(run.accelerator.device), torch.no_grad():
         inputs = to_device(first.inputs, run.accelerator)
         batch = LossBatch(inputs, run.forward(inputs), None, 0, run.encode, run.decode)
         for loss in losses:
@@ -375,7 +375,8 @@ def _lay_out(module: nn.Module, device: torch.device) -> None:
 
 
 def _adopt(module: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """The module on this process's device, in training mode, with the weights of the first process.
+    """The module on this process's device, in training mode, with the weights of the first
+    process.
     """
     module.to(accelerator.device).train()
     _lay_out(module, accelerator.device)

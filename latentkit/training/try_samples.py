@@ -12,9 +12,9 @@ from torch import Tensor
 from latentkit.contracts import Prepared, Sample, Source
 from latentkit.errors import SampleError, SourceError
 from latentkit.preparing.media_retry import read_with_retries
-from latentkit.runtime.bad_samples import are_too_many
+from latentkit.runtime.bad_samples import exceeds_max_bad
 from latentkit.runtime.cores import share_of_cores
-from latentkit.runtime.sample_faults import faults_cost_the_sample
+from latentkit.runtime.sample_faults import faults_skip_sample
 
 NUM_TRIED = 64
 
@@ -44,10 +44,10 @@ def try_samples(
 
         def views() -> list[object]:
             nonlocal name
-            with faults_cost_the_sample(source):
+            with faults_skip_sample(source):
                 sample = source[index]
             name = repr(sample.key)
-            with faults_cost_the_sample(getattr(prepare, "__self__", prepare), sample.key):
+            with faults_skip_sample(getattr(prepare, "__self__", prepare), sample.key):
                 return list(prepare(sample))
 
         try:
@@ -61,7 +61,7 @@ def try_samples(
         found = list(pool.map(tried, range(count)))
     bad = [reason for reason, _ in found if reason]
     if bad and (
-        on_bad_sample == "fail" or len(bad) == count or are_too_many(len(bad), count, max_bad)
+        on_bad_sample == "fail" or len(bad) == count or exceeds_max_bad(len(bad), count, max_bad)
     ):
         advice = (
             "remove them, or set on_bad_sample: skip"

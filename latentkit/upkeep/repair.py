@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from latentkit.encoding.encode_source import describe
+from latentkit.encoding.encode_source import describe_dataset_json
 from latentkit.encoding.make_plan import library_versions
 from latentkit.errors import LatentkitError, StoreError
 from latentkit.store.claims import Claims
@@ -158,7 +158,7 @@ def _close(found: Verification, opened: BuiltEncode | None, differing: bool) -> 
         description = describe_again(found.document)
     elif opened:
         threads, device = chain[-1].settings.threads, opened.device
-        description = describe(
+        description = describe_dataset_json(
             opened.inputs, opened.inputs.open_encoder(device), opened.settings, threads, device
         )
     else:

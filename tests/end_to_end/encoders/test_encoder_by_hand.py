@@ -231,7 +231,7 @@ def test_wrong_tensors_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=words):
             encoder.encode(given)
-    with pytest.raises(ValueError, match="a tensor has its own"):
+    with pytest.raises(ValueError, match="a tensor already has a size"):
         encoder.encode(torch.zeros(1, 3, 16, 16), size=16)
     with pytest.raises(ValueError, match="4 channels, got 5"):
         encoder.decode(torch.zeros(1, 5, 2, 2))

@@ -341,7 +341,7 @@ def test_missing_or_private_model_is_told_so(
     for name in ("o/private", "o/nothing"):
         message = find_error(name)
         assert (
-            f"the hub shows no model of that name ({name}): check the spelling; for a private one"
+            f"the hub shows no model of that name ({name}). Check the spelling; for a private one"
             " log in with `hf auth login`"
             in message
         )
@@ -376,9 +376,9 @@ FAILURES: dict[str, tuple[Failure, str]] = {
         Failure(429),
         "limit of requests is reached (429): run again in a few minutes",
     ),
-    "error of the hub": (Failure(500), "the hub has an error of its own (500 from"),
-    "maintenance": (Failure(503), "the hub has an error of its own (503 from"),
-    "bad gateway": (Failure(502, body=b"<html>"), "the hub has an error of its own (502 from"),
+    "error of the hub": (Failure(500), "the hub has an internal error (500 from"),
+    "maintenance": (Failure(503), "the hub has an internal error (503 from"),
+    "bad gateway": (Failure(502, body=b"<html>"), "the hub has an internal error (502 from"),
     "token that is refused": (
         Failure(401, {"X-Error-Message": "Invalid credentials in Authorization header"}),
         (

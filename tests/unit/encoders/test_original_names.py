@@ -632,7 +632,7 @@ def test_weights_that_nobody_published_are_said_to_need_a_config(tmp_path: Path)
     with pytest.raises(
         EncoderError,
         match=(
-            r"fit none of the published .* config\.json beside the file, or .* allegro, .*,"
+            r"fit none of the published .* config\.json beside the file, or .* allegro, .*"
             r" x4-upscaler"
         ),
     ):

@@ -182,7 +182,7 @@ def test_a_lone_variant_is_taken_and_said_and_of_several_the_named_one(
     ]
     save_file(tensors, tmp_path / f"{STEM}.non_ema.safetensors")
     with pytest.raises(
-        EncoderError, match=r"weights are there as fp16, non_ema: choose by the option variant"
+        EncoderError, match=r"there are several weights: fp16, non_ema. Choose one with the option variant"
     ):
         load_model(tmp_path, None, torch.float32)
     with pytest.raises(
@@ -235,7 +235,8 @@ def test_of_several_models_in_a_checkpoint_the_named_one_is_taken(
     torch.save({"model": tensors, "discriminator": {"main.0.weight": torch.ones(3)}}, file)
     assert open_model(file).fingerprint() == open_model(saved).fingerprint()
     with pytest.raises(
-        EncoderError, match=r"no weights 'ema' in it, only one model \(model\); leave out variant"
+        EncoderError,
+        match=r"no weights 'ema', only one model \(model\)\. Leave out the option variant",
     ):
         open_model(file, "ema")
 
@@ -332,7 +333,7 @@ def test_both_halves_of_taesd_are_joined_by_their_names(tmp_path: Path) -> None:
         (tmp_path / f"taesd_encoder{suffix}").unlink()
         with pytest.raises(
             EncoderError,
-            match=rf"holds a decoder alone; expected its encoder beside it, taesd_encoder\{suffix}",
+            match=rf"contains only a decoder\. Put its encoder taesd_encoder\{suffix}",
         ):
             open_model(tmp_path / f"taesd_decoder{suffix}")
 
@@ -508,7 +509,7 @@ def test_a_folder_of_one_file_without_a_config_takes_the_named_one(
     for given in (None, config):
         with pytest.raises(
             EncoderError,
-            match=r"there are several files of weights \(other\.safetensors, vae\.safetensors\)",
+            match=r"there are several weights files \(other\.safetensors, vae\.safetensors\)",
         ):
             open_model(
                 find_model("weights", None, None, tmp_path, "image"), config=given

@@ -16,8 +16,8 @@ from latentkit.runtime.buffers import (
     BatchMemory,
     BufferPool,
     as_tensor,
+    prepare_in_memory,
     prepared_memory,
-    preparing_into,
 )
 from latentkit.runtime.progress import Progress
 from latentkit.runtime.transfer import Transfer
@@ -60,13 +60,13 @@ def test_rows_prepared_side_by_side_are_a_batch_without_a_copy() -> None:
     memory = BatchMemory(pool, 3)
     rows = []
     for number in (2, 0, 1):
-        with preparing_into(memory, number, 1):
+        with prepare_in_memory(memory, number, 1):
             rows.append(prepared_memory((5,), np.float32, pool))
         rows[-1][:] = number
     assert memory.rows(3).tolist() == [[0.0] * 5, [1.0] * 5, [2.0] * 5]
     assert memory.holds(2, torch.from_numpy(rows[0]))
     assert not memory.holds(1, torch.from_numpy(rows[0]))
-    with preparing_into(memory, 1, 1):
+    with prepare_in_memory(memory, 1, 1):
         other_shape = prepared_memory((6,), np.float32, pool)
     assert not np.shares_memory(other_shape, memory.rows(3))
 
@@ -74,7 +74,7 @@ def test_rows_prepared_side_by_side_are_a_batch_without_a_copy() -> None:
 def test_memory_asked_for_too_often_is_never_the_next_samples() -> None:
     pool = BufferPool(False)
     memory = BatchMemory(pool, 4)
-    with preparing_into(memory, 0, 2):
+    with prepare_in_memory(memory, 0, 2):
         asked = [prepared_memory((5,), np.float32, pool) for _ in range(4)]
     batch = memory.rows(4)
     assert [np.shares_memory(row, batch) for row in asked] == [True, True, False, False]

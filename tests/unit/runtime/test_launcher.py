@@ -117,7 +117,7 @@ def test_accelerate_launch_itself_is_followed(recipe: dict[str, Any], tmp_path: 
         (
             "ACCELERATE_MIXED_PRECISION",
             "fp8",
-            "mixed precision fp8.* launch with --mixed_precision bf16, fp16 or no",
+            "mixed precision fp8.* Launch with --mixed_precision bf16, fp16 or no",
         ),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 
 import latentkit as lk
 from latentkit.errors import RecipeError
-from latentkit.runtime.memory import available_bytes, describe_bytes, forget_peak, peak_bytes
+from latentkit.runtime.memory import available_bytes, describe_bytes, peak_bytes, reset_peak
 
 
 def test_a_picture_size_that_cannot_fit_is_refused_before_a_picture_is_read(
@@ -48,7 +48,7 @@ def test_memory_is_what_the_system_says() -> None:
     held = bytes(bytearray(200 << 20))
     before = peak_bytes()
     del held
-    forget_peak()
+    reset_peak()
     if sys.platform == "linux":
         assert peak_bytes() < before - (100 << 20)
     else:

@@ -624,7 +624,7 @@ def test_rows_that_name_no_file_or_one_again_are_counted_and_never_end_a_run(
             f"{where}, line 2: 'gone.png'",
         ),
         Remark(
-            "rows of tables that name a file which an earlier row names, not used",
+            "rows of tables that name the same file as an earlier row, not used",
             1,
             f"{where}, line 4: './a.png'",
         ),
@@ -653,7 +653,7 @@ def test_of_tables_that_differ_the_later_wins_and_it_is_remarked(tmp_path: Path)
     source = open_folder(write(tmp_path, {"sub/a.png": "x", "b.png": "y", **tables}))
     assert texts(source) == {"b.png": "same", "sub/a.png": "metadata.csv"}
     assert remarks(source) == {
-        "files of which two tables say different things; the one further down or later by name wins": (
+        "files of which two tables say different things; the one in the deeper folder or later by name is used": (
             2
         )
     }

@@ -286,12 +286,12 @@ def test_source_outlives_pickling_and_threads(tmp_path: Path) -> None:
         ),
         ({"media": "label"}, ["the column 'label' contains neither media nor text"]),
         ({"attributes": ["text", "caption"]}, ["attributes: the column 'caption' is not there"]),
-        ({"attributes": ["image"]}, ["the column 'image' holds media"]),
+        ({"attributes": ["image"]}, ["the column 'image' contains media"]),
         ({"key": "id"}, ["no column 'id' for the key"]),
         ({"key": "score"}, ["key column 'score' must contain texts or whole numbers, not double"]),
         (
             {"key": "label"},
-            ["the key '0' is there 2 times in column 'label'", "name another column"],
+            ["the key '0' occurs 2 times in column 'label'", "name another column"],
         ),
         ({"split": "validation"}, ["split 'validation'", "train"]),
         ({"split": "train[:"}, ["train[:"]),
@@ -312,7 +312,7 @@ def test_media_column_must_be_the_only_one(tmp_path: Path) -> None:
     )
     table = datasets.Dataset.from_dict({"photo": [b"x"], "mask": [b"y"], "n": [1]})
     table.to_parquet(tmp_path / "two.parquet")
-    assert "several columns hold media (photo, mask); name one in source.with.media" in find_error(
+    assert "several columns contain media (photo, mask); name one in source.with.media" in find_error(
         tmp_path / "two.parquet"
     )
 

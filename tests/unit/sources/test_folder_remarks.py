@@ -10,7 +10,7 @@ import pytest
 
 from latentkit.contracts import BuildContext, Remark
 from latentkit.errors import SourceError
-from latentkit.runtime.source_remarks import remarks_of
+from latentkit.runtime.source_remarks import read_remarks
 from latentkit.sources.endings import ADVICE_BY_ENDING, MODALITY_ENDINGS, ending_of
 from latentkit.sources.folder import FolderSource
 from latentkit.sources.options import FolderConfig
@@ -24,7 +24,7 @@ def found(
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"")
     config = FolderConfig(path=str(folder), suffixes=list(suffixes))
-    return [str(remark) for remark in remarks_of(FolderSource(config, BuildContext()))]
+    return [str(remark) for remark in read_remarks(FolderSource(config, BuildContext()))]
 
 
 def test_a_folder_all_of_which_is_taken_is_not_remarked_on(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_names_that_no_file_can_store_are_examples_all_the_same(tmp_path: Path) 
         (Path(tmp_path) / "\udcff\n.svg").write_bytes(b"")
     except OSError:
         pytest.skip("this file system has no such names")
-    (remark,) = remarks_of(
+    (remark,) = read_remarks(
         FolderSource(FolderConfig(path=str(tmp_path), suffixes=[".jpg"]), BuildContext())
     )
     assert remark == Remark(remark.text, 1, "\\xff\n.svg")
@@ -133,5 +133,5 @@ def test_every_ending_is_written_as_it_is_looked_up() -> None:
 def test_line_break_in_an_ending_is_one_line_in_a_remark(ending: str, tmp_path: Path) -> None:
     for name in ("a.png", f"x.{ending}"):
         (tmp_path / name).write_bytes(b"x")
-    [remark] = remarks_of(FolderSource(FolderConfig(path=str(tmp_path)), BuildContext()))
+    [remark] = read_remarks(FolderSource(FolderConfig(path=str(tmp_path)), BuildContext()))
     assert (remark.count, str(remark).splitlines()) == (1, [str(remark)])

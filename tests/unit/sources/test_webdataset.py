@@ -27,7 +27,7 @@ import latentkit as lk
 from latentkit.builtin.plugins import latentkit_sources
 from latentkit.contracts import BuildContext, Entry, Sample, Source, StreamSource
 from latentkit.errors import SampleError, SourceError
-from latentkit.runtime.source_remarks import remarks_of
+from latentkit.runtime.source_remarks import read_remarks
 from latentkit.sources.datasets import open_datasets
 from latentkit.sources.files import LocalFiles
 from latentkit.sources.options import DatasetsConfig
@@ -278,7 +278,7 @@ def test_name_that_looks_like_a_repeated_one_keeps_its_files_to_itself(
 @pytest.mark.parametrize("ending", ["a\nb", "a\rb", "a\u2028b", "a\x85b"])
 def test_line_break_in_a_name_is_one_line_in_a_remark(ending: str, tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", [("0.jpg", "x"), (f"0.{ending}", "y"), (f"x{ending}", "z")])
-    found = remarks_of(open_tars(tmp_path / "a.tar"))
+    found = read_remarks(open_tars(tmp_path / "a.tar"))
     assert len(found) == 2
     assert all(str(remark).splitlines() == [str(remark)] for remark in found)
 
@@ -372,7 +372,7 @@ def test_recipe_chooses_attributes_and_key(tmp_path: Path) -> None:
     assert "the column 'caption' is not there" in find_error(
         tmp_path / "b.tar", attributes=["caption"]
     )
-    assert ".jpg holds media" in find_error(tmp_path / "b.tar", attributes=["jpg"])
+    assert ".jpg contains media" in find_error(tmp_path / "b.tar", attributes=["jpg"])
 
 
 def test_text_that_cannot_be_read_makes_a_bad_sample(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from latentkit.runtime.processes import average_gradients, run_on_first
 from latentkit.training.checkpoint import list_checkpoints
 from latentkit.training.start import join_processes
 
-TOLD = "the first process can't go on: "
+TOLD = "the first process failed: "
 
 
 def recipe(photos: Path, output: Path, steps: int = 1) -> dict[str, Any]:
