@@ -16,13 +16,13 @@ from latentkit.hooks import hookimpl
 def _build_safetensors(config: SafetensorsConfig, context: BuildContext) -> Any:
     from latentkit.exporters.safetensors import SafetensorsExporter
 
-    return SafetensorsExporter(config.values)
+    return SafetensorsExporter(config)
 
 
 def _build_webdataset(config: WebdatasetConfig, context: BuildContext) -> Any:
     from latentkit.exporters.webdataset import WebdatasetExporter
 
-    return WebdatasetExporter(config.values, config.rows_per_shard)
+    return WebdatasetExporter(config)
 
 
 @hookimpl

@@ -12,7 +12,7 @@ from latentkit.encoding.encode_job import EncodeJob
 from latentkit.preparing.sample_preparer import Task
 from latentkit.preparing.unit_samples import list_tasks
 from latentkit.store.claims import Claims
-from latentkit.store.writer import unit_name
+from latentkit.store.format import unit_name
 
 
 @dataclass(frozen=True)

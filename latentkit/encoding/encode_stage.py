@@ -19,8 +19,9 @@ from latentkit.runtime.buffers import BufferPool
 from latentkit.runtime.device import can_compile, has_float64, warn_once
 from latentkit.runtime.masks import MASK
 from latentkit.runtime.transfer import Transfer, WaitClock
+from latentkit.store.format import LATENTS
 from latentkit.store.statistics import measure_on_device
-from latentkit.store.writer import LATENTS, RowLabel
+from latentkit.store.writer import RowLabel
 
 
 @dataclass(frozen=True)

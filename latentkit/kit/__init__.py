@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from latentkit.encoders.hub import find_model_path
     from latentkit.encoders.weight_files import read_tensors
     from latentkit.metrics.metric import PerSample
+    from latentkit.modalities.av_files import av_errors, open_with_av
     from latentkit.modalities.buckets import nearest_shape
     from latentkit.modalities.framing import (
         check_small,
@@ -46,6 +47,7 @@ __all__ = [
     "PerSample",
     "Progress",
     "Shape",
+    "av_errors",
     "check_small",
     "choose_device",
     "discover",
@@ -59,6 +61,7 @@ __all__ = [
     "memory_format",
     "nearest_allowed",
     "nearest_shape",
+    "open_with_av",
     "prepared_memory",
     "read_tensors",
     "refuse_beyond_memory",
@@ -73,6 +76,7 @@ _NAMES_BY_MODULE = {
     "encoders.hub": "find_model_path",
     "encoders.weight_files": "read_tensors",
     "metrics.metric": "PerSample",
+    "modalities.av_files": "av_errors open_with_av",
     "modalities.buckets": "nearest_shape",
     "modalities.framing": "check_small enlarged_remarks target_shapes unflipped view_box",
     "modalities.geometry": "Box Shape draw_fractions nearest_allowed",

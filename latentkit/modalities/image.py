@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 
-from latentkit.contracts import BuildContext, InputSpec, Prepared, Sample
+from latentkit.contracts import BuildContext, InputSpec, Prepared, RowMemory, Sample
 from latentkit.errors import RecipeError
 from latentkit.modalities.buckets import nearest_shape
 from latentkit.modalities.decode_image import (
@@ -32,7 +33,7 @@ from latentkit.modalities.framing import (
 from latentkit.modalities.geometry import Box, Shape, Shrink, nearest_allowed
 from latentkit.modalities.image_formats import known_formats
 from latentkit.modalities.resizing import Levels, Resizer
-from latentkit.runtime.buffers import BufferPool, prepared_memory
+from latentkit.runtime.buffers import BufferPool
 from latentkit.runtime.memory import refuse_beyond_memory
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class ImageModality:
         self._formats = known_formats()
         self._buffers = BufferPool(pinned=False)
 
-    def prepare(self, sample: Sample) -> Iterator[Prepared]:
+    def prepare(self, sample: Sample, memory: RowMemory | None = None) -> Iterator[Prepared]:
         """Yield every view of an image, in the recipe's order: (C, H, W) float32 in the encoder's
         range, all from one decoding.
 
@@ -85,6 +86,7 @@ class ImageModality:
             SourceError: too small under `on_small: fail`.
             OSError: the media can't be reached.
         """
+        memory = memory or self._buffers
         image = open_image(sample.read(), self._formats, self._config.max_pixels)
         if self._config.min_size != "target":
             check_small(self._config, sample.key, (image.height, image.width))
@@ -97,7 +99,8 @@ class ImageModality:
             original = (image.height, image.width)
         if self._config.min_size == "target":
             check_small(self._config, sample.key, original)
-        yield from self._views(sample.key, Resizer(image, self._config.resize, shrink), original)
+        resizer = Resizer(image, self._config.resize, shrink)
+        yield from self._views(sample.key, resizer, original, memory)
 
     def _cut(self, key: str, original: Shape) -> tuple[dict[str, Box], float]:
         """Return the box of every crop, and the smallest number of image pixels per pixel of the
@@ -112,7 +115,9 @@ class ImageModality:
             min(box.height / shape[0], box.width / shape[1]) for box in boxes.values()
         )
 
-    def _views(self, key: str, resizer: Resizer, original: Shape) -> Iterator[Prepared]:
+    def _views(
+        self, key: str, resizer: Resizer, original: Shape, memory: RowMemory
+    ) -> Iterator[Prepared]:
         """Yield every view of a decoded image."""
         shape = nearest_shape(self._shapes, original)
         boxes, _ = self._cut(key, original)
@@ -130,7 +135,8 @@ class ImageModality:
                 "flip": view != crop,
             }
             bucket, remarks = f"{shape[0]}x{shape[1]}", enlarged_remarks(box, shape)
-            yield Prepared(view, bucket, self._to_tensor(levels), geometry, remarks)
+            tensor = self._to_tensor(levels, memory.get(levels.shape, np.float32))
+            yield Prepared(view, bucket, tensor, geometry, remarks)
 
     def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
         """Write a PNG with a row of images for each inner sequence, whatever their sizes. Parent
@@ -152,12 +158,11 @@ class ImageModality:
         path.parent.mkdir(parents=True, exist_ok=True)
         _contact_sheet(rows).save(path, format="PNG")
 
-    def _to_tensor(self, levels: Levels) -> Tensor:
-        """Return (C, H, W) float32 of levels. Level 0 is exactly the lower limit of the encoder's
-        range, 255 exactly the upper one.
+    def _to_tensor(self, levels: Levels, values: npt.NDArray[np.float32]) -> Tensor:
+        """Return (C, H, W) float32 of levels, in `values`. Level 0 is exactly the lower limit of
+        the encoder's range, 255 exactly the upper one.
         """
         low, high = self._input.range
-        values = prepared_memory(levels.shape, np.float32, self._buffers)
         # Divided, because the inverse is not exact in floating point: 255 would miss the limit.
         np.divide(levels, np.float32(255 / (high - low)), out=values, dtype=np.float32)
         np.add(values, np.float32(low), out=values)

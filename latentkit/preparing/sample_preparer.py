@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from latentkit.contracts import Modality, Prepared, Sample, Source, StreamSource
@@ -14,7 +14,7 @@ from latentkit.contracts.samples import file_state, num_bytes
 from latentkit.errors import PluginError, SampleError, SourceError
 from latentkit.preparing.media_retry import read_with_retries
 from latentkit.preparing.stack import num_bytes_of
-from latentkit.runtime.buffers import BatchMemory, prepare_in_memory
+from latentkit.runtime.buffers import BatchMemory, BatchRows, BufferPool, lending
 from latentkit.runtime.masks import without_mask
 from latentkit.runtime.sample_faults import faults_skip_sample
 from latentkit.store.columns import escape
@@ -86,6 +86,8 @@ class Preparer:
     source: Source | StreamSource
     modality: Modality
     views: Sequence[str]
+    pool: BufferPool = field(default_factory=lambda: BufferPool(pinned=False))
+    """Memory of rows that have no place in a batch."""
 
     def prepare(
         self, tasks: Sequence[Task], memory: BatchMemory | None = None, row: int = 0
@@ -115,11 +117,8 @@ class Preparer:
             sample = self._load_small_file(sample)
             before = file_state(sample.media) if isinstance(sample.media, os.PathLike) else None
             content = sample.content()
-            into = (
-                nullcontext() if memory is None else prepare_in_memory(memory, row, len(self.views))
-            )
-            with into, faults_skip_sample(self.modality, sample.key):
-                views = list(self.modality.prepare(sample))
+            with faults_skip_sample(self.modality, sample.key):
+                views = self._views(sample, memory, row)
             if isinstance(sample.media, os.PathLike) and file_state(sample.media) != before:
                 raise OSError(f"{sample.media} changed while it was read")
         except SampleError as error:
@@ -138,6 +137,20 @@ class Preparer:
                 for number, view in enumerate(views)
             ]
         )
+
+    def _views(self, sample: Sample, memory: BatchMemory | None, row: int) -> list[Prepared]:
+        """Return the views of a sample, in rows of a batch if possible."""
+        rows = None if memory is None else BatchRows(memory, row, len(self.views), self.pool)
+        prepare: Callable[..., Iterator[Prepared]] = self.modality.prepare
+        if self._hands_memory:
+            return list(prepare(sample, memory=rows or self.pool))
+        with lending(rows):
+            return list(prepare(sample))
+
+    @functools.cached_property
+    def _hands_memory(self) -> bool:
+        """Return whether the modality's `prepare` takes memory as an argument."""
+        return "memory" in inspect.signature(self.modality.prepare).parameters
 
     def _load_small_file(self, sample: Sample) -> Sample:
         """Return the sample with the bytes of its file, so the file is read once; or with its path,

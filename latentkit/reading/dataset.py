@@ -123,6 +123,11 @@ class LatentDataset(BatchedRows):
         return self._index.view_names
 
     @property
+    def row_views(self) -> list[str] | None:
+        """View of every row, in order; None where it is drawn."""
+        return self._index.views()
+
+    @property
     def draws_views(self) -> bool:
         """Return whether each row's view is drawn, as with views="random"."""
         return self._index.views() is None
@@ -219,7 +224,7 @@ class LatentDataset(BatchedRows):
         return self._index.columns_in(index)
 
     def _row_views(self) -> list[str] | None:
-        return self._index.views()
+        return self.row_views
 
     def _select(self, items: Rows) -> Self:
         index = self._index.only(items)
@@ -287,6 +292,26 @@ class LatentDataset(BatchedRows):
         )
         batch = {name: values} if mask is None else {name: values, f"{name}_mask": mask}
         return {**batch, **self._index.labels(rows)}
+
+    def load_stored(self, items: Rows) -> tuple[Tensor, Tensor | None, dict[str, list[Any]]]:
+        """Rows at some positions as stored, raw: moments (N, 2C, ...), latents or indices, float32
+        where int8 is stored; their mask, where rows have one; key, view and columns of each.
+
+        Raises:
+            ValueError: they are of several shapes.
+            StoreError: a unit is missing or damaged.
+        """
+        values, mask = self._as_stored(items, BufferPool(False))
+        return values, mask, self._index.labels(items)
+
+    def bucket_names(self, items: Rows | slice) -> list[str]:
+        """Bucket of the row at each position, such as "256x320"."""
+        names = self._index.buckets
+        return [names[code] for code in self._index.bucket_of_row[items].tolist()]
+
+    def places_in_index(self) -> Rows:
+        """Row of the index file of each position."""
+        return self._index.places_in_index()
 
     def will_need(self, items: Rows, epoch: int) -> None:
         """Tell the kernel that `load` will read these rows."""

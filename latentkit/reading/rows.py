@@ -206,6 +206,10 @@ class ReadableRows:
             for values in zip(*(column.take(taken).to_pylist() for column in columns), strict=True):
                 yield dict(zip(names, values, strict=True))
 
+    def places_in_index(self) -> Rows:
+        """Row of the index file of every position."""
+        return self._place_in_index[self._starts]
+
     def keys(self) -> list[str]:
         """Return the key of every position."""
         return self._labels["key"].take(_arrow(self._starts)).to_pylist()  # type: ignore[no-any-return]

@@ -36,7 +36,16 @@ from latentkit.store.dataset_json import (
     refuse_missing_units,
 )
 from latentkit.store.folder import Folder
-from latentkit.store.format import NUMPY_DTYPES, TensorToWrite, write_unit
+from latentkit.store.format import (
+    LATENTS,
+    LEDGER_COLUMNS,
+    NUMPY_DTYPES,
+    OFFSETS,
+    STREAM_COLUMNS,
+    TensorToWrite,
+    unit_name,
+    write_unit,
+)
 from latentkit.store.index import has_intact_data, index_of_chain
 from latentkit.store.live_statistics import measure_stored
 from latentkit.store.mapped_unit import Array, MappedUnit
@@ -49,8 +58,7 @@ from latentkit.store.plan import (
     read_plan,
     write_plan,
 )
-from latentkit.store.ragged import OFFSETS, offsets_of
-from latentkit.store.writer import unit_name
+from latentkit.store.ragged import offsets_of
 
 UNIT_BYTES = 512 << 20
 COPIED_BYTES = 16 << 20
@@ -370,7 +378,7 @@ def rows_at_once(num_rows: int, num_bytes: int) -> int:
 def _measure(bucket: str, copies: Mapping[str, _Copy]) -> list[statistics.ChannelStatistics]:
     """Return statistics of the counted values of the copied rows."""
     pieces = []
-    for name in writer.LATENTS:
+    for name in LATENTS:
         latents, scales, masks = (
             copies.get(f"{bucket}/{part}") for part in (name, name + int8.SCALE, MASK)
         )
@@ -405,9 +413,9 @@ def _ledger_rows(plan: Plan, unit: Unit, rows: pa.Table, new_rows: Rows) -> memo
         "row": pa.array(new_rows, pa.int64(), mask=~ok),
     }
     columns["geometry"] = _json_texts(rows["geometry"])
-    names = dict(writer.COLUMNS)
+    names = dict(LEDGER_COLUMNS)
     if plan.settings.stream:
-        names |= writer.STREAM_COLUMNS
+        names |= STREAM_COLUMNS
         columns |= {
             "key": rows["key"].combine_chunks(),
             "attributes": _json_texts(rows["attributes"]),

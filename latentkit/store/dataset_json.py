@@ -22,11 +22,11 @@ from latentkit.runtime.paths import in_shell
 from latentkit.store.claims import Claims
 from latentkit.store.columns import read_parquet
 from latentkit.store.folder import Folder, canonical_json
+from latentkit.store.format import unit_name
 from latentkit.store.index import COLUMNS, ReadUnit, index_bytes, index_of_chain, read_unit
 from latentkit.store.int8 import summarize_error
 from latentkit.store.live_statistics import measure_live, whole_statistics
 from latentkit.store.plan import Plan, number_of, plan_name
-from latentkit.store.writer import unit_name
 
 DATASET = "dataset.json"
 RECIPE = "recipe.yaml"

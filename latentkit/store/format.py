@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
+import pyarrow as pa
 
 from latentkit.errors import StoreError
 
@@ -46,6 +47,33 @@ ITEM_BYTES = {
     "U8": 1,
     "BOOL": 1,
 }
+
+OFFSETS = ".offsets"
+"""What the name of the tensor with the offsets has more than that of the tensor it belongs to:
+(rows + 1,) int64, in positions.
+"""
+
+LATENTS = ("moments", "latent")
+"""Tensors that are measured and can be quantized; indices are neither."""
+
+LEDGER_COLUMNS = {
+    "position": pa.int64(),
+    "view": pa.string(),
+    "content": pa.string(),
+    "status": pa.string(),
+    "reason": pa.string(),
+    "bucket": pa.string(),
+    "row": pa.int64(),
+    "geometry": pa.string(),
+    "stamp": pa.string(),
+}
+STREAM_COLUMNS = {"key": pa.string(), "attributes": pa.string()}
+"""Of samples that the plan knows nothing about."""
+
+
+def unit_name(name: str) -> str:
+    """Where a unit lies."""
+    return f"units/{name}.safetensors"
 
 
 @dataclass(frozen=True)

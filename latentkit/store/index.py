@@ -20,10 +20,8 @@ from latentkit.contracts import Unit
 from latentkit.errors import DamagedError
 from latentkit.store.columns import concat_structs, structs_of_json
 from latentkit.store.folder import Folder
-from latentkit.store.format import UnitHeader, read_header
+from latentkit.store.format import LEDGER_COLUMNS, UnitHeader, read_header, unit_name
 from latentkit.store.plan import Plan
-from latentkit.store.writer import COLUMNS as LEDGER
-from latentkit.store.writer import unit_name
 
 COLUMNS = (
     "key",
@@ -89,7 +87,7 @@ def parse_rows(buffer: bytes, where: str) -> pa.Table:
             f"{where}: the unit's rows are damaged ({type(error).__name__})"
         ) from error
     there = dict(zip(rows.column_names, rows.schema.types, strict=True))
-    if not LEDGER.items() <= there.items() or any(
+    if not LEDGER_COLUMNS.items() <= there.items() or any(
         rows[name].null_count for name in ("position", "view", "status")
     ):
         raise DamagedError(f"{where}: the unit's rows are not a ledger")

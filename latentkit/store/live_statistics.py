@@ -18,11 +18,9 @@ from latentkit.runtime.masks import MASK, counted_positions
 from latentkit.store import int8, statistics
 from latentkit.store.columns import Rows
 from latentkit.store.folder import Folder
-from latentkit.store.format import NUMPY_DTYPES, StoredTensor
+from latentkit.store.format import LATENTS, NUMPY_DTYPES, OFFSETS, StoredTensor, unit_name
 from latentkit.store.index import ReadUnit
-from latentkit.store.ragged import OFFSETS
 from latentkit.store.statistics import ChannelStatistics
-from latentkit.store.writer import LATENTS, unit_name
 
 Array = npt.NDArray[Any]
 

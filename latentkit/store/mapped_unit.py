@@ -14,9 +14,15 @@ from latentkit.errors import DamagedError, StoreError
 from latentkit.runtime.paths import in_shell
 from latentkit.store.columns import Rows
 from latentkit.store.folder import Folder
-from latentkit.store.format import NUMPY_DTYPES, StoredTensor, UnitHeader, read_header
-from latentkit.store.ragged import OFFSETS, are_offsets
-from latentkit.store.writer import unit_name
+from latentkit.store.format import (
+    NUMPY_DTYPES,
+    OFFSETS,
+    StoredTensor,
+    UnitHeader,
+    read_header,
+    unit_name,
+)
+from latentkit.store.ragged import are_offsets
 
 Array = npt.NDArray[Any]
 

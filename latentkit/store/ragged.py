@@ -21,11 +21,6 @@ from latentkit.store.columns import Rows
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
 
-OFFSETS = ".offsets"
-"""End of the name of the tensor with the offsets of another tensor: (rows + 1,) int64, in
-positions.
-"""
-
 
 @dataclass(frozen=True)
 class RowBatch:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Floats = npt.NDArray[np.float64]
 
@@ -110,6 +111,8 @@ def measure_on_device(stored: Mapping[str, Tensor], name: str) -> dict[str, Tens
             squares and variance sum
         of `ChannelStatistics`.
     """
+    import torch
+
     floating = [tensor for tensor in stored.values() if tensor.is_floating_point()]
     finite = torch.stack([tensor.isfinite().flatten(1).all(1) for tensor in floating]).all(0)
     values = stored[name].transpose(0, 1).flatten(1).double()

@@ -23,9 +23,18 @@ from latentkit.runtime.masks import MASK, counted_positions
 from latentkit.store import int8, statistics
 from latentkit.store.columns import Rows, escape
 from latentkit.store.folder import Folder, canonical_json
-from latentkit.store.format import FORMAT_VERSION, TensorToWrite, write_unit
+from latentkit.store.format import (
+    FORMAT_VERSION,
+    LATENTS,
+    LEDGER_COLUMNS,
+    OFFSETS,
+    STREAM_COLUMNS,
+    TensorToWrite,
+    unit_name,
+    write_unit,
+)
 from latentkit.store.int8 import RoundingError
-from latentkit.store.ragged import OFFSETS, RowBatch, offsets_of, pack
+from latentkit.store.ragged import RowBatch, offsets_of, pack
 
 SPILL_BYTES = 256 << 20
 """Tensors beyond this size wait on disk, so that memory use doesn't grow with the unit."""
@@ -41,23 +50,6 @@ DTYPE_CODES = {
     torch.int8: "I8",
     torch.uint8: "U8",
 }
-
-LATENTS = ("moments", "latent")
-"""Tensors that are measured and can be quantized. Indices are neither."""
-
-COLUMNS = {
-    "position": pa.int64(),
-    "view": pa.string(),
-    "content": pa.string(),
-    "status": pa.string(),
-    "reason": pa.string(),
-    "bucket": pa.string(),
-    "row": pa.int64(),
-    "geometry": pa.string(),
-    "stamp": pa.string(),
-}
-STREAM_COLUMNS = {"key": pa.string(), "attributes": pa.string()}
-"""Columns for samples that the plan doesn't know."""
 
 encode_json = json.JSONEncoder(sort_keys=True, default=str).encode
 
@@ -323,7 +315,7 @@ class _Ledger:
 
     def __init__(self, is_stream: bool) -> None:
         self._is_stream = is_stream
-        names = COLUMNS | STREAM_COLUMNS if is_stream else COLUMNS
+        names = LEDGER_COLUMNS | STREAM_COLUMNS if is_stream else LEDGER_COLUMNS
         self._columns: dict[str, list[Any]] = {name: [] for name in names}
         self._view_numbers: list[int] = []
         self.num_ok = 0
@@ -353,17 +345,12 @@ class _Ledger:
     def as_arrow(self) -> memoryview:
         """Return an Arrow stream of the rows, sorted by sample and view."""
         order = np.lexsort((self._view_numbers, self._columns["position"])).tolist()
-        types = COLUMNS | STREAM_COLUMNS
+        types = LEDGER_COLUMNS | STREAM_COLUMNS
         columns = {
             name: pa.array([column[row] for row in order], types[name])
             for name, column in self._columns.items()
         }
         return ledger_bytes(pa.table(columns))
-
-
-def unit_name(name: str) -> str:
-    """Return the file name of a unit."""
-    return f"units/{name}.safetensors"
 
 
 def unit_header(

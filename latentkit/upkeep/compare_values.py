@@ -23,10 +23,9 @@ from torch import Tensor
 from latentkit.runtime.masks import MASK
 from latentkit.runtime.paths import in_shell
 from latentkit.store import int8
+from latentkit.store.format import OFFSETS, unit_name
 from latentkit.store.index import ReadUnit, read_unit
 from latentkit.store.local_folder import LocalFolder
-from latentkit.store.ragged import OFFSETS
-from latentkit.store.writer import unit_name
 from latentkit.upkeep.encode_again import NO_LONGER_NEEDED, build_encode_of, encode_again
 from latentkit.upkeep.findings import Finding, Verification
 from latentkit.upkeep.verify import describe_again

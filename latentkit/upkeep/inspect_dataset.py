@@ -35,10 +35,10 @@ from latentkit.store.dataset_json import (
     read_units,
 )
 from latentkit.store.folder import Folder
+from latentkit.store.format import unit_name
 from latentkit.store.index import committed_units, superseded_rows
 from latentkit.store.open_folder import open_folder
 from latentkit.store.plan import newest_plan, read_chain
-from latentkit.store.writer import unit_name
 
 COLUMNS = [
     *("key", "view", "status", "reason", "unit", "bucket", "row", "attributes"),
@@ -225,7 +225,7 @@ def describe(found: dict[str, Any]) -> str:
             f"  latents    {layout['kind']}, {counted(layout['channels'], 'channel')}, axes"
             f" {layout['axes']}{_of_axes(found)}"
         ),
-        f"  stored as  {found['store']} in {found['dtype']}",
+        f"  stored as  {_stored(found)}",
         f"  source     {found['source'].get('use')} {found['source'].get('with') or ''}".rstrip(),
         f"  views      {_counts(found['views'])}",
         f"  buckets    {_counts(found['buckets'])}",
@@ -311,6 +311,14 @@ def _formula(found: dict[str, Any]) -> str:
         f"(fold(z) - {_short(norm['shift'])}) * {_short(norm['scale'])}; fold puts {factors} into"
         f" channels: {channels} when read"
     )
+
+
+def _stored(found: dict[str, Any]) -> str:
+    """What is stored of a row; `store` only means something where there is a posterior."""
+    if found["layout"]["kind"] == "quantised":
+        return "indices"
+    is_posterior = found["layout"]["kind"] == "gaussian"
+    return f"{found['store'] if is_posterior else 'latents'} in {found['dtype']}"
 
 
 def _of_axes(found: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ from latentkit.errors import LatentkitError, StoreError
 from latentkit.store.claims import Claims
 from latentkit.store.dataset_json import DATASET, finalize, read_index
 from latentkit.store.folder import Folder
+from latentkit.store.format import unit_name
 from latentkit.store.index import committed_units, first_rows, read_unit
 from latentkit.store.local_folder import LocalFolder
 from latentkit.store.open_folder import open_folder
@@ -32,7 +33,6 @@ from latentkit.store.plan import (
     plan_with_units,
     write_plan,
 )
-from latentkit.store.writer import unit_name
 from latentkit.tasks.encode_task import BuiltEncode
 from latentkit.upkeep.encode_again import build_encode_of, encode_again
 from latentkit.upkeep.findings import Finding, Report, Verification

@@ -17,11 +17,10 @@ import pyarrow.compute as pc
 from latentkit.contracts import Unit
 from latentkit.errors import DamagedError
 from latentkit.store.folder import Folder
-from latentkit.store.format import StoredTensor, UnitHeader, read_header
+from latentkit.store.format import OFFSETS, StoredTensor, UnitHeader, read_header, unit_name
 from latentkit.store.index import ReadUnit, parse_rows
 from latentkit.store.plan import Plan
-from latentkit.store.ragged import OFFSETS, are_offsets
-from latentkit.store.writer import unit_name
+from latentkit.store.ragged import are_offsets
 
 READ_BYTES = 4 << 20
 

@@ -29,9 +29,9 @@ from latentkit.store.dataset_json import (
     read_dataset,
 )
 from latentkit.store.folder import ASIDE, Folder, host
+from latentkit.store.format import unit_name
 from latentkit.store.index import ReadUnit, committed_units, index_bytes, index_of_chain
 from latentkit.store.plan import Plan, number_of, plan_name, plan_numbers, read_plan
-from latentkit.store.writer import unit_name
 from latentkit.upkeep.findings import Verification
 from latentkit.upkeep.unit_checks import WantedUnit, plan_of_unit, read_whole
 

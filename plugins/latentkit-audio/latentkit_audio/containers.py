@@ -4,11 +4,10 @@ videos.
 
 from __future__ import annotations
 
-import errno
 import functools
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -18,9 +17,9 @@ import numpy as np
 
 from latentkit.contracts import Sample
 from latentkit.errors import SampleError
-from latentkit.kit import file_state
+from latentkit.kit import av_errors, file_state, open_with_av
 from latentkit_audio.forward import Frames
-from latentkit_audio.sndfile import id3_size, open_media, read_bytes
+from latentkit_audio.sndfile import id3_size, read_bytes
 
 if TYPE_CHECKING:
     from av.audio import AudioFrame, AudioStream
@@ -47,8 +46,6 @@ playlists, which name other files and addresses.
 """
 
 TRANSPORT_PACKET_BYTES = 188
-
-READ_BYTES = 1 << 18
 
 MS_PER_SECOND = 1000
 """Of the durations in an mp4 file's edit lists, mostly: they are rounded to that."""
@@ -176,7 +173,7 @@ class Track:
             SampleError: they are damaged.
         """
         held, num_before = None, 0
-        with _explained("damaged, or cut off"):
+        with av_errors("damaged, or cut off"):
             for frame in self._container.decode(self._stream):
                 if held is not None:
                     yield self._to_array(held)
@@ -232,41 +229,4 @@ class Track:
 
 
 def _open(sample: Sample, container: str, stack: ExitStack) -> Track:
-    try:
-        import av
-    except ImportError:
-        raise SampleError(
-            f"sound in a container ({container}), which takes PyAV to read: {INSTALL}"
-        ) from None
-    # Through Python's file, so that OSErrors stay those of the medium, and FFmpeg sees no name
-    # that it could take for an address.
-    media = stack.enter_context(open_media(sample))
-    with _explained("not a sound file, or damaged at its start"):
-        options = {"protocol_whitelist": "none"}
-        opened = av.open(
-            media,
-            "r",
-            format=container,
-            buffer_size=READ_BYTES,
-            options=options,
-            metadata_errors="replace",
-        )
-    return Track(stack.enter_context(opened))
-
-
-@contextmanager
-def _explained(what: str) -> Iterator[None]:
-    """Turn what FFmpeg raises about a file into a `SampleError` whose text is the same in every
-    run.
-    """
-    import av
-
-    try:
-        yield
-    except av.FFmpegError as err:
-        raise SampleError(f"{what}: {err.strerror}") from err
-    except OSError as err:
-        if err.errno != errno.EINVAL:
-            raise
-        # A size in the file is wrong: FFmpeg seeks to before its start, which files on disk refuse.
-        raise SampleError(f"{what}: Invalid data found when processing input") from err
+    return Track(stack.enter_context(open_with_av(sample, "a sound file", [container], INSTALL)))

@@ -13,9 +13,9 @@ import numpy as np
 import soxr
 import torch
 
-from latentkit.contracts import BuildContext, InputSpec, Prepared, Sample, SizeRule
+from latentkit.contracts import BuildContext, InputSpec, Prepared, RowMemory, Sample, SizeRule
 from latentkit.errors import RecipeError, SampleError
-from latentkit.kit import BufferPool, prepared_memory
+from latentkit.kit import BufferPool
 from latentkit_audio.files import Facts, Sound, open_sound
 from latentkit_audio.forward import Frames
 from latentkit_audio.lengths import Cut, LengthRule, draw_fraction, find_cut, resampled_count
@@ -78,7 +78,7 @@ class AudioModality:
         self._seeks = True
         self.preview_suffix = ".wav" if mel is None else ".png"
 
-    def prepare(self, sample: Sample) -> Iterator[Prepared]:
+    def prepare(self, sample: Sample, memory: RowMemory | None = None) -> Iterator[Prepared]:
         """Every view of a sound, in the recipe's order.
 
         Raises:
@@ -86,6 +86,7 @@ class AudioModality:
                 options `on_...`.
             OSError: the media can't be reached.
         """
+        memory = memory or self._buffers
         with open_sound(sample, self._seeks) as sound:
             first, length = _find_part(sound.facts, sample.span, self._rate_hz)
             count = min(length, self._num_samples)
@@ -93,9 +94,8 @@ class AudioModality:
                 seconds, wanted = length / self._rate_hz, self._num_samples / self._rate_hz
                 raise SampleError(f"{seconds:.6g} s of sound, shorter than {wanted:.6g} s")
             for view in self._config.views:
-                yield self._prepare(
-                    sound, first + self._offset(sample.key, view, length - count), count, view
-                )
+                start = first + self._offset(sample.key, view, length - count)
+                yield self._prepare(sound, start, count, view, memory)
 
     def without_seeking(self) -> AudioModality:
         """Return a modality that prepares the same rows with each file decoded from its start."""
@@ -137,7 +137,9 @@ class AudioModality:
             return free // 2 if self._config.crop == "center" else 0
         return int(draw_fraction(self._seed, key, view) * (free + 1))
 
-    def _prepare(self, sound: Sound, first: int, count: int, view: str) -> Prepared:
+    def _prepare(
+        self, sound: Sound, first: int, count: int, view: str, memory: RowMemory
+    ) -> Prepared:
         """A row of `count` samples from `first` on, of the whole sound at the encoder's rate."""
         facts = sound.facts
         cut = find_cut(first, count, facts.num_frames, facts.rate_hz, self._rate_hz)
@@ -154,7 +156,8 @@ class AudioModality:
         length = self._num_samples
         if self._config.on_short == "keep":
             length = self._lengths.at_least(count) or length
-        bucket, row = self._to_row(self._to_waveform(leveled.frames, length), count)
+        waveform = _to_waveform(leveled.frames, memory, length)
+        bucket, row = self._to_row(waveform, count)
         return Prepared(
             view, bucket, row, geometry, [*self._remarks(facts, count), *leveled.remarks]
         )
@@ -186,13 +189,6 @@ class AudioModality:
             else np.repeat(frames, self._input.channels, axis=1)
         )
 
-    def _to_waveform(self, frames: Frames, length: int) -> Tensor:
-        """(L, C) frames as (C, `length`), silent after the last."""
-        values = prepared_memory((frames.shape[1], length), np.float32, self._buffers)
-        values[:, : len(frames)] = frames.T
-        values[:, len(frames) :] = 0
-        return torch.from_numpy(values)
-
     def _to_row(self, waveform: Tensor, count: int) -> tuple[str, Tensor | Mapping[str, Tensor]]:
         """Bucket and tensors of a padded waveform, (C, L) from -1 to 1, of which the first `count`
         samples are sound.
@@ -217,6 +213,14 @@ class AudioModality:
         )  # not torch's: that would wake a team of threads for each of ours
         mask[:count] = True
         return name, {"audio": row, "mask": torch.from_numpy(mask)}
+
+
+def _to_waveform(frames: Frames, memory: RowMemory, length: int) -> Tensor:
+    """(L, C) frames as (C, `length`), silent after the last."""
+    values = memory.get((frames.shape[1], length), np.float32)
+    values[:, : len(frames)] = frames.T
+    values[:, len(frames) :] = 0
+    return torch.from_numpy(values)
 
 
 # ---------------------------------------------------------------- what the encoder takes

@@ -14,14 +14,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from latentkit.contracts import BuildContext, InputSpec, Prepared, Sample
+from latentkit.contracts import BuildContext, InputSpec, Prepared, RowMemory, Sample
 from latentkit.errors import RecipeError
 from latentkit.kit import (
     BufferPool,
     check_small,
     enlarged_remarks,
     nearest_shape,
-    prepared_memory,
     refuse_beyond_memory,
     target_shapes,
     unflipped,
@@ -92,7 +91,7 @@ class VideoModality:
         self._buffers = BufferPool(pinned=False)
         self._seeks = True
 
-    def prepare(self, sample: Sample) -> Iterator[Prepared]:
+    def prepare(self, sample: Sample, memory: RowMemory | None = None) -> Iterator[Prepared]:
         """Every view of a clip, in the recipe's order: (3, T, H, W) float32 in the encoder's range,
         from one decode.
 
@@ -104,10 +103,11 @@ class VideoModality:
             SourceError: too small under `on_small: fail`.
             OSError: the media can't be reached.
         """
+        memory = memory or self._buffers
         try:
-            views = self._decode(sample, self._seeks and sample.span is not None)
+            views = self._decode(sample, self._seeks and sample.span is not None, memory)
         except UnprovenSeekError:
-            views = self._decode(sample, seeks=False)
+            views = self._decode(sample, False, memory)
         for view in views:
             bucket = "x".join(str(size) for size in view.values.shape[1:])
             tensor = torch.from_numpy(view.values)
@@ -137,7 +137,7 @@ class VideoModality:
         other._seeks = False
         return other
 
-    def _decode(self, sample: Sample, seeks: bool) -> list[_View]:
+    def _decode(self, sample: Sample, seeks: bool, memory: RowMemory) -> list[_View]:
         """All views of a clip.
 
         Raises:
@@ -150,17 +150,19 @@ class VideoModality:
             clip = Clip(start, stop, options.frames, video.rate, options.fps, options.frame_stride)
             needed = start - clip.slack
             shown = video.frames_from(needed) if seeks and needed > 0 else video.frames(needed)
-            views = self._read(sample.key, video, clip, shown)
+            views = self._read(sample.key, video, clip, shown, memory)
             return [
                 replace(view, remarks=sorted({*view.remarks, *video.remarks})) for view in views
             ]
 
-    def _read(self, key: str, video: Video, clip: Clip, shown: Iterator[Shown]) -> list[_View]:
+    def _read(
+        self, key: str, video: Video, clip: Clip, shown: Iterator[Shown], memory: RowMemory
+    ) -> list[_View]:
         """All views, filled frame by frame."""
         views: list[_View] = []
         last: VideoFrame | None = None
         for number, frame in enumerate(clip.pick(shown)):
-            views = views or self._open_views(key, video, clip, frame)
+            views = views or self._open_views(key, video, clip, frame, memory)
             if frame is last:
                 for view in views:
                     view.values[:, number] = view.values[:, number - 1]
@@ -173,7 +175,9 @@ class VideoModality:
             last = frame
         return views
 
-    def _open_views(self, key: str, video: Video, clip: Clip, frame: VideoFrame) -> list[_View]:
+    def _open_views(
+        self, key: str, video: Video, clip: Clip, frame: VideoFrame, memory: RowMemory
+    ) -> list[_View]:
         """All views, with memory that is yet to be filled."""
         refuse_hdr(int(frame.color_trc))
         turn = turn_of(frame)
@@ -195,7 +199,7 @@ class VideoModality:
                 "start": round(clip.start, 6),
                 "fps": round(clip.rate, 6),
             }
-            values = prepared_memory((3, clip.frames, *shape), np.float32, self._buffers)
+            values = memory.get((3, clip.frames, *shape), np.float32)
             remarks = [*color, *enlarged[crop]]
             views.append(_View(name, cuts[crop], name != crop, values, geometry, remarks))
         return views

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import functools
-import io
-import os
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
-import av
 import numpy as np
 import numpy.typing as npt
 from av.container import InputContainer
@@ -22,6 +18,7 @@ from av.video import VideoStream
 
 from latentkit.contracts import Sample
 from latentkit.errors import SampleError
+from latentkit.kit import open_with_av
 
 # Named one by one: FFmpeg also opens playlists, which name other files and addresses, and pictures
 # and texts without a signature.
@@ -31,52 +28,18 @@ FORMATS = (
     *("obu", "m4v", "dv", "rm", "wtv", "yuv4mpegpipe"),
 )
 
-READ_BYTES = 1 << 18
-
 NO_STAMP = -(1 << 63)
 """In a list of packets, in the place of a time stamp that is not there."""
 
 
-@contextmanager
-def open_container(media: object) -> Iterator[InputContainer]:
+def open_container(media: object) -> AbstractContextManager[InputContainer]:
     """The opened file or bytes of a sample; read as it is decoded, never held whole.
 
     Raises:
         SampleError: not a video, or damaged; also where FFmpeg says so inside the context.
         OSError: the media can't be reached.
     """
-    # Through Python's file, so that OSErrors stay those of the medium, and FFmpeg sees no name that
-    # it could take for an address.
-    options = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "none"}
-    with _open_media(media) as file:
-        with _as_sample_error("not a video, or damaged at its start"):
-            container = av.open(
-                file, "r", buffer_size=READ_BYTES, options=options, metadata_errors="replace"
-            )
-        with container, _as_sample_error("damaged, or cut off"):
-            yield container
-
-
-def _open_media(given: object) -> IO[bytes]:
-    media: IO[bytes]
-    if isinstance(given, os.PathLike):
-        media = Path(given).open("rb")  # noqa: SIM115
-    else:
-        media = io.BytesIO(Sample("", given).read())
-    if not media.seek(0, os.SEEK_END):
-        media.close()
-        raise SampleError("empty file: 0 bytes")
-    media.seek(0)
-    return media
-
-
-@contextmanager
-def _as_sample_error(what: str) -> Iterator[None]:
-    """Turn what FFmpeg raises into a `SampleError` whose text is the same in every run."""
-    try:
-        yield
-    except av.FFmpegError as err:
-        raise SampleError(f"{what}: {err.strerror}") from err
+    return open_with_av(Sample("", media), "a video", FORMATS)
 
 
 def shown_streams(container: InputContainer) -> list[VideoStream]:

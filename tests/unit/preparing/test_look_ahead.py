@@ -10,21 +10,25 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import psutil
 import pytest
 import torch
 from torch import Tensor
 
-from latentkit.contracts import BuildContext, Entry, InputSpec, Prepared, Sample, Unit
+from latentkit.contracts import BuildContext, Entry, InputSpec, Prepared, RowMemory, Sample, Unit
 from latentkit.errors import LatentkitError, SampleError
 from latentkit.modalities.image import ImageModality
 from latentkit.modalities.options import ImageConfig
 from latentkit.preparing import look_ahead as preparing
 from latentkit.preparing.look_ahead import LookAhead
 from latentkit.preparing.sample_preparer import Preparer, Task
-from latentkit.runtime.buffers import BufferPool
+from latentkit.runtime.buffers import BufferPool, prepared_memory
 from latentkit.runtime.cores import num_cores
 from latentkit.sources.folder import FolderSource
 from latentkit.sources.options import FolderConfig
@@ -114,6 +118,41 @@ def test_look_ahead_is_bounded_in_bytes_but_holds_a_batch(
             most = max(most, modality.alive)
     group_at_hand = 2 * preparing.GROUP_SAMPLES  # the one handed out, and the one before it
     assert most <= max(rows_of_memory, batch_size) + group_at_hand
+
+
+class RowsInMemory(Rows):
+    """Rows in the memory that it is handed."""
+
+    def prepare(self, sample: Sample, memory: RowMemory | None = None) -> Iterator[Prepared]:
+        assert memory is not None
+        for view in super().prepare(sample):
+            values = memory.get((100,), np.float32)
+            values[:] = view.tensor
+            yield replace(view, tensor=torch.from_numpy(values))
+
+
+class RowsOfAnOlderContract(RowsInMemory):
+    """Rows in the memory that it asks for."""
+
+    def prepare(self, sample: Sample) -> Iterator[Prepared]:  # type: ignore[override]
+        return super().prepare(sample, self)
+
+    def get(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        return prepared_memory(shape, dtype, BufferPool(False))
+
+
+@pytest.mark.parametrize(
+    ("modality", "copies"),
+    [(Rows(), True), (RowsInMemory(frozenset({9})), False), (RowsOfAnOlderContract(), False)],
+    ids=lambda value: type(value).__name__,
+)
+def test_rows_in_the_memory_of_their_batch_are_not_copied(modality: Rows, copies: bool) -> None:
+    with ahead(modality, 8, 4) as look:
+        rows = [row for _, group in look for outcome in group or () for row in outcome.rows]
+    for first in (0, 4):
+        batch = preparing.gather(rows[first : first + 4], BufferPool(False))
+        assert batch[:, 0].tolist() == [first, first + 1, first + 2, first + 3]
+        assert (batch.data_ptr() != rows[first].view.tensor.data_ptr()) == copies  # type: ignore[union-attr]
 
 
 def test_an_error_in_a_unit_reaches_whoever_iterates() -> None:
