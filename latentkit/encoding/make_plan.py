@@ -34,7 +34,7 @@ from latentkit.contracts import (
 from latentkit.encoding.auto_sizes import Measured, choose_unit_size, measure_batches
 from latentkit.encoding.source_changes import Changes, compare_samples, compare_shards
 from latentkit.errors import RecipeError, SampleError, SourceError
-from latentkit.preparing.media_retry import read_with_retries
+from latentkit.preparing.media_retry import with_retries
 from latentkit.preparing.stack import num_bytes_of
 from latentkit.preparing.unit_samples import read_shard, return_sample
 from latentkit.runtime.cores import num_cores
@@ -286,7 +286,7 @@ def _hash_media(source: Source, positions: Sequence[int]) -> list[str | None]:
 
     def content(position: int) -> str | None:
         try:
-            return read_with_retries(lambda: source[position].content(), f"sample {position}")
+            return with_retries(lambda: source[position].content(), f"sample {position}")
         except SampleError:
             return None
 
@@ -424,7 +424,7 @@ def preview_views(inputs: EncodeInputs, count: int) -> list[Prepared]:
     for fetch in fetchers:
         with contextlib.suppress(SampleError):
             views.append(
-                read_with_retries(
+                with_retries(
                     functools.partial(_first_view, inputs, fetch), "a sample of the preview"
                 )
             )
@@ -436,7 +436,7 @@ def _first_good(inputs: EncodeInputs) -> Prepared:
     reasons = []
     for sample in _first_samples(inputs.source):
         try:
-            return read_with_retries(
+            return with_retries(
                 functools.partial(_first_view, inputs, sample), "the source's first sample"
             )
         except SampleError as error:

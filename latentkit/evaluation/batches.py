@@ -12,7 +12,7 @@ from torch import Tensor
 
 from latentkit.contracts import Modality, Sample, Source, StreamSource
 from latentkit.errors import RecipeError, SampleError, SourceError
-from latentkit.preparing.media_retry import read_with_retries
+from latentkit.preparing.media_retry import with_retries
 from latentkit.preparing.threads_ahead import prepare_in_order
 from latentkit.preparing.unit_samples import read_shard
 from latentkit.runtime.bad_samples import exceeds_max_bad
@@ -120,7 +120,7 @@ def _prepare(source: Source | StreamSource, modality: Modality, place: int | Sam
             return [Row(0, sample.key, reason=str(error))]
         return views or [Row(0, sample.key, reason="the modality gave no view of it")]
 
-    return read_with_retries(prepare, f"sample {place.key if isinstance(place, Sample) else place}")
+    return with_retries(prepare, f"sample {place.key if isinstance(place, Sample) else place}")
 
 
 def _fetch(source: Source | StreamSource, index: int) -> Sample | Row:

@@ -13,7 +13,7 @@ T = TypeVar("T")
 PAUSES_SECONDS = (0.2, 1.0, 3.0)
 
 
-def read_with_retries(read: Callable[[], T], what: str) -> T:
+def with_retries(read: Callable[[], T], what: str) -> T:
     """Return what `read` returns. If it raises `OSError`, try up to three more times.
 
     Args:

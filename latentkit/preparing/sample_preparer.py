@@ -12,7 +12,7 @@ from typing import Any, cast
 from latentkit.contracts import Modality, Prepared, Sample, Source, StreamSource
 from latentkit.contracts.samples import file_state, num_bytes
 from latentkit.errors import PluginError, SampleError, SourceError
-from latentkit.preparing.media_retry import read_with_retries
+from latentkit.preparing.media_retry import with_retries
 from latentkit.preparing.stack import num_bytes_of
 from latentkit.runtime.buffers import BatchMemory, BatchRows, BufferPool, lending
 from latentkit.runtime.masks import without_mask
@@ -102,7 +102,7 @@ class Preparer:
         outcomes = []
         for task in tasks:
             outcomes.append(
-                read_with_retries(
+                with_retries(
                     functools.partial(self._prepare, task, memory, row), f"sample {task.position}"
                 )
             )

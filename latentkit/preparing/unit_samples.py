@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from latentkit.contracts import Sample, Shard, Source, StreamSource, Unit
 from latentkit.errors import SourceError
-from latentkit.preparing.media_retry import read_with_retries
+from latentkit.preparing.media_retry import with_retries
 from latentkit.preparing.sample_preparer import Task
 from latentkit.store.columns import escape
 from latentkit.store.plan import Plan
@@ -60,7 +60,7 @@ def read_shard(source: StreamSource, shard: Shard) -> Iterator[Sample]:
             samples = itertools.islice(source.read(shard), num_read, None)
             raise
 
-    while (sample := read_with_retries(advance, f"shard {shard.name}")) is not None:
+    while (sample := with_retries(advance, f"shard {shard.name}")) is not None:
         yield sample
         num_read += 1
 

@@ -399,7 +399,8 @@ def _check_attributes(groups: Iterable[Group], config: DatasetsConfig, root: str
     for name in config.attributes or []:
         if name in fields and kind_of(name) == "bytes":
             raise SourceError(
-                f"source datasets: attributes: .{name} holds media or other bytes, not an attribute"
+                f"source datasets: attributes: .{name} contains media or other bytes, not an"
+                " attribute"
             )
         if name not in {*fields, "text"} and not any(kind_of(field) == "json" for field in fields):
             raise SourceError(

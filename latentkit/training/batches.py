@@ -24,7 +24,7 @@ from torch import Tensor
 
 from latentkit.contracts import Modality, Prepared, Sample, Source
 from latentkit.errors import SampleError, SourceError, TrainingError
-from latentkit.preparing.media_retry import read_with_retries
+from latentkit.preparing.media_retry import with_retries
 from latentkit.preparing.threads_ahead import prepare_in_order
 from latentkit.runtime.bad_samples import exceeds_max_bad
 from latentkit.runtime.cores import share_of_cores
@@ -280,7 +280,7 @@ def _prepare_one(
         return prepare(sample, place)
 
     try:
-        views = read_with_retries(prepare_sample, f"sample {place.index}")
+        views = with_retries(prepare_sample, f"sample {place.index}")
     except SampleError as error:
         return str(error)
     return (

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from latentkit.contracts import Prepared, Sample, Source
 from latentkit.errors import SampleError, SourceError
-from latentkit.preparing.media_retry import read_with_retries
+from latentkit.preparing.media_retry import with_retries
 from latentkit.runtime.bad_samples import exceeds_max_bad
 from latentkit.runtime.cores import share_of_cores
 from latentkit.runtime.sample_faults import faults_skip_sample
@@ -51,9 +51,7 @@ def try_samples(
                 return list(prepare(sample))
 
         try:
-            return "", any(
-                _is_enlarged(view) for view in read_with_retries(views, f"sample {name}")
-            )
+            return "", any(_is_enlarged(view) for view in with_retries(views, f"sample {name}"))
         except SampleError as error:
             return f"{name}: {error}", False
 

@@ -244,7 +244,7 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"no picture")
     with pytest.raises(SampleError, match=r"broken\.png: .*not an image"):
         encoder.encode(tmp_path / "broken.png")
-    with pytest.raises(SourceError, match=r"gone\.png: there is no such file"):
+    with pytest.raises(SourceError, match=r"gone\.png: no such file"):
         encoder.encode([tmp_path / "gone.png"])
     with pytest.raises(RecipeError, match=r"height 250 .* nearest: 248 and 256"):
         encoder.encode(draw_picture(0), size=250)

@@ -326,7 +326,7 @@ def test_gated_model_tells_to_accept_its_terms_and_log_in(
     )
     monkeypatch.setenv("HF_TOKEN", "hf_of_somebody_else")
     words = (
-        'the account of your token has no access to it ("Access to model o/gated is restricted."):'
+        'the account of your token has no access ("Access to model o/gated is restricted."):'
         " accept its terms"
     )
     assert words in find_error("o/gated")
@@ -341,7 +341,7 @@ def test_missing_or_private_model_is_told_so(
     for name in ("o/private", "o/nothing"):
         message = find_error(name)
         assert (
-            f"the hub shows no model of that name ({name}). Check the spelling; for a private one"
+            f"the hub has no model of that name ({name}). Check the spelling; for a private one"
             " log in with `hf auth login`"
             in message
         )
@@ -357,7 +357,7 @@ def test_missing_or_private_model_is_told_so(
 def test_missing_revision_folder_and_file_are_named(hub: FakeHub, kl_folder: Path) -> None:
     hub.add("o/m", read_files(kl_folder, "vae/") | {"text/merges.txt": b"x"})
     assert (
-        f"o/m has no revision 'nope'; its branches and tags: {hub.endpoint}/o/m/branches"
+        f"o/m has no revision 'nope'; branches and tags: {hub.endpoint}/o/m/branches"
         in find_error("o/m@nope")
     )
     assert "no config.json in unet" in find_error("o/m", subfolder="unet")
@@ -458,7 +458,7 @@ def test_without_the_hub_the_cached_snapshot_is_used(
     if way == "offline":
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
         words = (
-            "HF_HUB_OFFLINE is set, and {} is not, or not whole, in the cache"
+            "HF_HUB_OFFLINE is set, and {} is missing or incomplete in the cache"
             f" {constants.HF_HUB_CACHE}: unset it once"
         )
     else:

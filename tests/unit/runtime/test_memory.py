@@ -30,7 +30,7 @@ def test_a_batch_that_cannot_fit_is_refused_with_one_that_does(
     with pytest.raises(
         RecipeError,
         match=(
-            r"batch_size: 1000000000 rows of 32x32 are 1\.23e\+04 GB, .* set batch_size to \d+ or"
+            r"batch_size: 1000000000 rows of 32x32 are 1\.23e\+04 GB, .* Set batch_size to \d+ or"
             r" less"
         ),
     ):

@@ -143,7 +143,7 @@ def test_full_urls_of_a_table_name_files_below_its_root_and_no_others(
     assert [entry.key for entry in source.entries()] == ["img/a.png", "gone.png", *gone[1:]]
     assert source[0].read() == b"\x89PNG a"
     for index in (1, 2, 3):
-        with pytest.raises(SampleError, match="a file that is not there"):
+        with pytest.raises(SampleError, match="a file that doesn't exist"):
             source[index]
     memory.pipe(
         "/bucket/paths/urls.csv",
@@ -203,7 +203,7 @@ def test_stamps_change_with_the_file(data: Path, memory: Any, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("memory://bucket/none.parquet", "memory://bucket/none.parquet: there is no such file"),
+        ("memory://bucket/none.parquet", "memory://bucket/none.parquet: no such file"),
         ("memory://bucket/nothing", "nothing lies below memory://bucket/nothing"),
         ("memory://bucket/paths/img", "no file below memory://bucket/paths/img ends in"),
         ("memory://bucket/*/*", "expected files of one kind, got"),
@@ -292,7 +292,7 @@ def test_web_server_gives_tables_and_tars(data: Path) -> None:
             assert samples(f"{url}/parquet/0.parquet", key="id") == samples(
                 f"{data}/parquet/0.parquet", key="id"
             )
-            with pytest.raises(SourceError, match=r"tar/9\.tar: there is no such file"):
+            with pytest.raises(SourceError, match=r"tar/9\.tar: no such file"):
                 samples(f"{url}/tar/9.tar")
         finally:
             server.shutdown()

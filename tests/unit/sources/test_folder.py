@@ -256,7 +256,7 @@ def test_table_of_another_name_is_read_when_the_recipe_names_it(tmp_path: Path) 
     assert read_attributes(open_folder(tmp_path, metadata="captions.jsonl")) == {
         "a.png": {"text": "x"}
     }
-    assert "no file named other.jsonl" in find_error(tmp_path, metadata="other.jsonl")
+    assert "metadata names other.jsonl" in find_error(tmp_path, metadata="other.jsonl")
 
 
 def test_row_of_a_file_that_the_suffixes_leave_out_is_left_out_too(tmp_path: Path) -> None:

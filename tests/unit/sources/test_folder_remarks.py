@@ -60,16 +60,16 @@ def test_files_are_left_out_by_their_endings_with_what_to_do(tmp_path: Path) -> 
         ),
         "1: left out because of their ending .cr2: camera raw; develop it to TIFF or JPEG, such as f.cr2",
         (
-            "1: left out because of their ending .mov: the modality video reads it, once"
-            " source.with.suffixes has it, such as c.mov"
+            "1: left out because of their ending .mov: the modality video reads it if it is"
+            " in source.with.suffixes, such as c.mov"
         ),
         (
-            "1: left out because of their ending .nii.gz: the modality volume reads it, once"
-            " source.with.suffixes has it, such as d.nii.gz"
+            "1: left out because of their ending .nii.gz: the modality volume reads it if it is"
+            " in source.with.suffixes, such as d.nii.gz"
         ),
         (
-            "1: left out because of their ending .webp: the modality image reads it, once"
-            " source.with.suffixes has it, such as g.webp"
+            "1: left out because of their ending .webp: the modality image reads it if it is"
+            " in source.with.suffixes, such as g.webp"
         ),
         "1: left out because of their ending .xyz, such as e.xyz",
         "1: left out because of their ending .zip: packed files; unpack them, such as h.zip",

@@ -149,7 +149,7 @@ def test_row_whose_file_is_gone_or_unsure_is_a_bad_sample_until_it_is_there(tmp_
     stamps = {entry.key: entry.stamp for entry in source.entries()}
     assert list(stamps) == ["a.png", "gone.png", "b", "line 5"]
     for index, reason in {
-        1: "a file that is not there$",
+        1: "a file that doesn't exist$",
         2: "matches several files$",
         3: "names no file",
     }.items():
@@ -173,7 +173,7 @@ def test_key_attributes_and_split_are_the_recipes(tmp_path: Path) -> None:
     assert [(entry.key, entry.attributes) for entry in source.entries()] == [
         ("k2", {"caption": "2"})
     ]
-    assert "'mood' is not there" in find_error(tmp_path / "t.csv", attributes=["mood"])
+    assert "no column 'mood'" in find_error(tmp_path / "t.csv", attributes=["mood"])
     assert "split 'test'" in find_error(tmp_path / "t.csv", split="test")
     write(tmp_path, {"t.csv": "image,id\na.png,1\nb.png,1\n"})
     assert "the key '1' is there twice" in find_error(tmp_path / "t.csv", key="id")

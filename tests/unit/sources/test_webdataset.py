@@ -339,7 +339,7 @@ def test_plain_ending_wins_over_a_longer_one_and_two_plain_ones_ask_for_a_choice
     assert open_tars(tmp_path / "a.tar", media="mask.png")[0].media == b"m"
     write_tar(tmp_path / "b.tar", [("0.jpg", "x"), ("0.png", "m")])
     assert (
-        "the sample '0' has several files of media: jpg, png; name the ending of one" in find_error(
+        "the sample '0' has several media files: jpg, png; name the ending of one" in find_error(
             tmp_path / "b.tar"
         )
     )
@@ -440,7 +440,7 @@ def test_patterns_braces_and_lists_name_tars(
 def test_pattern_that_fits_nothing_or_several_kinds_is_named(tmp_path: Path) -> None:
     fill(tmp_path, ["00.tar"])
     (tmp_path / "a.parquet").touch()
-    assert "no file fits 'wds/01.tar'" in find_error("wds/{01..02}.tar")
+    assert "no file matches 'wds/01.tar'" in find_error("wds/{01..02}.tar")
     assert "expected files of one kind, got tar (1), .parquet (1)" in find_error(
         str(tmp_path / "*"), split="train"
     )

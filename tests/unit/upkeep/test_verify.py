@@ -167,7 +167,7 @@ def test_a_compaction_that_lacks_a_unit_leaves_the_dataset_as_it_was(encoded: Pa
     before = sorted(path.relative_to(encoded) for path in encoded.rglob("*") if path.is_file())
     with pytest.raises(
         StoreError,
-        match=r"units/000-000001\.safetensors is missing; `latentkit verify .* --repair`",
+        match=r"units/000-000001\.safetensors is missing\. `latentkit verify .* --repair`",
     ):
         compact(LocalFolder(encoded))
     assert (
