@@ -24,11 +24,10 @@ AHEAD_PER_CORE = 4
 
 @dataclass(frozen=True)
 class Row:
-    """One view of one sample, or what is left of a bad one: `tensor` (C, ...) is None, and `reason`
-    says why.
+    """One view of one sample. For a bad sample `tensor`, (C, ...), is None and `reason` says why.
 
     Args:
-        position: number of the row, from 0; good and bad ones together.
+        position: number of the row, from 0, counting good and bad ones.
     """
 
     position: int
@@ -41,23 +40,25 @@ class Row:
 
 @dataclass(frozen=True)
 class BadSamples:
-    """What happens at a sample that can't be used; the recipe's keys."""
+    """What is done with bad samples: the recipe's keys."""
 
     on_bad_sample: str = "skip"
     max_bad: float = 0.05
 
 
 def count_samples(source: Source | StreamSource) -> int | None:
-    """How many samples the source has; None for a stream, which would have to be read."""
+    """Return the number of samples in the source; None for a stream, which would have to be
+    read.
+    """
     return None if isinstance(source, StreamSource) else len(source)
 
 
 def read_rows(source: Source | StreamSource, modality: Modality, bad: BadSamples) -> Generator[Row]:
-    """Every view of every sample, in the source's order.
+    """Yield every view of every sample, in the source's order.
 
     Raises:
-        SourceError: media out of reach, no usable sample, or more bad ones than allowed.
-        RecipeError: the modality gives several tensors for a sample.
+        SourceError: media can't be reached, no sample is usable, or more are bad than allowed.
+        RecipeError: the modality returns several tensors per sample.
     """
     num_threads = share_of_cores()
     prepare = functools.partial(_prepare, source, modality)
@@ -85,8 +86,8 @@ def read_rows(source: Source | StreamSource, modality: Modality, bad: BadSamples
 
 
 def batch_rows(rows: Iterable[Row], batch_size: int) -> Iterator[list[Row]]:
-    """Good rows in batches of one bucket; a batch is given as soon as it is full, and what doesn't
-    fill one at the end.
+    """Yield good rows in batches of one bucket: each batch when it is full, and the rest at the
+    end.
     """
     waiting: dict[str, list[Row]] = {}
     for row in rows:
@@ -106,7 +107,7 @@ def _positions(source: Source | StreamSource) -> Iterator[int | Sample]:
 
 
 def _prepare(source: Source | StreamSource, modality: Modality, place: int | Sample) -> list[Row]:
-    """The rows of one sample, at least one."""
+    """Return the rows of one sample, at least one."""
 
     def prepare() -> list[Row]:
         sample = place if isinstance(place, Sample) else _fetch(source, place)
@@ -118,7 +119,7 @@ def _prepare(source: Source | StreamSource, modality: Modality, place: int | Sam
             views = [_row(sample.key, view.view, view.bucket, view.tensor) for view in prepared]
         except SampleError as error:
             return [Row(0, sample.key, reason=str(error))]
-        return views or [Row(0, sample.key, reason="the modality gave no view of it")]
+        return views or [Row(0, sample.key, reason="the modality returned no view of it")]
 
     return with_retries(prepare, f"sample {place.key if isinstance(place, Sample) else place}")
 
@@ -136,13 +137,15 @@ def _fetch(source: Source | StreamSource, index: int) -> Sample | Row:
 def _row(key: str, view: str, bucket: str, tensor: object) -> Row:
     if not isinstance(tensor, Tensor):
         raise RecipeError(
-            f"sample {key!r}: evaluation takes modalities that give one tensor a sample; this one"
-            " gives several"
+            f"sample {key!r}: evaluation needs modalities that return one tensor per sample; this"
+            " one"
+            " returns several"
         )
     return Row(0, key, view, bucket, tensor)
 
 
 def _check_bad(row: Row, num_bad: int, bad: BadSamples, num_samples: int | None) -> None:
+    """Refuse to continue if too many samples are bad."""
     if not row.reason:
         return
     if bad.on_bad_sample == "fail":
@@ -158,5 +161,5 @@ def _check_bad(row: Row, num_bad: int, bad: BadSamples, num_samples: int | None)
 
 
 def tensors_of(rows: Sequence[Row]) -> list[Tensor]:
-    """The tensors of good rows."""
+    """Return the tensors of good rows."""
     return [row.tensor for row in rows if row.tensor is not None]

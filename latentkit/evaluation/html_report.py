@@ -1,5 +1,5 @@
-"""report.html: one file that shows an evaluation, with nothing to load from elsewhere and
-everything foreign escaped. Its text is report.html.jinja.
+"""report.html: one file that shows an evaluation, loads nothing from elsewhere and escapes all
+foreign text. Its template is report.html.jinja.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def write_report(document: Mapping[str, Any], found: Evaluation, curves: str = "
     """Return the page's text.
 
     Args:
-        document: the contents of metrics.json.
+        document: content of metrics.json.
         curves: text of a training run's log.jsonl; empty for none.
     """
     page = Environment(
@@ -35,7 +35,7 @@ def write_report(document: Mapping[str, Any], found: Evaluation, curves: str = "
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
-        finalize=lambda value: escape(value) if type(value) is str else value,  # not markup
+        finalize=lambda value: escape(value) if type(value) is str else value,  # text, not markup
     )
     page.filters |= {
         "base64": _in_base64,
@@ -91,8 +91,8 @@ def _plot_spectrum(table: Mapping[str, Any]) -> LineChart | None:
 
 
 def read_curves(text: str) -> dict[str, Points]:
-    """Numbers over steps by dotted name, from the lines of a log.jsonl; lines that aren't such
-    records are passed over.
+    """Return numbers over steps by dotted name, from the lines of a log.jsonl. Other lines are
+    ignored.
     """
     series: dict[str, list[tuple[float, float]]] = {}
     for line in text.splitlines():

@@ -1,4 +1,6 @@
-"""An evaluate recipe to built objects to the evaluation, and its results into the output folder."""
+"""The evaluate task: builds what an evaluate recipe names, evaluates, and writes the results into
+the output folder.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +25,10 @@ NUM_PICTURES = 6
 
 @dataclass(frozen=True)
 class EvaluateResult:
-    """What an evaluate task found, and the folder that holds it.
+    """Result of an evaluate task, and its folder.
 
     Args:
-        evaluation: None in all processes of a launch but the first, which has it.
+        evaluation: None in all processes of a launch except the first.
     """
 
     folder: str
@@ -36,15 +38,15 @@ class EvaluateResult:
 def run_evaluating(
     recipe: EvaluateRecipe, is_first_process: bool, device: str = "auto"
 ) -> EvaluateResult:
-    """Evaluate as the recipe says; its results replace those of an earlier evaluation in the same
+    """Evaluate as the recipe says. Results replace those of an earlier evaluation in the same
     folder.
 
     Args:
-        is_first_process: of a launch, the only one that evaluates: metrics such as rFID are of all
-            samples together. The others are done.
+        is_first_process: only the first process of a launch evaluates, because metrics such as rFID
+            need all samples. The others return at once.
 
     Raises:
-        LatentkitError: whatever the user can fix.
+        LatentkitError: anything that the user can fix.
     """
     from latentkit.evaluation.output import claim_folder, write_evaluation
     from latentkit.runtime.device import choose_device
@@ -63,11 +65,11 @@ def run_evaluating(
 
 
 def prepare_evaluation(recipe: EvaluateRecipe, device: str) -> Callable[[], Evaluation]:
-    """Return what evaluates, with all that can be checked before the work checked; nothing is
-    written.
+    """Check everything that can be checked before the work, and return a function that evaluates.
+    Nothing is written.
 
     Raises:
-        LatentkitError: something is missing, or doesn't fit.
+        LatentkitError: something is missing or doesn't fit.
     """
     prepare = _prepare_model if recipe.latents is None else _prepare_latents
     work: Callable[[], Evaluation] = prepare(recipe, device)
@@ -99,8 +101,8 @@ def open_metrics(plugins: Sequence[ConfiguredPlugin], context: BuildContext) -> 
 
 
 def label_metrics(uses: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
-    """What the figures of each metric (its name and options) are called: its name, or its loss's;
-    numbered where that comes twice.
+    """Return the name of each metric (given its name and options) in results: its own or its
+    loss's, numbered if repeated.
     """
     names = [str(options["use"]) if name == "loss" else name for name, options in uses]
     return [
@@ -110,7 +112,7 @@ def label_metrics(uses: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
 
 
 def _prepare_model(recipe: EvaluateRecipe, device: str) -> Any:
-    """What evaluates a model, with all that can be checked before the work checked."""
+    """Return what evaluates a model, after checking what can be checked."""
     from latentkit.contracts import Decodes
     from latentkit.evaluation.evaluate import check_metrics, evaluate_model
     from latentkit.runtime.source_remarks import print_remarks, read_remarks
@@ -133,13 +135,13 @@ def _prepare_model(recipe: EvaluateRecipe, device: str) -> Any:
     try:
         check_metrics(metrics, model.layout, recipe.posterior, isinstance(model, Decodes), modality)
     except RecipeError as error:
-        raise _placed(error, recipe) from error
+        raise _with_origin(error, recipe) from error
     print_remarks(read_remarks(source))
     return lambda: evaluate_model(model, source, modality, metrics, _settings(recipe, device))
 
 
 def _prepare_latents(recipe: EvaluateRecipe, device: str) -> Any:
-    """What evaluates a latent dataset."""
+    """Return what evaluates a latent dataset."""
     from latentkit.evaluation.evaluate import check_metrics, evaluate_latents
 
     plugins = check_recipe(recipe, discover())
@@ -149,12 +151,12 @@ def _prepare_latents(recipe: EvaluateRecipe, device: str) -> Any:
     try:
         check_metrics(metrics, dataset.layout, recipe.posterior, False, None, dataset.has_moments)
     except RecipeError as error:
-        raise _placed(error, recipe) from error
+        raise _with_origin(error, recipe) from error
     return lambda: evaluate_latents(dataset, metrics, _settings(recipe, device))
 
 
-def _placed(error: RecipeError, recipe: EvaluateRecipe) -> RecipeError:
-    """The error with the recipe's file before every line."""
+def _with_origin(error: RecipeError, recipe: EvaluateRecipe) -> RecipeError:
+    """Return the error with the recipe's file before every line."""
     return RecipeError("\n".join(f"{recipe.origin}: {line}" for line in str(error).splitlines()))
 
 
@@ -195,7 +197,7 @@ def _read_log(recipe: EvaluateRecipe) -> str:
 
 
 def _describe(recipe: EvaluateRecipe, device: str) -> dict[str, Any]:
-    """What was evaluated, and with what."""
+    """Return what was evaluated, and with what."""
     import torch
 
     if recipe.model is not None:

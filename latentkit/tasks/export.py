@@ -144,9 +144,7 @@ def open_items(
     return items, export
 
 
-def open_for_export(
-    path: str, views: Sequence[str] | None = None
-) -> LatentDataset:
+def open_for_export(path: str, views: Sequence[str] | None = None) -> LatentDataset:
     """A latent dataset as an exporter gets it: every view a row, with all attributes; `dataset[i]`
     has the mean, never a draw.
 

@@ -1,11 +1,11 @@
-"""Batches of a training run: full ones of one shape, prepared ahead in threads, from any position
-on.
+"""Batches of a training run: full ones of one shape, prepared ahead in threads, starting at any
+position.
 
-The samples of all epochs stand in one endless row, each epoch in an order that its number and the
-seed decide, and of n processes each takes every n-th. It groups its samples by shape, of which
-aspect-ratio buckets give several, and a full group is a batch; samples that don't fill one wait, in
-memory, for those of the next epoch. So every batch is full, no process runs out of batches, no
-sample is left out, and where a process stands is said by the number of its next sample and those of
+The samples of all epochs form one endless sequence. Each epoch's order depends on its number and
+the seed. Of n processes, each takes every n-th sample. A process groups its samples by shape
+(aspect-ratio buckets give several), and a full group is a batch. Samples that don't fill a batch
+wait in memory for those of the next epoch. So every batch is full, no process runs out of batches,
+and no sample is left out. A process's position is the number of its next sample and the numbers of
 the few that wait.
 """
 
@@ -31,20 +31,20 @@ from latentkit.runtime.cores import share_of_cores
 from latentkit.runtime.sample_faults import faults_skip_sample
 
 AHEAD = 3
-"""Batches in preparation while one is trained on."""
+"""Batches that are prepared while one is used for training."""
 MAX_SHAPES = 256
-"""Of groups that wait: more are no buckets, but samples of any shape."""
+"""Most groups that wait. With more, samples aren't bucketed but have arbitrary shapes."""
 ORDER, VIEW, SIZE = 1, 2, 3
-"""What is drawn: streams of random numbers of one seed."""
+"""What is drawn: separate streams of random numbers of one seed."""
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a process stands in its own row of samples.
+    """A process's position in its own sequence of samples.
 
     Args:
-        number: of its next sample, from 0.
-        waiting: numbers of earlier ones, rising, that are not in a batch yet.
+        number: number of its next sample, from 0.
+        waiting: numbers of earlier samples, ascending, that aren't in a batch yet.
     """
 
     number: int = 0
@@ -53,12 +53,12 @@ class Position:
 
 @dataclass(frozen=True)
 class SampleLocation:
-    """A sample's place in the row of a process.
+    """A sample's location in a process's sequence.
 
     Args:
-        epoch: that it is of.
-        index: in the source.
-        block: number of the batch that it would be in if all were of one shape; the same in all
+        epoch: epoch of the sample.
+        index: index in the source.
+        block: number of the batch that it would be in if all samples had one shape; the same in all
             processes at a time.
     """
 
@@ -69,8 +69,8 @@ class SampleLocation:
 
 @dataclass(frozen=True)
 class Example:
-    """One view of a sample, (C, ...) float32 in the encoder's range; stored `moments`, (2 C, h, w),
-    are used instead of the encoder.
+    """One view of a sample, (C, ...) float32 in the encoder's range. If `moments` are stored, (2 C,
+    h, w), they replace the encoder.
     """
 
     inputs: Tensor
@@ -78,16 +78,15 @@ class Example:
 
 
 Prepare = Callable[[Sample, SampleLocation], Sequence[Example]]
-"""Every view of a sample.
-
-Called from several threads at once; raises `SampleError` and `OSError` as a `Modality` does.
+"""Returns every view of a sample. Called from several threads; raises `SampleError` and `OSError`
+like a `Modality`.
 """
 
 
 @dataclass(frozen=True)
 class Batch:
     """Prepared samples, (N, C, ...) float32 in the encoder's range, their stored moments (N, 2 C,
-    h, w), and the position behind them.
+    h, w), and the position after them.
     """
 
     inputs: Tensor
@@ -97,7 +96,9 @@ class Batch:
 
 @dataclass(frozen=True)
 class BatchSettings:
-    """What decides the batches of one process. `on_bad_sample` and `max_bad` are the recipe's."""
+    """Everything that decides the batches of one process. `on_bad_sample` and `max_bad` are the
+    recipe's.
+    """
 
     batch_size: int
     seed: int
@@ -109,22 +110,20 @@ class BatchSettings:
 
 @dataclass
 class BadSamples:
-    """Places in the source of samples that could not be used, with the reason; grows while batches
-    are read.
-    """
+    """Indices in the source of bad samples, with the reason; filled while batches are read."""
 
     reasons: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class FreshViews:
-    """A `Prepare` that draws again each epoch: the modality is told the epoch in the sample's key,
-    behind a "#".
+    """A `Prepare` with new draws each epoch: the modality gets the epoch in the sample's key, after
+    a "#".
 
     Args:
-        modalities: alike but for the size that they prepare to; seed and block decide which of them
-            prepares a sample, so that all processes have one size at a time.
-        seed: of that draw.
+        modalities: modalities that only differ in the size they prepare to. Seed and block choose
+            one, so that all processes have the same size at a time.
+        seed: seed of that draw.
     """
 
     modalities: Sequence[Modality]
@@ -142,14 +141,14 @@ class FreshViews:
 
 @dataclass(frozen=True)
 class Order:
-    """The rows of all processes.
+    """The sequences of all processes.
 
     Args:
-        num_samples: of the source.
+        num_samples: samples in the source.
         settings: batch size, seed, and which process of how many this is.
 
     Raises:
-        TrainingError: fewer samples than one batch for each process.
+        TrainingError: there are fewer samples than one batch for each process.
     """
 
     num_samples: int
@@ -165,7 +164,7 @@ class Order:
             raise TrainingError(f"{few}; lower batch_size, or add samples")
 
     def place(self, number: int) -> SampleLocation:
-        """Of the sample of that number of this process."""
+        """Return the location of this process's sample with this number."""
         epoch, place = divmod(
             number * self.settings.world_size + self.settings.rank, self.num_samples
         )
@@ -176,7 +175,7 @@ class Order:
         )
 
     def start_of(self, epoch: int) -> Position:
-        """Before this process's first sample of an epoch."""
+        """Return the position before this process's first sample of an epoch."""
         return Position(
             -(-(epoch * self.num_samples - self.settings.rank) // self.settings.world_size)
         )
@@ -188,10 +187,8 @@ def _permutation(num_samples: int, seed: int, epoch: int) -> npt.NDArray[np.int6
 
 
 def _draw(count: int, *key: int) -> int:
-    """A number below `count`, by seed and stream."""
-    if (
-        count == 1
-    ):  # the usual case, in which a generator would cost as much as half of the preparation
+    """Return a number below `count` that depends on seed and stream."""
+    if count == 1:  # the usual case; a generator would take half as long as the preparation
         return 0
     return int(np.random.default_rng(key).integers(count))
 
@@ -206,18 +203,18 @@ def read_batches(
     start: Position,
     bad: BadSamples | None = None,
 ) -> Generator[Batch]:
-    """Batches from a position on, without end; a bad sample is left out.
+    """Yield batches from a position on, without end. Bad samples are left out.
 
-    Which view of a sample is taken depends on seed, epoch and the sample's place in the source.
+    Which view of a sample is used depends on seed, epoch and the sample's index in the source.
 
     Raises:
-        TrainingError: too few samples for a batch, samples of too many shapes, or a modality that
-            gives several tensors.
-        SourceError: media out of reach, no usable sample in an epoch, or more bad ones than
-            allowed.
+        TrainingError: there are too few samples for a batch, samples have too many shapes, or the
+            modality returns several tensors.
+        SourceError: media can't be reached, an epoch has no usable sample, or more samples are bad
+            than allowed.
     """
     bad = bad if bad is not None else BadSamples()
-    waiting: dict[tuple[int, ...], dict[int, Example]] = {}  # shape to number to example
+    waiting: dict[tuple[int, ...], dict[int, Example]] = {}  # by shape, then by number
     num_bad_in_row = 0
     with contextlib.closing(
         _prepare_ahead(source, prepare, Order(len(source), settings), start)
@@ -251,8 +248,8 @@ def read_batches(
 def _prepare_ahead(
     source: Source, prepare: Prepare, order: Order, start: Position
 ) -> Generator[tuple[int, int, Example | str]]:
-    """Number, place in the source, and example of one sample after the other, without end; of a bad
-    sample the reason.
+    """Yield the number, index in the source, and example of one sample after the other, without
+    end; for a bad sample the reason.
     """
     seed = order.settings.seed
 
@@ -272,7 +269,7 @@ def _prepare_ahead(
 def _prepare_one(
     source: Source, prepare: Prepare, seed: int, place: SampleLocation
 ) -> Example | str:
-    """One view of one sample; of a bad one the reason."""
+    """Return one view of one sample; for a bad sample the reason."""
 
     def prepare_sample() -> Sequence[Example]:
         with faults_skip_sample(source):
@@ -286,7 +283,7 @@ def _prepare_one(
     return (
         views[_draw(len(views), seed, VIEW, place.epoch, place.index)]
         if views
-        else "the modality gave no view of it"
+        else "the modality returned no view of it"
     )
 
 
@@ -294,7 +291,8 @@ def _one_tensor(view: Prepared, key: str) -> Tensor:
     if not isinstance(view.tensor, Tensor):
         names = ", ".join(view.tensor)
         raise TrainingError(
-            f"training takes modalities that give one tensor a sample; for {key!r} this one gives"
+            f"training needs modalities that return one tensor per sample; for {key!r} this one"
+            " returns"
             f" {names}"
         )
     return view.tensor
@@ -310,6 +308,7 @@ def _stack(examples: Sequence[Example], after: Position) -> Batch:
 
 
 def _check_bad(source: Source, bad: BadSamples, settings: BatchSettings, are_all_bad: bool) -> None:
+    """Refuse to continue if too many samples are bad."""
     count = len(bad.reasons)
     if settings.on_bad_sample == "fail":
         raise SourceError(
@@ -326,6 +325,7 @@ def _check_bad(source: Source, bad: BadSamples, settings: BatchSettings, are_all
 
 
 def _example(source: Source, bad: BadSamples) -> str:
+    """Return the first bad sample and its reason, for a message."""
     index, reason = min(bad.reasons.items())
     entry = next(itertools.islice(source.entries(), index, None))
     return f"such as {entry.key!r}: {reason}"

@@ -84,7 +84,8 @@ def test_unit_that_kills_every_worker_ends_the_run_when_all_others_are_done(
     with pytest.raises(
         LatentkitError,
         match=(
-            r"2 workers were lost without a unit being finished in between; the last had 000-000002: "
+            r"2 workers were lost without a unit being finished in between; the last had"
+            r" 000-000002: "
         ),
     ):
         run(head, worker_that(kill), retries=1)

@@ -259,7 +259,10 @@ BAD: dict[str, tuple[Callable[[list[Any]], Any], str]] = {
         without(2),
         "5 mm between slices 2 and 3 of 5, 2.5 mm elsewhere; is one missing",
     ),
-    "a slice twice": (lambda files: [*files, files[1]], "two slices at the same position .* dcm2niix"),
+    "a slice twice": (
+        lambda files: [*files, files[1]],
+        "two slices at the same position .* dcm2niix",
+    ),
     "slices in two directions": (
         with_changed(1, ImageOrientationPatient=[0, 1, 0, 1, 0, 0]),
         "different directions.*dcm2niix",

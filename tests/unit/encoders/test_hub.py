@@ -347,7 +347,7 @@ def test_missing_or_private_model_is_told_so(
         )
         assert f"no such file or folder here (/nowhere/{name})" in message
     monkeypatch.setenv("HF_TOKEN", "hf_other")
-    assert "check the spelling; your token has no access to a private one" in find_error(
+    assert "Check the spelling; your token has no access to a private one" in find_error(
         "o/private"
     )
     monkeypatch.setenv("HF_TOKEN", "hf_good")

@@ -18,7 +18,7 @@ def test_a_picture_size_that_cannot_fit_is_refused_before_a_picture_is_read(
 ) -> None:
     wanted = (
         r"modality\.with\.size: a row of 3 x 1000000 x 1000000 values in float32 takes 1\.2e\+04"
-        r" GB, and .* are free"
+        r" GB, but only .* are free"
     )
     with pytest.raises(RecipeError, match=wanted):
         lk.encode(make_photos(2), tmp_path / "out", encoder="tiny-kl", size=1_000_000)

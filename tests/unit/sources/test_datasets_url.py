@@ -174,7 +174,7 @@ def test_what_lies_beside_tars_is_remarked(data: Path) -> None:
     source = open_datasets(
         DatasetsConfig(path="memory://bucket/tar"), BuildContext(modality="image")
     )
-    [remark] = [one for one in source.remarks() if "beside" in one.text]
+    [remark] = [one for one in source.remarks() if "other files" in one.text]
     assert (remark.count, remark.example) == (1, "0.json")
 
 

@@ -156,7 +156,7 @@ def test_row_whose_file_is_gone_or_unsure_is_a_bad_sample_until_it_is_there(tmp_
         with pytest.raises(SampleError, match=reason):
             source[index]
     assert [(remark.text, remark.count) for remark in source.remarks()] == [
-        ("rows of a table that name a file which an earlier row names, not used", 1)
+        ("rows of a table not used, because an earlier row names the same file", 1)
     ]
     write(tmp_path, {"gone.png": "back"})
     again = open_table(tmp_path / "t.csv")
@@ -176,7 +176,7 @@ def test_key_attributes_and_split_are_the_recipes(tmp_path: Path) -> None:
     assert "no column 'mood'" in find_error(tmp_path / "t.csv", attributes=["mood"])
     assert "split 'test'" in find_error(tmp_path / "t.csv", split="test")
     write(tmp_path, {"t.csv": "image,id\na.png,1\nb.png,1\n"})
-    assert "the key '1' is there twice" in find_error(tmp_path / "t.csv", key="id")
+    assert "the key '1' occurs twice" in find_error(tmp_path / "t.csv", key="id")
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "ndjson", "parquet"])

@@ -57,7 +57,7 @@ def read_both(folder: Path, case: str) -> list[str]:
 @pytest.mark.parametrize(
     ("case", "message"),
     [
-        ("foreign", "holds something else and no recipe.yaml"),
+        ("foreign", "contains other files and no recipe.yaml"),
         ("orphan", "model is there, but no checkpoint that it came from"),
         ("damaged", "every checkpoint in"),
         ("broken", "no room on the device"),
