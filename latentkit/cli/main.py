@@ -77,12 +77,7 @@ def _run(words: Sequence[str]) -> int:
 
 
 def _find_command(name: str) -> CommandSpec:
-    """The command of a plugin.
-
-    Raises:
-        PluginError: no plugin has it, or several have.
-        LatentkitError: it is a task, which has no command.
-    """
+    """The command of a plugin."""
     from latentkit.contracts import CommandSpec
     from latentkit.plugins import discover
 

@@ -77,6 +77,8 @@ class ExportNeeds:
         normalization: what the trainer does by itself to raw latents, which the dataset's must
             equal; None: any.
         one_size: whether all rows must be of one bucket.
+        square: whether what was encoded must be as high as wide.
+        size_multiple: what its height and width must be multiples of.
         label: name of the attribute by which samples are numbered, which every sample must have;
             empty: none.
         text: whether the option `text` must name a latent dataset of text embeddings that has
@@ -92,6 +94,8 @@ class ExportNeeds:
     downscale: int | None = None
     normalization: Normalization | None = None
     one_size: bool = False
+    square: bool = False
+    size_multiple: int = 1
     label: str = ""
     text: bool = False
     media: bool = False
@@ -174,8 +178,8 @@ class ExportItem:
         rows: by view.
         attributes: of the sample, such as "text" and "label".
         label: number of its label; None where no label is needed.
-        text: embedding of its text, "latent" (L, C) float32, and "latent_mask" where there is one;
-            None without the option `text`.
+        text: embedding of its text, as its dataset gives it: "latent" (C, L) float32, and
+            "latent_mask" (L,) bool where there is one; None without the option `text`.
         find_media: what gives `media`.
     """
 

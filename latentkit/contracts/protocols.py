@@ -112,7 +112,9 @@ class Modality(Protocol):
     parameter of `prepare`, `memory: RowMemory | None = None`, is asked for an array for the tensor
     of each view, in their order: what was prepared in its place in a batch needs no copy. An
     optional attribute `preview_suffix`, such as ".mp4", says what `render` writes; without it,
-    ".png". A property `media_attribute` of its config, such as "text", makes that attribute of
+    ".png". `ignores_sizes = True` says that what it prepares doesn't depend on `InputSpec.sizes`,
+    which are only checked; encoders that differ in nothing else then share one pass over the
+    source. A property `media_attribute` of its config, such as "text", makes that attribute of
     samples their media; a sample then changes when that text does.
     """
 

@@ -141,7 +141,7 @@ class DiffusersEncoder:
     @property
     def normalization(self) -> Normalization:
         """Return the shift and scale that the model's own pipelines apply."""
-        return self._read_normalization(self._statistics if has_statistics(self._traits) else None)
+        return self._read_normalization(self.statistics if has_statistics(self._traits) else None)
 
     def _read_normalization(self, tensors: Mapping[str, Tensor] | None) -> Normalization:
         return read_normalization(
@@ -165,7 +165,7 @@ class DiffusersEncoder:
         """
         self._check(batch)
         with torch.inference_mode():
-            return self._adapter.encode(self._encoding_half, batch.to(self._device))
+            return self._adapter.encode(self.encoding_half, batch.to(self._device))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode raw latents or indices, (N, *layout.axes), to a float32 batch like the input, (N,
@@ -180,7 +180,7 @@ class DiffusersEncoder:
             if self._adapter.indices
             else latents.to(self._device, self._dtype)
         )
-        model = self._decoding_half
+        model = self.decoding_half
         try:
             with torch.inference_mode():
                 return self._adapter.decode(model, latents).float()
@@ -200,7 +200,7 @@ class DiffusersEncoder:
         The graph that encodes a batch, and so the last bits of its latents, must not depend on
         earlier batches.
         """
-        self._encoding_half.encoder.compile(dynamic=False)
+        self.encoding_half.encoder.compile(dynamic=False)
 
     def fingerprint(self) -> dict[str, str]:
         """Return the class, hashes of the config and of the weights that `encode` uses (in the
@@ -212,7 +212,7 @@ class DiffusersEncoder:
         text = json.dumps(
             encode_config(self._complete_config, self._traits, self._tiling), sort_keys=True
         )
-        tensors = self._encoding_half.state_dict()
+        tensors = self.encoding_half.state_dict()
         parts = {
             "class": self._config["_class_name"],
             "config": hashlib.sha256(text.encode()).hexdigest(),
@@ -286,9 +286,6 @@ class DiffusersEncoder:
     def _check_statistics(self) -> None:
         """Check that the config has as many shifts and scales as the latents have channels. This
         needs no weights.
-
-        Raises:
-            EncoderError: the numbers differ.
         """
         traits, sizes = self._traits, {}
         if traits.statistics == "config" and not self._adapter.indices:
@@ -349,10 +346,10 @@ class DiffusersEncoder:
         return model
 
     @property
-    def _statistics(self) -> Mapping[str, Tensor]:
-        """Return the statistics among the model's tensors, (C,) each, float32, exactly as stored.
+    def statistics(self) -> Mapping[str, Tensor]:
+        """Statistics among the model's tensors, (C,) each, float32, as in its file.
 
-        The loaded encoding half holds them rounded to the dtype that it computes in.
+        Not those of the halves, which are rounded to the dtype that these compute in.
         """
         return self._trained_statistics if self._path is None else self._stored_statistics
 
@@ -371,7 +368,10 @@ class DiffusersEncoder:
         return read_named_tensors(self._path, self._config_place, STATISTICS_NAMES, self._variant)
 
     @functools.cached_property
-    def _encoding_half(self) -> Any:
+    def encoding_half(self) -> Any:
+        """The model in eval mode without its decoder, in the encoder's dtype and on its device;
+        loaded when first asked for.
+        """
         model = self._load("encode")
         tensors = model.state_dict()
         self._decoder_hash = hash_tensors(
@@ -392,7 +392,8 @@ class DiffusersEncoder:
         return model.to(self._device, memory_format=form)
 
     @functools.cached_property
-    def _decoding_half(self) -> Any:
+    def decoding_half(self) -> Any:
+        """The model without what only encodes, likewise."""
         model = self._load("decode")
         drop_modules(model, ENCODING_ONLY)
         return model.to(self._device)

@@ -52,7 +52,7 @@ def find_local_or_hub(model: str, revision: str | None, recipe_dir: Path) -> Pat
     """
     path = recipe_dir / Path(model).expanduser()
     if path.exists():
-        return path
+        return _snapshot_in(path, revision or "main")
     place = parse_hub_place(model)
     if place is None:
         instead = (
@@ -69,6 +69,23 @@ def find_local_or_hub(model: str, revision: str | None, recipe_dir: Path) -> Pat
             f" is {revision!r}. Leave one out"
         )
     return HubPlace(place.repository, revision or place.revision, place.path)
+
+
+def _snapshot_in(path: Path, revision: str) -> Path:
+    """The snapshot of a revision where `path` is a repository in the hub's cache, such as
+    models--owner--name; else `path`.
+    """
+    if not (path / "snapshots").is_dir():
+        return path
+    ref, there = path / "refs" / revision, sorted((path / "snapshots").iterdir())
+    name = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision
+    found = [one for one in there if one.name == name] or there
+    if len(found) != 1:
+        raise EncoderError(
+            f"{path}: none of its {len(there)} snapshots is of the revision {revision!r}; give the"
+            " path of one"
+        )
+    return found[0]
 
 
 def find_model_path(
@@ -279,9 +296,6 @@ def _configs(files: RepositoryFiles, path: str, subfolder: str | None) -> list[s
 def _download_weights(files: RepositoryFiles, folder: str, variant: str | None) -> None:
     """Download the weights of one folder in one form. If an index lists several files, those it
     names are downloaded.
-
-    Raises:
-        EncoderError: there are no weights, or several forms and the variant doesn't decide.
     """
     below = "" if folder == "." else f"{folder}/"
     here = files.below(below.rstrip("/"))

@@ -88,11 +88,7 @@ def find_weights(path: Path, variant: str | None) -> WeightFiles:
 
 
 def _files_of_form(folder: Path, names: Sequence[str]) -> tuple[Path, ...]:
-    """Return the single file of a form, or else its shards.
-
-    Raises:
-        EncoderError: shards are missing.
-    """
+    """Return the single file of a form, or else its shards."""
     single = [name for name in names if "-of-" not in name]
     parts = FILE.fullmatch(names[0])
     if not single and parts and len(names) != int(parts["parts"]):

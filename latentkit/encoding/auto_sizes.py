@@ -173,8 +173,7 @@ def _stored_bytes(encoder: Encoder, batch: object, store: str, dtype: torch.dtyp
     """Return the bytes of a stored row. This call also warms up the encoder."""
     latents = encode_batch(encoder, batch)
     check_readable(encoder, latents)
-    draws = [0] * len(next(iter(latents.values()))) if store == "sample" else None
-    return sum(tensor.nbytes for tensor in stored_tensors(latents, store, dtype, draws).values())
+    return sum(tensor.nbytes for tensor in stored_tensors(latents, store, dtype).values())
 
 
 def _time(run: Callable[[], object], device: str) -> float:

@@ -4,7 +4,7 @@ tensors that are stored.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -176,7 +176,6 @@ def check_latents(
     """Check that latents are what the encoder's layout declares.
 
     Args:
-        batch: the batch that was encoded.
         input_axes: a letter for each axis of one input row.
 
     Raises:
@@ -262,11 +261,7 @@ def check_readable(encoder: Encoder, latents: Mapping[str, Tensor]) -> None:
 
 
 def stored_tensors(
-    latents: Mapping[str, Tensor],
-    store: str,
-    dtype: torch.dtype,
-    draws: Sequence[int] | None,
-    ragged_axis: int | None = None,
+    latents: Mapping[str, Tensor], store: str, dtype: torch.dtype
 ) -> dict[str, Tensor]:
     """Return what is stored of a batch, by name, in the stored dtype: "moments" (mean then logvar),
     "latent" or "indices", and "mask", uint8.
@@ -275,9 +270,6 @@ def stored_tensors(
         latents: result of `encode_batch`.
         store: "moments", "mean" or "sample".
         dtype: dtype of the stored latents; indices keep theirs.
-        draws: seed of each row's posterior draw, for "sample".
-        ragged_axis: index of the ragged axis in a batch, or None. Each row is drawn independently
-            of the others.
     """
     mask = {MASK: latents[MASK].to(torch.uint8)} if MASK in latents else {}
     if "indices" in latents:
@@ -292,26 +284,4 @@ def stored_tensors(
         moments[:, channels:] = logvar
         moments[:, channels:].clamp_(*LOGVAR_RANGE)
         return {"moments": moments, **mask}
-    if draws is not None:
-        noise = _noise(mean, draws, ragged_axis, latents.get(MASK))
-        mean = mean.float() + (0.5 * logvar.float().clamp(*LOGVAR_RANGE)).exp() * noise.to(
-            mean.device
-        )
     return {"latent": mean.to(dtype), **mask}
-
-
-def _noise(
-    like: Tensor, draws: Sequence[int], ragged_axis: int | None, mask: Tensor | None
-) -> Tensor:
-    """Return standard normal numbers for each row from its own seed. A ragged row has as many as it
-    has counted positions, the rest is 0.
-    """
-    generators = [torch.Generator().manual_seed(seed) for seed in draws]
-    if ragged_axis is None or mask is None:
-        return torch.stack(
-            [torch.randn(like.shape[1:], generator=generator) for generator in generators]
-        )
-    noise = torch.zeros(like.shape).movedim(ragged_axis, 1)
-    for row, keep, generator in zip(noise, mask.cpu(), generators, strict=True):
-        row[keep] = torch.randn((int(keep.sum()), *row.shape[1:]), generator=generator)
-    return noise.movedim(1, ragged_axis)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -20,13 +19,10 @@ class EncodeJob:
     """Everything that a worker needs, in any process.
 
     Args:
-        folder: folder of the latent dataset.
         plan: what to encode.
-        source, modality: the built plugins.
         views: names of the views that the modality makes of each sample.
         open_encoder: takes a device and returns the encoder; called when there is work.
         store, dtype: as in the recipe's `output`.
-        seed: seed of posterior draws, with `store: sample`.
         on_bad_sample: "skip" or "fail".
         settings: settings for the units left: the plan's, unless the recipe sets others.
         places: position in the source of each row of the plan; None for a stream.
@@ -44,7 +40,6 @@ class EncodeJob:
     open_encoder: Callable[[str], Encoder]
     store: str
     dtype: str
-    seed: int
     on_bad_sample: str
     settings: PlanSettings
     places: npt.NDArray[np.int64] | None
@@ -59,13 +54,6 @@ class EncodeJob:
     def key_of(self, label: RowLabel) -> str:
         """Return the key of a row's sample."""
         return label.key or self.plan.keys(label.position, label.position + 1)[0]
-
-    def draw_seed(self, label: RowLabel) -> int:
-        """Return the seed of a row's posterior draw, which doesn't depend on the batch."""
-        digest = hashlib.blake2b(
-            f"{self.seed}\0{self.key_of(label)}\0{label.view}".encode(), digest_size=8
-        ).digest()
-        return int.from_bytes(digest, "little") >> 1
 
 
 @dataclass(frozen=True)

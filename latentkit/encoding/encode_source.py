@@ -39,6 +39,7 @@ from latentkit.errors import DamagedError, SourceError, StoreError
 from latentkit.runtime.masks import without_mask
 from latentkit.runtime.numerics import fixed_numerics
 from latentkit.store.claims import Claims
+from latentkit.store.columns import find_places
 from latentkit.store.compact import finish_compaction
 from latentkit.store.dataset_json import (
     DATASET,
@@ -197,10 +198,10 @@ def is_finished(folder: Folder, plan: Plan) -> bool:
 
 def all_parts(inputs: EncodeInputs, settings: EncodeSettings) -> dict[str, str]:
     """Return the names and values of everything that affects the value of a latent."""
-    options = {"seed": str(settings.seed)} if settings.store == "sample" else {}
+    parts = {**inputs.parts, "store": settings.store, "dtype": settings.dtype}
     if settings.on_overflow != "skip":
-        options["on_overflow"] = settings.on_overflow
-    return {**inputs.parts, "store": settings.store, "dtype": settings.dtype, **options}
+        parts["on_overflow"] = settings.on_overflow
+    return parts
 
 
 def describe_dataset_json(
@@ -214,7 +215,7 @@ def describe_dataset_json(
                 without_mask(view.tensor) for view in preview_views(inputs, settings.preview)
             )
             rows = [tensor.to(device) for tensor in tensors if tensor is not None]
-            psnr = measure_psnr(encoder, rows, settings.store, inputs.open_decoder(device))
+            psnr = measure_psnr(encoder, rows, inputs.open_decoder(device))
         decoded = {} if psnr is None else {"psnr_db": psnr, "num_samples": len(rows)}
     remarks = {"remarks": [asdict(remark) for remark in inputs.remarks]} if inputs.remarks else {}
     source = {**inputs.described_source, **remarks}
@@ -283,7 +284,6 @@ def make_job(
         inputs.open_encoder,
         settings.store,
         settings.dtype,
-        settings.seed,
         settings.on_bad_sample,
         effective_settings(plan.settings, settings),
         _find_places(folder, plan, inputs),
@@ -296,19 +296,11 @@ def make_job(
 def _find_places(folder: Folder, plan: Plan, inputs: EncodeInputs) -> npt.NDArray[np.int64] | None:
     """Return the position in the source of each row of the plan's work, found by key because
     samples may have been added. -1: removed.
-
-    Raises:
-        SourceError: the plan is the first, and samples of the units that are left were removed, or
-            most of them have changed.
     """
     if isinstance(inputs.source, StreamSource):
         return None
     now, planned = inputs.entries, plan.work
-    places: npt.NDArray[np.int64] = (
-        pc.fill_null(pc.index_in(planned["key"], value_set=now["key"].combine_chunks()), -1)
-        .to_numpy()
-        .astype(np.int64)
-    )
+    places = find_places(planned["key"], now["key"])
     if (
         plan.number
     ):  # if the source has changed since, removed samples are skipped, and the next plan drops them

@@ -29,7 +29,6 @@ class EncodedBatch:
     """What is written of a batch.
 
     Args:
-        bucket, labels: bucket and labels of its rows.
         tensors: by name, on the CPU in their stored dtype; may be read after `wait`.
         ragged_axis: see `UnitWriter.add`.
         measured: statistics computed on the device; None if the writer computes them.
@@ -53,9 +52,7 @@ class EncodeStage:
     """Encodes the batches of one job.
 
     Args:
-        job, device: the job and its device.
         pool: memory pool of batches.
-        clock: measures the device's idle time.
     """
 
     def __init__(self, job: EncodeJob, device: str, pool: BufferPool, clock: WaitClock) -> None:
@@ -85,12 +82,11 @@ class EncodeStage:
         job, bucket, labels = self._job, rows[0].view.bucket, [row.label for row in rows]
         batch = gather(rows, self._pool)
         copied = self._transfer.to_device(batch)
-        draws = [job.draw_seed(label) for label in labels] if job.store == "sample" else None
         with self._clock.computing() as idle_seconds:
             latents = self._encoder.encode(copied, bucket, job.key_of(labels[0]))
             layout = self._encoder.layout
             ragged_axis = axis_of(layout, layout.ragged_axis) if layout.ragged_axis else None
-            stored = stored_tensors(latents, job.store, self._dtype, draws, ragged_axis)
+            stored = stored_tensors(latents, job.store, self._dtype)
             measured = self._measure(stored)
             tensors, wait = self._transfer.to_host({**stored, **measured})
         found = {name: tensors.pop(name) for name in measured}

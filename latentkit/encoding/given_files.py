@@ -25,7 +25,6 @@ def prepare_files(files: Sequence[GivenFile], modality: Modality, takes_texts: b
 
     Args:
         files: paths, contents of files, PIL images or samples.
-        modality: modality that prepares them.
         takes_texts: whether a `str` is a text instead of a path.
 
     Raises:

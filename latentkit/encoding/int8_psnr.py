@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from latentkit.contracts import Decodes, Encoder
-from latentkit.encoding.batch_tensors import encode_batch, stored_tensors
+from latentkit.encoding.batch_tensors import encode_batch
 from latentkit.store.int8 import dequantize, quantize
 
 MAX_DB = 100.0
@@ -17,7 +17,7 @@ MAX_DB = 100.0
 
 
 def measure_psnr(
-    encoder: Encoder, prepared: Sequence[Tensor], store: str, decoder: Encoder | None = None
+    encoder: Encoder, prepared: Sequence[Tensor], decoder: Encoder | None = None
 ) -> float | None:
     """Return the PSNR in dB between decodings of latents before and after being stored as int8,
     rounded to 2 decimals.
@@ -32,7 +32,6 @@ def measure_psnr(
     Args:
         prepared: views without the batch axis, (C, H, W) float32 in the encoder's range, on its
             device.
-        store: as in the recipe: "moments" and "mean" decode the posterior mean, "sample" one draw.
         decoder: the same encoder in float32, for decoding; None uses `encoder`.
     """
     decoder = decoder or encoder
@@ -40,17 +39,10 @@ def measure_psnr(
         return None
     low, high = encoder.input.range
     levels = []
-    for number, view in enumerate(prepared):
+    for view in prepared:
         with torch.inference_mode():
-            tensors = stored_tensors(
-                encode_batch(encoder, view[None]),
-                store,
-                torch.float32,
-                [number] if store == "sample" else None,
-            )
-            latents = (
-                tensors["moments"].chunk(2, dim=1)[0] if "moments" in tensors else tensors["latent"]
-            )
+            encoded = encode_batch(encoder, view[None])
+            latents = encoded["mean" if "mean" in encoded else "latent"].float()
             if not latents.isfinite().all():
                 return None
             rounded = torch.from_numpy(dequantize(*quantize(latents.cpu().numpy()))).to(

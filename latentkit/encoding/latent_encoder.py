@@ -49,7 +49,6 @@ class LatentEncoder:
 
     Args:
         name: name of the encoder, as the user gave it.
-        encoder: the opened encoder.
         device: its device, such as "cpu" or "cuda:0".
         dtype: the dtype it computes in, such as "float32"; empty if it has no choice.
         open_decoder: returns the same encoder in float32 if it has a choice, because half precision
@@ -225,11 +224,7 @@ class LatentEncoder:
         return self._modalities[key]
 
     def _check(self, batch: Tensor, shape: tuple[int, ...]) -> None:
-        """Refuse a tensor that the encoder would misinterpret.
-
-        Raises:
-            ValueError: axes, channels, sizes, dtype or values aren't accepted.
-        """
+        """Refuse a tensor that the encoder would misinterpret."""
         axes, channels = self.input.axes, self.input.channels
         wanted = ", ".join([str(channels), *axes[1:]])
         low, high = self.input.range

@@ -55,11 +55,6 @@ MAX_PROBED = 1000
 COMPILE_FROM_SECONDS = 600.0
 """With `compile: auto`, encoding on a GPU is compiled if it is estimated to take this long."""
 
-DRAWING_PARTS = frozenset({"seed", "modality.seed"})
-"""Parts that exist if latents depend on random draws. Draws depend on the sample's key, so with
-another key they are other latents.
-"""
-
 LIBRARIES = ("torch", "diffusers", "pillow")
 
 
@@ -67,13 +62,12 @@ LIBRARIES = ("torch", "diffusers", "pillow")
 class EncodeSettings:
     """The settings of an encode recipe. "auto" is measured when the first plan is made."""
 
-    store: Literal["moments", "mean", "sample"] = "moments"
+    store: Literal["moments", "mean"] = "moments"
     dtype: Literal["float16", "bfloat16", "float32", "int8"] = "float16"
     unit_size: int | Literal["auto"] = "auto"
     batch_size: int | Literal["auto"] = "auto"
     threads: int | Literal["auto"] = "auto"
     compile: bool | Literal["auto"] = "auto"
-    seed: int = 0
     on_bad_sample: Literal["skip", "fail"] = "skip"
     max_bad: float = 0.05
     on_overflow: Literal["skip", "retry-fp32"] = "skip"
@@ -87,7 +81,6 @@ class EncodeInputs:
     """What is encoded, and with what.
 
     Args:
-        source, modality: the built plugins.
         views: names of the views that the modality makes of each sample.
         open_encoder: takes a device and returns the encoder; the same one for the same device.
         parts: names and values of everything that affects the value of a latent, except what
@@ -190,7 +183,8 @@ def find_changes(
     if isinstance(inputs.source, StreamSource):
         skipped = index.filter(pc.equal(index["status"], "skipped"))["unit"].combine_chunks()
         return compare_shards(newest, inputs.entries, skipped if retry_skipped else skipped[:0])
-    find_renamed = DRAWING_PARTS.isdisjoint(newest.settings.parts)
+    # crops that are drawn hang on the sample's key: under another one they are other latents
+    find_renamed = "modality.seed" not in newest.settings.parts
     return compare_samples(
         index,
         inputs.entries,
@@ -395,9 +389,6 @@ def _measure(inputs: EncodeInputs, device: str, settings: EncodeSettings, thread
 def _refuse_batch_beyond_memory(prepared: Prepared, batch_size: int) -> None:
     """Refuse a batch whose input alone doesn't fit into memory, because the kernel would kill the
     process without a message.
-
-    Raises:
-        RecipeError: the batch doesn't fit; the message has the needed and available memory.
     """
     row_bytes = num_bytes_of(prepared.tensor)
     if (needed := row_bytes * batch_size) > (there := available_bytes()):

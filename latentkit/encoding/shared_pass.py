@@ -11,11 +11,10 @@ from __future__ import annotations
 import functools
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
 
-from latentkit.contracts import Executor, InputSpec, Modality, SizeRule, Unit
+from latentkit.contracts import Executor, InputSpec, Modality, Unit
 from latentkit.contracts.encoder_description import readable_input
 from latentkit.encoding.encode_job import EncodeJob, JobResult
 from latentkit.encoding.encode_source import (
@@ -26,24 +25,12 @@ from latentkit.encoding.encode_source import (
     read_or_make_plans,
     write_recipe,
 )
-from latentkit.encoding.make_plan import EncodeInputs, EncodeSettings, next_plan, preview_views
+from latentkit.encoding.make_plan import EncodeInputs, EncodeSettings, next_plan
 from latentkit.encoding.unit_workers import make_shared_worker
-from latentkit.errors import PluginError
 from latentkit.store.claims import Claims
 from latentkit.store.folder import Folder
 from latentkit.store.index import committed_units
 from latentkit.store.plan import Plan, plan_numbers
-
-NUM_PROBED = 3
-"""Samples that are prepared to find out whether a modality asks for sizes while it prepares."""
-
-BuildModality = Callable[[InputSpec], Modality]
-"""Takes an encoder's input description and returns the modality that prepares for it."""
-
-SIZES_DIFFER_MESSAGE = (
-    "for some samples, the modality asks which sizes the encoder accepts, and the encoders of this"
-    " recipe differ in these. Use a separate recipe for each encoder"
-)
 
 
 @dataclass(frozen=True)
@@ -51,9 +38,7 @@ class EncodeTarget:
     """A latent dataset to make.
 
     Args:
-        folder: folder of the dataset.
         inputs, settings: as for `encode_source`; the source is the same for all targets of a pass.
-        recipe_text: content of its recipe.yaml.
     """
 
     folder: Folder
@@ -72,44 +57,31 @@ class SharedPassResult:
 
 @dataclass(frozen=True)
 class Group:
-    """Names of encoders for which samples are prepared to the same tensors, and the modality that
-    prepares them.
-    """
+    """Names of encoders that take the same tensors, and the modality that prepares them."""
 
-    names: Sequence[str]
+    names: list[str]
     modality: Modality
 
 
-def group_by_input(
-    builders: Mapping[str, BuildModality], inputs: Mapping[str, EncodeInputs], device: str
-) -> list[Group]:
+def group_by_input(inputs: Mapping[str, EncodeInputs], device: str) -> list[Group]:
     """Group the encoders by what is prepared for them. In a group they take the same input except
     for sizes; a modality may refuse sizes but not depend on them.
 
     Args:
-        builders: builder of the modality for each encoder, by name.
         inputs: by name of the encoder.
-        device: device of the encoders.
-
-    Raises:
-        SourceError: the source has no samples or can't be reached.
     """
-    encoders = {name: inputs[name].open_encoder(device) for name in builders}
-    specs = {
-        name: readable_input(one.input, one.layout, one.normalization)
-        for name, one in encoders.items()
-    }
-    groups = []
-    for names in _group_equal({name: replace(spec, sizes={}) for name, spec in specs.items()}):
-        parts, first = _group_equal({name: specs[name] for name in names}), names[0]
-        if len(parts) > 1 and (
-            modality := _build_without_sizes(
-                builders[first], inputs[first], [specs[part[0]] for part in parts]
-            )
-        ):
-            groups.append(Group(names, modality))
+    groups: list[Group] = []
+    taken: list[InputSpec] = []
+    for name, one in inputs.items():
+        encoder, modality = one.open_encoder(device), one.modality
+        spec = readable_input(encoder.input, encoder.layout, encoder.normalization)
+        if getattr(modality, "ignores_sizes", False):
+            spec = replace(spec, sizes={})
+        if spec in taken:
+            groups[taken.index(spec)].names.append(name)
         else:
-            groups += [Group(part, inputs[part[0]].modality) for part in parts]
+            groups.append(Group([name], modality))
+            taken.append(spec)
     return groups
 
 
@@ -207,84 +179,3 @@ def _units_missing_in_several(jobs: Sequence[EncodeJob]) -> list[Unit]:
         free = Claims(job.folder).find_free([unit.name for unit in left])
         num_lacking.update(unit.number for unit in left if unit.name in free)
     return [unit for unit in jobs[0].plan.units() if num_lacking[unit.number] > 1]
-
-
-# ---------------------------------------------------------------- what is prepared alike
-
-
-def _group_equal(specs: Mapping[str, InputSpec]) -> list[list[str]]:
-    """Return groups of names with equal specs."""
-    groups: list[list[str]] = []
-    for name, spec in specs.items():
-        group = next((group for group in groups if specs[group[0]] == spec), None)
-        if group is None:
-            groups.append([name])
-        else:
-            group.append(name)
-    return groups
-
-
-class _SizesMatterError(PluginError):
-    """A modality asked for something that differs between the encoders that it prepares for."""
-
-
-class _CommonRule:
-    """Replaces several encoders' size rules for an axis. It answers only what is the same for all
-    of them, and only while `may_ask` is set.
-    """
-
-    def __init__(self, rules: Sequence[SizeRule]) -> None:
-        self._rules, self.may_ask = rules, True
-
-    def allows(self, size: int) -> bool:
-        answers = {rule.allows(size) for rule in self._rules}
-        if not self.may_ask or len(answers) > 1:
-            raise _SizesMatterError(SIZES_DIFFER_MESSAGE)
-        return answers.pop()
-
-    def __eq__(self, other: object) -> NoReturn:
-        raise _SizesMatterError(SIZES_DIFFER_MESSAGE)
-
-    def __getattr__(self, name: str) -> NoReturn:
-        if name.startswith("__"):
-            raise AttributeError(name)  # copying and pickling look for these
-        raise _SizesMatterError(SIZES_DIFFER_MESSAGE)
-
-
-def _build_without_sizes(
-    build: BuildModality, inputs: EncodeInputs, specs: Sequence[InputSpec]
-) -> Modality | None:
-    """Build the modality so that it can't distinguish the specs, which differ in sizes. Return None
-    if it must.
-
-    Preparing samples for each spec and comparing them would prove little: a modality may round only
-    the lengths of short audio clips, and the last image may be the first of its bucket. But a
-    modality that learns nothing about the rules, except answers on single sizes that are the same
-    for all while it is built, must prepare the same for every spec. So that modality is used for
-    the pass and can't go wrong unnoticed. The first samples show whether it asks for more while it
-    prepares; if none is usable, that stays unknown.
-    """
-    axes = {
-        axis: [spec.sizes.get(axis, SizeRule()) for spec in specs]
-        for spec in specs
-        for axis in spec.sizes
-    }
-    common = {
-        axis: _CommonRule(rules)
-        for axis, rules in axes.items()
-        if any(rule != rules[0] for rule in rules)
-    }
-    sizes: dict[str, Any] = {axis: common.get(axis, rules[0]) for axis, rules in axes.items()}
-    try:
-        modality = build(replace(specs[0], sizes=sizes))
-    except Exception:  # noqa: BLE001 (plugin boundary)
-        return None
-    for rule in common.values():
-        rule.may_ask = False
-    try:
-        probed = preview_views(
-            replace(inputs, modality=modality), min(NUM_PROBED, inputs.entries.num_rows)
-        )
-    except _SizesMatterError:
-        return None
-    return modality if probed else None

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from latentkit.store.columns import find_places
 from latentkit.store.index import first_rows
 from latentkit.store.plan import Plan
 
@@ -87,11 +88,7 @@ def compare_samples(
     others were removed, because a renamed one is found by its content.
     """
     old = first_rows(index)
-    place: Rows = (
-        pc.fill_null(pc.index_in(entries["key"], value_set=old["key"].combine_chunks()), -1)
-        .to_numpy()
-        .astype(np.int64)
-    )
+    place = find_places(entries["key"], old["key"])
     known, added = np.flatnonzero(place >= 0), np.flatnonzero(place < 0)
     gone = np.setdiff1d(np.arange(old.num_rows), place[known])
     changed, touched = _changed(old, entries, place, known, hash_media)
@@ -137,11 +134,7 @@ def compare_shards(plan: Plan, entries: pa.Table, retried_units: pa.Array) -> Ch
     again together.
     """
     table = plan.table
-    place: Rows = (
-        pc.fill_null(pc.index_in(entries["key"], value_set=table["key"].combine_chunks()), -1)
-        .to_numpy()
-        .astype(np.int64)
-    )
+    place = find_places(entries["key"], table["key"])
     known = np.flatnonzero(place >= 0)
     same = known[
         _equal(table["stamp"].take(pa.array(place[known])), entries["stamp"].take(pa.array(known)))

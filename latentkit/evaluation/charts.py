@@ -62,7 +62,6 @@ class LineChart:
     """A chart as the page draws it; positions and sizes in pixels.
 
     Args:
-        x_ticks, y_ticks: ticks of the axes.
         paths: class and SVG path of each line.
     """
 

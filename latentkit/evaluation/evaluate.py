@@ -84,7 +84,6 @@ class EvaluateSettings:
         show_always: decode the samples spread over the source even if no metric needs it.
         keep_tensors: keep the samples spread over the source also as tensors, for a modality to
             render.
-        show_progress: print a progress line.
     """
 
     posterior: Posterior = "mean"
@@ -155,7 +154,6 @@ class ModuleCodec:
 
     Args:
         module: its forward returns a `Reconstruction`, and it has a method `decode`.
-        input, layout: the model's.
     """
 
     module: nn.Module
@@ -430,11 +428,7 @@ def _finish(
     settings: EvaluateSettings,
     gallery: Gallery,
 ) -> Evaluation:
-    """Return all results, with numbers per sample in the order of the rows.
-
-    Args:
-        good: measured rows, in the order in which they were measured.
-    """
+    """Return all results, with numbers per sample in the order of the rows."""
     figures: dict[str, Figure] = {}
     per_sample: dict[str, Floats] = {}
     tables: dict[str, Mapping[str, Any]] = {}

@@ -30,8 +30,6 @@ class GallerySample:
     Args:
         error: mean squared error on the scale of 8-bit images, by which the worst samples are
             found.
-        position: position of the row.
-        key, view: key and view of the sample.
         images: PNG bytes of source, reconstruction, and difference (its absolute value, four
             times).
     """

@@ -27,9 +27,6 @@ def claim_folder(folder: Folder, recipe: str) -> None:
     """Make the folder this evaluation's: results of an earlier one are removed, so that none of
     another recipe remain.
 
-    Args:
-        recipe: text of recipe.yaml.
-
     Raises:
         StoreError: the folder can't be written, or contains something other than an evaluation.
     """
@@ -48,21 +45,18 @@ def claim_folder(folder: Folder, recipe: str) -> None:
     folder.replace(RECIPE, recipe.encode())
 
 
-def write_evaluation(
-    folder: Folder, found: Evaluation, about: Mapping[str, Any], curves: str = ""
-) -> None:
+def write_evaluation(folder: Folder, found: Evaluation, about: Mapping[str, Any]) -> None:
     """Write the three files; metrics.json is last.
 
     Args:
         about: what was evaluated, and with what: plain values for metrics.json and the report.
-        curves: text of a training run's log.jsonl; empty for none.
 
     Raises:
         StoreError: the disk is full, or the folder can't be written.
     """
     document = {**about, **summarize(found)}
     folder.replace(SAMPLES, samples_parquet(found))
-    folder.replace(REPORT, write_report(document, found, curves).encode())
+    folder.replace(REPORT, write_report(document, found).encode())
     folder.replace(
         METRICS,
         (json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode(),

@@ -56,9 +56,7 @@ def _plain(value: Any) -> Any:
 
 
 def write_description(export: Export, config: RowsConfig, folder: Path) -> None:
-    """Write what a trainer must know of the values: how they were normalized, and by which encoder
-    they were made.
-    """
+    """Write how the values were normalized, and by which encoder they were made."""
     drawn = config.values == "latent" and config.posterior == "draw"
     said = {
         "values": config.values,

@@ -21,9 +21,7 @@ from latentkit.exporters.rows import labels_of, needs_of, tensors_of, write_desc
 
 
 class WebdatasetExporter:
-    """Samples are numbered, since a key may hold anything; each one's .json has key, view and
-    attributes.
-    """
+    """Samples are numbered, as a key may hold anything; .json has key, view, attributes."""
 
     def __init__(self, config: WebdatasetConfig) -> None:
         self._config = config

@@ -208,11 +208,7 @@ def _have_views(dataset: LatentDataset, spans: Rows, views: Sequence[str]) -> Ro
 
 
 def _number_labels(dataset: LatentDataset, label: str) -> tuple[list[str], Rows | None]:
-    """Name of each number, and the number of each row's label; whole numbers stay as they are.
-
-    Raises:
-        StoreError: a sample has none.
-    """
+    """Return the name of each number, and the number of each row's label."""
     if not label:
         return [], None
     values = [row[label] for row in dataset.row_columns()]
@@ -230,11 +226,7 @@ def _number_labels(dataset: LatentDataset, label: str) -> tuple[list[str], Rows 
 
 
 def _check_texts(text: LatentDataset, keys: Sequence[str]) -> None:
-    """Refuse a dataset of text embeddings that lacks a key.
-
-    Raises:
-        StoreError: names the first.
-    """
+    """Refuse a dataset of text embeddings that lacks a key."""
     there = set(text.keys)
     missing = [key for key in keys if key not in there]
     if missing:

@@ -28,9 +28,7 @@ def _safe_part(part: str) -> str:
 
 
 def tell_apart(names: Iterable[str]) -> list[str]:
-    """Return the names, those that came before (in letters of whatever case) with a number behind
-    them, such as "001-2".
-    """
+    """Return the names, repeated ones (in whatever case) with a number, such as "001-2"."""
     wanted = list(names)
     first = {name.casefold() for name in wanted}
     used, last_number = set[str](), dict[str, int]()

@@ -103,12 +103,28 @@ def _find_row_problems(needs: ExportNeeds, dataset: LatentDataset) -> Iterator[s
             f" {list(dataset.columns)}; use a source that gives it, such as a folder with a"
             " sub-folder for each class, or name another with label=NAME"
         )
-    buckets = sorted(set(dataset.bucket_names(slice(None)))) if needs.one_size else []
-    if len(buckets) > 1:
+    if needs.one_size or needs.square or needs.size_multiple > 1:
+        yield from _find_size_problems(needs, sorted(set(dataset.bucket_names(slice(None)))))
+
+
+def _find_size_problems(needs: ExportNeeds, buckets: Sequence[str]) -> Iterator[str]:
+    if needs.one_size and len(buckets) > 1:
         yield (
             f"it takes latents of one size, and the dataset has {len(buckets)}"
             f" ({', '.join(buckets[:4])}); encode again with modality.with.size"
         )
+    for bucket in buckets:
+        sides = [int(side) for side in bucket.split("x")[-2:]]
+        if needs.square and len(set(sides)) > 1:
+            yield f"it takes squares, and there are {bucket}; encode again with one number as size"
+            return
+        if any(side % needs.size_multiple for side in sides):
+            step = needs.size_multiple
+            yield (
+                f"it takes sizes that are multiples of {step}, and there are {bucket}; encode again"
+                f" with such a modality.with.size, or with buckets.step: {step}"
+            )
+            return
 
 
 def _find_scale_problems(wanted: Normalization, found: Normalization) -> Iterator[str]:

@@ -171,11 +171,7 @@ def _write_whole(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def _locked(work: Path) -> Iterator[None]:
-    """Keep other processes out of the folder; it is made where it isn't there.
-
-    Raises:
-        StoreError: another process is in it.
-    """
+    """Make the folder, and keep other processes out of it."""
     work.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(work / "lock", timeout=0):

@@ -34,7 +34,6 @@ class EncoderFeatures:
     """The latents (means, where there is a posterior) of another encoder, resized to the grid.
 
     Args:
-        encoder: of pictures.
         input_range: lowest and highest value of the pictures that it is given.
 
     Raises:

@@ -42,6 +42,11 @@ UPRIGHT = {
 BOTTOM_FIRST, RIGHT_FIRST = (3, 4, 7, 8), (2, 3, 6, 7)
 
 
+FRAMED = ("GIF", "PNG", "WEBP", "TIFF", "AVIF", "JXL")
+"""Formats with frames or pages; the further ones of MPO are previews and depths as a rule."""
+MORE_FRAMES = "of a picture with several frames or pages, of which the first is used"
+
+
 _pillow_limit_lock = threading.Lock()
 
 
@@ -156,6 +161,16 @@ def shrink_on_load(image: Image.Image, factor: float) -> Shrink:
     orientation = _orientation(image)
     top = -height / divisor % 1 if orientation in BOTTOM_FIRST else 0.0
     return Shrink(divisor, top, -width / divisor % 1 if orientation in RIGHT_FIRST else 0.0)
+
+
+def frame_remarks(image: Image.Image) -> list[str]:
+    """What to say of an opened picture with frames or pages of which none but the first is used."""
+    if image.format not in FRAMED:
+        return []
+    try:
+        return [MORE_FRAMES] * (getattr(image, "n_frames", 1) > 1)
+    except CONTENT_ERRORS:
+        return []
 
 
 def _turn_upright(image: Image.Image) -> Image.Image:

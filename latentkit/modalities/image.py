@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from latentkit.errors import RecipeError
 from latentkit.modalities.buckets import nearest_shape
 from latentkit.modalities.decode_image import (
     decode_upright,
+    frame_remarks,
     open_image,
     shrink_on_load,
     upright_shape,
@@ -61,6 +63,7 @@ class ImageModality:
     """
 
     metrics: Sequence[str] = ("psnr", "ssim", "ms-ssim", "rfid")
+    ignores_sizes = True
 
     def __init__(self, config: ImageConfig, context: BuildContext) -> None:
         self._config = config
@@ -90,6 +93,7 @@ class ImageModality:
         image = open_image(sample.read(), self._formats, self._config.max_pixels)
         if self._config.min_size != "target":
             check_small(self._config, sample.key, (image.height, image.width))
+        frames = frame_remarks(image)
         shrink = Shrink()
         if self._config.resize == "draft":
             original = upright_shape(image)
@@ -100,7 +104,8 @@ class ImageModality:
         if self._config.min_size == "target":
             check_small(self._config, sample.key, original)
         resizer = Resizer(image, self._config.resize, shrink)
-        yield from self._views(sample.key, resizer, original, memory)
+        for prepared in self._views(sample.key, resizer, original, memory):
+            yield replace(prepared, remarks=[*prepared.remarks, *frames])
 
     def _cut(self, key: str, original: Shape) -> tuple[dict[str, Box], float]:
         """Return the box of every crop, and the smallest number of image pixels per pixel of the

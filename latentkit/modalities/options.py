@@ -131,7 +131,14 @@ class FramingConfig(Config):
     @field_validator("buckets", mode="before")
     @classmethod
     def _named_buckets(cls, buckets: Any) -> Any:
-        return {"shapes": buckets} if isinstance(buckets, str) else buckets
+        if isinstance(buckets, str):
+            return {"shapes": buckets}
+        # Behind a validator of this mode pydantic is strict as with Python's own values, of which
+        # a list is no tuple; a recipe has lists alone.
+        if isinstance(buckets, dict) and isinstance(buckets.get("shapes"), list):
+            shapes = [tuple(one) if isinstance(one, list) else one for one in buckets["shapes"]]
+            return {**buckets, "shapes": shapes}
+        return buckets
 
     @field_validator("size")
     @classmethod

@@ -48,8 +48,12 @@ REQUIRES = "requires_contract"
 COMPANIONS = {
     "audio": "latentkit-audio",
     "audio-clips": "latentkit-audio",
+    "kohya": "latentkit-trainers",
+    "lightningdit": "latentkit-trainers",
+    "mar": "latentkit-trainers",
     "perceptual": "latentkit-perceptual",
     "ray": "latentkit-ray",
+    "repa": "latentkit-trainers",
     "text": "latentkit-text",
     "text-encoder": "latentkit-text",
     "video": "latentkit-video",
@@ -166,8 +170,6 @@ class Registry:
         """The validated config of a plugin, of the class its spec names.
 
         Args:
-            kind: of the plugin.
-            name: of the plugin.
             options: what stands under `with:`.
             where: key of the recipe that uses the plugin, such as "losses[1]".
             origin: the recipe's file, put before every line of an error.
@@ -249,9 +251,7 @@ def _normalize(name: str) -> str:
 
 
 def _find_plugins(problems: list[Problem]) -> list[_Plugin]:
-    """Core's own plugin, then those of installed distributions, sorted by distribution and by entry
-    point.
-    """
+    """Return core's plugin, then the installed ones by distribution and entry point."""
     found: dict[str, list[_Plugin]] = {}
     for distribution in metadata.distributions():
         try:
@@ -309,9 +309,6 @@ def _load_entry(entry: metadata.EntryPoint) -> Any:
     """What an entry point names.
 
     The packages that it lies in are asked first, before an import of something new can fail.
-
-    Raises:
-        PluginError: it says that it needs a newer contract.
     """
     names = entry.module.split(".")
     for depth in range(1, len(names) + 1):
@@ -331,9 +328,7 @@ def _load_entry(entry: metadata.EntryPoint) -> Any:
 
 
 def _load(plugin: _Plugin, problems: list[Problem]) -> list[Provided]:
-    """What one plugin provides; whatever goes wrong is added to `problems`, and costs the hook it
-    happened in.
-    """
+    """Return what a plugin provides; what goes wrong is noted, and costs that hook alone."""
     try:
         module = plugin.load()
         functions = _find_hook_functions(module)
@@ -359,9 +354,7 @@ def _load(plugin: _Plugin, problems: list[Problem]) -> list[Provided]:
 
 
 def _find_hook_functions(module: Any) -> dict[str, Callable[[], Any]]:
-    """What pluggy takes for hook implementations, by name, and functions that have a hook's name
-    but no mark.
-    """
+    """Return hook implementations by name, and functions named so without a mark."""
     manager = pluggy.PluginManager(hooks.PROJECT)
     names = [
         name
@@ -375,10 +368,6 @@ def _call_hook(name: str, function: Callable[[], Any]) -> list[NamedSpec]:
     """The specs that one hook implementation returns, all of the right kind.
 
     A plugin manager of its own checks it, so that one that pluggy refuses costs nobody else's.
-
-    Raises:
-        PluginError: there is no such hook, it has no mark or takes an argument, or it returned
-            something else than specs.
     """
     manager = pluggy.PluginManager(hooks.PROJECT)
     manager.add_hookspecs(hooks)
@@ -421,9 +410,7 @@ def _check_specs(result: Any, kind: type[NamedSpec]) -> list[NamedSpec]:
 
 
 def fingerprint_fields(config: BaseModel) -> dict[str, str]:
-    """Fields that can change a value and differ from their default: name to canonical JSON (sorted
-    keys, no spaces).
-    """
+    """Return fields that can change a value and aren't at their default, as canonical JSON."""
     return {
         name: json.dumps(value, sort_keys=True, separators=(",", ":"))
         for name, value in _changed_fields(config).items()
@@ -431,9 +418,7 @@ def fingerprint_fields(config: BaseModel) -> dict[str, str]:
 
 
 def default_fields(config: BaseModel) -> dict[str, str]:
-    """The defaults of all fields, in the form of `fingerprint_fields`; those of required ones are
-    left out.
-    """
+    """Return the defaults of optional fields, in the form of `fingerprint_fields`."""
     infos = type(config).model_fields.items()
     defaults = {
         name: info.get_default(call_default_factory=True)

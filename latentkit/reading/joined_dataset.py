@@ -217,11 +217,7 @@ def _make_join_function(on: On) -> Callable[[str], str] | None:
 
 
 def _join_values(data: LatentDataset, join_value: Callable[[str], str] | None) -> list[str]:
-    """Return each row's join value.
-
-    Raises:
-        ValueError: two keys have the same join value.
-    """
+    """Return each row's join value."""
     if join_value is None:
         return data.keys
     names, key_of = [], dict[str, str]()

@@ -194,7 +194,7 @@ class StoredRows:
     def will_need(self, rows: Rows, means_only: bool = False) -> None:
         """Tell the kernel to read these rows from disk, without waiting for them."""
         for piece in self._pieces(np.sort(rows), means_only, one_shape=False):
-            with contextlib.suppress(OSError):  # the kernel may ignore advice
+            with contextlib.suppress(OSError):  # advice may go unheard
                 _advise_kernel(piece.mapped, piece.rows)
 
     def stackable_buckets(self) -> Codes:
@@ -247,7 +247,7 @@ class StoredRows:
         """Return a group's mapped rows, mapping them when first needed."""
         mapped = self._groups.get((number, means_only))
         if mapped is None:
-            # Two threads may map a group at the same time; both results are equal.
+            # Two threads may map one group at the same time; either result serves.
             mapped = self._groups[number, means_only] = self._map(
                 self._index.groups[number], means_only
             )
@@ -276,8 +276,8 @@ class StoredRows:
             half = values.shape[1] // 2
             values, scales = values[:, :half], None if scales is None else scales[:, :half]
         elif means_only:
-            # Mean and logvar of a row are adjacent: seen as twice as many rows, the means are the
-            # even ones.
+            # Mean and logvar of a row lie one after the other: as twice as many rows, the means are
+            # the even ones.
             values = values.reshape(len(values) * 2, values.shape[1] // 2, *values.shape[2:])
             scales = None if scales is None else scales.reshape(len(scales) * 2, -1)
         mask = None if means_only else self._mask(unit, f"{group.bucket}/{MASK}", values.shape)
@@ -308,7 +308,7 @@ class StoredRows:
                     raise StoreError(
                         f"{self._folder} was compacted since it was opened. Open it again"
                     ) from error
-                # Another process may delete a unit from the cache between its download and its use.
+                # Another process may evict a unit between its download and its use.
                 if (
                     not isinstance(error.__cause__, FileNotFoundError)
                     or attempt == MAX_OPEN_ATTEMPTS - 1
@@ -362,11 +362,12 @@ def take(pieces: Sequence[tuple[Array, Rows, Rows | slice]], out: Array) -> None
     """
     for array, rows, places in pieces:
         if isinstance(places, slice):
-            # mode="clip" writes directly into `out`; "raise" would use a buffer. The rows were
-            # already checked.
+            # mode="clip" writes straight into `out`, "raise" would go through a buffer; the rows
+            # have been checked against the array.
             np.take(array, rows, axis=0, out=out[places], mode="clip")
         else:
-            # Copying each row costs less than gathering them and then scattering the result.
+            # A copy per row costs less than taking them together and then putting them in their
+            # places.
             for row, place in zip(rows.tolist(), places.tolist(), strict=True):
                 out[place] = array[row]
 

@@ -32,9 +32,7 @@ _KEY = re.compile(
 
 
 def resolve_beside(url: str, path: str) -> str:
-    """What an `output.path` means in the recipe at `url`: a relative one starts from the recipe's
-    own folder there.
-    """
+    """Return an `output.path` of the recipe at `url`; relative ones start from its folder."""
     if is_url(path) or path.startswith(("/", "~")) or os.path.isabs(path):
         return path
     scheme, _, place = url.partition("://")
@@ -42,9 +40,7 @@ def resolve_beside(url: str, path: str) -> str:
 
 
 def anchor(value: Any, key: tuple[str | int, ...], base: Path) -> Any:
-    """`value`, which stands at `key` of a recipe, with the local paths in it made absolute from
-    `base`.
-    """
+    """Return the value at `key` of a recipe, its local paths made absolute from `base`."""
     if isinstance(value, Mapping):
         return {name: anchor(part, (*key, name), base) for name, part in value.items()}
     if isinstance(value, (list, tuple)):

@@ -263,9 +263,6 @@ class EvaluateRecipe(Recipe):
         "mean", description="what is decoded and measured of each posterior: its mean, or a draw"
     )
     batch_size: AtLeastOne = Field(8, description="samples that pass the model at once")
-    training_log: str | None = Field(
-        None, min_length=1, description="log.jsonl of a training run, whose curves the report shows"
-    )
     output: EvaluateOutput = Field(description="where the results go")
 
     @model_validator(mode="after")
@@ -355,11 +352,10 @@ def parse_recipe(
 
 
 def _anchor_latents(values: dict[str, Any], base_dir: Path) -> None:
-    """Make `latents` and `training_log`, which are always paths or URLs, absolute."""
-    for key in ("latents", "training_log"):
-        place = values.get(key)
-        if isinstance(place, str) and place and not is_url(place):
-            values[key] = os.path.abspath(base_dir / os.path.expanduser(place))
+    """Make `latents`, which is always a path or URL, absolute."""
+    place = values.get("latents")
+    if isinstance(place, str) and place and not is_url(place):
+        values["latents"] = os.path.abspath(base_dir / os.path.expanduser(place))
 
 
 def _find_task(values: Mapping[str, Any], origin: Path | str) -> type[Recipe]:
@@ -388,7 +384,7 @@ def resolve(recipe: Recipe) -> dict[str, Any]:
     given = recipe.model_dump(by_alias=True)
     absent = {
         key
-        for key in ("encoder", "encoders", "source", "modality", "model", "training_log")
+        for key in ("encoder", "encoders", "source", "modality", "model")
         if given.get(key) is None
     }
     keys = [key for key in given if key not in LAST and key not in absent]

@@ -54,6 +54,11 @@ class BufferPool:
         """Pickle the pool without its buffers."""
         return BufferPool, (self.is_pinned,)
 
+    @property
+    def num_idle(self) -> int:
+        """Return how many buffers wait to be used again."""
+        return len(self._idle)
+
     def get(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
         """Return a C-contiguous array whose content is undefined."""
         size = math.prod(shape) * np.dtype(dtype).itemsize

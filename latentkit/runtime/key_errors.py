@@ -66,7 +66,6 @@ def validate(model: type[M], values: Mapping[str, Any], origin: str = "", where:
     1.
 
     Args:
-        model: the pydantic model.
         values: the values; paths are given as text.
         origin: file with the values, which starts every line of an error.
         where: key of the values, such as "losses[1].with".

@@ -84,8 +84,6 @@ def masked_axes(layout: LatentLayout, num_axes: int) -> str:
 
 
 def counted_positions(values: npt.NDArray[Any], mask: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
-    """The positions of (N, C, ...) that count, one after the other: (positions, C, axes that the
-    mask doesn't cover).
-    """
+    """Return the positions of (N, C, ...) that count: (positions, C, axes without a mask)."""
     counted: npt.NDArray[Any] = np.moveaxis(values, 1, mask.ndim)[mask]
     return counted

@@ -12,7 +12,6 @@ def describe_gap(spans: Sequence[tuple[int, int | None]], num_steps: int) -> str
     Args:
         spans: of each reconstruction loss that has a weight, not an adaptive one: first step, and
             the one after the last; None: to the end.
-        num_steps: of the run.
     """
     step = 0
     for start, until in sorted(spans, key=lambda span: span[0]):

@@ -92,9 +92,7 @@ def _construct_float(loader: _Loader, node: ScalarNode) -> float:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes exactly the texts that `_Loader` would read as something else, and never writes an
-    alias.
-    """
+    """Quotes the texts that `_Loader` would read as something else; writes no alias."""
 
     yaml_implicit_resolvers = {}  # noqa: RUF012 (PyYAML's own name for it; filled below)
 

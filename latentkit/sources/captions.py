@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from latentkit.errors import SampleError
@@ -29,6 +29,11 @@ CAPTION_COLUMNS = (
     "prompts",
     "sentence",
     "sentences",
+    "transcript",
+    "transcription",
+    "caption_text",
+    "long_caption",
+    "alt_text",
     "comment",
     "tags",
 )
@@ -103,26 +108,39 @@ class SidecarIndex:
         return sorted(self._of.get(normalize_accents(stem), ()), key=rank)
 
 
-def read_sidecars(
-    files: Files, sidecars: SidecarFiles
-) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+@dataclass
+class Said:
+    """What the files beside one of media say.
+
+    Args:
+        attributes: of the media.
+        encodings: path and encoding of each file.
+        unused: path of a JSON file that has no caption; empty where there is none.
+    """
+
+    attributes: dict[str, Any] = field(default_factory=dict)
+    encodings: list[tuple[str, str]] = field(default_factory=list)
+    unused: str = ""
+
+
+def read_sidecars(files: Files, sidecars: SidecarFiles) -> Said:
     """Read the attributes in a media file's caption files. Also return the path and encoding of
     each file.
 
     Raises:
         SampleError: a file can't be read; the message names it without its folder.
     """
-    attributes: dict[str, Any] = {}
-    encodings = []
+    said = Said()
     if sidecars.record:
         text, encoding = _read(files, sidecars.record)
-        encodings.append((sidecars.record, encoding))
-        attributes |= _parse_record(text, sidecars.record)
+        said.encodings.append((sidecars.record, encoding))
+        said.attributes |= _parse_record(text, sidecars.record)
+        said.unused = "" if said.attributes else sidecars.record
     if sidecars.text:
         text, encoding = _read(files, sidecars.text)
-        encodings.append((sidecars.text, encoding))
-        attributes["text"] = text
-    return attributes, encodings
+        said.encodings.append((sidecars.text, encoding))
+        said.attributes["text"] = text
+    return said
 
 
 def add_caption(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,8 +178,8 @@ def _parse_record(text: str, path: str) -> dict[str, Any]:
         found = json.loads(text)
     except ValueError as err:
         raise SampleError(f"its caption {path.rsplit('/', 1)[-1]} is not JSON: {err}") from err
-    if isinstance(found, str):
-        return {"text": found.strip()}
+    if isinstance(found, (str, list)) and (caption := _caption_text(found, "")):
+        return {"text": caption}
     named = add_caption(found) if isinstance(found, dict) else {}
     return named if "text" in named else {}
 

@@ -26,11 +26,13 @@ from latentkit.errors import SourceError
 from latentkit.runtime.hub_places import HubPlace
 from latentkit.runtime.paths import find_file_path
 from latentkit.sources.columns import KEY_COLUMN, Columns, choose_columns
+from latentkit.sources.endings import describe_options
 from latentkit.sources.files import LocalFiles
 from latentkit.sources.hub_data import builder_options, explain_hub_failure, find_hub_data
 from latentkit.sources.local_data import list_files, open_local
 from latentkit.sources.path_table import PathTable
 from latentkit.sources.remote_data import BUILDERS, RemoteData, find_remote, open_remote
+from latentkit.sources.splits import remark_other_splits
 from latentkit.sources.webdataset import TarSource, TarStream
 
 if TYPE_CHECKING:
@@ -300,11 +302,12 @@ def _open_by_library(
         builder.download_and_prepare()
         dataset = builder.as_dataset(split=config.split)
         columns, fingerprint = choose_columns(dataset.features, config), dataset._fingerprint
-        if origin.remote is None:
-            return DatasetsSource(dataset, columns, fingerprint)
-        return DatasetsSource(
-            dataset, columns, _digest([config.split, origin.remote.digest]), origin.remote.remarks
-        )
+        counts = {name: split.num_examples for name, split in (builder.info.splits or {}).items()}
+        remarks = remark_other_splits(counts, config.split, "rows")
+        if origin.remote is not None:
+            fingerprint = _digest([config.split, origin.remote.digest])
+            remarks += origin.remote.remarks
+        return DatasetsSource(dataset, columns, fingerprint, remarks)
     except (*CONTENT_ERRORS, *UNREACHABLE_ERRORS) as err:
         reason = explain_hub_failure(err, origin.place) or _root_cause(err)
         raise SourceError(
@@ -336,15 +339,17 @@ def _open_saved(config: DatasetsConfig, path: Path) -> DatasetsSource:
         )
     loaded = datasets.load_from_disk(str(path))
     splits = loaded if isinstance(loaded, dict) else {str(loaded.split or "train"): loaded}
-    parts = datasets.ReadInstruction.from_spec(config.split).to_absolute(
-        {name: len(split) for name, split in splits.items()}
-    )
+    counts = {name: len(split) for name, split in splits.items()}
+    parts = datasets.ReadInstruction.from_spec(config.split).to_absolute(counts)
     chosen = [splits[part.splitname].select(range(part.from_, part.to)) for part in parts]
     dataset = datasets.concatenate_datasets(chosen) if len(chosen) > 1 else chosen[0]
     files = sorted({file["filename"] for split in splits.values() for file in split.cache_files})
     stamps = [[os.path.relpath(file, path), LocalFiles(Path()).stamp(file)] for file in files]
     return DatasetsSource(
-        dataset, choose_columns(dataset.features, config), _digest([config.split, *stamps])
+        dataset,
+        choose_columns(dataset.features, config),
+        _digest([config.split, *stamps]),
+        remark_other_splits(counts, config.split, "rows"),
     )
 
 
@@ -364,9 +369,10 @@ def _make_builder(
     names = [origin.path] if files is None else [str(file) for file in files]
     suffix = os.path.splitext(names[0])[1].lower()
     if suffix not in BUILDERS:
+        what = describe_options(suffix)
         raise SourceError(
-            f"source datasets: {origin.path} has none of the endings {', '.join(BUILDERS)}. Name"
-            " its folder or another file"
+            f"source datasets: {origin.path} ends in none of {', '.join(BUILDERS)}; give its"
+            f" folder, or another file{f' ({suffix}: {what})' if what else ''}"
         )
     options = {"sep": "\t"} if suffix == ".tsv" else {}
     return datasets.load_dataset_builder(BUILDERS[suffix], data_files={"train": names}, **options)

@@ -1,7 +1,7 @@
 """Decodes texts in the encodings that common tools write. A text is refused if two known encodings
 give different plausible words.
 
-General detectors need more text than a caption has: charset-normalizer may read b"caf\xe9" as
+General detectors need more text than a caption has: charset-normalizer may read b"café" as
 ending in a Cyrillic letter. The rules here instead check whether a text can be words of the
 languages that an encoding is for. Two encodings that give the same text don't conflict. An encoding
 in `UNCERTAIN_READINGS` is never chosen, because a sibling encoding has the same letters, such as
@@ -55,6 +55,9 @@ NOT_CENTRAL_EUROPEAN = re.compile(
 must be letters of Windows-1252, such as in "à", "año", "São", "où" and "être".
 """
 
+CELL_ENDS = re.compile(rb"[,;\t\"\r\n]")
+"""What parts the cells of a table in text."""
+
 SURE_HANGUL = 10
 """Number of Korean syllables from which a text can't be Chinese."""
 COMMON_SHARE = 0.9
@@ -80,6 +83,24 @@ def decode_text(content: bytes) -> tuple[str, str]:
     return (text, UTF8) if "\0" not in text else _decode_unmarked(content)
 
 
+def decode_table(content: bytes) -> tuple[str, str]:
+    """As `decode_text`, of a text that is more names and numbers in Latin letters than words: where
+    the whole of it is no words of any encoding, its other cells may be.
+
+    Raises:
+        UnknownEncodingError: see `decode_text`.
+    """
+    try:
+        return decode_text(content)
+    except UnknownEncodingError:
+        # A comma, a quote or a line's end is never a part of a letter in these encodings.
+        cells = [cell for cell in CELL_ENDS.split(content) if not cell.isascii()]
+        if not cells or b"\0" in content or content.startswith(tuple(MARKS)):
+            raise
+        _, name = decode_text(b"\n".join(cells))
+        return _decode(content, name)
+
+
 def _decode(content: bytes, name: str) -> tuple[str, str]:
     """Decode a text that starts with the byte order mark of this encoding."""
     try:
@@ -103,6 +124,8 @@ def _decode_unmarked(content: bytes) -> tuple[str, str]:
 
 def _guess_encoding(content: bytes) -> tuple[str, str]:
     """Return the only decoding that can be words, and its encoding."""
+    if b"\0" in content:
+        return _decode_unmarked(content)
     found: dict[str, str] = {}
     for name, can_be_words in (READINGS | UNCERTAIN_READINGS).items():
         try:

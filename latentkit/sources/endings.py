@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from latentkit.plugins.registry import COMPANIONS, discover
 from latentkit.runtime.file_endings import IMAGE_SUFFIXES
@@ -10,14 +11,17 @@ from latentkit.runtime.file_endings import IMAGE_SUFFIXES
 MODALITY_ENDINGS = {
     "image": IMAGE_SUFFIXES,
     "video": (
-        *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts"),
-        *(".mts", ".wmv", ".flv", ".ogv", ".3gp"),
+        *(".mp4", ".m4v", ".mov", ".qt", ".mkv", ".webm", ".avi", ".divx", ".mpg", ".mpeg"),
+        *(".mpe", ".m1v", ".m2v", ".m2p", ".vob", ".ts", ".m2t", ".m2ts", ".mts", ".wmv", ".asf"),
+        *(".flv", ".f4v", ".ogv", ".3gp", ".3g2", ".mxf", ".dv", ".y4m", ".ivf", ".rm", ".rmvb"),
+        *(".wtv", ".h264", ".264", ".hevc", ".h265", ".265"),
     ),
     "audio": (
         *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".aac", ".aif", ".aiff"),
-        *(".aifc", ".au", ".snd", ".caf", ".w64", ".rf64", ".wma"),
+        *(".aifc", ".au", ".snd", ".caf", ".w64", ".rf64", ".wma", ".m4b", ".mka", ".weba"),
+        *(".amr", ".wv", ".tta", ".ape"),
     ),
-    "volume": (".nii", ".nii.gz", ".dcm", ".dicom"),
+    "volume": (".nii", ".nii.gz", ".nrrd", ".dcm", ".dicom", ".ima"),
 }
 """Endings of each modality in latentkit and its plugins, whether installed or not."""
 
@@ -31,6 +35,9 @@ ADVICE_BY_ENDING = {
     ),
     "layers; export them to PNG or TIFF": (".clip", ".kra", ".psb", ".psd", ".xcf"),
     "light without a defined white; convert it to 8 or 16 bits": (".exr", ".hdr", ".pfm"),
+    "a volume that isn't read; convert it to .nrrd or .nii.gz": (
+        *(".mha", ".mhd", ".nhdr", ".mgh", ".mgz", ".mnc", ".mif"),
+    ),
     "packed files; unpack them": (*(".7z", ".bz2", ".gz", ".rar", ".tgz", ".xz", ".zip", ".zst"),),
     "a tar; give it as the source": (".tar",),
     "an unfinished download": (".crdownload", ".download", ".part", ".partial"),
@@ -77,9 +84,21 @@ def describe_options(ending: str) -> str:
     modality = modality_of(ending)
     if modality is None:
         return explain_ending(ending)
-    if any(row.kind == "modality" and row.name == modality for row in discover().rows()):
-        return (
-            f"take them with --set modality.use={modality} --set 'source.with.suffixes=[{ending}]'"
-        )
-    plugin = COMPANIONS[modality]
-    return f"read by {plugin}: pip install {plugin}"
+    if plugin := missing_plugin(ending):
+        return f"read by {plugin}: pip install {plugin}"
+    return f"take them with --set modality.use={modality} --set 'source.with.suffixes=[{ending}]'"
+
+
+def missing_plugin(ending: str) -> str:
+    """The package that would read files of an ending; "" where what reads them is installed, or
+    nothing is known to.
+    """
+    modality = modality_of(ending)
+    installed = {row.name for row in discover().rows() if row.kind == "modality"}
+    return "" if modality is None or modality in installed else COMPANIONS[modality]
+
+
+def list_few(endings: Sequence[str], most: int = 4) -> str:
+    """The first few of many endings."""
+    rest = len(endings) - most
+    return ", ".join(endings[:most]) + (f" or {rest} other endings" if rest > 0 else "")

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from latentkit.contracts import BuildContext, Entry, Remark, Sample
 from latentkit.contracts.samples import one_line
@@ -18,15 +18,23 @@ from latentkit.runtime.file_endings import TABLE_ENDINGS
 from latentkit.runtime.paths import find_file_path, is_url
 from latentkit.runtime.source_remarks import sum_remarks
 from latentkit.sources.captions import (
+    CAPTION_COLUMNS,
     NO_SIDECARS,
     RECORD_ENDING,
     TEXT_ENDINGS,
+    Said,
     SidecarFiles,
     SidecarIndex,
     read_sidecars,
 )
 from latentkit.sources.encodings import UTF8
-from latentkit.sources.endings import describe_options, ending_of, explain_ending, is_clutter
+from latentkit.sources.endings import (
+    describe_options,
+    ending_of,
+    explain_ending,
+    is_clutter,
+    list_few,
+)
 from latentkit.sources.files import Files, LocalFiles
 from latentkit.sources.tables import (
     MAX_TABLES,
@@ -42,6 +50,8 @@ if TYPE_CHECKING:
 TOO_MANY_TABLES = (
     f"tables not read, because there are more than {MAX_TABLES}; name one in source.with.metadata"
 )
+
+NO_CAPTION = f"JSON files beside media without a caption ({', '.join(CAPTION_COLUMNS[:4])} ...)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +79,11 @@ class FolderSource:
     """
 
     def __init__(self, config: FolderConfig, context: BuildContext) -> None:
-        self._folder = _open_files(config.path, context.recipe_dir)
-        scan = _Scan(self._folder, config)
+        self.folder = _open_files(config.path, context.recipe_dir)
+        scan = _Scan(self.folder, config)
         self._files = scan.files
-        names = FileNames(scan.stems, scan.others, self._folder.name(""))
-        said = read_tables(self._folder, scan.tables, names, must_fit=scan.table_names)
+        names = FileNames(scan.stems, scan.others, self.folder.name(""))
+        said = read_tables(self.folder, scan.tables, names, must_fit=scan.table_names)
         self._columns = said.columns
         self._remarks = sum_remarks([*said.remarks, *scan.remarks()])
         self._caption_remarks: list[Remark] | None = None
@@ -89,7 +99,7 @@ class FolderSource:
         """
         file = self._files[index]
         return Sample(
-            file.key, self._folder.media(file.path), self._attributes(file)[0], file.stamp
+            file.key, self.folder.media(file.path), self._say(file).attributes, file.stamp
         )
 
     def entries(self) -> Iterator[Entry]:
@@ -100,25 +110,27 @@ class FolderSource:
         """
         encodings: Counter[str] = Counter()
         examples: dict[str, str] = {}
+        unused: list[str] = []
         for file in self._files:
             try:
-                attributes, read = self._attributes(file)
+                said = self._say(file)
             except SampleError as err:
                 yield Entry(file.key, f"{file.stamp} {err}")
                 continue
             except OSError as err:
                 raise SourceError(
-                    f"source folder: the caption of {self._folder.name(file.path)} can't be read:"
+                    f"source folder: the caption of {self.folder.name(file.path)} can't be read:"
                     f" {err}"
                 ) from err
-            for path, encoding in read:
+            for path, encoding in said.encodings:
                 encodings[encoding] += 1
                 examples.setdefault(encoding, path)
-            yield Entry(file.key, file.stamp, attributes)
+            unused += [said.unused] * bool(said.unused)
+            yield Entry(file.key, file.stamp, said.attributes)
         del encodings[UTF8]
         self._caption_remarks = [
             encoding_remark(one, count, examples[one]) for one, count in sorted(encodings.items())
-        ]
+        ] + [Remark(NO_CAPTION, len(unused), path) for path in unused[:1]]
 
     def remarks(self) -> Iterable[Remark]:
         """Return remarks on what was found but not used, or read in an unexpected way."""
@@ -127,14 +139,13 @@ class FolderSource:
                 pass
         return sum_remarks([*self._remarks, *(self._caption_remarks or [])])
 
-    def _attributes(self, file: MediaFile) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-        """Return a file's attributes, and the encodings of its caption files."""
+    def _say(self, file: MediaFile) -> Said:
+        """What folder, captions and tables say of a file."""
         folder = os.path.dirname(file.path)
-        attributes = {"label": _storable(os.path.basename(folder))} if folder else {}
-        beside, read = (
-            ({}, []) if file.sidecars is NO_SIDECARS else read_sidecars(self._folder, file.sidecars)
-        )
-        return attributes | beside | self._columns.get(file.path, {}), read
+        label = {"label": _storable(os.path.basename(folder))} if folder else {}
+        said = Said() if file.sidecars is NO_SIDECARS else read_sidecars(self.folder, file.sidecars)
+        said.attributes = label | said.attributes | self._columns.get(file.path, {})
+        return said
 
 
 def _open_files(path: str, recipe_dir: Path) -> Files:
@@ -249,8 +260,7 @@ class _Scan:
             "",
         )
         depth = "below" if config.recursive else "directly in"
-        few, rest = config.suffixes[:4], len(config.suffixes) - 4
-        wanted = ", ".join(few) + (f" or {rest} other endings" if rest > 0 else "")
+        wanted = list_few(config.suffixes)
         return f"source folder: no file {depth} {self._folder.name('')} ends in {wanted}; " + (
             f"others there: {there}; {advice}name the ones to use in source.with.suffixes"
             if there

@@ -14,7 +14,7 @@ from latentkit.runtime.file_endings import TAR_ENDINGS
 from latentkit.sources.files import LocalFiles
 from latentkit.sources.path_table import PathTable, open_path_table
 from latentkit.sources.patterns import find_matches, is_pattern
-from latentkit.sources.splits import split_files
+from latentkit.sources.splits import remark_other_splits, split_files
 from latentkit.sources.webdataset import TarSource, TarStream, is_tar, open_tars
 
 if TYPE_CHECKING:
@@ -99,7 +99,10 @@ def _open_folder(
     if not tars or outnumber_tars(others, tars):
         return None
     remarks = [Remark("other files than tars, not read", len(others), others[0])] if others else []
-    return open_tars(config, context, LocalFiles(place), split_files(tars), remarks)
+    splits = split_files(tars)
+    counts = {name: len(files) for name, files in splits.items()}
+    remarks += remark_other_splits(counts, config.split, "tars")
+    return open_tars(config, context, LocalFiles(place), splits, remarks)
 
 
 def outnumber_tars(others: Sequence[str], tars: Sequence[str]) -> bool:

@@ -89,7 +89,3 @@ class DatasetsConfig(Config):
     streaming: bool = Field(
         False, description="read shard by shard without downloading all of it first"
     )
-
-
-class SamplePhotosConfig(Config):
-    """Options of the source `sample-photos`: the photographs in the scikit-image package."""

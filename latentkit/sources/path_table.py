@@ -30,6 +30,7 @@ from latentkit.sources.tables import (
     FileNames,
     choose_file_column,
     normalize_column_name,
+    path_of_url,
 )
 
 if TYPE_CHECKING:
@@ -103,6 +104,8 @@ def open_path_table(config: DatasetsConfig, files: Files, name: str) -> PathTabl
             return None
         table = head if is_whole else read_table(files, name)
     except SourceError:
+        if config.media is None and not name.lower().endswith(".parquet"):
+            raise  # no column of a text holds media
         return None  # the library reads it or says what is wrong
     if config.media is not None and config.media not in table.columns():
         return None
@@ -301,8 +304,7 @@ class _Finder:
 
     def key(self, name: str) -> str:
         """Return a path in its shortest form: relative if it is below the table's folder."""
-        name = name.strip()
-        name = name.removeprefix("file://") if name.startswith("file:///") else name
+        name = path_of_url(name.strip())
         if is_url(name) and not name.startswith(self._root):
             return name
         path = os.path.normpath(name.removeprefix(self._root)).replace(os.sep, "/")

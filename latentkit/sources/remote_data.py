@@ -22,7 +22,7 @@ from latentkit.runtime.paths import is_url
 from latentkit.sources.local_data import outnumber_tars
 from latentkit.sources.path_table import PathTable, open_path_table
 from latentkit.sources.patterns import expand_braces
-from latentkit.sources.splits import split_files
+from latentkit.sources.splits import remark_other_splits, split_files
 from latentkit.sources.url_files import UrlFiles
 from latentkit.sources.webdataset import TarSource, TarStream, is_tar, open_tars
 
@@ -121,7 +121,9 @@ def open_remote(
         SourceError: the files can't be read, or the recipe doesn't fit them.
     """
     if is_tar(data.names[0]):
-        return open_tars(config, context, data.files, data.splits, data.remarks)
+        counts = {name: len(files) for name, files in data.splits.items()}
+        remarks = [*data.remarks, *remark_other_splits(counts, config.split, "tars")]
+        return open_tars(config, context, data.files, data.splits, remarks)
     return open_path_table(config, data.files, data.names[0]) if len(data.names) == 1 else None
 
 

@@ -19,6 +19,7 @@ from latentkit.contracts.samples import one_line
 from latentkit.errors import SampleError, SourceError
 from latentkit.sources.captions import add_caption
 from latentkit.sources.encodings import UnknownEncodingError, decode_text
+from latentkit.sources.endings import list_few, missing_plugin
 from latentkit.sources.tars import Member, Tar
 
 TEXT_FIELDS = ("text", "txt", "caption", "prompt", "transcript")
@@ -139,9 +140,13 @@ def explain_no_media(groups: Iterable[Group], choice: MediaChoice) -> str:
     wanted = (
         f"the ending {choice.field}"
         if choice.field is not None
-        else f"an ending of {', '.join(choice.endings)}"
+        else f"an ending of {list_few(choice.endings)}"
     )
     advice = "name one in source.with.media, or set modality.use to the modality that reads them"
+    for field, _ in counts.most_common():
+        if plugin := missing_plugin(f".{field}"):
+            advice = f".{field} is read by {plugin}: pip install {plugin}"
+            break
     return f"no file in the tars has {wanted}; endings there: {there}; {advice}"
 
 

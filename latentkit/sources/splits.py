@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from latentkit.contracts import Remark
 
 WORDS = {
     **{
@@ -36,3 +38,23 @@ def split_files(names: Sequence[str]) -> dict[str, list[str]]:
         words = SPLIT_WORD.findall(name.lower())
         splits[WORDS[words[-1]] if words else "train"].append(name)
     return dict(splits)
+
+
+def names_in(split: str) -> list[str]:
+    """The names in a split as recipes write it, such as "train[:100]+test"."""
+    return list(dict.fromkeys(re.sub(r"\[.*?\]", "", part).strip() for part in split.split("+")))
+
+
+def remark_other_splits(counts: Mapping[str, int], wanted: str, kind: str) -> list[Remark]:
+    """One for each split that a recipe doesn't ask for.
+
+    Args:
+        counts: number of files or rows of each split.
+        wanted: as the recipe has it.
+        kind: what is counted, such as "rows".
+    """
+    return [
+        Remark(f"{kind} of the split {name}, not read; source.with.split={name} takes them", count)
+        for name, count in counts.items()
+        if name not in (*names_in(wanted), "all")
+    ]

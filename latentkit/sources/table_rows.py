@@ -9,13 +9,13 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from latentkit.errors import SourceError
-from latentkit.sources.encodings import UTF8, UnknownEncodingError, decode_text
+from latentkit.sources.encodings import UTF8, UnknownEncodingError, decode_table
 from latentkit.sources.files import Files
 
 DELIMITERS = ",;\t|"
@@ -43,6 +43,7 @@ class Table:
     rows: Sequence[tuple[str, dict[str, Any]]]
     encoding: str = UTF8
     first_line: Mapping[str, str] = field(default_factory=dict)
+    bad_lines: Sequence[str] = ()
 
     def columns(self) -> list[str]:
         """Return all column names, in order of appearance."""
@@ -76,17 +77,22 @@ def read_table(files: Files, path: str) -> Table:
     try:
         if ending == "parquet":
             return Table(name, _parquet_rows(files, path))
-        text, encoding = decode_text(files.read(path))
+        text, encoding = decode_table(files.read(path))
     except UnknownEncodingError as err:
         raise SourceError(f"source folder: {name} can't be read as UTF-8 text: {err}") from err
     except (OSError, pa.ArrowException) as err:
         raise SourceError(f"source folder: {name} can't be read: {err}") from err
-    readers = {"json": _json_rows, "jsonl": _line_rows, "ndjson": _line_rows}
-    if ending in readers:
-        return Table(name, list(readers[ending](name, text)), encoding)
-    with _long_fields():
-        names, rows = _csv_rows(name, text)
-        return Table(name, rows, encoding, names)
+    bad_lines: list[str] = []
+    names: dict[str, str] = {}
+    if ending in ("jsonl", "ndjson", "json"):
+        read = _json_rows if ending == "json" else _line_rows
+        rows = list(read(name, text, bad_lines))
+    else:
+        with _long_fields():
+            names, rows = _csv_rows(name, text, bad_lines)
+    if len(bad_lines) > len(rows):
+        raise SourceError(bad_lines[0])
+    return Table(name, rows, encoding, names, bad_lines)
 
 
 def read_head(files: Files, path: str, most_rows: int) -> tuple[Table, bool]:
@@ -105,12 +111,13 @@ def read_head(files: Files, path: str, most_rows: int) -> tuple[Table, bool]:
         head = _read_start(files, path, HEAD_BYTES + 1)
         if len(head) <= HEAD_BYTES or b"\n" not in head:
             return read_table(files, path), True
-        text, encoding = decode_text(head[: head.rindex(b"\n") + 1])
+        text, encoding = decode_table(head[: head.rindex(b"\n") + 1])
     except UnknownEncodingError:  # the last letter may be cut off
         return read_table(files, path), True
     except (OSError, pa.ArrowException) as err:
         raise SourceError(f"source folder: {name} can't be read: {err}") from err
-    return Table(name, list(itertools.islice(_line_rows(name, text), most_rows)), encoding), False
+    rows = itertools.islice(_line_rows(name, text, []), most_rows)
+    return Table(name, list(rows), encoding), False
 
 
 def _read_start(files: Files, path: str, num_bytes: int) -> bytes:
@@ -180,7 +187,7 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 # ---------------------------------------------------------------- JSON
 
 
-def _line_rows(name: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _line_rows(name: str, text: str, bad_lines: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the rows of JSON lines with their positions."""
     # Not splitlines(): a JSON text may hold other signs that end lines, such as U+2028.
     for number, line in enumerate(text.split("\n"), start=1):
@@ -189,25 +196,27 @@ def _line_rows(name: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             row = json.loads(line)
         except ValueError as err:
-            raise SourceError(
+            bad_lines.append(
                 f"{name}, line {number}: not JSON: {err}; expected one object per line"
-            ) from err
-        if not isinstance(row, dict):
-            raise SourceError(
+            )
+            continue
+        if isinstance(row, dict):
+            yield f"line {number}", row
+        else:
+            bad_lines.append(
                 f"{name}, line {number}: expected a JSON object with 'file_name', got"
                 f" {type(row).__name__}"
             )
-        yield f"line {number}", row
 
 
-def _json_rows(name: str, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _json_rows(name: str, text: str, bad_lines: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the rows of a JSON file with their positions: a list of objects, an object with one
     entry per file, an object that contains such a list, or JSON lines.
     """
     try:
         found = json.loads(text)
     except ValueError:
-        yield from _line_rows(name, text)
+        yield from _line_rows(name, text, bad_lines)
         return
     if isinstance(found, dict):
         found = _find_list(found)
@@ -268,7 +277,9 @@ def _long_fields() -> Iterator[None]:
         csv.field_size_limit(before)
 
 
-def _csv_rows(name: str, text: str) -> tuple[dict[str, str], list[tuple[str, dict[str, Any]]]]:
+def _csv_rows(
+    name: str, text: str, bad_lines: list[str]
+) -> tuple[dict[str, str], list[tuple[str, dict[str, Any]]]]:
     """Return the first line and the rows of a CSV or similar file.
 
     With tabs or bars between columns, quotes may be plain characters, as in `"Hello" sign`. They
@@ -277,15 +288,22 @@ def _csv_rows(name: str, text: str) -> tuple[dict[str, str], list[tuple[str, dic
     """
     sign = _delimiter(name, text)
     try:
-        (names, rows), problem = _split_rows(name, text, sign, csv.QUOTE_MINIMAL), None
+        parted, problem = _split_rows(name, text, sign), None
     except SourceError as err:
-        names, rows, problem = {}, [], err
-    are_plain = problem is not None or any(_contains_line_break(row, sign) for _, row in rows)
-    if sign in "\t|" and '"' in text and are_plain:
+        parted, problem = ({}, [], []), err
+    names, rows, bad = parted
+    are_plain = problem or bad or any(_contains_line_break(row, sign) for _, row in rows)
+    others: list[dict[str, Any]] = []
+    if are_plain and '"' in text:
+        others = [{"quoting": csv.QUOTE_NONE}] if sign in "\t|" else [{"skipinitialspace": True}]
+    for options in others:
         with contextlib.suppress(SourceError):
-            return _split_rows(name, text, sign, csv.QUOTE_NONE)
+            found = _split_rows(name, text, sign, **options)
+            if not found[2]:
+                return found[:2]
     if problem:
         raise problem
+    bad_lines += bad
     return names, rows
 
 
@@ -295,32 +313,39 @@ def _contains_line_break(row: Mapping[str, Any], sign: str) -> bool:
 
 
 def _split_rows(
-    name: str, text: str, sign: str, quoting: Literal[0, 3]
-) -> tuple[dict[str, str], list[tuple[str, dict[str, Any]]]]:
+    name: str, text: str, sign: str, **options: Any
+) -> tuple[dict[str, str], list[tuple[str, dict[str, Any]]], list[str]]:
     """Return the first line, and the rows after it by the names in the first line."""
     reader: csv.DictReader[Any] = csv.DictReader(
-        io.StringIO(text, newline=""), strict=True, delimiter=sign, quoting=quoting
+        io.StringIO(text, newline=""), strict=True, delimiter=sign, **options
     )
     try:
         cells = list(reader.fieldnames or [])
-        if not cells:
-            raise SourceError(f"{name}, line 1: {COLUMN_NAMES}; got none")
-        names = [
-            f"{cell} ({number})" if cell in cells[: number - 1] else cell
-            for number, cell in enumerate(cells, start=1)
-        ]
-        reader.fieldnames = names
-        rows = []
-        for row in reader:
-            if None in row or None in row.values():
-                raise SourceError(
-                    f"{name}, line {reader.line_num}: expected {len(names)} columns, as in line 1"
-                )
-            row.pop("", None)  # the column of row numbers that pandas writes
-            rows.append((f"line {reader.line_num}", row))
-        return {one: cell for one, cell in zip(names, cells, strict=True) if one}, rows
     except csv.Error as err:
         raise SourceError(f"{name}, line {reader.reader.line_num}: not CSV: {err}") from err
+    if not cells:
+        raise SourceError(f"{name}, line 1: {COLUMN_NAMES}; got none")
+    names = [
+        f"{cell} ({number})" if cell in cells[: number - 1] else cell
+        for number, cell in enumerate(cells, start=1)
+    ]
+    reader.fieldnames = names
+    rows: list[tuple[str, dict[str, Any]]] = []
+    bad: list[str] = []
+    while True:
+        start, why = reader.reader.line_num + 1, f"expected {len(names)} columns, as in line 1"
+        try:
+            row = next(reader)
+        except StopIteration:
+            return {one: cell for one, cell in zip(names, cells, strict=True) if one}, rows, bad
+        except csv.Error as err:  # the next line is read on its own
+            row, why = {None: ""}, f"not CSV: {err}"
+        stop = reader.reader.line_num
+        if None in row or None in row.values():
+            bad += [f"{name}, line {number}: {why}" for number in range(start, stop + 1)]
+            continue
+        row.pop("", None)  # the column of row numbers that pandas writes
+        rows.append((f"line {stop}", row))
 
 
 def _delimiter(name: str, text: str) -> str:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+from urllib.parse import unquote
 
 from latentkit.contracts import Remark
 from latentkit.errors import SourceError
@@ -32,49 +33,12 @@ PROBED_ROWS = 1000
 """Rows whose cells are tried in columns with unusual names."""
 
 FILE_COLUMNS = (
-    "file_name",
-    "filename",
-    "file_path",
-    "filepath",
-    "file",
-    "path",
-    "relative_path",
-    "rel_path",
-    "local_path",
-    "image",
-    "image_path",
-    "image_file",
-    "image_name",
-    "image_filename",
-    "img",
-    "img_path",
-    "img_file",
-    "img_name",
-    "picture",
-    "photo",
-    "video",
-    "video_path",
-    "video_file",
-    "video_name",
-    "clip",
-    "clip_path",
-    "audio",
-    "audio_path",
-    "audio_file",
-    "audio_filepath",
-    "sound",
-    "wav",
-    "wav_path",
-    "media",
-    "media_path",
-    "volume",
-    "volume_path",
-    "name",
-    "key",
-    "id",
-    "image_id",
-    "video_id",
-    "url",
+    *("file_name", "filename", "file_path", "filepath", "file", "path", "relative_path"),
+    *("rel_path", "local_path", "image", "image_path", "image_file", "image_name"),
+    *("image_filename", "img", "img_path", "img_file", "img_name", "picture", "photo", "video"),
+    *("video_path", "video_file", "video_name", "clip", "clip_path", "audio", "audio_path"),
+    *("audio_file", "audio_filepath", "sound", "wav", "wav_path", "media", "media_path", "volume"),
+    *("volume_path", "name", "key", "id", "image_id", "video_id", "url"),
 )
 """Usual names, in any case, of the column that names a file, in the order in which they are
 tried.
@@ -167,7 +131,7 @@ class FileNames:
 
     def _relative(self, name: str, folder: str) -> tuple[str, ...]:
         """Return the paths below the root that a name may mean."""
-        name = name.strip()
+        name = path_of_url(name.strip())
         for root in self._roots:
             if name.startswith(root):
                 return (os.path.normpath(name[len(root) :]).replace(os.sep, "/"),)
@@ -272,7 +236,11 @@ class FileColumn:
         text = "rows of tables whose file was found in another folder than the row names"
         elsewhere = Remark(text, self.num_found, self.table.name)
         encoding = encoding_remark(self.table.encoding, 1, self.table.name)
-        return [elsewhere] * self.is_elsewhere + [encoding] * (self.table.encoding != UTF8)
+        bad = [
+            Remark("lines of tables that can't be read, not used", len(self.table.bad_lines), why)
+            for why in self.table.bad_lines[:1]
+        ]
+        return bad + [elsewhere] * self.is_elsewhere + [encoding] * (self.table.encoding != UTF8)
 
 
 def choose_file_column(
@@ -416,6 +384,11 @@ def _list_few(paths: Sequence[str]) -> str:
 def encoding_remark(encoding: str, count: int, example: str) -> Remark:
     """Return a remark that texts were read in another encoding than UTF-8."""
     return Remark(f"read as {encoding}, not UTF-8", count, example)
+
+
+def path_of_url(name: str) -> str:
+    """The path in a URL such as file:///data/a%20b.png; any other name as it is."""
+    return unquote(name.removeprefix("file://")) if name.startswith("file:///") else name
 
 
 def normalize_column_name(column: str) -> str:

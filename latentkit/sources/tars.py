@@ -5,6 +5,7 @@ tars are unpacked once.
 from __future__ import annotations
 
 import bz2
+import contextlib
 import functools
 import gzip
 import hashlib
@@ -40,8 +41,6 @@ COPIED_BYTES = 1 << 16
 """A small number, because everything read together with damage is lost."""
 MAX_GAPS = 1 << 16
 """Most bytes between the files of a sample that are read in the same request."""
-MAX_HEADER_BYTES = 1 << 20
-"""Most bytes of a long name or similar record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,20 +200,12 @@ def list_members(tar: Tar) -> tuple[list[Member], str]:
         members: list[Member] = []
         damage = ""
         try:
-            try:
-                _walk_headers(file, num_bytes, members)
-            except _UnusualTarError:
-                members.clear()
-                _walk_with_tarfile(file, num_bytes, members)
+            _walk_headers(file, num_bytes, members)
         except tarfile.TarError as err:
             damage = f"damaged: {err}" if members else f"not a tar: {err}"
     if not damage and tar.unpacked is not None and _damage_note(tar.unpacked).exists():
         damage = f"damaged: {_damage_note(tar.unpacked).read_text(encoding='utf-8')}"
     return [member for member in members if not IGNORED_NAMES.match(member.name)], damage
-
-
-class _UnusualTarError(Exception):
-    """The tar contains sparse files or similar, which only `tarfile` reads."""
 
 
 def _walk_headers(file: IO[bytes], num_bytes: int, members: list[Member]) -> None:
@@ -229,98 +220,20 @@ def _walk_headers(file: IO[bytes], num_bytes: int, members: list[Member]) -> Non
         off.
         _UnusualTarError: the tar contains something that isn't read here.
     """
-    offset = 0
-    said: dict[str, str] = {}
-    while True:
-        header = _read_block(file, offset)
-        if not any(header):
-            return
-        if _number(header[148:156]) != sum(header) - sum(header[148:156]) + 8 * ord(" "):
-            raise tarfile.ReadError("bad checksum")
-        kind, size, start = header[156:157], _number(header[124:136]), offset + tarfile.BLOCKSIZE
-        if kind in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME):
-            if size > MAX_HEADER_BYTES:
-                raise tarfile.ReadError("invalid header")
-            content = file.read(size)
-            said |= _pax_records(content) if kind == tarfile.XHDTYPE else {"path": _text(content)}
-        elif kind in (tarfile.GNUTYPE_SPARSE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE):
-            raise _UnusualTarError
-        else:
-            size = _decimal(said["size"]) if "size" in said else size
-            if kind in tarfile.REGULAR_TYPES:
-                names = [_text(header[345:500])] * any(header[345:500]) + [_text(header[:100])]
-                name = said.get("path", "/".join(names)).removeprefix("./")
-                is_folder = kind == tarfile.AREGTYPE and name.endswith("/")
-                members += (
-                    [] if is_folder else [Member(name, start, size, start + size <= num_bytes)]
-                )
-            elif kind in tarfile.SUPPORTED_TYPES and kind != tarfile.GNUTYPE_LONGLINK:
-                size = 0  # links and folders have no bytes, whatever their headers say
-            said = {}
-        offset = start + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-
-
-def _walk_with_tarfile(file: IO[bytes], num_bytes: int, members: list[Member]) -> None:
-    """Append the files in any kind of tar, with `tarfile`."""
     file.seek(0)
     opened: Any = tarfile.TarFile(fileobj=file)
-    while (entry := opened.next()) is not None:
-        if entry.isreg():
-            end = entry.offset_data + entry.size
-            members.append(
-                Member(
-                    entry.name.removeprefix("./"), entry.offset_data, entry.size, end <= num_bytes
-                )
-            )
-        opened.members = []  # tarfile would keep all of them
-    if any(_read_block(file, opened.offset)):
-        raise tarfile.ReadError("no header where one is expected")
-
-
-def _read_block(file: IO[bytes], offset: int) -> bytes:
-    """Return one block of a tar."""
-    file.seek(offset)
+    # tarfile takes what is no header for the end, and doesn't say that a tar is cut off
+    with contextlib.suppress(tarfile.ReadError):
+        while (entry := opened.next()) is not None:
+            if entry.isreg():
+                start, end = entry.offset_data, entry.offset_data + entry.size
+                name = entry.name.removeprefix("./")
+                members.append(Member(name, start, entry.size, end <= num_bytes))
+            opened.members = []  # tarfile would keep all of them
+    file.seek(opened.offset)
     block = file.read(tarfile.BLOCKSIZE)
     if len(block) < tarfile.BLOCKSIZE:
         raise tarfile.ReadError("cut off: the zeros at the end of a tar are missing")
-    return block
-
-
-def _pax_records(content: bytes) -> dict[str, str]:
-    """Return the path and size in records such as b"18 path=folder/a\n", which start with their
-    length.
-    """
-    found = {}
-    while content:
-        digits, _, _ = content.partition(b" ")
-        if not digits.isdigit() or not len(digits) < int(digits[:9]) <= len(content):
-            raise tarfile.ReadError("invalid header")
-        name, _, value = content[len(digits) + 1 : int(digits) - 1].partition(b"=")
-        if name.startswith((b"GNU.sparse", b"hdrcharset")):
-            raise _UnusualTarError
-        if name in (b"path", b"size"):
-            found[name.decode()] = value.decode("utf-8", "surrogateescape")
-        content = content[int(digits) :]
-    return found
-
-
-def _text(field: bytes) -> str:
-    """Return a header's text up to its first zero byte."""
-    return field.partition(b"\0")[0].decode("utf-8", "surrogateescape")
-
-
-def _number(field: bytes) -> int:
-    """Return a header's number: octal digits, or GNU's base 256 for large ones."""
-    if field[:1] == b"\x80":
-        return int.from_bytes(field[1:], "big")
-    digits = field.strip(b"\0 ") or b"0"
-    if not re.fullmatch(rb"[0-7]+", digits):
-        raise tarfile.ReadError("invalid header")
-    return int(digits, 8)
-
-
-def _decimal(text: str) -> int:
-    """Return a pax record's number."""
-    if not re.fullmatch(r"[0-9]{1,18}", text):
-        raise tarfile.ReadError("invalid header")
-    return int(text)
+    if any(block):
+        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        raise tarfile.ReadError("no header where one is expected")

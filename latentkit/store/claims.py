@@ -137,17 +137,21 @@ class Claims:
 
     def sweep(self) -> None:
         """Remove dead processes' claims, and unfinished files of dead processes on this host."""
+        for file in self.left_over():
+            self.folder.remove(file)
+
+    def left_over(self) -> list[str]:
+        """Claims of dead processes, and files in the making of those of this host."""
         import psutil  # imported here, so that reading doesn't need it
 
-        for name in self._names():
-            if self._is_dead(_file(name)):
-                self.folder.remove(_file(name))
-        for name in self.folder.list(ASIDE):
+        def is_dead(name: str) -> bool:
             match = PART.search(name)
-            if name.endswith(".stale") or (
-                match and match["host"] == host() and not psutil.pid_exists(int(match["pid"]))
-            ):
-                self.folder.remove(f"{ASIDE}/{name}")
+            if match:
+                return match["host"] == host() and not psutil.pid_exists(int(match["pid"]))
+            is_claim = name.endswith(".json")
+            return name.endswith(".stale") or (is_claim and self._is_dead(f"{ASIDE}/{name}"))
+
+        return [f"{ASIDE}/{name}" for name in self.folder.list(ASIDE) if is_dead(name)]
 
     def _names(self) -> list[str]:
         """Return the names of all claims."""

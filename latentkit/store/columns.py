@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 MAX_ROWS_PER_BYTE = 64
@@ -32,6 +33,13 @@ def read_parquet(content: bytes, columns: Sequence[str] | None = None) -> pa.Tab
     if file.metadata.num_rows > MAX_ROWS_PER_BYTE * len(content):
         raise pa.ArrowInvalid(f"{file.metadata.num_rows} rows in {len(content)} bytes")
     return file.read(columns=None if columns is None else list(columns), use_threads=False)
+
+
+def find_places(keys: pa.ChunkedArray, among: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    """Where each key stands in another column, -1 where it isn't there or null."""
+    places = pc.index_in(keys, value_set=among.combine_chunks(), skip_nulls=True)
+    found: npt.NDArray[np.int64] = pc.fill_null(places, -1).to_numpy().astype(np.int64)
+    return found
 
 
 class StructBuilder:

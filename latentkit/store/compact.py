@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from latentkit.contracts import LatentLayout, Normalization, Unit
+from latentkit.contracts import Unit
 from latentkit.errors import DamagedError, StoreError
 from latentkit.runtime.masks import MASK
 from latentkit.runtime.paths import in_shell
@@ -26,8 +26,8 @@ from latentkit.store import int8, statistics, writer
 from latentkit.store.claims import Claims
 from latentkit.store.columns import Rows
 from latentkit.store.dataset_json import (
-    Description,
     count_superseded,
+    describe_again,
     finalize,
     newest_number,
     read_dataset,
@@ -220,16 +220,7 @@ def _copy_all(folder: Folder, plan: Plan, document: Mapping[str, Any]) -> None:
                 mapped,
                 errors if unit.number == 0 else {},
             )
-    described = Description(
-        LatentLayout(**document["layout"]),
-        Normalization(**document["normalization"]),
-        document["store"],
-        document["dtype"],
-        document["source"],
-        document["views"],
-        {name: value for name, value in document.get("quantisation", {}).items() if name != "rms"},
-    )
-    finalize(folder, [plan], described, lambda index: None)
+    finalize(folder, [plan], describe_again(document), lambda index: None)
 
 
 def _unit_of_rows(plan: Plan, old: Plan, index: pa.Table) -> Rows:

@@ -49,6 +49,20 @@ class Description:
     decoded: Mapping[str, Any] = field(default_factory=dict)
 
 
+def describe_again(document: Mapping[str, Any]) -> Description:
+    """What dataset.json says besides what follows from plans and units."""
+    error = document.get("quantisation") or {}
+    return Description(
+        LatentLayout(**document["layout"]),
+        Normalization(**document["normalization"]),
+        document["store"],
+        document["dtype"],
+        document["source"],
+        document["views"],
+        {name: value for name, value in error.items() if name != "rms"},
+    )
+
+
 def finalize(
     folder: Folder,
     plans: Sequence[Plan],

@@ -241,11 +241,7 @@ def read_plan(folder: Folder, number: int) -> Plan:
 
 
 def _check_table(table: pa.Table) -> None:
-    """Check that the table has the form of a written plan.
-
-    Raises:
-        ValueError: a column has another type, a sample has no key, or units aren't runs of rows.
-    """
+    """Check that the table has the form of a written plan."""
     table.validate(full=True)
     units = table["unit"].drop_null().to_numpy()
     if (

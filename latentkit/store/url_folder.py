@@ -339,11 +339,7 @@ class UrlFolder(Folder):
             raise StoreError(f"{self.url}/{name}: no such file") from error
 
     def _check_bucket(self) -> None:
-        """Check that the bucket exists, if the store has buckets.
-
-        Raises:
-            StoreError: it isn't.
-        """
+        """Check that the bucket exists, if the store has buckets."""
         bucket = self._root.partition("/")[0]
         if self._found_bucket or self.fs.root_marker or "://" in self._root:
             return

@@ -12,7 +12,6 @@ from latentkit.contracts import (
     BuildContext,
     Encoder,
     Executor,
-    InputSpec,
     Modality,
     Source,
     StreamSource,
@@ -35,7 +34,6 @@ class EncoderOpener:
     pickled.
 
     Args:
-        plugin, seed, recipe_dir: those of the recipe.
         modality: name of the recipe's modality; empty if there is none.
     """
 
@@ -57,9 +55,6 @@ class EncoderOpener:
     def _check_dtype(self, device: str) -> None:
         """Refuse a dtype that the device doesn't support, because latents of another dtype would
         look the same.
-
-        Raises:
-            DeviceError: the device doesn't support the dtype.
         """
         if getattr(self.plugin.config, "dtype", None) != "bfloat16":
             return
@@ -95,7 +90,6 @@ class ConfiguredEncode:
 
     Args:
         name: the encoder's name in `encoders`; empty for the only one.
-        recipe: the whole recipe.
     """
 
     name: str
@@ -149,11 +143,6 @@ class ConfiguredEncode:
                 raise
             raise RecipeError(f"{self.recipe.origin}: {error}") from error
 
-    def build_modality(self, taken: InputSpec) -> Modality:
-        """Return the modality, built for an encoder with this input."""
-        context = replace(self._context(), input=taken)
-        return self.modality.provided.spec.build(self.modality.config, context)  # type: ignore[no-any-return]
-
     def fitted(self, encoder: Encoder) -> tuple[ConfiguredEncode, list[str]]:
         """Return the same with sizes that the recipe leaves open set to the nearest that the
         encoder accepts.
@@ -169,8 +158,11 @@ class ConfiguredEncode:
         if not options:
             return self, []
         remarks = [
-            f"{self.modality.where}.with.{name}: {value}, because the encoder doesn't accept the"
-            f" default {getattr(config, name)}"
+            (
+                f"{self.modality.where}.with.{name}: {value}, because the encoder doesn't accept"
+                " the"
+                f" default {getattr(config, name)}"
+            )
             for name, value in options.items()
         ]
         use = self.recipe.modality.model_copy(

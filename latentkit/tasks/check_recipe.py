@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,6 @@ class ConfiguredPlugin:
         where: the recipe key that names it, such as "losses[1]".
         kind: kind of the plugin, such as "loss".
         provided: its spec and distribution.
-        config: the validated options.
     """
 
     where: str
@@ -63,9 +62,6 @@ def check_recipe(recipe: Recipe, registry: Registry) -> list[ConfiguredPlugin]:
 def _check_losses(recipe: TrainRecipe, plugins: Mapping[str, ConfiguredPlugin]) -> None:
     """Check that in every step a reconstruction loss is active, and that every loss is active at
     some step.
-
-    Raises:
-        RecipeError: the message names the loss, or the steps without one.
     """
     spans = []
     for number, loss in enumerate(recipe.losses):
@@ -87,6 +83,14 @@ def _check_losses(recipe: TrainRecipe, plugins: Mapping[str, ConfiguredPlugin]) 
             spans.append((loss.schedule.start, loss.schedule.until))
     if gap := describe_gap(spans, recipe.steps):
         raise RecipeError(f"{recipe.origin}: {gap}")
+
+
+def number_twins(names: Sequence[str]) -> list[str]:
+    """The names, those that come more than once with a number behind: l1-1, l1-2."""
+    return [
+        name if names.count(name) == 1 else f"{name}-{names[: number + 1].count(name)}"
+        for number, name in enumerate(names)
+    ]
 
 
 def warn_of_unusual_weights(recipe: Recipe) -> list[str]:

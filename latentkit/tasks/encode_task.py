@@ -65,8 +65,6 @@ class EncodeRun:
     """Result of an encode task, by name of the encoder ("" for the only one).
 
     Args:
-        folders: folders of the datasets.
-        summaries: what this process did.
         previews: preview files, if there are any.
         remarks: what the source found but didn't use; for a stream, as far as this process read it.
     """
@@ -147,11 +145,7 @@ def _encode_together(
     from latentkit.encoding.shared_pass import EncodeTarget, encode_in_one_pass, group_by_input
 
     first = next(iter(opened.values()))
-    groups = group_by_input(
-        {name: line.build_modality for name, line in lines.items()},
-        {name: parts.inputs for name, parts in opened.items()},
-        first.device,
-    )
+    groups = group_by_input({name: one.inputs for name, one in opened.items()}, first.device)
     if len(groups) > 1:
         named = " | ".join(", ".join(group.names) for group in groups)
         print_remark(
@@ -248,7 +242,6 @@ def build_encode(
         recipe.batch_size,
         recipe.threads,
         recipe.compile,
-        recipe.seed,
         recipe.on_bad_sample,
         recipe.max_bad,
         recipe.on_overflow,

@@ -6,15 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentkit._version import __version__
 from latentkit.contracts import BuildContext, InputSpec, MetricSpec
-from latentkit.errors import RecipeError, StoreError
+from latentkit.errors import RecipeError
 from latentkit.plugins import discover
 from latentkit.recipe.schema import EvaluateRecipe, dump_recipe, resolve
-from latentkit.tasks.check_recipe import ConfiguredPlugin, check_recipe
+from latentkit.tasks.check_recipe import ConfiguredPlugin, check_recipe, number_twins
 
 if TYPE_CHECKING:
     from latentkit.evaluation.evaluate import EvaluateSettings, Evaluation, NamedMetric
@@ -56,11 +55,10 @@ def run_evaluating(
         return EvaluateResult(recipe.output.path, None)
     device = choose_device(device)
     work = prepare_evaluation(recipe, device)
-    curves = _read_log(recipe)
     folder = open_folder(recipe.output.path)
     claim_folder(folder, dump_recipe(resolve(recipe)))
     found = work()
-    write_evaluation(folder, found, _describe(recipe, device), curves)
+    write_evaluation(folder, found, _describe(recipe, device))
     return EvaluateResult(str(folder), found)
 
 
@@ -104,17 +102,13 @@ def label_metrics(uses: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
     """Return the name of each metric (given its name and options) in results: its own or its
     loss's, numbered if repeated.
     """
-    names = [str(options["use"]) if name == "loss" else name for name, options in uses]
-    return [
-        name if names.count(name) == 1 else f"{name}-{names[: number + 1].count(name)}"
-        for number, name in enumerate(names)
-    ]
+    return number_twins([str(options["use"]) if name == "loss" else name for name, options in uses])
 
 
 def _prepare_model(recipe: EvaluateRecipe, device: str) -> Any:
     """Return what evaluates a model, after checking what can be checked."""
     from latentkit.contracts import Decodes
-    from latentkit.evaluation.evaluate import check_metrics, evaluate_model
+    from latentkit.evaluation.evaluate import evaluate_model
     from latentkit.runtime.source_remarks import print_remarks, read_remarks
 
     plugins = {plugin.where: plugin for plugin in check_recipe(recipe, discover())}
@@ -132,32 +126,32 @@ def _prepare_model(recipe: EvaluateRecipe, device: str) -> Any:
     modality = build("modality", model.input)
     context = BuildContext(device, recipe.seed, recipe.base_dir, model.input, got)
     metrics = open_metrics(list(plugins.values()), context)
-    try:
-        check_metrics(metrics, model.layout, recipe.posterior, isinstance(model, Decodes), modality)
-    except RecipeError as error:
-        raise _with_origin(error, recipe) from error
+    _check(recipe, metrics, model.layout, recipe.posterior, isinstance(model, Decodes), modality)
     print_remarks(read_remarks(source))
     return lambda: evaluate_model(model, source, modality, metrics, _settings(recipe, device))
 
 
 def _prepare_latents(recipe: EvaluateRecipe, device: str) -> Any:
     """Return what evaluates a latent dataset."""
-    from latentkit.evaluation.evaluate import check_metrics, evaluate_latents
+    from latentkit.evaluation.evaluate import evaluate_latents
 
     plugins = check_recipe(recipe, discover())
     assert recipe.latents is not None
     dataset = _open_latents(recipe.latents)
     metrics = open_metrics(plugins, BuildContext(device, recipe.seed, recipe.base_dir))
-    try:
-        check_metrics(metrics, dataset.layout, recipe.posterior, False, None, dataset.has_moments)
-    except RecipeError as error:
-        raise _with_origin(error, recipe) from error
+    _check(recipe, metrics, dataset.layout, recipe.posterior, False, None, dataset.has_moments)
     return lambda: evaluate_latents(dataset, metrics, _settings(recipe, device))
 
 
-def _with_origin(error: RecipeError, recipe: EvaluateRecipe) -> RecipeError:
-    """Return the error with the recipe's file before every line."""
-    return RecipeError("\n".join(f"{recipe.origin}: {line}" for line in str(error).splitlines()))
+def _check(recipe: EvaluateRecipe, *arguments: Any) -> None:
+    """`check_metrics`, with the recipe's file before every line of its error."""
+    from latentkit.evaluation.evaluate import check_metrics
+
+    try:
+        check_metrics(*arguments)
+    except RecipeError as error:
+        lines = [f"{recipe.origin}: {line}" for line in str(error).splitlines()]
+        raise RecipeError("\n".join(lines)) from error
 
 
 def _open_latents(path: str) -> LatentDataset:
@@ -181,19 +175,6 @@ def _settings(recipe: EvaluateRecipe, device: str) -> EvaluateSettings:
         NUM_PICTURES,
         show_progress=True,
     )
-
-
-def _read_log(recipe: EvaluateRecipe) -> str:
-    if recipe.training_log is None:
-        return ""
-    where = f"{recipe.origin}: training_log: {recipe.training_log}"
-    try:
-        text = Path(recipe.training_log).read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise StoreError(f"{where} can't be read: {error.strerror}") from error
-    if text and not text.startswith('{"step": '):
-        raise StoreError(f"{where} isn't a training run's log; expected its log.jsonl")
-    return text
 
 
 def _describe(recipe: EvaluateRecipe, device: str) -> dict[str, Any]:

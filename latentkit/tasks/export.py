@@ -51,7 +51,6 @@ def export_dataset(path: str, output: str, to: str, options: Mapping[str, Any]) 
         path: the latent dataset, a folder or a URL.
         output: folder that is missing or empty.
         to: name of an exporter plugin.
-        options: of that plugin.
 
     Raises:
         PluginError: there is no such exporter, or it wrote nothing.
@@ -182,9 +181,7 @@ def _open_text(path: str | None, is_needed: bool, to: str) -> LatentDataset | No
 def _export_whole(
     exporter: Any, dataset: LatentDataset, folder: Path, output: str, to: str
 ) -> None:
-    """Let an exporter write that takes the dataset as a whole; what it wrote until it failed is
-    removed.
-    """
+    """Let an exporter write that takes the whole dataset; a failed one leaves nothing."""
     part = folder.with_name(f".{folder.name}.part-{secrets.token_hex(4)}")
     try:
         part.mkdir(parents=True)
@@ -201,11 +198,7 @@ def _export_whole(
 
 
 def _check_output(output: str, path: str) -> Path:
-    """The folder to write, absolute.
-
-    Raises:
-        LatentkitError: it is a URL, taken, or part of the dataset.
-    """
+    """The folder to write, absolute."""
     if is_url(output):
         raise LatentkitError(
             f"{output}: expected a local folder to export to; copy it to the URL afterwards"

@@ -15,7 +15,6 @@ def open_decoder(folder: Folder, made_with: Mapping[str, str], device: str) -> D
     """Open the encoder of the dataset's recipe.yaml for decoding, in float32 if it has a choice.
 
     Args:
-        folder: folder of the dataset.
         made_with: the dataset's fingerprint parts.
         device: device such as "cpu" or "cuda:0".
 

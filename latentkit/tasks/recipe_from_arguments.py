@@ -186,9 +186,6 @@ def _source_for(
 ) -> tuple[dict[str, Any], str]:
     """Return the source `folder` for media of the modality with the most files, or `datasets` for
     tars and tables.
-
-    Raises:
-        RecipeError: the path is a single image, video or similar.
     """
     if path.is_file():
         _refuse_media(path, _endings())
@@ -356,7 +353,6 @@ def encoder_from_word(encoder: str, remarks: list[str]) -> dict[str, Any]:
     """Return the `encoder:` of a recipe from the name of a plugin, a path, or a hub id.
 
     Args:
-        encoder: the word.
         remarks: a remark is added if the word is ambiguous.
 
     Raises:
@@ -375,18 +371,15 @@ def encoder_from_word(encoder: str, remarks: list[str]) -> dict[str, Any]:
 
 
 def _encoder_for(path: Path) -> str:
-    """Return the encoder that opens a model's folder or file, from its config.json.
-
-    Raises:
-        RecipeError: the config.json doesn't decide.
-    """
+    """Return the encoder that opens a model's folder or file, from its config.json."""
     if _is_tiny_kl(path):
         return "tiny-kl"
     configs = [
         path / "config.json",
         *path.glob("*/config.json"),
     ]  # a pipeline has a folder for each part
-    if path.is_file() or any(_names_class(config) for config in configs):
+    is_in_cache = (path / "snapshots").is_dir()  # the hub's, of a repository
+    if path.is_file() or is_in_cache or any(_names_class(config) for config in configs):
         return "diffusers"
     if not any(config.is_file() for config in configs) and any(
         file.name.lower().endswith(WEIGHTS) for file in path.iterdir()
@@ -432,8 +425,11 @@ def _explain_unknown_word(kind: str, word: str) -> str:
     """
     registry = discover()
     lines = [
-        f"{kind} {word}: no such path, no {kind} plugin of that name ({_known(kind)}), and not a"
-        " hub id (owner/name)"
+        (
+            f"{kind} {word}: no such path, no {kind} plugin of that name ({_known(kind)}), and not"
+            " a"
+            " hub id (owner/name)"
+        )
     ]
     if registry.disabled:
         lines.append(

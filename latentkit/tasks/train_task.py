@@ -6,8 +6,8 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,12 @@ from latentkit.recipe.parts import Evaluate, Optimizer
 from latentkit.recipe.schema import TrainRecipe, dump_recipe, load_recipe, resolve
 from latentkit.runtime.nested import find_differences
 from latentkit.tasks.build_parts import EncoderOpener, configured_encode_of
-from latentkit.tasks.check_recipe import ConfiguredPlugin, check_recipe, warn_of_unusual_weights
+from latentkit.tasks.check_recipe import (
+    ConfiguredPlugin,
+    check_recipe,
+    number_twins,
+    warn_of_unusual_weights,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,17 +57,11 @@ def run_training(recipe: TrainRecipe, is_first_process: bool, device: str = "aut
     from latentkit.training.start import join_processes
 
     recipe, remarks = _follow_launcher(recipe)
-    registry = discover()
-    plugins = {plugin.where: plugin for plugin in check_recipe(recipe, registry)}
-    parts = _RecipeParts(recipe, registry, plugins, str(join_processes(device)))
+    parts = _RecipeParts.checked(recipe, lambda: str(join_processes(device)))
     with contextlib.ExitStack() as held:
         run_on_first(lambda: held.enter_context(_claim_output(recipe)))
         source, model = parts.build("source"), parts.build("model")
-        prepare = (
-            parts.modalities(model)
-            if recipe.latents is None
-            else parts.stored_moments(recipe.latents, model)
-        )
+        prepare = parts.prepare(model)
         losses, folder = parts.losses(model), _open_run(recipe)
         tried = run_on_first(lambda: _try_samples(recipe, source, prepare, folder))
         for warning in (
@@ -82,16 +81,10 @@ def open_training(recipe: TrainRecipe) -> None:
     """
     from latentkit.training.start import check_trackers
 
-    registry = discover()
-    plugins = {plugin.where: plugin for plugin in check_recipe(recipe, registry)}
-    parts = _RecipeParts(recipe, registry, plugins, "cpu")
+    parts = _RecipeParts.checked(recipe, lambda: "cpu")
     parts.build("source")
     model = parts.build("model")
-    (
-        parts.modalities(model)
-        if recipe.latents is None
-        else parts.stored_moments(recipe.latents, model)
-    )
+    parts.prepare(model)
     parts.losses(model)
     if recipe.evaluate:
         parts.evaluation(recipe.evaluate, model, Path(recipe.output.path))
@@ -104,7 +97,6 @@ def export_checkpoint(
     """Write the model of a run's checkpoint into a new folder, and return a line about it.
 
     Args:
-        run: folder of the run.
         output: missing or empty folder.
         step: of the checkpoint; None: the newest.
         weights: "average" or "raw"; None: the average if there is one.
@@ -143,12 +135,7 @@ def export_checkpoint(
 
 
 def _claim_output(recipe: TrainRecipe) -> contextlib.AbstractContextManager[None]:
-    """Claim the output folder, unless the run is finished and nothing is written.
-
-    Raises:
-        StoreError: another run writes there (the message names it), or the folder can't be
-            written.
-    """
+    """Claim the output folder, unless the run is finished and nothing is written."""
     from latentkit.store.claims import hold_exclusive_claim
     from latentkit.training.result import finished_steps
 
@@ -160,9 +147,6 @@ def _claim_output(recipe: TrainRecipe) -> contextlib.AbstractContextManager[None
 def _follow_launcher(recipe: TrainRecipe) -> tuple[TrainRecipe, list[str]]:
     """Return the recipe with the launcher's precision if it names none, and remarks on ignored
     settings.
-
-    Raises:
-        LatentkitError: a recipe has no such precision.
     """
     from latentkit.runtime.launcher import ignored_accumulation, launched_precision
 
@@ -180,11 +164,7 @@ def _follow_launcher(recipe: TrainRecipe) -> tuple[TrainRecipe, list[str]]:
 
 
 def _try_samples(recipe: TrainRecipe, source: Any, prepare: Any, folder: Path) -> list[str]:
-    """Return warnings about samples that are tried before the first step of a run.
-
-    Raises:
-        SourceError: too many of them are bad.
-    """
+    """Return warnings about samples that are tried before the first step of a run."""
     from latentkit.contracts import Source
     from latentkit.training.batches import SampleLocation
     from latentkit.training.try_samples import try_samples
@@ -208,6 +188,13 @@ class _RecipeParts:
     plugins: Mapping[str, ConfiguredPlugin]
     device: str
 
+    @classmethod
+    def checked(cls, recipe: TrainRecipe, device: Callable[[], str]) -> _RecipeParts:
+        """The parts of a recipe that is checked before a device is asked for."""
+        registry = discover()
+        plugins = {plugin.where: plugin for plugin in check_recipe(recipe, registry)}
+        return cls(recipe, registry, plugins, device())
+
     def build(self, where: str, model: Any = None) -> Any:
         """Return the object of one plugin, built for the model's input if a model is given. Its
         random weights follow from the seed.
@@ -217,6 +204,12 @@ class _RecipeParts:
         torch.manual_seed(self.recipe.seed)
         plugin = self.plugins[where]
         return plugin.provided.spec.build(plugin.config, self._context(model))
+
+    def prepare(self, model: Any) -> list[Modality] | StoredMoments:
+        """What prepares samples: modalities, or the latent dataset that the recipe names."""
+        if self.recipe.latents is None:
+            return self.modalities(model)
+        return self.stored_moments(self.recipe.latents, model)
 
     def modalities(self, model: Any) -> list[Modality]:
         """Return one modality per size.
@@ -290,7 +283,8 @@ class _RecipeParts:
         from latentkit.training.loop import WeightedLoss, WeightSchedule
 
         losses = []
-        for number, (name, use) in enumerate(_named_losses(self.recipe)):
+        names = number_twins([loss.use for loss in self.recipe.losses])
+        for number, (name, use) in enumerate(zip(names, self.recipe.losses, strict=True)):
             spec = self.plugins[f"losses[{number}]"].provided.spec
             assert isinstance(spec, LossSpec)
             schedule = WeightSchedule(**use.schedule.model_dump())
@@ -378,19 +372,12 @@ def write_reconstructions(gallery: Gallery, modality: Modality, path: Path) -> N
 def _settings(recipe: TrainRecipe) -> TrainSettings:
     from latentkit.training.loop import TrainSettings
 
-    alike = [
-        "steps",
-        "batch_size",
-        "accumulate",
-        "precision",
-        "on_bad_sample",
-        "max_bad",
-        "max_bad_steps",
-    ]
-    alike += ["gradient_checkpointing", "compile", "seed"]
+    alike = {field.name for field in fields(TrainSettings)} & set(TrainRecipe.model_fields)
+    given = {name: getattr(recipe, name) for name in alike} | {
+        "optimizer": _optimizer(recipe.optimizer)
+    }
     return TrainSettings(
-        **{name: getattr(recipe, name) for name in alike},
-        optimizer=_optimizer(recipe.optimizer),
+        **given,
         train=recipe.model.train,
         ema_decay=recipe.ema.decay if recipe.ema else None,
         checkpoint_every=recipe.output.checkpoint_every,
@@ -405,30 +392,8 @@ def _optimizer(values: Optimizer) -> OptimizerSettings:
     return OptimizerSettings(**values.model_dump())
 
 
-def _named_losses(recipe: TrainRecipe) -> Sequence[tuple[str, Any]]:
-    """Return a name for each loss: the plugin's, numbered if it is used more than once."""
-    uses = [loss.use for loss in recipe.losses]
-    return [
-        (
-            (
-                loss.use
-                if uses.count(loss.use) == 1
-                else f"{loss.use}-{uses[: number + 1].count(loss.use)}"
-            ),
-            loss,
-        )
-        for number, loss in enumerate(recipe.losses)
-    ]
-
-
 def _open_run(recipe: TrainRecipe) -> Path:
-    """Return the run's folder with its recipe.yaml. Only the first process writes it.
-
-    Raises:
-        RecipeError: its path is a URL.
-        StoreError: the folder can't be written, or contains something else.
-        TrainingError: it contains another run; the message names the values that differ.
-    """
+    """Return the run's folder with its recipe.yaml. Only the first process writes it."""
     from latentkit.runtime.processes import run_on_first
 
     folder = _open_output(recipe)

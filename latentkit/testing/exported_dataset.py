@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -42,6 +43,7 @@ class DatasetShape:
         views: of each sample.
         channels, downscale: of latents.
         shift, scale: of the normalization.
+        size_multiple: of the sides of what was encoded.
         has_two_sizes: whether every other sample is twice as wide.
         has_moments: whether there are mean and logvar, or one latent.
         attributes: names of those that samples have, "text" and "label" of any.
@@ -52,6 +54,7 @@ class DatasetShape:
     downscale: int = 8
     shift: float = 0.25
     scale: float = 2.0
+    size_multiple: int = 1
     has_two_sizes: bool = True
     has_moments: bool = True
     attributes: tuple[str, ...] = field(default=("text", "label"))
@@ -59,7 +62,7 @@ class DatasetShape:
     @property
     def sides(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """Height and width of the pictures, of every other sample in turn."""
-        side = 2 * self.downscale
+        side = math.lcm(2 * self.downscale, self.size_multiple)
         return (side, side), (side, side * (1 + self.has_two_sizes))
 
 
@@ -77,7 +80,8 @@ def full_shape(needs: ExportNeeds | None) -> DatasetShape:
         downscale=needs.downscale or 8,
         shift=constants.shift,
         scale=constants.scale,
-        has_two_sizes=not needs.one_size,
+        size_multiple=needs.size_multiple,
+        has_two_sizes=not needs.one_size and not needs.square,
     )
 
 

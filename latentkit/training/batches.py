@@ -56,8 +56,6 @@ class SampleLocation:
     """A sample's location in a process's sequence.
 
     Args:
-        epoch: epoch of the sample.
-        index: index in the source.
         block: number of the batch that it would be in if all samples had one shape; the same in all
             processes at a time.
     """
@@ -123,7 +121,6 @@ class FreshViews:
     Args:
         modalities: modalities that only differ in the size they prepare to. Seed and block choose
             one, so that all processes have the same size at a time.
-        seed: seed of that draw.
     """
 
     modalities: Sequence[Modality]
@@ -144,7 +141,6 @@ class Order:
     """The sequences of all processes.
 
     Args:
-        num_samples: samples in the source.
         settings: batch size, seed, and which process of how many this is.
 
     Raises:

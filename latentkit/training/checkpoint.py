@@ -179,7 +179,6 @@ def pick_checkpoint(run: Path, step: int | None, weights: str | None) -> tuple[P
     """Return folder and step of a run's checkpoint, and whether its averaged weights are used.
 
     Args:
-        run: folder of the run.
         step: None for the newest.
         weights: "average", "raw", or None for the average if there is one.
 

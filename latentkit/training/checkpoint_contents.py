@@ -36,8 +36,6 @@ class Discriminator:
     Args:
         module: frozen except in its own pass.
         parameters: its trained parameters.
-        optimizer: optimizer of those parameters.
-        settings: settings of that optimizer.
         num_steps: steps that it will have made at the end of the run.
         step: completed optimizer steps, which decide its learning rate.
         num_skipped_steps: steps of the run in which its loss or gradient wasn't finite.

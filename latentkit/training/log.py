@@ -27,10 +27,7 @@ class TrainingLog:
     progress to stderr; only in the first process.
 
     Args:
-        path: path of log.jsonl.
-        num_steps: steps of the whole run.
         accelerator: knows which process this is, and has the trackers.
-        losses: losses of the run.
     """
 
     def __init__(
@@ -56,7 +53,6 @@ class TrainingLog:
         """Start trackers and clock after `step` completed steps, and drop lines of later steps.
 
         Args:
-            settings: settings for trackers.
             evaluated: step of the newest evaluation; lines of later ones are dropped too.
             sums: value of the property when the run stopped.
         """

@@ -71,7 +71,6 @@ class TrainResult:
     """Result of a run.
 
     Args:
-        model: folder of the model.
         steps: completed optimizer steps in total.
         num_bad_samples: samples that this process couldn't use.
         num_skipped_steps: steps skipped because loss or gradient weren't finite.
@@ -150,11 +149,7 @@ def _left_out(source: Source, bad: BadSamples) -> dict[str, str]:
 
 
 def _find_newest(folder: Path, log: TrainingLog) -> Checkpoint | None:
-    """Return the checkpoint to continue from; None for a new run.
-
-    Raises:
-        TrainingError: the folder has a model, but no checkpoint of such a run.
-    """
+    """Return the checkpoint to continue from; None for a new run."""
     newest = read_newest(folder / "checkpoints", log.note)
     if newest is None and (folder / "model").exists():
         raise TrainingError(
@@ -287,11 +282,7 @@ def _is_due(run: Run, evaluate: TrainEvaluation) -> bool:
 
 
 def _evaluate(run: Run, evaluate: TrainEvaluation, saver: Saver) -> None:
-    """Measure the model, with averaged weights if there are any, and record the best.
-
-    Raises:
-        Exception: the model can't be measured, or the metric for the best isn't measured.
-    """
+    """Measure the model, with averaged weights if there are any, and record the best."""
     state = run.state
     metrics = run_on_first(lambda: _measure(run, evaluate))
     state.evaluated = state.step

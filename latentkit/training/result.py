@@ -94,7 +94,6 @@ def measure_latents(
     Args:
         module: returns `Reconstruction.latents`, raw, and `Reconstruction.moments`.
         batches: endless.
-        num_batches: batches of one pass.
         seed: seed of the draws; torch's own generators are unchanged.
 
     Raises:
@@ -209,11 +208,7 @@ def finish(
 
 
 def _load_best(run: Run, checkpoints: Path) -> dict[str, Tensor]:
-    """Load the best step's weights into the module of every process, and return them on the CPU.
-
-    Raises:
-        TrainingError: that checkpoint is missing or damaged.
-    """
+    """Load the best step's weights into the module of every process, and return them on the CPU."""
     best, module = run.state.best, run.state.module
     assert best is not None
 

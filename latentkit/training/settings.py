@@ -67,10 +67,8 @@ class WeightedLoss:
         name: its name in log and messages; unique in the run.
         loss: returns (N,), unweighted, per input value.
         weight: factor in the sum.
-        role: `LossSpec.role`.
         adaptive: whether to multiply the weight by the ratio of the reconstruction losses' gradient
             to its own, at the last layer that both reach.
-        schedule: when it is active.
         optimizer: optimizer of its discriminator; None: the model's settings. Only for losses with
             a discriminator.
     """
@@ -96,7 +94,6 @@ class TrainEvaluation:
             name. Random numbers it draws don't affect the run.
         best: metric that decides the best evaluated step, whose checkpoint is kept and whose model
             is the result; None: the last step.
-        higher_is_better: whether higher values of that metric are better.
     """
 
     every: int
@@ -114,7 +111,6 @@ class TrainSettings:
         batch_size: samples per process and forward pass.
         accumulate: forward passes per optimizer step.
         precision: dtype that the network computes in; weights and losses stay float32.
-        optimizer: the model's optimizer.
         train: which half of the model is trained.
         ema_decay: share of the weights' moving average that one step keeps; None: no average.
         checkpoint_every: optimizer steps between checkpoints; the last step has one too.
@@ -126,7 +122,6 @@ class TrainSettings:
         max_bad_steps: steps in a row without finite loss or gradient after which the run ends.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping
             them.
-        compile: compile the model.
         seed: seed of all random numbers.
     """
 

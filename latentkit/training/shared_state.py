@@ -29,10 +29,7 @@ class Run:
     """What the parts of a run share: the state, which changes, and everything that doesn't.
 
     Args:
-        state: see there.
-        losses: all of them.
         last_layers: by role of a loss, the weight at which adaptive weights are computed.
-        settings, accelerator, log, stop: see there.
     """
 
     state: TrainState
@@ -103,8 +100,6 @@ class Saver:
     """Writes the checkpoints of a run. Every process must call it, at the same steps.
 
     Args:
-        folder: folder of all checkpoints.
-        num_samples: samples in the source.
         saved: step of the newest checkpoint; None if there is none.
     """
 

@@ -293,11 +293,7 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 def _choose_parameters(module: nn.Module, half: str) -> list[nn.Parameter]:
-    """Return the trained parameters, and freeze the others.
-
-    Raises:
-        TrainingError: no parameter belongs to that half.
-    """
+    """Return the trained parameters, and freeze the others."""
     chosen = []
     for name, parameter in module.named_parameters():
         wanted = half == "all" or _belongs(name, half)
@@ -315,9 +311,6 @@ def _belongs(name: str, half: str) -> bool:
 def _find_last_layers(model: Trainable, losses: Sequence[WeightedLoss]) -> dict[str, nn.Parameter]:
     """Return, by role of an adaptive loss, the weight at which gradients are compared: the
     encoder's last for latent losses, else the decoder's.
-
-    Raises:
-        TrainingError: the layer doesn't exist or isn't trained.
     """
     layers: dict[str, nn.Parameter] = {}
     for loss in losses:

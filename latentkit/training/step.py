@@ -158,9 +158,7 @@ def compute(loss: WeightedLoss, batch: LossBatch) -> Tensor:
 
 
 def to_device(inputs: Tensor, accelerator: Accelerator) -> Tensor:
-    """Return a batch on this process's device, in the memory format in which its convolutions are
-    fast.
-    """
+    """Return a batch on this process's device, in its fast memory format."""
     inputs = inputs.to(accelerator.device, non_blocking=True)
     return inputs.contiguous(memory_format=memory_format(accelerator.device, inputs.ndim))
 

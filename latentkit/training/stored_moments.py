@@ -20,7 +20,6 @@ class StoredMoments:
     """A `Prepare` that pairs each view of an image with the moments it was encoded to.
 
     Args:
-        path: path of the latent dataset.
         modality: configured like that of the dataset, so that its views are those that were
             encoded.
 

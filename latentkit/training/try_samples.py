@@ -28,9 +28,7 @@ def try_samples(
     """Return warnings about up to 64 samples, spread over the source: images that are enlarged.
 
     Args:
-        source: source of the run.
         prepare: returns the views of a sample, as `Prepared` if their geometry is checked.
-        on_bad_sample: "skip" or "fail".
         max_bad: share of bad samples above which a run fails, when they are more than 10.
 
     Raises:

@@ -21,6 +21,7 @@ from latentkit.encoding.make_plan import effective_settings
 from latentkit.encoding.unit_workers import make_worker
 from latentkit.errors import SampleError, SourceError, StoreError
 from latentkit.recipe.schema import EncodeRecipe
+from latentkit.store.columns import find_places
 from latentkit.store.fingerprint import check_parts
 from latentkit.store.index import ReadUnit
 from latentkit.store.local_folder import LocalFolder
@@ -115,9 +116,7 @@ def _settings_of(unit: ReadUnit | None, planned: PlanSettings) -> PlanSettings:
 
 @dataclass(frozen=True)
 class PlannedSource:
-    """A source as a plan knew it: by row of the plan's work, under the keys of then; what nothing
-    needs any more is a bad sample.
-    """
+    """A source as a plan knew it, by row and key of then; unneeded rows are bad samples."""
 
     source: Source
     keys: Sequence[str]
@@ -141,11 +140,7 @@ class PlannedSource:
 def _as_planned(
     found: Verification, plan: Plan, units: Sequence[Unit], opened: BuiltEncode
 ) -> Source | StreamSource:
-    """The source to encode units of an earlier or the newest plan from.
-
-    Raises:
-        SourceError: it no longer has samples that are needed.
-    """
+    """The source to encode units of an earlier or the newest plan from."""
     source, now = opened.inputs.source, opened.inputs.entries
     needed = np.zeros(plan.num_samples, np.bool_)
     for unit in units:
@@ -162,11 +157,7 @@ def _as_planned(
         )
         return source
     keys = _keys_now(found, plan)
-    places = (
-        pc.fill_null(pc.index_in(keys, value_set=now["key"].combine_chunks(), skip_nulls=True), -1)
-        .to_numpy()
-        .astype(np.int64)
-    )
+    places = find_places(keys, now["key"])
     gone = needed & (places < 0) & keys.is_valid().to_numpy()
     _refuse(found, plan.work["key"].filter(pa.array(gone)).to_pylist())
     return PlannedSource(
@@ -188,9 +179,7 @@ def _refuse(found: Verification, gone: Sequence[str]) -> None:
 
 
 def _keys_now(found: Verification, plan: Plan) -> pa.ChunkedArray:
-    """Under which key the newest plan has each sample of a plan's work; null where it has none, or
-    has its latents from a later unit.
-    """
+    """Return the key under which the newest plan has each sample of a plan; else null."""
     keys = plan.work["key"]
     for number in range(plan.number + 1, found.newest + 1):
         later = found.plans.get(number)

@@ -272,7 +272,6 @@ def describe_remarks(
     """A line for each remark of the source and of samples.
 
     Args:
-        found: the mapping of `inspect_dataset`.
         most: lines, the last of which names the command that lists all.
         source: what the source remarks now; None: what it did when the dataset was written.
     """

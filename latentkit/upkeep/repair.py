@@ -19,7 +19,7 @@ from latentkit.encoding.encode_source import describe_dataset_json
 from latentkit.encoding.make_plan import library_versions
 from latentkit.errors import LatentkitError, StoreError
 from latentkit.store.claims import Claims
-from latentkit.store.dataset_json import DATASET, finalize, read_index
+from latentkit.store.dataset_json import DATASET, describe_again, finalize, read_index
 from latentkit.store.folder import Folder
 from latentkit.store.format import unit_name
 from latentkit.store.index import committed_units, first_rows, read_unit
@@ -36,7 +36,7 @@ from latentkit.store.plan import (
 from latentkit.tasks.encode_task import BuiltEncode
 from latentkit.upkeep.encode_again import build_encode_of, encode_again
 from latentkit.upkeep.findings import Finding, Report, Verification
-from latentkit.upkeep.verify import describe_again, verify_folder
+from latentkit.upkeep.verify import verify_folder
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,6 @@ def repair_dataset(path: str, also: Sequence[Finding] = (), device: str = "auto"
     where they are.
 
     Args:
-        path: folder or URL.
         also: what `compare_values` found.
 
     Raises:
@@ -110,9 +109,7 @@ def repair_dataset(path: str, also: Sequence[Finding] = (), device: str = "auto"
 
 
 def _replace_units(found: Verification, opened: BuiltEncode, names: Sequence[str]) -> list[str]:
-    """Encode units and put them in the place of the old ones; names of those that are not byte for
-    byte what dataset.json describes.
-    """
+    """Encode units again and replace them; return those that are no longer byte for byte."""
     folder, stated, differing = found.folder, found.document["units"] if found.document else {}, []
     with tempfile.TemporaryDirectory(prefix="latentkit-") as workspace:
         again = encode_again(found, opened, names, Path(workspace))
@@ -142,9 +139,7 @@ def _header_sha256(found: Verification, name: str) -> str:
 
 
 def _close(found: Verification, opened: BuiltEncode | None, differing: bool) -> list[str]:
-    """Write index and dataset.json again where they are broken, or where units no longer are what
-    they describe; what was written.
-    """
+    """Write index and dataset.json again where they are wrong; return what was written."""
     folder = found.folder
     wrong = [*found.names("index"), *found.names("dataset.json")]
     if not wrong and not differing:
@@ -173,12 +168,7 @@ def _close(found: Verification, opened: BuiltEncode | None, differing: bool) -> 
 
 
 def _restore_plans(found: Verification) -> list[str]:
-    """Make lost plans again, proven by their sha256 in dataset.json; take away damaged ones of
-    which there is no unit.
-
-    Raises:
-        StoreError: the index doesn't say all that was in it.
-    """
+    """Make lost plans again; remove damaged ones of which there is no unit."""
     names = found.names("plan")
     for name in names:
         number = number_of(name)
@@ -199,9 +189,7 @@ def _restore_plans(found: Verification) -> list[str]:
 
 
 def _rebuild(found: Verification, number: int) -> Plan | None:
-    """The plan of a finished dataset whose file has the sha256 that dataset.json names; None when
-    nothing gives that.
-    """
+    """Return the plan whose file has the sha256 in dataset.json; None without one."""
     document = found.document
     if not document or number != found.described or found.names("index"):
         return None

@@ -38,9 +38,7 @@ It and NaNs are the largest signed ones, and with the sign bit the largest unsig
 
 @dataclass(frozen=True)
 class WantedUnit:
-    """A unit that should be there: what its plan says (None: the plan can't be read), and what
-    dataset.json says of it.
-    """
+    """A unit that should be there, by its plan (None: unreadable) and by dataset.json."""
 
     name: str
     unit: Unit | None
@@ -85,9 +83,7 @@ def read_whole(folder: Folder, wanted: WantedUnit, headers: Mapping[str, str]) -
 
 
 def _read_data(file: BinaryIO, header: UnitHeader) -> dict[str, bytes]:
-    """The bytes of the tensor "rows" and of all offsets by name, from one walk through all of the
-    unit's data.
-    """
+    """Return the tensor "rows" and all offsets by name, from one walk through the unit."""
     digest, broken = hashlib.sha256(), None
     kept = {
         name: b""
@@ -126,9 +122,7 @@ def _is_finite(piece: bytes, tensor: StoredTensor) -> bool:
 def _check_ledger(
     rows: pa.Table, header: UnitHeader, offsets: Mapping[str, npt.NDArray[np.int64]]
 ) -> None:
-    """That every stored row is named once, and every other one has a reason; `offsets` of ragged
-    rows by their tensor's name.
-    """
+    """Check that the ledger names each row once, with a reason for those that are skipped."""
     status = rows["status"]
     ok = pc.equal(status, "ok")
     if (

@@ -312,7 +312,7 @@ def main() -> None:
     metrics: dict[str, dict[str, Any]] = {
         "elbo": {"likelihood": "bernoulli", "draws": 10},
         "active-units": {},
-        "iwae": {"likelihood": "bernoulli", "draws": options.draws, "chunk": 50},
+        "iwae": {"likelihood": "bernoulli", "draws": options.draws},
     }
     test = read_digits(options.data, "test")
     found = evaluate(module, test[:: max(len(test) // options.test_digits, 1)], options, metrics)

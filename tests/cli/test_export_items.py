@@ -300,6 +300,14 @@ def test_names_are_safe_and_told_apart(latents: Path, use: UseExporter) -> None:
             [],
             "it takes latents of one size, and the dataset has 2 (16x16, 16x32)",
         ),
+        (ExportNeeds(square=True), DatasetShape(), [], "it takes squares, and there are 16x32"),
+        (
+            ExportNeeds(size_multiple=32),
+            DatasetShape(),
+            [],
+            "it takes sizes that are multiples of 32, and there are 16x16; encode again with such a"
+            " modality.with.size, or with buckets.step: 32",
+        ),
         (
             ExportNeeds(label="label"),
             DatasetShape(attributes=("text",)),

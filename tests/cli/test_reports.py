@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import latentkit as lk
-from latentkit.cli.closing_words import SLOW_SECONDS, _slow, count_latents
+from latentkit.cli.closing_words import SLOW_SECONDS, count_latents, explain_slowness
 from latentkit.cli.main import main
 from latentkit.encoding.encode_source import EncodeSummary
 
@@ -121,11 +121,11 @@ def test_columns_may_be_a_single_name_and_are_none_where_a_row_lacks_them(
 
 def test_what_slows_a_run_is_said_with_what_to_do_where_it_cost_time() -> None:
     slow = EncodeSummary(100, 0, 2 * SLOW_SECONDS, SLOW_SECONDS, 200)
-    waited, full = _slow(slow)
+    waited, full = explain_slowness(slow)
     assert waited.startswith("the encoder waited for samples, 50% of the time; more CPU cores")
     assert full.startswith("batches were 50% full; fewer buckets")
-    assert _slow(EncodeSummary(100, 0, SLOW_SECONDS / 2, SLOW_SECONDS / 4, 200)) == []
-    assert _slow(EncodeSummary(100, 0, 2 * SLOW_SECONDS, 0.0, 100)) == []
+    assert explain_slowness(EncodeSummary(100, 0, SLOW_SECONDS / 2, SLOW_SECONDS / 4, 200)) == []
+    assert explain_slowness(EncodeSummary(100, 0, 2 * SLOW_SECONDS, 0.0, 100)) == []
     assert (
         count_latents({"ok": 1}, EncodeSummary(1, 0, 2.0))
         == "1 latent in 2.0 s (0.5/s); the encoder waited 0% of the time"

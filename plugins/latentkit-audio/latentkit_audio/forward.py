@@ -53,6 +53,11 @@ class ForwardReader:
             at += len(piece)
         return np.concatenate(parts)
 
+    @property
+    def num_held(self) -> int:
+        """Frames that were decoded and are held for the parts that follow."""
+        return sum(map(len, self._pieces))
+
     def close(self) -> None:
         """Close the file."""
         self._stack.close()
@@ -83,7 +88,7 @@ class _ThreadReader(threading.local):
     reader: ForwardReader | None = None
 
 
-_THREAD_READER = _ThreadReader()
+THREAD_READER = _ThreadReader()
 
 
 @contextmanager
@@ -95,8 +100,8 @@ def open_forward(name: Hashable, open_chunks: Chunks, num_channels: int) -> Iter
     Args:
         name: identifies the file and its state; None for a reader that is used once.
     """
-    kept, _THREAD_READER.reader = _THREAD_READER.reader, None
-    if kept is not None and (name is None or name != _THREAD_READER.name):
+    kept, THREAD_READER.reader = THREAD_READER.reader, None
+    if kept is not None and (name is None or name != THREAD_READER.name):
         kept.close()
         kept = None
     reader = kept or ForwardReader(open_chunks, num_channels)
@@ -108,4 +113,4 @@ def open_forward(name: Hashable, open_chunks: Chunks, num_channels: int) -> Iter
     if name is None:
         reader.close()
     else:
-        _THREAD_READER.name, _THREAD_READER.reader = name, reader
+        THREAD_READER.name, THREAD_READER.reader = name, reader

@@ -179,7 +179,10 @@ def convert_error(error: soundfile.LibsndfileError, what: str) -> Exception:
     """
     if error.code == SYSTEM_ERROR:
         return OSError(f"{what}: {error.error_string}")
-    return SampleError(f"{what}: {error.error_string}")
+    text: str = error.error_string
+    if text.startswith("File does not exist"):  # libmpg123's word for a file without a frame
+        text = "no frame in it can be decoded"
+    return SampleError(f"{what}: {text}")
 
 
 @contextmanager
@@ -270,21 +273,21 @@ def _measured_frames(sample: Sample, file: soundfile.SoundFile) -> tuple[int, tu
     media, properties = sample.media, (file.frames, file.samplerate)
     if isinstance(media, os.PathLike):
         return _measured_of_file(Path(media), file_state(media), *properties)
-    return _measure(sample, *properties)
+    return count_frames(sample, *properties)
 
 
 @functools.lru_cache(maxsize=256)
 def _measured_of_file(
     path: Path, state: tuple[int, int], guess: int, rate_hz: int
 ) -> tuple[int, tuple[str, ...]]:
-    return _measure(Sample("", path), guess, rate_hz)
+    return count_frames(Sample("", path), guess, rate_hz)
 
 
-def _measure(sample: Sample, guess: int, behind: int) -> tuple[int, tuple[str, ...]]:
+def count_frames(sample: Sample, guess: int, behind: int) -> tuple[int, tuple[str, ...]]:
     """See `_measured_frames`.
 
     Args:
-        behind: frames before the guess in which the end is searched first.
+        behind: frames in front of the guess to look for the end in, at first.
     """
     while True:
         begin = max(guess - behind, 0)

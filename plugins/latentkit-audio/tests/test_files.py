@@ -161,6 +161,10 @@ BAD = {
         "not a sound file, or damaged: Format not recognised",
     ),
     "no frames": (written(np.zeros(0)), "a sound of zero length"),
+    "a frame of mp3 that holds nothing": (
+        b"\xff\xfb\x90\x00" * 50,
+        "not a sound file, or damaged: no frame in it can be decoded",
+    ),
     "a rate of 0": (with_rate(0), "not a sound file, or damaged"),
     "a rate of 7": (with_rate(7), "a sample rate of 7 Hz; expected 1000 to 1000000"),
     "a rate of 2 GHz": (with_rate(2**31 - 1), "a sample rate of 2147483647 Hz"),

@@ -74,6 +74,7 @@ class VideoModality:
     """
 
     metrics: Sequence[str] = ("psnr",)
+    ignores_sizes = True
     preview_suffix = ".mp4"
 
     def __init__(self, config: VideoConfig, context: BuildContext) -> None:

@@ -231,7 +231,7 @@ def _read_slices(file: bytes, max_voxels: int) -> Iterator[Slice]:
         check_size((int(header.Columns), int(header.Rows), num_frames), max_voxels)
         pixels = _decode(header, num_frames)
         for number in range(num_frames):
-            yield _make_slice(header, number, num_frames, pixels[number])
+            yield make_slice(header, number, num_frames, pixels[number])
     except (InvalidDicomError, BytesLengthException, OSError, *BROKEN) as error:
         what = (
             f"{error}"
@@ -265,8 +265,7 @@ def _decode(header: Any, num_frames: int) -> Any:
     return pixels.reshape(num_frames, int(header.Rows), int(header.Columns))
 
 
-def _make_slice(header: Any, number: int, num_frames: int, pixels: Any) -> Slice:
-    """Return one frame of a file as a slice."""
+def make_slice(header: Any, number: int, num_frames: int, pixels: Any) -> Slice:
     groups = _groups(header, number)
     if num_frames > 1 and not groups:
         raise SampleError(

@@ -42,6 +42,7 @@ class VolumeModality:
     """
 
     metrics: Sequence[str] = ("psnr",)
+    ignores_sizes = True
 
     def __init__(self, config: VolumeConfig, context: BuildContext) -> None:
         self._config = config

@@ -717,13 +717,13 @@ def test_deflated_files_are_read(nifti: MakeFile, voxels: Any) -> None:
 def test_slices_of_a_series_are_counted_as_they_are_decoded(
     monkeypatch: pytest.MonkeyPatch, voxels: Any
 ) -> None:
-    decoded, original = [], dicom._make_slice
+    decoded, original = [], dicom.make_slice
 
     def make_slice(*args: Any) -> Any:
         decoded.append(args)
         return original(*args)
 
-    monkeypatch.setattr(dicom, "_make_slice", make_slice)
+    monkeypatch.setattr(dicom, "make_slice", make_slice)
     with pytest.raises(SampleError, match="5 x 4 x 3 voxels, more than max_voxels: 59"):
         read_any(pack(make_series(voxels, affine_of())), None, None, 59)
     assert len(decoded) == 3

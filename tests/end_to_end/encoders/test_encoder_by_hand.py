@@ -11,8 +11,8 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from conftest import draw_picture
 from hub_server import FakeHub, read_files
+from pictures import draw_picture
 from PIL import Image
 
 import latentkit as lk

@@ -158,7 +158,7 @@ def test_of_a_pipelines_autoencoders_the_one_of_the_modality_is_opened(
 def test_encoding_holds_no_decoder(kl_folder: Path, batch: torch.Tensor) -> None:
     encoder = open_model(kl_folder)
     encoder.encode(batch)
-    names = dict(encoder._encoding_half.named_parameters())
+    names = dict(encoder.encoding_half.named_parameters())
     assert names
     assert not [name for name in names if name.startswith(("decoder", "post_quant_conv"))]
 

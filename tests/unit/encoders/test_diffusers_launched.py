@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from launching import launch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -122,11 +122,11 @@ def jobs(tiny: Any) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.timeout(600)  # about a minute on two free cores
 def test_every_class_trains_in_two_processes_to_equal_weights_also_after_a_resume(
-    jobs: dict[str, Any], tmp_path: Path, launch_two: Callable[..., subprocess.CompletedProcess[str]]
+    jobs: dict[str, Any], tmp_path: Path
 ) -> None:
     assert {name for name, traits in TRAITS.items() if not traits.refused} <= {*jobs, *REFUSED}
     (tmp_path / "jobs.json").write_text(json.dumps(jobs))
-    done = launch_two(__file__, tmp_path)
+    done = launch(__file__, tmp_path)
     assert done.returncode == 0, done.stderr
     for job in jobs:
         before, after = (

@@ -19,6 +19,7 @@ from latentkit.encoders.diffusers_loading import find_model
 from latentkit.encoders.hub import hub_commit
 from latentkit.errors import EncoderError
 from latentkit.runtime.hub_places import HubPlace, parse_hub_place
+from latentkit.tasks.recipe_from_arguments import encoder_from_word
 
 Files = dict[str, bytes]
 STEM = "diffusion_pytorch_model"
@@ -434,6 +435,19 @@ def test_files_that_the_hubs_library_leaves_out_are_missed_at_once(
     assert "vae.safetensors" in message if "/vae" in model else "config.json" in message
     assert "can't be downloaded from the hub now; run again in a few minutes" in message
     assert find(model).exists()
+
+
+def test_repository_in_the_cache_is_opened_by_its_folder(hub: FakeHub, kl_folder: Path) -> None:
+    hub.add("o/m", read_files(kl_folder))
+    folder = find("o/m")
+    repository = folder.parent.parent
+    assert encoder_from_word(str(repository), [])["use"] == "diffusers"
+    assert find(str(repository)) == folder
+    shutil.copytree(folder, repository / "snapshots" / "another")
+    assert find(str(repository)) == folder
+    shutil.rmtree(repository / "refs")
+    assert "none of its 2 snapshots is of the revision 'main'" in find_error(str(repository))
+    assert find(str(repository), revision="another").name == "another"
 
 
 @pytest.fixture

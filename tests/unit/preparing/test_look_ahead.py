@@ -10,6 +10,8 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from latentkit.modalities.image import ImageModality
 from latentkit.modalities.options import ImageConfig
 from latentkit.preparing import look_ahead as preparing
 from latentkit.preparing.look_ahead import LookAhead
+from latentkit.preparing.processes import open_processes
 from latentkit.preparing.sample_preparer import Preparer, Task
 from latentkit.runtime.buffers import BufferPool, prepared_memory
 from latentkit.runtime.cores import num_cores
@@ -241,22 +244,28 @@ def test_a_killed_process_ends_the_run_with_one_message_and_leaves_no_other(
 
 
 def test_processes_killed_while_nothing_is_in_flight_end_the_run_with_the_same_message(
-    photos: FolderSource,
+    photos: FolderSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    before, taken, pools = set(preparing_processes()), list[Any](), list[ProcessPoolExecutor]()
+
+    def open_pool(preparer: Preparer) -> ProcessPoolExecutor:
+        pools.append(open_processes(preparer))
+        return pools[0]
+
     def kill_between() -> Iterator[tuple[Unit, Iterator[Task]]]:
         yield Unit(0, 0, 0, 9), picture_tasks(photos)
-        while look._num_ahead:
+        while sum(len(outcomes or ()) for outcomes in taken) < 9:
             time.sleep(0.01)
-        victims = list(look._workers._processes.values())  # type: ignore[attr-defined]
-        for victim in victims:
-            victim.kill()
-        psutil.wait_procs(
-            [psutil.Process(victim.pid) for victim in victims if victim.is_alive()], timeout=60
-        )
-        while not look._workers._broken:  # type: ignore[attr-defined]
-            time.sleep(0.01)
+        for victim in set(preparing_processes()) - before:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                victim.kill()
+        with contextlib.suppress(BrokenProcessPool):
+            while True:  # until the pool has noticed
+                pools[0].submit(int)
+                time.sleep(0.01)
         yield Unit(0, 1, 9, 18), picture_tasks(photos)
 
+    monkeypatch.setattr(preparing, "open_processes", open_pool)
     look = LookAhead(
         Preparer(photos, picture_modality("processes"), ["plain"]),
         kill_between(),
@@ -264,7 +273,8 @@ def test_processes_killed_while_nothing_is_in_flight_end_the_run_with_the_same_m
         BufferPool(False),
     )
     with look, pytest.raises(LatentkitError, match="a process that prepares samples was killed"):
-        list(look)
+        for _, outcomes in look:
+            taken.append(outcomes)
 
 
 PARENT = """

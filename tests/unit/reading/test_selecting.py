@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import draw_picture
+from pictures import draw_picture
 from torch.utils.data import DataLoader, DistributedSampler
 
 import latentkit as lk

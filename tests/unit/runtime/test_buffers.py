@@ -46,7 +46,7 @@ def test_a_pool_holds_no_more_buffers_than_were_in_use_at_a_time() -> None:
         held = [pool.get((size, 10), np.float32) for _ in range(2)]
         assert not np.shares_memory(*held)
         del held
-    assert len(pool._idle) == 2
+    assert pool.num_idle == 2
 
 
 def test_memory_is_not_used_again_while_a_tensor_made_from_it_lives() -> None:
@@ -108,7 +108,7 @@ def test_a_row_that_is_kept_is_never_overwritten_by_later_batches() -> None:
             kept.append((number, torch.from_numpy(rows[2])[1:]))
         del memory, rows, row
     assert [tensor.tolist() for _, tensor in kept] == [[float(number)] * 5 for number, _ in kept]
-    assert len(pool._idle) == 1
+    assert pool.num_idle == 1
 
 
 def test_memory_is_used_again_wherever_its_last_view_ends() -> None:
@@ -117,7 +117,7 @@ def test_memory_is_used_again_wherever_its_last_view_ends() -> None:
     cycle.append(cycle)
     del cycle
     gc.collect()
-    assert len(pool._idle) == 1
+    assert pool.num_idle == 1
     with ThreadPoolExecutor(8) as threads:
 
         def fill(number: int) -> bool:
@@ -127,7 +127,7 @@ def test_memory_is_used_again_wherever_its_last_view_ends() -> None:
             return bool((array == number).all())
 
         assert all(threads.map(fill, range(2000)))
-    assert len(pool._idle) <= 8
+    assert pool.num_idle <= 8
 
 
 def test_a_tensor_of_a_pools_array_is_a_view_of_the_storage_that_torch_made() -> None:

@@ -72,6 +72,7 @@ def remarks(source: FolderSource) -> dict[str, int]:
         ("a.json", json.dumps({"tags": "a cat", "caption": None})),
         ("a.json", json.dumps({"captions": ["a cat", "another"]})),
         ("a.json", '"a cat"'),
+        ("a.json", '["a cat", "another"]'),
     ],
 )
 def test_caption_beside_a_file_is_its_text(sidecar: str, content: str, tmp_path: Path) -> None:
@@ -119,6 +120,8 @@ def test_json_without_a_caption_is_no_caption(tmp_path: Path) -> None:
         )
     )
     assert source[0].attributes == {}
+    text = "JSON files beside media without a caption (text, caption, prompt, description ...)"
+    assert remarks(source)[text] == 1
 
 
 def test_caption_whose_name_is_written_in_another_form_is_found(tmp_path: Path) -> None:
@@ -176,6 +179,8 @@ ENCODED = [
     ),
     *((encoding, "日落 and a cat") for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-32")),
     ("utf-16-le", "a cat"),
+    ("utf-16-le", "un café à côté"),
+    ("utf-16-be", "un café à côté"),
     ("utf-16-be", "a cat"),
 ]
 
@@ -268,6 +273,63 @@ def test_table_in_another_encoding_is_read_and_remarked(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("gb18030", "一只猫在花园里玩耍"),
+        ("big5", "一隻貓在花園裡玩耍"),
+        ("cp1251", "Кошка играет в саду"),
+        ("shift_jis", "猫の写真"),
+    ],
+)
+@pytest.mark.parametrize("table", ["list.csv", "list.tsv", "list.jsonl"])
+def test_table_is_read_by_the_words_in_it_not_by_its_paths_and_names(
+    table: str, encoding: str, text: str, tmp_path: Path
+) -> None:
+    names = [f"holiday-by-the-sea-{number}.jpg" for number in range(9)]
+    if table.endswith(".jsonl"):
+        lines = [json.dumps({"path": one, "caption": text}, ensure_ascii=False) for one in names]
+    else:
+        sign = "," if table.endswith(".csv") else "\t"
+        lines = [sign.join(row) for row in [("path", "caption"), *((one, text) for one in names)]]
+    files = {table: "\n".join(lines).encode(encoding), **dict.fromkeys(names, "x")}
+    assert set(texts(open_folder(write(tmp_path, files))).values()) == {text}
+
+
+BAD_LINES = {
+    "a comma too many": 'path,caption\na.jpg,one, two\nb.jpg,"one, two"\nc.jpg,three\n',
+    "a quote too many": 'path,caption\na.jpg,"a "b" c"\nb.jpg,"one, two"\nc.jpg,three\n',
+    "cut off": '{"path": "b.jpg", "text": "one, two"}\n{"path": "c.jpg", "text": "three"}\n{"path":',
+}
+
+
+@pytest.mark.parametrize("kind", BAD_LINES)
+@pytest.mark.parametrize("table", ["metadata", "list"])
+def test_line_that_cannot_be_read_is_counted_and_the_others_are_read(
+    table: str, kind: str, tmp_path: Path
+) -> None:
+    name = f"{table}.{'jsonl' if kind == 'cut off' else 'csv'}"
+    source = open_folder(
+        write(tmp_path, {"a.jpg": "x", "b.jpg": "x", "c.jpg": "x", name: BAD_LINES[kind]})
+    )
+    assert texts(source) == {"a.jpg": None, "b.jpg": "one, two", "c.jpg": "three"}
+    assert remarks(source) == {"lines of tables that can't be read, not used": 1}
+
+
+def test_quote_that_nothing_closes_counts_all_lines_that_it_swallows(tmp_path: Path) -> None:
+    rows = 'path,caption\na.jpg,one\nb.jpg,two\nc.jpg,"three\nd.jpg,four\n'
+    files = {f"{letter}.jpg": "x" for letter in "abcd"}
+    assert remarks(open_folder(write(tmp_path, {**files, "list.csv": rows}))) == {
+        "lines of tables that can't be read, not used": 2
+    }
+
+
+def test_quote_behind_a_comma_and_a_space_begins_a_cell(tmp_path: Path) -> None:
+    rows = 'path, caption\na.jpg, "one, two"\nb.jpg, three\n'
+    source = open_folder(write(tmp_path, {"a.jpg": "x", "b.jpg": "x", "list.csv": rows}))
+    assert texts(source) == {"a.jpg": "one, two", "b.jpg": "three"}
+
+
 # ---------------------------------------------------------------- tables
 
 ROWS = [
@@ -327,7 +389,7 @@ def test_tables_of_every_form_give_captions(name: str, explicit: bool, tmp_path:
     assert list(source.remarks()) == []
 
 
-@pytest.mark.parametrize("caption", ["text", "caption", "Prompt", "description"])
+@pytest.mark.parametrize("caption", ["text", "caption", "Prompt", "description", "transcription"])
 @pytest.mark.parametrize(
     "column",
     [
@@ -360,6 +422,7 @@ def test_columns_are_known_by_their_usual_names_or_by_the_files_they_name(
         "images\\a.png",
         ".\\images\\a.png",
         "ROOT/images/a.png",
+        "file://ROOT/images/%61.png",
         "images/a",
         "Images/A.PNG",
     ],

@@ -18,7 +18,7 @@ import datasets
 import pytest
 from PIL import Image
 
-from latentkit.contracts import BuildContext, Entry, Sample, Source
+from latentkit.contracts import BuildContext, Entry, Remark, Sample, Source
 from latentkit.errors import SourceError
 from latentkit.sources.columns import Columns
 from latentkit.sources.datasets import DatasetsSource, open_datasets
@@ -338,3 +338,18 @@ def test_data_set_without_rows_is_refused(tmp_path: Path) -> None:
     table = make_table([1]).select([])
     with pytest.raises(SourceError, match="no rows"):
         DatasetsSource(table, Columns("image", None, {}), "fingerprint")
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_rows_of_other_splits_are_counted(saved: bool, tmp_path: Path) -> None:
+    tables = {"train": make_table([0, 1]), "test": make_table([2, 3, 4])}
+    if saved:
+        datasets.DatasetDict(tables).save_to_disk(str(tmp_path / "data"))
+    else:
+        (tmp_path / "data").mkdir()
+        for name, table in tables.items():
+            table.to_parquet(str(tmp_path / "data" / f"{name}.parquet"))
+    source = open_datasets(DatasetsConfig(path=str(tmp_path / "data")), BuildContext())
+    text = "rows of the split test, not read; source.with.split=test takes them"
+    assert isinstance(source, DatasetsSource)
+    assert list(source.remarks()) == [Remark(text, 3)]

@@ -4,6 +4,7 @@ do.
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from latentkit.runtime.source_remarks import read_remarks
 from latentkit.sources.endings import ADVICE_BY_ENDING, MODALITY_ENDINGS, ending_of
 from latentkit.sources.folder import FolderSource
 from latentkit.sources.options import FolderConfig
+
+ROOT = Path(__file__).parents[3]
 
 
 def found(
@@ -127,6 +130,20 @@ def test_every_ending_is_written_as_it_is_looked_up() -> None:
         ending for group in (*MODALITY_ENDINGS.values(), *ADVICE_BY_ENDING.values()) for ending in group
     ]
     assert [ending for ending in known if ending_of(f"a{ending}") != ending] == []
+
+
+@pytest.mark.parametrize("modality", ["audio", "video", "volume"])
+def test_endings_that_a_package_beside_this_one_reads_are_known_without_it(modality: str) -> None:
+    package = ROOT / "plugins" / f"latentkit-{modality}" / f"latentkit_{modality}" / "plugin.py"
+    suffixes = {
+        constant.value
+        for node in ast.parse(package.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).endswith("SUFFIXES")
+        for constant in ast.walk(node.value)
+        if isinstance(constant, ast.Constant)
+    }
+    assert len(suffixes) > 4
+    assert suffixes <= set(MODALITY_ENDINGS[modality])
 
 
 @pytest.mark.parametrize("ending", ["a\nb", "a\rb", "a\u2028b"])

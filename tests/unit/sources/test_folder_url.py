@@ -66,10 +66,10 @@ def test_samples_are_those_of_the_folder_itself(
             remote.read(),
         )
         assert local.content() == remote.content()
-    assert "cats/ä b#1?.png" not in there._folder.list(False).files
-    assert "003.png" in there._folder.list(False).files
-    assert there._folder.list(True).hidden == [".cache"]
-    assert there._folder.list(True).latent_datasets == ["old/"]
+    assert "cats/ä b#1?.png" not in there.folder.list(False).files
+    assert "003.png" in there.folder.list(False).files
+    assert there.folder.list(True).hidden == [".cache"]
+    assert there.folder.list(True).latent_datasets == ["old/"]
 
 
 def test_stamp_changes_when_the_file_does(memory: Memory) -> None:
@@ -176,7 +176,7 @@ def test_captions_that_there_is_no_room_for_are_read_again_one_by_one(
         "text number 5",
     ]
     assert len(counting.read) <= 12
-    assert sum(map(len, source._folder._ahead._kept.values())) <= 40  # type: ignore[attr-defined]
+    assert source.folder.num_kept_bytes <= 40  # type: ignore[attr-defined]
 
 
 # ---------------------------------------------------------------- local copies

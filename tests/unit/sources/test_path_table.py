@@ -244,6 +244,27 @@ def test_table_of_which_no_file_is_there_says_which_columns_it_looked_at(
     assert "must be downloaded first" in error
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "part"),
+    [
+        ("t.jsonl", '{"image": "a.png"\n', "t.jsonl, line 1: not JSON"),
+        ("t.csv", "", "t.csv, line 1: expected column names"),
+        ("t.csv", "image,text\na.png,one, two\n", "t.csv, line 2: expected 2 columns"),
+    ],
+)
+def test_table_that_cannot_be_read_is_named_with_its_line(
+    name: str, text: str, part: str, tmp_path: Path
+) -> None:
+    write(tmp_path, {name: text, "a.png": "x"})
+    assert part in find_error(tmp_path / name)
+
+
+def test_line_that_cannot_be_read_is_counted(tmp_path: Path) -> None:
+    write(tmp_path, {"t.csv": "image,text\na.png,one\nb.png,one, two\n", "a.png": "x"})
+    source = open_table(tmp_path / "t.csv")
+    assert (len(source), [remark.count for remark in source.remarks()]) == (1, [1])
+
+
 def test_encode_of_a_table_reads_the_files_and_skips_those_that_are_gone(tmp_path: Path) -> None:
     for number in range(2):
         (tmp_path / "images").mkdir(exist_ok=True)

@@ -14,6 +14,7 @@ import random
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -28,6 +29,7 @@ from latentkit.builtin.plugins import latentkit_sources
 from latentkit.contracts import BuildContext, Entry, Sample, Source, StreamSource
 from latentkit.errors import SampleError, SourceError
 from latentkit.runtime.source_remarks import read_remarks
+from latentkit.sources import endings
 from latentkit.sources.datasets import open_datasets
 from latentkit.sources.files import LocalFiles
 from latentkit.sources.options import DatasetsConfig
@@ -350,6 +352,23 @@ def test_tars_without_media_say_what_they_hold(tmp_path: Path) -> None:
     error = find_error(tmp_path / "a.tar")
     assert "no file in the tars has an ending of .jpg" in error
     assert "endings there: xyz (1), txt (1)" in error
+    write_tar(tmp_path / "b.tar", [("0", "x"), ("1", "y")])
+    assert "2 files without an ending" in find_error(tmp_path / "b.tar")
+
+
+def test_tars_of_another_media_name_the_package_that_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tar(tmp_path / "a.tar", [("0.flac", "x"), ("0.txt", "t")])
+    monkeypatch.setattr(endings, "discover", lambda: SimpleNamespace(rows=list))
+    assert "pip install latentkit-audio" in find_error(tmp_path / "a.tar")
+
+
+def test_tars_of_other_splits_are_counted(tmp_path: Path) -> None:
+    fill(tmp_path / "wds", ["train/0.tar", "val/0.tar", "val/1.tar"])
+    text = "tars of the split validation, not read; source.with.split=validation takes them"
+    assert remarks(open_tars(tmp_path / "wds")) == {text: (2, "")}
+    assert remarks(open_tars(tmp_path / "wds", split="train+validation")) == {}
 
 
 def test_recipe_chooses_attributes_and_key(tmp_path: Path) -> None:
@@ -686,6 +705,17 @@ def test_stream_reads_damaged_tars_as_far_as_they_go(tmp_path: Path) -> None:
             1,
             "a.tar: damaged: cut off: the zeros at the end of a tar are missing",
         )
+    }
+
+
+def test_stream_counts_what_it_does_not_use(tmp_path: Path) -> None:
+    write_tar(tmp_path / "wds" / "a.tar", [("0.jpg", "x"), ("0.npy", "y"), ("1.txt", "no picture")])
+    write_tar(tmp_path / "wds" / "b.tar", [("0.jpg", "x"), ("0.npy", "y")])
+    stream = open_stream(tmp_path / "wds")
+    assert len(read_stream(stream)) == 2
+    assert remarks(stream) == {
+        "files in tars, not used: .npy": (2, "0.npy"),
+        "samples in tars that have no media of the kind that is read, left out": (1, "1"),
     }
 
 

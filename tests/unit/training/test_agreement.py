@@ -6,7 +6,6 @@ Run as a script, this file is one of two processes.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from launching import launch
 from torch import nn
 
 import latentkit
@@ -40,12 +40,12 @@ def recipe(photos: Path, output: Path, steps: int = 1) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def launched(
-    tmp_path_factory: pytest.TempPathFactory, write_photos: Callable[..., Path], launch_two: Callable[..., subprocess.CompletedProcess[str]]
+    tmp_path_factory: pytest.TempPathFactory, write_photos: Callable[..., Path]
 ) -> Path:
     """A folder with what two processes wrote: CASE-RANK.txt."""
     folder = tmp_path_factory.mktemp("launched")
     write_photos(folder / "photos", 4)
-    done = launch_two(__file__, folder)
+    done = launch(__file__, folder)
     assert done.returncode == 0, done.stderr
     return folder
 

@@ -11,6 +11,7 @@ import accelerate.tracking
 import pytest
 import torch
 from accelerate.tracking import GeneralTracker
+from small_training import Normalized
 from torch import Tensor, nn
 
 from latentkit.contracts import LossBatch, Moments, Reconstruction
@@ -296,19 +297,6 @@ def test_a_model_is_compiled_for_every_size_there_is(small: Any, tmp_path: Path)
     with limits:  # beyond its limit torch goes on uncompiled, and says nothing unless told to
         small.train([MSE], replace(SETTINGS, steps=6, compile=True), tmp_path, prepare=sizes)
     torch.compiler.reset()
-
-
-class Normalized(nn.Module):
-    """An autoencoder with running statistics."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder = nn.Sequential(nn.Conv2d(3, 4, 2, 2), nn.BatchNorm2d(4))
-        self.decoder = nn.ConvTranspose2d(4, 3, 2, 2)
-
-    def forward(self, values: Tensor) -> Reconstruction:
-        latents = self.encoder(values)
-        return Reconstruction(self.decoder(latents), latents, None)
 
 
 def test_a_skipped_step_leaves_no_trace_in_running_statistics(small: Any, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_training import small_model
 from torch import Tensor, nn
 
 from latentkit.contracts import (
@@ -26,8 +27,7 @@ from latentkit.contracts import (
     Shard,
 )
 from latentkit.encoders.options import TinyKLConfig
-from latentkit.encoders.tiny_kl import WEIGHTS_NAME, TinyKLEncoder, open_tiny_kl
-from latentkit.encoders.tiny_kl_network import TinyKL
+from latentkit.encoders.tiny_kl import WEIGHTS_NAME, open_tiny_kl
 from latentkit.errors import EncoderError, PluginError, SourceError, TrainingError
 from latentkit.losses.kl import Kl
 from latentkit.losses.reconstruction import l1, mse
@@ -78,11 +78,6 @@ class Gradients:
 
     def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
         path.touch()
-
-
-def small_model(dtype: torch.dtype = torch.float32) -> Any:
-    torch.manual_seed(0)
-    return TinyKLEncoder(TinyKL((4, 8), (1, 1), (4, 8), (1, 1)), None, dtype, "cpu")
 
 
 def settings(steps: int, **options: Any) -> TrainSettings:
