@@ -37,6 +37,7 @@ class Table:
         encoding: encoding of its text; "UTF-8" for Parquet.
         first_line: cells of a CSV's first line by column, because that line may be a row. Columns
             are named by it; a repeated name gets a number.
+        bad_lines: why lines aren't rows.
     """
 
     name: str
@@ -188,7 +189,9 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 
 
 def _line_rows(name: str, text: str, bad_lines: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the rows of JSON lines with their positions."""
+    """Yield the rows of JSON lines with their positions. The reason why a line isn't a row is added
+    to `bad_lines`.
+    """
     # Not splitlines(): a JSON text may hold other signs that end lines, such as U+2028.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -280,11 +283,13 @@ def _long_fields() -> Iterator[None]:
 def _csv_rows(
     name: str, text: str, bad_lines: list[str]
 ) -> tuple[dict[str, str], list[tuple[str, dict[str, Any]]]]:
-    """Return the first line and the rows of a CSV or similar file.
+    """Return the first line and the rows of a CSV or similar file. The reason why a line isn't a
+    row is added to `bad_lines`.
 
     With tabs or bars between columns, quotes may be plain characters, as in `"Hello" sign`. They
     are read as such if the rows only fit the first line that way, or if a quoted cell would span
-    several lines.
+    several lines. After a comma and a space, a quote starts a cell if the rows only fit the first
+    line that way.
     """
     sign = _delimiter(name, text)
     try:

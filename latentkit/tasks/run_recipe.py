@@ -114,7 +114,7 @@ def _is_hub_id(use: Use, key: str, name: str) -> bool:
         return HUB_ID.fullmatch(name) is not None
     is_bare = (
         key == "path" and ID_PART.fullmatch(name) is not None
-    )  # the oldest data sets have no owner
+    )  # the oldest datasets have no owner
     return is_bare or parse_hub_place(name) is not None
 
 

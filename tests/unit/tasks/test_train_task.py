@@ -142,7 +142,7 @@ def test_random_weights_of_a_loss_follow_from_the_seed(
         (
             {"gradient_checkpointing": True},
             TrainingError,
-            "gradient_checkpointing: the model can't do that",
+            "gradient_checkpointing: the model doesn't support it",
         ),
     ],
 )
