@@ -87,8 +87,6 @@ class DiffusersEncoder:
         config_file: config.json of random weights, or of a single file.
         dtype: the network computes in this.
         tiling: encode large inputs in overlapping tiles.
-        device: torch device.
-        seed: of random weights.
         modality: name of the recipe's, for classes that take several; the class's usual one where
             it doesn't take that.
         indices: give indices into the model's codebook; None: as is usual for its class.
@@ -189,9 +187,7 @@ class DiffusersEncoder:
             ) from error
 
     def compile(self) -> None:
-        """Compile the encoding half, a graph per shape: which one a batch runs, and so its bits,
-        must not depend on the batches before.
-        """
+        """Compile the encoding half, a graph per shape: earlier batches must change no bits."""
         self.encoding_half.encoder.compile(dynamic=False)
 
     def fingerprint(self) -> dict[str, str]:
@@ -263,9 +259,7 @@ class DiffusersEncoder:
         model.save_pretrained(folder)
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Put measured statistics of a draw per channel, (C,) each, where pipelines look for them
-        in what `save` writes.
-        """
+        """Put statistics of a draw per channel, (C,) each, where `save` writes them."""
         put_statistics(self.module.model, self._traits, mean, std)
 
     # ------------------------------------------------------------ inside
@@ -397,9 +391,7 @@ class TrainedModel(nn.Module):
         self._driver = driver
 
     def forward(self, batch: Tensor) -> Reconstruction:
-        """A batch in the input's range to the reconstruction of a draw from the posterior (or of
-        the latents, where there is none).
-        """
+        """Return the reconstruction of a draw from a batch's posterior, or of latents."""
         latents = self._driver.encode(self.model, batch)
         if "latent" in latents:
             return Reconstruction(self.decode(latents["latent"]), latents["latent"])

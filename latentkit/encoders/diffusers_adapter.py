@@ -22,7 +22,6 @@ class ModelAdapter:
     """How one model is called. A batch is (N, *axes), in the input's range; latents are unscaled.
 
     Args:
-        traits: of its class.
         axes: of one prepared input; those of the class, but for T where a video class is given
             pictures or a picture class videos.
         indices: latents are indices into the codebook, without a channel axis.

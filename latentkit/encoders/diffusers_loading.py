@@ -180,7 +180,6 @@ class FoundModel:
     """What is known of a model before its weights are loaded.
 
     Args:
-        config_file: its config.json.
         remarks: what a user should know of how it was found.
         lacks_decoder: a file that can encode only.
     """
@@ -196,10 +195,8 @@ def look_at_model(
     """The config of a model; a single file, and a folder without a config, by the names in it.
 
     Args:
-        path: folder, or single file.
         config_file: where the recipe names one; None takes the one in the folder or beside the
             file, else that of the published autoencoder that the weights fit.
-        variant: of the weights.
         modality: the recipe's, for files with several networks.
 
     Raises:
@@ -254,9 +251,7 @@ def load_model(
     """A model in eval mode without gradients, every tensor of which came from its file.
 
     Args:
-        path: folder, or single file.
         config_file: of the weights; None as `look_at_model` finds it.
-        dtype: of the weights.
         variant: of the weights, of several.
 
     Raises:

@@ -39,8 +39,6 @@ def read_normalization(
 
     Args:
         config: with its defaults filled in.
-        traits: of the class.
-        layout: of its latents.
         tensors: those of the model in `PLACES`, where it has statistics; None leaves shift and
             scale out, for the fold alone.
         whole: size of a latent along the axis that is folded whole.

@@ -43,7 +43,6 @@ class Measured:
     """What is known of a model without its weights.
 
     Args:
-        driver: how it is called.
         config: with its defaults filled in.
         modality: whose tensors it takes here.
         input, layout: as the contract `Encoder` has them.

@@ -43,8 +43,6 @@ class ModelTraits:
         tiles: it only ever computes whole tiles: sizes are those that tiles cover.
         side: attribute of the one height and width taken; empty where every multiple is.
         mel: of the sound it takes instead of a waveform, but for what its config says.
-        encode_options: further arguments of `encode`.
-        decode_options: further arguments of `decode`.
         decodes_frames_first: `decode` gives (N, T, C, H, W).
         one_by_one: a batch can't be encoded, or its rows would change each other.
         recover: method that repairs the model after `encode` failed.

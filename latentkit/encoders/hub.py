@@ -184,8 +184,6 @@ class RepositoryFiles:
 
     Args:
         model: what the recipe calls it, for messages.
-        place: in the repository.
-        recipe_dir: for messages.
 
     Raises:
         EncoderError: there is no such repository or revision, or the hub can't be reached and

@@ -25,18 +25,14 @@ INDEX = re.compile(STEM + r"\.(?P<form>safetensors|bin)\.index(?:\.(?P<after>[\w
 
 @dataclass(frozen=True)
 class Form:
-    """One of the forms that the same weights may have: `variant` is "" for the plain one, else such
-    as fp16.
-    """
+    """A form of the same weights: `variant` is "" for the plain one, else such as fp16."""
 
     variant: str
     ending: str
 
 
 def find_weights(names: Collection[str], any_name: bool = False) -> list[str]:
-    """The names of files of weights, sorted: those that diffusers reads from a folder, or any by
-    their endings.
-    """
+    """Return names of weights, sorted: those diffusers reads from a folder, or any endings."""
     if any_name:
         return sorted(name for name in names if name.lower().endswith(WEIGHT_SUFFIXES))
     return sorted(name for name in names if FILE.fullmatch(name))
@@ -68,7 +64,6 @@ def choose_weights(names: Collection[str], where: str, wanted: str | None = None
     """Return one form's files: plain before a variant, safetensors before .bin, with index.
 
     Args:
-        names: of a folder's files.
         where: what messages call the folder.
         wanted: the variant that is to be taken; None: the plain form, else the only one there is.
 

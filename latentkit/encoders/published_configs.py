@@ -93,7 +93,6 @@ def recognize(
     Args:
         path: of the file, for messages.
         tensors: all of it, by full names.
-        metadata: texts in the file.
         modality: the recipe's; of several networks in a file, the one that takes it is meant.
 
     Raises:

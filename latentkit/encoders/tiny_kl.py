@@ -95,9 +95,7 @@ class TinyKLEncoder:
 
     @property
     def normalization(self) -> Normalization:
-        """Per channel, (z - latents_mean) / latents_std, when the model was measured; else by its
-        shift and scaling factor.
-        """
+        """Return (z - latents_mean) / latents_std, or by shift and scaling factor."""
         config: Mapping[str, Any] = self._network.config
         if config["latents_mean"] is None or config["latents_std"] is None:
             return Normalization(shift=config["shift_factor"], scale=config["scaling_factor"])
@@ -156,9 +154,7 @@ class TinyKLEncoder:
             return network.decode(self._arranged(latents, network.decoder))
 
     def compile(self) -> None:
-        """Compile the encoding half, a graph per shape: which one a batch runs, and so its bits,
-        must not depend on the batches before.
-        """
+        """Compile the encoding half, a graph per shape: earlier batches must change no bits."""
         self._loaded("encoder").encoder.compile(dynamic=False)
 
     def fingerprint(self) -> dict[str, str]:

@@ -42,7 +42,6 @@ class Fit:
     Args:
         prefix: as in the checkpoint, such as "first_stage_model."; empty for names without one.
         tensors: by the model's names.
-        missing, unexpected, misshaped: names.
         lacks_decoder: everything but the decoder is there.
     """
 
@@ -108,7 +107,6 @@ def choose_fit(path: Path, fits: Sequence[Fit], variant: str | None) -> Fit:
 
     Args:
         path: of the checkpoint, for messages.
-        fits: of `find_fits`.
         variant: the prefix or a word of it, where several are good; "outermost" for names without
             one.
 

@@ -29,7 +29,6 @@ class WeightFiles:
     """Files that together hold a model's weights.
 
     Args:
-        files: one, or the shards.
         variant: that they are of; empty for the plain ones.
         remark: what a user should know of the choice.
     """
@@ -135,9 +134,6 @@ def _counterpart(file: Path) -> Path:
 def _with_counterpart(file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors, and those of the other half where one file of TAESD's two is given; each under
     the name of its half.
-
-    Raises:
-        EncoderError: it is the decoder, and the encoder isn't beside it.
     """
     if not all(HALVES.match(name) for name in tensors):
         return tensors

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
-
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentkit.contracts import StreamSource
 from latentkit.encoding.encode_job import EncodeJob
 from latentkit.encoding.make_plan import EncodeInputs
-from latentkit.errors import SourceError
-from latentkit.runtime.bad_samples import advise, are_too_many
+from latentkit.runtime.bad_samples import BadSamplePolicy, advise
 from latentkit.store.contents import skipped_so_far
 from latentkit.store.folder import Folder
 from latentkit.store.index import first_rows, reason_by_key
@@ -24,14 +20,12 @@ def check_so_far(job: EncodeJob, num_skipped: int, max_bad: float) -> None:
     Raises:
         SourceError: they are more than `max_bad` allows.
     """
+    policy = BadSamplePolicy(max_bad=max_bad)
     num_gone = 0 if job.places is None else int((job.places < 0).sum())
     num_bad, num_samples = num_skipped // len(job.views) - num_gone, job.plan.table.num_rows
-    if not job.plan.settings.stream and are_too_many(num_bad, num_samples, max_bad):
+    if not job.plan.settings.stream and policy.are_too_many(num_bad, num_samples):
         bad = _bad_so_far(job)
-        raise SourceError(
-            f"{len(bad)} of {num_samples} samples could not be used so"
-            f" far{_more_than(max_bad, job.folder, bad)}"
-        )
+        policy.check_all(bad, num_samples, advise(bad, str(job.folder)), when=" so far")
 
 
 def check_index(folder: Folder, inputs: EncodeInputs, max_bad: float, index: pa.Table) -> None:
@@ -40,17 +34,8 @@ def check_index(folder: Folder, inputs: EncodeInputs, max_bad: float, index: pa.
         index = index.filter(
             pc.is_in(index["key"], value_set=inputs.entries["key"].combine_chunks())
         )
-    num_samples, bad = first_rows(index).num_rows, reason_by_key(index)
-    if num_samples and len(bad) == num_samples:
-        raise SourceError(
-            f"none of the {num_samples} samples could be used: {_most_common(bad)}, such as"
-            f" {next(iter(bad))}"
-        )
-    if are_too_many(len(bad), num_samples, max_bad):
-        raise SourceError(
-            f"{len(bad)} of {num_samples} samples could not be"
-            f" used{_more_than(max_bad, folder, bad)}"
-        )
+    bad, num_samples = reason_by_key(index), first_rows(index).num_rows
+    BadSamplePolicy(max_bad=max_bad).check_all(bad, num_samples, advise(bad, str(folder)))
 
 
 def _bad_so_far(job: EncodeJob) -> dict[str, str]:
@@ -60,14 +45,3 @@ def _bad_so_far(job: EncodeJob) -> dict[str, str]:
         gone = set(job.plan.work["key"].filter(pa.array(job.places < 0)).to_pylist())
         found = {key: reason for key, reason in found.items() if key not in gone}
     return found
-
-
-def _most_common(bad: Mapping[str, str]) -> str:
-    return "; ".join(
-        f"{why} ({count} times)" for why, count in Counter(bad.values()).most_common(3)
-    )
-
-
-def _more_than(max_bad: float, folder: Folder, bad: Mapping[str, str]) -> str:
-    allowed = f"more than max_bad ({max_bad:g}) allows, such as {', '.join(list(bad)[:3])}"
-    return f": {_most_common(bad)}, {allowed}. {advise(set(bad.values()), str(folder))}"

@@ -13,8 +13,8 @@ from torch import Tensor
 from latentkit.encoding.batch_encoder import BatchEncoder
 from latentkit.encoding.batch_tensors import axis_of, stored_tensors
 from latentkit.encoding.encode_job import EncodeJob
-from latentkit.preparing.look_ahead import gather
 from latentkit.preparing.sample_preparer import Row
+from latentkit.preparing.units_ahead import gather
 from latentkit.runtime.buffers import BufferPool
 from latentkit.runtime.device import can_compile, has_float64, say_once
 from latentkit.runtime.masks import MASK

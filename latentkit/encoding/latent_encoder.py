@@ -81,9 +81,7 @@ class LatentEncoder:
 
     @property
     def fingerprint(self) -> dict[str, str]:
-        """Name to value of all that decides its latents, as dataset.json's parts "encoder...": hash
-        of the weights, dtype, options. Reads the weights.
-        """
+        """Return what decides its latents, as dataset.json's "encoder..."; reads the weights."""
         return dict(self._find_parts())
 
     def __repr__(self) -> str:

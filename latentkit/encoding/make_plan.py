@@ -4,7 +4,6 @@ changed. Agreed on by all processes.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import sys
@@ -35,13 +34,14 @@ from latentkit.encoding.auto_sizes import Measured, choose_unit_size, measure_ba
 from latentkit.encoding.source_changes import Changes, compare_samples, compare_shards
 from latentkit.errors import RecipeError, SampleError, SourceError
 from latentkit.preparing.media_retry import retried
+from latentkit.preparing.sample_trier import SampleTrier, prepared_by
 from latentkit.preparing.stack import num_bytes_of
-from latentkit.preparing.unit_samples import give, read_shard
+from latentkit.preparing.unit_samples import read_shard
+from latentkit.runtime.bad_samples import refuse_all
 from latentkit.runtime.cores import num_cores
 from latentkit.runtime.device import can_compile, kind_of
 from latentkit.runtime.memory import available_bytes, describe_bytes
 from latentkit.runtime.numerics import fixed_numerics
-from latentkit.runtime.sample_faults import faults_cost_the_sample
 from latentkit.runtime.source_remarks import remarks_of
 from latentkit.store.claims import Claims
 from latentkit.store.contents import column_filling, describe_filling
@@ -374,51 +374,32 @@ def _refuse_huge(prepared: Prepared, batch_size: int) -> None:
 
 def preview_views(inputs: EncodeInputs, count: int) -> list[Prepared]:
     """Return the first view of up to `count` good samples, spread over the source."""
-    if isinstance(inputs.source, StreamSource):
-        fetchers = list(itertools.islice(_first_samples(inputs.source), count))
-    else:
-        places = np.unique(
-            np.linspace(0, len(inputs.source) - 1, count).round().astype(int)
-        ).tolist()
-        fetchers = [functools.partial(inputs.source.__getitem__, place) for place in places]
-    views = []
-    for fetch in fetchers:
-        with contextlib.suppress(SampleError):
-            views.append(
-                retried(functools.partial(_first_view, inputs, fetch), "a sample of the preview")
-            )
-    return views
+    source = inputs.source
+    samples = (
+        itertools.islice(_first_samples(source), count)
+        if isinstance(source, StreamSource)
+        else np.unique(np.linspace(0, len(source) - 1, count).round().astype(int)).tolist()
+    )
+    trier, prepare = SampleTrier(source), prepared_by(inputs.modality, most=1)
+    tried = (trier.try_sample(sample, prepare) for sample in samples)
+    return [view for one in tried for view in one.views]
 
 
 def _first_good(inputs: EncodeInputs) -> Prepared:
     """A view of the first sample that can be used, of the first few."""
-    reasons = []
+    trier, prepare, reasons = SampleTrier(inputs.source), prepared_by(inputs.modality, most=1), {}
     for sample in _first_samples(inputs.source):
-        try:
-            return retried(
-                functools.partial(_first_view, inputs, sample), "the source's first sample"
-            )
-        except SampleError as error:
-            reasons.append(str(error))
+        tried = trier.try_sample(sample, prepare)
+        if not tried.reason:
+            return tried.views[0]
+        reasons[tried.key] = tried.reason
     if not reasons:
         raise SourceError("the source has no samples")
-    raise SourceError(
-        f"none of the first {len(reasons)} samples can be used; the first: {reasons[0]}"
-    )
+    refuse_all(reasons, f"first {len(reasons)} samples")
 
 
-def _first_view(inputs: EncodeInputs, fetch: Callable[[], Sample]) -> Prepared:
-    with faults_cost_the_sample(inputs.source):
-        sample = fetch()
-    with faults_cost_the_sample(inputs.modality, sample.key):
-        return next(iter(inputs.modality.prepare(sample)))
-
-
-def _first_samples(source: Source | StreamSource) -> Iterator[Callable[[], Sample]]:
+def _first_samples(source: Source | StreamSource) -> Iterator[Sample | int]:
     if isinstance(source, StreamSource):
         samples = (sample for shard in source.shards() for sample in read_shard(source, shard))
-        for sample in itertools.islice(samples, MAX_PROBED):
-            yield functools.partial(give, sample)
-        return
-    for index in range(min(len(source), MAX_PROBED)):
-        yield functools.partial(source.__getitem__, index)
+        return itertools.islice(samples, MAX_PROBED)
+    return iter(range(min(len(source), MAX_PROBED)))

@@ -61,9 +61,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Changes:
-    """What the next plan is made of: the key that the dataset has each entry under (null: to
-    encode), the counts, and of how many.
-    """
+    """The next plan's previous keys (null: to encode), the counts, and of how many."""
 
     previous: pa.Array
     counts: Counts

@@ -5,7 +5,7 @@
 | stage   | is            | runs on                      | hands over                           |
 |---------|---------------|------------------------------|--------------------------------------|
 | claim   | `ClaimStage`  | the feeding thread           | a unit at a time, when there is room |
-| prepare | `LookAhead`   | a thread or process per core | groups of samples, bounded in bytes  |
+| prepare | `UnitsAhead`  | a thread or process per core | groups of samples, bounded in bytes  |
 | encode  | `EncodeStage` | the thread of the worker     | a batch; at most 8 wait              |
 | write   | `WriteStage`  | one thread a job             | whole units; at most 4 wait          |
 | commit  | `CommitStage` | four threads a job           | results                              |
@@ -30,8 +30,8 @@ from latentkit.encoding.encode_job import EncodeJob, JobResult
 from latentkit.encoding.encode_stage import EncodeStage
 from latentkit.encoding.others_progress import OthersProgress
 from latentkit.encoding.write_stage import OpenUnit, WriteStage
-from latentkit.preparing.look_ahead import LookAhead
 from latentkit.preparing.sample_preparer import PreparedSample, Preparer, Row
+from latentkit.preparing.units_ahead import UnitsAhead
 from latentkit.runtime.buffers import BufferPool
 from latentkit.runtime.device import make_current, pins_memory
 from latentkit.runtime.numerics import fixed_numerics, frozen_garbage, many_graphs
@@ -88,7 +88,7 @@ def _open_stages(
     device: str,
     units: Iterator[Unit],
     clock: WaitClock,
-) -> tuple[LookAhead[ClaimedUnit], list[_Line]]:
+) -> tuple[UnitsAhead[ClaimedUnit], list[_Line]]:
     """Open what claims and prepares, and the stages of each job; closed in the opposite order."""
     first, pool = jobs[0], BufferPool(pinned=pins_memory(device))
     opened.enter_context(fixed_numerics(first.settings.threads, device))
@@ -105,7 +105,7 @@ def _open_stages(
         )
     preparer = Preparer(first.source, first.modality, first.views)
     batch_size = max(job.settings.batch_size for job in jobs)
-    ahead = opened.enter_context(LookAhead(preparer, claim.claimed(), batch_size, pool))
+    ahead = opened.enter_context(UnitsAhead(preparer, claim.claimed(), batch_size, pool))
     # A run that ends by an error doesn't wait for a folder that can't be reached.
     opened.push(functools.partial(_stop_waiting, jobs))
     return ahead, lines
@@ -117,7 +117,7 @@ def _stop_waiting(jobs: Sequence[EncodeJob], kind: type[BaseException] | None, *
 
 
 def _timed(
-    ahead: LookAhead[ClaimedUnit],
+    ahead: UnitsAhead[ClaimedUnit],
 ) -> Iterator[tuple[ClaimedUnit, list[PreparedSample] | None, float]]:
     """Iterate over what was prepared, each with the seconds that it was waited for."""
     groups, begun = iter(ahead), time.monotonic()

@@ -15,7 +15,8 @@ from latentkit.encoding.encode_stage import EncodedBatch
 from latentkit.encoding.filling_batches import FillingBatches
 from latentkit.errors import SourceError
 from latentkit.preparing.sample_preparer import GONE, PreparedSample
-from latentkit.store.writer import NOT_FINITE, UnitWriter
+from latentkit.runtime.bad_samples import NOT_FINITE, BadSamplePolicy
+from latentkit.store.writer import UnitWriter
 
 MAX_WRITES_WAITING = 8
 
@@ -73,11 +74,9 @@ class WriteStage:
             SourceError: on_bad_sample is "fail".
         """
         for label in outcome.skipped:
-            if self._job.on_bad_sample == "fail" and outcome.reason != GONE:
-                said = f"sample {self._job.key_of(label)!r}: {outcome.reason}"
-                raise SourceError(
-                    f"{said}; with on_bad_sample: skip it would be recorded and left out"
-                )
+            if outcome.reason != GONE:
+                policy = BadSamplePolicy(self._job.on_bad_sample)
+                policy.check_one(self._job.key_of(label), outcome.reason)
             self._put(unit, unit.writer.skip, label, outcome.reason)
 
     def add(self, unit: OpenUnit, batch: EncodedBatch) -> None:

@@ -34,7 +34,6 @@ from latentkit.contracts.encoder_description import LOGVAR_RANGE
 from latentkit.contracts.plugin_specs import Better, Need
 from latentkit.errors import EncoderError, RecipeError
 from latentkit.evaluation.batches import (
-    BadSamples,
     Row,
     batch_rows,
     count_samples,
@@ -44,6 +43,7 @@ from latentkit.evaluation.batches import (
 from latentkit.evaluation.images import Gallery
 from latentkit.metrics.metric import POSTERIOR_STREAM, Floats, draw, noise_for
 from latentkit.reading.dataset import LatentDataset
+from latentkit.runtime.bad_samples import BadSamplePolicy
 from latentkit.runtime.device import forked_random
 from latentkit.runtime.numerics import fixed_numerics
 from latentkit.runtime.progress import Progress
@@ -88,7 +88,7 @@ class EvaluateSettings:
     batch_size: int = 8
     seed: int = 0
     device: str = "cpu"
-    bad: BadSamples = field(default_factory=BadSamples)
+    bad: BadSamplePolicy = field(default_factory=BadSamplePolicy)
     num_pictures: int = 0
     show_always: bool = False
     keep_tensors: bool = False

@@ -7,7 +7,7 @@ from __future__ import annotations
 import io
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -15,8 +15,9 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from latentkit.errors import SampleError
+from latentkit.modalities.decode_jpeg import decode_jpeg
 from latentkit.modalities.geometry import Shrink
-from latentkit.modalities.icc import to_srgb
+from latentkit.modalities.icc import is_srgb, to_srgb
 from latentkit.modalities.image_formats import (
     CONTENT_ERRORS,
     JXL_SIGNATURES,
@@ -25,6 +26,7 @@ from latentkit.modalities.image_formats import (
 )
 from latentkit.modalities.image_headers import complete_header
 from latentkit.modalities.tiff_kinds import gray_levels
+from latentkit.runtime.buffers import BufferPool
 
 # What undoes each value of the EXIF tag; 0, 1 and anything unknown are upright.
 UPRIGHT = {
@@ -36,6 +38,17 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+UPRIGHT_LEVELS: dict[int, Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]] = {
+    2: lambda levels: levels[:, ::-1],
+    3: lambda levels: levels[::-1, ::-1],
+    4: lambda levels: levels[::-1],
+    5: lambda levels: levels.swapaxes(0, 1),
+    6: lambda levels: levels.swapaxes(0, 1)[:, ::-1],
+    7: lambda levels: levels.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda levels: levels.swapaxes(0, 1)[::-1],
+}
+"""The same of (H, W, C) levels."""
 
 # Orientations that are stored from the bottom up, and from the right to the left, as the upright
 # picture has them.
@@ -137,6 +150,38 @@ def decode_picture(
             alpha = picture.getchannel("A")
         colors = _convert(picture, "L" if is_gray else "CMYK" if picture.mode == "CMYK" else "RGB")
         return _blend(to_srgb(colors, profile), alpha, mode, background)
+
+
+def decode_levels(
+    picture: Image.Image,
+    media: bytes,
+    mode: str,
+    background: tuple[int, int, int],
+    memory: BufferPool,
+) -> npt.NDArray[np.uint8]:
+    """(H, W, C) levels of what `decode_picture` gives, sooner where that can be.
+
+    Args:
+        media: the file, of which the header was read.
+        picture, mode, background: as for `decode_picture`.
+        memory: of which they are, where it is not Pillow that decodes.
+
+    Raises:
+        SampleError: as `decode_picture`.
+    """
+    if is_srgb(picture.info.get("icc_profile")):
+        levels = decode_jpeg(picture, media, mode, memory)
+        if levels is not None:
+            turn = UPRIGHT_LEVELS.get(_orientation(picture))
+            return levels if turn is None else _copy(turn(levels), memory)
+    picture = decode_picture(picture, mode, background)
+    return np.asarray(picture).reshape(picture.height, picture.width, -1)
+
+
+def _copy(levels: npt.NDArray[np.uint8], memory: BufferPool) -> npt.NDArray[np.uint8]:
+    copied = memory.get(levels.shape, np.uint8)
+    np.copyto(copied, levels)
+    return copied
 
 
 def upright_shape(picture: Image.Image) -> tuple[int, int]:

@@ -93,9 +93,7 @@ def crop_box(
 
 
 def draw_fractions(seed: int, key: str, view: str, count: int) -> list[float]:
-    """`count` numbers, evenly spread over [0, 1), that depend on the three names alone: the same in
-    every process and release.
-    """
+    """Return `count` numbers in [0, 1) that depend on the names alone, in every release."""
     digest = hashlib.sha256(json.dumps([seed, key, view]).encode("ascii")).digest()
     return [int.from_bytes(digest[8 * i : 8 * i + 8], "big") / 2**64 for i in range(count)]
 

@@ -97,6 +97,13 @@ def to_srgb(colors: Image.Image, profile: bytes | None) -> Image.Image:
     return colors.convert("RGB") if colors.mode == "CMYK" else colors
 
 
+def is_srgb(profile: bytes | None) -> bool:
+    """Whether a file's colors are sRGB already, or count for that: `to_srgb` changes none of an "L"
+    or "RGB" picture.
+    """
+    return not profile or _srgb_transform(profile) is None
+
+
 @lru_cache(maxsize=64)
 def _srgb_transform(profile: bytes) -> ImageCms.ImageCmsTransform | None:
     """The way from a profile's colors to sRGB; None when it is broken, or sRGB already.

@@ -19,6 +19,7 @@ from latentkit.contracts import BuildContext, InputSpec, Prepared, RowMemory, Sa
 from latentkit.errors import RecipeError
 from latentkit.modalities.buckets import nearest_shape
 from latentkit.modalities.decode_image import (
+    decode_levels,
     decode_picture,
     frame_remarks,
     open_picture,
@@ -89,7 +90,8 @@ class ImageModality:
             OSError: the media can't be reached.
         """
         memory = memory or self._buffers
-        picture = open_picture(sample.read(), self._formats, self._config.max_pixels)
+        media = sample.read()
+        picture = open_picture(media, self._formats, self._config.max_pixels)
         if self._config.min_size != "target":
             check_small(self._config, sample.key, (picture.height, picture.width))
         frames = frame_remarks(picture)
@@ -97,14 +99,19 @@ class ImageModality:
         if self._config.resize == "draft":
             original = upright_shape(picture)
             shrink = shrink_on_load(picture, self._cut(sample.key, original)[1])
-        picture = decode_picture(picture, MODES[self._input.channels], self._config.background)
+        resizer = Resizer(self._decode(picture, media), shrink, self._buffers)
         if shrink.divisor == 1:
-            original = (picture.height, picture.width)
+            original = resizer.shape
         if self._config.min_size == "target":
             check_small(self._config, sample.key, original)
-        resizer = Resizer(picture, self._config.resize, shrink)
         for prepared in self._views(sample.key, resizer, original, memory):
             yield replace(prepared, remarks=[*prepared.remarks, *frames])
+
+    def _decode(self, picture: Image.Image, media: bytes) -> Image.Image | Levels:
+        mode, background = MODES[self._input.channels], self._config.background
+        if self._config.resize == "pillow":
+            return decode_picture(picture, mode, background)
+        return decode_levels(picture, media, mode, background, self._buffers)
 
     def _cut(self, key: str, original: Shape) -> tuple[dict[str, Box], float]:
         """Return each crop's box, and the fewest pixels that a pixel of the result covers."""
@@ -145,7 +152,6 @@ class ImageModality:
         Args:
             tensors: (C, H, W) each, C of 1, 3 or 4, any float dtype and device, in the encoder's
                 range; what lies outside is clipped.
-            path: file to write.
 
         Raises:
             ValueError: no tensor at all, or one of another shape.

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from latentkit.modalities.geometry import Box, Shape, Shrink
 from latentkit.modalities.lanczos import resize_levels
+from latentkit.runtime.buffers import BufferPool
 
 Levels = np.ndarray[Any, np.dtype[Any]]
-"""(C, H, W) whole numbers from 0 to 255, uint8 or float32."""
+"""Whole numbers from 0 to 255, uint8 or float32; of a result (C, H, W)."""
 
 LINES = {"L": "L", "RGB": "RGB;L", "RGBA": "RGBA;L"}
 """Pillow's name for the pixels of a mode line by line, in each line channel after channel."""
@@ -21,24 +22,27 @@ class Resizer:
     """One picture, whose pixels are laid out once for all its crops.
 
     Args:
-        picture: "L", "RGB" or "RGBA".
-        way: as the option `resize` of `ImageConfig`.
+        picture: "L", "RGB" or "RGBA", which Pillow resizes; or (H, W, C) levels, resized here.
         shrink: how it was made smaller while it was decoded.
+        memory: for what is resized here.
     """
 
-    def __init__(
-        self, picture: Image.Image, way: Literal["pillow", "lanczos", "draft"], shrink: Shrink
-    ) -> None:
+    def __init__(self, picture: Image.Image | Levels, shrink: Shrink, memory: BufferPool) -> None:
         self._picture = picture
         self._shrink = shrink
-        self._levels = None
-        if way != "pillow":
-            self._levels = np.asarray(picture).reshape(picture.height, picture.width, -1)
+        self._memory = memory
+
+    @property
+    def shape(self) -> Shape:
+        """(height, width) of the decoded picture."""
+        if isinstance(self._picture, Image.Image):
+            return self._picture.height, self._picture.width
+        return self._picture.shape[0], self._picture.shape[1]
 
     def resize(self, box: Box, shape: Shape) -> Levels:
         """A part of the original, in pixels of the original, at (height, width) `shape`."""
-        if self._levels is not None:
-            return resize_levels(self._levels, box.shrunk(self._shrink), shape)
+        if not isinstance(self._picture, Image.Image):
+            return resize_levels(self._picture, box.shrunk(self._shrink), shape, self._memory)
         resized = self._picture.resize(
             (shape[1], shape[0]), Image.Resampling.LANCZOS, box=box.edges()
         )

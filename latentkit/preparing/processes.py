@@ -59,9 +59,7 @@ def explained() -> Iterator[None]:
 
 
 def prepare_in_child(tasks: Sequence[Task]) -> list[PreparedSample]:
-    """As `Preparer.prepare`, with arrays for tensors: torch would send those through shared memory,
-    which a killed child leaves behind.
-    """
+    """As `Preparer.prepare`, with arrays: a killed child leaves torch's shared memory."""
     return [
         _converted(outcome, lambda tensor: tensor.numpy()) for outcome in _preparer().prepare(tasks)
     ]

@@ -37,7 +37,6 @@ def epoch_batches(
         batch_size: rows per batch, at most.
         shuffle: False keeps the order of rows within each bucket.
         seed, epoch: decide the shuffle, together.
-        world_size: number of ranks.
         tail: "short" splits batches until their number divides by `world_size`; "drop" leaves short
             batches out, then the last ones.
 

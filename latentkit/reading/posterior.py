@@ -35,9 +35,7 @@ SERIAL = 1 << 15
 
 
 def to_float32(stored: Tensor, scales: Array | None, out: Array) -> None:
-    """Stored values (N, C, ...) of any dtype into `out`, float32; int8 times the scales (N, C) of
-    their rows and channels.
-    """
+    """Write stored (N, C, ...) into `out` as float32; int8 times its scales (N, C)."""
     sources, targets = (
         torch.split(tensor.flatten(), SERIAL) for tensor in (stored, torch.from_numpy(out))
     )
@@ -48,9 +46,7 @@ def to_float32(stored: Tensor, scales: Array | None, out: Array) -> None:
 
 
 def draw(moments: Array, noise: Array) -> None:
-    """mean + exp(logvar / 2) * noise, into `noise` (N, C, ...); moments (N, 2C, ...), mean then
-    logvar, are overwritten. float32.
-    """
+    """Write mean + exp(logvar / 2) * noise into `noise`; float32, moments overwritten."""
     channels = noise.shape[1]
     logvar = moments[:, channels:]
     np.multiply(logvar, np.float32(0.5), out=logvar)
@@ -101,7 +97,6 @@ class RowNoise(Noise):
     """As `Noise`, but a row's numbers depend on nothing but the seed and which row it is.
 
     Args:
-        seed: of all rows.
         rows: which they are, in the order in which they are filled.
         lengths: of ragged rows, how many rows of `fill` are positions of each; None: one.
     """

@@ -41,7 +41,6 @@ class ReadAhead:
             spans of `SPAN_BATCHES`.
         first: the batch to begin with.
         is_cold: whether the rows are likely not in memory.
-        will_need: tells of rows.
     """
 
     def __init__(

@@ -71,9 +71,7 @@ class StoredRows:
 
     Args:
         folder, document: the dataset and its dataset.json.
-        layout: of its latents.
         tensor_name: "moments", "latent" or "indices".
-        rows: where each row lies.
     """
 
     def __init__(

@@ -23,7 +23,6 @@ class Progress:
     Args:
         total: number of samples (or whatever is counted) to do.
         unit: what is counted, such as "samples".
-        shown: whether anything is printed.
         before: how many of them were done before the start; they say nothing of the rate.
     """
 

@@ -16,11 +16,7 @@ from latentkit.runtime.device import has_streams, kind_of, module_of, pins_memor
 
 
 class Transfer:
-    """Copies to and from one device.
-
-    Args:
-        device: such as "cuda:0".
-    """
+    """Copies to and from one device."""
 
     def __init__(self, device: str) -> None:
         self.device = device

@@ -143,8 +143,6 @@ class DatasetsStream:
     Args:
         stream: rows; its own shards, in their order, are `shards`.
         columns: what each of its columns is for.
-        shards: names and stamps.
-        remarks: on what lies beside them.
     """
 
     def __init__(
@@ -160,9 +158,7 @@ class DatasetsStream:
         self._shards = shards
 
     def shards(self) -> list[Shard]:
-        """All shards, in the order of their names in the data set; a stamp is size and time of
-        change in ns, or the revision on the hub.
-        """
+        """Return all shards, in order; stamped by size and time in ns, or hub revision."""
         return list(self._shards)
 
     def remarks(self) -> Iterable[Remark]:

@@ -63,7 +63,7 @@ def find_hub_data(path: str, revision: str | None, local: Path) -> HubPlace:
 
 
 def options_of(place: HubPlace, endings: tuple[str, ...]) -> dict[str, Any]:
-    """Return `datasets.load_dataset_builder`'s options for a revision and a path in it.
+    """Return the options of `datasets.load_dataset_builder` for a revision and a path.
 
     Args:
         endings: of files of data; any other path is a folder.

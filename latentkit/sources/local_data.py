@@ -94,9 +94,7 @@ def _open_folder(
 
 
 def are_more(others: Sequence[str], tars: Sequence[str]) -> bool:
-    """Whether another kind of data file is there more often than tars; one that bears the name of a
-    tar says something of it.
-    """
+    """Return whether another kind of data file is there more often than tars."""
     stems = {_stem(name) for name in tars}
     kinds = Counter(
         os.path.splitext(name)[1].lower()

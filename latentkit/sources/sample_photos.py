@@ -34,9 +34,7 @@ CAPTIONS = {
 
 @dataclass(frozen=True)
 class SamplePhotos:
-    """The photographs in one folder: the key is the file name, "text" a caption, the media a
-    `Path`, the stamp size and package version.
-    """
+    """Photographs by file name, "text" a caption, the stamp size and package version."""
 
     folder: Path
     package_version: str

@@ -53,9 +53,7 @@ class Table:
         return list(dict.fromkeys(column for _, row in self.rows for column in row))
 
     def without_names(self) -> Table:
-        """The same, where the first line of a text is a row too, as in LJSpeech; the columns are
-        file_name, text, column_3 ...
-        """
+        """Return the same with the first line as a row; columns are file_name, text, column_3."""
         names = self.columns()
         new = [PATH_OF_ENTRY, "text", *(f"column_{number}" for number in range(3, len(names) + 1))]
         rows = [("line 1", dict(self.first_line)), *self.rows]

@@ -75,9 +75,7 @@ class FileNames:
         self._tails: dict[str, dict[str, list[str]]] = {}
 
     def find(self, name: str, folder: str) -> list[str]:
-        """Paths of the files that a name in a table in `folder` may mean; more than one where it
-        can't be told.
-        """
+        """Return paths that a name in a table in `folder` may mean; several where unsure."""
         spellings = dict.fromkeys(
             self._relative(one, folder) for one in (name, name.replace("\\", "/"))
         )
@@ -97,9 +95,7 @@ class FileNames:
         )
 
     def find_elsewhere(self, name: str, folder: str) -> list[str]:
-        """Paths below `folder` that end as the name does: a bare name in another folder, or a path
-        of another machine.
-        """
+        """Return paths below `folder` that end as the name does."""
         if folder not in self._tails:
             self._tails[folder] = self._list_tails(f"{folder}/" if folder else "")
         tails = self._tails[folder]
@@ -161,7 +157,6 @@ def read_tables(
     """Return what tables say; those further down win, and `must_fit` over those beside.
 
     Args:
-        tables: relative paths.
         must_fit: names of tables that are not left out.
 
     Raises:
@@ -214,7 +209,6 @@ class FileColumn:
 
     Args:
         table: the table; without its first line as names where that is a row too.
-        name: of the column.
         files: for each row the files that it may mean.
         is_elsewhere: the files are found by the ends of their paths, below the table's folder.
     """

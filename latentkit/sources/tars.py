@@ -199,12 +199,7 @@ def list_members(tar: Tar) -> tuple[list[Member], str]:
 
 
 def _walk(file: IO[bytes], num_bytes: int, members: list[Member]) -> None:
-    """Append the files in a tar, from its headers alone.
-
-    Raises:
-        tarfile.TarError: something else than a header is in the place of one, or the tar is cut
-            off.
-    """
+    """Append the files in a tar, from its headers alone."""
     file.seek(0)
     opened: Any = tarfile.TarFile(fileobj=file)
     # tarfile takes what is no header for the end, and doesn't say that a tar is cut off

@@ -81,9 +81,7 @@ class Claims:
 
     @contextmanager
     def heartbeat(self) -> Iterator[None]:
-        """Keep the held claims alive in a thread; drop all of them on leaving, without waiting for
-        a folder when it is by an exception.
-        """
+        """Keep the held claims alive in a thread; drop all of them on leaving."""
         stop = threading.Event()
         thread = threading.Thread(target=self._beat, args=(stop,), name="claims", daemon=True)
         thread.start()

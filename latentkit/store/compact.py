@@ -285,7 +285,6 @@ class _Copy:
     Args:
         name: of the tensor in every unit; a unit without a mask has rows of which all counts.
         old: unit and row of each new row.
-        mapped: all units by name.
     """
 
     def __init__(self, name: str, old: pa.Table, mapped: Mapping[str, MappedUnit]) -> None:

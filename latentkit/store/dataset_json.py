@@ -36,9 +36,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Description:
-    """What dataset.json says of a dataset besides its plans and units; `decoded` is added to the
-    error of int8 latents.
-    """
+    """What dataset.json says besides plans and units; `decoded` adds to int8's error."""
 
     layout: LatentLayout
     normalization: Normalization

@@ -12,9 +12,7 @@ RECORDED_ONLY = ("encoder.decoder", "encoder.hub_commit")
 
 
 def fingerprint_of(parts: Mapping[str, str]) -> str:
-    """sha256 of name-value pairs; an encoder's "decoder..." and "hub_commit" are recorded but don't
-    count.
-    """
+    """Return the sha256 of the pairs; "decoder..." and "hub_commit" of encoders don't count."""
     return hashlib.sha256(canonical_json(fingerprinted_parts(parts)).encode()).hexdigest()
 
 
@@ -27,7 +25,6 @@ def different_parts(one: Mapping[str, str], other: Mapping[str, str], start: str
     """Sorted names of the parts that decide a latent's value and differ.
 
     Args:
-        one, other: fingerprint parts, by name.
         start: only names that start with this, such as "encoder.".
     """
     one, other = fingerprinted_parts(one), fingerprinted_parts(other)

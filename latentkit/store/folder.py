@@ -140,9 +140,7 @@ def part_name(name: str) -> str:
 
 @functools.cache
 def host() -> str:
-    """Where a process number means something: the host, and the PID namespace where there are
-    several (containers share host names).
-    """
+    """Return where a process number means something: the host, with the PID namespace."""
     try:
         namespace = re.sub(r"\D", "", os.readlink("/proc/self/ns/pid"))
     except OSError:

@@ -193,9 +193,7 @@ def _kept(plan: Plan, before: pa.Table) -> pa.Table:
 
 
 def superseded_rows(plans: Sequence[Plan], units: Mapping[str, ReadUnit]) -> pa.Table:
-    """Key, view, status, reason and unit of the units' rows that the last of `plans` no longer has,
-    under the keys they had then.
-    """
+    """Return the units' rows that the last plan no longer has, under the keys of then."""
     found = []
     for place, plan in enumerate(plans):
         if not plan.units():

@@ -70,9 +70,7 @@ def dequantize(stored: Int8s, scale: Float32s) -> Float32s:
 
 @dataclass(frozen=True)
 class RoundingError:
-    """Of `count` values per channel: the sum of squared distances between what is stored and what
-    was given, (C,) float64.
-    """
+    """Squared distances of `count` stored values per channel from the given, (C,) float64."""
 
     count: int
     squares: npt.NDArray[np.float64]

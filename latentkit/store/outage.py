@@ -57,9 +57,6 @@ class Outage:
     def wait_for(self, where: str, request: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What `request` gives, sent again while the store can't be reached.
 
-        Args:
-            where: for messages.
-
         Raises:
             FileNotFoundError, FileExistsError, NotImplementedError: as the driver answers.
             StoreError: it failed for good.

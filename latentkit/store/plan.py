@@ -103,9 +103,7 @@ class Plan:
         ]
 
     def unit_names(self) -> pa.Array:
-        """Of each row of `table`, the unit that holds it: this plan's, or for a stream `previous`;
-        null for a sample of an earlier plan.
-        """
+        """Return each row's unit, of a stream also `previous`; null for earlier plans'."""
         own = pc.binary_join_element_wise(
             f"{self.number:03d}",
             pc.utf8_lpad(pc.cast(self.table["unit"], pa.string()), 6, "0"),

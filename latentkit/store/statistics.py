@@ -82,9 +82,7 @@ class ChannelStatistics:
 
 
 def measure(mean: npt.NDArray[Any], logvar: npt.NDArray[Any] | None) -> ChannelStatistics:
-    """Statistics of one batch of latents (N, C, ...), with the logvar of each value where there is
-    one.
-    """
+    """Return statistics of latents (N, C, ...), with the logvar of each value if any."""
     values = _per_channel(mean)
     center = values.mean(axis=1)
     values -= center[:, None]

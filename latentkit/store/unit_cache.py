@@ -40,7 +40,6 @@ class UnitCache:
 
         Args:
             digest: 64 hexadecimal digits that stand for this content and no other.
-            size: in bytes.
             download: writes the content to a path.
 
         Raises:

@@ -282,9 +282,7 @@ class UrlFolder(Folder):
                 self._put(name, functools.partial(_put_bytes, content.encode()), False)
 
     def age_seconds(self, name: str) -> float:
-        """How long this process has seen it unchanged; by the clocks only what is beyond all doubt
-        of them.
-        """
+        """Return how long this process has seen it unchanged, or by clocks beyond all doubt."""
         info = self._info(name)
         if info is None:
             return 0.0

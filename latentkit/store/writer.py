@@ -58,9 +58,7 @@ NOTHING_COUNTS = "no latent of it counts: its mask is empty"
 
 @dataclass(frozen=True)
 class RowLabel:
-    """What a row says besides its tensors: position of its sample in the plan (streams: in its
-    shard), view, media and how it was cut.
-    """
+    """A row's position in the plan (streams: in the shard), view, media and geometry."""
 
     position: int
     view: str
@@ -121,7 +119,6 @@ class UnitWriter:
     """Collects one unit's rows; nothing is visible before `commit`.
 
     Args:
-        unit: whose file it becomes.
         is_stream: whether samples are labeled here, because the plan knows only shards.
         quantize: whether latents come in float32 and are stored as int8 with their scales.
     """

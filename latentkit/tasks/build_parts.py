@@ -21,7 +21,12 @@ from latentkit.contracts import (
 )
 from latentkit.contracts.encoder_description import readable_input
 from latentkit.errors import DeviceError, RecipeError
-from latentkit.plugins.registry import default_fields, discover, fingerprint_fields
+from latentkit.plugins.registry import (
+    default_fields,
+    discover,
+    fingerprint_fields,
+    parse_fingerprint_field,
+)
 from latentkit.recipe.schema import EncodeRecipe, Recipe, parse_recipe
 from latentkit.runtime.paths import is_url
 from latentkit.runtime.yaml_files import parse_yaml
@@ -143,6 +148,28 @@ class ConfiguredEncode:
                 raise
             raise RecipeError(f"{self.recipe.origin}: {error}") from error
 
+    def settled(self, recorded: Mapping[str, str] | None) -> ConfiguredEncode:
+        """The line, options that its recipe leaves open set to what the latent dataset has, or to
+        what a new one takes.
+
+        A modality's config says by an optional method `for_new_dataset()` which of its options
+        those are, with the values for a new dataset. So every process of a run, and every later
+        run, takes what the first plan says.
+
+        Args:
+            recorded: parts of the fingerprint in the dataset's plan; None where there is none yet.
+        """
+        config = self.modality.config
+        options: dict[str, Any] = (
+            config.for_new_dataset() if hasattr(config, "for_new_dataset") else {}
+        )
+        if recorded is not None:
+            there = {name: recorded.get(f"modality.with.{name}") for name in options}
+            options = {
+                name: parse_fingerprint_field(text) for name, text in there.items() if text
+            }
+        return self._with_modality_options(options) if options else self
+
     def fitted(self, encoder: Encoder) -> tuple[ConfiguredEncode, list[str]]:
         """The line, sizes that its recipe leaves open set to the nearest that the encoder takes.
 
@@ -161,6 +188,10 @@ class ConfiguredEncode:
             f"as the encoder doesn't take the default {getattr(config, name)}"
             for name, value in options.items()
         ]
+        return self._with_modality_options(options), remarks
+
+    def _with_modality_options(self, options: Mapping[str, Any]) -> ConfiguredEncode:
+        """The line, these options in its recipe too."""
         use = self.recipe.modality.model_copy(
             update={"with_": {**self.recipe.modality.with_, **options}}
         )
@@ -168,7 +199,7 @@ class ConfiguredEncode:
         config = discover().configure(
             "modality", use.use, use.with_, self.modality.where, recipe.origin
         )
-        return replace(self, recipe=recipe, modality=replace(self.modality, config=config)), remarks
+        return replace(self, recipe=recipe, modality=replace(self.modality, config=config))
 
     @property
     def views(self) -> Sequence[str]:

@@ -104,7 +104,7 @@ def run_encode(recipe: EncodeRecipe, options: RunOptions) -> EncodeRun:
     from latentkit.runtime.source_remarks import remarks_of, say_remarks
 
     folders, summaries, previews, remarks = {}, {}, {}, {}
-    lines = {line.name: line for line in configured_encodes(recipe)}
+    lines = {line.name: line for line in _settled_lines(recipe)}
     opened = {name: build_encode(line, recipe, options) for name, line in lines.items()}
     shared = _encode_together(lines, opened) if len(lines) > 1 else {}
     for name, line in lines.items():
@@ -141,12 +141,18 @@ def _encode_together(
     from latentkit.encoding.shared_pass import EncodeTarget, encode_in_one_pass, group_by_input
 
     first = next(iter(opened.values()))
-    groups = group_by_input({name: one.inputs for name, one in opened.items()}, first.device)
+    prepared_alike = _group_by_modality(lines)
+    groups = [
+        group
+        for names in prepared_alike
+        for group in group_by_input({name: opened[name].inputs for name in names}, first.device)
+    ]
     if len(groups) > 1:
         named = " | ".join(", ".join(group.names) for group in groups)
+        others = " or their datasets have other options" if len(prepared_alike) > 1 else ""
         say(
-            "encoders take different inputs, so the source is read and prepared once for each of:"
-            f" {named}"
+            f"encoders take different inputs{others}, so the source is read and prepared once for"
+            f" each of: {named}"
         )
     passed: dict[str, SharedPassResult] = {}
     for group in groups:
@@ -167,18 +173,47 @@ def _encode_together(
     return passed
 
 
+def _group_by_modality(lines: Mapping[str, ConfiguredEncode]) -> list[list[str]]:
+    """Names of the lines that prepare with the same options."""
+    groups: list[list[str]] = []
+    for name, line in lines.items():
+        alike = (one for one in groups if lines[one[0]].modality == line.modality)
+        if (group := next(alike, None)) is None:
+            groups.append([name])
+        else:
+            group.append(name)
+    return groups
+
+
 def describe_dry_run(recipe: EncodeRecipe, options: RunOptions) -> str:
     from latentkit.encoding.dry_run import describe_run
     from latentkit.encoding.make_plan import describe_entries
     from latentkit.runtime.source_remarks import list_remarks
 
     lines = []
-    for line in configured_encodes(recipe):
+    for line in _settled_lines(recipe):
         parts = build_encode(line, recipe, options)
         lines.append(describe_run(parts.folder, parts.inputs, parts.settings))
         lines += [f"  column {text}" for text in describe_entries(parts.inputs)]
         lines += [f"  note {text}" for text in list_remarks(parts.inputs.remarks, MOST_REMARKS)]
     return "\n".join(lines)
+
+
+def _settled_lines(recipe: EncodeRecipe) -> list[ConfiguredEncode]:
+    """One line per encoder, its open options as its dataset has them, or as a new one takes them.
+
+    Raises:
+        PluginError, RecipeError: as `check_recipe`.
+        StoreError: a dataset can't be read.
+    """
+    from latentkit.store.open_folder import open_folder
+    from latentkit.store.plan import newest_plan
+
+    lines = []
+    for line in configured_encodes(recipe):
+        plan = newest_plan(open_folder(_output(recipe, line)))
+        lines.append(line.settled(plan.settings.parts if plan else None))
+    return lines
 
 
 def _output(recipe: EncodeRecipe, line: ConfiguredEncode) -> str:

@@ -162,10 +162,10 @@ def _open_latents(path: str) -> LatentDataset:
 
 
 def _settings(recipe: EvaluateRecipe, device: str) -> EvaluateSettings:
-    from latentkit.evaluation.batches import BadSamples
     from latentkit.evaluation.evaluate import EvaluateSettings
+    from latentkit.runtime.bad_samples import BadSamplePolicy
 
-    bad = BadSamples(recipe.on_bad_sample, recipe.max_bad)
+    bad = BadSamplePolicy(recipe.on_bad_sample, recipe.max_bad)
     return EvaluateSettings(
         recipe.posterior,
         recipe.batch_size,

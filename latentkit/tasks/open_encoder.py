@@ -77,8 +77,10 @@ def _open_modality(encoder: Encoder, size: Any) -> Modality:
     given = {} if size is None else {"size": size}
     taken = readable_input(encoder.input, encoder.layout, encoder.normalization)
     config = registry.configure("modality", name, given, "modality")
-    if fitted := config.fitted(taken) if hasattr(config, "fitted") else {}:
-        config = registry.configure("modality", name, {**given, **fitted}, "modality")
+    fitted = config.fitted(taken) if hasattr(config, "fitted") else {}
+    settled = config.for_new_dataset() if hasattr(config, "for_new_dataset") else {}
+    if fitted or settled:
+        config = registry.configure("modality", name, {**given, **fitted, **settled}, "modality")
     context = BuildContext(recipe_dir=Path.cwd(), input=taken, modality=name)
     modality: Modality = registry.find("modality", name).spec.build(config, context)
     return modality

@@ -31,8 +31,13 @@ if TYPE_CHECKING:
     from latentkit.contracts import Modality
     from latentkit.evaluation.images import Gallery
     from latentkit.store.local_folder import LocalFolder
-    from latentkit.training.loop import OptimizerSettings, TrainResult, TrainSettings, WeightedLoss
-    from latentkit.training.settings import TrainEvaluation
+    from latentkit.training.loop import TrainResult
+    from latentkit.training.settings import (
+        OptimizerSettings,
+        TrainEvaluation,
+        TrainSettings,
+        WeightedLoss,
+    )
     from latentkit.training.stored_moments import StoredMoments
 
 NUM_PICTURES = 6
@@ -161,17 +166,19 @@ def _follow_launcher(recipe: TrainRecipe) -> tuple[TrainRecipe, list[str]]:
 def _try_samples(recipe: TrainRecipe, source: Any, prepare: Any, folder: Path) -> list[str]:
     """Warnings about samples that are tried before the first step of a run."""
     from latentkit.contracts import Source
+    from latentkit.preparing.sample_trier import prepared_by
+    from latentkit.runtime.bad_samples import BadSamplePolicy
     from latentkit.training.batches import SampleLocation
     from latentkit.training.try_samples import try_samples
 
     if not isinstance(source, Source) or not len(source) or (folder / "checkpoints").exists():
         return []
     view = (
-        prepare[0].prepare
+        prepared_by(prepare[0])
         if isinstance(prepare, list)
         else lambda sample: prepare(sample, SampleLocation(0, 0))
     )
-    return try_samples(source, view, recipe.on_bad_sample, recipe.max_bad)
+    return try_samples(source, view, BadSamplePolicy(recipe.on_bad_sample, recipe.max_bad))
 
 
 @dataclass(frozen=True)
@@ -273,7 +280,7 @@ class _Parts:
 
     def losses(self, model: Any) -> list[WeightedLoss]:
         """All losses, each with a name of its own, for what the model takes."""
-        from latentkit.training.loop import WeightedLoss, WeightSchedule
+        from latentkit.training.settings import WeightedLoss, WeightSchedule
 
         losses = []
         names = number_twins([loss.use for loss in self.recipe.losses])
@@ -362,7 +369,7 @@ def show(gallery: Gallery, modality: Modality, path: Path) -> None:
 
 
 def _settings(recipe: TrainRecipe) -> TrainSettings:
-    from latentkit.training.loop import TrainSettings
+    from latentkit.training.settings import TrainSettings
 
     alike = {field.name for field in fields(TrainSettings)} & set(TrainRecipe.model_fields)
     given = {name: getattr(recipe, name) for name in alike} | {
@@ -379,7 +386,7 @@ def _settings(recipe: TrainRecipe) -> TrainSettings:
 
 
 def _optimizer(values: Optimizer) -> OptimizerSettings:
-    from latentkit.training.loop import OptimizerSettings
+    from latentkit.training.settings import OptimizerSettings
 
     return OptimizerSettings(**values.model_dump())
 

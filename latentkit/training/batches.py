@@ -15,7 +15,7 @@ import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -23,12 +23,11 @@ import torch
 from torch import Tensor
 
 from latentkit.contracts import Modality, Prepared, Sample, Source
-from latentkit.errors import SampleError, SourceError, TrainingError
-from latentkit.preparing.media_retry import retried
-from latentkit.preparing.threads_ahead import prepare_in_order
-from latentkit.runtime.bad_samples import are_too_many
+from latentkit.errors import TrainingError
+from latentkit.preparing.look_ahead import prepare_in_order
+from latentkit.preparing.sample_trier import SampleTrier, TriedSample, prepared_by
+from latentkit.runtime.bad_samples import BadSamplePolicy, refuse_all
 from latentkit.runtime.cores import share_of_cores
-from latentkit.runtime.sample_faults import faults_cost_the_sample
 
 AHEAD = 3
 """Batches in preparation while one is trained on."""
@@ -67,9 +66,7 @@ class SampleLocation:
 
 @dataclass(frozen=True)
 class Example:
-    """One view of a sample, (C, ...) float32 in the encoder's range; stored `moments`, (2 C, h, w),
-    are used instead of the encoder.
-    """
+    """A view (C, ...) float32 in the encoder's range; `moments` (2 C, h, w) replace encoding."""
 
     inputs: Tensor
     moments: Tensor | None = None
@@ -84,9 +81,7 @@ Called from several threads at once; raises `SampleError` and `OSError` as a `Mo
 
 @dataclass(frozen=True)
 class Batch:
-    """Prepared samples, (N, C, ...) float32 in the encoder's range, their stored moments (N, 2 C,
-    h, w), and the position behind them.
-    """
+    """Prepared (N, C, ...) float32, moments (N, 2 C, h, w), and the position behind them."""
 
     inputs: Tensor
     after: Position
@@ -104,12 +99,10 @@ class BatchSettings:
     on_bad_sample: str = "skip"
     max_bad: float = 0.05
 
-
-@dataclass
-class BadSamples:
-    """Reasons of samples that could not be used, by place; grows while batches are read."""
-
-    reasons: dict[int, str] = field(default_factory=dict)
+    @property
+    def bad_samples(self) -> BadSamplePolicy:
+        """When bad samples end the run."""
+        return BadSamplePolicy(self.on_bad_sample, self.max_bad)
 
 
 @dataclass(frozen=True)
@@ -126,8 +119,7 @@ class FreshViews:
 
     def __call__(self, sample: Sample, place: SampleLocation) -> list[Example]:
         chosen = self.modalities[_draw(len(self.modalities), self.seed, SIZE, place.block)]
-        with faults_cost_the_sample(chosen, sample.key):
-            views = list(chosen.prepare(replace(sample, key=f"{sample.key}#{place.epoch}")))
+        views = prepared_by(chosen)(replace(sample, key=f"{sample.key}#{place.epoch}"))
         return [Example(_one_tensor(view, sample.key)) for view in views]
 
 
@@ -197,11 +189,12 @@ def read_batches(
     prepare: Prepare,
     settings: BatchSettings,
     start: Position,
-    bad: BadSamples | None = None,
+    reasons: dict[str, str] | None = None,
 ) -> Generator[Batch]:
     """Batches from a position on, without end; a bad sample is left out.
 
-    Which view of a sample is taken depends on seed, epoch and the sample's place in the source.
+    Which view of a sample is taken depends on seed, epoch and the sample's place in the source. Key
+    and reason of each bad one are put into `reasons`.
 
     Raises:
         TrainingError: too few samples for a batch, samples of too many shapes, or a modality that
@@ -209,21 +202,22 @@ def read_batches(
         SourceError: media out of reach, no usable sample in an epoch, or more bad ones than
             allowed.
     """
-    bad = bad if bad is not None else BadSamples()
+    reasons = {} if reasons is None else reasons
     waiting: dict[tuple[int, ...], dict[int, Example]] = {}  # shape to number to example
     num_bad_in_row = 0
     with contextlib.closing(
         _prepare_ahead(source, prepare, Order(len(source), settings), start)
     ) as prepared:
-        for number, index, example in prepared:
-            if isinstance(example, str):
-                bad.reasons[index] = example
+        for number, tried in prepared:
+            if tried.reason:
+                reasons[tried.key] = tried.reason
                 num_bad_in_row += 1
-                _check_bad(
-                    source, bad, settings, num_bad_in_row * settings.world_size >= len(source)
-                )
+                settings.bad_samples.check_one(tried.key, tried.reason)
+                settings.bad_samples.check_all(reasons, len(source))
+                if num_bad_in_row * settings.world_size >= len(source):
+                    refuse_all(reasons)
                 continue
-            num_bad_in_row = 0
+            num_bad_in_row, (example,) = 0, tried.views
             shape = tuple(example.inputs.shape)
             group = waiting.setdefault(shape, {})
             group[number] = example
@@ -243,41 +237,23 @@ def read_batches(
 
 def _prepare_ahead(
     source: Source, prepare: Prepare, order: Order, start: Position
-) -> Generator[tuple[int, int, Example | str]]:
-    """Give number, place in the source, and example (or reason) of each sample, without end."""
-    seed = order.settings.seed
+) -> Generator[tuple[int, TriedSample[Example]]]:
+    """Number and example of one sample after the other, without end; of a bad sample the reason."""
+    seed, trier = order.settings.seed, SampleTrier(source)
 
-    def prepare_sample(located: tuple[int, SampleLocation]) -> tuple[int, int, Example | str]:
-        number, place = located
-        return number, place.index, _prepare_one(source, prepare, seed, place)
+    def prepare_one(number: int) -> tuple[int, TriedSample[Example]]:
+        place = order.place(number)
+        tried = trier.try_sample(place.index, lambda sample: prepare(sample, place))
+        if tried.reason:
+            return number, tried
+        chosen = _draw(len(tried.views), seed, VIEW, place.epoch, place.index)
+        return number, replace(tried, views=[tried.views[chosen]])
 
-    numbers = itertools.chain(start.waiting, itertools.count(start.number))
     return prepare_in_order(
-        ((number, order.place(number)) for number in numbers),
-        prepare_sample,
+        itertools.chain(start.waiting, itertools.count(start.number)),
+        prepare_one,
         AHEAD * order.settings.batch_size,
         max(share_of_cores(), 2),
-    )
-
-
-def _prepare_one(
-    source: Source, prepare: Prepare, seed: int, place: SampleLocation
-) -> Example | str:
-    """One view of one sample; of a bad one the reason."""
-
-    def prepare_sample() -> Sequence[Example]:
-        with faults_cost_the_sample(source):
-            sample = source[place.index]
-        return prepare(sample, place)
-
-    try:
-        views = retried(prepare_sample, f"sample {place.index}")
-    except SampleError as error:
-        return str(error)
-    return (
-        views[_draw(len(views), seed, VIEW, place.epoch, place.index)]
-        if views
-        else "the modality gave no view of it"
     )
 
 
@@ -298,25 +274,3 @@ def _stack(examples: Sequence[Example], after: Position) -> Batch:
         after,
         torch.stack(moments) if moments else None,
     )
-
-
-def _check_bad(source: Source, bad: BadSamples, settings: BatchSettings, are_all_bad: bool) -> None:
-    count = len(bad.reasons)
-    if settings.on_bad_sample == "fail":
-        raise SourceError(
-            f"a sample can't be used, {_example(source, bad)}; remove it, or set on_bad_sample:"
-            " skip"
-        )
-    if are_too_many(count, len(source), settings.max_bad):
-        allowed = f"more than max_bad: {settings.max_bad:g} allows"
-        raise SourceError(
-            f"{count} of {len(source)} samples can't be used, {allowed}, {_example(source, bad)}"
-        )
-    if are_all_bad:
-        raise SourceError(f"no sample of the source can be used, {_example(source, bad)}")
-
-
-def _example(source: Source, bad: BadSamples) -> str:
-    index, reason = min(bad.reasons.items())
-    entry = next(itertools.islice(source.entries(), index, None))
-    return f"such as {entry.key!r}: {reason}"

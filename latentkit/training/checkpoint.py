@@ -45,7 +45,6 @@ class Checkpoint:
     """Everything that a run goes on from.
 
     Args:
-        step: optimizer steps done.
         tensors: by file stem ("model", "optimizer" ...), then by name.
         state: JSON values.
     """

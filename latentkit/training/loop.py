@@ -32,7 +32,7 @@ from latentkit.errors import TrainingError
 from latentkit.runtime.device import forked_random, is_out_of_memory
 from latentkit.runtime.numerics import many_graphs
 from latentkit.runtime.processes import run_on_first
-from latentkit.training.batches import BadSamples, Batch, FreshViews, Order, Prepare, read_batches
+from latentkit.training.batches import Batch, FreshViews, Order, Prepare, read_batches
 from latentkit.training.checkpoint import Checkpoint, list_checkpoints, read_newest, step_of
 from latentkit.training.checkpoint_contents import (
     Best,
@@ -44,26 +44,10 @@ from latentkit.training.checkpoint_contents import (
 )
 from latentkit.training.log import TrainingLog
 from latentkit.training.result import finish, finished_steps
-from latentkit.training.settings import (
-    OptimizerSettings,
-    TrainEvaluation,
-    TrainSettings,
-    WeightedLoss,
-    WeightSchedule,
-)
+from latentkit.training.settings import TrainEvaluation, TrainSettings, WeightedLoss
 from latentkit.training.shared_state import Run, Saver
 from latentkit.training.start import check, open_accelerator, rehearse, start
 from latentkit.training.step import copy_buffers, put_back, take_step
-
-__all__ = [
-    "OptimizerSettings",
-    "TrainEvaluation",
-    "TrainResult",
-    "TrainSettings",
-    "WeightSchedule",
-    "WeightedLoss",
-    "train",
-]
 
 
 @dataclass(frozen=True)
@@ -120,7 +104,7 @@ def train(
     if newest is not None and newest.step >= settings.steps and finished == newest.step:
         return _finished(newest, folder / "model")
     views = _views(prepare, settings.seed)
-    bad, shares = BadSamples(), batches_of(settings, accelerator)
+    bad, shares = dict[str, str](), batches_of(settings, accelerator)
     order = Order(len(source), shares)  # too few samples are refused before the model is touched
     run = start(model, losses, settings, accelerator, log)
     saver = _begin(run, newest, folder / "checkpoints", len(source), evaluate)
@@ -134,15 +118,9 @@ def train(
             read_batches(source, views, shares, run.state.position, bad)
         ) as batches:
             _train_steps(run, rehearse(run, batches), saver, order, evaluate)
-        finish(run, model, source, views, folder, _left_out(source, bad))
+        finish(run, model, source, views, folder, dict(sorted(bad.items())))
     path, state = folder / "model", run.state
-    return TrainResult(path, state.step, len(bad.reasons), state.num_skipped_steps, best=state.best)
-
-
-def _left_out(source: Source, bad: BadSamples) -> dict[str, str]:
-    """Key to reason of the bad samples; not by `source[index]`, which may be what fails."""
-    entries = enumerate(source.entries()) if bad.reasons else ()
-    return {entry.key: bad.reasons[index] for index, entry in entries if index in bad.reasons}
+    return TrainResult(path, state.step, len(bad), state.num_skipped_steps, best=state.best)
 
 
 def _find_newest(folder: Path, log: TrainingLog) -> Checkpoint | None:

@@ -76,9 +76,7 @@ class TakesStatistics(Protocol):
     """A `Trainable` whose config holds statistics of its latents."""
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Take mean and standard deviation of a draw of raw latents per channel, (C,) float64, into
-        what `save` writes.
-        """
+        """Take mean and std of a draw per channel, (C,) float64, for `save`."""
         ...
 
 

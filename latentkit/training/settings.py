@@ -14,16 +14,7 @@ from latentkit.contracts import Loss, LossRole
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """AdamW and its learning rate; the recipe's `optimizer`.
-
-    Args:
-        lr: learning rate after the warm-up.
-        betas: decay of the running mean and of the running square of gradients, per step.
-        weight_decay: decoupled, as a factor of the learning rate.
-        schedule: how the learning rate falls to 0 at the last step.
-        warmup: optimizer steps in which the learning rate rises from 0.
-        clip: largest norm of all gradients together; None: any.
-    """
+    """AdamW and its learning rate; the recipe's `optimizer`, which describes each key."""
 
     lr: float = 1e-4
     betas: tuple[float, float] = (0.5, 0.9)
@@ -35,13 +26,7 @@ class OptimizerSettings:
 
 @dataclass(frozen=True)
 class WeightSchedule:
-    """When a loss counts; the recipe's `losses[i].schedule`.
-
-    Args:
-        start: optimizer steps done before it first counts; until then it isn't computed.
-        warmup: optimizer steps, from `start` on, in which its weight rises to the whole one.
-        until: optimizer steps done from which on it no longer counts; None: it counts to the end.
-    """
+    """When a loss counts; the recipe's `losses[i].schedule`, which describes each key."""
 
     start: int = 0
     warmup: int = 0
@@ -103,26 +88,10 @@ class TrainEvaluation:
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Every number of a run; the recipe's keys of the same names.
+    """Every number of a run: the recipe's keys of the same names, described there.
 
-    Args:
-        steps: optimizer steps of the whole run.
-        batch_size: samples per process and forward pass.
-        accumulate: forward passes per optimizer step.
-        precision: the network computes in this; weights and losses stay float32.
-        train: which half of the model is trained.
-        ema_decay: share of the weights' moving average that one step keeps; None: no average.
-        checkpoint_every: optimizer steps from one checkpoint to the next; the last step has one
-            too.
-        keep: newest checkpoints that are kept.
-        log_every: optimizer steps that a line of the log averages over.
-        trackers: names of trackers of Accelerate's that get what the log gets.
-        on_bad_sample: what happens at a sample that can't be used.
-        max_bad: share of bad samples above which the run fails, when they are more than 10.
-        max_bad_steps: steps in a row whose loss or gradient isn't finite, after which the run ends.
-        gradient_checkpointing: compute activations again in the backward pass instead of keeping
-            them.
-        seed: of every random draw.
+    `keep`, `checkpoint_every` and `trackers` are its output.keep, output.checkpoint_every and log;
+    a line of the log averages over `log_every` optimizer steps.
     """
 
     steps: int

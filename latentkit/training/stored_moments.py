@@ -9,8 +9,8 @@ from torch import Tensor
 
 from latentkit.contracts import Modality, Sample
 from latentkit.errors import SampleError, TrainingError
+from latentkit.preparing.sample_trier import prepared_by
 from latentkit.reading.dataset import open_dataset
-from latentkit.runtime.sample_faults import faults_cost_the_sample
 from latentkit.store.dataset_json import read_dataset, read_index
 from latentkit.store.open_folder import open_folder
 from latentkit.training.batches import Example, SampleLocation
@@ -59,9 +59,7 @@ class StoredMoments:
         if sample.content() != self._contents[sample.key]:
             raise SampleError("its media is not what the latent dataset was made from")
         examples = []
-        with faults_cost_the_sample(self._modality, sample.key):
-            views = list(self._modality.prepare(sample))
-        for view in views:
+        for view in prepared_by(self._modality)(sample):
             row = self._rows.get(view.view, {}).get(sample.key)
             if row is not None and isinstance(view.tensor, Tensor):
                 moments = self._datasets[view.view].moments(row)

@@ -194,7 +194,7 @@ def test_too_many_bad_samples_come_with_the_most_frequent_reasons(
     done = latentkit("encode", "photos", "out", *FAST, *views, cwd=tmp_path)
     assert done.returncode == 2
     (said,) = re.findall(
-        r"(\d+) of 20 samples could not be used so far: (.*), more than max_bad", done.stderr
+        r"(\d+) of 20 samples can't be used so far: (.*), more than max_bad", done.stderr
     )
     counts = [int(count) for count in re.findall(r"\((\d+) times\)", said[1])]
     # Of units of two, that with the eleventh bad one is the last; another may have been committed

@@ -142,9 +142,9 @@ def test_samples_that_end_a_run_are_named(
     assert main(["encode", str(photos), str(tmp_path / "out"), "--size", "32", *words]) == 2
     said = capsys.readouterr().err
     assert re.search(
-        r"1[12] of 15 samples could not be used so far: empty file: 0 bytes \(1[12] times\), ", said
+        r"1[12] of 15 samples can't be used so far: empty file: 0 bytes \(1[12] times\), ", said
     )
-    assert "more than max_bad (0.05) allows, such as 002.png, 003.png, 004.png. " in said
+    assert "more than max_bad: 0.05 allows, such as 002.png, 003.png, 004.png. " in said
     assert main(["inspect", str(tmp_path / "out")]) == 0  # which is unfinished
     said = capsys.readouterr().out
     assert re.search(

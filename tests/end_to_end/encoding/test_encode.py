@@ -51,7 +51,8 @@ def photos(make_photos: MakePhotos) -> Path:
 def test_stored_moments_are_those_of_diffusers_bit_for_bit(
     photos: Path, kl_folder: Path, tmp_path: Path
 ) -> None:
-    data = encode(photos, tmp_path / "out", kl_folder, **{"output.dtype": "float32"})
+    options = {"output.dtype": "float32", "modality.with.resize": "pillow"}
+    data = encode(photos, tmp_path / "out", kl_folder, **options)
     vae = (
         diffusers.AutoencoderKL.from_pretrained(kl_folder)
         .eval()
@@ -86,7 +87,7 @@ def test_moments_equal_a_direct_call_on_the_same_prepared_batch(
 
     data = encode(photos, tmp_path / "out", kl_folder, **{"output.dtype": "float32"})
     source = FolderSource(FolderConfig(path=str(photos)), BuildContext())
-    modality = ImageModality(ImageConfig(size=32), BuildContext())
+    modality = ImageModality(ImageConfig(size=32, resize="lanczos"), BuildContext())
     rows = [next(iter(modality.prepare(source[index]))).tensor for index in range(3)]
     batch = torch.stack([row for row in rows if isinstance(row, torch.Tensor)])
     vae = (

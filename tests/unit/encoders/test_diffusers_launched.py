@@ -26,7 +26,8 @@ from latentkit.errors import EncoderError
 from latentkit.losses.kl import Kl
 from latentkit.losses.reconstruction import mse
 from latentkit.training import result as training_result
-from latentkit.training.loop import OptimizerSettings, TrainSettings, WeightedLoss, train
+from latentkit.training.loop import train
+from latentkit.training.settings import OptimizerSettings, TrainSettings, WeightedLoss
 
 MODELS = json.loads(Path(__file__).with_name("models.json").read_text())
 

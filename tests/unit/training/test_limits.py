@@ -20,7 +20,12 @@ from latentkit.encoders.tiny_kl_network import TinyKL
 from latentkit.errors import TrainingError
 from latentkit.losses.kl import Kl
 from latentkit.losses.reconstruction import l1, mse
-from latentkit.training.loop import OptimizerSettings, TrainSettings, WeightedLoss, WeightSchedule
+from latentkit.training.settings import (
+    OptimizerSettings,
+    TrainSettings,
+    WeightedLoss,
+    WeightSchedule,
+)
 
 MSE = WeightedLoss("mse", mse)
 SETTINGS = TrainSettings(

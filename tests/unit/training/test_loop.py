@@ -32,14 +32,14 @@ from latentkit.errors import EncoderError, PluginError, SourceError, TrainingErr
 from latentkit.losses.kl import Kl
 from latentkit.losses.reconstruction import l1, mse
 from latentkit.training.checkpoint import list_checkpoints
-from latentkit.training.loop import (
+from latentkit.training.loop import train
+from latentkit.training.settings import (
     OptimizerSettings,
     TrainEvaluation,
     TrainSettings,
     WeightedLoss,
-    train,
+    learning_rate,
 )
-from latentkit.training.settings import learning_rate
 
 QUICK = OptimizerSettings(lr=3e-3, betas=(0.9, 0.99))
 MSE_KL = (WeightedLoss("mse", mse), WeightedLoss("kl", Kl(), 1e-6, "latent"))

@@ -17,7 +17,7 @@ from latentkit.contracts import LossBatch
 from latentkit.errors import TrainingError
 from latentkit.losses.reconstruction import l1, mse
 from latentkit.training.checkpoint import list_checkpoints
-from latentkit.training.loop import (
+from latentkit.training.settings import (
     OptimizerSettings,
     TrainEvaluation,
     TrainSettings,

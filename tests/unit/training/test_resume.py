@@ -25,13 +25,8 @@ from latentkit.contracts import LossBatch
 from latentkit.losses.kl import Kl
 from latentkit.losses.reconstruction import mse
 from latentkit.training.checkpoint import list_checkpoints, read_checkpoint
-from latentkit.training.loop import (
-    OptimizerSettings,
-    TrainResult,
-    TrainSettings,
-    WeightedLoss,
-    train,
-)
+from latentkit.training.loop import TrainResult, train
+from latentkit.training.settings import OptimizerSettings, TrainSettings, WeightedLoss
 
 SETTINGS = TrainSettings(
     steps=9,

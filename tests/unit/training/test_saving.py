@@ -19,8 +19,13 @@ from latentkit.contracts import LossBatch
 from latentkit.errors import TrainingError
 from latentkit.losses.reconstruction import mse
 from latentkit.training.checkpoint import list_checkpoints
-from latentkit.training.loop import OptimizerSettings, TrainEvaluation, TrainSettings, WeightedLoss
 from latentkit.training.result import finished_steps
+from latentkit.training.settings import (
+    OptimizerSettings,
+    TrainEvaluation,
+    TrainSettings,
+    WeightedLoss,
+)
 
 SETTINGS = TrainSettings(
     steps=6,
