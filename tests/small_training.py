@@ -20,7 +20,8 @@ from latentkit.contracts import Entry, LossBatch, Moments, Prepared, Reconstruct
 from latentkit.encoders.tiny_kl import TinyKLEncoder
 from latentkit.encoders.tiny_kl_network import TinyKL
 from latentkit.losses.reconstruction import mse
-from latentkit.training.loop import TrainEvaluation, TrainResult, TrainSettings, WeightedLoss, train
+from latentkit.training.loop import TrainResult, train
+from latentkit.training.settings import TrainEvaluation, TrainSettings, WeightedLoss
 
 # ---------------------------------------------------------------- samples
 

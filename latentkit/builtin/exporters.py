@@ -29,7 +29,7 @@ def _build_webdataset(config: WebdatasetConfig, context: BuildContext) -> Any:
 def latentkit_exporters() -> Iterator[ExporterSpec]:
     yield ExporterSpec(
         "safetensors",
-        "a .safetensors file per row, and metadata.jsonl",
+        "a .safetensors file per row, and metadata.jsonl; load_dataset doesn't read it",
         SafetensorsConfig,
         _build_safetensors,
     )

@@ -33,7 +33,7 @@ class WebdatasetExporter:
         items = iter(items)
         first = next(items)
         shard = f"{first.number // self.items_per_part:06d}.tar"
-        with tarfile.open(folder / shard, "w") as tar:
+        with tarfile.open(folder / shard, "w", format=tarfile.USTAR_FORMAT) as tar:
             for item in itertools.chain([first], items):
                 tensors = tensors_of(item, self._config.values, self._config.dtype)
                 for name, tensor in tensors.items():

@@ -128,13 +128,14 @@ class PartWriter:
         closing = self.exporter.finish(self.records(), self.files, self.export).rstrip()
         if not any(self.files.iterdir()):
             raise PluginError(f"exporter {self.to!r} wrote nothing into its folder")
-        beside = closing_path(self.exporter, folder)
-        if closing:
-            _write_whole(beside, closing + "\n")
         if folder.exists():
             folder.rmdir()  # an empty one, or it was refused
         self.files.rename(folder)  # which fails where something else is by now
-        return f"{closing}\n(also in {beside})" if closing else ""
+        if not closing:
+            return ""
+        beside = closing_path(self.exporter, folder)
+        _write_whole(beside, closing + "\n")
+        return f"{closing}\n(also in {beside})"
 
     @contextlib.contextmanager
     def _cleaned(self) -> Iterator[None]:

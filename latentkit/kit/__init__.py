@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from latentkit.encoders.hashing import hash_tensors
     from latentkit.encoders.hub import find_model_path
     from latentkit.encoders.weight_files import read_tensors
+    from latentkit.exporting.names import safe_name
     from latentkit.metrics.metric import PerSample
     from latentkit.modalities.av_files import av_errors, open_with_av
     from latentkit.modalities.buckets import nearest_shape
@@ -65,6 +66,7 @@ __all__ = [
     "prepared_memory",
     "read_tensors",
     "refuse_beyond_memory",
+    "safe_name",
     "target_shapes",
     "unflipped",
     "view_box",
@@ -75,6 +77,7 @@ _NAMES_BY_MODULE = {
     "encoders.hashing": "hash_tensors",
     "encoders.hub": "find_model_path",
     "encoders.weight_files": "read_tensors",
+    "exporting.names": "safe_name",
     "metrics.metric": "PerSample",
     "modalities.av_files": "av_errors open_with_av",
     "modalities.buckets": "nearest_shape",

@@ -21,6 +21,7 @@ from typing import Any
 
 import pluggy
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from latentkit import hooks
@@ -38,7 +39,7 @@ from latentkit.contracts import (
 )
 from latentkit.errors import PluginError
 from latentkit.runtime.key_errors import suggest, validate
-from latentkit.runtime.other_distribution import OTHER, explain_other, find_other_version
+from latentkit.runtime.other_distribution import OTHER_NAME, explain_other, find_other_version
 
 CORE = "latentkit-diffusion"
 GROUP = "latentkit"
@@ -48,9 +49,11 @@ REQUIRES = "requires_contract"
 COMPANIONS = {
     "audio": "latentkit-audio",
     "audio-clips": "latentkit-audio",
+    "fast-dit": "latentkit-trainers",
     "kohya": "latentkit-trainers",
     "lightningdit": "latentkit-trainers",
     "mar": "latentkit-trainers",
+    "musubi": "latentkit-trainers",
     "perceptual": "latentkit-perceptual",
     "ray": "latentkit-ray",
     "repa": "latentkit-trainers",
@@ -241,7 +244,7 @@ def discover() -> Registry:
             Problem(name, "", DISABLE, "no installed distribution of this name has plugins")
         )
     if (other := find_other_version()) is not None:
-        problems.append(Problem(OTHER, other, "its files", explain_other(other)))
+        problems.append(Problem(OTHER_NAME, other, "its files", explain_other(other)))
     return Registry(tuple(provided), (*problems, *_find_clashes(provided)), tuple(disabled.items()))
 
 
@@ -410,11 +413,30 @@ def _check_specs(result: Any, kind: type[NamedSpec]) -> list[NamedSpec]:
 
 
 def fingerprint_fields(config: BaseModel) -> dict[str, str]:
-    """Return fields that can change a value and aren't at their default, as canonical JSON."""
+    """Return fields that can change a value and aren't at their default, as canonical JSON.
+
+    A choice of which the field has a version is written with it: `"lanczos" (version 2)`. The field
+    says so by `json_schema_extra={"versions": {choice: number}}`: one choice of several then gets
+    other values without a new version of the whole plugin.
+    """
     return {
         name: json.dumps(value, sort_keys=True, separators=(",", ":"))
+        + _choice_version(type(config).model_fields[name], value)
         for name, value in _changed_fields(config).items()
     }
+
+
+def parse_fingerprint_field(text: str) -> Any:
+    """The value of a field, JSON-like, as `fingerprint_fields` wrote it."""
+    return json.JSONDecoder().raw_decode(text)[0]
+
+
+def _choice_version(field: FieldInfo, value: Any) -> str:
+    extra = field.json_schema_extra
+    versions = extra.get("versions") if isinstance(extra, dict) else None
+    if not isinstance(versions, dict) or not isinstance(value, str) or value not in versions:
+        return ""
+    return f" (version {versions[value]})"
 
 
 def default_fields(config: BaseModel) -> dict[str, str]:

@@ -143,9 +143,7 @@ def open_items(
     return items, export
 
 
-def open_for_export(
-    path: str, views: Sequence[str] | None = None
-) -> LatentDataset:
+def open_for_export(path: str, views: Sequence[str] | None = None) -> LatentDataset:
     """Open a dataset for an exporter: every view a row, all attributes, means.
 
     Args:
@@ -176,7 +174,15 @@ def _open_text(path: str | None, is_needed: bool, to: str) -> LatentDataset | No
             f"{to} needs text embeddings; encode the captions of the same source with the modality"
             " text, and name that latent dataset with text=PATH"
         )
-    return None if path is None else open_dataset(os.path.expanduser(path), posterior="mean")
+    if path is None:
+        return None
+    text = open_dataset(os.path.expanduser(path), posterior="mean")
+    if text.layout.axes != "CL":
+        raise StoreError(
+            f"text={path}: expected a latent dataset of the modality text, whose axes are CL, got"
+            f" {text.layout.axes}"
+        )
+    return text
 
 
 def _export_whole(

@@ -41,8 +41,9 @@ class DatasetShape:
 
     Args:
         views: of each sample.
+        axes: "CHW", or "CL" as embeddings of texts have them.
         channels, downscale: of latents.
-        shift, scale: of the normalization.
+        shift, scale: of the normalization, one number or one per channel.
         size_multiple: of the sides of what was encoded.
         has_two_sizes: whether every other sample is twice as wide.
         has_moments: whether there are mean and logvar, or one latent.
@@ -50,10 +51,11 @@ class DatasetShape:
     """
 
     views: tuple[str, ...] = VIEWS
+    axes: str = "CHW"
     channels: int = 3
     downscale: int = 8
-    shift: float = 0.25
-    scale: float = 2.0
+    shift: float | tuple[float, ...] = 0.25
+    scale: float | tuple[float, ...] = 2.0
     size_multiple: int = 1
     has_two_sizes: bool = True
     has_moments: bool = True
@@ -71,18 +73,20 @@ def full_shape(needs: ExportNeeds | None) -> DatasetShape:
     if needs is None:
         return DatasetShape()
     constants = needs.normalization or Normalization(0.25, 2.0)
-    if not isinstance(constants.shift, float) or not isinstance(constants.scale, float):
-        raise AssertionError("override make_dataset: the kit's has one shift and one scale")
     if needs.axes not in ("", "CHW"):
         raise AssertionError(f"override make_dataset: the kit's has axes CHW, not {needs.axes}")
     return DatasetShape(
         channels=needs.channels or 3,
         downscale=needs.downscale or 8,
-        shift=constants.shift,
-        scale=constants.scale,
+        shift=_hashable(constants.shift),
+        scale=_hashable(constants.scale),
         size_multiple=needs.size_multiple,
         has_two_sizes=not needs.one_size and not needs.square,
     )
+
+
+def _hashable(constant: Any) -> float | tuple[float, ...]:
+    return float(constant) if isinstance(constant, int | float) else tuple(constant)
 
 
 def copy_dataset(folder: Path, shape: DatasetShape | None = None) -> Path:
@@ -151,13 +155,14 @@ class _Encoder:
     def __init__(self, shape: DatasetShape) -> None:
         self._shape = shape
         kind: Any = "gaussian" if shape.has_moments else "deterministic"
-        self.layout = LatentLayout("latent", kind, "CHW", shape.channels, shape.downscale)
+        self.layout = LatentLayout("latent", kind, shape.axes, shape.channels, shape.downscale)
         self.normalization = Normalization(shift=shape.shift, scale=shape.scale)
 
     def encode(self, batch: Tensor) -> dict[str, Tensor]:
         small = avg_pool2d(batch, self._shape.downscale)
         repeats = -(-self._shape.channels // 3)
         mean = torch.cat([small + step for step in range(repeats)], 1)[:, : self._shape.channels]
+        mean = mean.mean(dim=2) if self._shape.axes == "CL" else mean
         return {"mean": mean, "logvar": mean - 1} if self._shape.has_moments else {"latent": mean}
 
     def fingerprint(self) -> dict[str, str]:

@@ -23,7 +23,6 @@ class Finding:
     Args:
         part: what kind of file; "foreign" is nobody's, a "remark" is no damage.
         file: its name within the folder.
-        what: is wrong.
         fix: what repairs it; "" when nothing has to be done.
     """
 

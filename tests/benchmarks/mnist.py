@@ -69,12 +69,12 @@ from latentkit.evaluation.evaluate import (
     evaluate_model,
 )
 from latentkit.plugins import discover
-from latentkit.training.loop import (
+from latentkit.training.loop import train
+from latentkit.training.settings import (
     OptimizerSettings,
     TrainEvaluation,
     TrainSettings,
     WeightedLoss,
-    train,
 )
 
 Digits = npt.NDArray[np.uint8]

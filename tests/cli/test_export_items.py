@@ -8,9 +8,11 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -198,11 +200,13 @@ def test_names_of_classes_are_numbered_in_their_order(
 def test_text_embeddings_come_from_a_second_dataset_by_key(
     latents: Path, use: UseExporter, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = copy_dataset(latents.parent / "text", DatasetShape(views=("plain",), channels=5))
+    text = copy_dataset(latents.parent / "text", DatasetShape(("plain",), "CL", channels=5))
     kept = Kept(ExportNeeds(text=True))
     use(kept)
     assert export(latents) == 2
     assert "kept needs text embeddings" in capsys.readouterr().err
+    assert export(latents, f"text={latents}") == 2
+    assert "whose axes are CL, got CHW" in capsys.readouterr().err
     assert export(latents, f"text={text}") == 0
     item, data = kept.given["a"], lk.open(text, posterior="mean")
     assert item.text is not None
@@ -320,6 +324,12 @@ def test_names_are_safe_and_told_apart(latents: Path, use: UseExporter) -> None:
             [],
             "it takes latents of axes CTHW, and these have CHW",
         ),
+        (
+            ExportNeeds(axes="CHW"),
+            DatasetShape(axes="CL", channels=5),
+            [],
+            "it takes latents of axes CHW, and these have CL; export to a format for their",
+        ),
         (ExportNeeds(), DatasetShape(), ["views=[side]"], "views ['side'] are not in"),
         (ExportNeeds(), DatasetShape(), ["limit=0"], "limit: expected a number of at least 1"),
     ],
@@ -394,6 +404,30 @@ def test_a_stopped_export_goes_on_where_it_stood(
     assert contents(latents.parent / "out") == expected
     there = {"latents", "out", "out.toml", "whole-out", "whole-out.toml"}
     assert {*os.listdir(latents.parent)} == there
+
+
+def test_ctrl_c_ends_the_parts_at_work_and_no_more(latents: Path, use: UseExporter) -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    stopped = Kept(size=1)
+
+    def interrupt(item: ExportItem) -> None:
+        if item.number == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.5)
+
+    stopped.before = interrupt
+    use(stopped)
+    try:
+        assert export(latents) == 130
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert len(stopped.given) < 6
+    assert not (latents.parent / "out").exists()
+    again = Kept(size=1)
+    use(again)
+    assert export(latents) == 0
+    assert {*stopped.given} | {*again.given} == {*lk.open(latents).keys}
 
 
 def test_other_options_start_over(latents: Path, use: UseExporter) -> None:

@@ -47,7 +47,7 @@ MAY_IMPORT = {
         "evaluation": f"{READING} preparing metrics",
         "tasks": f"{READING} plugins recipe sources preparing encoding exporting training evaluation",
         "upkeep": f"{READING} recipe modalities encoding tasks",
-        "kit": "contracts runtime plugins sources modalities encoders metrics",
+        "kit": "contracts runtime plugins sources modalities encoders exporting metrics",
         "testing": f"{READING} executors encoding exporting tasks",
         "builtin": f"contracts hooks runtime plugins {PARTS} cli",
         "cli": f"{READING} plugins recipe encoding training evaluation tasks upkeep",

@@ -13,7 +13,7 @@ import numpy as np
 
 from latentkit.contracts import Export, ExportItem, ExportNeeds, Normalization
 from latentkit_trainers import scales
-from latentkit_trainers.captions import caption_of
+from latentkit_trainers.captions import caption_of, remark_on
 from latentkit_trainers.plugin import KohyaConfig
 
 
@@ -110,11 +110,13 @@ class KohyaExporter:
         text = json.dumps(metadata, indent=1, ensure_ascii=False)
         (folder / "metadata.json").write_text(text, encoding="utf-8")
         sizes = [tuple(said["image_size"]) for said in metadata.values()]
+        captions = (said["caption"] for said in metadata.values())
         largest = max(sizes, key=math.prod)
         sides = sorted({side for size in sizes for side in size})
         return "\n".join(
             [
                 "# train with --dataset_config THIS --cache_latents --cache_latents_to_disk",
+                *remark_on(captions, self._config.caption),
                 "[general]",
                 "enable_bucket = true",
                 "bucket_no_upscale = true",

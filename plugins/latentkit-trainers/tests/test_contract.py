@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from latentkit_trainers.plugin import (
+    FastDitConfig,
     KohyaConfig,
     LightningDitConfig,
     MarConfig,
+    MusubiConfig,
     RepaConfig,
     latentkit_exporters,
 )
@@ -22,9 +24,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+import latentkit as lk
+from latentkit import cli
 from latentkit.contracts import Config
 from latentkit.kit import discover
-from latentkit.testing import ExporterContract
+from latentkit.testing import ExporterContract, copy_dataset
+from latentkit.testing.exported_dataset import DatasetShape
 
 NAMES = runpy.run_path(str(Path(__file__).with_name("kit_names.py")))
 KEYS, IN_ORDER, LABELS = NAMES["KEYS"], NAMES["IN_ORDER"], NAMES["LABELS"]
@@ -189,6 +194,91 @@ class TestLightningDit(ExporterContract):
         for place, key in enumerate(IN_ORDER):
             yield key, "plain", whole["latents"][place]
             yield key, "hflip", whole["latents_flip"][place]
+
+
+class TestFastDit(ExporterContract):
+    spec = SPECS["fast-dit"]
+
+    def make_config(self, tmp_path: Path) -> Config:
+        return FastDitConfig(posterior="mean")
+
+    def read(self, folder: Path) -> Rows:
+        latents, labels = (
+            [np.load(file) for file in sorted((folder / f"imagenet256_{name}").iterdir())]
+            for name in ("features", "labels")
+        )
+        names = [(key, view) for key in IN_ORDER for view in ("plain", "hflip")]
+        for (key, view), latent, label in zip(names, latents, labels, strict=True):
+            assert (label.dtype, label.tolist()) == (np.int64, [LABELS[key]])
+            yield key, view, torch.from_numpy(latent[0])
+
+
+class MusubiContract(ExporterContract):
+    spec = SPECS["musubi"]
+    tolerance = 2**-8  # bfloat16 is written
+    architecture: ClassVar[str]
+    code: ClassVar[str]
+    start = "latents_1x"
+
+    def make_config(self, tmp_path: Path) -> Config:
+        return MusubiConfig.model_validate({"architecture": self.architecture})
+
+    def expected(self, dataset: Any) -> list[tuple[str, str, Tensor]]:
+        return [row for row in super().expected(dataset) if row[1] == "plain"]
+
+    def read(self, folder: Path) -> Rows:
+        captions = (folder / "captions.jsonl").read_text(encoding="utf-8").splitlines()
+        assert len(captions) == len(list((folder / "cache").iterdir())) == 6
+        flat = {name.replace("/", "_"): key for name, key in KEYS.items()}
+        for line in captions:
+            name = json.loads(line)["image_path"].removesuffix(".png")
+            (file,) = (folder / "cache").glob(f"{name}_????x????_{self.code}.safetensors")
+            ((key, value),) = load_file(file).items()
+            assert value.dtype == torch.bfloat16
+            assert key == f"{self.start}{value.shape[-2]}x{value.shape[-1]}_bfloat16"
+            columns, rows = file.name.removeprefix(f"{name}_").split("_")[0].split("x")
+            assert (int(rows), int(columns)) == tuple(8 * side for side in value.shape[-2:])
+            yield flat[name], "plain", self.take(value)
+
+    def take(self, value: Tensor) -> Tensor:
+        return value
+
+
+class TestZImage(MusubiContract):
+    architecture, code = "z-image", "zi"
+
+    def expected(self, dataset: Any) -> list[tuple[str, str, Tensor]]:
+        both = moments_of(dataset, ("plain",))
+        return [(key, view, moments[:16]) for key, view, moments in both]
+
+
+class TestQwenImage(MusubiContract):
+    architecture, code = "qwen-image", "qi"
+
+    def take(self, value: Tensor) -> Tensor:
+        assert value.shape[:2] == (16, 1)
+        return value[:, 0]
+
+
+class TestFlux2(MusubiContract):
+    architecture, code = "flux2-dev", "f2d"
+    start = "latents_"
+
+
+def test_musubi_has_text_embeddings_from_a_second_dataset(tmp_path: Path) -> None:
+    images = copy_dataset(
+        tmp_path / "images", DatasetShape(channels=16, shift=0.1159, scale=0.3611)
+    )
+    text = copy_dataset(tmp_path / "text", DatasetShape(("plain",), "CL", channels=5))
+    command = ["export", str(images), str(tmp_path / "out"), "--to", "musubi"]
+    for option in ("architecture=z-image", f"text={text}", "dtype=float32"):
+        command += ["--set", option]
+    assert cli.main(command) == 0
+    file = tmp_path / "out" / "cache" / "b_a_zi_te.safetensors"
+    ((name, value),) = load_file(file).items()
+    assert name == "varlen_llm_embed_float32"
+    assert torch.equal(value, lk.open(text, posterior="mean")["b/a.png"]["latent"].T)
+    assert "first:" not in (tmp_path / "out.toml").read_text()
 
 
 def test_the_installed_plugin_is_found() -> None:

@@ -56,6 +56,14 @@ def test_kohya_has_two_buckets_captions_and_the_sizes_of_the_pictures(
     assert "bucket_no_upscale = true" in capsys.readouterr().out
 
 
+def test_captions_that_are_not_there_are_said(make_dataset: MakeDataset) -> None:
+    latents = make_dataset(4, 0.18215, square=False)
+    assert export(latents, "kohya", "family=sd", "caption=title") == 0
+    said = (latents.parent / "out.toml").read_text()
+    assert "# no sample has a caption in 'title': name its attribute with caption=NAME" in said
+    tomllib.loads(said)
+
+
 def test_mar_has_a_folder_for_each_class(make_dataset: MakeDataset) -> None:
     latents = make_dataset(16, 0.2325)
     assert export(latents, "mar") == 0

@@ -51,7 +51,8 @@ def photos(make_photos: MakePhotos) -> Path:
 def test_stored_moments_are_those_of_diffusers_bit_for_bit(
     photos: Path, kl_folder: Path, tmp_path: Path
 ) -> None:
-    data = encode(photos, tmp_path / "out", kl_folder, **{"output.dtype": "float32"})
+    options = {"output.dtype": "float32", "modality.with.resize": "pillow"}
+    data = encode(photos, tmp_path / "out", kl_folder, **options)
     vae = (
         diffusers.AutoencoderKL.from_pretrained(kl_folder)
         .eval()
@@ -86,7 +87,7 @@ def test_moments_equal_a_direct_call_on_the_same_prepared_batch(
 
     data = encode(photos, tmp_path / "out", kl_folder, **{"output.dtype": "float32"})
     source = FolderSource(FolderConfig(path=str(photos)), BuildContext())
-    modality = ImageModality(ImageConfig(size=32), BuildContext())
+    modality = ImageModality(ImageConfig(size=32, resize="lanczos"), BuildContext())
     rows = [next(iter(modality.prepare(source[index]))).tensor for index in range(3)]
     batch = torch.stack([row for row in rows if isinstance(row, torch.Tensor)])
     vae = (
@@ -183,7 +184,7 @@ def test_a_draw_is_not_stored(photos: Path, kl_folder: Path, tmp_path: Path) -> 
 
 def test_bad_samples_become_ledger_rows(photos: Path, kl_folder: Path, tmp_path: Path) -> None:
     (photos / "003.png").write_bytes(b"")
-    (photos / "005.png").write_text("not a picture")
+    (photos / "005.png").write_text("not an image")
     data = encode(photos, tmp_path / "out", kl_folder)
     assert len(data) == NUM_PHOTOS - 2
     assert "003.png" not in data.keys
@@ -220,7 +221,7 @@ def test_source_without_any_good_sample_is_refused(
 ) -> None:
     photos = make_photos(3)
     for file in photos.glob("*.png"):
-        file.write_text("not a picture")
+        file.write_text("not an image")
     with pytest.raises(SourceError, match="none of the"):
         encode(photos, tmp_path / "out", kl_folder)
     with pytest.raises(SourceError, match="none of the"):

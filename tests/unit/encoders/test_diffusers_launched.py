@@ -26,7 +26,8 @@ from latentkit.errors import EncoderError
 from latentkit.losses.kl import Kl
 from latentkit.losses.reconstruction import mse
 from latentkit.training import result as training_result
-from latentkit.training.loop import OptimizerSettings, TrainSettings, WeightedLoss, train
+from latentkit.training.loop import train
+from latentkit.training.settings import OptimizerSettings, TrainSettings, WeightedLoss
 
 MODELS = json.loads(Path(__file__).with_name("models.json").read_text())
 
@@ -149,7 +150,7 @@ def test_every_class_trains_in_two_processes_to_equal_weights_also_after_a_resum
 @pytest.mark.parametrize("name", sorted(REFUSED))
 def test_a_codebook_is_refused(name: str, tiny: Any) -> None:
     with pytest.raises(
-        EncoderError, match="can't be trained here: its codebook needs losses of its own"
+        EncoderError, match="can't be trained here: its codebook needs special losses"
     ):
         _ = DiffusersEncoder(tiny.folder(name), None, torch.float32, False, "cpu").module
 

@@ -24,7 +24,7 @@ from latentkit.losses.options import PatchGanConfig
 from latentkit.losses.patch_gan import LogitAverages, PatchDiscriminator, PatchGan
 from latentkit.losses.reconstruction import mse
 from latentkit.training.checkpoint import list_checkpoints, read_checkpoint
-from latentkit.training.loop import TrainSettings, WeightedLoss
+from latentkit.training.settings import TrainSettings, WeightedLoss
 
 (SPEC,) = (spec for spec in latentkit_losses() if spec.name == "patch-gan")
 

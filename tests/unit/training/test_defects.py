@@ -28,12 +28,12 @@ from latentkit.losses.reconstruction import mse
 from latentkit.training.batches import Batch, Position
 from latentkit.training.checkpoint import list_checkpoints, read_checkpoint
 from latentkit.training.log import TrainingLog
-from latentkit.training.loop import (
+from latentkit.training.loop import train
+from latentkit.training.settings import (
     OptimizerSettings,
     TrainSettings,
     WeightedLoss,
     WeightSchedule,
-    train,
 )
 from latentkit.training.shared_state import Run
 from latentkit.training.start import start

@@ -32,14 +32,14 @@ from latentkit.errors import EncoderError, PluginError, SourceError, TrainingErr
 from latentkit.losses.kl import Kl
 from latentkit.losses.reconstruction import l1, mse
 from latentkit.training.checkpoint import list_checkpoints
-from latentkit.training.loop import (
+from latentkit.training.loop import train
+from latentkit.training.settings import (
     OptimizerSettings,
     TrainEvaluation,
     TrainSettings,
     WeightedLoss,
-    train,
+    learning_rate,
 )
-from latentkit.training.settings import learning_rate
 
 QUICK = OptimizerSettings(lr=3e-3, betas=(0.9, 0.99))
 MSE_KL = (WeightedLoss("mse", mse), WeightedLoss("kl", Kl(), 1e-6, "latent"))
@@ -153,7 +153,7 @@ def test_running_a_finished_run_again_does_nothing(tmp_path: Path) -> None:
 def test_a_model_of_somebody_else_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     with pytest.raises(
-        TrainingError, match=r"model is there, but no checkpoint .* give another output\.path"
+        TrainingError, match=r"model exists, but not the checkpoint .* Choose another output\.path"
     ):
         train(small_model(), Names(), Gradients(), MSE_KL, settings(2), tmp_path)
     assert list((tmp_path / "model").iterdir()) == []

@@ -24,12 +24,12 @@ from torch.nn.functional import avg_pool2d, interpolate
 
 from latentkit.contracts import LossBatch, Moments, Prepared, Reconstruction, Sample
 from latentkit.losses.reconstruction import mse
-from latentkit.training.loop import (
+from latentkit.training.loop import train
+from latentkit.training.settings import (
     OptimizerSettings,
     TrainSettings,
     WeightedLoss,
     WeightSchedule,
-    train,
 )
 
 NUM_SAMPLES = 4

@@ -25,13 +25,8 @@ from latentkit.contracts import LossBatch
 from latentkit.losses.kl import Kl
 from latentkit.losses.reconstruction import mse
 from latentkit.training.checkpoint import list_checkpoints, read_checkpoint
-from latentkit.training.loop import (
-    OptimizerSettings,
-    TrainResult,
-    TrainSettings,
-    WeightedLoss,
-    train,
-)
+from latentkit.training.loop import TrainResult, train
+from latentkit.training.settings import OptimizerSettings, TrainSettings, WeightedLoss
 
 SETTINGS = TrainSettings(
     steps=9,
@@ -175,7 +170,7 @@ def test_more_steps_go_on_from_a_finished_run_and_say_so(
     )
     assert (result.steps, result.finished_before) == (6, False)
     text = capfd.readouterr().err
-    assert "going on from step 4" in text
+    assert "continuing from step 4" in text
     assert "steps was 4 and is 6 from here on" in text
     assert "optimizer.lr was 0.003 and is 0.001 from here on" in text
 
