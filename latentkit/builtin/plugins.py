@@ -18,7 +18,7 @@ from latentkit.encoders.options import DiffusersConfig, TinyKLConfig
 from latentkit.executors.options import LocalConfig
 from latentkit.hooks import hookimpl
 from latentkit.modalities.options import ImageConfig
-from latentkit.runtime.file_endings import PICTURE_SUFFIXES
+from latentkit.runtime.file_endings import IMAGE_SUFFIXES
 from latentkit.sources.options import DatasetsConfig, FolderConfig
 
 
@@ -106,7 +106,7 @@ def latentkit_modalities() -> Iterator[ModalitySpec]:
         ImageConfig,
         _build_image,
         version=2,
-        suffixes=PICTURE_SUFFIXES,
+        suffixes=IMAGE_SUFFIXES,
     )
 
 

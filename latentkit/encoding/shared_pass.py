@@ -1,9 +1,9 @@
-"""Several encoders over one source in one pass: each sample is prepared once and encoded by all
-that lack its latents.
+"""Encodes one source with several encoders in one pass: each sample is prepared once and encoded by
+all that lack its latents.
 
-Every encoder has a latent dataset, plan and fingerprint of its own. The pass commits units of them,
-and what it leaves (because one was finished before, or another process is working on it)
-`encode_source` does for each as if there were no other.
+Every encoder has its own latent dataset, plan and fingerprint. The pass commits their units. What
+it leaves, because a dataset was finished before or another process works on it, `encode_source`
+does separately for each.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from latentkit.encoding.encode_source import (
     add_result,
     is_finished,
     make_job,
-    plans_there,
+    read_or_make_plans,
     write_recipe,
 )
 from latentkit.encoding.make_plan import EncodeInputs, EncodeSettings, next_plan
 from latentkit.encoding.unit_workers import make_shared_worker
 from latentkit.store.claims import Claims
 from latentkit.store.folder import Folder
-from latentkit.store.index import committed
+from latentkit.store.index import committed_units
 from latentkit.store.plan import Plan, plan_numbers
 
 
@@ -49,7 +49,7 @@ class EncodeTarget:
 
 @dataclass(frozen=True)
 class SharedPassResult:
-    """What the pass did for a target, and whether its plan was compared with the source."""
+    """What the pass did for a target, and whether its newest plan is known to match the source."""
 
     summary: EncodeSummary
     is_compared: bool
@@ -64,7 +64,8 @@ class Group:
 
 
 def group_by_input(inputs: Mapping[str, EncodeInputs], device: str) -> list[Group]:
-    """Group encoders that take the same, but for sizes where the modality `ignores_sizes`.
+    """Group the encoders by what is prepared for them. In a group they take the same input except
+    for sizes; a modality may refuse sizes but not depend on them.
 
     Args:
         inputs: by name of the encoder.
@@ -91,7 +92,8 @@ def encode_in_one_pass(
     device: str,
     show_progress: bool,
 ) -> list[SharedPassResult]:
-    """What the pass did for each of the targets: nothing where no other shares units with it.
+    """Return what the pass did for each of the targets: nothing for one that shares no units with
+    another.
 
     `modality` prepares for all of them.
 
@@ -103,7 +105,7 @@ def encode_in_one_pass(
     jobs = _shared_jobs(targets, [plan for plan, _ in planned], show_progress)
     jobs = {place: replace(job, modality=modality) for place, job in jobs.items()}
     places, summaries = list(jobs), [EncodeSummary() for _ in targets]
-    units = _lacked_by_several(list(jobs.values())) if len(jobs) > 1 else []
+    units = _units_missing_in_several(list(jobs.values())) if len(jobs) > 1 else []
     worker = functools.partial(make_shared_worker, list(jobs.values()))
     for result in executor.run(units, worker) if units else ():
         place = places[result.job if isinstance(result, JobResult) else 0]
@@ -118,9 +120,10 @@ def encode_in_one_pass(
 
 
 def _agree_on_plans(targets: Sequence[EncodeTarget], device: str) -> list[tuple[Plan, bool]]:
-    """The newest plan of each target, and whether it was made or compared with the source just now.
+    """Return the newest plan of each target, and whether it was just made or compared with the
+    source.
 
-    First plans take the unit size of the first target's, so that units hold the same samples.
+    First plans use the unit size of the first target, so that units contain the same samples.
     """
     planned: list[tuple[Plan, bool]] = []
     for target in targets:
@@ -128,7 +131,7 @@ def _agree_on_plans(targets: Sequence[EncodeTarget], device: str) -> list[tuple[
         if planned and settings.unit_size == "auto":
             settings = replace(settings, unit_size=planned[0][0].settings.unit_size)
         is_new = not plan_numbers(target.folder)
-        plan = plans_there(target.folder, target.inputs, device, settings)[-1]
+        plan = read_or_make_plans(target.folder, target.inputs, device, settings)[-1]
         if is_new:
             write_recipe(target.folder, target.recipe_text)
         if is_compared := is_new or is_finished(target.folder, plan):
@@ -142,7 +145,9 @@ def _agree_on_plans(targets: Sequence[EncodeTarget], device: str) -> list[tuple[
 def _shared_jobs(
     targets: Sequence[EncodeTarget], plans: Sequence[Plan], show_progress: bool
 ) -> dict[int, EncodeJob]:
-    """Return the unfinished jobs, by place, whose units hold the first one's samples."""
+    """Return the jobs of unfinished targets by index, if their units contain the same samples as
+    the first one's.
+    """
     jobs: dict[int, EncodeJob] = {}
     for place, (target, plan) in enumerate(zip(targets, plans, strict=True)):
         if not plan.settings.compacts and not is_finished(target.folder, plan):
@@ -154,7 +159,9 @@ def _shared_jobs(
 
 
 def _are_alike(one: EncodeJob, other: EncodeJob) -> bool:
-    """Return whether units hold the same samples, encoded by as many threads."""
+    """Return whether both jobs' units contain the same samples and are encoded with the same number
+    of threads.
+    """
     if (
         one.settings.threads != other.settings.threads
         or one.plan.settings.stream != other.plan.settings.stream
@@ -163,11 +170,11 @@ def _are_alike(one: EncodeJob, other: EncodeJob) -> bool:
     return all(one.plan.work[name].equals(other.plan.work[name]) for name in ("key", "unit"))
 
 
-def _lacked_by_several(jobs: Sequence[EncodeJob]) -> list[Unit]:
-    """The first job's units of those numbers that nobody is working on and several jobs lack."""
+def _units_missing_in_several(jobs: Sequence[EncodeJob]) -> list[Unit]:
+    """Return the first job's units that no process works on and that several jobs lack."""
     num_lacking: Counter[int] = Counter()
     for job in jobs:
-        done = committed(job.folder)
+        done = committed_units(job.folder)
         left = [unit for unit in job.plan.units() if unit.name not in done]
         free = Claims(job.folder).find_free([unit.name for unit in left])
         num_lacking.update(unit.number for unit in left if unit.name in free)

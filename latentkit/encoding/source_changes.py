@@ -1,5 +1,5 @@
-"""How a source differs from the latent dataset that was made of it, and what the next plan has to
-do about it.
+"""Compares a source with the latent dataset that was made from it, and decides what the next plan
+does.
 """
 
 from __future__ import annotations
@@ -19,12 +19,16 @@ from latentkit.store.plan import Plan
 
 Rows = npt.NDArray[np.int64]
 HashMedia = Callable[[Sequence[int]], Sequence[str | None]]
-"""Positions in the source to sha256 of each one's media; None for a sample that can't be read."""
+"""Takes positions in the source and returns the sha256 of each one's media; None for a sample that
+can't be read.
+"""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Samples (of a stream: shards) by what became of them since the dataset was made."""
+    """Number of samples (for a stream: shards) by how they have changed since the dataset was
+    made.
+    """
 
     added: int = 0
     changed: int = 0
@@ -37,7 +41,7 @@ class Counts:
 
     @property
     def num_to_encode(self) -> int:
-        """Samples whose latents have to be made."""
+        """Return the number of samples that must be encoded."""
         return self.added + self.changed + self.retried
 
     def __bool__(self) -> bool:
@@ -61,7 +65,9 @@ class Counts:
 
 @dataclass(frozen=True)
 class Changes:
-    """The next plan's previous keys (null: to encode), the counts, and of how many."""
+    """Input of the next plan: each entry's key in the dataset (null: to encode), the counts, and
+    the number of samples before.
+    """
 
     previous: pa.Array
     counts: Counts
@@ -75,10 +81,11 @@ def compare_samples(
     retry_skipped: bool,
     find_renamed: bool = True,
 ) -> Changes:
-    """Compare the index (key, stamp, content, status, attributes) with a source's entries.
+    """Compare the index (its columns key, stamp, content, status, attributes) with a source's
+    entries.
 
-    Media are read where a stamp changed, and with `find_renamed` those of added samples when others
-    are gone: a renamed one is found by its content.
+    Media is read if a stamp has changed. With `find_renamed`, media of added samples is read if
+    others were removed, because a renamed one is found by its content.
     """
     old = first_rows(index)
     place = find_places(entries["key"], old["key"])
@@ -123,7 +130,9 @@ def compare_samples(
 
 
 def compare_shards(plan: Plan, entries: pa.Table, retried_units: pa.Array) -> Changes:
-    """Compare a stream's newest plan with its shards; those of a unit stay together."""
+    """Compare a stream's newest plan with its shards. The shards of a unit are kept or encoded
+    again together.
+    """
     table = plan.table
     place = find_places(entries["key"], table["key"])
     known = np.flatnonzero(place >= 0)
@@ -161,7 +170,9 @@ def compare_shards(plan: Plan, entries: pa.Table, retried_units: pa.Array) -> Ch
 def _changed(
     old: pa.Table, entries: pa.Table, place: Rows, known: Rows, hash_media: HashMedia
 ) -> tuple[Rows, Rows]:
-    """Return positions of entries with another stamp: with other media, and with the same."""
+    """Return the positions of entries with another stamp: those whose media has changed, and those
+    whose media is the same.
+    """
     same_stamp = _equal(
         old["stamp"].take(pa.array(place[known])), entries["stamp"].take(pa.array(known))
     )
@@ -177,7 +188,9 @@ def _changed(
 
 
 def _find_renamed(old: pa.Table, gone: Rows, added: Rows, hash_media: HashMedia) -> dict[int, int]:
-    """Position among the entries to row of the old sample with the same content, each used once."""
+    """Return, for positions of entries, the row of the old sample with the same content. Each row
+    is used once.
+    """
     by_content: dict[str, list[int]] = {}
     for row, content in zip(
         gone.tolist(), old["content"].take(pa.array(gone)).to_pylist(), strict=True
@@ -197,7 +210,7 @@ def _equal(a: pa.ChunkedArray, b: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
 
 
 def _count_different(a: pa.ChunkedArray, b: pa.ChunkedArray) -> int:
-    """Rows of two columns of structs that aren't equal; a missing field is a null."""
+    """Return how many rows of two columns of structs differ. A missing field is a null."""
     a, b = a.combine_chunks(), b.combine_chunks()
     if a.equals(b):
         return 0
@@ -216,6 +229,7 @@ def _field(column: pa.Array, name: str) -> pa.Array:
 
 
 def _differ(a: pa.Array, b: pa.Array) -> npt.NDArray[np.bool_]:
+    """Return which values of two columns differ."""
     if a.equals(b):
         return np.zeros(len(a), np.bool_)
     if a.type == b.type and (pa.types.is_primitive(a.type) or pa.types.is_string(a.type)):
@@ -232,7 +246,7 @@ def _differ(a: pa.Array, b: pa.Array) -> npt.NDArray[np.bool_]:
 
 
 def _is_same(a: Any, b: Any) -> bool:
-    """Whether two values are equal, where NaN equals NaN at any depth."""
+    """Return whether two values are equal; NaN equals NaN at any depth."""
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(map(_is_same, a, b))
     if isinstance(a, dict) and isinstance(b, dict):

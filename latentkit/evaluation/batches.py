@@ -22,10 +22,10 @@ AHEAD_PER_CORE = 4
 
 @dataclass(frozen=True)
 class Row:
-    """One view of a sample, `tensor` (C, ...); of a bad one None, and `reason` says why.
+    """One view of one sample. For a bad sample `tensor`, (C, ...), is None and `reason` says why.
 
     Args:
-        position: number of the row, from 0; good and bad ones together.
+        position: number of the row, from 0, counting good and bad ones.
     """
 
     position: int
@@ -37,18 +37,20 @@ class Row:
 
 
 def count_samples(source: Source | StreamSource) -> int | None:
-    """How many samples the source has; None for a stream, which would have to be read."""
+    """Return the number of samples in the source; None for a stream, which would have to be
+    read.
+    """
     return None if isinstance(source, StreamSource) else len(source)
 
 
 def read_rows(
     source: Source | StreamSource, modality: Modality, policy: BadSamplePolicy
 ) -> Generator[Row]:
-    """Every view of every sample, in the source's order.
+    """Yield every view of every sample, in the source's order.
 
     Raises:
-        SourceError: media out of reach, no usable sample, or more bad ones than allowed.
-        RecipeError: the modality gives several tensors for a sample.
+        SourceError: media can't be reached, no sample is usable, or more are bad than allowed.
+        RecipeError: the modality returns several tensors per sample.
     """
     num_threads, num_samples = share_of_cores(), count_samples(source)
     trier, prepare = SampleTrier(source), prepared_by(modality)
@@ -77,7 +79,9 @@ def read_rows(
 
 
 def batch_rows(rows: Iterable[Row], batch_size: int) -> Iterator[list[Row]]:
-    """Give good rows in batches of one bucket, as soon as full; the rest at the end."""
+    """Yield good rows in batches of one bucket: each batch when it is full, and the rest at the
+    end.
+    """
     waiting: dict[str, list[Row]] = {}
     for row in rows:
         group = waiting.setdefault(row.bucket, [])
@@ -98,12 +102,13 @@ def _samples(source: Source | StreamSource) -> Iterator[int | Sample]:
 def _row(position: int, key: str, view: Prepared) -> Row:
     if not isinstance(view.tensor, Tensor):
         raise RecipeError(
-            f"sample {key!r}: evaluation takes modalities that give one tensor a sample; this one"
-            " gives several"
+            f"sample {key!r}: evaluation needs modalities that return one tensor per sample; this"
+            " one"
+            " returns several"
         )
     return Row(position, key, view.view, view.bucket, view.tensor)
 
 
 def tensors_of(rows: Sequence[Row]) -> list[Tensor]:
-    """The tensors of good rows."""
+    """Return the tensors of good rows."""
     return [row.tensor for row in rows if row.tensor is not None]

@@ -1,5 +1,5 @@
-"""report.html: one file that shows an evaluation, with nothing to load from elsewhere and
-everything foreign escaped. Its text is report.html.jinja.
+"""report.html: one file that shows an evaluation, loads nothing from elsewhere and escapes all
+foreign text. Its template is report.html.jinja.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from latentkit.store.columns import escape
 
 
 def write_report(document: Mapping[str, Any], found: Evaluation) -> str:
-    """Return the page's text; `document` is the contents of metrics.json."""
+    """Return the page's text."""
     page = Environment(
         loader=PackageLoader("latentkit.evaluation", "."),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
-        finalize=lambda value: escape(value) if type(value) is str else value,  # not markup
+        finalize=lambda value: escape(value) if type(value) is str else value,  # text, not markup
     )
     page.filters |= {
         "base64": _in_base64,

@@ -1,4 +1,4 @@
-"""Modality `image`: picture files to tensors of one shape per bucket, and tensors to a contact
+"""Modality `image`: image files to tensors with one shape per bucket, and tensors to a contact
 sheet.
 """
 
@@ -20,9 +20,9 @@ from latentkit.errors import RecipeError
 from latentkit.modalities.buckets import nearest_shape
 from latentkit.modalities.decode_image import (
     decode_levels,
-    decode_picture,
+    decode_upright,
     frame_remarks,
-    open_picture,
+    open_image,
     shrink_on_load,
     upright_shape,
 )
@@ -51,15 +51,16 @@ SHEET_COLOR = (255, 255, 255)
 
 
 class ImageModality:
-    """Pictures as (C, H, W) float32 in the encoder's range, in sRGB; C is 3, or 1 (luma) or 4 (with
-    alpha) where the encoder takes that.
+    """Prepares images as (C, H, W) float32 in the encoder's range, in sRGB. C is 3, or 1 (luma) or
+    4 (with alpha) if the encoder takes that.
 
     Args:
         config: size or buckets, crop and views.
         context: seed of the random crops, and what the encoder takes.
 
     Raises:
-        RecipeError: channels or sizes that the encoder does not take; names the sizes next to them.
+        RecipeError: the encoder doesn't accept the channels or sizes; the message names the nearest
+            sizes.
     """
 
     metrics: Sequence[str] = ("psnr", "ssim", "ms-ssim", "rfid")
@@ -81,25 +82,25 @@ class ImageModality:
         self._buffers = BufferPool(pinned=False)
 
     def prepare(self, sample: Sample, memory: RowMemory | None = None) -> Iterator[Prepared]:
-        """Every view of a picture, in the recipe's order: (C, H, W) float32 in the encoder's range,
-        from one decode.
+        """Yield every view of an image, in the recipe's order: (C, H, W) float32 in the encoder's
+        range, all from one decoding.
 
         Raises:
-            SampleError: not a picture, broken, too large, or too small under `on_small: skip`.
+            SampleError: not an image, broken, too large, or too small under `on_small: skip`.
             SourceError: too small under `on_small: fail`.
             OSError: the media can't be reached.
         """
         memory = memory or self._buffers
         media = sample.read()
-        picture = open_picture(media, self._formats, self._config.max_pixels)
+        image = open_image(media, self._formats, self._config.max_pixels)
         if self._config.min_size != "target":
-            check_small(self._config, sample.key, (picture.height, picture.width))
-        frames = frame_remarks(picture)
+            check_small(self._config, sample.key, (image.height, image.width))
+        frames = frame_remarks(image)
         shrink = Shrink()
         if self._config.resize == "draft":
-            original = upright_shape(picture)
-            shrink = shrink_on_load(picture, self._cut(sample.key, original)[1])
-        resizer = Resizer(self._decode(picture, media), shrink, self._buffers)
+            original = upright_shape(image)
+            shrink = shrink_on_load(image, self._cut(sample.key, original)[1])
+        resizer = Resizer(self._decode(image, media), shrink, self._buffers)
         if shrink.divisor == 1:
             original = resizer.shape
         if self._config.min_size == "target":
@@ -107,14 +108,16 @@ class ImageModality:
         for prepared in self._views(sample.key, resizer, original, memory):
             yield replace(prepared, remarks=[*prepared.remarks, *frames])
 
-    def _decode(self, picture: Image.Image, media: bytes) -> Image.Image | Levels:
+    def _decode(self, image: Image.Image, media: bytes) -> Image.Image | Levels:
         mode, background = MODES[self._input.channels], self._config.background
         if self._config.resize == "pillow":
-            return decode_picture(picture, mode, background)
-        return decode_levels(picture, media, mode, background, self._buffers)
+            return decode_upright(image, mode, background)
+        return decode_levels(image, media, mode, background, self._buffers)
 
     def _cut(self, key: str, original: Shape) -> tuple[dict[str, Box], float]:
-        """Return each crop's box, and the fewest pixels that a pixel of the result covers."""
+        """Return the box of every crop, and the smallest number of image pixels per pixel of the
+        result.
+        """
         shape = nearest_shape(self._shapes, original)
         crops = dict.fromkeys(unflipped(view) for view in self._config.views)
         boxes = {
@@ -127,6 +130,7 @@ class ImageModality:
     def _views(
         self, key: str, resizer: Resizer, original: Shape, memory: RowMemory
     ) -> Iterator[Prepared]:
+        """Yield every view of a decoded image."""
         shape = nearest_shape(self._shapes, original)
         boxes, _ = self._cut(key, original)
         resized: dict[str, Levels] = {}
@@ -147,19 +151,19 @@ class ImageModality:
             yield Prepared(view, bucket, tensor, geometry, remarks)
 
     def render(self, tensors: Sequence[Sequence[Tensor]], path: Path) -> None:
-        """Write a PNG with a row of images per inner sequence; parent folders are made.
+        """Write a PNG with a row of images for each inner sequence, whatever their sizes. Parent
+        folders are created.
 
         Args:
-            tensors: (C, H, W) each, C of 1, 3 or 4, any float dtype and device, in the encoder's
-                range; what lies outside is clipped.
+            tensors: (C, H, W) each, with C of 1, 3 or 4, any float dtype and device, in the
+                encoder's range; other values are clipped.
+            path: file to write.
 
         Raises:
-            ValueError: no tensor at all, or one of another shape.
+            ValueError: there is no tensor, or one has another shape.
         """
         rows = [
-            [_to_picture(tensor, self._input.range) for tensor in row]
-            for row in tensors
-            if len(row)
+            [_to_image(tensor, self._input.range) for tensor in row] for row in tensors if len(row)
         ]
         if not rows:
             raise ValueError("render needs at least one tensor, got none")
@@ -167,12 +171,11 @@ class ImageModality:
         _contact_sheet(rows).save(path, format="PNG")
 
     def _to_tensor(self, levels: Levels, values: npt.NDArray[np.float32]) -> Tensor:
-        """(C, H, W) float32 of levels, in `values`: 0 is the lower limit of the encoder's range,
-        255 the upper one, both exactly.
+        """Return (C, H, W) float32 of levels, in `values`. Level 0 is exactly the lower limit of
+        the encoder's range, 255 exactly the upper one.
         """
         low, high = self._input.range
-        # Divided rather than multiplied by the inverse, which is not a float: 255 would miss the
-        # limit.
+        # Divided, because the inverse is not exact in floating point: 255 would miss the limit.
         np.divide(levels, np.float32(255 / (high - low)), out=values, dtype=np.float32)
         np.add(values, np.float32(low), out=values)
         return torch.from_numpy(values)
@@ -182,7 +185,7 @@ class ImageModality:
 
 
 def _allowed_shapes(config: ImageConfig, spec: InputSpec) -> list[Shape]:
-    """The shapes that pictures are prepared to, each checked against the encoder's rules."""
+    """Return the shapes that images are prepared to, each checked against the encoder's rules."""
     shapes = target_shapes(config)
     for shape in shapes:
         for axis, name, size in zip("HW", ("height", "width"), shape, strict=True):
@@ -212,8 +215,10 @@ def _allowed_shapes(config: ImageConfig, spec: InputSpec) -> list[Shape]:
 # ---------------------------------------------------------------- tensors
 
 
-def _to_picture(tensor: Tensor, limits: tuple[float, float]) -> Image.Image:
-    """Return an "RGB" picture of a (C, H, W) tensor; alpha is laid over the sheet's color."""
+def _to_image(tensor: Tensor, limits: tuple[float, float]) -> Image.Image:
+    """Return an "RGB" image of a (C, H, W) tensor with values in `limits`. Alpha is blended with
+    the sheet's color.
+    """
     if tensor.ndim != 3 or tensor.shape[0] not in MODES:
         raise ValueError(
             "render takes (C, H, W) tensors with 1, 3 or 4 channels, got shape"
@@ -225,30 +230,31 @@ def _to_picture(tensor: Tensor, limits: tuple[float, float]) -> Image.Image:
     pixels = values.nan_to_num(0.0).clamp(0, 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     if pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
-    picture = Image.fromarray(np.ascontiguousarray(pixels))
-    if picture.mode != "RGBA":
-        return picture.convert("RGB")
-    canvas = Image.new("RGB", picture.size, SHEET_COLOR)
-    canvas.paste(picture, mask=picture)
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    if image.mode != "RGBA":
+        return image.convert("RGB")
+    canvas = Image.new("RGB", image.size, SHEET_COLOR)
+    canvas.paste(image, mask=image)
     return canvas
 
 
 def _contact_sheet(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
-    """Return one picture with a row per inner sequence, gaps between and around."""
+    """Return one image with a row for each inner sequence, its images side by side, with gaps
+    between and around them.
+    """
     width = (
-        max(sum(picture.width + SHEET_GAP_PIXELS for picture in row) for row in rows)
-        + SHEET_GAP_PIXELS
+        max(sum(image.width + SHEET_GAP_PIXELS for image in row) for row in rows) + SHEET_GAP_PIXELS
     )
     height = (
-        sum(max(picture.height for picture in row) + SHEET_GAP_PIXELS for row in rows)
+        sum(max(image.height for image in row) + SHEET_GAP_PIXELS for row in rows)
         + SHEET_GAP_PIXELS
     )
     sheet = Image.new("RGB", (width, height), SHEET_COLOR)
     top = SHEET_GAP_PIXELS
     for row in rows:
         left = SHEET_GAP_PIXELS
-        for picture in row:
-            sheet.paste(picture, (left, top))
-            left += picture.width + SHEET_GAP_PIXELS
-        top += max(picture.height for picture in row) + SHEET_GAP_PIXELS
+        for image in row:
+            sheet.paste(image, (left, top))
+            left += image.width + SHEET_GAP_PIXELS
+        top += max(image.height for image in row) + SHEET_GAP_PIXELS
     return sheet

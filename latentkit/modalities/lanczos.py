@@ -1,11 +1,8 @@
-"""Resize pictures with a Lanczos filter of three lobes (Duchon 1979), twice as fast as Pillow.
+"""Resize images with a Lanczos filter of three lobes (Duchon 1979), twice as fast as Pillow.
 
 The filter is a matrix with few numbers beside its diagonal. It is cut into blocks of a few rows of
-the result, each of which is a small dense product: what processors do fastest.
-
-Weights and levels are whole multiples of a power of two, of so few bits that no float32 sum is
-rounded. So the order of summing, which processors and libraries choose, changes no pixel. Rounded
-are the rows between the two passes, to an eighth of a level, and the result.
+the result, each of which is a small dense product: what processors do fastest. Sums are float32,
+and only the result is rounded to levels, so it is nearer to the ideal than Pillow's, too.
 """
 
 from __future__ import annotations
@@ -47,13 +44,12 @@ class Block:
 def resize_levels(
     levels: Values, box: Box, shape: Shape, memory: BufferPool | None = None
 ) -> Values:
-    """A part of a picture in another size: (C, H, W) float32, whole levels from 0 to 255.
+    """A part of an image in another size: (C, H, W) float32, whole levels from 0 to 255.
 
     Args:
         levels: (height, width, C) uint8; C of 4 has alpha last, by which the colors count.
-        box: the part shown; the filter looks beyond it, as far as the picture goes.
+        box: the part shown; the filter looks beyond it, as far as the image goes.
         shape: (H, W) of the result.
-        memory: of which the result is, too; None: fresh.
     """
     memory = memory or BufferPool(pinned=False)
     rows = filter_blocks(levels.shape[0], box.top, box.height, shape[0], ROW_BITS, BETWEEN)
@@ -129,12 +125,10 @@ def filter_blocks(
     """The filter along one axis.
 
     Args:
-        original: pixels of the picture.
+        original: pixels of the image.
         start: where the part begins, in pixels.
         length: of the part, in pixels.
         size: pixels of the result.
-        bits: the weights are multiples of `gain / 2**bits`.
-        gain: power of two, which the weights of a pixel sum up to.
     """
     scale = length / size
     stretch = max(scale, 1.0)  # enlarging, the filter spans the pixels of the original

@@ -1,4 +1,4 @@
-"""Resize one decoded picture, in the way that the recipe names, to as many crops as it wants."""
+"""Resizes a decoded image to any number of crops, with the method that the recipe names."""
 
 from __future__ import annotations
 
@@ -15,35 +15,37 @@ Levels = np.ndarray[Any, np.dtype[Any]]
 """Whole numbers from 0 to 255, uint8 or float32; of a result (C, H, W)."""
 
 LINES = {"L": "L", "RGB": "RGB;L", "RGBA": "RGBA;L"}
-"""Pillow's name for the pixels of a mode line by line, in each line channel after channel."""
+"""Pillow's name of a mode's pixels line by line, with one channel after the other in each line."""
 
 
 class Resizer:
-    """One picture, whose pixels are laid out once for all its crops.
+    """One image, whose pixels are laid out once for all its crops.
 
     Args:
-        picture: "L", "RGB" or "RGBA", which Pillow resizes; or (H, W, C) levels, resized here.
-        shrink: how it was made smaller while it was decoded.
-        memory: for what is resized here.
+        image: image of mode "L", "RGB" or "RGBA".
+        way: value of the option `resize` of `ImageConfig`.
+        shrink: how the image was made smaller while it was decoded.
     """
 
-    def __init__(self, picture: Image.Image | Levels, shrink: Shrink, memory: BufferPool) -> None:
-        self._picture = picture
+    def __init__(self, image: Image.Image | Levels, shrink: Shrink, memory: BufferPool) -> None:
+        self._image = image
         self._shrink = shrink
         self._memory = memory
 
     @property
     def shape(self) -> Shape:
         """(height, width) of the decoded picture."""
-        if isinstance(self._picture, Image.Image):
-            return self._picture.height, self._picture.width
-        return self._picture.shape[0], self._picture.shape[1]
+        if isinstance(self._image, Image.Image):
+            return self._image.height, self._image.width
+        return self._image.shape[0], self._image.shape[1]
 
     def resize(self, box: Box, shape: Shape) -> Levels:
-        """A part of the original, in pixels of the original, at (height, width) `shape`."""
-        if not isinstance(self._picture, Image.Image):
-            return resize_levels(self._picture, box.shrunk(self._shrink), shape, self._memory)
-        resized = self._picture.resize(
+        """Resize a part of the image (`box`, in pixels of the original) to (height, width)
+        `shape`.
+        """
+        if not isinstance(self._image, Image.Image):
+            return resize_levels(self._image, box.shrunk(self._shrink), shape, self._memory)
+        resized = self._image.resize(
             (shape[1], shape[0]), Image.Resampling.LANCZOS, box=box.edges()
         )
         lines = np.frombuffer(resized.tobytes("raw", LINES[resized.mode]), np.uint8)

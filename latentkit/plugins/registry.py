@@ -39,7 +39,7 @@ from latentkit.contracts import (
 )
 from latentkit.errors import PluginError
 from latentkit.runtime.key_errors import suggest, validate
-from latentkit.runtime.other_distribution import OTHER, explain_other, find_other_version
+from latentkit.runtime.other_distribution import OTHER_NAME, explain_other, find_other_version
 
 CORE = "latentkit-diffusion"
 GROUP = "latentkit"
@@ -244,7 +244,7 @@ def discover() -> Registry:
             Problem(name, "", DISABLE, "no installed distribution of this name has plugins")
         )
     if (other := find_other_version()) is not None:
-        problems.append(Problem(OTHER, other, "its files", explain_other(other)))
+        problems.append(Problem(OTHER_NAME, other, "its files", explain_other(other)))
     return Registry(tuple(provided), (*problems, *_find_clashes(provided)), tuple(disabled.items()))
 
 

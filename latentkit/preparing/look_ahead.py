@@ -1,5 +1,9 @@
-"""Samples prepared ahead of whoever takes them, in order and within bounds: for encoding, training
-and evaluating.
+"""Prepares samples ahead of the encoder: loaded, hashed and turned into tensors, in order and
+within a memory limit.
+
+A thread claims units, reads shards and hands small groups of samples to a pool of threads (or
+processes, if a modality asks for them). The samples prepared ahead are limited in number and in
+bytes, but one batch is always allowed.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, Generic, Self, TypeVar, cast
 
-from latentkit.preparing.processes import explained
+from latentkit.preparing.processes import explain_dead_process
 
 T = TypeVar("T")
 Token = TypeVar("Token")
@@ -18,14 +22,15 @@ Result = TypeVar("Result")
 
 
 class LookAhead(Generic[Token, Result]):
-    """Results in the order in which their work was started; to be used as a context.
+    """Prepares the samples of all units ahead of the caller, who iterates over them in order. Use
+    it as a context manager.
 
     Args:
-        started: work with a token that its result comes with, or a token alone. Asked for on a
-            thread of its own, each time there is room; it may have no end.
-        pool: of that work; closed with this.
-        limit: most results that may be ahead of whoever iterates, asked each time; one always may.
-        take: what becomes of each result before there is room for another.
+        preparer: prepares samples in the pool.
+        units: (token, samples) of each unit; the token, such as the unit itself, is returned with
+            the results. Iterated in a separate thread.
+        batch_size: rows per batch; batches start anew with each unit.
+        pool: memory for the batches.
     """
 
     def __init__(
@@ -35,7 +40,7 @@ class LookAhead(Generic[Token, Result]):
         limit: Callable[[], int],
         take: Callable[[Result], Result] = lambda result: result,
     ) -> None:
-        self._started, self._workers, self._limit, self._take = started, pool, limit, take
+        self._started, self._workers, self._max_ahead, self._take = started, pool, limit, take
         self._ahead: deque[tuple[Token, Future[Result] | None]] = deque()
         self._num_ahead = 0
         self._is_closed = False
@@ -48,18 +53,18 @@ class LookAhead(Generic[Token, Result]):
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Work in flight is finished, work that waits is dropped."""
+        """Finish the samples being prepared and drop those that wait."""
         self._is_closed = True
         self._notify()
         self._feeder.shutdown(wait=True)
         self._workers.shutdown(wait=True, cancel_futures=True)
 
     def __iter__(self) -> Iterator[tuple[Token, Result | None]]:
-        """Tokens with their results; None where there was no work.
+        """Yield prepared samples with their unit's token, group by group; None at the end of a
+        unit.
 
         Raises:
-            LatentkitError: a process of the pool was killed.
-            Exception: whatever went wrong in the work, in its place; in starting it, at the end.
+            LatentkitError: an error in a thread or process.
         """
         while True:
             with self._changed:
@@ -67,12 +72,13 @@ class LookAhead(Generic[Token, Result]):
                 if not self._ahead:
                     break
                 token, future = self._ahead.popleft()
-            yield token, None if future is None else self._taken(future)
-        with explained():
+            yield token, None if future is None else self._result_of(future)
+        with explain_dead_process():
             self._feeding.result()
 
-    def _taken(self, future: Future[Result]) -> Result:
-        with explained():
+    def _result_of(self, future: Future[Result]) -> Result:
+        """Return the results of one group and count its bytes as no longer ahead."""
+        with explain_dead_process():
             result = self._take(future.result())
         with self._changed:
             self._num_ahead -= 1
@@ -80,7 +86,7 @@ class LookAhead(Generic[Token, Result]):
         return result
 
     def _feed(self) -> None:
-        """Runs on the feeding thread."""
+        """Hand groups of samples to the pool until all units are done."""
         started = iter(self._started)
         while self._wait_for_room() and (work := next(started, None)) is not None:
             with self._changed:
@@ -92,7 +98,7 @@ class LookAhead(Generic[Token, Result]):
         """Whether there is room; False when nobody wants any more."""
         with self._changed:
             self._changed.wait_for(
-                lambda: self._is_closed or self._num_ahead < max(1, self._limit())
+                lambda: self._is_closed or self._num_ahead < max(1, self._max_ahead())
             )
         return not self._is_closed
 

@@ -10,8 +10,8 @@ from typing import Generic, TypeVar
 
 from latentkit.contracts import Modality, Prepared, Sample, Source, StreamSource
 from latentkit.errors import SampleError
-from latentkit.preparing.media_retry import retried
-from latentkit.runtime.sample_faults import faults_cost_the_sample
+from latentkit.preparing.media_retry import with_retries
+from latentkit.runtime.sample_faults import faults_skip_sample
 
 View = TypeVar("View")
 
@@ -52,7 +52,7 @@ class SampleTrier:
             return list(prepare(found))
 
         try:
-            given = retried(views, what)
+            given = with_retries(views, what)
         except SampleError as error:
             if key is None:
                 assert isinstance(sample, int)
@@ -63,7 +63,7 @@ class SampleTrier:
 
     def _fetch(self, place: int) -> Sample:
         assert isinstance(self._source, Source)
-        with faults_cost_the_sample(self._source):
+        with faults_skip_sample(self._source):
             return self._source[place]
 
     @functools.cached_property
@@ -81,7 +81,7 @@ def prepared_by(
     """
 
     def prepare(sample: Sample) -> list[Prepared]:
-        with faults_cost_the_sample(modality, sample.key):
+        with faults_skip_sample(modality, sample.key):
             return list(itertools.islice(modality.prepare(sample), most))
 
     return prepare

@@ -1,9 +1,9 @@
-"""Samples on their way to the encoder: fetched, hashed and turned into tensors ahead of it, in
-order and within bounds.
+"""Prepares samples ahead of the encoder: loaded, hashed and turned into tensors, in order and
+within a memory limit.
 
-A thread of its own claims units, reads shards and hands small groups of samples to a pool of
-threads (or processes, where a modality asks for them). What is ahead is limited in samples and in
-bytes, but a batch always fits.
+A thread claims units, reads shards and hands small groups of samples to a pool of threads (or
+processes, if a modality asks for them). The samples prepared ahead are limited in number and in
+bytes, but one batch is always allowed.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from latentkit.runtime.masks import MASK
 T = TypeVar("T")
 
 AHEAD_BYTES = 1 << 30
-"""Of prepared tensors, or of media that a stream brought."""
+"""Most bytes of prepared tensors, or of media that a stream has read."""
 
 GROUP_SAMPLES = 8
-"""Samples that a thread prepares at one go, at most: handing over costs about as much as hashing a
-picture.
+"""Most samples that a thread prepares at once. Handing a task over costs about as much as hashing
+an image.
 """
 
 
 def gather(rows: Sequence[Row], pool: BufferPool) -> Any:
-    """Return rows as a batch on the CPU: where they lie already if they were prepared side by side,
-    else in memory of the pool.
+    """Return rows as a batch on the CPU. Rows that were prepared side by side are used in place,
+    others are copied into memory of the pool.
     """
     memory = rows[0].memory
     if memory is not None and all(
@@ -47,7 +47,7 @@ def gather(rows: Sequence[Row], pool: BufferPool) -> Any:
 
 
 def _with_masks(values: Tensor, rows: Sequence[Row], pool: BufferPool) -> Any:
-    """The batch, beside it the masks of its rows where they have them."""
+    """Return the batch, together with the rows' masks if they have any."""
     tensors = [row.view.tensor for row in rows]
     names = {tuple(tensor) if isinstance(tensor, Mapping) else () for tensor in tensors}
     if names == {()}:
@@ -65,14 +65,15 @@ def _with_masks(values: Tensor, rows: Sequence[Row], pool: BufferPool) -> Any:
 
 
 class UnitsAhead(LookAhead[T, list[PreparedSample]]):
-    """The outcomes of all units in order, group by group, each with its unit; None at a unit's end.
+    """Prepares the samples of all units ahead of the caller, who iterates over them in order. Use
+    it as a context manager.
 
     Args:
-        preparer: what runs in the pool.
-        units: each a token, such as the unit, that its outcomes come with, and its samples; called
-            from a thread of its own.
-        batch_size: rows per batch, which begin again with each unit.
-        pool: of the batches' memory.
+        preparer: prepares samples in the pool.
+        units: (token, samples) of each unit; the token, such as the unit itself, is returned with
+            the results. Iterated in a separate thread.
+        batch_size: rows per batch; batches start anew with each unit.
+        pool: memory for the batches.
     """
 
     def __init__(
@@ -144,7 +145,9 @@ class UnitsAhead(LookAhead[T, list[PreparedSample]]):
 
 
 def _group_size(most_samples: int, num_views: int, batch_size: int) -> int:
-    """Return samples per group: work for every core, whole groups to a batch."""
+    """Return samples per group: enough groups to keep every core busy, and a whole number of groups
+    per batch.
+    """
     size = max(1, min(GROUP_SAMPLES, most_samples // (4 * share_of_cores())))
     while size > 1 and batch_size % (size * num_views):
         size -= 1

@@ -1,4 +1,4 @@
-"""Samples that can't be used: how many may be, when they end a run, and in which words."""
+"""How many bad samples a run accepts, and advice on them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import NoReturn
 
 from latentkit.errors import SourceError
 
-ALWAYS_ALLOWED = 10
+MIN_BAD_ALLOWED = 10
 MOST_NAMED = 3
 
 NOT_FINITE = (
     "the latents are not finite; set on_overflow: retry-fp32, encode with dtype bfloat16 or "
     "float32, or store with dtype float32"
 )
-"""Reason of a sample that the encoder, not the source, is to blame for."""
+"""Reason of a sample whose latents, not its media, are the problem."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class BadSamplePolicy:
             advice = "remove it, or set on_bad_sample: skip, which records it and leaves it out"
             raise SourceError(f"sample {key!r} can't be used: {reason}; {advice}")
 
-    def are_too_many(self, num_bad: int, num_samples: int) -> bool:
+    def exceeds_max_bad(self, num_bad: int, num_samples: int) -> bool:
         """Whether so many bad ones of all samples are more than `max_bad` allows."""
-        return num_bad > ALWAYS_ALLOWED and num_bad > self.max_bad * num_samples
+        return num_bad > MIN_BAD_ALLOWED and num_bad > self.max_bad * num_samples
 
     def check_all(
         self,
@@ -65,7 +65,7 @@ class BadSamplePolicy:
         Raises:
             SourceError: counts them, and names the most frequent reasons and a few keys.
         """
-        if self.are_too_many(len(reasons), num_samples):
+        if self.exceeds_max_bad(len(reasons), num_samples):
             said = f"{len(reasons)} of {num_samples} {what} can't be used{when}"
             allowed = f"more than max_bad: {self.max_bad:g} allows"
             raise SourceError(f"{said}: {_summarize(reasons, f', {allowed}')}. {advice}")
@@ -89,10 +89,10 @@ def _summarize(reasons: Mapping[str, str], middle: str = "") -> str:
     return f"{named}{middle}, such as {', '.join(list(reasons)[:MOST_NAMED])}"
 
 
-def advise(reasons: Mapping[str, str], folder: str) -> str:
-    """What to do about bad samples of the encode run in `folder`."""
+def advise_on_bad_samples(reasons: Mapping[str, str], folder: str) -> str:
+    """Return what to do about samples with these reasons, for the run in `folder`."""
     why = set(reasons.values())
     fixes = ["repair the source"] * bool(why - {NOT_FINITE})
-    fixes += ["set on_overflow or a dtype as said"] * (NOT_FINITE in why)
+    fixes += ["set on_overflow or a dtype as described"] * (NOT_FINITE in why)
     again = f"raise max_bad and run {folder}/recipe.yaml again"
-    return f"Either {' and '.join(fixes)} and write to another output, or {again}"
+    return f"Either {' and '.join(fixes)} and choose another output.path, or {again}"

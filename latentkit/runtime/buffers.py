@@ -1,4 +1,5 @@
-"""Memory that is used again: faulting in fresh pages costs several times as much as filling them.
+"""Reusable memory: getting new memory pages from the system costs several times as much as filling
+them.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ Array = npt.NDArray[Any]
 
 
 class _Lease:
-    """Lends a buffer to one array: views of the array, and tensors made from it, keep the lease
-    alive, and with the last of them the buffer is idle again.
+    """Lends a buffer to one array. Views of the array, and tensors made from it, keep the lease
+    alive; after the last of them the buffer is idle again.
     """
 
     def __init__(
@@ -34,21 +35,23 @@ class _Lease:
         }
 
     def __del__(self) -> None:
-        # Without a lock: the garbage collector may come here from inside `BufferPool.get`.
+        # Without a lock, because the garbage collector may call this inside `BufferPool.get`.
         self._idle.append(self._buffer)
 
 
 class BufferPool:
-    """Arrays whose memory is used again once nothing refers to them any more."""
+    """Arrays whose memory is reused when nothing refers to them any more. It never has more than
+    were in use at one time.
+    """
 
     def __init__(self, pinned: bool) -> None:
         self.is_pinned = pinned
         self._idle: list[Array] = []
-        """Bytes that nobody uses. Grows at its end at any time, and shrinks under the lock."""
+        """Unused buffers. They are added at the end at any time, and removed under the lock."""
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type[BufferPool], tuple[bool]]:
-        """Pickled without its buffers."""
+        """Pickle the pool without its buffers."""
         return BufferPool, (self.is_pinned,)
 
     @property
@@ -60,8 +63,8 @@ class BufferPool:
         """Return a C-contiguous array whose content is undefined."""
         size = math.prod(shape) * np.dtype(dtype).itemsize
         if self.is_pinned:
-            # torch caches pinned memory itself, and knows of copies to a GPU that are still under
-            # way: see `as_tensor`.
+            # torch caches pinned memory itself, and knows which copies to a GPU aren't finished;
+            # see `as_tensor`.
             buffer: Array = torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy()
             return buffer.view(dtype).reshape(shape)
         with self._lock:
@@ -69,7 +72,9 @@ class BufferPool:
         return np.asarray(_Lease(buffer, self._idle, shape, dtype))
 
     def _take(self, size: int) -> Array:
-        """The smallest idle buffer of so many bytes, or a new one in place of the largest."""
+        """Return the smallest idle buffer with this many bytes, or a new one that replaces the
+        largest.
+        """
         sizes = [buffer.nbytes for buffer in self._idle]
         fitting = [place for place, has in enumerate(sizes) if has >= size]
         if fitting:
@@ -80,11 +85,10 @@ class BufferPool:
 
 
 def as_tensor(array: Array) -> torch.Tensor:
-    """A pool's array, or a part of one, as a tensor that shares its memory.
+    """Return a pool's array, or a part of one, as a tensor that shares its memory.
 
-    What a pool has pinned becomes a view of torch's own storage: torch gives pinned memory away
-    again once its storage is gone and the copies from it are done, and it takes note of a copy by
-    the storage.
+    A pinned array becomes a view of torch's storage: torch reuses pinned memory when its storage is
+    freed and the copies from it are finished, and it records copies by storage.
     """
     tensor = torch.from_numpy(array)
     owner = getattr(
@@ -107,7 +111,9 @@ class BatchMemory:
         self._lock = threading.Lock()
 
     def row(self, number: int, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array | None:
-        """Return a row's place; None for another shape than the first's, or no such row."""
+        """Return a row's memory; None if the batch has no such row or another shape, which the
+        first call decides.
+        """
         with self._lock:
             if self._batch is None:
                 self._batch = self._pool.get((self._num_rows, *shape), dtype)
@@ -117,7 +123,7 @@ class BatchMemory:
         return row
 
     def holds(self, number: int, tensor: torch.Tensor) -> bool:
-        """Whether a tensor is that row, not something that looks like it."""
+        """Return whether a tensor is that row itself, not a copy."""
         batch = self._batch
         if batch is None or number >= self._num_rows:
             return False
@@ -129,19 +135,19 @@ class BatchMemory:
         )
 
     def rows(self, count: int) -> Array:
-        """The first rows, once each is held."""
+        """Return the first rows, once each is filled."""
         assert self._batch is not None
         return self._batch[:count]
 
 
 class BatchRows:
-    """Memory for the views of one sample, each asked for once and in order: their own rows of a
-    batch, which saves a copy, or where those don't fit a pool's.
+    """Memory for the views of one sample, requested in order: rows of a batch, which saves a copy,
+    or memory of a pool if those don't fit.
 
     Args:
-        batch: that the sample is part of.
-        first, count: its rows; those after belong to other samples.
-        pool: of what doesn't fit.
+        batch: batch that the sample is part of.
+        first, count: the sample's rows; later rows belong to other samples.
+        pool: pool for what doesn't fit.
     """
 
     def __init__(self, batch: BatchMemory, first: int, count: int, pool: BufferPool) -> None:
@@ -156,14 +162,14 @@ class BatchRows:
 
 
 _rows: ContextVar[BatchRows | None] = ContextVar("rows", default=None)
-"""For `prepared_memory`, which a modality calls from inside a `prepare(sample)` that has no
-argument by which the memory could come.
+"""For `prepared_memory`, which a modality calls inside a `prepare(sample)` without the argument
+`memory`.
 """
 
 
 @contextmanager
 def lending(rows: BatchRows | None) -> Iterator[None]:
-    """Let `prepared_memory` give these rows inside the block, in this thread."""
+    """Let `prepared_memory` return these rows inside the block, in this thread."""
     token = _rows.set(rows)
     try:
         yield
@@ -172,7 +178,7 @@ def lending(rows: BatchRows | None) -> Iterator[None]:
 
 
 def prepared_memory(shape: tuple[int, ...], dtype: npt.DTypeLike, pool: BufferPool) -> Array:
-    """Return memory for a prepared tensor, its content undefined: its place in a batch where that
-    is known, which saves a copy, or the pool's. A `prepare` with `memory` is handed the same.
+    """Return memory for a prepared tensor, with undefined content: a row of a batch if possible,
+    which saves a copy, or the pool's. A `prepare` with `memory` gets the same.
     """
     return (_rows.get() or pool).get(shape, dtype)

@@ -1,4 +1,4 @@
-"""Splits of files, by the words in their paths that the library `datasets` knows them by."""
+"""Splits of files, recognized by the same words in their paths as in the library `datasets`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ SPLIT_WORD = re.compile(
 
 
 def split_files(names: Sequence[str]) -> dict[str, list[str]]:
-    """Return each split's files, by the last such word of a path; else they are "train"."""
+    """Return the files of each split, in order. The last such word of a path decides; without one
+    the split is "train".
+    """
     splits: defaultdict[str, list[str]] = defaultdict(list)
     for name in names:
         words = SPLIT_WORD.findall(name.lower())

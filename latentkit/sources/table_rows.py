@@ -1,6 +1,4 @@
-"""The rows of a table in any form that people keep them in: CSV and its kin, JSON, JSON lines,
-Parquet.
-"""
+"""Reads the rows of a table: CSV and similar formats, JSON, JSON lines, Parquet."""
 
 from __future__ import annotations
 
@@ -26,20 +24,20 @@ MAX_FIELD = 1 << 30
 COLUMN_NAMES = "expected column names, each once, one of a file"
 HEAD_BYTES = 1 << 20
 PARQUET_ROWS = 1 << 16
-PATH_OF_ENTRY = "file_name"
-"""The column that gets the names of entries, where a JSON object has one for each file."""
+ENTRY_PATH_COLUMN = "file_name"
+"""The column for the names of entries, if a JSON object has one entry per file."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows with where each stands, such as "line 3"; no row holds bytes.
+    """Rows with their positions, such as "line 3". Binary columns are left out.
 
     Args:
-        name: full path of the file, for people.
-        encoding: of its text; "UTF-8" for Parquet.
-        first_line: of a CSV, the cells of its first line by column, which may be a row; the columns
-            are its names, with a number where a name is there again.
-        bad_lines: why each line that could not be read is none of the rows.
+        name: full path of the file, for messages.
+        encoding: encoding of its text; "UTF-8" for Parquet.
+        first_line: cells of a CSV's first line by column, because that line may be a row. Columns
+            are named by it; a repeated name gets a number.
+        bad_lines: why lines aren't rows.
     """
 
     name: str
@@ -49,13 +47,19 @@ class Table:
     bad_lines: Sequence[str] = ()
 
     def columns(self) -> list[str]:
-        """All names of columns, in the order in which they come."""
+        """Return all column names, in order of appearance."""
         return list(dict.fromkeys(column for _, row in self.rows for column in row))
 
     def without_names(self) -> Table:
-        """Return the same with the first line as a row; columns are file_name, text, column_3."""
+        """Return the table with its first line as a row too, as in LJSpeech. The columns are
+        file_name, text, column_3 and so on.
+        """
         names = self.columns()
-        new = [PATH_OF_ENTRY, "text", *(f"column_{number}" for number in range(3, len(names) + 1))]
+        new = [
+            ENTRY_PATH_COLUMN,
+            "text",
+            *(f"column_{number}" for number in range(3, len(names) + 1)),
+        ]
         rows = [("line 1", dict(self.first_line)), *self.rows]
         renamed = [
             (where, {to: row.get(name) for name, to in zip(names, new, strict=False)})
@@ -65,10 +69,10 @@ class Table:
 
 
 def read_table(files: Files, path: str) -> Table:
-    """A whole table; what it is, its ending and its first line tell.
+    """Read a whole table. Its ending and its first line decide the format.
 
     Raises:
-        SourceError: it can't be read; names file and line.
+        SourceError: the table can't be read; the message names file and line.
     """
     name, ending = files.name(path), path.lower().rpartition(".")[2]
     try:
@@ -93,7 +97,8 @@ def read_table(files: Files, path: str) -> Table:
 
 
 def read_head(files: Files, path: str, most_rows: int) -> tuple[Table, bool]:
-    """Return the first rows of Parquet or JSON lines, else the table; and if that is all.
+    """Return the first rows of a large Parquet or JSON lines file, or else the whole table, and
+    whether that is all of it.
 
     Raises:
         SourceError: it can't be read.
@@ -108,7 +113,7 @@ def read_head(files: Files, path: str, most_rows: int) -> tuple[Table, bool]:
         if len(head) <= HEAD_BYTES or b"\n" not in head:
             return read_table(files, path), True
         text, encoding = decode_table(head[: head.rindex(b"\n") + 1])
-    except UnknownEncodingError:  # of letters of two bytes, the last is cut off
+    except UnknownEncodingError:  # the last letter may be cut off
         return read_table(files, path), True
     except (OSError, pa.ArrowException) as err:
         raise SourceError(f"source folder: {name} can't be read: {err}") from err
@@ -117,6 +122,7 @@ def read_head(files: Files, path: str, most_rows: int) -> tuple[Table, bool]:
 
 
 def _read_start(files: Files, path: str, num_bytes: int) -> bytes:
+    """Return the first bytes of a file."""
     read_range = getattr(files, "read_range", None)
     if read_range is not None:
         return bytes(read_range(path, 0, num_bytes))
@@ -124,8 +130,8 @@ def _read_start(files: Files, path: str, num_bytes: int) -> bytes:
         return file.read(num_bytes)
 
 
-def holds_media(files: Files, path: str) -> bool:
-    """Whether a table has columns of bytes, such as pictures.
+def contains_media(files: Files, path: str) -> bool:
+    """Return whether a table has binary columns, such as images.
 
     Raises:
         SourceError: it can't be read.
@@ -139,8 +145,8 @@ def holds_media(files: Files, path: str) -> bool:
         raise SourceError(f"source folder: {files.name(path)} can't be read: {err}") from err
 
 
-def plain(value: Any) -> Any:
-    """A scalar or a list of scalars as it is; anything deeper as JSON text."""
+def to_plain_value(value: Any) -> Any:
+    """Return a scalar or a list of scalars unchanged, and anything deeper as JSON text."""
     if isinstance(value, Mapping) or (
         isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value)
     ):
@@ -156,6 +162,9 @@ def plain(value: Any) -> Any:
 def _parquet_rows(
     files: Files, path: str, most: int | None = None
 ) -> list[tuple[str, dict[str, Any]]]:
+    """Return the rows of a Parquet file with their positions, at most `most`, without binary
+    columns.
+    """
     with files.open(path) as opened:
         file = pq.ParquetFile(opened)
         columns = [column.name for column in file.schema_arrow if not _holds_bytes(column.type)]
@@ -166,6 +175,7 @@ def _parquet_rows(
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
+    """Return whether a type contains bytes."""
     if pa.types.is_nested(kind):
         return any(_holds_bytes(kind.field(number).type) for number in range(kind.num_fields))
     return bool(
@@ -178,10 +188,10 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 # ---------------------------------------------------------------- JSON
 
 
-def _line_rows(
-    name: str, text: str, bad_lines: list[str]
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of JSON lines; why a line is none is added to `bad_lines`."""
+def _line_rows(name: str, text: str, bad_lines: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the rows of JSON lines with their positions. The reason why a line isn't a row is added
+    to `bad_lines`.
+    """
     # Not splitlines(): a JSON text may hold other signs that end lines, such as U+2028.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -189,7 +199,9 @@ def _line_rows(
         try:
             row = json.loads(line)
         except ValueError as err:
-            bad_lines.append(f"{name}, line {number}: not JSON: {err}; expected one object a line")
+            bad_lines.append(
+                f"{name}, line {number}: not JSON: {err}; expected one object per line"
+            )
             continue
         if isinstance(row, dict):
             yield f"line {number}", row
@@ -200,29 +212,31 @@ def _line_rows(
             )
 
 
-def _json_rows(
-    name: str, text: str, bad_lines: list[str]
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Give the rows of a list, of an entry for each file, of a list inside, or of JSON lines."""
+def _json_rows(name: str, text: str, bad_lines: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the rows of a JSON file with their positions: a list of objects, an object with one
+    entry per file, an object that contains such a list, or JSON lines.
+    """
     try:
         found = json.loads(text)
     except ValueError:
         yield from _line_rows(name, text, bad_lines)
         return
     if isinstance(found, dict):
-        found = _list_in(found)
+        found = _find_list(found)
     if isinstance(found, dict):
         yield from ((f"entry {key!r}", _entry(key, value)) for key, value in found.items())
         return
     if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
         raise SourceError(
-            f"{name}: expected a list of objects, or an object with an entry for each file"
+            f"{name}: expected a list of objects, or an object with one entry per file"
         )
     yield from ((f"entry {number}", row) for number, row in enumerate(found, start=1))
 
 
-def _list_in(found: dict[str, Any]) -> Any:
-    """Return the rows of COCO's captions, a list under a name, or pandas' columns."""
+def _find_list(found: dict[str, Any]) -> Any:
+    """Return the rows of COCO's captions, of a list under a name such as "data", or of columns as
+    pandas writes them; else the object itself.
+    """
     lists = {
         key: value
         for key, value in found.items()
@@ -245,10 +259,10 @@ def _list_in(found: dict[str, Any]) -> Any:
 
 
 def _entry(key: str, value: Any) -> dict[str, Any]:
-    """A row of an object such as sd-scripts' {path: {"caption": ..., "tags": ...}}, or {path:
-    caption}.
+    """Return a row for one entry of an object such as sd-scripts' {path: {"caption": ..., "tags":
+    ...}}, or {path: caption}.
     """
-    return {**(value if isinstance(value, dict) else {"text": value}), PATH_OF_ENTRY: key}
+    return {**(value if isinstance(value, dict) else {"text": value}), ENTRY_PATH_COLUMN: key}
 
 
 # ---------------------------------------------------------------- CSV
@@ -256,7 +270,9 @@ def _entry(key: str, value: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _long_fields() -> Iterator[None]:
-    """Allow fields longer than the 131,072 characters of the library `csv`."""
+    """Allow fields longer than 131,072 characters, the limit of the library `csv`, because masks
+    are.
+    """
     before = csv.field_size_limit(MAX_FIELD)
     try:
         yield
@@ -267,25 +283,27 @@ def _long_fields() -> Iterator[None]:
 def _csv_rows(
     name: str, text: str, bad_lines: list[str]
 ) -> tuple[dict[str, str], list[tuple[str, dict[str, Any]]]]:
-    """First line and rows; why a line is none is added to `bad_lines`.
+    """Return the first line and the rows of a CSV or similar file. The reason why a line isn't a
+    row is added to `bad_lines`.
 
-    Where tabs or bars part the columns, quotes may be plain signs, as in `"Hello" sign`: they are
-    where the rows fit the first line only so, or one would hold the end of another. Behind a comma
-    and a space, a quote begins a cell where the rows fit the first line only so.
+    With tabs or bars between columns, quotes may be plain characters, as in `"Hello" sign`. They
+    are read as such if the rows only fit the first line that way, or if a quoted cell would span
+    several lines. After a comma and a space, a quote starts a cell if the rows only fit the first
+    line that way.
     """
     sign = _delimiter(name, text)
     try:
-        parted, problem = _parted_rows(name, text, sign), None
+        parted, problem = _split_rows(name, text, sign), None
     except SourceError as err:
         parted, problem = ({}, [], []), err
     names, rows, bad = parted
-    are_plain = problem or bad or any(_spans_rows(row, sign) for _, row in rows)
+    are_plain = problem or bad or any(_contains_line_break(row, sign) for _, row in rows)
     others: list[dict[str, Any]] = []
     if are_plain and '"' in text:
         others = [{"quoting": csv.QUOTE_NONE}] if sign in "\t|" else [{"skipinitialspace": True}]
     for options in others:
         with contextlib.suppress(SourceError):
-            found = _parted_rows(name, text, sign, **options)
+            found = _split_rows(name, text, sign, **options)
             if not found[2]:
                 return found[:2]
     if problem:
@@ -294,14 +312,15 @@ def _csv_rows(
     return names, rows
 
 
-def _spans_rows(row: Mapping[str, Any], sign: str) -> bool:
+def _contains_line_break(row: Mapping[str, Any], sign: str) -> bool:
+    """Return whether a cell that contains the separator also contains a line break."""
     return any(sign in value and "\n" in value for value in row.values())
 
 
-def _parted_rows(
+def _split_rows(
     name: str, text: str, sign: str, **options: Any
 ) -> tuple[dict[str, str], list[tuple[str, dict[str, Any]]], list[str]]:
-    """The first line, the rows after it by its names, and why others are none."""
+    """Return the first line, and the rows after it by the names in the first line."""
     reader: csv.DictReader[Any] = csv.DictReader(
         io.StringIO(text, newline=""), strict=True, delimiter=sign, **options
     )
@@ -335,7 +354,9 @@ def _parted_rows(
 
 
 def _delimiter(name: str, text: str) -> str:
-    """Return what parts the first lines into equally many columns, as many as can be."""
+    """Return the character that splits the first lines into equally many columns, as many as
+    possible; a comma if there is only one column.
+    """
     if name.lower().endswith(".tsv"):
         return "\t"
     lines = text.lstrip("\r\n").splitlines()[:SNIFFED_LINES]

@@ -110,7 +110,7 @@ class UrlFiles:
         self._ahead.start(sorted(listing.files))
         return listing
 
-    def look_at(self, paths: Sequence[str]) -> None:
+    def describe_files(self, paths: Sequence[str]) -> None:
         """Ask for these files alone, where not all are to be listed.
 
         Raises:
@@ -132,7 +132,7 @@ class UrlFiles:
         """
         if path not in self._states and not self._is_listed:
             if self.url.startswith("http"):  # which lists pages with links, if anything
-                self.look_at([path])
+                self.describe_files([path])
             else:
                 self._list_all()
         if path not in self._states:
@@ -354,7 +354,9 @@ class _ReadAhead:
         self._frontiers: dict[str, int] = {}
 
     def start(self, paths: Sequence[str]) -> None:
-        """Take these files for those that will be read in this order; forget others."""
+        """Take these files, in their order, for those that will be read; what was kept
+        is dropped.
+        """
         for kept in (self._kept, self._order, self._places, self._frontiers):
             kept.clear()
         self.num_bytes = 0

@@ -19,21 +19,21 @@ from latentkit.contracts import BuildContext, Entry, ModalitySpec, Remark, Sampl
 from latentkit.errors import SampleError, SourceError
 from latentkit.plugins import discover
 from latentkit.runtime.cores import num_cores
-from latentkit.runtime.file_endings import PICTURE_SUFFIXES, TAR_ENDINGS
-from latentkit.runtime.source_remarks import summed
+from latentkit.runtime.file_endings import IMAGE_SUFFIXES, TAR_ENDINGS
+from latentkit.runtime.source_remarks import sum_remarks
 from latentkit.sources.encodings import UTF8
 from latentkit.sources.files import Files
 from latentkit.sources.shards import (
     Group,
     MediaChoice,
     choose_attributes,
+    explain_no_media,
     group_members,
     kind_of,
-    no_media,
+    prefix_keys,
     read_attributes,
     read_media,
     unused_fields,
-    with_prefix,
 )
 from latentkit.sources.splits import names_in
 from latentkit.sources.tables import encoding_remark
@@ -224,7 +224,7 @@ class TarStream:
             group for group in indexed.groups if self._reader.choice.of(group) is not None
         )
         with indexed.tar.open() as file:
-            for place, group in enumerate(with_prefix(with_media, indexed.tar)):
+            for place, group in enumerate(prefix_keys(with_media, indexed.tar)):
                 stamp = f"{shard.stamp}-{place}"
                 try:
                     yield self._reader.sample(file, group, stamp)
@@ -234,7 +234,7 @@ class TarStream:
     def remarks(self) -> list[Remark]:
         """What lies beside the tars, and what is wrong with those that were read."""
         of_tars = [one for name in sorted(self._remarks_of) for one in self._remarks_of[name]]
-        return [*self._remarks, *summed(of_tars)]
+        return [*self._remarks, *sum_remarks(of_tars)]
 
 
 # ---------------------------------------------------------------- opening
@@ -312,7 +312,7 @@ def _open_stream(
         looked_at.append(indexed)
         if any(reader.choice.of(group) is not None for group in indexed.groups):
             return TarStream(files, shards, reader, remarks)
-    raise SourceError(_why_nothing(looked_at, reader.choice, root))
+    raise SourceError(_no_samples_message(looked_at, reader.choice, root))
 
 
 def _open_source(
@@ -326,13 +326,13 @@ def _open_source(
     tars = [tar for each in indexed.values() for tar in each]
     groups = [group for tar in tars for group in tar.groups]
     if all(choice.of(group) is None for group in groups):
-        raise SourceError(_why_nothing(tars, choice, root))
+        raise SourceError(_no_samples_message(tars, choice, root))
     _check_attributes(groups, config, root)
     remarks += _remarks_on(tars, choice)
     kept = {name: [_with_media(tar, choice) for tar in each] for name, each in indexed.items()}
     seen: set[str] = set()
     kept = {
-        name: [replace(tar, groups=list(with_unlike_keys(tar, seen))) for tar in each]
+        name: [replace(tar, groups=list(make_keys_unique(tar, seen))) for tar in each]
         for name, each in kept.items()
     }
     source = TarSource([tar for each in kept.values() for tar in each], reader, remarks)
@@ -359,7 +359,7 @@ def _positions(split: str, lengths: dict[str, int]) -> list[int]:
     return positions
 
 
-def with_unlike_keys(tar: IndexedTar, seen: set[str]) -> Iterator[Group]:
+def make_keys_unique(tar: IndexedTar, seen: set[str]) -> Iterator[Group]:
     """Give a tar's samples, those of `seen` keys under ones that begin with its name."""
     for group in tar.groups:
         key = group.key
@@ -374,12 +374,15 @@ def _with_media(tar: IndexedTar, choice: MediaChoice) -> IndexedTar:
 
 
 def _check_attributes(groups: Iterable[Group], config: DatasetsConfig, root: str) -> None:
-    """Check names of fields; those inside JSON objects can't be, without reading all."""
+    """Names of fields can be checked; those of what JSON objects hold can't, without
+    reading all.
+    """
     fields = {field for group in groups for field in group.fields}
     for name in config.attributes or []:
         if name in fields and kind_of(name) == "bytes":
             raise SourceError(
-                f"source datasets: attributes: .{name} holds media or other bytes, not an attribute"
+                f"source datasets: attributes: .{name} contains media or other bytes, not an"
+                " attribute"
             )
         if name not in {*fields, "text"} and not any(kind_of(field) == "json" for field in fields):
             raise SourceError(
@@ -389,16 +392,18 @@ def _check_attributes(groups: Iterable[Group], config: DatasetsConfig, root: str
 
 
 def _endings(modality: str) -> tuple[str, ...]:
-    """Return endings of the files that the modality reads, else those of pictures."""
+    """Endings of the files that the recipe's modality reads; where that doesn't say, of
+    pictures.
+    """
     found = [
         tuple(one.spec.suffixes)
         for one in discover().provided
         if isinstance(one.spec, ModalitySpec) and one.spec.name == modality
     ]
-    return found[0] if found and found[0] else PICTURE_SUFFIXES
+    return found[0] if found and found[0] else IMAGE_SUFFIXES
 
 
-def _why_nothing(tars: Sequence[IndexedTar], choice: MediaChoice, root: str) -> str:
+def _no_samples_message(tars: Sequence[IndexedTar], choice: MediaChoice, root: str) -> str:
     damaged = [f"{os.path.join(root, tar.tar.name)}: {tar.damage}" for tar in tars if tar.damage]
     if not any(tar.groups for tar in tars):
         unnamed = [
@@ -414,9 +419,8 @@ def _why_nothing(tars: Sequence[IndexedTar], choice: MediaChoice, root: str) -> 
         return f"source datasets: there is nothing to read: {what}"
     return (
         f"source datasets: {root}:"
-        f" {no_media((group for tar in tars for group in tar.groups), choice)}"
-        + "".join(f"; {one}" for one in damaged[:3])
-    )
+        f" {explain_no_media((group for tar in tars for group in tar.groups), choice)}"
+    ) + "".join(f"; {one}" for one in damaged[:3])
 
 
 def _remarks_on(tars: Sequence[IndexedTar], choice: MediaChoice) -> list[Remark]:

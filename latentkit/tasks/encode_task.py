@@ -1,4 +1,4 @@
-"""The encode task: from a recipe to latent datasets."""
+"""The encode task: makes latent datasets from a recipe."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run differs from the plain one.
+    """Options of a run that aren't in its recipe.
 
     Args:
-        dry_run: say what would be done, and do nothing.
-        prune: leave samples that are gone from the source out of the dataset, also when they are
-            most of it.
-        retry_skipped: encode once more the samples that were skipped.
-        device: "auto", a kind such as "cuda", or one device such as "cuda:1"; goes before what the
-            recipe says.
-        devices: several, such as ("cuda:0", "cuda:1"), a process each; for encoding. None: that
-            one, or all where it is "auto".
-        fits: where the recipe of one encoder leaves a size open whose default the encoder doesn't
-            take, take its nearest.
+        dry_run: describe what would be done, and do nothing.
+        prune: leave out samples that are no longer in the source, even if they are most of the
+            dataset.
+        retry_skipped: encode skipped samples again.
+        device: "auto", a kind such as "cuda", or one device such as "cuda:1"; replaces the
+            recipe's.
+        devices: several devices, such as ("cuda:0", "cuda:1"), each with one process; for encoding.
+            None: `device`, or all devices if that is "auto".
+        fits: if the recipe of one encoder leaves a size open and the encoder doesn't accept its
+            default, use the nearest size that it accepts.
     """
 
     dry_run: bool = False
@@ -62,11 +62,11 @@ MOST_REMARKS = 20
 
 @dataclass(frozen=True)
 class EncodeRun:
-    """What an encode task made, by name of the encoder ("" for the only one).
+    """Result of an encode task, by name of the encoder ("" for the only one).
 
     Args:
-        previews: files to look at, where there are any.
-        remarks: what the source found and did not use; of a stream, as far as this process read it.
+        previews: preview files, if there are any.
+        remarks: what the source found but didn't use; for a stream, as far as this process read it.
     """
 
     folders: Mapping[str, str]
@@ -75,7 +75,7 @@ class EncodeRun:
     remarks: Mapping[str, Sequence[Remark]]
 
     def datasets(self) -> dict[str, LatentDataset]:
-        """The datasets, opened."""
+        """Return the opened datasets."""
         from latentkit.reading.dataset import open_dataset
         from latentkit.tasks.open_decoder import open_decoder
 
@@ -85,14 +85,14 @@ class EncodeRun:
         }
 
 
-def say(text: str) -> None:
-    """A remark for the user, from the first process of a launch only."""
+def print_remark(text: str) -> None:
+    """Print a remark for the user, in the first process of a launch only."""
     if is_first_process():
         print(text, file=sys.stderr, flush=True)
 
 
 def is_first_process() -> bool:
-    """Whether this is the only process, or the launcher's rank 0."""
+    """Return whether this is the only process, or the launcher's rank 0."""
     return not is_launched() or os.environ.get("RANK", "0") == "0"
 
 
@@ -101,7 +101,7 @@ def is_first_process() -> bool:
 
 def run_encode(recipe: EncodeRecipe, options: RunOptions) -> EncodeRun:
     from latentkit.encoding.encode_source import encode_source
-    from latentkit.runtime.source_remarks import remarks_of, say_remarks
+    from latentkit.runtime.source_remarks import print_remarks, read_remarks
 
     folders, summaries, previews, remarks = {}, {}, {}, {}
     lines = {line.name: line for line in _settled_lines(recipe)}
@@ -124,11 +124,13 @@ def run_encode(recipe: EncodeRecipe, options: RunOptions) -> EncodeRun:
         if passed is not None:
             summaries[name] = passed.summary + summaries[name]
         preview = _complete(parts, before)
-        remarks[name] = remarks_of(parts.inputs.source)
+        remarks[name] = read_remarks(parts.inputs.source)
         if (
             not is_first_process()
-        ):  # the first says its own; what another has read of a stream, nobody else knows
-            say_remarks([remark for remark in remarks[name] if remark not in parts.inputs.remarks])
+        ):  # the first process prints its own; what another has read of a stream, only it knows
+            print_remarks(
+                [remark for remark in remarks[name] if remark not in parts.inputs.remarks]
+            )
         if preview:
             previews[name] = preview
     return EncodeRun(folders, summaries, previews, remarks)
@@ -137,7 +139,9 @@ def run_encode(recipe: EncodeRecipe, options: RunOptions) -> EncodeRun:
 def _encode_together(
     lines: Mapping[str, ConfiguredEncode], opened: Mapping[str, BuiltEncode]
 ) -> dict[str, SharedPassResult]:
-    """Return what shared passes over the source did, by name of the encoder."""
+    """Return what passes over the source did for encoders that share an input, by name. Other
+    encoders are left out.
+    """
     from latentkit.encoding.shared_pass import EncodeTarget, encode_in_one_pass, group_by_input
 
     first = next(iter(opened.values()))
@@ -150,7 +154,7 @@ def _encode_together(
     if len(groups) > 1:
         named = " | ".join(", ".join(group.names) for group in groups)
         others = " or their datasets have other options" if len(prepared_alike) > 1 else ""
-        say(
+        print_remark(
             f"encoders take different inputs{others}, so the source is read and prepared once for"
             f" each of: {named}"
         )
@@ -222,7 +226,7 @@ def _output(recipe: EncodeRecipe, line: ConfiguredEncode) -> str:
 
 @dataclass(frozen=True)
 class BuiltEncode:
-    """A line of an encode recipe, built."""
+    """One encoder of an encode recipe, with everything built."""
 
     line: ConfiguredEncode
     folder: Folder
@@ -235,7 +239,7 @@ class BuiltEncode:
 def build_encode(
     line: ConfiguredEncode, recipe: EncodeRecipe, options: RunOptions = DEFAULT_OPTIONS
 ) -> BuiltEncode:
-    """Everything that encoding one line of a recipe needs."""
+    """Build everything that encoding with one encoder of a recipe needs."""
     from latentkit.contracts import StreamSource
     from latentkit.encoding.make_plan import EncodeInputs, EncodeSettings
     from latentkit.runtime.device import choose_device
@@ -248,11 +252,11 @@ def build_encode(
     opener = line.encoder_opener()
     encoder = opener(device)
     for remark in encoder.remarks() if hasattr(encoder, "remarks") else ():
-        say(remark.text)
+        print_remark(remark.text)
     if options.fits and not line.name:
         line, fits = line.fitted(encoder)
         for text in fits:
-            say(text)
+            print_remark(text)
     described = {"use": line.source.provided.spec.name, "with": recipe.source.with_}
     inputs = EncodeInputs(
         source,
@@ -265,7 +269,7 @@ def build_encode(
         line.default_parts(),
     )
     if isinstance(source, StreamSource):
-        inputs.remarks  # noqa: B018  # now: once it has been read it remarks more, in each process other things
+        inputs.remarks  # noqa: B018  # read now, because reading the source adds others in each process
     settings = EncodeSettings(
         recipe.output.store,
         recipe.output.dtype,
@@ -284,28 +288,28 @@ def build_encode(
 
 
 def _read_description(folder: Folder) -> bytes | None:
-    """The dataset.json that is there; None in an unfinished dataset."""
+    """Return the existing dataset.json; None in an unfinished dataset."""
     from latentkit.store.dataset_json import DATASET
 
     return folder.read(DATASET) if folder.exists(DATASET) else None
 
 
 def _complete(opened: BuiltEncode, before: bytes | None) -> str | None:
-    """Bring a finished dataset's description up to date; return its preview, if it has one.
+    """Update a finished dataset's description, and return its preview, if it has one.
 
-    `before` is the dataset.json that was there before the run.
+    `before` is the dataset.json from before the run.
     """
     from latentkit.contracts import StreamSource
     from latentkit.runtime.device import is_out_of_memory
-    from latentkit.store.dataset_json import DATASET, compare_normalizations, restate
+    from latentkit.store.dataset_json import DATASET, compare_normalizations, update_description
     from latentkit.tasks.preview import preview_suffix, store_preview
 
     folder, inputs = opened.folder, opened.inputs
     is_stream = isinstance(inputs.source, StreamSource)
     remarks = None if is_stream else [asdict(remark) for remark in inputs.remarks]
-    restate(folder, inputs.open_encoder(opened.device).normalization, remarks)
+    update_description(folder, inputs.open_encoder(opened.device).normalization, remarks)
     if before and (difference := compare_normalizations(before, folder.read(DATASET))):
-        say(f"{folder}: {difference}")
+        print_remark(f"{folder}: {difference}")
     if not opened.settings.preview or not is_first_process():
         return None
     name = f"preview{preview_suffix(inputs.modality)}"
@@ -318,15 +322,15 @@ def _complete(opened: BuiltEncode, before: bytes | None) -> str | None:
     except Exception as error:
         if not (isinstance(error, (PluginError, EncoderError)) or is_out_of_memory(error)):
             raise
-        # No reason to call a finished dataset a failure.
+        # A missing preview is no failure of a finished dataset.
         reason = " ".join(str(error).split())
-        say(f"{folder}: no preview: {reason}; the dataset is complete without it")
+        print_remark(f"{folder}: no preview: {reason}; the dataset is complete without it")
         made = False
     return f"{folder}/{name}" if made else None
 
 
 def _recipe_text(recipe: Recipe, line: ConfiguredEncode) -> str:
-    """recipe.yaml of one line's dataset, which alone makes it again."""
+    """Return the recipe.yaml of one encoder's dataset, which is enough to make it again."""
     values = {}
     for name, value in resolve(recipe).items():
         if name == "encoders":

@@ -1,4 +1,6 @@
-"""An evaluate recipe to built objects to the evaluation, and its results into the output folder."""
+"""The evaluate task: builds what an evaluate recipe names, evaluates, and writes the results into
+the output folder.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,10 @@ NUM_PICTURES = 6
 
 @dataclass(frozen=True)
 class EvaluateResult:
-    """What an evaluate task found, and the folder that holds it.
+    """Result of an evaluate task, and its folder.
 
     Args:
-        evaluation: None in all processes of a launch but the first, which has it.
+        evaluation: None in all processes of a launch except the first.
     """
 
     folder: str
@@ -35,14 +37,15 @@ class EvaluateResult:
 def run_evaluating(
     recipe: EvaluateRecipe, is_first_process: bool, device: str = "auto"
 ) -> EvaluateResult:
-    """Evaluate as the recipe says; results replace earlier ones in the same folder.
+    """Evaluate as the recipe says. Results replace those of an earlier evaluation in the same
+    folder.
 
     Args:
-        is_first_process: of a launch, the only one that evaluates: metrics such as rFID are of all
-            samples together. The others are done.
+        is_first_process: only the first process of a launch evaluates, because metrics such as rFID
+            need all samples. The others return at once.
 
     Raises:
-        LatentkitError: whatever the user can fix.
+        LatentkitError: anything that the user can fix.
     """
     from latentkit.evaluation.output import claim_folder, write_evaluation
     from latentkit.runtime.device import choose_device
@@ -60,19 +63,18 @@ def run_evaluating(
 
 
 def prepare_evaluation(recipe: EvaluateRecipe, device: str) -> Callable[[], Evaluation]:
-    """Return what evaluates, after all checks that need no work; nothing is written.
+    """Check everything that can be checked before the work, and return a function that evaluates.
+    Nothing is written.
 
     Raises:
-        LatentkitError: something is missing, or doesn't fit.
+        LatentkitError: something is missing or doesn't fit.
     """
     prepare = _prepare_model if recipe.latents is None else _prepare_latents
     work: Callable[[], Evaluation] = prepare(recipe, device)
     return work
 
 
-def open_metrics(
-    plugins: Sequence[ConfiguredPlugin], context: BuildContext
-) -> list[NamedMetric]:
+def open_metrics(plugins: Sequence[ConfiguredPlugin], context: BuildContext) -> list[NamedMetric]:
     """The metrics among a recipe's plugins, each with a name of its own.
 
     Args:
@@ -97,17 +99,17 @@ def open_metrics(
 
 
 def label_metrics(uses: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
-    """Return what each metric's figures are called: its name, or its loss's; twins numbered."""
-    return number_twins(
-        [str(options["use"]) if name == "loss" else name for name, options in uses]
-    )
+    """Return the name of each metric (given its name and options) in results: its own or its
+    loss's, numbered if repeated.
+    """
+    return number_twins([str(options["use"]) if name == "loss" else name for name, options in uses])
 
 
 def _prepare_model(recipe: EvaluateRecipe, device: str) -> Any:
-    """What evaluates a model, with all that can be checked before the work checked."""
+    """Return what evaluates a model, after checking what can be checked."""
     from latentkit.contracts import Decodes
     from latentkit.evaluation.evaluate import evaluate_model
-    from latentkit.runtime.source_remarks import remarks_of, say_remarks
+    from latentkit.runtime.source_remarks import print_remarks, read_remarks
 
     plugins = {plugin.where: plugin for plugin in check_recipe(recipe, discover())}
 
@@ -125,21 +127,19 @@ def _prepare_model(recipe: EvaluateRecipe, device: str) -> Any:
     context = BuildContext(device, recipe.seed, recipe.base_dir, model.input, got)
     metrics = open_metrics(list(plugins.values()), context)
     _check(recipe, metrics, model.layout, recipe.posterior, isinstance(model, Decodes), modality)
-    say_remarks(remarks_of(source))
+    print_remarks(read_remarks(source))
     return lambda: evaluate_model(model, source, modality, metrics, _settings(recipe, device))
 
 
 def _prepare_latents(recipe: EvaluateRecipe, device: str) -> Any:
-    """What evaluates a latent dataset."""
+    """Return what evaluates a latent dataset."""
     from latentkit.evaluation.evaluate import evaluate_latents
 
     plugins = check_recipe(recipe, discover())
     assert recipe.latents is not None
     dataset = _open_latents(recipe.latents)
     metrics = open_metrics(plugins, BuildContext(device, recipe.seed, recipe.base_dir))
-    _check(
-        recipe, metrics, dataset.layout, recipe.posterior, False, None, dataset.has_moments
-    )
+    _check(recipe, metrics, dataset.layout, recipe.posterior, False, None, dataset.has_moments)
     return lambda: evaluate_latents(dataset, metrics, _settings(recipe, device))
 
 
@@ -178,7 +178,7 @@ def _settings(recipe: EvaluateRecipe, device: str) -> EvaluateSettings:
 
 
 def _describe(recipe: EvaluateRecipe, device: str) -> dict[str, Any]:
-    """What was evaluated, and with what."""
+    """Return what was evaluated, and with what."""
     import torch
 
     if recipe.model is not None:

@@ -143,9 +143,7 @@ def open_items(
     return items, export
 
 
-def open_for_export(
-    path: str, views: Sequence[str] | None = None
-) -> LatentDataset:
+def open_for_export(path: str, views: Sequence[str] | None = None) -> LatentDataset:
     """Open a dataset for an exporter: every view a row, all attributes, means.
 
     Args:

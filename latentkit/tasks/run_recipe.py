@@ -1,4 +1,4 @@
-"""Recipe to built objects to one of the task functions."""
+"""Runs a recipe: builds its objects and calls its task."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from latentkit.tasks.encode_task import (
     RunOptions,
     describe_dry_run,
     is_first_process,
+    print_remark,
     run_encode,
-    say,
 )
 from latentkit.tasks.evaluate_task import EvaluateResult, prepare_evaluation, run_evaluating
 from latentkit.tasks.recipe_from_arguments import HUB_ID
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 def run_recipe(
     recipe: Recipe, options: RunOptions = DEFAULT_OPTIONS
 ) -> EncodeRun | TrainResult | EvaluateResult | str:
-    """Run a parsed recipe; with `dry_run`, the text of what would be done.
+    """Run a parsed recipe. With `dry_run`, return the text of what would be done.
 
     Raises:
-        RecipeError: an option that the task has no use for.
-        LatentkitError: the launcher asks for what isn't done here, such as FSDP.
+        RecipeError: an option doesn't apply to the task.
+        LatentkitError: the launcher asks for an unsupported feature, such as FSDP.
     """
-    heed_launcher(recipe)
+    check_launcher_settings(recipe)
     if isinstance(recipe, EncodeRecipe):
         return describe_dry_run(recipe, options) if options.dry_run else run_encode(recipe, options)
     if options != RunOptions(device=options.device):
@@ -57,14 +57,15 @@ def run_recipe(
 
 
 def open_parts(recipe: Recipe) -> str:
-    """Open all that a run would open before its work, on the CPU; nothing is written.
+    """Open on the CPU everything that a run of the recipe would open before its work. Nothing is
+    written, downloaded or measured.
 
     Returns:
-        "", or what is not looked at, and why.
+        "", or what wasn't checked, and why.
 
     Raises:
-        LatentkitError: what the run would end with: a path that isn't there, a size that the
-            encoder doesn't take, a missing tracker.
+        LatentkitError: the error that would end the run, such as a missing path, a size that the
+            encoder doesn't accept, or a missing tracker.
     """
     remote = [
         f"{where} ({name})" for where, use in _used(recipe) if (name := _hub_name(use, recipe))
@@ -81,7 +82,9 @@ def open_parts(recipe: Recipe) -> str:
         open_training(recipe)
     elif isinstance(recipe, EvaluateRecipe):
         prepare_evaluation(recipe, "cpu")
-    return f"not looked at, as it may have to be downloaded: {', '.join(remote)}" if remote else ""
+    return (
+        f"not checked, because it may have to be downloaded: {', '.join(remote)}" if remote else ""
+    )
 
 
 def _used(recipe: Recipe) -> list[tuple[str, Use]]:
@@ -89,7 +92,7 @@ def _used(recipe: Recipe) -> list[tuple[str, Use]]:
 
 
 def _hub_name(use: Use, recipe: Recipe) -> str:
-    """The hub id or URL that a plugin's options name; "" where they name none."""
+    """Return the hub id or URL in a plugin's options; "" if there is none."""
     for key in ("model", "path"):
         name = use.with_.get(key)
         if not isinstance(name, str) or use.use == "folder":
@@ -102,24 +105,26 @@ def _hub_name(use: Use, recipe: Recipe) -> str:
 
 
 def _is_hub_id(use: Use, key: str, name: str) -> bool:
-    """Whether a name that is no path here is looked for on the hub."""
+    """Return whether a name that isn't a local path is looked for on the hub."""
     from latentkit.runtime.hub_places import ID_PART, parse_hub_place
 
     if (
         key == "path" and use.use != "datasets"
-    ):  # a path of other sources may have more than one slash
+    ):  # paths of other sources may have more than one slash
         return HUB_ID.fullmatch(name) is not None
     is_bare = (
         key == "path" and ID_PART.fullmatch(name) is not None
-    )  # the oldest data sets have no owner
+    )  # the oldest datasets have no owner
     return is_bare or parse_hub_place(name) is not None
 
 
-def heed_launcher(recipe: Recipe) -> None:
-    """Refuse what the launcher asks for and can't have; say what has no effect on this task."""
+def check_launcher_settings(recipe: Recipe) -> None:
+    """Refuse a launcher's settings that aren't supported, and print which have no effect on this
+    task.
+    """
     from latentkit.runtime.launcher import check_launcher, launched_precision
 
     check_launcher()
     if not isinstance(recipe, TrainRecipe) and (precision := launched_precision()):
-        effect = "is for training; here a model computes in its own dtype (option dtype)"
-        say(f"the launcher's mixed precision {precision} {effect}")
+        effect = "is only for training; here a model computes in its own dtype (option dtype)"
+        print_remark(f"the launcher's mixed precision {precision} {effect}")

@@ -1,4 +1,4 @@
-"""A train recipe to built objects to the training loop."""
+"""The train task: builds what a train recipe names, and runs the training loop."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from latentkit.tasks.build_parts import EncoderOpener, configured_encode_of
 from latentkit.tasks.check_recipe import (
     ConfiguredPlugin,
     check_recipe,
-    find_odd_weights,
     number_twins,
+    warn_of_unusual_weights,
 )
 
 if TYPE_CHECKING:
@@ -51,38 +51,42 @@ SAME_RUN = ("task", "source", "modality", "latents", "sizes", "model", "losses",
 
 
 def run_training(recipe: TrainRecipe, is_first_process: bool, device: str = "auto") -> TrainResult:
-    """Train as the recipe says, or go on where its run stopped.
+    """Train as the recipe says, or continue where its run stopped.
 
     Raises:
-        LatentkitError: whatever the user can fix.
+        LatentkitError: anything that the user can fix.
     """
     from latentkit.runtime.processes import run_on_first
-    from latentkit.runtime.source_remarks import remarks_of, say_remarks
+    from latentkit.runtime.source_remarks import print_remarks, read_remarks
     from latentkit.training.loop import train
     from latentkit.training.start import join_processes
 
     recipe, remarks = _follow_launcher(recipe)
-    parts = _Parts.checked(recipe, lambda: str(join_processes(device)))
+    parts = _RecipeParts.checked(recipe, lambda: str(join_processes(device)))
     with contextlib.ExitStack() as held:
-        run_on_first(lambda: held.enter_context(_keep_others_out(recipe)))
+        run_on_first(lambda: held.enter_context(_claim_output(recipe)))
         source, model = parts.build("source"), parts.build("model")
         prepare = parts.prepare(model)
         losses, folder = parts.losses(model), _open_run(recipe)
         tried = run_on_first(lambda: _try_samples(recipe, source, prepare, folder))
-        for warning in [*remarks, *find_odd_weights(recipe), *tried] if is_first_process else []:
+        for warning in (
+            [*remarks, *warn_of_unusual_weights(recipe), *tried] if is_first_process else []
+        ):
             print(f"warning: {warning}", file=sys.stderr)
         if is_first_process:
-            say_remarks(remarks_of(source))
+            print_remarks(read_remarks(source))
         wanted = recipe.evaluate
         evaluation = parts.evaluation(wanted, model, folder) if wanted else None
         return train(model, source, prepare, losses, _settings(recipe), folder, evaluation, device)
 
 
 def open_training(recipe: TrainRecipe) -> None:
-    """Open all that a run would open before its first step, on the CPU; write nothing."""
+    """Open on the CPU everything that a run would open before its first step. Nothing is
+    written.
+    """
     from latentkit.training.start import check_trackers
 
-    parts = _Parts.checked(recipe, lambda: "cpu")
+    parts = _RecipeParts.checked(recipe, lambda: "cpu")
     parts.build("source")
     model = parts.build("model")
     parts.prepare(model)
@@ -95,15 +99,15 @@ def open_training(recipe: TrainRecipe) -> None:
 def export_checkpoint(
     run: str, output: str, step: int | None = None, weights: str | None = None
 ) -> str:
-    """Write the model of a run's checkpoint as a folder of its own; return a line about it.
+    """Write the model of a run's checkpoint into a new folder, and return a line about it.
 
     Args:
-        output: folder that is missing or empty.
+        output: missing or empty folder.
         step: of the checkpoint; None: the newest.
-        weights: "average" or "raw"; None: the average where there is one.
+        weights: "average" or "raw"; None: the average if there is one.
 
     Raises:
-        LatentkitError: there is no such checkpoint, it is damaged, or the output can't be written.
+        LatentkitError: the checkpoint doesn't exist or is damaged, or the output can't be written.
     """
     from latentkit.training.checkpoint import pick_checkpoint, read_weights
     from latentkit.training.result import save_result
@@ -116,18 +120,17 @@ def export_checkpoint(
         )
     target = Path(os.path.abspath(os.path.expanduser(output)))
     if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
-        raise TrainingError(
-            f"{output} is there already; expected a folder that is missing or empty"
-        )
+        raise TrainingError(f"{output} exists already; expected a missing or empty folder")
     registry, use = discover(), recipe.model
     config = registry.configure("encoder", use.use, use.with_, "model", recipe.origin)
     plugin = ConfiguredPlugin("model", "encoder", registry.find("encoder", use.use), config)
-    model = _Parts(recipe, registry, {"model": plugin}, "cpu").build("model")
+    model = _RecipeParts(recipe, registry, {"model": plugin}, "cpu").build("model")
     try:
         model.module.load_state_dict(read_weights(path, raw=not is_average))
     except RuntimeError as error:
         raise TrainingError(
-            f"{path} is not of the model that {recipe.origin} names; restore that model. {error}"
+            f"{path} belongs to another model than {recipe.origin} names. Restore that model."
+            f" {error}"
         ) from error
     save_result(model, None, target)
     told = f"{output}: step {chosen} with {'averaged' if is_average else 'raw'} weights"
@@ -136,35 +139,37 @@ def export_checkpoint(
     return f"{told}; its config has the statistics of latents from before training"
 
 
-def _keep_others_out(recipe: TrainRecipe) -> contextlib.AbstractContextManager[None]:
-    """Hold the output folder, unless the run is finished: then nothing is written there."""
-    from latentkit.store.claims import sole_writer
+def _claim_output(recipe: TrainRecipe) -> contextlib.AbstractContextManager[None]:
+    """Claim the output folder, unless the run is finished and nothing is written."""
+    from latentkit.store.claims import hold_exclusive_claim
     from latentkit.training.result import finished_steps
 
     folder = _open_output(recipe)
     is_finished = finished_steps(folder.path) >= recipe.steps
-    return contextlib.nullcontext() if is_finished else sole_writer(folder, CLAIM)
+    return contextlib.nullcontext() if is_finished else hold_exclusive_claim(folder, CLAIM)
 
 
 def _follow_launcher(recipe: TrainRecipe) -> tuple[TrainRecipe, list[str]]:
-    """Return the recipe, in the launcher's precision where it has none, and remarks."""
+    """Return the recipe with the launcher's precision if it names none, and remarks on ignored
+    settings.
+    """
     from latentkit.runtime.launcher import ignored_accumulation, launched_precision
 
     asked, passes, remarks = launched_precision(), ignored_accumulation(), []
     if asked and "precision" not in recipe.model_fields_set:
         recipe = recipe.model_copy(update={"precision": asked})
-        remarks.append(f"the recipe names no precision, so it is the launcher's: {asked}")
+        remarks.append(f"the recipe names no precision, so the launcher's is used: {asked}")
     elif asked and asked != recipe.precision:
-        own = f"the recipe for {recipe.precision}, which is what counts"
+        own = f"the recipe for {recipe.precision}, which is used"
         remarks.append(f"the launcher asks for mixed precision {asked}, {own}")
     if passes not in (1, recipe.accumulate):
-        own = f"the recipe for {recipe.accumulate}, which is what counts"
+        own = f"the recipe for {recipe.accumulate}, which is used"
         remarks.append(f"the launcher asks for {passes} passes per step, {own}")
     return recipe, remarks
 
 
 def _try_samples(recipe: TrainRecipe, source: Any, prepare: Any, folder: Path) -> list[str]:
-    """Warnings about samples that are tried before the first step of a run."""
+    """Return warnings about samples that are tried before the first step of a run."""
     from latentkit.contracts import Source
     from latentkit.preparing.sample_trier import prepared_by
     from latentkit.runtime.bad_samples import BadSamplePolicy
@@ -182,8 +187,8 @@ def _try_samples(recipe: TrainRecipe, source: Any, prepare: Any, folder: Path) -
 
 
 @dataclass(frozen=True)
-class _Parts:
-    """What a recipe names, to be built."""
+class _RecipeParts:
+    """Builds what a recipe names."""
 
     recipe: TrainRecipe
     registry: Registry
@@ -191,14 +196,16 @@ class _Parts:
     device: str
 
     @classmethod
-    def checked(cls, recipe: TrainRecipe, device: Callable[[], str]) -> _Parts:
+    def checked(cls, recipe: TrainRecipe, device: Callable[[], str]) -> _RecipeParts:
         """The parts of a recipe that is checked before a device is asked for."""
         registry = discover()
         plugins = {plugin.where: plugin for plugin in check_recipe(recipe, registry)}
         return cls(recipe, registry, plugins, device())
 
     def build(self, where: str, model: Any = None) -> Any:
-        """Build a plugin, told what the model takes; random weights follow from the seed."""
+        """Return the object of one plugin, built for the model's input if a model is given. Its
+        random weights follow from the seed.
+        """
         import torch
 
         torch.manual_seed(self.recipe.seed)
@@ -212,11 +219,11 @@ class _Parts:
         return self.stored_moments(self.recipe.latents, model)
 
     def modalities(self, model: Any) -> list[Modality]:
-        """One per size.
+        """Return one modality per size.
 
         Raises:
-            RecipeError: a modality or sizes that the model doesn't take, or `sizes` with a modality
-                that has no option size.
+            RecipeError: the model doesn't accept the modality or sizes, or `sizes` is set but the
+                modality has no option size.
         """
         plugin, context = self.plugins["modality"], self._context(model)
         if model.modality != plugin.provided.spec.name:
@@ -237,11 +244,11 @@ class _Parts:
         return [plugin.provided.spec.build(config, context) for config in configs]
 
     def stored_moments(self, path: str, model: Any) -> StoredMoments:
-        """What pairs the source with the latent dataset at `path`.
+        """Return what pairs the source with the latent dataset at `path`.
 
         Raises:
-            FingerprintError: another encoder than the model's made it; names what differs.
-            StoreError, TrainingError: it can't be read, or has no moments.
+            FingerprintError: another encoder made it; the message names what differs.
+            StoreError, TrainingError: the dataset can't be read or has no moments.
         """
         from latentkit.store.dataset_json import read_dataset
         from latentkit.store.fingerprint import different_parts
@@ -251,7 +258,7 @@ class _Parts:
         folder = open_folder(path)
         made_by = read_dataset(folder)["parts"]
         line = configured_encode_of(folder)
-        # Weights are hashed in the type that they compute in, so the model is opened with the
+        # Weights are hashed in the dtype they compute in, so the model is opened with the
         # options of the dataset's encoder.
         own, theirs = self.plugins["model"], line.encoder
         same = {
@@ -279,7 +286,7 @@ class _Parts:
         return StoredMoments(path, line.open_modality(model))
 
     def losses(self, model: Any) -> list[WeightedLoss]:
-        """All losses, each with a name of its own, for what the model takes."""
+        """Return all losses, each with a unique name, built for the model's input."""
         from latentkit.training.settings import WeightedLoss, WeightSchedule
 
         losses = []
@@ -298,11 +305,11 @@ class _Parts:
     def evaluation(self, wanted: Evaluate, model: Any, folder: Path) -> TrainEvaluation:
         """Return what measures the model while it trains, in the first process.
 
-        Reconstructions to look at or hear go to evaluations/.
+        Reconstructions to look at or listen to are written to evaluations/.
 
         Raises:
-            RecipeError: a metric that the model or the modality can't have, or that no checkpoint
-                can be the best by.
+            RecipeError: the model or the modality doesn't support a metric, or evaluate.best isn't
+                a metric with a better direction.
         """
         from latentkit.evaluation.evaluate import (
             EvaluateSettings,
@@ -316,8 +323,9 @@ class _Parts:
         plugin = self.plugins["modality" if wanted.modality is None else "evaluate.modality"]
         context = replace(self._context(model), modality=plugin.provided.spec.name)
         metrics = open_metrics(list(self.plugins.values()), context)
-        modality, source = plugin.provided.spec.build(plugin.config, context), self.build(
-            "evaluate.source"
+        modality, source = (
+            plugin.provided.spec.build(plugin.config, context),
+            self.build("evaluate.source"),
         )
         check_metrics(metrics, model.layout, "mean", True, modality)
         needs_decoder = any("decoder" in metric.needs for metric in metrics)
@@ -343,7 +351,7 @@ class _Parts:
             shown = replace(settings, show_always=hasattr(module, "decode"))
             codec = ModuleCodec(module, model.input, model.layout)
             found = evaluate_model(codec, source, modality, metrics, shown)
-            show(found.gallery, modality, folder / "evaluations" / f"{step:08d}")
+            write_reconstructions(found.gallery, modality, folder / "evaluations" / f"{step:08d}")
             return found.values()
 
         return TrainEvaluation(
@@ -356,13 +364,13 @@ class _Parts:
         return BuildContext(self.device, self.recipe.seed, self.recipe.base_dir, taken, modality)
 
 
-def show(gallery: Gallery, modality: Modality, path: Path) -> None:
-    """Write a file to look at or hear: a grid of pictures, or what the modality renders."""
+def write_reconstructions(gallery: Gallery, modality: Modality, path: Path) -> None:
+    """Write a file to look at or listen to: a grid of images, or what the modality renders."""
     from latentkit.evaluation.images import save_grid
     from latentkit.tasks.preview import preview_suffix
 
     if gallery.pairs:
-        path.parent.mkdir(parents=True, exist_ok=True)  # not every modality makes it
+        path.parent.mkdir(parents=True, exist_ok=True)  # not every modality creates it
         modality.render(gallery.pairs, path.with_suffix(preview_suffix(modality)))
     else:
         save_grid(gallery, path.with_suffix(".png"))
@@ -392,7 +400,7 @@ def _optimizer(values: Optimizer) -> OptimizerSettings:
 
 
 def _open_run(recipe: TrainRecipe) -> Path:
-    """The run's folder, with its recipe.yaml; that of the first process alone counts."""
+    """Return the run's folder with its recipe.yaml. Only the first process writes it."""
     from latentkit.runtime.processes import run_on_first
 
     folder = _open_output(recipe)
@@ -422,18 +430,18 @@ def _claim(folder: LocalFolder, recipe: TrainRecipe) -> None:
         written = dump_recipe(before)
     elif any(not name.startswith(".") and name != ASIDE for name in folder.top_names()):
         raise StoreError(
-            f"{folder} holds something else and no {RECIPE}; give the run a folder of its own"
+            f"{folder} contains other files and no {RECIPE}. Choose an empty folder for the run"
         )
     is_ours = (
         written is None or folder.read(RECIPE).decode() == written
-    )  # else somebody wrote it by hand
+    )  # otherwise it was written by hand
     is_begun = (folder.path / "checkpoints").exists() or (folder.path / "model").exists()
     different = list(find_differences(before, resolve(recipe))) if before else []
     if any(re.split(r"\W", line)[0] in SAME_RUN for line in different) and (
         is_begun or not is_ours
     ):
         raise TrainingError(
-            f"{folder} holds another run: {'; '.join(different)}; give another output.path"
+            f"{folder} contains another run: {'; '.join(different)}. Choose another output.path"
         )
     if finished_steps(folder.path) >= recipe.steps:
         for line in different:

@@ -1,11 +1,11 @@
-"""Batches of a training run: full ones of one shape, prepared ahead in threads, from any position
-on.
+"""Batches of a training run: full ones of one shape, prepared ahead in threads, starting at any
+position.
 
-The samples of all epochs stand in one endless row, each epoch in an order that its number and the
-seed decide, and of n processes each takes every n-th. It groups its samples by shape, of which
-aspect-ratio buckets give several, and a full group is a batch; samples that don't fill one wait, in
-memory, for those of the next epoch. So every batch is full, no process runs out of batches, no
-sample is left out, and where a process stands is said by the number of its next sample and those of
+The samples of all epochs form one endless sequence. Each epoch's order depends on its number and
+the seed. Of n processes, each takes every n-th sample. A process groups its samples by shape
+(aspect-ratio buckets give several), and a full group is a batch. Samples that don't fill a batch
+wait in memory for those of the next epoch. So every batch is full, no process runs out of batches,
+and no sample is left out. A process's position is the number of its next sample and the numbers of
 the few that wait.
 """
 
@@ -30,20 +30,20 @@ from latentkit.runtime.bad_samples import BadSamplePolicy, refuse_all
 from latentkit.runtime.cores import share_of_cores
 
 AHEAD = 3
-"""Batches in preparation while one is trained on."""
+"""Batches that are prepared while one is used for training."""
 MAX_SHAPES = 256
-"""Of groups that wait: more are no buckets, but samples of any shape."""
+"""Most groups that wait. With more, samples aren't bucketed but have arbitrary shapes."""
 ORDER, VIEW, SIZE = 1, 2, 3
-"""What is drawn: streams of random numbers of one seed."""
+"""What is drawn: separate streams of random numbers of one seed."""
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a process stands in its own row of samples.
+    """A process's position in its own sequence of samples.
 
     Args:
-        number: of its next sample, from 0.
-        waiting: numbers of earlier ones, rising, that are not in a batch yet.
+        number: number of its next sample, from 0.
+        waiting: numbers of earlier samples, ascending, that aren't in a batch yet.
     """
 
     number: int = 0
@@ -52,10 +52,10 @@ class Position:
 
 @dataclass(frozen=True)
 class SampleLocation:
-    """A sample's place in the row of a process.
+    """A sample's location in a process's sequence.
 
     Args:
-        block: number of the batch that it would be in if all were of one shape; the same in all
+        block: number of the batch that it would be in if all samples had one shape; the same in all
             processes at a time.
     """
 
@@ -66,22 +66,25 @@ class SampleLocation:
 
 @dataclass(frozen=True)
 class Example:
-    """A view (C, ...) float32 in the encoder's range; `moments` (2 C, h, w) replace encoding."""
+    """One view of a sample, (C, ...) float32 in the encoder's range. If `moments` are stored, (2 C,
+    h, w), they replace the encoder.
+    """
 
     inputs: Tensor
     moments: Tensor | None = None
 
 
 Prepare = Callable[[Sample, SampleLocation], Sequence[Example]]
-"""Every view of a sample.
-
-Called from several threads at once; raises `SampleError` and `OSError` as a `Modality` does.
+"""Returns every view of a sample. Called from several threads; raises `SampleError` and `OSError`
+like a `Modality`.
 """
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Prepared (N, C, ...) float32, moments (N, 2 C, h, w), and the position behind them."""
+    """Prepared samples, (N, C, ...) float32 in the encoder's range, their stored moments (N, 2 C,
+    h, w), and the position after them.
+    """
 
     inputs: Tensor
     after: Position
@@ -90,7 +93,9 @@ class Batch:
 
 @dataclass(frozen=True)
 class BatchSettings:
-    """What decides the batches of one process. `on_bad_sample` and `max_bad` are the recipe's."""
+    """Everything that decides the batches of one process. `on_bad_sample` and `max_bad` are the
+    recipe's.
+    """
 
     batch_size: int
     seed: int
@@ -107,11 +112,12 @@ class BatchSettings:
 
 @dataclass(frozen=True)
 class FreshViews:
-    """A `Prepare` that draws again each epoch, told by "#EPOCH" behind the sample's key.
+    """A `Prepare` with new draws each epoch: the modality gets the epoch in the sample's key, after
+    a "#".
 
     Args:
-        modalities: alike but for the size that they prepare to; seed and block decide which of them
-            prepares a sample, so that all processes have one size at a time.
+        modalities: modalities that only differ in the size they prepare to. Seed and block choose
+            one, so that all processes have the same size at a time.
     """
 
     modalities: Sequence[Modality]
@@ -128,13 +134,13 @@ class FreshViews:
 
 @dataclass(frozen=True)
 class Order:
-    """The rows of all processes.
+    """The sequences of all processes.
 
     Args:
         settings: batch size, seed, and which process of how many this is.
 
     Raises:
-        TrainingError: fewer samples than one batch for each process.
+        TrainingError: there are fewer samples than one batch for each process.
     """
 
     num_samples: int
@@ -150,7 +156,7 @@ class Order:
             raise TrainingError(f"{few}; lower batch_size, or add samples")
 
     def place(self, number: int) -> SampleLocation:
-        """Of the sample of that number of this process."""
+        """Return the location of this process's sample with this number."""
         epoch, place = divmod(
             number * self.settings.world_size + self.settings.rank, self.num_samples
         )
@@ -161,7 +167,7 @@ class Order:
         )
 
     def start_of(self, epoch: int) -> Position:
-        """Before this process's first sample of an epoch."""
+        """Return the position before this process's first sample of an epoch."""
         return Position(
             -(-(epoch * self.num_samples - self.settings.rank) // self.settings.world_size)
         )
@@ -173,10 +179,8 @@ def _permutation(num_samples: int, seed: int, epoch: int) -> npt.NDArray[np.int6
 
 
 def _draw(count: int, *key: int) -> int:
-    """A number below `count`, by seed and stream."""
-    if (
-        count == 1
-    ):  # the usual case, in which a generator would cost as much as half of the preparation
+    """Return a number below `count` that depends on seed and stream."""
+    if count == 1:  # the usual case; a generator would take half as long as the preparation
         return 0
     return int(np.random.default_rng(key).integers(count))
 
@@ -191,16 +195,15 @@ def read_batches(
     start: Position,
     reasons: dict[str, str] | None = None,
 ) -> Generator[Batch]:
-    """Batches from a position on, without end; a bad sample is left out.
+    """Yield batches from a position on, without end. Bad samples are left out.
 
-    Which view of a sample is taken depends on seed, epoch and the sample's place in the source. Key
-    and reason of each bad one are put into `reasons`.
+    Which view of a sample is used depends on seed, epoch and the sample's index in the source.
 
     Raises:
-        TrainingError: too few samples for a batch, samples of too many shapes, or a modality that
-            gives several tensors.
-        SourceError: media out of reach, no usable sample in an epoch, or more bad ones than
-            allowed.
+        TrainingError: there are too few samples for a batch, samples have too many shapes, or the
+            modality returns several tensors.
+        SourceError: media can't be reached, an epoch has no usable sample, or more samples are bad
+            than allowed.
     """
     reasons = {} if reasons is None else reasons
     waiting: dict[tuple[int, ...], dict[int, Example]] = {}  # shape to number to example
@@ -238,7 +241,9 @@ def read_batches(
 def _prepare_ahead(
     source: Source, prepare: Prepare, order: Order, start: Position
 ) -> Generator[tuple[int, TriedSample[Example]]]:
-    """Number and example of one sample after the other, without end; of a bad sample the reason."""
+    """Yield the number, index in the source, and example of one sample after the other, without
+    end; for a bad sample the reason.
+    """
     seed, trier = order.settings.seed, SampleTrier(source)
 
     def prepare_one(number: int) -> tuple[int, TriedSample[Example]]:
@@ -261,7 +266,8 @@ def _one_tensor(view: Prepared, key: str) -> Tensor:
     if not isinstance(view.tensor, Tensor):
         names = ", ".join(view.tensor)
         raise TrainingError(
-            f"training takes modalities that give one tensor a sample; for {key!r} this one gives"
+            f"training needs modalities that return one tensor per sample; for {key!r} this one"
+            " returns"
             f" {names}"
         )
     return view.tensor

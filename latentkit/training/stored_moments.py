@@ -1,4 +1,4 @@
-"""Training a decoder from a latent dataset: its moments stand for the encoder, which then never
+"""Trains a decoder from a latent dataset: its stored moments replace the encoder, which never
 runs.
 """
 
@@ -17,14 +17,15 @@ from latentkit.training.batches import Example, SampleLocation
 
 
 class StoredMoments:
-    """A `Prepare` that pairs each view of a picture with the moments it was once encoded to.
+    """A `Prepare` that pairs each view of an image with the moments it was encoded to.
 
     Args:
-        modality: as that of the dataset, so that its views are those that were encoded.
+        modality: configured like that of the dataset, so that its views are those that were
+            encoded.
 
     Raises:
-        TrainingError: the dataset holds no moments.
-        StoreError: it is missing, unfinished or damaged.
+        TrainingError: the dataset stores no moments.
+        StoreError: the dataset is missing, unfinished or damaged.
     """
 
     def __init__(self, path: str, modality: Modality) -> None:
@@ -33,7 +34,7 @@ class StoredMoments:
         document = read_dataset(folder)
         if not open_dataset(path).has_moments:
             raise TrainingError(
-                f"latents: {folder} holds no moments (store: {document['store']}); encode with"
+                f"latents: {folder} stores no moments (store: {document['store']}). Encode with"
                 " store: moments"
             )
         index = read_index(folder, document, ["key", "view", "status", "content"]).to_pylist()
@@ -49,10 +50,10 @@ class StoredMoments:
         }
 
     def __call__(self, sample: Sample, place: SampleLocation) -> list[Example]:
-        """Every view that has moments; what the modality draws is what it drew for the dataset.
+        """Return every view that has moments. The modality's draws are the same as for the dataset.
 
         Raises:
-            SampleError: it has none, or the media isn't what was encoded.
+            SampleError: the sample has none, or its media isn't what was encoded.
         """
         if sample.key not in self._contents:
             raise SampleError("the latent dataset has no latents of it")

@@ -1,5 +1,5 @@
-"""Some samples of a source prepared before the first step, so that a source that can't be trained
-on shows at once.
+"""Prepares some samples of a source before the first step, so that a source that can't be used is
+noticed at once.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ def try_samples(
     prepare: Callable[[Sample], Iterable[object]],
     policy: BadSamplePolicy,
 ) -> list[str]:
-    """Warnings about up to 64 samples, evenly spread over the source: pictures that are enlarged.
+    """Return warnings about up to 64 samples, spread over the source: images that are enlarged.
 
     Args:
-        prepare: gives the views of a sample, `Prepared` where their geometry is to be looked at.
-        policy: the recipe's on bad samples.
+        prepare: returns the views of a sample, as `Prepared` if their geometry is checked.
+        max_bad: share of bad samples above which a run fails, when they are more than 10.
 
     Raises:
-        SourceError: as many of them can't be used as would end the run; or they can't be reached.
+        SourceError: enough of them are bad to end the run, or they can't be reached.
     """
     count, trier = min(len(source), NUM_TRIED), SampleTrier(source)
     places = (place * len(source) // count for place in range(count))
@@ -51,7 +51,7 @@ def try_samples(
 
 
 def _is_enlarged(view: object) -> bool:
-    """Return whether a view has more pixels than its picture or video had."""
+    """Return whether a view of an image or video has more pixels than that, by its geometry."""
     if (
         not isinstance(view, Prepared)
         or not isinstance(view.tensor, Tensor)

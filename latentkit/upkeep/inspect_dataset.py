@@ -19,8 +19,8 @@ from latentkit.store.contents import (
     Filling,
     column_filling,
     counted,
-    describe_filling,
-    on_one_line,
+    describe_fillings,
+    escape_line_breaks,
     row_remarks,
     skipped_samples,
     skipped_so_far,
@@ -28,15 +28,15 @@ from latentkit.store.contents import (
 )
 from latentkit.store.dataset_json import (
     DATASET,
+    count_superseded,
     newest_number,
-    num_superseded,
     read_dataset,
     read_index,
     read_units,
 )
 from latentkit.store.folder import Folder
 from latentkit.store.format import unit_name
-from latentkit.store.index import committed, superseded_rows
+from latentkit.store.index import committed_units, superseded_rows
 from latentkit.store.open_folder import open_folder
 from latentkit.store.plan import newest_plan, read_chain
 
@@ -80,7 +80,7 @@ def inspect_dataset(path: str, with_ledger: bool = False) -> dict[str, Any]:
         "masked",
     )
     good = index["attributes"].filter(pc.equal(index["status"], "ok"))
-    num_old = num_superseded(document, index.num_rows)
+    num_old = count_superseded(document, index.num_rows)
     found = {
         "path": str(folder),
         "finished": True,
@@ -137,7 +137,7 @@ def list_skipped(path: str) -> str:
     else:
         index = read_index(folder, read_dataset(folder), ["key", "status", "reason"])
         skipped = skipped_samples(index)
-    lines = [f"{on_one_line(key)}: {reason}" for key, reason in skipped.items()]
+    lines = [f"{escape_line_breaks(key)}: {reason}" for key, reason in skipped.items()]
     return "\n".join(lines or [f"{folder}: no sample was skipped"])
 
 
@@ -177,7 +177,7 @@ def _unfinished(folder: Folder) -> dict[str, Any] | None:
     plan = newest_plan(folder) if folder.list("plans") else None
     if plan is None:
         return None
-    units, done, skipped = plan.units(), committed(folder), skipped_so_far(folder, plan)
+    units, done, skipped = plan.units(), committed_units(folder), skipped_so_far(folder, plan)
     return {
         "path": str(folder),
         "finished": False,
@@ -259,7 +259,7 @@ def describe_columns(found: Mapping[str, Any], most: int, command: str) -> list[
     Of more than `most`, the last names the command that lists all.
     """
     columns = {name: Filling(**filling) for name, filling in found["columns"].items()}
-    lines = describe_filling(columns, found["rows"].get("ok", 0), "row")
+    lines = describe_fillings(columns, found["rows"].get("ok", 0), "row")
     if len(lines) <= most:
         return lines
     return [*lines[: most - 1], f"{len(lines) - most + 1} other columns; `{command}` lists them"]
@@ -294,7 +294,7 @@ def _skipped(found: Mapping[str, Any], command: str) -> list[str]:
 
 def name_keys(found: Mapping[str, Any], reason: str) -> str:
     """The first few samples that were skipped for a reason."""
-    return "such as " + ", ".join(map(on_one_line, found["skipped_samples"].get(reason, [])))
+    return "such as " + ", ".join(map(escape_line_breaks, found["skipped_samples"].get(reason, [])))
 
 
 def _formula(found: dict[str, Any]) -> str:

@@ -15,17 +15,24 @@ from pathlib import Path, PurePosixPath
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from latentkit.encoding.encode_source import describe
+from latentkit.encoding.encode_source import describe_dataset_json
 from latentkit.encoding.make_plan import library_versions
 from latentkit.errors import LatentkitError, StoreError
 from latentkit.store.claims import Claims
 from latentkit.store.dataset_json import DATASET, describe_again, finalize, read_index
 from latentkit.store.folder import Folder
 from latentkit.store.format import unit_name
-from latentkit.store.index import committed, first_rows, read_unit
+from latentkit.store.index import committed_units, first_rows, read_unit
 from latentkit.store.local_folder import LocalFolder
 from latentkit.store.open_folder import open_folder
-from latentkit.store.plan import Plan, PlanSettings, number_of, plan_name, with_units, write_plan
+from latentkit.store.plan import (
+    Plan,
+    PlanSettings,
+    number_of,
+    plan_name,
+    plan_with_units,
+    write_plan,
+)
 from latentkit.tasks.encode_task import BuiltEncode
 from latentkit.upkeep.encode_again import build_encode_of, encode_again
 from latentkit.upkeep.findings import Finding, Report, Verification
@@ -105,7 +112,7 @@ def _replace_units(found: Verification, opened: BuiltEncode, names: Sequence[str
     folder, stated, differing = found.folder, found.document["units"] if found.document else {}, []
     with tempfile.TemporaryDirectory(prefix="latentkit-") as workspace:
         again = encode_again(found, opened, names, Path(workspace))
-        missing = set(names) - committed(again)
+        missing = set(names) - committed_units(again)
         if missing:
             raise StoreError(
                 f"{folder}: no plan that can be read has the units {', '.join(sorted(missing))}"
@@ -145,7 +152,7 @@ def _close(found: Verification, opened: BuiltEncode | None, differing: bool) -> 
         description = describe_again(found.document)
     elif opened:
         threads, device = chain[-1].settings.threads, opened.device
-        description = describe(
+        description = describe_dataset_json(
             opened.inputs, opened.inputs.open_encoder(device), opened.settings, threads, device
         )
     else:
@@ -164,7 +171,7 @@ def _restore_plans(found: Verification) -> list[str]:
     names = found.names("plan")
     for name in names:
         number = number_of(name)
-        has_units = any(unit.startswith(f"{number:03d}-") for unit in committed(found.folder))
+        has_units = any(unit.startswith(f"{number:03d}-") for unit in committed_units(found.folder))
         if number > found.described and not has_units:
             found.folder.remove(name)
             continue
@@ -199,7 +206,7 @@ def _rebuild(found: Verification, number: int) -> Plan | None:
     previous = pc.if_else(own, None, rows["key"]).combine_chunks()
     with tempfile.TemporaryDirectory(prefix="latentkit-") as workspace:
         for compacts in (False, True):
-            plan = with_units(
+            plan = plan_with_units(
                 number,
                 rows.select(["key", "stamp", "attributes"]),
                 replace(settings, compacts=compacts),

@@ -28,7 +28,7 @@ from latentkit.store.dataset_json import (
 )
 from latentkit.store.folder import Folder
 from latentkit.store.format import unit_name
-from latentkit.store.index import ReadUnit, committed, index_bytes, index_of_chain
+from latentkit.store.index import ReadUnit, committed_units, index_bytes, index_of_chain
 from latentkit.store.plan import Plan, number_of, plan_name, plan_numbers, read_plan
 from latentkit.upkeep.findings import Verification
 from latentkit.upkeep.unit_checks import WantedUnit, plan_of_unit, read_whole
@@ -69,10 +69,11 @@ def _read_document(found: Verification) -> str | None:
 
 def _read_plans(found: Verification) -> None:
     """Read the plans back to the last finished compaction, and those in dataset.json."""
-    there, stated = plan_numbers(found.folder), (
-        dict(found.document["plans"]) if found.document else {}
+    there, stated = (
+        plan_numbers(found.folder),
+        (dict(found.document["plans"]) if found.document else {}),
     )
-    done = committed(found.folder)
+    done = committed_units(found.folder)
     known = sorted({*there, *map(number_of, stated)}, reverse=True)
     for number in known:
         name = plan_name(number)
@@ -121,7 +122,7 @@ def _restore(folder: Folder) -> str:
 
 
 def _read_units(found: Verification) -> None:
-    there = committed(found.folder)
+    there = committed_units(found.folder)
     wanted = {
         unit.name: WantedUnit(unit.name, unit, plan, None)
         for plan in found.plans.values()

@@ -293,7 +293,7 @@ def test_long_spans_keep_no_more_than_a_limit(
     for view in modality.prepare(Sample("b", path, span=(1.0, 20.0))):
         first = round(view.geometry["start"] * 44_100)
         assert np.array_equal(view.tensor["audio"][0].numpy(), whole[first : first + 8820])
-    kept = forward.KEPT.reader
+    kept = forward.THREAD_READER.reader
     assert kept is not None
     assert kept.num_held <= 1 << 18
 

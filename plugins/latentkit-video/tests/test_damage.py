@@ -59,7 +59,7 @@ def test_sound_without_pictures_is_refused(tmp_path: Path) -> None:
         frame = AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), "s16", "mono")
         frame.sample_rate = 8000
         container.mux(stream.encode(frame))
-    assert reason(tmp_path / "a.mkv") == "no video stream: the file holds audio"
+    assert reason(tmp_path / "a.mkv") == "no video stream: the file contains audio"
 
 
 def test_a_sound_file_is_refused() -> None:

@@ -184,7 +184,7 @@ def test_a_draw_is_not_stored(photos: Path, kl_folder: Path, tmp_path: Path) -> 
 
 def test_bad_samples_become_ledger_rows(photos: Path, kl_folder: Path, tmp_path: Path) -> None:
     (photos / "003.png").write_bytes(b"")
-    (photos / "005.png").write_text("not a picture")
+    (photos / "005.png").write_text("not an image")
     data = encode(photos, tmp_path / "out", kl_folder)
     assert len(data) == NUM_PHOTOS - 2
     assert "003.png" not in data.keys
@@ -221,7 +221,7 @@ def test_source_without_any_good_sample_is_refused(
 ) -> None:
     photos = make_photos(3)
     for file in photos.glob("*.png"):
-        file.write_text("not a picture")
+        file.write_text("not an image")
     with pytest.raises(SourceError, match="none of the"):
         encode(photos, tmp_path / "out", kl_folder)
     with pytest.raises(SourceError, match="none of the"):

@@ -87,7 +87,7 @@ def photos(tmp_path: Path, make_photos: Callable[..., Path]) -> Path:
     for number in range(0, COUNT, 2):
         with Image.open(folder / f"{number:03d}.png") as picture:
             picture.resize((96, 40) if number < 10 else (40, 96)).save(folder / f"{number:03d}.png")
-    (folder / "005.png").write_bytes(b"not a picture")
+    (folder / "005.png").write_bytes(b"not an image")
     return folder
 
 

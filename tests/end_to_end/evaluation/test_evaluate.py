@@ -193,7 +193,7 @@ def test_the_worst_samples_come_worst_first(make_photos: MakePhotos, tmp_path: P
 
 def test_bad_samples_are_rows_with_a_reason(make_photos: MakePhotos, tmp_path: Path) -> None:
     photos = make_photos(3)
-    (photos / "001.png").write_bytes(b"not a picture")
+    (photos / "001.png").write_bytes(b"not an image")
     found = evaluate(photos, "tiny-kl", tmp_path / "out", "psnr")
     assert (found["num_samples"], found["num_skipped"]) == (2, 1)
     rows = pq.read_table(tmp_path / "out" / "samples.parquet").to_pylist()

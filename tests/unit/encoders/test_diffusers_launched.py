@@ -150,7 +150,7 @@ def test_every_class_trains_in_two_processes_to_equal_weights_also_after_a_resum
 @pytest.mark.parametrize("name", sorted(REFUSED))
 def test_a_codebook_is_refused(name: str, tiny: Any) -> None:
     with pytest.raises(
-        EncoderError, match="can't be trained here: its codebook needs losses of its own"
+        EncoderError, match="can't be trained here: its codebook needs special losses"
     ):
         _ = DiffusersEncoder(tiny.folder(name), None, torch.float32, False, "cpu").module
 

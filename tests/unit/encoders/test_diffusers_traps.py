@@ -57,7 +57,7 @@ def test_frame_counts_off_the_rule_are_refused(name: str, tiny: Any) -> None:
     for other in {batch.shape[2] + 1, batch.shape[2] - 1} - {1}:
         longer = torch.zeros(1, batch.shape[1], other, *batch.shape[3:])
         with pytest.raises(
-            ValueError, match=f"T of a batch is {other}; the encoder takes {rule.multiple} "
+            ValueError, match=f"T of the batch is {other}; the encoder accepts {rule.multiple} "
         ):
             encoder.encode(longer)
 
@@ -79,7 +79,7 @@ def test_sizes_off_the_rule_are_refused(name: str, tiny: Any) -> None:
     with pytest.raises(
         ValueError,
         match=(
-            f"{axis} of a batch is {batch.shape[-1] + 1}; the encoder takes a multiple of|{axis}"
+            f"{axis} of the batch is {batch.shape[-1] + 1}; the encoder accepts a multiple of|{axis}"
             " .* k"
         ),
     ):
@@ -97,7 +97,7 @@ def test_allegro_never_sees_less_than_a_tile(tiny: Any) -> None:
             for value in (0.0, 1.0)
         )
     assert torch.equal(zeros, ones), "below one tile the bare class ignores its input"
-    with pytest.raises(ValueError, match="H of a batch is 64"):
+    with pytest.raises(ValueError, match="H of the batch is 64"):
         encoder.encode(torch.zeros(1, 3, 24, 64, 64))
     # tiles of sample_size (128 here), one every 8 rows and 48 columns: overlaps of 120 and 80 are
     # fixed

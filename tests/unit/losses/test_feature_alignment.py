@@ -176,7 +176,7 @@ def test_pictures_of_a_size_that_the_encoder_does_not_take_are_refused(kl_folder
     with pytest.raises(
         TrainingError,
         match=(
-            r"the encoder of the features refuses the pictures: W of a batch is 18; .* a multiple"
+            r"the encoder of the features refuses the pictures: W of the batch is 18; .* a multiple"
             r" of 4"
         ),
     ):

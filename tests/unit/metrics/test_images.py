@@ -204,7 +204,7 @@ def test_metrics_that_the_model_cant_have_are_refused_together() -> None:
     with pytest.raises(RecipeError) as caught:
         check_metrics(named("psnr", "kl"), Halving.layout, "sample", False, modality)
     assert str(caught.value).splitlines() == [
-        "posterior: sample needs a posterior, and there is none; set posterior: mean",
+        "posterior: sample needs a posterior, but there is none; set posterior: mean",
         "metric 'psnr' needs a model that can decode, and this one can't; leave it out",
         (
             "metric 'kl' needs a posterior, and these latents are deterministic, without mean and"

@@ -183,7 +183,7 @@ def test_saved_data_set_is_read_in_place(tmp_path: Path) -> None:
     ]
     assert open_source(tmp_path / "one")[0].media == make_png(5)
     assert not (tmp_path / "cache").exists()
-    assert "leave streaming out" in find_error(tmp_path / "one", streaming=True)
+    assert "Leave the option streaming out" in find_error(tmp_path / "one", streaming=True)
 
 
 def test_split_can_be_a_slice(tmp_path: Path) -> None:
@@ -284,14 +284,14 @@ def test_source_outlives_pickling_and_threads(tmp_path: Path) -> None:
                 "tags (list of string)",
             ],
         ),
-        ({"media": "label"}, ["the column 'label' holds neither media nor text"]),
+        ({"media": "label"}, ["the column 'label' contains neither media nor text"]),
         ({"attributes": ["text", "caption"]}, ["attributes: the column 'caption' is not there"]),
-        ({"attributes": ["image"]}, ["the column 'image' holds media"]),
+        ({"attributes": ["image"]}, ["the column 'image' contains media"]),
         ({"key": "id"}, ["no column 'id' for the key"]),
-        ({"key": "score"}, ["key column 'score' must hold texts or whole numbers, not double"]),
+        ({"key": "score"}, ["key column 'score' must contain texts or whole numbers, not double"]),
         (
             {"key": "label"},
-            ["the key '0' is there 2 times in column 'label'", "name another column"],
+            ["the key '0' occurs 2 times in column 'label'", "name another column"],
         ),
         ({"split": "validation"}, ["split 'validation'", "train"]),
         ({"split": "train[:"}, ["train[:"]),
@@ -307,12 +307,12 @@ def test_recipe_that_does_not_fit_the_columns_is_told_so(
 
 
 def test_media_column_must_be_the_only_one(tmp_path: Path) -> None:
-    assert "no column holds images, audio, video or bytes" in find_error(
+    assert "no column contains images, audio, video or bytes" in find_error(
         make_json(tmp_path / "texts")
     )
     table = datasets.Dataset.from_dict({"photo": [b"x"], "mask": [b"y"], "n": [1]})
     table.to_parquet(tmp_path / "two.parquet")
-    assert "several columns hold media (photo, mask); name one in source.with.media" in find_error(
+    assert "several columns contain media (photo, mask); name one in source.with.media" in find_error(
         tmp_path / "two.parquet"
     )
 

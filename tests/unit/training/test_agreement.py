@@ -22,7 +22,7 @@ from latentkit.runtime.processes import average_gradients, run_on_first
 from latentkit.training.checkpoint import list_checkpoints
 from latentkit.training.start import join_processes
 
-TOLD = "the first process can't go on: "
+TOLD = "the first process failed: "
 
 
 def recipe(photos: Path, output: Path, steps: int = 1) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def read_both(folder: Path, case: str) -> list[str]:
 @pytest.mark.parametrize(
     ("case", "message"),
     [
-        ("foreign", "holds something else and no recipe.yaml"),
+        ("foreign", "contains other files and no recipe.yaml"),
         ("orphan", "model is there, but no checkpoint that it came from"),
         ("damaged", "every checkpoint in"),
         ("broken", "no room on the device"),

@@ -251,7 +251,7 @@ def no_posterior(batch: LossBatch) -> Tensor:
             {},
             "'late' can't be computed here: the model has no posterior",
         ),
-        ([], {"gradient_checkpointing": True}, "gradient_checkpointing: the model can't do that"),
+        ([], {"gradient_checkpointing": True}, "gradient_checkpointing: the model doesn't support it"),
         ([], {"trackers": ["tensorbord"]}, "no tracker 'tensorbord', did you mean 'tensorboard'"),
         (
             [],
@@ -273,7 +273,7 @@ def test_a_run_that_cant_be_is_refused_before_its_first_step(
 def test_a_model_that_cant_save_memory_is_named(small: Any, tmp_path: Path) -> None:
     model: Any = TinyKLEncoder(TinyKL((4, 8), (1, 1), (4, 8), (1, 1)), None, torch.float32, "cpu")
     with pytest.raises(
-        TrainingError, match="gradient_checkpointing: the model can't do that: TinyKL"
+        TrainingError, match="gradient_checkpointing: the model doesn't support it: TinyKL"
     ):
         small.train([MSE], replace(SETTINGS, gradient_checkpointing=True), tmp_path, model=model)
 

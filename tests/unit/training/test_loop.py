@@ -153,7 +153,7 @@ def test_running_a_finished_run_again_does_nothing(tmp_path: Path) -> None:
 def test_a_model_of_somebody_else_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     with pytest.raises(
-        TrainingError, match=r"model is there, but no checkpoint .* give another output\.path"
+        TrainingError, match=r"model exists, but not the checkpoint .* Choose another output\.path"
     ):
         train(small_model(), Names(), Gradients(), MSE_KL, settings(2), tmp_path)
     assert list((tmp_path / "model").iterdir()) == []

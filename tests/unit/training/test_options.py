@@ -200,7 +200,7 @@ def test_a_damaged_checkpoint_is_skipped_and_the_one_before_used(
         " back to the one before"
         in text
     )
-    assert "going on from step 2" in text
+    assert "continuing from step 2" in text
     first, second = (
         list_checkpoints(tmp_path / name / "checkpoints")[-1] for name in ("straight", "damaged")
     )

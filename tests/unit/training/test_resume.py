@@ -170,7 +170,7 @@ def test_more_steps_go_on_from_a_finished_run_and_say_so(
     )
     assert (result.steps, result.finished_before) == (6, False)
     text = capfd.readouterr().err
-    assert "going on from step 4" in text
+    assert "continuing from step 4" in text
     assert "steps was 4 and is 6 from here on" in text
     assert "optimizer.lr was 0.003 and is 0.001 from here on" in text
 

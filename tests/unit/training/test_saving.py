@@ -247,7 +247,7 @@ def test_training_that_only_made_it_worse_says_so_and_gives_the_model_as_it_was(
     text = capfd.readouterr().err
     assert "before the first step  psnr 9" in text
     assert (
-        "by psnr, no step was better than the model before training, which model/ is as it was"
+        "by psnr, no step was better than the model before training, so model/ contains that model"
         in text
     )
 

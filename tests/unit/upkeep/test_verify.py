@@ -127,7 +127,7 @@ def test_values_that_are_not_finite_are_found_in_every_dtype(
         ({"status": ["ok", "lost"]}, "neither ok nor skipped"),
         ({"position": [0, 2]}, "another number or plan"),
         ({"position": [0, 0]}, "each of its 2 samples once per view"),
-        ({"position": [None, 0]}, "not those of a ledger"),
+        ({"position": [None, 0]}, "are not a ledger"),
     ],
 )
 def test_ledger_that_contradicts_itself_or_the_plan_is_found(
@@ -167,7 +167,7 @@ def test_a_compaction_that_lacks_a_unit_leaves_the_dataset_as_it_was(encoded: Pa
     before = sorted(path.relative_to(encoded) for path in encoded.rglob("*") if path.is_file())
     with pytest.raises(
         StoreError,
-        match=r"units/000-000001\.safetensors is missing; `latentkit verify .* --repair`",
+        match=r"units/000-000001\.safetensors is missing\. `latentkit verify .* --repair`",
     ):
         compact(LocalFolder(encoded))
     assert (
