@@ -366,7 +366,7 @@ def test_check_of_a_training_recipe_finds_a_tracker_that_is_not_installed(
     )
     assert cli.main(["check", str(recipe)]) == 0
     assert cli.main(["check", str(recipe), "--set", "log=[nowhere-to-be-had]"]) == 2
-    assert "there is no tracker 'nowhere-to-be-had'" in capsys.readouterr().err
+    assert "unknown tracker 'nowhere-to-be-had'" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

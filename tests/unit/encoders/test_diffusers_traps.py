@@ -314,7 +314,7 @@ def test_config_that_does_not_fit_its_class_is_refused(tmp_path: Path) -> None:
         json.dumps({"_class_name": "AutoencoderKL", "block_out_channels": [7]})
     )
     with pytest.raises(
-        EncoderError, match=r"AutoencoderKL can't be built by its config: .*divisible"
+        EncoderError, match=r"AutoencoderKL can't be built from its config: .*divisible"
     ):
         open_folder(tmp_path)
 
@@ -333,29 +333,29 @@ def save_with(folder: Path, name: str, **changes: Any) -> Path:
         (
             "AutoencoderKLLTX2Audio",
             {"base_channels": 32},
-            "latents_mean has 32 values for latents of 16 channels",
+            "latents_mean has 32 values, but the latents have 16 channels",
         ),
         (
             "AutoencoderKLFlux2",
             {"patch_size": [1, 1]},
-            r"bn\.running_mean has 4 values for latents of 16 channels",
+            r"bn\.running_mean has 4 values, but the latents have 16 channels",
         ),
         (
             "AutoencoderKLWan",
             {"latents_std": [1.0, 2.0, 3.0]},
-            "latents_std has 3 values for latents of 4 channels",
+            "latents_std has 3 values, but the latents have 4 channels",
         ),
         (
             "AutoencoderKL",
             {"latents_mean": [0.0] * 8, "latents_std": [1.0] * 8},
-            "latents_mean has 8 values for latents of 4 channels",
+            "latents_mean has 8 values, but the latents have 4 channels",
         ),
     ],
 )
 def test_statistics_of_another_length_are_refused_when_the_model_is_opened(
     name: str, changes: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(EncoderError, match=rf"config\.json: by it {said}"):
+    with pytest.raises(EncoderError, match=rf"config\.json: {said}"):
         open_folder(save_with(tmp_path / "model", name, **changes))
 
 

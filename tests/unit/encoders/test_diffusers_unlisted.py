@@ -152,7 +152,7 @@ def test_known_forms_work_without_a_row(
         (
             NewOdd,
             (
-                "encode gave SimpleNamespace, which has neither a latent_dist (with mean and std,"
+                "encode returned SimpleNamespace, which has neither a latent_dist (with mean and std,"
                 " or mode) nor latents nor latent"
             ),
         ),

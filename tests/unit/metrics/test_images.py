@@ -205,7 +205,7 @@ def test_metrics_that_the_model_cant_have_are_refused_together() -> None:
         check_metrics(named("psnr", "kl"), Halving.layout, "sample", False, modality)
     assert str(caught.value).splitlines() == [
         "posterior: sample needs a posterior, but there is none; set posterior: mean",
-        "metric 'psnr' needs a model that can decode, and this one can't; leave it out",
+        "metric 'psnr' needs a model that can decode, but this one can't; leave it out",
         (
             "metric 'kl' needs a posterior, and these latents are deterministic, without mean and"
             " logvar; leave it out"

@@ -546,10 +546,10 @@ def test_gray_map_is_scaled_by_its_own_white(white: int) -> None:
 @pytest.mark.parametrize(
     ("media", "reason"),
     [
-        (b"v/1\x01\x02\0\0\0channels", "OpenEXR picture: floating-point light"),
+        (b"v/1\x01\x02\0\0\0channels", "OpenEXR image: floating-point light"),
         (
             b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 1 +X 1\n",
-            "Radiance picture: floating-point light",
+            "Radiance image: floating-point light",
         ),
         (b"PF\n1 1\n-1.0\n" + bytes(12), "portable float map: floating-point light"),
         (b"8BPS\0\1" + bytes(40), "Photoshop document, which is not read"),
@@ -585,7 +585,7 @@ def without_packages(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_package_that_reads_the_format_is_named(media: bytes, name: str, package: str) -> None:
     assert (
         find_reason(media)
-        == f"{name} picture, which needs a package that is missing: pip install {package}"
+        == f"{name} image, which needs a package that is missing: pip install {package}"
     )
 
 

@@ -64,7 +64,7 @@ def test_a_recipes_own_precision_counts_and_the_difference_is_said(
     assert find_precisions(tmp_path / "run") == ("float32", "float32")
     text = capfd.readouterr().err
     assert (
-        "the launcher asks for mixed precision fp16, the recipe for float32, which is what counts"
+        "the launcher asks for mixed precision fp16, the recipe for float32, which is used"
         in text
     )
     assert "the launcher asks for 4 passes per step, the recipe for 1, which is what counts" in text
@@ -148,7 +148,7 @@ def test_a_launchers_precision_is_said_to_be_no_encoders(
 ) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     latentkit.encode(make_photos(2), tmp_path / "latents", encoder="tiny-kl", size=32)
-    assert "the launcher's mixed precision bf16 is for training" in capfd.readouterr().err
+    assert "the launcher's mixed precision bf16 is only for training" in capfd.readouterr().err
 
 
 def test_what_accelerate_sets_by_default_asks_for_nothing() -> None:

@@ -80,7 +80,7 @@ def test_a_folder_is_what_its_files_are(
     assert values["source"]["with"].get("suffixes") == (
         [".wav", ".nii.gz"] if modality == "sound" else None
     )
-    assert any("taken for files of the modality sound" in remark for remark in remarks) == (
+    assert any("detected as sound" in remark for remark in remarks) == (
         modality == "sound"
     )
 
@@ -217,7 +217,7 @@ def test_an_unknown_name_comes_with_what_plugins_have_gone_missing(
 
 
 def test_what_the_usual_encoder_cannot_take_needs_one(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="taken for sound, and no --encoder"):
+    with pytest.raises(RecipeError, match="detected as sound, but no --encoder"):
         recipe_of(tmp_path, ["a.wav"], encoder=None)
 
 

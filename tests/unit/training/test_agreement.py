@@ -58,7 +58,7 @@ def read_both(folder: Path, case: str) -> list[str]:
     ("case", "message"),
     [
         ("foreign", "contains other files and no recipe.yaml"),
-        ("orphan", "model is there, but no checkpoint that it came from"),
+        ("orphan", "model exists, but not the checkpoint that it came from"),
         ("damaged", "every checkpoint in"),
         ("broken", "no room on the device"),
     ],

@@ -229,7 +229,7 @@ def no_posterior(batch: LossBatch) -> Tensor:
         (
             [WeightedLoss("l1", l1, role="adversarial")],
             {},
-            "'l1' is adversarial, but it has no discriminator",
+            "'l1' is adversarial, but has no discriminator",
         ),
         (
             [WeightedLoss("kl", Kl(), adaptive=True, role="latent")],
@@ -239,7 +239,7 @@ def no_posterior(batch: LossBatch) -> Tensor:
         (
             [WeightedLoss("l1", l1, adaptive=True)],
             {"train": "encoder"},
-            "'l1' can't be adaptive: the layer that it goes by isn't trained",
+            "'l1' can't be adaptive: the layer for its gradient isn't trained",
         ),
         (
             [WeightedLoss("l1", l1, schedule=WeightSchedule(4))],
@@ -252,7 +252,7 @@ def no_posterior(batch: LossBatch) -> Tensor:
             "'late' can't be computed here: the model has no posterior",
         ),
         ([], {"gradient_checkpointing": True}, "gradient_checkpointing: the model doesn't support it"),
-        ([], {"trackers": ["tensorbord"]}, "no tracker 'tensorbord', did you mean 'tensorboard'"),
+        ([], {"trackers": ["tensorbord"]}, "unknown tracker 'tensorbord', did you mean 'tensorboard'"),
         (
             [],
             {"trackers": ["clearml"]},

@@ -289,7 +289,7 @@ def test_ten_such_steps_running_end_the_run_at_its_last_checkpoint(tmp_path: Pat
     losses = [WeightedLoss("mse", nan_from(3, 100))]
     with pytest.raises(
         TrainingError,
-        match=r"10 times running after step 3; the last good checkpoint is .*step-0000002\.",
+        match=r"10 times in a row after step 3; the last good checkpoint is .*step-0000002\.",
     ):
         train(
             small_model(), Names(), Gradients(), losses, settings(9, checkpoint_every=2), tmp_path
@@ -353,7 +353,7 @@ class Stream:
         (
             {"losses": [WeightedLoss("flat", lambda batch: l1(batch).mean())]},
             PluginError,
-            r"'flat': expected one value a sample",
+            r"'flat': expected one value per sample",
         ),
         (
             {"model": small_model(torch.bfloat16)},
@@ -388,6 +388,6 @@ def test_a_model_that_changes_the_shape_is_refused(tmp_path: Path) -> None:
         lambda _m, _i, found: Reconstruction(found.output[..., :8], found.latents)
     )
     with pytest.raises(
-        EncoderError, match=r"gave \(4, 3, 16, 8\) for an input of \(4, 3, 16, 16\)"
+        EncoderError, match=r"returned \(4, 3, 16, 8\) for an input of \(4, 3, 16, 16\)"
     ):
         train(model, Names(), Gradients(), [WeightedLoss("mse", mse)], settings(1), tmp_path)

@@ -180,7 +180,7 @@ def test_another_batch_size_goes_on_with_the_next_epoch(
 ) -> None:
     run(tmp_path, replace(SETTINGS, steps=4))  # eight batches, three an epoch: inside epoch 2
     run(tmp_path, replace(SETTINGS, steps=6, batch_size=3))
-    assert "going on with epoch 3" in capfd.readouterr().err
+    assert "continuing with epoch 3" in capfd.readouterr().err
 
 
 def test_the_number_of_threads_is_the_one_the_run_began_with(tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_a_signal_saves_the_step_and_the_run_goes_on_bit_for_bit(
     assert (
         process.returncode == -number
     ), printed  # as without us: the exit codes 143 and 130 are the command's
-    assert "stopping after this step, whose state is saved first" in printed
+    assert "stopping after this step, when its state is saved" in printed
     assert 2 <= newest(tmp_path / "stopped") < UNSAVED.steps
     run(tmp_path / "stopped", UNSAVED)
     assert results(tmp_path / "stopped") == results(tmp_path / "straight")
