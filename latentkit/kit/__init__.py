@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from latentkit.modalities.geometry import Box, Shape, draw_fractions, nearest_allowed
     from latentkit.modalities.options import FramingConfig
     from latentkit.plugins import discover
+    from latentkit.plugins.named_parts import build_part
+    from latentkit.recipe.schema import load_recipe
     from latentkit.runtime.buffers import BufferPool, prepared_memory
     from latentkit.runtime.device import choose_device, free_memory, memory_format
     from latentkit.runtime.memory import refuse_beyond_memory
@@ -46,6 +48,7 @@ __all__ = [
     "PerSample",
     "Progress",
     "Shape",
+    "build_part",
     "check_small",
     "choose_device",
     "discover",
@@ -56,6 +59,7 @@ __all__ = [
     "free_memory",
     "hash_tensors",
     "is_clutter",
+    "load_recipe",
     "memory_format",
     "nearest_allowed",
     "nearest_shape",
@@ -78,6 +82,8 @@ _NAMES_BY_MODULE = {
     "modalities.geometry": "Box Shape draw_fractions nearest_allowed",
     "modalities.options": "FramingConfig",
     "plugins": "discover",
+    "plugins.named_parts": "build_part",
+    "recipe.schema": "load_recipe",
     "runtime.buffers": "BufferPool prepared_memory",
     "runtime.device": "choose_device free_memory memory_format",
     "runtime.memory": "refuse_beyond_memory",

@@ -8,7 +8,7 @@ from pathlib import Path
 from string import Template
 
 from latentkit._version import __version__
-from latentkit.contracts.plugin_specs import NAME_PATTERN
+from latentkit.contracts.named_spec import NAME_PATTERN
 from latentkit.errors import LatentkitError, PluginError
 from latentkit.hooks import CONTRACT
 from latentkit.plugins.registry import KINDS, discover
@@ -35,6 +35,7 @@ USAGE = {
     "loss": "    losses: [{use: $name, with: {power: 1.5}}]      # in a recipe",
     "executor": "    executor: {use: $name, with: {device: cpu}}      # in a recipe",
     "metric": "    metrics: [{use: $name, with: {power: 1.5}}]      # in a recipe",
+    "task": "    latentkit run recipe.yaml",
     "command": "    latentkit $name latents/photos --limit 5",
     "exporter": "    latentkit export latents/photos OUT --to $name --set dtype=float16",
 }
@@ -46,8 +47,8 @@ def new_plugin(name: str, kind: str, parent: Path) -> Path:
     Args:
         name: as recipes will use it, kebab-case; "latentkit-" before it is the distribution's and
             left out.
-        kind: "source", "modality", "encoder", "loss", "executor", "exporter", "metric" or
-            "command".
+        kind: "source", "modality", "encoder", "loss", "executor", "exporter", "metric",
+            "task" or "command".
         parent: folder to make it in; made where it is missing.
 
     Raises:

@@ -23,7 +23,7 @@ from latentkit.contracts import (
 from latentkit.contracts.encoder_description import readable_input
 from latentkit.errors import DeviceError, RecipeError
 from latentkit.plugins.registry import default_fields, discover, fingerprint_fields
-from latentkit.recipe.schema import EncodeRecipe, Recipe, parse_recipe
+from latentkit.recipe.schema import EncodeRecipe, SourceRecipe, parse_recipe
 from latentkit.runtime.paths import is_url
 from latentkit.runtime.yaml_files import parse_yaml
 from latentkit.tasks.check_recipe import ConfiguredPlugin, check_recipe
@@ -100,7 +100,7 @@ class ConfiguredEncode:
     """
 
     name: str
-    recipe: Recipe
+    recipe: SourceRecipe
     source: ConfiguredPlugin
     modality: ConfiguredPlugin
     encoder: ConfiguredPlugin

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from latentkit.contracts import TaskContext
 from latentkit.errors import EncoderError, PluginError
 from latentkit.recipe.schema import (
     EncodeRecipe,
@@ -31,32 +32,7 @@ if TYPE_CHECKING:
     from latentkit.store.folder import Folder
 
 
-@dataclass(frozen=True)
-class RunOptions:
-    """How a run differs from the plain one.
-
-    Args:
-        dry_run: say what would be done, and do nothing.
-        prune: leave samples that are gone from the source out of the dataset, also when they are
-            most of it.
-        retry_skipped: encode once more the samples that were skipped.
-        device: "auto", a kind such as "cuda", or one device such as "cuda:1"; goes before what the
-            recipe says.
-        devices: several, such as ("cuda:0", "cuda:1"), a process each; for encoding. None: that
-            one, or all where it is "auto".
-        fits: where the recipe of one encoder leaves a size open whose default the encoder doesn't
-            take, take its nearest.
-    """
-
-    dry_run: bool = False
-    prune: bool = False
-    retry_skipped: bool = False
-    device: str = "auto"
-    devices: tuple[str, ...] = ()
-    fits: bool = False
-
-
-DEFAULT_OPTIONS = RunOptions()
+DEFAULT_CONTEXT = TaskContext()
 MOST_REMARKS = 20
 
 
@@ -101,13 +77,13 @@ def is_first_process() -> bool:
 # ---------------------------------------------------------------- encode
 
 
-def run_encode(recipe: EncodeRecipe, options: RunOptions) -> EncodeRun:
+def run_encode(recipe: EncodeRecipe, context: TaskContext) -> EncodeRun:
     from latentkit.encoding.encode_source import encode_source
     from latentkit.runtime.source_remarks import remarks_of, say_remarks
 
     folders, summaries, previews, remarks = {}, {}, {}, {}
     lines = {line.name: line for line in configured_encodes(recipe)}
-    opened = {name: build_encode(line, recipe, options) for name, line in lines.items()}
+    opened = {name: build_encode(line, recipe, context) for name, line in lines.items()}
     shared = _encode_together(lines, opened) if len(lines) > 1 else {}
     for name, line in lines.items():
         folders[name] = _output(recipe, line)
@@ -175,14 +151,23 @@ def _encode_together(
     return passed
 
 
-def describe_dry_run(recipe: EncodeRecipe, options: RunOptions) -> str:
+def open_encode(recipe: EncodeRecipe, remote: Collection[str]) -> None:
+    """Open what a run would open before its work, but for the parts at the keys `remote`."""
+    for line in configured_encodes(recipe):
+        if "source" not in remote:
+            line.open_source()
+        if not any(where.startswith("encoder") for where in remote):
+            line.open_modality(line.encoder_opener()("cpu"))
+
+
+def describe_dry_run(recipe: EncodeRecipe, context: TaskContext) -> str:
     from latentkit.encoding.dry_run import describe_run
     from latentkit.encoding.make_plan import describe_entries
     from latentkit.runtime.source_remarks import list_remarks
 
     lines = []
     for line in configured_encodes(recipe):
-        parts = build_encode(line, recipe, options)
+        parts = build_encode(line, recipe, context)
         lines.append(describe_run(parts.folder, parts.inputs, parts.settings))
         lines += [f"  column {text}" for text in describe_entries(parts.inputs)]
         lines += [f"  note {text}" for text in list_remarks(parts.inputs.remarks, MOST_REMARKS)]
@@ -206,7 +191,7 @@ class BuiltEncode:
 
 
 def build_encode(
-    line: ConfiguredEncode, recipe: EncodeRecipe, options: RunOptions = DEFAULT_OPTIONS
+    line: ConfiguredEncode, recipe: EncodeRecipe, context: TaskContext = DEFAULT_CONTEXT
 ) -> BuiltEncode:
     """Everything that encoding one line of a recipe needs."""
     from latentkit.contracts import StreamSource
@@ -216,13 +201,13 @@ def build_encode(
 
     folder = open_folder(_output(recipe, line))
     source = line.open_source()
-    executor = open_executor(recipe, options.device, options.devices)
-    device = getattr(executor, "device", None) or choose_device(options.device)
+    executor = open_executor(recipe, context.device, context.devices)
+    device = getattr(executor, "device", None) or choose_device(context.device)
     opener = line.encoder_opener()
     encoder = opener(device)
     for remark in encoder.remarks() if hasattr(encoder, "remarks") else ():
         say(remark.text)
-    if options.fits and not line.name:
+    if context.fits and not line.name:
         line, fits = line.fitted(encoder)
         for text in fits:
             say(text)
@@ -251,8 +236,8 @@ def build_encode(
         recipe.max_bad,
         recipe.on_overflow,
         recipe.preview,
-        options.prune,
-        options.retry_skipped,
+        context.prune,
+        context.retry_skipped,
     )
     return BuiltEncode(line, folder, executor, device, inputs, settings)
 

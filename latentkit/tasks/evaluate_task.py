@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentkit._version import __version__
-from latentkit.contracts import BuildContext, InputSpec, MetricSpec
+from latentkit.contracts import BuildContext, InputSpec, MetricSpec, TaskContext
 from latentkit.errors import RecipeError, StoreError
 from latentkit.plugins import discover
 from latentkit.recipe.schema import EvaluateRecipe, dump_recipe, resolve
@@ -33,15 +33,12 @@ class EvaluateResult:
     evaluation: Evaluation | None
 
 
-def run_evaluating(
-    recipe: EvaluateRecipe, is_first_process: bool, device: str = "auto"
-) -> EvaluateResult:
+def run_evaluating(recipe: EvaluateRecipe, context: TaskContext) -> EvaluateResult:
     """Evaluate as the recipe says; its results replace those of an earlier evaluation in the same
     folder.
 
-    Args:
-        is_first_process: of a launch, the only one that evaluates: metrics such as rFID are of all
-            samples together. The others are done.
+    Of a launch, the first process alone evaluates: metrics such as rFID are of all samples
+    together. The others are done.
 
     Raises:
         LatentkitError: whatever the user can fix.
@@ -50,9 +47,9 @@ def run_evaluating(
     from latentkit.runtime.device import choose_device
     from latentkit.store.open_folder import open_folder
 
-    if not is_first_process:
+    if not context.is_first_process:
         return EvaluateResult(recipe.output.path, None)
-    device = choose_device(device)
+    device = choose_device(context.device)
     work = prepare_evaluation(recipe, device)
     curves = _read_log(recipe)
     folder = open_folder(recipe.output.path)
@@ -60,6 +57,14 @@ def run_evaluating(
     found = work()
     write_evaluation(folder, found, _describe(recipe, device), curves)
     return EvaluateResult(str(folder), found)
+
+
+def open_evaluation(recipe: EvaluateRecipe, remote: Collection[str]) -> None:
+    """Open all that a run would open before its work, on the CPU; write nothing. With parts at keys
+    `remote`, which may have to be downloaded, open nothing.
+    """
+    if not remote:
+        prepare_evaluation(recipe, "cpu")
 
 
 def prepare_evaluation(recipe: EvaluateRecipe, device: str) -> Callable[[], Evaluation]:

@@ -6,12 +6,12 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentkit.contracts import BuildContext, LossSpec
+from latentkit.contracts import BuildContext, LossSpec, TaskContext
 from latentkit.errors import EncoderError, FingerprintError, RecipeError, StoreError, TrainingError
 from latentkit.plugins import Registry, discover
 from latentkit.recipe.parts import Evaluate, Optimizer
@@ -40,7 +40,7 @@ SAME_RUN = ("task", "source", "modality", "latents", "sizes", "model", "losses",
 """Keys of a recipe that can't change between the starts of one training run."""
 
 
-def run_training(recipe: TrainRecipe, is_first_process: bool, device: str = "auto") -> TrainResult:
+def run_training(recipe: TrainRecipe, context: TaskContext) -> TrainResult:
     """Train as the recipe says, or go on where its run stopped.
 
     Raises:
@@ -54,7 +54,7 @@ def run_training(recipe: TrainRecipe, is_first_process: bool, device: str = "aut
     recipe, remarks = _follow_launcher(recipe)
     registry = discover()
     plugins = {plugin.where: plugin for plugin in check_recipe(recipe, registry)}
-    parts = _Parts(recipe, registry, plugins, str(join_processes(device)))
+    parts = _Parts(recipe, registry, plugins, str(join_processes(context.device)))
     with contextlib.ExitStack() as held:
         run_on_first(lambda: held.enter_context(_keep_others_out(recipe)))
         source, model = parts.build("source"), parts.build("model")
@@ -65,17 +65,22 @@ def run_training(recipe: TrainRecipe, is_first_process: bool, device: str = "aut
         )
         losses, folder = parts.losses(model), _open_run(recipe)
         tried = run_on_first(lambda: _try_samples(recipe, source, prepare, folder))
-        for warning in [*remarks, *find_odd_weights(recipe), *tried] if is_first_process else []:
-            print(f"warning: {warning}", file=sys.stderr)
-        if is_first_process:
+        for warning in [*remarks, *find_odd_weights(recipe), *tried]:
+            context.say(f"warning: {warning}")
+        if context.is_first_process:
             say_remarks(remarks_of(source))
         wanted = recipe.evaluate
         evaluation = parts.evaluation(wanted, model, folder) if wanted else None
-        return train(model, source, prepare, losses, _settings(recipe), folder, evaluation, device)
+        settings, device = _settings(recipe), context.device
+        return train(model, source, prepare, losses, settings, folder, evaluation, device)
 
 
-def open_training(recipe: TrainRecipe) -> None:
-    """Open all that a run would open before its first step, on the CPU; write nothing."""
+def open_training(recipe: TrainRecipe, remote: Collection[str] = ()) -> None:
+    """Open all that a run would open before its first step, on the CPU; write nothing. With parts
+    at keys `remote`, which may have to be downloaded, open nothing.
+    """
+    if remote:
+        return
     from latentkit.training.start import check_trackers
 
     registry = discover()

@@ -27,6 +27,7 @@ NAMES = {
     "executor": "executor",
     "exporter": "half-precision",
     "metric": "metric",
+    "task": "channel-means",
     "command": "list-rows",
 }
 
