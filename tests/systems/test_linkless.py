@@ -19,16 +19,17 @@ from latentkit.store.local_folder import LocalFolder
 TESTS = Path(__file__).parents[1]
 KINDS = ("links", "links,renames")
 SHARED_LOCK = (
-    "end_to_end/test_together.py::test_folder_discarded_by_one_process_is_made_again_by_another"
+    "end_to_end/store/test_together.py::"
+    "test_folder_discarded_by_one_process_is_made_again_by_another"
 )
 """Its semaphores are made by hard links, in memory: the filter is for all folders."""
 
 OF_COMMITS = {
-    "links": ["unit/test_folder.py"],
+    "links": ["unit/store/test_local_folder.py"],
     "links,renames": [
-        "unit/test_folder.py",
-        "end_to_end/test_together.py",
-        "end_to_end/test_incremental_interrupted.py",
+        "unit/store/test_local_folder.py",
+        "end_to_end/store/test_together.py",
+        "end_to_end/encoding/test_incremental_interrupted.py",
     ],
 }
 

@@ -21,7 +21,7 @@ from latentkit.cli.main import main
 from latentkit.errors import RecipeError
 
 MODELS = json.loads(
-    (Path(__file__).parents[1] / "unit" / "autoencoders" / "models.json").read_text()
+    (Path(__file__).parents[2] / "unit" / "encoders" / "models.json").read_text()
 )
 MakePhotos = Callable[..., Path]
 

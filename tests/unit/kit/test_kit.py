@@ -16,7 +16,7 @@ import pytest
 
 from latentkit import kit
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PROMISED = {
     "latentkit.contracts": None,
     "latentkit.errors": None,

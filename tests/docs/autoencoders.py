@@ -1,6 +1,6 @@
 """docs/autoencoders.md, made from the table of classes and from what is tested of each.
 
-python tests/unit/autoencoders/page.py        rewrites it
+python tests/docs/autoencoders.py        rewrites it
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from typing import Any
 import latentkit.encoders
 from latentkit.encoders.diffusers_table import TRAITS, ModelTraits
 
-PAGE = Path(__file__).parents[3] / "docs" / "autoencoders.md"
-MODELS = json.loads(Path(__file__).with_name("models.json").read_text())
-PUBLISHED = json.loads(Path(__file__).with_name("published.json").read_text())
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "autoencoders.md"
+TESTED = ROOT / "tests" / "unit" / "encoders"
+MODELS = json.loads((TESTED / "models.json").read_text())
+PUBLISHED = json.loads((TESTED / "published.json").read_text())
 SHIPPED = Path(latentkit.encoders.__file__).parent / "published"
-FILES = Path(__file__).parents[1] / "weights" / "test_original_names.py"
+FILES = TESTED / "test_original_names.py"
 
 HEAD = """---
 hide: [navigation, toc]
@@ -29,7 +31,7 @@ hide: [navigation, toc]
 # The autoencoders of diffusers
 
 The encoder `diffusers` drives every autoencoder class that diffusers 0.42.1 exports under that name, 31 of 32, and a few more; the last
-can't be an encoder of samples, for the reason given. This page is made by `tests/unit/autoencoders/page.py` from
+can't be an encoder of samples, for the reason given. This page is made by `tests/docs/autoencoders.py` from
 `latentkit/encoders/diffusers_table.py`, which holds what can't be measured; sizes are measured on each model when it is opened.
 
 - **Takes**: modalities, the usual one first. A video class sees a picture as a clip of one frame; a picture class sees a clip frame by
@@ -41,7 +43,7 @@ can't be an encoder of samples, for the reason given. This page is made by `test
 - **Latents**: gaussian (mean and log-variance are stored), deterministic, or indices.
 - **Normalization**: where shift and scale come from when latents are read. *config*: per channel, else shift and scale, else scale, by the
   fields that are set; *inside*: `encode` has done it already.
-- **Held to**: every class has a tiny random model in `tests/unit/autoencoders`: what a run stores equals a direct call of diffusers on the
+- **Held to**: every class has a tiny random model in `tests/unit/encoders`: what a run stores equals a direct call of diffusers on the
   same batch (float32, bit for bit; `Kandinsky6SRVAE`, whose pixels are rescaled before, within rounding), sizes are those worked out by
   hand, decode gives the shape back, rows don't depend on their batch, and normalized latents equal what this pipeline feeds its
   transformer ("called": by calling it; else by its formula; below `diffusers/`, lines of 0.42.1).

@@ -1,6 +1,6 @@
 """An autoencoder of Stable Diffusion's size: minutes long, so CI leaves it out.
 
-LATENTKIT_TEST_PHOTOS=folder pytest -m slow tests/end_to_end/test_sd_sized.py
+LATENTKIT_TEST_PHOTOS=folder pytest -m slow tests/end_to_end/encoders/test_sd_sized.py
 """
 
 from __future__ import annotations

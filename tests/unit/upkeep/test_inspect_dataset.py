@@ -8,7 +8,7 @@ import pytest
 
 from latentkit.upkeep.inspect_dataset import describe, inspect_dataset
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "v1"
+GOLDEN = Path(__file__).parents[2] / "golden" / "v1"
 
 
 @pytest.mark.parametrize(

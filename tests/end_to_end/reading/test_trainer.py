@@ -9,7 +9,7 @@ import torch
 
 import latentkit as lk
 
-TRAINER = Path(__file__).parents[2] / "recipes" / "train_flow_matching.py"
+TRAINER = Path(__file__).parents[3] / "recipes" / "train_flow_matching.py"
 
 
 def test_flow_matching_on_the_sample_photographs_lowers_its_loss(tmp_path: Path) -> None:

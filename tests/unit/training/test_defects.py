@@ -1,6 +1,6 @@
 """Twelve defects that trainers of autoencoders were found to have, each shown to be absent here.
 
-Two of them need several processes, which are those of test_train_processes.py, launched as a
+Two of them need several processes, which are those of test_processes.py, launched as a
 script.
 """
 
@@ -264,7 +264,7 @@ def launched(
     process's weights, CASE-RANK.safetensors.
     """
     folder = tmp_path_factory.mktemp("launched")
-    script = Path(__file__).with_name("test_train_processes.py")
+    script = Path(__file__).with_name("test_processes.py")
     return launch_two(script, folder, PATIENCE), folder
 
 

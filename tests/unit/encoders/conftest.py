@@ -1,5 +1,5 @@
 """A tiny model of every class that diffusers exports, with weights that leave nothing at zero or
-one.
+one; a small image autoencoder as its class saves it, and its tensors.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from latentkit.contracts import Entry, Prepared, Sample
@@ -136,3 +137,27 @@ class Rows:
 def rows_of() -> type[Rows]:
     """Source and modality of a batch."""
     return Rows
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that `save_pretrained` writes of a small AutoencoderKL."""
+    folder = tmp_path_factory.mktemp("weights") / "saved"
+    with warnings.catch_warnings(action="ignore"), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = diffusers.AutoencoderKL(
+            block_out_channels=[8, 16],
+            down_block_types=["DownEncoderBlock2D"] * 2,
+            up_block_types=["UpDecoderBlock2D"] * 2,
+            norm_num_groups=4,
+            layers_per_block=1,
+            latent_channels=4,
+        )
+        model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tensors(saved: Path) -> dict[str, Tensor]:
+    """What is in it, by name."""
+    return load_file(saved / "diffusion_pytorch_model.safetensors")

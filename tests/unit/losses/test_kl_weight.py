@@ -20,7 +20,7 @@ from latentkit.losses.reconstruction import l1, mse
 from latentkit.recipe.schema import load_recipe, parse_recipe
 from latentkit.tasks.check_recipe import find_odd_weights
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPES = Path(__file__).parents[3] / "recipes"
 
 # ---------------------------------------------------------------- told
 
