@@ -256,7 +256,7 @@ def _plugin_api() -> Iterator[str]:
     yield from ["", "## The contract kit", "", "Everything here is in `latentkit.testing`."]
     for name in testing.__all__:
         part = getattr(testing, name)
-        members = sorted(name for name in vars(part) if name.startswith("make_"))
+        members = sorted(name for name in dir(part) if name.startswith("make_"))
         yield from ["", f"### {name}", "", *_object(part, members)]
 
 
