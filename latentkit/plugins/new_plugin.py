@@ -30,7 +30,9 @@ USAGE = {
     ),
     "encoder": (
         "    encoder: {use: $name, with: {channels: 4}}      # in a recipe; or:\n"
-        "    latentkit encode photos out --encoder $name"
+        "    latentkit encode photos out --encoder $name\n"
+        "    model: {use: $name}      # with task: train; then\n"
+        "    encoder: {use: $name, with: {model: runs/vae/model}}"
     ),
     "loss": "    losses: [{use: $name, with: {power: 1.5}}]      # in a recipe",
     "executor": "    executor: {use: $name, with: {device: cpu}}      # in a recipe",
