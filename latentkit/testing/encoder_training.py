@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from latentkit.contracts import Decodes, Moments, Normalization, Reconstruction, Trainable
+from latentkit.runtime.device import memory_format
 from latentkit.testing.batches import values_of
 from latentkit.testing.encoder_setup import EncoderSetup
 from latentkit.testing.latents import assert_close
@@ -275,9 +276,13 @@ def _parts_of(found: Reconstruction) -> dict[str, Tensor]:
 
 
 def _stand_in_for_training(module: nn.Module) -> None:
-    """Move every weight, by numbers that are the same in each call."""
+    """Move every weight, by numbers that are the same in each call, and lay it out in memory as
+    training does.
+    """
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in module.parameters():
             noise = torch.randn(weight.shape, generator=generator).to(weight)
             weight.add_(STRENGTH * weight.abs().mean() * noise)
+            layout = memory_format(weight.device, weight.ndim)
+            weight.data = weight.data.to(memory_format=layout)
