@@ -204,6 +204,7 @@ class TrainingChecks(EncoderSetup):
         read = self.save_and_read(tmp_path, encoder)
         if read is None or not isinstance(read, Trainable):
             return
+        _lay_out(read.module)  # draws depend on it
         found = _run_forward(read, batch)
         for name in ("encoded", "output"):
             first, trained, again = (_parts_of(one)[name] for one in (before, after, found))
@@ -284,5 +285,11 @@ def _stand_in_for_training(module: nn.Module) -> None:
         for weight in module.parameters():
             noise = torch.randn(weight.shape, generator=generator).to(weight)
             weight.add_(STRENGTH * weight.abs().mean() * noise)
-            layout = memory_format(weight.device, weight.ndim)
-            weight.data = weight.data.to(memory_format=layout)
+    _lay_out(module)
+
+
+def _lay_out(module: nn.Module) -> None:
+    """Let weights lie in memory as in training."""
+    for weight in module.parameters():
+        layout = memory_format(weight.device, weight.ndim)
+        weight.data = weight.data.to(memory_format=layout)
